@@ -1,0 +1,128 @@
+"""Attention of a batch over spans of stored KV, merged by log-sum-exp.
+
+Each sequence's queries see: the spans before them (everything in them, but for a window), and themselves (causal, or the
+draft tree's ancestors). Every part is one softmax; parts merge exactly by their log-sum-exps (Dao et al. 2022, section 3.1).
+The G query heads of a KV head are folded into rows where no mask is needed, so a draft window reads stored KV once.
+Shapes: q [T, H, D]; stored KV [Hkv, S, D]; H = Hkv * G.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pitlane.engine.batch import Batch, Span
+from pitlane.engine.kv_store import KVStore
+
+
+class Attention(Protocol):
+    """What `build_attention` returns and a model calls once per layer."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int
+    ) -> Tensor:
+        """q [T, H, D], fresh k and v [T, Hkv, D] (already in the store) -> [T, H, D]."""
+
+
+class SpanAttention:
+    """The core's attention: ATen's CPU flash op, or plain softmax where there is none."""
+
+    def __init__(self, scale: float, device: torch.device) -> None:
+        self.scale = scale
+        self.attend = _attend_flash_cpu if device.type == "cpu" else _attend_plain
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int
+    ) -> Tensor:
+        out = torch.empty_like(q)
+        window = store.group.window
+        for query in batch.queries:
+            rows = slice(query.begin, query.end)
+            positions = batch.positions[rows] if window is not None else None
+            spans = query.own[group] if query.end - query.begin == 1 else query.spans[group]
+            parts = []
+            for span in spans:
+                mask = None if positions is None else _window_mask(positions, span, window)
+                parts.append(self._over_span(q[rows], *store.view(layer, span.start, span.stop), mask))
+            if query.end - query.begin > 1:
+                mask = _own_mask(query.ancestors, positions, window)
+                parts.append(self._unfolded(q[rows], k[rows].transpose(0, 1), v[rows].transpose(0, 1), mask, mask is None))
+            out[rows] = _merge(parts)
+        return out
+
+    def _over_span(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Queries [n, H, D] over stored tokens [Hkv, S, D] -> out [n, H, D], log-sum-exp [n, H]."""
+        if mask is not None:
+            return self._unfolded(q, k, v, mask, False)
+        n, heads, dim = q.shape
+        groups = heads // k.shape[0]
+        folded = q.view(n, -1, groups, dim).permute(1, 2, 0, 3).reshape(1, -1, groups * n, dim)
+        out, lse = self.attend(folded, k[None], v[None], None, False, self.scale)
+        out = out.view(-1, groups, n, dim).permute(2, 0, 1, 3).reshape(n, heads, dim)
+        return out, lse.view(-1, groups, n).permute(2, 0, 1).reshape(n, heads)
+
+    def _unfolded(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
+    ) -> tuple[Tensor, Tensor]:
+        """As `_over_span` with a mask [n, S]: KV heads are the batch, keys are repeated by stride, not by copy."""
+        n, heads, dim = q.shape
+        bias = None if mask is None else _bias(mask, q)
+        groups = heads // k.shape[0]
+        q4 = q.view(n, -1, groups, dim).permute(1, 2, 0, 3)
+        k4, v4 = (x[:, None].expand(-1, groups, -1, -1) for x in (k, v))
+        out, lse = self.attend(q4, k4, v4, bias, causal, self.scale)
+        return out.permute(2, 0, 1, 3).reshape(n, heads, dim), lse.permute(2, 0, 1).reshape(n, heads)
+
+
+def _window_mask(positions: Tensor, span: Span, window: int | None) -> Tensor | None:
+    """[n, S] bool where some query's window begins inside the span; None where all of it is seen by all."""
+    if window is None or int(positions.max()) - window < span.first:
+        return None
+    stored = torch.arange(span.first, span.first + span.stop - span.start, device=positions.device)
+    return positions[:, None] - stored < window
+
+
+def _own_mask(ancestors: Tensor | None, positions: Tensor | None, window: int | None) -> Tensor | None:
+    """[n, n] bool of the queries among themselves; None for plain causal."""
+    if positions is None or window is None or len(positions) <= window:
+        return ancestors
+    distance = positions[:, None] - positions
+    return (distance < window) & ((distance >= 0) if ancestors is None else ancestors)
+
+
+def _bias(mask: Tensor, q: Tensor) -> Tensor:
+    return torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))
+
+
+def _merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Outputs [n, H, D] of disjoint sets of keys, weighted by exp(log-sum-exp [n, H])."""
+    if len(parts) == 1:
+        return parts[0][0]
+    weights = torch.stack([lse for _, lse in parts]).softmax(0).to(parts[0][0].dtype)
+    out = parts[0][0] * weights[0].unsqueeze(-1)
+    for (part, _), weight in zip(parts[1:], weights[1:], strict=True):
+        out = torch.addcmul(out, part, weight.unsqueeze(-1))
+    return out
+
+
+def _attend_flash_cpu(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, causal, attn_mask=bias, scale=scale
+    )
+
+
+def _attend_plain(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    scores = (q @ k.transpose(-1, -2)).float() * scale if q.dtype.itemsize < 8 else q @ k.transpose(-1, -2) * scale
+    if bias is not None:
+        scores = scores + bias
+    if causal:
+        n = q.shape[-2]
+        scores = scores.masked_fill(torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1), float("-inf"))
+    lse = scores.logsumexp(-1)
+    return (scores - lse.unsqueeze(-1)).exp().to(v.dtype) @ v, lse

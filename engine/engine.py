@@ -1,0 +1,453 @@
+"""The engine: the loop, and the thread that runs it.
+
+Read `step` first. Everything that a sequence, a pool or a store is, only the engine's thread touches; `submit` may be called
+from any thread and gives a `Stream` of events. The engine knows plugins by their hooks alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import weakref
+from collections.abc import Callable, Sequence as SequenceOf
+from itertools import count
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from pitlane.engine.detokenizer import Detokenizer
+from pitlane.engine.errors import EngineClosed, PitlaneError, PluginFailed, PromptTooLong
+from pitlane.engine.lane import Lane
+from pitlane.engine.loader import Loader
+from pitlane.engine.plan import HookError, Plan, Planner, Settings
+from pitlane.engine.pool import Pool
+from pitlane.engine.registry import PluginRegistry
+from pitlane.engine.runner import Flight
+from pitlane.engine.sampling import penalise
+from pitlane.engine.stats import request_stats
+from pitlane.engine.stream import Stream
+from pitlane.engine.tokenizer import Prompt
+from pitlane.engine.types import (
+    Finished,
+    FinishReason,
+    Limits,
+    PrefillProgress,
+    PrefixMatch,
+    Result,
+    Rows,
+    SamplingParams,
+    Sequence,
+    StepStats,
+    TextDelta,
+    Timing,
+)
+from pitlane.engine.verify import Verified, clean, verify
+
+log = logging.getLogger("pitlane")
+
+
+class Engine:
+    """Serves one model under any number of plans.
+
+    model: `bundled`, a local folder, a Hugging Face id, or `random:<preset>`. plugins: settings of the default plan
+    ({name: {option: value}}); None = the default for the device. Raises PitlaneError for whatever a user can cause.
+    """
+
+    def __init__(
+        self,
+        model: str = "bundled",
+        *,
+        plugins: Settings | None = None,
+        dtype: str | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+        context: int | None = None,
+        kv_memory: int | None = None,
+        max_step_tokens: int = 512,
+        registry: PluginRegistry | None = None,
+    ) -> None:
+        self.registry = registry or PluginRegistry.load()
+        self.planner = Planner(self.registry)
+        self.loader = Loader(model, dtype, device, threads, context, kv_memory, max_step_tokens)
+        self.tokenizer = self.loader.tokenizer
+        self.lanes: dict[tuple[str, ...], Lane] = {}
+        self.forward_seconds = 0.0
+        self.step_seconds = 0.0
+        self._resources: dict[str, Any] = {}
+        self._ids = count()
+        self._seqs: dict[int, tuple[Lane, Sequence]] = {}
+        self._streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
+        self._inbox: list[Callable[[], None]] = []
+        self._wake = threading.Condition()
+        self._loading = threading.RLock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self.default_plan = self.plan(self.loader.default_settings() if plugins is None else plugins)
+        self.lane_of(self.default_plan)
+
+    # ---- for everyone, from any thread
+
+    def plan(self, settings: Settings) -> Plan:
+        """Resolve a set of plugins and their options to a plan."""
+        with self._loading:
+            return self.planner.resolve(settings)
+
+    def lane_of(self, plan: Plan) -> Lane:
+        """The lane that runs a plan; its weights are loaded on first use."""
+        with self._loading:
+            if plan.lane_key not in self.lanes:
+                self.loader.make_room(self.lanes)
+                self.lanes[plan.lane_key] = self.loader.build_lane(plan, self._match, self._reclaim)
+            return self.lanes[plan.lane_key]
+
+    def submit(
+        self,
+        prompt: Prompt | SequenceOf[int] | str,
+        sampling: SamplingParams = SamplingParams(),  # noqa: B008 (frozen)
+        *,
+        plan: Plan | None = None,
+        salt: str = "",
+    ) -> Stream:
+        """Queue a request; the stream of its events. Text is taken as it is (`tokenizer.render_chat` makes chats)."""
+        if self._closed:
+            raise EngineClosed("the engine is closed; make a new one")
+        submitted = perf_counter()
+        plan = plan or self.default_plan
+        if isinstance(prompt, str):
+            prompt = self.tokenizer.render_raw(prompt, [])
+        segments = prompt.segments if isinstance(prompt, Prompt) else ()
+        token_ids = list(prompt.token_ids if isinstance(prompt, Prompt) else prompt)
+        lane = self.lane_of(plan)
+        _check_length(len(token_ids), lane, self.loader.context)
+        stop = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self.loader.eos_token_ids)
+        seq = Sequence(
+            id=next(self._ids),
+            token_ids=token_ids,
+            num_prompt_tokens=len(token_ids),
+            sampling=sampling,
+            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+            plan=plan,
+            detokenizer=Detokenizer(self.tokenizer, sampling.stop),
+            timing=Timing(submitted),
+            stop_token_ids=stop,
+            segments=segments,
+            salt=salt,
+        )
+        stream = Stream(lambda: self._post(lambda: self._abort(seq.id)))
+        self._streams[seq.id] = stream
+        self._post(lambda: self._add(lane, seq))
+        return stream
+
+    def generate(
+        self, prompt: Prompt | SequenceOf[int] | str, sampling: SamplingParams = SamplingParams(), **options: Any  # noqa: B008
+    ) -> Result:
+        """Submit and wait for the result."""
+        return self.submit(prompt, sampling, **options).result()
+
+    def resource(self, key: str, build: Callable[[], Any]) -> Any:
+        """A heavy thing (a draft model, an index) shared by all plans; built on first use."""
+        with self._loading:
+            if key not in self._resources:
+                self._resources[key] = build()
+            return self._resources[key]
+
+    def close(self) -> None:
+        """End every request as aborted, tell the plugins, stop the thread. Safe to call twice."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        for lane, seq in list(self._seqs.values()):
+            self._end(lane, seq, "aborted")
+        for plugin in self.planner.live_plugins:
+            self._tell(plugin, "engine_closed")
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- the loop
+
+    def step(self) -> None:
+        """Run one lane's target model once; every scheduled sequence moves on."""
+        started = perf_counter()
+        lane = self._next_lane()
+        seqs = lane.scheduler.schedule()
+        for seq in [seq for seq in lane.scheduler.waiting if seq.error]:
+            self._end(lane, seq, "error")
+        if not seqs:
+            return
+        self._draft(lane, seqs)
+        batch = lane.build_batch(seqs)
+        flight = lane.runner.launch(batch)
+        self._finish(lane, seqs, flight, started)
+
+    def _draft(self, lane: Lane, seqs: list[Sequence]) -> None:
+        for plan in {id(seq.plan): seq.plan for seq in seqs if seq.is_decoding}.values():
+            if "propose" not in plan.hooks:
+                continue
+            mine = [seq for seq in seqs if seq.plan is plan and seq.is_decoding]
+            limits = [lane.draft_limit(seq) for seq in mine]
+            drafts = self._first(mine, "propose", seqs=mine, limits=Limits(limits)) or []
+            for seq, draft, limit in zip(mine, drafts, limits, strict=False):
+                seq.draft = clean(draft, limit, self.loader.vocab_size)
+
+    def _finish(self, lane: Lane, seqs: list[Sequence], flight: Flight, started: float) -> None:
+        logits = flight.wait()
+        num_draft = sum(len(seq.draft.token_ids) for seq in seqs if seq.draft)
+        num_tokens = num_draft + sum(seq.num_scheduled_tokens for seq in seqs)
+        found = [(seq, verified) for rows in lane.rows(logits, seqs) for seq, verified in self._verify(rows)]
+        plain = lane.clock.estimate(num_tokens - num_draft) or flight.seconds
+        accepted = 0
+        for seq, verified in found:
+            accepted += self._accept(lane, seq, verified, flight.seconds, plain)
+        verified_ids = {seq.id for seq, _ in found}
+        for seq in seqs:
+            seq.timing.num_steps += 1
+            seq.timing.admitted = seq.timing.admitted or started
+            if seq.id not in verified_ids:
+                seq.num_computed_tokens += seq.num_scheduled_tokens
+                self._put(seq, PrefillProgress(seq.num_computed_tokens, seq.num_prompt_tokens, seq.num_cached_tokens))
+            seq.num_scheduled_tokens = 0
+            self._seal(lane, seq)
+            if seq.finish_reason or seq.error:
+                self._end(lane, seq, seq.finish_reason or "error")
+        lane.clock.record(num_tokens, num_tokens - num_draft if not found else 0, flight.seconds)
+        self.forward_seconds += flight.seconds
+        seconds = perf_counter() - started
+        self.step_seconds += seconds
+        lane.busy_seconds += seconds
+        stats = StepStats(len(seqs), num_tokens, num_draft, accepted, flight.seconds, seconds)
+        for plugin in {id(p): p for seq in seqs for p in seq.plan.plugins}.values():
+            self._tell(plugin, "step_finished", stats=stats)
+
+    def _verify(self, rows: Rows) -> list[tuple[Sequence, Verified]]:
+        """Penalties, adjust_logits, then the walk of every sequence of one plan."""
+        bounds = [i for i, parent in enumerate(rows.parents) if parent < 0] + [len(rows.parents)]
+        penalised = [i for i, index in enumerate(rows.seq_index) if rows.seqs[index].sampling.has_penalties]
+        if penalised:
+            rows.logits = rows.logits.float() if rows.logits.dtype.itemsize < 4 else rows.logits.clone()
+        for i in penalised:
+            seq = rows.seqs[rows.seq_index[i]]
+            prompt, completion = seq.token_ids[: seq.num_prompt_tokens], seq.token_ids[seq.num_prompt_tokens :]
+            rows.logits[i] = penalise(rows.logits[i], prompt, completion + rows.path(i), seq.sampling)
+        self._adjust(rows)
+        return [
+            (seq, verify(seq, rows.logits[begin:end], seq.draft))
+            for seq, begin, end in zip(rows.seqs, bounds[:-1], bounds[1:], strict=True)
+            if not seq.error
+        ]
+
+    def _adjust(self, rows: Rows) -> None:
+        for hook in rows.seqs[0].plan.hooks.get("adjust_logits", ()):
+            try:
+                adjusted: Tensor = hook(rows=rows)
+                if adjusted.shape != rows.logits.shape:
+                    raise HookError(hook.plugin, hook.name, ValueError(f"returned shape {tuple(adjusted.shape)}"))
+                rows.logits = adjusted
+            except HookError as error:
+                self._degrade(rows.seqs, error)
+            _charge(rows.seqs, hook.plugin.name, hook.seconds)
+
+    def _accept(self, lane: Lane, seq: Sequence, verified: Verified, seconds: float, plain: float) -> int:
+        """Commit verified tokens up to where the sequence ends; the number of accepted draft tokens."""
+        timing, now = seq.timing, perf_counter()
+        if seq.draft is not None:
+            timing.num_draft_tokens += len(seq.draft.token_ids)
+            timing.num_accepted_tokens += len(verified.nodes)
+            timing.plain_step_seconds += len(verified.nodes) * plain
+            timing.draft_extra_seconds += seconds - plain
+        tokens: list[int] = []
+        text = ""
+        for token in verified.token_ids:
+            tokens.append(token)
+            seq.finish_reason, piece = self._ends(lane, seq, token, len(tokens))
+            text += piece
+            if seq.finish_reason:
+                break
+        seq.logprobs += verified.logprobs[: len(tokens)]
+        lane.commit(seq, verified.nodes[: len(tokens)], tokens)
+        timing.first_token = timing.first_token or now
+        timing.token_times += [now] * len(tokens)
+        self._put(seq, TextDelta(text, tuple(tokens)))
+        return len(verified.nodes)
+
+    def _ends(self, lane: Lane, seq: Sequence, token: int, num_new: int) -> tuple[FinishReason | None, str]:
+        """Why the sequence ends with this token (None: it does not), and the text that the token adds."""
+        if token in seq.stop_token_ids:
+            return "stop", ""
+        text = seq.detokenizer.push([token])
+        if seq.detokenizer.stopped:
+            return "stop", text
+        full = seq.num_tokens + num_new >= lane.max_tokens_per_seq
+        return "length" if full or seq.num_remaining_tokens <= num_new else None, text
+
+    def _seal(self, lane: Lane, seq: Sequence) -> None:
+        while (seq.num_sealed_blocks + 1) * lane.pool.block_size <= seq.num_computed_tokens:
+            for hook in seq.plan.hooks.get("block_sealed", ()):
+                self._call([seq], hook, seq=seq, index=seq.num_sealed_blocks)
+            seq.num_sealed_blocks += 1
+        self._carry_out(lane, seq)
+        lane.pool.drop(seq, seq.num_computed_tokens)
+
+    def _carry_out(self, lane: Lane, seq: Sequence) -> None:
+        """KV operations that plugins asked for."""
+        if seq.operations:
+            operations, seq.operations = seq.operations, []
+            lane.runner.execute(operations)
+
+    def _end(self, lane: Lane, seq: Sequence, reason: FinishReason) -> None:
+        """Finish a sequence: tell its plugins, give back its blocks, send its result or its error."""
+        seq.finish_reason = reason
+        seq.timing.finished = perf_counter()
+        for hook in seq.plan.hooks.get("sequence_finished", ()):
+            self._call([seq], hook, seq=seq)
+        self._carry_out(lane, seq)
+        stats = request_stats(seq, lane, self.loader.describe())
+        seq.state.clear()
+        lane.scheduler.remove(seq)
+        self._seqs.pop(seq.id, None)
+        rest = seq.detokenizer.flush()
+        if rest:
+            self._put(seq, TextDelta(rest, ()))
+        if seq.error is not None:
+            self._put(seq, seq.error)
+            return
+        logprobs = seq.logprobs if seq.sampling.logprobs is not None else None
+        answer = seq.token_ids[seq.num_prompt_tokens :]
+        self._put(seq, Finished(Result(seq.detokenizer.text, answer, reason, stats, logprobs)))
+
+    # ---- hooks
+
+    def _first(self, seqs: list[Sequence], name: str, **values: Any) -> Any:
+        """First result of a hook for sequences of one plan; a plugin that fails is taken out of their plan."""
+
+        def charge(plugin: str, seconds: float) -> None:
+            _charge(seqs, plugin, seconds)
+
+        try:
+            return seqs[0].plan.first(name, charge, **values)
+        except HookError as error:
+            self._degrade(seqs, error)
+            return None
+
+    def _call(self, seqs: list[Sequence], hook: Any, **values: Any) -> None:
+        try:
+            hook(**values)
+        except HookError as error:
+            self._degrade(seqs, error)
+        _charge(seqs, hook.plugin.name, hook.seconds)
+
+    def _tell(self, plugin: Any, hook: str, **values: Any) -> None:
+        """Call a hook of one plugin outside any request; what it raises is logged."""
+        if hasattr(plugin, hook):
+            try:
+                getattr(plugin, hook)(**values)
+            except Exception:
+                log.exception("plugin %s failed in %s", plugin.name, hook)
+
+    def _degrade(self, seqs: list[Sequence], error: HookError) -> None:
+        """Go on without a failed plugin where its absence changes no token; else end the request."""
+        plugin = error.plugin
+        log.warning("plugin failed: %s", error, exc_info=error.__cause__)
+        for seq in seqs:
+            seq.failed[plugin.name] = str(error)
+            if plugin.exactness_for(plugin.options) in ("identical", "rounding"):
+                seq.plan = self.plan({k: v for k, v in seq.plan.settings.items() if k != plugin.name})
+            else:
+                seq.error = PluginFailed(f"{error}; take {plugin.name} out of the plan and ask again")
+
+    def _match(self, seq: Sequence, pool: Pool) -> PrefixMatch | None:
+        found: PrefixMatch | None = self._first([seq], "match_prefix", seq=seq, pool=pool)
+        if found is not None and found.loading is not None:
+            found.loading.add_done_callback(lambda _: self._post(lambda: None))
+        return found
+
+    def _reclaim(self, pool: Pool, num_blocks: int) -> None:
+        for plugin in self.planner.live_plugins:
+            self._tell(plugin, "reclaim_blocks", pool=pool, num_blocks=num_blocks)
+
+    # ---- the thread
+
+    def _post(self, action: Callable[[], None]) -> None:
+        """Have the engine's thread do something before its next step."""
+        with self._wake:
+            if self._closed:
+                return
+            self._inbox.append(action)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="pitlane-engine", daemon=True)
+                self._thread.start()
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._inbox and not self._closed and not self._ready():
+                    self._wake.wait()
+                actions, self._inbox = self._inbox, []
+                if self._closed:
+                    return
+            for action in actions:
+                action()
+            if self._ready():
+                self._step_safely()
+
+    def _ready(self) -> bool:
+        return any(lane.has_work and not lane.scheduler.is_loading for lane in self.lanes.values())
+
+    def _next_lane(self) -> Lane:
+        ready = [lane for lane in self.lanes.values() if lane.has_work and not lane.scheduler.is_loading]
+        return min(ready, key=lambda lane: lane.busy_seconds)
+
+    def _step_safely(self) -> None:
+        """A step that fails ends the requests that were in it, not the engine."""
+        try:
+            self.step()
+        except Exception as error:
+            log.exception("a step failed")
+            for lane, seq in list(self._seqs.values()):
+                if seq.num_scheduled_tokens:
+                    seq.error = error if isinstance(error, PitlaneError) else PitlaneError(f"the step failed: {error}")
+                    self._end(lane, seq, "error")
+
+    def _add(self, lane: Lane, seq: Sequence) -> None:
+        if not lane.has_work and len(self.lanes) > 1:  # no credit for having been idle
+            lane.busy_seconds = max([lane.busy_seconds, *(o.busy_seconds for o in self.lanes.values() if o.has_work)])
+        self._seqs[seq.id] = (lane, seq)
+        lane.scheduler.add(seq)
+
+    def _abort(self, seq_id: int) -> None:
+        if seq_id in self._seqs:
+            self._end(*self._seqs[seq_id], "aborted")
+
+    def _put(self, seq: Sequence, event: Any) -> None:
+        stream = self._streams.get(seq.id)
+        if stream is not None:
+            stream.put(event)
+
+
+def _charge(seqs: SequenceOf[Sequence], plugin: str, seconds: float) -> None:
+    for seq in seqs:
+        seq.timing.charge(plugin, seconds / len(seqs))
+
+
+def _check_length(num_tokens: int, lane: Lane, context: int) -> None:
+    if num_tokens == 0:
+        raise PromptTooLong("the prompt is empty; write something")
+    if num_tokens < lane.max_tokens_per_seq:
+        return
+    if num_tokens >= context:
+        raise PromptTooLong(
+            f"the prompt has {num_tokens} tokens and the context holds {context} with the answer; "
+            "use a shorter document, fewer turns, or a model with a longer context"
+        )
+    raise PromptTooLong(
+        f"the prompt has {num_tokens} tokens and KV memory holds {lane.max_tokens_per_seq} with the answer; "
+        "raise --kv-memory, or use a shorter prompt"
+    )

@@ -1,0 +1,215 @@
+"""A variant is one set of weight tensors; a lane is everything that runs it in one way.
+
+A lane owns its stores, pool, attention, runner, scheduler and share of KV memory. Plans that differ only in step plugins
+(drafters, samplers) share a lane and its KV, so toggling those recomputes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+
+from pitlane.engine.attention import SpanAttention
+from pitlane.engine.batch import Batch, Copy, Query
+from pitlane.engine.kv_store import KVStore
+from pitlane.engine.pool import Pool
+from pitlane.engine.runner import Model, Runner
+from pitlane.engine.scheduler import Match, Reclaim, Scheduler
+from pitlane.engine.types import Draft, Rows, Sequence
+from pitlane.engine.verify import depths
+
+BLOCK_SIZE = 32
+KV_FORMAT = "1"  # raised when the meaning of saved KV changes
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLimits:
+    """kv_bytes: this lane's share of KV memory; context: most tokens of a sequence."""
+
+    kv_bytes: int
+    context: int
+    max_step_tokens: int = 512
+    max_seqs: int = 64
+
+
+@dataclass(slots=True)
+class StepClock:
+    """Running estimates: seconds of a forward by its number of tokens, and seconds per prompt token."""
+
+    by_tokens: dict[int, float] = field(default_factory=dict)
+    per_prompt_token: float = 0.0
+
+    def record(self, num_tokens: int, num_prompt_tokens: int, seconds: float) -> None:
+        old = self.by_tokens.get(num_tokens, seconds)
+        self.by_tokens[num_tokens] = 0.8 * old + 0.2 * seconds
+        if num_prompt_tokens >= 32:
+            rate = seconds / num_tokens
+            self.per_prompt_token = 0.5 * (self.per_prompt_token or rate) + 0.5 * rate
+
+    def estimate(self, num_tokens: int) -> float | None:
+        """Seconds of a forward over `num_tokens` if one of about that size was seen."""
+        near = [n for n in self.by_tokens if num_tokens / 2 <= n <= num_tokens * 2]
+        return self.by_tokens[min(near, key=lambda n: abs(n - num_tokens))] if near else None
+
+
+class Lane:
+    """One way to run one variant: `schedule`, `reserve_draft`, `build_batch`, `rows`, `commit`."""
+
+    def __init__(
+        self,
+        model: Model,
+        fingerprint: str,
+        scale: float,
+        dtype: torch.dtype,
+        device: torch.device,
+        limits: LaneLimits,
+        match: Match,
+        reclaim: Reclaim,
+    ) -> None:
+        groups = model.kv_groups
+        per_block = BLOCK_SIZE * sum(group.bytes_per_token(dtype) for group in groups)
+        num_blocks = max(1, limits.kv_bytes // per_block)
+        self.fingerprint = fingerprint
+        self.limits = limits
+        self.device = device
+        self.stores = [KVStore(group, num_blocks * BLOCK_SIZE, dtype, device) for group in groups]
+        self.pool = Pool(groups, num_blocks, BLOCK_SIZE, fingerprint)
+        self.runner = Runner(model, self.stores, SpanAttention(scale, device))
+        self.scheduler = Scheduler(self.pool, limits.max_step_tokens, limits.max_seqs, match, reclaim)
+        self.clock = StepClock()
+        self.busy_seconds = 0.0  # time used, for fairness between lanes
+
+    @property
+    def max_tokens_per_seq(self) -> int:
+        """Most tokens that one sequence can have: the context, or all of the pool."""
+        return min(self.limits.context, self.pool.num_blocks * BLOCK_SIZE)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def draft_limit(self, seq: Sequence) -> int:
+        """Most draft tokens that answer length, context and free blocks leave; nothing is evicted for a draft."""
+        if not seq.is_decoding or seq.num_scheduled_tokens != 1:
+            return 0
+        size = self.pool.block_size
+        room = len(seq.block_tables[0]) * size + self.pool.num_free_blocks * size - seq.num_tokens
+        return max(0, min(seq.num_remaining_tokens - 1, self.max_tokens_per_seq - seq.num_tokens, room))
+
+    def build_batch(self, seqs: SequenceOf[Sequence]) -> Batch:
+        """Lay the scheduled and draft tokens of `seqs` flat; reserve the drafts' slots or drop the drafts."""
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[list[int]] = [[] for _ in self.pool.groups]
+        queries: list[Query] = []
+        logit_rows: list[int] = []
+        for seq in seqs:
+            if seq.draft is not None and not self.pool.reserve(seq, seq.num_tokens + len(seq.draft.token_ids)):
+                seq.draft = None
+            begin, first = len(token_ids), seq.num_computed_tokens
+            stop = first + seq.num_scheduled_tokens
+            token_ids += seq.token_ids[first:stop]
+            positions += range(first, stop)
+            if stop == seq.num_tokens:
+                logit_rows.append(len(token_ids) - 1)
+            if seq.draft is not None:
+                logit_rows += range(len(token_ids), len(token_ids) + len(seq.draft.token_ids))
+                token_ids += seq.draft.token_ids
+                positions += _draft_positions(seq.draft, stop)
+            last = first + len(token_ids) - begin
+            for group, found in enumerate(slots):
+                found += self.pool.slots(seq, group, first, last)
+            queries.append(self._query(seq, begin, len(token_ids), first, last))
+        operations, self.scheduler.operations = self.scheduler.operations, []
+        return Batch(
+            torch.tensor(token_ids, device=self.device),
+            torch.tensor(positions, device=self.device),
+            [torch.tensor(found, device=self.device) for found in slots],
+            queries,
+            torch.tensor(logit_rows, dtype=torch.int64, device=self.device),
+            operations,
+        )
+
+    def _query(self, seq: Sequence, begin: int, end: int, first: int, last: int) -> Query:
+        spans, own = [], []
+        for group, kv_group in enumerate(self.pool.groups):
+            low = 0 if kv_group.window is None else max(0, first - kv_group.window + 1)
+            spans.append(self.pool.spans(seq, group, low, first) if end - begin > 1 else [])
+            own.append(self.pool.spans(seq, group, low, last) if end - begin == 1 else [])
+        ancestors = None
+        if seq.draft is not None and seq.draft.parents is not None:
+            ancestors = _ancestors(seq.draft.parents).to(self.device)
+        return Query(begin, end, spans, own, ancestors)
+
+    def rows(self, logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> list[Rows]:
+        """Split logits [R, V] by plan; sequences whose last known token was computed have rows."""
+        wanted = [seq for seq in seqs if seq.num_computed_tokens + seq.num_scheduled_tokens == seq.num_tokens]
+        spans, at = {}, 0
+        for seq in wanted:
+            size = 1 + (len(seq.draft.token_ids) if seq.draft else 0)
+            spans[seq.id] = (at, at + size)
+            at += size
+        found = []
+        for _, group in groupby(sorted(wanted, key=lambda seq: id(seq.plan)), key=lambda seq: id(seq.plan)):
+            found.append(_rows_of(logits, list(group), spans))
+        return found
+
+    def commit(self, seq: Sequence, nodes: list[int], token_ids: list[int]) -> None:
+        """Append verified tokens; their KV is moved in place if it is not, the rest of the draft's is given back."""
+        base = seq.num_tokens
+        moved = [(base + node, base + depth) for depth, node in enumerate(nodes) if node != depth]
+        for group in range(len(self.pool.groups)) if moved else ():
+            sources, targets = (
+                [self.pool.slots(seq, group, index, index + 1)[0] for index in indices]
+                for indices in zip(*moved, strict=True)
+            )
+            self.runner.execute([Copy(group, sources, targets)])
+        seq.token_ids += token_ids
+        seq.num_computed_tokens = base + len(nodes)
+        seq.draft = None
+        self.pool.roll_back(seq, seq.num_computed_tokens)
+
+
+def fingerprint(*parts: str) -> str:
+    """Digest of all that stored KV depends on."""
+    digest = hashlib.sha256()
+    for part in (KV_FORMAT, *parts):
+        digest.update(len(part).to_bytes(4, "little") + part.encode())
+    return digest.hexdigest()
+
+
+def _draft_positions(draft: Draft, first: int) -> SequenceOf[int]:
+    if draft.parents is None:
+        return range(first, first + len(draft.token_ids))
+    return [first - 1 + depth for depth in depths(draft.parents)]
+
+
+def _ancestors(parents: SequenceOf[int]) -> torch.Tensor:
+    """[1 + K, 1 + K] bool: a node sees the last known token, its ancestors and itself."""
+    size = 1 + len(parents)
+    mask = torch.zeros(size, size, dtype=torch.bool)
+    mask[0, 0] = True
+    for index, parent in enumerate(parents):
+        mask[index + 1] = mask[parent + 1]
+        mask[index + 1, index + 1] = True
+    return mask
+
+
+def _rows_of(logits: torch.Tensor, seqs: list[Sequence], spans: dict[int, tuple[int, int]]) -> Rows:
+    seq_index: list[int] = []
+    parents: list[int] = []
+    token_ids: list[int] = []
+    for index, seq in enumerate(seqs):
+        base = len(parents)
+        draft = seq.draft or Draft(())
+        links = draft.parents if draft.parents is not None else range(-1, len(draft.token_ids) - 1)
+        parents += [-1, *(base + 1 + parent for parent in links)]
+        token_ids += [seq.token_ids[-1], *draft.token_ids]
+        seq_index += [index] * (1 + len(draft.token_ids))
+    parts = [logits[slice(*spans[seq.id])] for seq in seqs]
+    return Rows(parts[0] if len(parts) == 1 else torch.cat(parts), seqs, seq_index, parents, token_ids)
+

@@ -1,0 +1,167 @@
+"""From a model's name to lanes: device and dtype, the memory plan, weights built through a plan's hooks.
+
+The default plan and dtype come from a table of device and instruction set, not from timing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+
+from pitlane.engine.errors import BadOption, PluginFailed
+from pitlane.engine.lane import BLOCK_SIZE, Lane, LaneLimits, fingerprint
+from pitlane.engine.memory import Needs, available, check_fit, gib
+from pitlane.engine.models.layers import Builder, Linear, LinearPart
+from pitlane.engine.models.registry import build_model, resolve
+from pitlane.engine.plan import HookError, Plan, Settings
+from pitlane.engine.runner import Model
+from pitlane.engine.scheduler import Match, Reclaim
+from pitlane.engine.tokenizer import Tokenizer
+from pitlane.engine.types import BuildContext
+
+DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
+MAX_LANES = 4  # each gets an equal share of KV memory
+MAX_SEQS = 64
+
+
+class Loader:
+    """Knows one model, and builds its lanes."""
+
+    def __init__(
+        self,
+        model: str,
+        dtype: str | None,
+        device: str | None,
+        threads: int | None,
+        context: int | None,
+        kv_memory: int | None,
+        max_step_tokens: int,
+    ) -> None:
+        if threads is not None:
+            if threads < 1:
+                raise BadOption(f"threads must be >= 1, got {threads}")
+            torch.set_num_threads(threads)
+        if max_step_tokens < 1:
+            raise BadOption(f"max_step_tokens must be >= 1, got {max_step_tokens}")
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, self.device)
+        self.source = resolve(model)
+        self.config = self.source.config
+        self.context = choose_context(context, self.config.max_position)
+        self.needs = Needs.of(self.config, self.dtype)
+        self.max_step_tokens = max_step_tokens
+        self.kv_share = self._kv_share(kv_memory)
+        check_fit(self.source.name, self.needs, min(self.kv_share, self._context_bytes), self.dtype, self.device)
+        self.tokenizer = Tokenizer(self.source)
+        self.eos_token_ids = frozenset(self.config.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
+        self._variants: WeakValueDictionary[tuple[str, ...], Any] = WeakValueDictionary()
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def _context_bytes(self) -> int:
+        return (self.context + BLOCK_SIZE) * self.needs.kv_per_token
+
+    def describe(self) -> dict[str, Any]:
+        """What stats say of the model."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {
+            "model": self.source.name,
+            "device": str(self.device),
+            "dtype": dtype,
+            "weight_bytes": self.needs.weights,
+        }
+
+    def default_settings(self) -> Settings:
+        """Plugins that are on when nothing is asked for."""
+        return {"prefix_cache": {}}
+
+    def build_lane(self, plan: Plan, match: Match, reclaim: Reclaim) -> Lane:
+        """Load (or share) the plan's variant and give it a lane."""
+        model = self._variants.get(plan.variant_key)
+        if model is None:
+            check_fit(self.source.name, self.needs, min(self.kv_share, self._context_bytes), self.dtype, self.device)
+            model = self._variants[plan.variant_key] = self._build(plan)
+        limits = LaneLimits(self.kv_share, self.context, self.max_step_tokens, MAX_SEQS)
+        digest = fingerprint(
+            self.source.weights.fingerprint(),
+            str(self.dtype),
+            repr(self.config.rope),
+            self.tokenizer.fingerprint(),
+            *plan.kv_key,
+        )
+        return Lane(model, digest, self.config.attention_scale, self.dtype, self.device, limits, match, reclaim)
+
+    def make_room(self, lanes: dict[tuple[str, ...], Lane]) -> None:
+        """Before one more lane: drop the least used idle one if there are as many as share the memory."""
+        if len(lanes) < MAX_LANES:
+            return
+        idle = {key: lane for key, lane in list(lanes.items()) if not lane.has_work}
+        if not idle:
+            raise BadOption(f"{MAX_LANES} ways to run the model are busy; wait for an answer, or toggle fewer plugins")
+        del lanes[min(idle, key=lambda key: idle[key].busy_seconds)]
+
+    def _build(self, plan: Plan) -> Model:
+        context = BuildContext(self.config, self.dtype, self.device)
+
+        def build_linear(parts: list[LinearPart]) -> Linear | None:
+            try:
+                built: Linear | None = plan.first("build_linear", lambda *_: None, parts=parts, context=context)
+                return built
+            except HookError as error:
+                raise PluginFailed(f"{error}; take {error.plugin.name} out of the plan") from error
+
+        with torch.inference_mode():
+            builder = Builder(self.config, self.source.weights, self.dtype, self.device, build_linear)
+            return build_model(self.config, builder)
+
+    def _kv_share(self, kv_memory: int | None) -> int:
+        """KV bytes of one lane: its share of the budget, at most what `MAX_SEQS` full contexts need."""
+        per_block = BLOCK_SIZE * self.needs.kv_per_token
+        if kv_memory is not None and kv_memory < MAX_LANES * per_block:
+            raise BadOption(
+                f"--kv-memory {gib(kv_memory)} is less than a block of {BLOCK_SIZE} tokens for each of {MAX_LANES} lanes; "
+                f"give at least {gib(MAX_LANES * per_block)}"
+            )
+        budget = kv_memory
+        if budget is None:
+            budget = max(MAX_LANES * per_block, (available(self.device) - self.needs.weights) // 2)
+        return min(budget // MAX_LANES, MAX_SEQS * self._context_bytes)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, or CUDA where there is one, else the CPU."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise BadOption(f"device {name!r} is unknown; use cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadOption(f"device {name!r}: this machine or this torch build has no CUDA; use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise BadOption(f"device {name!r} is not served; use cpu, cuda or cuda:N")
+    return device
+
+
+def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The named dtype, or bfloat16 where the hardware multiplies it, else float32."""
+    if name is not None:
+        if name not in DTYPES:
+            raise BadOption(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def choose_context(asked: int | None, most: int) -> int:
+    """Tokens of context: as asked, at most what the model was made for."""
+    if asked is None:
+        return most
+    if not 1 < asked <= most:
+        raise BadOption(f"context must be in [2, {most}] for this model, got {asked}")
+    return asked

@@ -1,0 +1,107 @@
+"""Llama 2 and 3, Mistral, Qwen2, Qwen3, SmolLM2 and SmolLM3: one decoder, switched by data of its ModelConfig.
+
+Per layer: x + o(attention(rope(norm(q)), rope(norm(k)), v)), then x + down(silu(gate) * up). Knows no sequences and no
+plugins; whoever calls it runs it under `torch.inference_mode`. Shapes: T tokens flat, R wanted rows, H query heads over Hkv.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pitlane.engine.attention import Attention
+from pitlane.engine.batch import Batch
+from pitlane.engine.kv_store import KVStore
+from pitlane.engine.models.config import ModelConfig
+from pitlane.engine.models.layers import Builder, silu_mul
+from pitlane.engine.models.rope import Rope
+from pitlane.engine.types import KVGroup
+from pitlane.engine.types import KVGroup
+
+EMBEDDING, LAYER, NORM, HEAD = "model.embed_tokens", "model.layers.{}.", "model.norm", "lm_head"
+ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
+QUERY, KEY, VALUE, OUTPUT = (f"self_attn.{part}_proj" for part in "qkvo")
+QUERY_NORM, KEY_NORM = "self_attn.q_norm.weight", "self_attn.k_norm.weight"
+GATE, UP, DOWN = (f"mlp.{part}_proj" for part in ("gate", "up", "down"))
+
+
+class Layer:
+    """The weights of one layer, and where its KV lives: layer `index_in_group` of store `group`."""
+
+    def __init__(self, config: ModelConfig, build: Builder, index: int, group: int, index_in_group: int) -> None:
+        at, hidden, inner = LAYER.format(index), config.hidden_size, config.intermediate_size
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.group, self.index_in_group = group, index_in_group
+        self.uses_rope = index not in config.no_rope_layers
+        self.attention_norm = build.norm(at + ATTENTION_NORM)
+        self.qkv = build.linear(hidden, {at + QUERY: queries, at + KEY: keys, at + VALUE: keys})
+        self.qk_norm = _qk_norm(config, build, at) if config.qk_norm else None
+        self.output = build.linear(queries, {at + OUTPUT: hidden})
+        self.mlp_norm = build.norm(at + MLP_NORM)
+        self.gate_up = build.linear(hidden, {at + GATE: inner, at + UP: inner})
+        self.down = build.linear(inner, {at + DOWN: hidden})
+
+
+class Llama:
+    """Logits of a batch. kv_groups: layers by attention window, in the order in which `forward` takes their stores."""
+
+    def __init__(self, config: ModelConfig, build: Builder) -> None:
+        self.config = config
+        self.num_layers = config.num_layers
+        windows = list(dict.fromkeys(config.windows))
+        members = [tuple(i for i, window in enumerate(config.windows) if window == each) for each in windows]
+        self.kv_groups = tuple(
+            KVGroup(layers, config.num_kv_heads, config.head_dim, window)
+            for layers, window in zip(members, windows, strict=True)
+        )
+        self.rope = Rope(config.rope, config.head_dim, build.dtype, build.device)
+        self.embedding = build.embedding(EMBEDDING)
+        self.layers: list[Layer] = []
+        for index, window in enumerate(config.windows):
+            group = windows.index(window)
+            self.layers.append(Layer(config, build, index, group, members[group].index(index)))
+        self.norm = build.norm(NORM)
+        self.head = build.linear(config.hidden_size, {HEAD: config.vocab_size})
+
+    def forward(
+        self, batch: Batch, stores: list[KVStore], attention: Attention, num_layers: int | None = None
+    ) -> Tensor:
+        """Write the batch's KV and return logits [R, V] of its wanted rows, in the model's dtype.
+
+        num_layers: run the first so many layers only, then norm and head (an early exit, for drafts).
+        """
+        x = self.embedding(batch.token_ids)
+        angles = self.rope.angles(batch.positions)
+        for layer in self.layers[:num_layers]:
+            x += self._attend(layer, layer.attention_norm(x), angles, batch, stores[layer.group], attention)
+            x += layer.down(silu_mul(layer.gate_up(layer.mlp_norm(x))))
+        logits: Tensor = self.head(self.norm(x.index_select(0, batch.logit_rows)))
+        return logits
+
+    def _attend(
+        self,
+        layer: Layer,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        batch: Batch,
+        store: KVStore,
+        attention: Attention,
+    ) -> Tensor:
+        heads, kv_heads, dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
+        qkv = layer.qkv(x).view(x.shape[0], heads + 2 * kv_heads, dim)
+        qk, v = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+        if layer.qk_norm is not None:
+            qk = F.rms_norm(qk, (dim,), None, self.config.rms_norm_eps) * layer.qk_norm
+        if layer.uses_rope:
+            qk = self.rope.rotate(qk, *angles)
+        q, k = qk[:, :heads], qk[:, heads:]
+        store.write(layer.index_in_group, batch.slots[layer.group], k, v)
+        out = attention(q, k, v, store, layer.index_in_group, batch, layer.group)
+        return layer.output(out.reshape(x.shape[0], heads * dim))
+
+
+def _qk_norm(config: ModelConfig, build: Builder, at: str) -> Tensor:
+    """One weight per head [H + Hkv, D], so that queries and keys are normed in one pass."""
+    query = build.tensor(at + QUERY_NORM).expand(config.num_heads, -1)
+    return torch.cat((query, build.tensor(at + KEY_NORM).expand(config.num_kv_heads, -1)))

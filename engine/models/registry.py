@@ -1,0 +1,80 @@
+"""From what a user writes after `--model` to a configuration, weights, a tokenizer folder and a class.
+
+`bundled`, `random:<preset>`, a local folder, or a Hugging Face id (from its cache when complete there, else downloaded:
+safetensors, JSON and tokenizer files only). Finding builds nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pitlane.engine.errors import ModelError
+from pitlane.engine.models import hub
+from pitlane.engine.models.config import ModelConfig
+from pitlane.engine.models.layers import Builder
+from pitlane.engine.models.llama import Llama
+from pitlane.engine.models.presets import preset
+from pitlane.engine.models.weights import RandomWeights, SafetensorsFolder, WeightSource
+
+MODELS: Mapping[str, type[Llama]] = {
+    "LlamaForCausalLM": Llama,
+    "MistralForCausalLM": Llama,
+    "Qwen2ForCausalLM": Llama,
+    "Qwen3ForCausalLM": Llama,
+    "SmolLM3ForCausalLM": Llama,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model that was found. name: as the user wrote it. folder: its files, None for a random preset."""
+
+    name: str
+    config: ModelConfig
+    weights: WeightSource
+    folder: Path | None = None
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        return self.folder
+
+
+def resolve(model: str) -> ModelSource:
+    """Find a model, or raise a ModelError of one line that says what to do."""
+    if model.startswith("random:"):
+        config = preset(model.removeprefix("random:"))
+        return ModelSource(model, config, RandomWeights(config))
+    if model == "bundled":
+        return _from_folder(model, _bundled_folder())
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return _from_folder(model, folder)
+    if folder.is_file():
+        raise ModelError(f"{model} is a file; give the folder that holds config.json and *.safetensors")
+    if _looks_like_a_path(model):
+        raise ModelError(f"no such folder: {model}; give a folder, a Hugging Face id, `bundled` or `random:<preset>`")
+    return _from_folder(model, hub.fetch(model))
+
+
+def build_model(config: ModelConfig, builder: Builder) -> Llama:
+    """The architecture's class, filled with weights; run it under `torch.inference_mode`."""
+    return MODELS[config.architecture](config, builder)
+
+
+def _from_folder(name: str, folder: Path) -> ModelSource:
+    return ModelSource(name, ModelConfig.from_folder(folder), SafetensorsFolder(folder), folder)
+
+
+def _bundled_folder() -> Path:
+    folder = Path(str(importlib.resources.files("pitlane.storage.bundled") / "."))
+    if not (folder / "config.json").is_file():
+        raise ModelError("the bundled model is missing from this installation; reinstall pitlane or choose --model")
+    return folder
+
+
+def _looks_like_a_path(model: str) -> bool:
+    return not model or model.startswith((".", "~", os.sep)) or os.sep in model.replace("/", "", 1) or "\\" in model

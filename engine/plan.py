@@ -1,0 +1,197 @@
+"""A plan: a set of plugins and settings, resolved once and frozen.
+
+Roles, requirements and conflicts are checked, hooks are flattened to callables with a timer each, and the keys that decide
+which weights (variant) and which KV (lane) it uses are computed. Toggling a plugin is another plan for the next request;
+nothing is registered, unregistered or mutated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, TypeAlias
+
+from pitlane.engine.errors import BadOption, PitlaneError, PlanConflict
+from pitlane.engine.hookspecs import LANE_HOOKS, VARIANT_HOOKS
+from pitlane.engine.plugin import Plugin
+from pitlane.engine.registry import PluginRegistry, hooks_of
+
+Settings: TypeAlias = Mapping[str, Mapping[str, Any]]
+
+
+class HookError(Exception):
+    """A plugin raised something unforeseen; carries the plugin and the cause."""
+
+    def __init__(self, plugin: Plugin, hook: str, cause: Exception) -> None:
+        super().__init__(f"{plugin.name}.{hook}: {type(cause).__name__}: {cause}")
+        self.plugin = plugin
+
+
+@dataclass(slots=True)
+class Hook:
+    """One implementation of one hook, with what its last call took."""
+
+    plugin: Plugin
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[str, ...]
+    seconds: float = 0.0
+
+    def __call__(self, **values: Any) -> Any:
+        start = perf_counter()
+        try:
+            return self.function(*[values[name] for name in self.arguments])
+        except PitlaneError:
+            raise
+        except Exception as error:
+            raise HookError(self.plugin, self.name, error) from error
+        finally:
+            self.seconds = perf_counter() - start
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A resolved set of plugins. `hooks[name]` are its implementations in order."""
+
+    plugins: tuple[Plugin, ...]
+    hooks: Mapping[str, tuple[Hook, ...]]
+
+    @property
+    def names(self) -> list[str]:
+        return [plugin.name for plugin in self.plugins]
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        return {plugin.name: plugin.options.model_dump() for plugin in self.plugins}
+
+    @property
+    def variant_key(self) -> tuple[str, ...]:
+        return self._keys(VARIANT_HOOKS)
+
+    @property
+    def lane_key(self) -> tuple[str, ...]:
+        return self._keys(VARIANT_HOOKS | LANE_HOOKS)
+
+    @property
+    def kv_key(self) -> tuple[str, ...]:
+        """Key plugins whose KV differs from the plain one's."""
+        return tuple(p.key for p in self.plugins if p.key in self.lane_key and p.exactness != "identical")
+
+    def _keys(self, wanted: frozenset[str]) -> tuple[str, ...]:
+        return tuple(plugin.key for plugin in self.plugins if wanted & set(hooks_of(type(plugin))))
+
+    def first(self, name: str, charge: Callable[[str, float], None], **values: Any) -> Any:
+        """First result that is not None; `charge(plugin name, seconds)` is told what each call took."""
+        for hook in self.hooks.get(name, ()):
+            try:
+                result = hook(**values)
+            finally:
+                charge(hook.plugin.name, hook.seconds)
+            if result is not None:
+                return result
+        return None
+
+    def exactness(self) -> str:
+        """The weakest class among its plugins."""
+        order = ["identical", "rounding", "approximate", "steering"]
+        return max((p.exactness_for(p.options) for p in self.plugins), key=order.index, default="identical")
+
+
+class Planner:
+    """Resolves settings to plans; equal settings give the same plan, equal options the same plugin instance."""
+
+    def __init__(self, registry: PluginRegistry) -> None:
+        self.registry = registry
+        self._plugins: dict[str, Plugin] = {}
+        self._plans: dict[tuple[str, ...], Plan] = {}
+
+    def resolve(self, settings: Settings) -> Plan:
+        """Raises UnknownPlugin, BadOption or PlanConflict."""
+        plugins = [self._plugin(name, dict(options)) for name, options in settings.items()]
+        plugins.sort(key=lambda plugin: (plugin.stage, plugin.name))
+        key = tuple(plugin.key for plugin in plugins)
+        if key not in self._plans:
+            _check(plugins)
+            self._plans[key] = Plan(tuple(plugins), _flatten(plugins))
+        return self._plans[key]
+
+    @property
+    def live_plugins(self) -> list[Plugin]:
+        """Every instance that some plan has used."""
+        return list(self._plugins.values())
+
+    def _plugin(self, name: str, options: dict[str, Any]) -> Plugin:
+        plugin_class = self.registry.get(name)
+        if self.registry.entries[name].serves_host:
+            raise BadOption(f"{name} serves the host and is always on; it is no part of a plan")
+        plugin = plugin_class(plugin_class.parse_options(options))
+        return self._plugins.setdefault(plugin.key, plugin)
+
+
+def _check(plugins: Sequence[Plugin]) -> None:
+    names = {plugin.name for plugin in plugins}
+    holders: dict[str, str] = {}
+    for plugin in plugins:
+        if plugin.role and plugin.role in holders:
+            raise PlanConflict(f"{plugin.role} is held by {holders[plugin.role]}; take it out to enable {plugin.name}")
+        if plugin.role:
+            holders[plugin.role] = plugin.name
+        for other in plugin.conflicts:
+            if other in names:
+                raise PlanConflict(f"{plugin.name} cannot run with {other}; take one of them out")
+        for other in plugin.requires:
+            if other not in names:
+                raise PlanConflict(f"{plugin.name} requires {other}; enable it too")
+
+
+def _flatten(plugins: Sequence[Plugin]) -> dict[str, tuple[Hook, ...]]:
+    hooks: dict[str, list[Hook]] = {}
+    for plugin in plugins:
+        for name in hooks_of(type(plugin)):
+            function = getattr(plugin, name)
+            code = function.__func__.__code__
+            arguments = code.co_varnames[1 : code.co_argcount]
+            hooks.setdefault(name, []).append(Hook(plugin, name, function, arguments))
+    return {name: tuple(found) for name, found in hooks.items()}
+
+
+def parse_settings(text: str | None, options: Sequence[str], default: Settings, registry: PluginRegistry) -> Settings:
+    """Settings from a command line: `a,b` exactly these, `+a,-b` changes the default, `''` none; options `a.key=value`.
+
+    A plugin added with `+` replaces a default holder of its role.
+    """
+    settings = {name: dict(values) for name, values in default.items()}
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    changes = [name for name in names if name[0] in "+-"]
+    if changes and len(changes) < len(names):
+        raise BadOption(f"--plugins {text!r} mixes names with +name and -name; write either a list or changes")
+    if text is not None and not changes:
+        settings = {registry.get(name).name: {} for name in names}
+    for change in changes:
+        _change(settings, change[0], change[1:], default, registry)
+    for option in options:
+        _set_option(settings, option)
+    return settings
+
+
+def _change(
+    settings: dict[str, dict[str, Any]], sign: str, name: str, default: Settings, registry: PluginRegistry
+) -> None:
+    role = registry.get(name).role
+    if sign == "-":
+        settings.pop(name, None)
+        return
+    for other in [other for other in settings if other in default and role and registry.get(other).role == role]:
+        del settings[other]
+    settings.setdefault(name, {})
+
+
+def _set_option(settings: dict[str, dict[str, Any]], option: str) -> None:
+    target, equals, value = option.partition("=")
+    name, dot, key = target.partition(".")
+    if not (equals and dot and name and key):
+        raise BadOption(f"option {option!r} is not of the form plugin.key=value")
+    if name not in settings:
+        raise BadOption(f"option {option!r}: plugin {name} is not in the plan ({', '.join(settings) or 'empty'})")
+    settings[name][key] = value

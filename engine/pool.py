@@ -1,0 +1,177 @@
+"""Who owns which block of KV.
+
+A block is `block_size` adjacent slots of one group's store; a sequence's block table lists its blocks in token order. Blocks
+are reference counted: sequences hold one reference each, plugins hold references through `lock`. The pool prefers adjacent
+blocks, so that a sequence's KV is few spans. It knows no tensors: `copy` and the like are operations of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence as SequenceOf
+
+import numpy as np
+
+from pitlane.engine.batch import Span
+from pitlane.engine.types import Column, KVGroup, Sequence
+
+DROPPED = -1
+
+
+class BlockAllocator:
+    """Reference counts of one group's blocks."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.counts = np.zeros(num_blocks, dtype=np.int32)
+        self.num_free = num_blocks
+
+    def take(self, count: int, after: int | None) -> list[int]:
+        """Take `count` free blocks, adjacent ones where possible, the first right behind block `after`."""
+        assert count <= self.num_free, f"asked for {count} blocks, {self.num_free} are free"
+        taken: list[int] = []
+        cursor = self._start(count) if after is None else after + 1
+        while len(taken) < count:
+            if cursor >= len(self.counts) or self.counts[cursor]:
+                cursor = self._start(count - len(taken))
+            self.counts[cursor] = 1
+            taken.append(cursor)
+            cursor += 1
+        self.num_free -= count
+        return taken
+
+    def share(self, block: int) -> None:
+        assert self.counts[block] > 0, f"block {block} is free and cannot be shared"
+        self.counts[block] += 1
+
+    def release(self, block: int) -> None:
+        assert self.counts[block] > 0, f"block {block} is released twice"
+        self.counts[block] -= 1
+        self.num_free += int(self.counts[block] == 0)
+
+    def _start(self, count: int) -> int:
+        """First block of the largest free run; its middle if a sequence may be growing into it and there is room."""
+        free = np.flatnonzero(np.diff(np.concatenate(([0], self.counts == 0, [0]))))
+        starts, stops = free[::2], free[1::2]
+        longest = int(np.argmax(stops - starts))
+        start, length = int(starts[longest]), int(stops[longest] - starts[longest])
+        return start + length // 2 if start > 0 and length // 2 >= count else start
+
+
+class Pool:
+    """Blocks of all KV groups of one lane: `reserve, adopt, roll_back, drop, release, lock, unlock`."""
+
+    def __init__(self, groups: SequenceOf[KVGroup], num_blocks: int, block_size: int, fingerprint: str) -> None:
+        self.groups = tuple(groups)
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.fingerprint = fingerprint  # KV may be shared or saved only under an equal one
+        self.allocators = [BlockAllocator(num_blocks) for _ in groups]
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Columns that can still be taken."""
+        return min(allocator.num_free for allocator in self.allocators)
+
+    def num_missing_blocks(self, seq: Sequence, num_tokens: int) -> int:
+        """Columns a sequence lacks to hold `num_tokens`."""
+        have = len(seq.block_tables[0]) if seq.block_tables else 0
+        return max(0, -(-num_tokens // self.block_size) - have)
+
+    def reserve(self, seq: Sequence, num_tokens: int) -> bool:
+        """Extend a sequence's tables to hold `num_tokens`; all of it or nothing."""
+        missing = self.num_missing_blocks(seq, num_tokens)
+        if missing > self.num_free_blocks:
+            return False
+        if missing:
+            for table, allocator in zip(self._tables(seq), self.allocators, strict=True):
+                table += allocator.take(missing, table[-1] if table and table[-1] != DROPPED else None)
+        return True
+
+    def adopt(self, seq: Sequence, blocks: Iterable[Column]) -> None:
+        """Share blocks as the first ones of a sequence that has none."""
+        tables = self._tables(seq)
+        assert not tables[0], "only an empty sequence adopts a prefix"
+        for column in blocks:
+            self.lock(column)
+            for table, block in zip(tables, column, strict=True):
+                table.append(block)
+
+    def roll_back(self, seq: Sequence, num_tokens: int) -> None:
+        """Release the blocks behind the one that holds token `num_tokens - 1`."""
+        keep = -(-num_tokens // self.block_size)
+        for table, allocator in zip(self._tables(seq), self.allocators, strict=True):
+            while len(table) > keep:
+                allocator.release(table.pop())
+
+    def drop(self, seq: Sequence, num_computed_tokens: int) -> None:
+        """In windowed groups, release the blocks that no later token can see."""
+        for group, table, allocator in zip(self.groups, self._tables(seq), self.allocators, strict=True):
+            if group.window is None:
+                continue
+            for index in range((num_computed_tokens - group.window + 1) // self.block_size - 1, -1, -1):
+                if table[index] == DROPPED:
+                    break
+                allocator.release(table[index])
+                table[index] = DROPPED
+
+    def release(self, seq: Sequence) -> None:
+        """Give back every block of a sequence."""
+        for table, allocator in zip(self._tables(seq), self.allocators, strict=True):
+            for block in table:
+                if block != DROPPED:
+                    allocator.release(block)
+        seq.block_tables = []
+
+    def lock(self, column: Column) -> None:
+        """Hold a block of every group (those not dropped); it cannot be reused until `unlock`."""
+        for block, allocator in zip(column, self.allocators, strict=True):
+            if block != DROPPED:
+                allocator.share(block)
+
+    def unlock(self, column: Column) -> None:
+        for block, allocator in zip(column, self.allocators, strict=True):
+            if block != DROPPED:
+                allocator.release(block)
+
+    def is_idle(self, column: Column) -> bool:
+        """Whether the one reference left to every block of a column is the asking plugin's own."""
+        return all(b == DROPPED or a.counts[b] == 1 for b, a in zip(column, self.allocators, strict=True))
+
+    def slots(self, seq: Sequence, group: int, start: int, stop: int) -> list[int]:
+        """Slots of the tokens `[start, stop)` of a sequence."""
+        table, size = seq.block_tables[group], self.block_size
+        slots: list[int] = []
+        for index in range(start // size, -(-stop // size)):
+            low, high = max(start, index * size), min(stop, (index + 1) * size)
+            base = (table[index] - index) * size
+            slots += range(base + low, base + high)
+        return slots
+
+    def spans(self, seq: Sequence, group: int, start: int, stop: int) -> list[Span]:
+        """The tokens `[start, stop)` as runs of adjacent slots."""
+        table, size = seq.block_tables[group], self.block_size
+        spans: list[Span] = []
+        for index in range(start // size, -(-stop // size)):
+            low, high = max(start, index * size), min(stop, (index + 1) * size)
+            base = (table[index] - index) * size
+            if spans and spans[-1].stop == base + low:
+                spans[-1] = Span(spans[-1].start, base + high, spans[-1].first)
+            else:
+                spans.append(Span(base + low, base + high, low))
+        return spans
+
+    def check_integrity(self, seqs: Iterable[Sequence], locked: Callable[[], Iterable[Column]] = list) -> None:
+        """Assert that counts equal the references held by `seqs` and by plugins' locks, and that free counts agree."""
+        for index, allocator in enumerate(self.allocators):
+            expected = np.zeros_like(allocator.counts)
+            for seq in seqs:
+                for block in seq.block_tables[index] if seq.block_tables else ():
+                    expected[block] += block != DROPPED
+            for column in locked():
+                expected[column[index]] += column[index] != DROPPED
+            assert (expected == allocator.counts).all(), f"group {index}: counts differ from references"
+            assert allocator.num_free == int((allocator.counts == 0).sum()), f"group {index}: free count is off"
+
+    def _tables(self, seq: Sequence) -> list[list[int]]:
+        if not seq.block_tables:
+            seq.block_tables = [[] for _ in self.groups]
+        return seq.block_tables

@@ -1,0 +1,160 @@
+"""Finding plugins: built-in ones, installed packages (entry-point group `pitlane`), loose files.
+
+Loading is isolated: whatever fails to import or to validate is kept as an entry with status `failed` and its reason, and
+never stops the rest. Nothing is registered globally: a plan picks classes from here and makes its own instances.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+import pluggy
+
+from pitlane.engine import hookspecs
+from pitlane.engine.errors import UnknownPlugin
+from pitlane.engine.plugin import EXACTNESS, Plugin, Role
+
+GROUP = "pitlane"
+BUILT_IN = (
+    "pitlane.plugins.prefix_cache",
+    "pitlane.plugins.prompt_lookup",
+    "pitlane.plugins.pdf_document",
+    "pitlane.plugins.text_document",
+)
+
+
+@dataclass(slots=True)
+class PluginEntry:
+    """One plugin that was found. source: `built-in`, `<distribution> <version>` or a file."""
+
+    name: str
+    source: str
+    plugin: type[Plugin] | None = None
+    reason: str = ""
+
+    @property
+    def status(self) -> str:
+        return "ok" if self.plugin else "failed"
+
+    @property
+    def hooks(self) -> list[str]:
+        return hooks_of(self.plugin) if self.plugin else []
+
+    @property
+    def serves_host(self) -> bool:
+        """Whether it only has hooks outside plans (document loaders): always on, nothing to toggle."""
+        return self.plugin is not None and set(self.hooks) <= hookspecs.HOST_HOOKS
+
+
+class PluginRegistry:
+    """All plugins that were found, by name."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, PluginEntry] = {}
+
+    @classmethod
+    def load(cls, plugins_dir: str | Path | None = None) -> PluginRegistry:
+        """Built-ins, then installed packages (those named in PITLANE_LOAD where it is set), then files of a folder."""
+        registry = cls()
+        for module in BUILT_IN:
+            registry._load(module.rpartition(".")[2], "built-in", lambda module=module: importlib.import_module(module))
+        wanted = os.environ.get("PITLANE_LOAD")
+        names = None if wanted is None else {name.strip() for name in wanted.split(",")}
+        for point in importlib.metadata.entry_points(group=GROUP):
+            if point.dist is not None and (names is None or point.dist.name in names):
+                registry._load(point.name, f"{point.dist.name} {point.dist.version}", point.load)
+        folder = plugins_dir or os.environ.get("PITLANE_PLUGINS_DIR")
+        for path in sorted(Path(folder).glob("*.py")) if folder else ():
+            registry._load(path.stem, str(path), lambda path=path: _import_file(path))
+        return registry
+
+    def add(self, plugin: type[Plugin], source: str = "test") -> type[Plugin]:
+        """Validate one class and enter it; a name that is taken is refused."""
+        validate(plugin)
+        if plugin.name in self.entries:
+            raise ValueError(f"plugin name {plugin.name!r} is taken by {self.entries[plugin.name].source}")
+        self.entries[plugin.name] = PluginEntry(plugin.name, source, plugin)
+        return plugin
+
+    def get(self, name: str) -> type[Plugin]:
+        """The class of that name, or UnknownPlugin that lists the known (or says why it failed to load)."""
+        entry = self.entries.get(name)
+        if entry is None:
+            raise UnknownPlugin(f"unknown plugin {name!r}; known: {', '.join(sorted(self.togglable()))}")
+        if entry.plugin is None:
+            raise UnknownPlugin(f"plugin {name!r} ({entry.source}) did not load: {entry.reason}")
+        return entry.plugin
+
+    def togglable(self) -> list[str]:
+        return [entry.name for entry in self.entries.values() if entry.plugin and not entry.serves_host]
+
+    def __iter__(self) -> Iterator[PluginEntry]:
+        return iter(sorted(self.entries.values(), key=lambda entry: entry.name))
+
+    def first(self, hook: str, **arguments: Any) -> Any:
+        """First non-None result of a host hook over all loaded plugins, by stage and name."""
+        loaded = [entry.plugin for entry in self if entry.plugin and hook in entry.hooks]
+        for plugin in sorted(loaded, key=lambda plugin: (plugin.stage, plugin.name)):
+            result = getattr(plugin(), hook)(**arguments)
+            if result is not None:
+                return result
+        return None
+
+    def _load(self, name: str, source: str, load: Any) -> None:
+        try:
+            found = load()
+            classes = _classes_of(found) if isinstance(found, ModuleType) else [found]
+            if not classes:
+                raise TypeError("it holds no Plugin class")
+            for plugin in classes:
+                self.add(plugin, source)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            self.entries.setdefault(f"{name}", PluginEntry(name, source, None, f"{type(error).__name__}: {error}"))
+
+
+def hooks_of(plugin: type[Plugin]) -> list[str]:
+    """Names of the hooks that a class implements, in call order."""
+    return [name for name in hookspecs.COMBINE if hasattr(getattr(plugin, name, None), "pitlane_impl")]
+
+
+def validate(plugin: Any) -> None:
+    """Raise with a reason if a class cannot be a plugin: name, role, exactness, options, hook names and arguments."""
+    if not (inspect.isclass(plugin) and issubclass(plugin, Plugin)):
+        raise TypeError(f"{plugin!r} is not a subclass of pitlane.Plugin")
+    name = getattr(plugin, "name", None)
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"{plugin.__name__}.name must be an identifier, got {name!r}")
+    if getattr(plugin, "exactness", None) not in EXACTNESS:
+        raise ValueError(f"{name}.exactness must be one of {', '.join(EXACTNESS)}")
+    if plugin.role is not None and plugin.role not in get_args(Role):
+        raise ValueError(f"{name}.role must be None or one of {', '.join(get_args(Role))}, got {plugin.role!r}")
+    manager = pluggy.PluginManager("pitlane")
+    manager.add_hookspecs(hookspecs)
+    manager.register(plugin(), name)
+    manager.check_pending()
+
+
+def _classes_of(module: ModuleType) -> list[type[Plugin]]:
+    members = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, Plugin)]
+    return [value for value in members if value.__module__ == module.__name__]
+
+
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"pitlane_file_{path.stem}", path)
+    assert spec and spec.loader, f"no loader for {path}"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,95 @@
+"""Sampling as a function of (logits, parameters, history, position): no state, no generator.
+
+Order: penalties, adjust_logits (hooks), / T, top-k, top-p, min-p, noise. The token at position p is the argmax over the
+surviving tokens of logit / T + Gumbel(hash(seed, sample index, p, token id)); greedy is T = 0. So the same seed gives the
+same tokens however they were drafted or batched (Daliri et al. 2024, drafter-invariant speculative decoding).
+Uniforms have 53 bits, in the open interval (0, 1); everything after the logits is float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pitlane.engine.types import SamplingParams
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _mix(value: int) -> int:
+    """Finaliser of splitmix64 (Steele et al. 2014) on Python integers."""
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def gumbel(seed: int, sample_index: int, position: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Gumbel noise [n] of tokens [n] at one position."""
+    key = 0
+    for part in (seed, sample_index, position):
+        key = _mix((key + _GOLDEN + part) & _MASK)
+    bits = token_ids.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(key)  # wraps, as meant
+    for _ in range(2):
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        bits ^= bits >> np.uint64(31)
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return -np.log(-np.log(uniform))
+
+
+def penalise(logits: Tensor, prompt: Sequence[int], completion: Sequence[int], params: SamplingParams) -> Tensor:
+    """Repetition penalty over prompt and completion (Keskar et al. 2019); presence and frequency over the completion.
+
+    logits [V] -> a new tensor [V].
+    """
+    logits = logits.to(torch.float64) if logits.dtype == torch.float64 else logits.float()
+    logits = logits.clone()
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*prompt, *completion}), device=logits.device)
+        values = logits[seen]
+        logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    if completion and (params.presence_penalty or params.frequency_penalty):
+        ids, counts = torch.tensor(list(completion), device=logits.device).unique(return_counts=True)
+        logits[ids] -= params.presence_penalty + params.frequency_penalty * counts.to(logits.dtype)
+    return logits
+
+
+def survivors(scaled: NDArray[np.float64], params: SamplingParams) -> NDArray[np.int64]:
+    """Ids of the tokens that top-k, top-p and min-p leave, of logits / T [V]. Never empty.
+
+    Ties at an edge are cut by the lower token id, so that the set depends on nothing but the logits. top-p is taken within
+    the tokens that top-k left, min-p relative to the largest probability.
+    """
+    ids = np.arange(len(scaled), dtype=np.int64)
+    if params.top_k and params.top_k < len(scaled):
+        ids = np.argsort(-scaled, kind="stable")[: params.top_k]
+    if params.top_p < 1:
+        ids = ids[np.argsort(-scaled[ids], kind="stable")]
+        weights = np.exp(scaled[ids] - scaled[ids[0]])
+        before = np.cumsum(weights) - weights
+        ids = ids[before < params.top_p * weights.sum()]
+    if params.min_p > 0:
+        ids = ids[scaled[ids] >= scaled[ids].max() + np.log(params.min_p)]
+    return ids
+
+
+def sample(logits: Tensor, params: SamplingParams, seed: int, position: int) -> int:
+    """The token at `position`, from adjusted logits [V]."""
+    if params.temperature == 0:
+        return int(logits.argmax())
+    scaled = logits.to("cpu", torch.float64).numpy() / params.temperature
+    ids = survivors(scaled, params)
+    return int(ids[np.argmax(scaled[ids] + gumbel(seed, params.sample_index, position, ids))])
+
+
+def logprobs_of(logits: Tensor, token_id: int, count: int) -> dict[int, float]:
+    """Log-probabilities of the chosen token and of the `count` likeliest, from adjusted logits [V]."""
+    logprobs = logits.to(torch.float64).log_softmax(-1)
+    top = logprobs.topk(min(count, len(logprobs))) if count else None
+    chosen = {token_id: float(logprobs[token_id])}
+    return chosen if top is None else chosen | dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))

@@ -1,0 +1,76 @@
+"""One request's events, from the engine's thread to whoever asked, in plain and in async code.
+
+Iterating yields `PrefillProgress`, `TextDelta` and at last `Finished`; an error of the request is raised. Leaving the loop
+early, `abort()` or garbage collection stop the compute at the engine's next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from pitlane.engine.types import Event, Finished, Result
+
+
+class Stream:
+    """Events of one request. Safe to read from one thread or task while the engine writes from its own."""
+
+    def __init__(self, on_abort: Callable[[], None]) -> None:
+        self._events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
+        self._on_abort = on_abort
+        self._over = False
+        self._lock = threading.Lock()
+        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    def put(self, event: Event | Exception) -> None:
+        """Called by the engine."""
+        self._events.put(event)
+        with self._lock:
+            if self._waiter is not None:
+                loop, ready = self._waiter
+                loop.call_soon_threadsafe(ready.set)
+
+    def abort(self) -> None:
+        """Stop compute at the next step; what was generated arrives as a result with finish_reason `aborted`."""
+        if not self._over:
+            self._on_abort()
+
+    def result(self) -> Result:
+        """Read to the end and return the result."""
+        for event in self:
+            if isinstance(event, Finished):
+                return event.result
+        raise AssertionError("a stream ends with Finished or an error")
+
+    def __iter__(self) -> Iterator[Event]:
+        while not self._over:
+            yield self._take(self._events.get())
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        ready = asyncio.Event()
+        with self._lock:
+            self._waiter = (asyncio.get_running_loop(), ready)
+        while not self._over:
+            if self._events.empty():
+                await ready.wait()
+            ready.clear()
+            while not self._over and not self._events.empty():
+                yield self._take(self._events.get())
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()
+
+    def __del__(self) -> None:
+        self.abort()
+
+    def _take(self, event: Event | Exception) -> Event:
+        if isinstance(event, Exception):
+            self._over = True
+            raise event
+        self._over = isinstance(event, Finished)
+        return event

@@ -1,0 +1,192 @@
+"""Text to token ids and back, and the one way in which a prompt is laid out.
+
+Wraps the tokenizer of transformers, from local files only and without code of the model's. Chat templates run in its sandbox.
+Documents come first, as the head of a system message, byte for byte the same each time, so that their KV can be shared.
+A user's text cannot pose as a control token: a zero-width joiner is put behind the first letter of any it contains.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import re
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pitlane.engine.errors import ModelError
+from pitlane.engine.types import Segment
+
+if TYPE_CHECKING:
+    from pitlane.engine.models.registry import ModelSource
+    from pitlane.storage.types import Document
+
+JOINER = "\u200d"
+PROBE = "pitlane-system-probe"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as the model gets it. segments: the tokens that lie wholly inside a document; text: before encoding."""
+
+    token_ids: list[int]
+    segments: tuple[Segment, ...]
+    text: str
+
+
+class Tokenizer:
+    """Encodes, decodes, and lays out prompts for one model."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self._inner = _load(source)
+        specials = {token.content for token in self._inner.added_tokens_decoder.values() if token.special}
+        specials.update(self._inner.all_special_tokens)
+        ordered = sorted((text for text in specials if len(text) > 1), key=len, reverse=True)
+        self._specials = re.compile("|".join(map(re.escape, ordered)) or "(?!)")
+        self._system_role: bool | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added ones included."""
+        return len(self._inner)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """What this tokenizer itself says ends a text; a model's config may name more."""
+        end = self._inner.eos_token_id
+        return () if end is None else (end,)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._inner.chat_template)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self._inner.encode(text, add_special_tokens=add_special_tokens)
+        return ids
+
+    def decode(self, token_ids: SequenceOf[int], skip_special_tokens: bool = True) -> str:
+        text: str = self._inner.decode(
+            list(token_ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def fingerprint(self) -> str:
+        """Hex digest of what decides ids: the tokenizer's own serialisation, and the chat template."""
+        text = self._inner.backend_tokenizer.to_str() + str(self._inner.chat_template)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def render_chat(
+        self,
+        messages: list[dict[str, str]],
+        documents: SequenceOf[Document] = (),
+        *,
+        system: str | None = None,
+        thinking: bool | None = None,
+        date: datetime.date | None = None,
+    ) -> Prompt:
+        """Lay out a conversation: documents and system text in a system message, then the turns, then the answer's head.
+
+        A leading system message of `messages` counts as system text, after `system`. thinking: given to templates that
+        know it. date: what templates that print one shall print. Without a chat template it is `render_raw` of the contents.
+        """
+        turns = [{**message, "content": self.defuse(message["content"])} for message in messages]
+        texts = [self.defuse(document.text) for document in documents]
+        head = [self.defuse(system)] if system else []
+        while turns and turns[0]["role"] == "system":
+            head.append(turns.pop(0)["content"])
+        if not self.has_chat_template:
+            return self._prompt("\n\n".join([*texts, *head, *(turn["content"] for turn in turns)]), texts, documents, True)
+        if texts or head:
+            turns = self._with_system("\n\n".join(texts + head), turns)
+        day = date or datetime.date.today()
+        return self._prompt(self._apply(turns, thinking, day), texts, documents, False)
+
+    def render_raw(self, text: str, documents: SequenceOf[Document] = ()) -> Prompt:
+        """Documents, an empty line, the text as it is: special tokens in it count as such."""
+        texts = [self.defuse(document.text) for document in documents]
+        return self._prompt("\n\n".join([*texts, text]), texts, documents, True)
+
+    def defuse(self, text: str) -> str:
+        """The text with a zero-width joiner inside whatever would be read as a special token."""
+        clean = text.encode("utf-8", "replace").decode("utf-8")
+        return self._specials.sub(lambda match: match[0][0] + JOINER + match[0][1:], clean)
+
+    def _with_system(self, content: str, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+        if self._system_role is None:
+            self._system_role = self._knows_system_role()
+        if self._system_role:
+            return [{"role": "system", "content": content}, *turns]
+        first = next((index for index, turn in enumerate(turns) if turn["role"] == "user"), None)
+        if first is None:
+            return [{"role": "user", "content": content}, *turns]
+        merged = {**turns[first], "content": f"{content}\n\n{turns[first]['content']}"}
+        return [*turns[:first], merged, *turns[first + 1 :]]
+
+    def _knows_system_role(self) -> bool:
+        probe = [{"role": "system", "content": PROBE}, {"role": "user", "content": "x"}]
+        try:
+            return PROBE in self._apply(probe, None, datetime.date(2000, 1, 1))
+        except ModelError:
+            return False
+
+    def _apply(self, turns: list[dict[str, str]], thinking: bool | None, date: datetime.date) -> str:
+        from jinja2 import TemplateError
+
+        variables: dict[str, Any] = {"strftime_now": date.strftime, "date_string": date.strftime("%d %b %Y")}
+        if thinking is not None:
+            variables["enable_thinking"] = thinking
+        try:
+            text: str = self._inner.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **variables)
+        except (TemplateError, TypeError, KeyError, ValueError) as error:
+            raise ModelError(f"the model's chat template refuses this conversation: {error}; try --raw") from None
+        return text
+
+    def _prompt(self, text: str, texts: list[str], documents: SequenceOf[Document], add_special_tokens: bool) -> Prompt:
+        if not documents:
+            return Prompt(self.encode(text, add_special_tokens), (), text)
+        encoded = self._inner(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+        offsets: list[tuple[int, int]] = encoded["offset_mapping"]
+        segments, cursor = [], 0
+        for part, document in zip(texts, documents, strict=True):
+            part = part if part in text else part.strip()  # templates may trim the message
+            begin = text.find(part, cursor)
+            if begin >= 0:
+                cursor = begin + len(part)
+                start, end = _tokens_inside(offsets, begin, cursor)
+                segments.append(Segment(start, end, document.content_hash, document.title))
+        return Prompt(list(encoded["input_ids"]), tuple(segments), text)
+
+
+def _tokens_inside(offsets: list[tuple[int, int]], begin: int, end: int) -> tuple[int, int]:
+    """Tokens wholly inside characters `[begin, end)`.
+
+    Some tokenizers trim spaces off offsets, so a token counts as reaching from its neighbour before to the one after.
+    """
+    inside = []
+    for index, (first, last) in enumerate(offsets):
+        if first < begin or last > end or last == first == 0:
+            continue
+        before = offsets[index - 1][1] if index else 0
+        after = offsets[index + 1][0] if index + 1 < len(offsets) else 0
+        if min(first, before) >= begin and max(last, after) <= end or (first == last and begin < first < end):
+            inside.append(index)
+    return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+
+def _load(source: ModelSource) -> Any:
+    if source.tokenizer_folder is None:
+        from pitlane.engine.models.byte_tokenizer import byte_tokenizer
+
+        return byte_tokenizer(source.config.vocab_size)
+    from transformers import AutoTokenizer
+
+    try:
+        inner = AutoTokenizer.from_pretrained(
+            str(source.tokenizer_folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises many kinds for a file that is missing, damaged, or needs a package
+        line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(f"no tokenizer could be read from {source.tokenizer_folder} ({line}); add tokenizer.json") from None
+    if not inner.is_fast:
+        raise ModelError(f"the tokenizer of {source.name} has no tokenizer.json; convert it with transformers and save it")
+    return inner

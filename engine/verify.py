@@ -1,0 +1,84 @@
+"""Verification of drafts: sample every row by the one sampling function, follow the child that equals it.
+
+The engine's, never a plugin's: whatever a drafter proposes, the tokens are those of plain decoding with that seed. The first
+sampled token that is no child of its node ends the walk and is the bonus token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pitlane.engine.sampling import logprobs_of, sample
+from pitlane.engine.types import Draft, Sequence
+
+
+class Verified(NamedTuple):
+    """token_ids: accepted drafts and the bonus token; nodes: indices of the accepted draft tokens, in order."""
+
+    token_ids: list[int]
+    nodes: list[int]
+    logprobs: list[dict[int, float]]
+
+
+def merged_children(draft: Draft | None) -> dict[int, dict[int, int]]:
+    """Children of each node by token id: {node: {token id: child}}, node -1 being the last known token.
+
+    Equal siblings are merged: the later one's children become the first one's.
+    """
+    children: dict[int, dict[int, int]] = {}
+    if draft is None:
+        return children
+    merged = {-1: -1}
+    for index, token in enumerate(draft.token_ids):
+        parent = draft.parents[index] if draft.parents is not None else index - 1
+        merged[index] = children.setdefault(merged[parent], {}).setdefault(token, index)
+    return children
+
+
+def depths(parents: SequenceOf[int]) -> list[int]:
+    """Depth of each draft token: 1 for a child of the last known token."""
+    found: list[int] = []
+    for parent in parents:
+        found.append(1 if parent < 0 else found[parent] + 1)
+    return found
+
+
+def clean(draft: Draft | None, limit: int, vocab_size: int) -> Draft | None:
+    """A draft as the engine takes it: at most `limit` tokens, cut before the first that is not a valid node."""
+    if draft is None:
+        return None
+    tokens: list[int] = []
+    parents = None if draft.parents is None else list(draft.parents)
+    for index, token in enumerate(list(draft.token_ids)[: max(0, limit)]):
+        bad_parent = parents is not None and (index >= len(parents) or not -1 <= parents[index] < index)
+        if bad_parent or not 0 <= int(token) < vocab_size:
+            break
+        tokens.append(int(token))
+    if not tokens:
+        return None
+    if parents is not None and parents[: len(tokens)] == list(range(-1, len(tokens) - 1)):
+        parents = None
+    return Draft(tokens, None if parents is None else parents[: len(tokens)])
+
+
+def verify(seq: Sequence, logits: Tensor, draft: Draft | None) -> Verified:
+    """Walk the draft. logits [1 + K, V], adjusted: row 0 follows the last known token, row 1 + i draft token i."""
+    children = merged_children(draft)
+    tokens: list[int] = []
+    nodes: list[int] = []
+    logprobs: list[dict[int, float]] = []
+    node = -1
+    while True:
+        row = logits[node + 1]
+        token = sample(row, seq.sampling, seq.seed, seq.num_tokens + len(tokens))
+        if seq.sampling.logprobs is not None:
+            logprobs.append(logprobs_of(row, token, seq.sampling.logprobs))
+        tokens.append(token)
+        child = children.get(node, {}).get(token)
+        if child is None:
+            return Verified(tokens, nodes, logprobs)
+        nodes.append(child)
+        node = child

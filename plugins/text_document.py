@@ -1,0 +1,71 @@
+"""Text document: plain text and Markdown as pages of about 3000 characters, cut where paragraphs end.
+
+Changes in the loop: none; `load_document` turns files of text into pages.
+Exactness: identical. Costs: under a millisecond per hundred pages once, in a child process; nothing per token.
+Reads UTF-8, UTF-16 and UTF-32 by their marks, then plain UTF-8, then Windows-1252 and Latin-1.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pitlane import Document, DocumentError, Page, Plugin, hookimpl
+
+PAGE_CHARS = 3000
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
+_MARKS = (  # the mark of UTF-32 begins with that of UTF-16
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+class TextDocument(Plugin):
+    """Reads text/plain and text/markdown."""
+
+    name, exactness = "text_document", "identical"
+
+    @hookimpl
+    def load_document(self, path: str, mime: str) -> Document | None:
+        """Return the file's text in pages; they have no printed labels, so these are their numbers."""
+        if mime not in ("text/plain", "text/markdown"):
+            return None
+        data = Path(path).read_bytes()
+        text = _CONTROL.sub("", decode(data).replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n"))
+        pages = tuple(Page(index, str(index + 1), part) for index, part in enumerate(_cut(text)))
+        if not pages:
+            raise DocumentError("has no text, only blanks; choose another file")
+        return Document(Path(path).name, mime, pages, hashlib.sha256(data).hexdigest())
+
+
+def decode(data: bytes) -> str:
+    """Text of a file's bytes by its mark, else the first of UTF-8, Windows-1252 and Latin-1 that fits."""
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
+    if encoding:
+        return data.decode(encoding, errors="replace")
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return data.decode("latin-1")
+
+
+def _cut(text: str) -> Iterator[str]:
+    """Cut after about PAGE_CHARS: at the last end of a paragraph, else of a line, a sentence, a word, else anywhere."""
+    start = 0
+    while start < len(text):
+        end = start + PAGE_CHARS
+        if end < len(text):
+            ends = (text.rfind(mark, start + PAGE_CHARS // 2, end) + len(mark) for mark in ("\n\n", "\n", ". ", " "))
+            end = next((at for at in ends if at > start + PAGE_CHARS // 2), end)
+        page = "\n".join(line.rstrip() for line in text[start:end].split("\n")).strip("\n")
+        if page.strip():
+            yield page
+        start = end

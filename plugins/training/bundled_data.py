@@ -1,0 +1,110 @@
+"""Training rows of the bundled model: conversations about generated documents, small talk and plain text, as token ids.
+
+A row is several examples laid one after the other up to a fixed length: ids [L] int64 and loss weights [L] float32, where
+the weight belongs to the token as a target. Answers weigh most. Knows nothing of the model or the training loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from pitlane.plugins.training import bundled_tokenizer as tokens
+from pitlane.plugins.training.docqa import Turn, document_message, make_document, make_small_talk, make_system, make_turns
+
+Ids = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float32]
+ANSWER_WEIGHT, PROMPT_WEIGHT, TEXT_WEIGHT = 1.0, 0.1, 0.25
+
+
+class Example(NamedTuple):
+    """Token ids and their loss weights; `answers` are the half-open ranges of the assistant's tokens."""
+
+    ids: list[int]
+    weights: list[float]
+    answers: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Row length in tokens, lengths of the documents in characters, and turns behind each of them."""
+
+    length: int
+    min_chars: int
+    max_chars: int
+    turns: int
+    text_share: float = 0.15
+    chat_share: float = 0.03
+
+
+class ExampleMaker:
+    """Makes examples from a tokenizer and the plain texts."""
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self.newline: list[int] = tokenizer.encode("\n").ids
+        self.text_ids: list[list[int]] = [tokenizer.encode(text).ids for text in texts]
+
+    def conversation(self, system: str, turns: Sequence[Turn]) -> Example:
+        """Lay out a chat exactly as the chat template does."""
+        ids, weights, answers = [tokens.BOS_ID], [0.0], []
+        messages = [(tokens.SYSTEM_ID, system)] if system else []
+        for turn in turns:
+            messages += [(tokens.USER_ID, turn.question), (tokens.ASSISTANT_ID, turn.answer)]
+        encoded = self.tokenizer.encode_batch_fast([text for _, text in messages])
+        for (role, _), content in zip(messages, encoded, strict=True):
+            head, body = [role, *self.newline], [*content.ids, tokens.END_ID]
+            if role == tokens.ASSISTANT_ID:
+                answers.append((len(ids) + len(head), len(ids) + len(head) + len(body)))
+            weight = ANSWER_WEIGHT if role == tokens.ASSISTANT_ID else PROMPT_WEIGHT
+            ids += head + body + self.newline
+            weights += [0.0] * len(head) + [weight] * len(body) + [0.0] * len(self.newline)
+        return Example(ids, weights, answers)
+
+    def document(self, rng: Random, target_chars: int, num_turns: int) -> Example:
+        """Make a conversation about a new document."""
+        document = make_document(rng, target_chars)
+        system = document_message(document.title, document.pages, make_system(rng))
+        return self.conversation(system, make_turns(rng, document, num_turns))
+
+    def plain(self, rng: Random, length: int) -> Example:
+        """Cut a window out of one of the plain texts."""
+        source = rng.choices(self.text_ids, weights=[len(ids) for ids in self.text_ids])[0]
+        start = rng.randrange(max(1, len(source) - length))
+        ids = [tokens.BOS_ID, *source[start : start + length - 1]]
+        return Example(ids, [0.0] + [TEXT_WEIGHT] * (len(ids) - 1), [])
+
+    def example(self, rng: Random, mixture: Mixture) -> Example:
+        """Draw one example of the mixture."""
+        kind = rng.random()
+        if self.text_ids and kind < mixture.text_share:
+            return self.plain(rng, mixture.length)
+        if kind > 1 - mixture.chat_share:
+            return self.conversation("", make_small_talk(rng))
+        return self.document(rng, rng.randint(mixture.min_chars, mixture.max_chars), mixture.turns)
+
+
+def rows(maker: ExampleMaker, rng: Random, mixture: Mixture) -> Iterator[tuple[Ids, Weights]]:
+    """Yield packed rows for ever. Plain text fills a row of its own; the last example of a row is cut off."""
+    while True:
+        ids: list[int] = []
+        weights: list[float] = []
+        while len(ids) < mixture.length:
+            example = maker.example(rng, mixture)
+            ids += example.ids
+            weights += example.weights
+        yield np.array(ids[: mixture.length]), np.array(weights[: mixture.length], dtype=np.float32)
+
+
+def batches(maker: ExampleMaker, rng: Random, mixture: Mixture, batch_tokens: int) -> Iterator[tuple[Ids, Weights]]:
+    """Yield batches of about `batch_tokens` tokens: ids [B, L] and weights [B, L]."""
+    source = rows(maker, rng, mixture)
+    while True:
+        picked = [next(source) for _ in range(max(1, batch_tokens // mixture.length))]
+        yield np.stack([ids for ids, _ in picked]), np.stack([weights for _, weights in picked])

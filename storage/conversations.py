@@ -1,0 +1,170 @@
+"""Conversations in the store: turns with their token ids and stats, the documents they are about, and search.
+
+Token ids are kept, not only text, so that a conversation can go on from the very tokens the model saw.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pitlane.storage.errors import NotFound
+from pitlane.storage.types import Conversation, Message, SearchHit, storable
+
+if TYPE_CHECKING:
+    from pitlane.storage.db import Store
+
+_TITLE_CHARS = 60
+_SELECT = """
+SELECT c.*, (SELECT count(*) FROM messages WHERE conversation_id = c.id) AS num_messages FROM conversations AS c
+"""
+_BY_WORDS = """
+SELECT m.conversation_id, m.id AS message_id, c.title, snippet(messages_fts, 0, '[', ']', '…', 16) AS snippet
+FROM messages_fts
+JOIN messages AS m ON m.id = messages_fts.rowid
+JOIN conversations AS c ON c.id = m.conversation_id
+WHERE messages_fts MATCH ? ORDER BY messages_fts.rank LIMIT ?
+"""
+_BY_CHARACTERS = """
+SELECT m.conversation_id, m.id AS message_id, c.title,
+       substr(m.text, max(1, instr(lower(m.text), lower(?)) - 40), 120) AS snippet
+FROM messages AS m JOIN conversations AS c ON c.id = m.conversation_id
+WHERE m.text LIKE ? ESCAPE '\\' ORDER BY m.id DESC LIMIT ?
+"""
+_BY_TITLE = """
+SELECT id AS conversation_id, NULL AS message_id, title, title AS snippet FROM conversations
+WHERE title LIKE ? ESCAPE '\\' ORDER BY updated DESC LIMIT ?
+"""
+
+
+class Conversations:
+    """Create, read, extend, cut, search and delete conversations."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def create(self, model: str, title: str = "") -> Conversation:
+        """Start a conversation; without a title it takes the first words of its first user message."""
+        now = time.time()
+        row = (secrets.token_hex(6), storable(title), storable(model), now, now)
+        with self._store.transaction() as db:
+            db.execute("INSERT INTO conversations VALUES (?, ?, ?, ?, ?)", row)
+        return Conversation(*row, num_messages=0)
+
+    def rename(self, conversation_id: str, title: str) -> None:
+        """Give a conversation another title."""
+        sql = "UPDATE conversations SET title = ? WHERE id = ?"
+        self._change(sql, (storable(title), conversation_id), conversation_id)
+
+    def delete(self, conversation_id: str) -> None:
+        """Delete a conversation with its messages; its documents stay."""
+        self._change("DELETE FROM conversations WHERE id = ?", (conversation_id,), conversation_id)
+
+    def list(self, limit: int = 50) -> builtins.list[Conversation]:
+        """Conversations without their messages, the latest used first."""
+        rows = self._store.rows(f"{_SELECT} ORDER BY c.updated DESC, c.rowid DESC LIMIT ?", (limit,))
+        return [Conversation(**row) for row in rows]
+
+    def get(self, conversation_id: str) -> Conversation:
+        """One conversation with its messages in order and the ids of its documents."""
+        rows = self._store.rows(f"{_SELECT} WHERE c.id = ?", (conversation_id,))
+        if not rows:
+            raise _missing(conversation_id)
+        messages = self._store.rows("SELECT * FROM messages WHERE conversation_id = ? ORDER BY id", (conversation_id,))
+        documents = self._store.rows(
+            "SELECT document_id FROM conversation_documents WHERE conversation_id = ? ORDER BY position",
+            (conversation_id,),
+        )
+        return Conversation(
+            **rows[0],
+            document_ids=tuple(row["document_id"] for row in documents),
+            messages=tuple(_message(row) for row in messages),
+        )
+
+    def append(
+        self,
+        conversation_id: str,
+        role: str,
+        text: str,
+        *,
+        token_ids: Sequence[int] | None = None,
+        stats: Mapping[str, Any] | None = None,
+    ) -> Message:
+        """Add a message at the end."""
+        text, now = storable(text), time.time()
+        ids = None if token_ids is None else json.dumps([int(token) for token in token_ids], separators=(",", ":"))
+        numbers = None if stats is None else json.dumps(dict(stats), default=str)
+        with self._store.transaction() as db:
+            self._touch(conversation_id, _first_words(text) if role == "user" else "")
+            sql = "INSERT INTO messages (conversation_id, role, text, token_ids, stats, created) VALUES (?,?,?,?,?,?)"
+            cursor = db.execute(sql, (conversation_id, role, text, ids, numbers, now))
+            return _message(self._store.rows("SELECT * FROM messages WHERE id = ?", (cursor.lastrowid,))[0])
+
+    def truncate(self, conversation_id: str, message_id: int) -> None:
+        """Remove a message and all that follow it, for a retry or an edit."""
+        with self._store.transaction() as db:
+            self._touch(conversation_id)
+            if not self._store.rows(
+                "SELECT id FROM messages WHERE id = ? AND conversation_id = ?", (message_id, conversation_id)
+            ):
+                raise NotFound(f"conversation '{conversation_id}' has no message {message_id}; reload it")
+            db.execute("DELETE FROM messages WHERE conversation_id = ? AND id >= ?", (conversation_id, message_id))
+
+    def set_documents(self, conversation_id: str, document_ids: Sequence[str]) -> None:
+        """Say which stored documents the conversation is about, in prompt order."""
+        rows = [(conversation_id, position, key) for position, key in enumerate(dict.fromkeys(document_ids))]
+        with self._store.transaction() as db:
+            self._touch(conversation_id)
+            db.execute("DELETE FROM conversation_documents WHERE conversation_id = ?", (conversation_id,))
+            try:
+                db.conn.executemany("INSERT INTO conversation_documents VALUES (?, ?, ?)", rows)
+            except sqlite3.IntegrityError:
+                wanted = ", ".join(document_ids)
+                raise NotFound(f"not all of these documents are stored: {wanted}; add them first") from None
+
+    def search(self, text: str, limit: int = 50) -> builtins.list[SearchHit]:
+        """Find conversations by title and messages by words, the last word as a beginning; any text is a valid search.
+
+        Where no words match (punctuation, scripts without spaces) messages are searched by characters.
+        """
+        words = storable(text).split()
+        if not words:
+            return []
+        phrase = " ".join(words)
+        pattern = "%" + phrase.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+        query = " ".join('"' + word.replace('"', '""') + '"' for word in words) + "*"
+        rows = self._store.rows(_BY_TITLE, (pattern, limit)) + (
+            self._store.rows(_BY_WORDS, (query, limit)) or self._store.rows(_BY_CHARACTERS, (phrase, pattern, limit))
+        )
+        return [SearchHit(**row) for row in rows[:limit]]
+
+    def _touch(self, conversation_id: str, title: str = "") -> None:
+        sql = "UPDATE conversations SET updated = ?, title = CASE title WHEN '' THEN ? ELSE title END WHERE id = ?"
+        self._change(sql, (time.time(), title, conversation_id), conversation_id)
+
+    def _change(self, sql: str, parameters: Sequence[Any], conversation_id: str) -> None:
+        with self._store.transaction() as db:
+            if db.execute(sql, parameters).rowcount == 0:
+                raise _missing(conversation_id)
+
+
+def _message(row: dict[str, Any]) -> Message:
+    row["token_ids"] = None if row["token_ids"] is None else tuple(json.loads(row["token_ids"]))
+    row["stats"] = None if row["stats"] is None else json.loads(row["stats"])
+    return Message(**row)
+
+
+def _first_words(text: str) -> str:
+    line = " ".join(text.split())
+    if len(line) <= _TITLE_CHARS:
+        return line
+    return line[:_TITLE_CHARS].rsplit(" ", 1)[0] + "…"
+
+
+def _missing(conversation_id: str) -> NotFound:
+    return NotFound(f"no conversation '{conversation_id}'; it may have been deleted in another window")

@@ -1,0 +1,157 @@
+"""The store: one SQLite file for documents, saved prefixes, conversations and runs.
+
+Threads share one connection behind one lock: calls take microseconds to milliseconds, slow work (tensor files,
+checksums) runs outside the lock, and a page's pool of short-lived threads leaves no connections behind. Processes share
+the file: write-ahead log, a busy time-out, and writes that begin with `BEGIN IMMEDIATE`, so none fails half-way for a
+lock. A store does not survive `fork`; open a new one in the child.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sqlite_utils import Database
+
+from pitlane.storage import migrations
+from pitlane.storage.conversations import Conversations
+from pitlane.storage.documents import Documents
+from pitlane.storage.errors import StorageError
+from pitlane.storage.home import home
+from pitlane.storage.prefixes import DEFAULT_QUOTA_BYTES, Prefixes
+from pitlane.storage.runs import Runs
+
+BUSY_SECONDS = 10.0
+
+
+class Store:
+    """Everything Pitlane keeps. Safe to use from several threads and processes."""
+
+    def __init__(self, path: Path | None = None, *, quota_bytes: int = DEFAULT_QUOTA_BYTES) -> None:
+        """Open or make the database at `path` (default: pitlane.db in the data folder); prefixes lie beside it."""
+        self.path = (path if path is not None else home() / "pitlane.db").absolute()
+        self._lock = threading.RLock()
+        with self._named_errors():
+            self._db = _open(self.path)
+        # Each database its own folder: files without a row are deleted, so two may not share one.
+        folder = "prefixes" if self.path.name == "pitlane.db" else f"{self.path.stem}-prefixes"
+        try:
+            self.documents = Documents(self)
+            self.prefixes = Prefixes(self, self.path.parent / folder, quota_bytes=quota_bytes)
+            self.conversations = Conversations(self)
+            self.runs = Runs(self)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Run a query and return its rows as dictionaries."""
+        with self._lock, self._named_errors():
+            cursor = self._db.execute(sql, parameters)
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """Hold the write lock of all threads and processes; commit at the end, roll back on an error. Nests."""
+        with self._lock, self._named_errors():
+            if self._db.conn.in_transaction:
+                yield self._db
+                return
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.commit()
+            except BaseException:
+                self._db.rollback()
+                raise
+
+    def close(self) -> None:
+        """Write what is pending and close the file. May be called twice."""
+        with self._lock:
+            with suppress(StorageError, sqlite3.ProgrammingError):  # closed before, or: only dates of last use are lost
+                self.prefixes.flush()
+            self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            # Subclasses other than OperationalError (integrity, programming) are our own mistakes: let them through.
+            if type(error) not in (sqlite3.DatabaseError, sqlite3.OperationalError):
+                raise
+            raise StorageError(_explain(self.path, error)) from error
+
+
+def _open(path: Path) -> Any:
+    connection = None
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        connection = sqlite3.connect(str(path), timeout=BUSY_SECONDS, check_same_thread=False)
+        db = Database(connection, execute_plugins=False)
+        _use_wal(connection)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        _migrate(db, path)
+        return db
+    except BaseException as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, OSError):
+            raise StorageError(f"cannot open {path} ({error.strerror}); set PITLANE_HOME to another folder") from None
+        raise
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to the write-ahead log; SQLite ignores the busy time-out here, so wait by hand."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _migrate(db: Any, path: Path) -> None:
+    newer = migrations.unknown(db)
+    if newer:
+        raise StorageError(
+            f"{path} was written by a newer Pitlane (it has {newer[-1]}); "
+            "upgrade Pitlane, or set PITLANE_HOME to another folder"
+        )
+    if not migrations.pending(db):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        migrations.apply(db)
+        db.commit()
+    except BaseException:
+        db.rollback()
+        raise
+
+
+def _explain(path: Path, error: sqlite3.DatabaseError) -> str:
+    reason = str(error)
+    if "locked" in reason or "busy" in reason:
+        return f"{path} is in use by another process (waited {BUSY_SECONDS:.0f} s); try again, or close the other one"
+    if "full" in reason:
+        return f"{path} cannot grow: the disk is full; free some space, for example by removing saved prefixes"
+    if "readonly" in reason or "unable to open" in reason:
+        return f"{path} cannot be written ({reason}); check its permissions, or set PITLANE_HOME to another folder"
+    return f"{path} is damaged or not a Pitlane database ({reason}); move it away to start with an empty one"

@@ -1,0 +1,30 @@
+"""The root of all errors that a user can cause, and those of storage and of documents. Messages are one line.
+
+PitlaneError                 engine/errors.py grows further branches
+├── StorageError             the database, the home folder or a file in it cannot be used
+│   ├── NotFound             no stored thing of that name; lists the known
+│   └── PrefixMismatch       a saved prefix is not what its row says: discard it and compute it again
+└── DocumentError            a file given as a document cannot be read as one
+"""
+
+from __future__ import annotations
+
+
+class PitlaneError(Exception):
+    """Root of everything a user can cause: what, the value, what to do."""
+
+
+class StorageError(PitlaneError):
+    """The database, the home folder or a file in it cannot be used."""
+
+
+class NotFound(StorageError):
+    """No stored thing of that name."""
+
+
+class PrefixMismatch(StorageError):
+    """A saved prefix is missing, damaged or of another kind than its row says."""
+
+
+class DocumentError(PitlaneError):
+    """A file given as a document cannot be read as one."""

@@ -1,0 +1,22 @@
+"""Where Pitlane keeps its data: PITLANE_HOME, or else the platform's user data folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+from pitlane.storage.errors import StorageError
+
+
+def home() -> Path:
+    """Return the data folder, made on demand and readable by its owner only."""
+    given = os.environ.get("PITLANE_HOME")
+    folder = Path(given).expanduser() if given else platformdirs.user_data_path("pitlane", appauthor=False)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else (error.strerror or str(error))
+        raise StorageError(f"the data folder {folder} cannot be made ({reason}); set PITLANE_HOME to another") from None
+    return folder.absolute()

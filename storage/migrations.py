@@ -1,0 +1,121 @@
+"""The database's schema, as steps. Append only: a step that was released is never edited, a change is a new step.
+
+sqlite-utils records which steps a database has; `unknown` tells a database that a newer Pitlane has written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from sqlite_utils import Migrations
+
+Step = Callable[[Any], None]
+
+_migrations = Migrations("pitlane")
+
+
+def migration(step: Step) -> Step:
+    """Register a step; its name is its identity."""
+    return cast(Step, _migrations()(step))
+
+
+def apply(db: Any) -> None:
+    """Run the steps that this database lacks. Call it inside a transaction: then several processes may open at once."""
+    _migrations.apply(db)
+
+
+def pending(db: Any) -> bool:
+    """True where `apply` would change something."""
+    return bool(_migrations.pending(db))
+
+
+def unknown(db: Any) -> list[str]:
+    """Names of applied steps that this version does not know."""
+    names = [step.name for step in _migrations.applied(db)]
+    known = {step.name for step in _migrations.pending(_Empty())}
+    return [name for name in names if name not in known]
+
+
+class _Empty:
+    """Stands for a database without steps, so that `pending` names them all."""
+
+    def __getitem__(self, name: str) -> _Empty:
+        return self
+
+    def exists(self) -> bool:
+        return False
+
+
+@migration
+def m001_initial(db: Any) -> None:
+    """Documents with pages, saved prefixes, conversations with searchable messages, runs."""
+    db.executescript(_INITIAL)
+    db["messages"].enable_fts(["text"], create_triggers=True)
+
+
+# AUTOINCREMENT: an id that another tab still holds must never come to name a new row.
+_INITIAL = """
+CREATE TABLE documents (
+    id TEXT PRIMARY KEY,
+    title TEXT NOT NULL,
+    mime TEXT NOT NULL,
+    content_hash TEXT NOT NULL UNIQUE,
+    num_pages INTEGER NOT NULL,
+    num_chars INTEGER NOT NULL,
+    created REAL NOT NULL
+);
+CREATE TABLE document_pages (
+    document_id TEXT NOT NULL REFERENCES documents(id) ON DELETE CASCADE,
+    page_index INTEGER NOT NULL,
+    label TEXT NOT NULL,
+    text TEXT NOT NULL,
+    PRIMARY KEY (document_id, page_index)
+);
+CREATE TABLE prefixes (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    fingerprint TEXT NOT NULL,
+    block_hash TEXT NOT NULL,
+    num_tokens INTEGER NOT NULL,
+    file TEXT NOT NULL,
+    num_bytes INTEGER NOT NULL,
+    checksum TEXT NOT NULL,
+    title TEXT NOT NULL,
+    document_hash TEXT,
+    pinned INTEGER NOT NULL DEFAULT 0,
+    created REAL NOT NULL,
+    last_used REAL NOT NULL,
+    token_ids BLOB NOT NULL,
+    UNIQUE (fingerprint, block_hash)
+);
+CREATE INDEX prefixes_longest ON prefixes (fingerprint, num_tokens DESC, block_hash);
+CREATE TABLE conversations (
+    id TEXT PRIMARY KEY,
+    title TEXT NOT NULL,
+    model TEXT NOT NULL,
+    created REAL NOT NULL,
+    updated REAL NOT NULL
+);
+CREATE INDEX conversations_updated ON conversations (updated);
+CREATE TABLE conversation_documents (
+    conversation_id TEXT NOT NULL REFERENCES conversations(id) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    document_id TEXT NOT NULL REFERENCES documents(id) ON DELETE CASCADE,
+    PRIMARY KEY (conversation_id, position)
+);
+CREATE TABLE messages (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    conversation_id TEXT NOT NULL REFERENCES conversations(id) ON DELETE CASCADE,
+    role TEXT NOT NULL,
+    text TEXT NOT NULL,
+    token_ids TEXT,
+    stats TEXT,
+    created REAL NOT NULL
+);
+CREATE INDEX messages_of_conversation ON messages (conversation_id, id);
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    created REAL NOT NULL,
+    stats TEXT NOT NULL
+);
+"""

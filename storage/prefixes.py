@@ -1,0 +1,233 @@
+"""Saved prefixes: KV of a prompt's leading blocks, a row in SQLite and a safetensors file each.
+
+Rows name files, and both change inside one write transaction: save renames then inserts, removal deletes the row then
+the file. So to every other process a file without a row is rubbish, and a row without a file is a crash; both are
+cleaned on open. Only temporary files are outside that rule, and get an hour's grace. Reading trusts nothing: size,
+checksum, metadata.
+Knows nothing of blocks, models or what the tensors mean; a fingerprint and a block hash are opaque text.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import time
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pitlane.storage import blobs
+from pitlane.storage.errors import NotFound, PrefixMismatch, StorageError
+from pitlane.storage.types import SavedPrefix, storable
+
+if TYPE_CHECKING:
+    import torch
+
+    from pitlane.storage.db import Store
+
+FORMAT = "pitlane-prefix-1"
+DEFAULT_QUOTA_BYTES = 10 * 10**9
+_TOUCH_SECONDS = 60.0
+_COLUMNS = ", ".join(field.name for field in fields(SavedPrefix))
+
+
+class Prefixes:
+    """Save, find, load, pin and prune."""
+
+    def __init__(self, store: Store, folder: Path, *, quota_bytes: int = DEFAULT_QUOTA_BYTES) -> None:
+        """Use (and clean) `folder`, which belongs to this store alone; keep at most `quota_bytes` in it."""
+        self._store = store
+        self.folder = folder
+        self.quota_bytes = quota_bytes
+        self._touched: dict[int, float] = {}
+        self._flushed = time.monotonic()
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make {folder} ({error.strerror}); set PITLANE_HOME to another folder") from None
+        self._clean()
+
+    def save(
+        self,
+        fingerprint: str,
+        block_hash: str,
+        token_ids: Sequence[int],
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        title: str = "",
+        document_hash: str | None = None,
+    ) -> SavedPrefix:
+        """Save the KV of `token_ids`; what is saved already is returned as it is. Prunes to the quota first."""
+        known = self._intact(fingerprint, block_hash)
+        if known:
+            self._touch(known)
+            return known
+        self._make_room(blobs.tensor_bytes(tensors))
+        temporary = blobs.write(self.folder, tensors, _metadata(fingerprint, block_hash, len(token_ids)))
+        try:
+            num_bytes, checksum = temporary.stat().st_size, blobs.checksum(temporary)
+            with self._store.transaction() as db:
+                known = self._intact(fingerprint, block_hash)  # another process may have been faster
+                if known:
+                    return known
+                now, file = time.time(), _file_name(fingerprint, block_hash)
+                blobs.publish(temporary, self.folder / file)
+                row = {"fingerprint": fingerprint, "block_hash": block_hash, "num_tokens": len(token_ids)}
+                row |= {"file": file, "num_bytes": num_bytes, "checksum": checksum, "created": now, "last_used": now}
+                row |= {"title": storable(title), "document_hash": document_hash}
+                db["prefixes"].insert({**row, "token_ids": array("q", token_ids).tobytes()}, replace=True)
+                return self._where("fingerprint = ? AND block_hash = ?", fingerprint, block_hash)[0]
+        finally:
+            blobs.remove(temporary)
+
+    def find(self, fingerprint: str, block_hashes: Sequence[str]) -> SavedPrefix | None:
+        """Return the longest saved prefix whose hash is among these, or None.
+
+        Walks the rows of this fingerprint (some dozens, longest first, in a covering index), not thousands of hashes.
+        """
+        wanted = set(block_hashes)
+        rows = self._store.rows(
+            "SELECT block_hash FROM prefixes WHERE fingerprint = ? ORDER BY num_tokens DESC", (fingerprint,)
+        )
+        block_hash = next((row["block_hash"] for row in rows if row["block_hash"] in wanted), None)
+        if block_hash is None:
+            return None
+        found = self._where("fingerprint = ? AND block_hash = ?", fingerprint, block_hash)
+        if not found:  # removed by another process in between
+            return None
+        self._touch(found[0])
+        return found[0]
+
+    def load(self, prefix: SavedPrefix) -> dict[str, torch.Tensor]:
+        """Map a prefix's tensors after checking all that its row says; raise PrefixMismatch with the reason."""
+        path = self.folder / prefix.file
+        try:
+            size = path.stat().st_size
+            if size != prefix.num_bytes:
+                raise PrefixMismatch(f"{path.name} has {size} bytes, {prefix.num_bytes} were saved")
+            found = blobs.checksum(path)
+        except OSError as error:
+            raise PrefixMismatch(f"{path.name} is gone or cannot be read ({error.strerror})") from error
+        if found != prefix.checksum:
+            raise PrefixMismatch(f"{path.name} has the checksum {found[:12]}, {prefix.checksum[:12]} was saved")
+        tensors, metadata = blobs.read(path)
+        for key, expected in _metadata(prefix.fingerprint, prefix.block_hash, prefix.num_tokens).items():
+            if metadata.get(key) != expected:
+                raise PrefixMismatch(f"{path.name} says {key} = {metadata.get(key)!r}, its row {expected!r}")
+        return tensors
+
+    def token_ids(self, prefix: SavedPrefix) -> builtins.list[int]:
+        """The tokens whose KV was saved: a hit also compares them."""
+        rows = self._store.rows("SELECT token_ids FROM prefixes WHERE id = ?", (prefix.id,))
+        ids = array("q", rows[0]["token_ids"] if rows else b"")
+        if len(ids) != prefix.num_tokens:
+            raise PrefixMismatch(f"{prefix.file} has {len(ids)} token ids in its row, {prefix.num_tokens} were saved")
+        return ids.tolist()
+
+    def discard(self, prefix: SavedPrefix) -> None:
+        """Drop a prefix, row and file; nothing happens if it was dropped or saved anew meanwhile."""
+        with self._store.transaction() as db:
+            if db.execute("DELETE FROM prefixes WHERE id = ?", (prefix.id,)).rowcount:
+                blobs.remove(self.folder / prefix.file)
+        self._touched.pop(prefix.id, None)
+
+    def list(self) -> builtins.list[SavedPrefix]:
+        """All saved prefixes, the latest used first."""
+        self.flush()
+        return self._where("1 ORDER BY last_used DESC, id DESC")
+
+    def pin(self, prefix_id: int, pinned: bool = True) -> None:
+        """Keep a prefix from being pruned, or let it go again."""
+        with self._store.transaction() as db:
+            if not db.execute("UPDATE prefixes SET pinned = ? WHERE id = ?", (pinned, prefix_id)).rowcount:
+                raise self._missing(prefix_id)
+
+    def remove(self, prefix_id: int) -> None:
+        """Remove one prefix, pinned or not."""
+        found = self._where("id = ?", prefix_id)
+        if not found:
+            raise self._missing(prefix_id)
+        self.discard(found[0])
+
+    def remove_document(self, document_hash: str) -> None:
+        """Remove every prefix that was saved for a document."""
+        for prefix in self._where("document_hash = ?", document_hash):
+            self.discard(prefix)
+
+    def prune(self, max_bytes: int) -> builtins.list[SavedPrefix]:
+        """Remove the least recently used, never the pinned, until at most `max_bytes` are left; return the removed."""
+        self.flush()
+        removed = []
+        with self._store.transaction():
+            excess = self.total_bytes() - max_bytes
+            for prefix in self._where("NOT pinned ORDER BY last_used, id") if excess > 0 else []:
+                if excess <= 0:
+                    break
+                self.discard(prefix)
+                removed.append(prefix)
+                excess -= prefix.num_bytes
+        return removed
+
+    def total_bytes(self) -> int:
+        """Bytes of all saved prefixes."""
+        return int(self._store.rows("SELECT coalesce(sum(num_bytes), 0) AS total FROM prefixes")[0]["total"])
+
+    def flush(self) -> None:
+        """Write the dates of last use, which `find` only notes: a hit shall cost no write."""
+        touched, self._touched, self._flushed = self._touched, {}, time.monotonic()
+        if touched:
+            with self._store.transaction() as db:
+                rows = [(when, key) for key, when in touched.items()]
+                db.conn.executemany("UPDATE prefixes SET last_used = ? WHERE id = ?", rows)
+
+    def _touch(self, prefix: SavedPrefix) -> None:
+        self._touched[prefix.id] = time.time()
+        if time.monotonic() - self._flushed > _TOUCH_SECONDS:
+            self.flush()
+
+    def _intact(self, fingerprint: str, block_hash: str) -> SavedPrefix | None:
+        """The saved prefix if its file has the right size (the checksum is for `load`)."""
+        found = self._where("fingerprint = ? AND block_hash = ?", fingerprint, block_hash)
+        try:
+            return found[0] if found and (self.folder / found[0].file).stat().st_size == found[0].num_bytes else None
+        except OSError:
+            return None
+
+    def _make_room(self, num_bytes: int) -> None:
+        pinned = sum(prefix.num_bytes for prefix in self._where("pinned"))
+        if pinned + num_bytes > self.quota_bytes:
+            raise StorageError(
+                f"a prefix of {num_bytes / 1e6:.0f} MB does not fit: the quota is {self.quota_bytes / 1e6:.0f} MB, "
+                f"{pinned / 1e6:.0f} MB of it pinned; raise the quota or unpin some"
+            )
+        self.prune(self.quota_bytes - num_bytes)
+
+    def _clean(self) -> None:
+        """Drop rows without files, files without rows, and temporary files of saves that died."""
+        with self._store.transaction():
+            for prefix in self._where("1"):
+                if not (self.folder / prefix.file).is_file():
+                    self.discard(prefix)
+            named = {prefix.file for prefix in self._where("1")}
+            for path in self.folder.iterdir():
+                rubbish = blobs.stale(path) if path.suffix == blobs.TEMPORARY else path.name not in named
+                if rubbish and path.suffix in (blobs.TEMPORARY, ".safetensors"):
+                    blobs.remove(path)
+
+    def _where(self, condition: str, *parameters: Any) -> builtins.list[SavedPrefix]:
+        rows = self._store.rows(f"SELECT {_COLUMNS} FROM prefixes WHERE {condition}", parameters)
+        return [SavedPrefix(**{**row, "pinned": bool(row["pinned"])}) for row in rows]
+
+    def _missing(self, prefix_id: int) -> NotFound:
+        known = ", ".join(str(prefix.id) for prefix in self.list()[:20]) or "none"
+        return NotFound(f"no saved prefix {prefix_id}; saved are: {known}")
+
+
+def _metadata(fingerprint: str, block_hash: str, num_tokens: int) -> dict[str, str]:
+    return {"format": FORMAT, "fingerprint": fingerprint, "block_hash": block_hash, "num_tokens": str(num_tokens)}
+
+
+def _file_name(fingerprint: str, block_hash: str) -> str:
+    return hashlib.sha256(f"{fingerprint}\n{block_hash}".encode()).hexdigest()[:32] + ".safetensors"

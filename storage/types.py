@@ -1,0 +1,147 @@
+"""Plain data of the storage room: documents as loaders return them, and rows as the store returns them.
+
+Knows no database, no file and no tensor. Times are Unix seconds. `Document.text` is the one rendering of a document in
+a prompt; saved prefixes depend on every byte of it, so a change here invalidates them all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MAX_PAGES = 5_000
+MAX_CHARS = 20_000_000
+
+# Names that chat templates and tokenizers give to their own marks; the list errs on the side of replacing too much.
+_MARK_NAMES = (
+    r"documents?|s|bos|eos|pad|unk|mask|think|thinking|reasoning|answer|user|assistant|system|(?:start|end)_of_turn"
+    r"|(?:begin|end)_of_\w+|(?:im|fim)_\w+|\w*tool\w*|image_?\w*|<SYS>"
+)
+_NAMED = rf"\s*/?\s*(?:{_MARK_NAMES})(?:\s[^<>\n]{{0,200}})?\s*>"
+_BARRED = r"[|｜][^<>\n]{0,100}[|｜]>"
+_MARK = re.compile(rf"<(?={_NAMED}|{_BARRED})", re.IGNORECASE)
+_OPEN_FRAME = re.compile(r"<(?=\s*/?\s*document\b)", re.IGNORECASE)
+_BRACKET = re.compile(r"\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w+)\]|p\. \d+\])")
+
+
+def neutralise(text: str) -> str:
+    """Make text unable to close its frame, pose as a special token or forge a page marker.
+
+    Only the opening character changes (`<` to `‹`, `[` to `［`), so the text keeps its length and stays readable.
+    """
+    return _BRACKET.sub("［", _OPEN_FRAME.sub("‹", _MARK.sub("‹", text)))
+
+
+def storable(text: str) -> str:
+    """Text that can be written as UTF-8: lone surrogates become question marks, NUL is dropped."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page: `index` from 0, `label` as printed ("iv"), `text` as extracted."""
+
+    index: int
+    label: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What a loader makes of a file. `content_hash` is the SHA-256 of the file's bytes, in hex."""
+
+    title: str
+    mime: str
+    pages: tuple[Page, ...]
+    content_hash: str
+
+    @property
+    def text(self) -> str:
+        """The document as it stands in a prompt: framed, page markers from 1, the same bytes each time."""
+        title = neutralise(" ".join(self.title.split())).replace('"', "'")
+        pages = "\n\n".join(f"[p. {page.index + 1}]\n{neutralise(page.text)}" for page in self.pages)
+        return f'<document title="{title}">\n{pages}\n</document>'
+
+    @property
+    def num_chars(self) -> int:
+        """Characters of text, without the frame and the markers."""
+        return sum(len(page.text) for page in self.pages)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """A document in the store, without its pages. `id` is the first 12 digits of `content_hash`."""
+
+    id: str
+    title: str
+    mime: str
+    content_hash: str
+    num_pages: int
+    num_chars: int
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPrefix:
+    """A row about KV in a safetensors file. `block_hash` is that of the last block; it stands for all tokens before."""
+
+    id: int
+    fingerprint: str
+    block_hash: str
+    num_tokens: int
+    file: str
+    num_bytes: int
+    checksum: str
+    title: str
+    document_hash: str | None
+    pinned: bool
+    created: float
+    last_used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; `token_ids` are what the model saw or produced, where known."""
+
+    id: int
+    conversation_id: str
+    role: str
+    text: str
+    token_ids: tuple[int, ...] | None
+    stats: Mapping[str, Any] | None
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation; `messages` and `document_ids` are filled by `get`, and empty in lists."""
+
+    id: str
+    title: str
+    model: str
+    created: float
+    updated: float
+    num_messages: int
+    document_ids: tuple[str, ...] = ()
+    messages: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SearchHit:
+    """A place where searched words stand; `message_id` is None where the title matched. Matches are in [brackets]."""
+
+    conversation_id: str
+    message_id: int | None
+    title: str
+    snippet: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The stats of one finished request (DESIGN.md section 7)."""
+
+    id: int
+    created: float
+    stats: Mapping[str, Any]

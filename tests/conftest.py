@@ -1,0 +1,60 @@
+"""Fixtures for all tests: a home of their own, no network, small models.
+
+Nothing a test does touches the user's home; only built-in plugins are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """PITLANE_HOME in tmp; offline; no installed plugin packages; no PITLANE_* setting of the user."""
+    import os
+
+    for name in [name for name in os.environ if name.startswith("PITLANE_")]:
+        monkeypatch.delenv(name)
+    home = tmp_path / "pitlane-home"
+    monkeypatch.setenv("PITLANE_HOME", str(home))
+    monkeypatch.setenv("PITLANE_LOAD", "")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    return home
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real models, PDFs and texts, where they are present."""
+    if not SHARED.is_dir():
+        pytest.skip("no shared test data here")
+    return SHARED
+
+
+@pytest.fixture
+def make_engine(own_home: Path) -> Iterator[Callable[..., Any]]:
+    """Engines that are closed at the end: `make_engine(model="random:tiny", dtype="float64", plugins={}, **options)`."""
+    from pitlane.engine.engine import Engine
+
+    made: list[Engine] = []
+
+    def make(model: str = "random:tiny", *, dtype: str = "float64", plugins: Any = (), **options: Any) -> Engine:
+        settings = plugins if isinstance(plugins, dict) else {name: {} for name in plugins}
+        made.append(Engine(model, dtype=dtype, plugins=settings, **options))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+@pytest.fixture
+def engine(make_engine: Callable[..., Any]) -> Any:
+    """The bare core on a tiny random model in float64."""
+    return make_engine()

@@ -1,0 +1,182 @@
+"""The loaders themselves, called in this process: PDF and text."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from pitlane import Document, DocumentError
+from pitlane.plugins.pdf_document import PdfDocument
+from pitlane.plugins.text_document import PAGE_CHARS, TextDocument
+
+PDF, TEXT = "application/pdf", "text/plain"
+
+
+def make_pdf(
+    pages: list[str], *, catalog: str = "", resources: str = "/Font << /F 3 0 R >>", trailer: str = ""
+) -> bytes:
+    """A PDF of one content stream per page; without a table of objects, which readers then rebuild."""
+    kids = " ".join(f"{10 + 2 * index} 0 R" for index in range(len(pages)))
+    objects = {
+        1: f"<< /Type /Catalog /Pages 2 0 R {catalog} >>",
+        2: f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} /MediaBox [0 0 600 800] >>",
+        3: "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
+    }
+    for index, content in enumerate(pages):
+        objects[10 + 2 * index] = (
+            f"<< /Type /Page /Parent 2 0 R /Resources << {resources} >> /Contents {11 + 2 * index} 0 R >>"
+        )
+        objects[11 + 2 * index] = f"<< /Length {len(content)} >>\nstream\n{content}\nendstream"
+    body = "".join(f"{number} 0 obj\n{text}\nendobj\n" for number, text in objects.items())
+    return f"%PDF-1.7\n{body}trailer << /Root 1 0 R {trailer} >>\n%%EOF\n".encode("latin-1")
+
+
+def lines(*texts: str) -> str:
+    shown = " ".join(f"({text}) Tj 0 -20 Td" for text in texts)
+    return f"BT /F 12 Tf 50 700 Td {shown} ET"
+
+
+def load_pdf(tmp_path: Path, data: bytes) -> Document:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(data)
+    document = PdfDocument().load_document(str(path), PDF)
+    assert document is not None
+    return document
+
+
+def load_text(tmp_path: Path, data: bytes) -> Document:
+    path = tmp_path / "a.txt"
+    path.write_bytes(data)
+    document = TextDocument().load_document(str(path), TEXT)
+    assert document is not None
+    return document
+
+
+def test_load_document_declines_other_types(tmp_path: Path) -> None:
+    assert PdfDocument().load_document(str(tmp_path / "none"), TEXT) is None
+    assert TextDocument().load_document(str(tmp_path / "none"), PDF) is None
+
+
+def test_pdf_text_and_labels(tmp_path: Path) -> None:
+    labels = "/PageLabels << /Nums [0 << /S /r >> 2 << /S /D /P (A-) >>] >>"
+    data = make_pdf([lines("Preface"), lines("More"), lines("Chapter  ", "one")], catalog=labels)
+    document = load_pdf(tmp_path, data)
+    assert [(page.index, page.label, page.text) for page in document.pages] == [
+        (0, "i", "Preface"),
+        (1, "ii", "More"),
+        (2, "A-1", "Chapter\none"),
+    ]
+    assert (document.title, document.mime) == ("a.pdf", PDF)
+    assert document.content_hash == hashlib.sha256(data).hexdigest()
+    assert load_pdf(tmp_path, data).text == document.text
+
+
+def test_pages_without_labels_are_numbered(tmp_path: Path) -> None:
+    assert [page.label for page in load_pdf(tmp_path, make_pdf([lines("a"), lines("b")])).pages] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (("a represen-", "tation here"), "a representation here"),
+        (("an out-of-", "vocabulary word"), "an out-of-vocabulary word"),
+        (("the FAA-", "approved form"), "the FAA-approved form"),
+        (("a well-known fact is well-", "known"), "a well-known fact is well-known"),
+        (("the information: infor-", "mation"), "the information: information"),
+        (("real normal. a real-", "normal case"), "real normal. a real-normal case"),
+    ],
+)
+def test_divided_words_are_joined(tmp_path: Path, given: tuple[str, ...], expected: str) -> None:
+    assert load_pdf(tmp_path, make_pdf([lines(*given)])).pages[0].text == expected
+
+
+def test_a_pdf_without_text_says_so(tmp_path: Path) -> None:
+    image = "BI /W 1 /H 1 /CS /G /BPC 8 ID \x80 EI"
+    with pytest.raises(DocumentError, match=r"has no text \(2 of 3 pages are images\); run OCR"):
+        load_pdf(tmp_path, make_pdf([image, image, ""]))
+    with pytest.raises(DocumentError, match=r"has no text \(1 blank pages or drawings\)"):
+        load_pdf(tmp_path, make_pdf([""]))
+
+
+def test_an_encrypted_pdf_says_so(tmp_path: Path) -> None:
+    key = "<" + "00" * 32 + ">"
+    trailer = f"/Encrypt << /Filter /Standard /V 1 /R 2 /P -4 /O {key} /U {key} >> /ID [<00> <00>]"
+    with pytest.raises(DocumentError, match="is encrypted; save a copy without a password"):
+        load_pdf(tmp_path, make_pdf([lines("secret")], trailer=trailer))
+
+
+@pytest.mark.parametrize(
+    "data", [b"%PDF-1.7\n", b"%PDF-1.7\n1 0 obj\n<< /Type", b"%PDF-1.4\n" + bytes(range(256)) * 10]
+)
+def test_a_damaged_pdf_says_so(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(DocumentError, match="damaged or incomplete PDF"):
+        load_pdf(tmp_path, data)
+
+
+def test_a_pdf_of_too_many_pages_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pitlane.plugins.pdf_document.MAX_PAGES", 2)
+    with pytest.raises(DocumentError, match="has 3 pages, 1 to 2 can be read"):
+        load_pdf(tmp_path, make_pdf([lines("x")] * 3))
+    monkeypatch.setattr("pitlane.plugins.pdf_document.MAX_CHARS", 3)
+    with pytest.raises(DocumentError, match="more than 3 characters by page 2"):
+        load_pdf(tmp_path, make_pdf([lines("ab")] * 2))
+
+
+def test_cyclic_pages_end(tmp_path: Path) -> None:
+    data = make_pdf([lines("x")]).replace(b"/Kids [10 0 R] /Count 1", b"/Kids [2 0 R 10 0 R] /Count 2")
+    assert "x" in load_pdf(tmp_path, data).text
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"\xef\xbb\xbfna\xc3\xafve", "naïve"),
+        ("naïve 中".encode("utf-16"), "naïve 中"),
+        ("naïve 中".encode("utf-32"), "naïve 中"),
+        ("naïve 中".encode(), "naïve 中"),
+        (b"na\xefve \x93quoted\x94", "naïve “quoted”"),
+        (b"na\xefve \x81", "naïve"),
+        (b"a\r\nb\rc  \nd\x07\x00e\n\n", "a\nb\nc\nde"),
+    ],
+)
+def test_text_encodings(tmp_path: Path, data: bytes, expected: str) -> None:
+    assert load_text(tmp_path, data).pages[0].text == expected
+
+
+def test_text_pages_end_where_paragraphs_end(tmp_path: Path) -> None:
+    paragraphs = [f"Paragraph {number}. " + "word " * (40 + number) for number in range(60)]
+    document = load_text(tmp_path, "\n\n".join(paragraphs).encode())
+    assert 4 < len(document.pages) < 12
+    assert all(page.text.startswith("Paragraph") and len(page.text) <= PAGE_CHARS for page in document.pages)
+    assert [page.label for page in document.pages[:2]] == ["1", "2"]
+    joined = "\n\n".join(page.text for page in document.pages)
+    assert joined == "\n\n".join(paragraph.rstrip() for paragraph in paragraphs)
+
+
+def test_text_without_any_break_is_still_cut(tmp_path: Path) -> None:
+    document = load_text(tmp_path, b"x" * (2 * PAGE_CHARS + 1))
+    assert [len(page.text) for page in document.pages] == [PAGE_CHARS, PAGE_CHARS, 1]
+
+
+def test_blank_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DocumentError, match="only blanks"):
+        load_text(tmp_path, b" \n\n\t\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "num_pages", "phrase"),
+    [
+        ("pdfminer__i1040nr.pdf", 50, "Instructions for Form"),
+        ("pdfminer__dmca.pdf", 18, "was implemented in th"),
+        ("cs336__cs336_spring2025_assignment1_basics.pdf", 49, "out-of-vocabulary"),
+        ("py-pdf-sample-files__multicolumn.pdf", 3, "consectetuer adipiscing elit"),
+        ("pypdf__r6-empty-password.pdf", 1, "pdf encryption test"),
+    ],
+)
+def test_real_pdfs(shared_data: Path, name: str, num_pages: int, phrase: str) -> None:
+    document = PdfDocument().load_document(str(shared_data / "pdfs" / name), PDF)
+    assert document is not None and len(document.pages) == num_pages
+    assert phrase in document.text
+    assert not any(mark in document.text for mark in ("\r", "\ufffe", "\x04", "\f"))

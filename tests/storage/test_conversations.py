@@ -1,0 +1,143 @@
+"""Conversations and runs in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pitlane.storage.db import Store
+from pitlane.storage.errors import NotFound
+from pitlane.storage.types import Document, Page
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "pitlane.db") as opened:
+        yield opened
+
+
+def test_append_and_get(store: Store) -> None:
+    made = store.conversations.create("bundled")
+    store.conversations.append(made.id, "user", "What is\n a pit  lane?")
+    answer = store.conversations.append(made.id, "assistant", "A lane.", token_ids=[1, 2, 300], stats={"steps": 3})
+    found = store.conversations.get(made.id)
+    assert (found.title, found.num_messages, found.model) == ("What is a pit lane?", 2, "bundled")
+    assert found.messages[1] == answer
+    assert (answer.token_ids, answer.stats) == ((1, 2, 300), {"steps": 3})
+    assert found.messages[0].token_ids is None
+
+
+def test_default_title_is_the_first_words_only(store: Store) -> None:
+    key = store.conversations.create("bundled").id
+    store.conversations.append(key, "system", "You are terse.")
+    assert store.conversations.get(key).title == ""
+    store.conversations.append(key, "user", "word " * 100)
+    store.conversations.append(key, "user", "another")
+    title = store.conversations.get(key).title
+    assert title.endswith("word…") and len(title) <= 61
+    named = store.conversations.create("bundled", "mine").id
+    store.conversations.append(named, "user", "hello")
+    assert store.conversations.get(named).title == "mine"
+
+
+def test_list_is_newest_first_and_limited(store: Store) -> None:
+    keys = [store.conversations.create("m", f"c{number}").id for number in range(4)]
+    store.conversations.append(keys[0], "user", "again")
+    assert [row.id for row in store.conversations.list()] == [keys[0], keys[3], keys[2], keys[1]]
+    assert [row.id for row in store.conversations.list(limit=1)] == [keys[0]]
+    assert store.conversations.list()[0].num_messages == 1
+
+
+def test_truncate_removes_a_message_and_all_later(store: Store) -> None:
+    key = store.conversations.create("m").id
+    ids = [store.conversations.append(key, "user", str(number)).id for number in range(5)]
+    store.conversations.truncate(key, ids[2])
+    assert [message.text for message in store.conversations.get(key).messages] == ["0", "1"]
+    later = store.conversations.append(key, "user", "new")
+    assert later.id > ids[4], "an id that another window still holds was given again"
+    with pytest.raises(NotFound, match=f"no message {ids[3]}"):
+        store.conversations.truncate(key, ids[3])
+    other = store.conversations.create("m").id
+    with pytest.raises(NotFound):
+        store.conversations.truncate(other, later.id)
+
+
+def test_rename_and_delete(store: Store) -> None:
+    key = store.conversations.create("m").id
+    store.conversations.append(key, "user", "vanishing words")
+    store.conversations.rename(key, "kept")
+    assert store.conversations.get(key).title == "kept"
+    store.conversations.delete(key)
+    assert store.conversations.search("vanishing") == []
+    for call in (store.conversations.get, store.conversations.delete):
+        with pytest.raises(NotFound, match=key):
+            call(key)
+    with pytest.raises(NotFound):
+        store.conversations.append(key, "user", "x")
+
+
+def test_set_documents_keeps_order_and_refuses_unknown(store: Store) -> None:
+    ids = [
+        store.documents.add(Document(name, "text/plain", (Page(0, "1", "x"),), name * 64)).id
+        for name in ("a", "b", "c")
+    ]
+    key = store.conversations.create("m").id
+    store.conversations.set_documents(key, [ids[2], ids[0], ids[2]])
+    assert store.conversations.get(key).document_ids == (ids[2], ids[0])
+    with pytest.raises(NotFound, match="nope"):
+        store.conversations.set_documents(key, [ids[1], "nope"])
+    assert store.conversations.get(key).document_ids == (ids[2], ids[0])
+
+
+def test_search_finds_words_beginnings_titles_and_characters(store: Store) -> None:
+    key = store.conversations.create("m", "Espresso notes").id
+    message = store.conversations.append(key, "user", "The portafilter is warm and naïve. C++ 说中文字 100%")
+    for text in ("portafilter", "PORTA", "warm portaf", "naive", "中文", "C++", "100%"):
+        hits = store.conversations.search(text)
+        assert [hit.message_id for hit in hits] == [message.id], text
+        assert hits[0].conversation_id == key and hits[0].snippet
+    assert "[portafilter]" in store.conversations.search("portafilter")[0].snippet
+    (by_title,) = store.conversations.search("espresso")
+    assert by_title.message_id is None
+    assert store.conversations.search("absent") == []
+
+
+ODD = [
+    '"',
+    "'",
+    "*",
+    "AND",
+    "NOT",
+    "a OR",
+    "NEAR(",
+    "(",
+    ")",
+    "a:b",
+    "-x",
+    "^",
+    "{x}",
+    "\0",
+    "\ud800",
+    "%",
+    "_",
+    "\\",
+    "+ +",
+]
+
+
+@pytest.mark.parametrize("text", [*ODD, "", "  ", '"unbalanced', 'a"b"c', "text:", "rank", "a" * 10_000, "🏎"])
+def test_search_takes_any_text(store: Store, text: str) -> None:
+    key = store.conversations.create("m").id
+    store.conversations.append(key, "user", "quick brown fox")
+    assert store.conversations.search(text) == []
+
+
+def test_runs(store: Store) -> None:
+    ids = [store.runs.add({"model": "bundled", "tokens_per_second": 1.5 * number}) for number in range(3)]
+    assert [run.id for run in store.runs.list()] == ids[::-1]
+    assert [run.id for run in store.runs.list(1)] == ids[2:]
+    assert store.runs.get(ids[1]).stats == {"model": "bundled", "tokens_per_second": 1.5}
+    with pytest.raises(NotFound, match="no run 99"):
+        store.runs.get(99)

@@ -1,0 +1,67 @@
+"""Imports run one way: kernels, storage < engine < api < plugins < ui. Any other edge fails here."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = {"api": "", "engine": "engine", "plugins": "plugins", "kernels": "kernels", "storage": "storage", "ui": "ui"}
+ALLOWED = {
+    "kernels": {"kernels"},
+    "storage": {"storage"},
+    "engine": {"engine", "storage.types", "storage.errors"},
+    "api": {"engine", "storage.types", "storage.errors"},
+    "plugins": {"", "kernels", "storage", "plugins"},
+    "ui": {"", "engine", "plugins", "kernels", "storage", "ui"},
+}
+FILES = [path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts]
+
+
+def imported(path: Path) -> set[str]:
+    """Names below `pitlane` that a file imports: `engine.pool`, '' for the face."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module or ""]
+        found |= {name.removeprefix("pitlane").removeprefix(".") for name in names if name.split(".")[0] == "pitlane"}
+        bare = {name.split(".")[0] for name in names} & (set(ROOMS) - {"api"})
+        assert not bare, f"{path}: import {bare} as pitlane.<room>"
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    for name in imported(path):
+        ok = any(name == allowed or (allowed and name.startswith(allowed + ".")) for allowed in ALLOWED[room])
+        assert ok, f"{path.relative_to(ROOT)} may not import pitlane.{name}"
+
+
+def test_optimisations_do_not_import_each_other() -> None:
+    for path in (ROOT / "plugins").glob("*.py"):
+        others = [name for name in imported(path) if name.startswith("plugins.")]
+        assert not others, f"{path.name} imports {others}; what is shared belongs on the face"
+
+
+@pytest.mark.parametrize("module", ["pitlane", "pitlane.engine.registry", "pitlane.engine.plan"])
+def test_importing_the_face_imports_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_loading_all_plugins_imports_no_torch() -> None:
+    code = (
+        "import sys; from pitlane.engine.registry import PluginRegistry; r = PluginRegistry.load(); "
+        "print([(e.name, e.reason) for e in r if not e.plugin]); sys.exit('torch' in sys.modules or any(not e.plugin for e in r))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr

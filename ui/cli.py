@@ -1,0 +1,129 @@
+"""The command line: `pitlane COMMAND`. Only the module of the chosen command is imported.
+
+Every error that a user can cause is one line on standard error and exit code 2; PITLANE_DEBUG=1 shows the traceback.
+Values of options: flag, then environment (PITLANE_<OPTION>), then `config.toml` in PITLANE_HOME, then default. Other
+packages add commands through entry points of the group `pitlane.commands`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from pitlane.storage.errors import PitlaneError
+from pitlane.ui.commands.config import defaults_for
+
+COMMANDS = {
+    "run": "Answer one prompt, over documents if given.",
+    "chat": "Talk in the terminal, over documents, with plugins toggled between turns.",
+    "ui": "Open the page in a browser.",
+    "docs": "Documents and their saved KV.",
+    "models": "Models in the Hugging Face cache.",
+    "plugins": "What plugins there are, and their options.",
+    "memory": "What a model needs in memory, without loading it.",
+    "bench": "Measure speed here, beside transformers if wanted.",
+    "doctor": "Check this installation and this machine.",
+}
+ENTRY_POINTS = "pitlane.commands"
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """Imports a command when it is asked for; turns errors into one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*COMMANDS, *sorted(point.name for point in _foreign() if point.name not in COMMANDS)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = _load(cmd_name)
+        if command is not None:
+            _read_environment(command)
+            ctx.default_map = {cmd_name: defaults_for(cmd_name, command)}
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = list(COMMANDS.items())
+        rows += [(point.name, f"From {_package(point)}.") for point in _foreign() if point.name not in COMMANDS]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """As click's, but an error is one line; with PITLANE_DEBUG=1 it is raised."""
+        name = prog_name or "pitlane"
+        if not standalone_mode or os.environ.get("PITLANE_DEBUG", "0") not in ("", "0"):
+            return super().main(args, name, complete_var, standalone_mode, **extra)
+        try:
+            code = super().main(args, name, complete_var, standalone_mode=False, **extra)
+        except click.Abort:
+            sys.exit(INTERRUPTED)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.ctx.get_help() if error.ctx else str(error), err=True)
+            sys.exit(2)
+        except click.ClickException as error:
+            _fail(error.format_message() + _help_hint(error))
+        except PitlaneError as error:
+            _fail(str(error))
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo("pitlane: " + " ".join(message.split()), err=True)
+    sys.exit(2)
+
+
+def _help_hint(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f" (see {context.command_path} --help)" if context else ""
+
+
+def _load(name: str) -> click.Command | None:
+    if name in COMMANDS:
+        found = getattr(importlib.import_module(f"pitlane.ui.commands.{name}"), name)
+    else:
+        point = next((point for point in _foreign() if point.name == name), None)
+        if point is None:
+            return None
+        try:
+            found = point.load()
+        except Exception as error:
+            raise click.ClickException(f"command {name} of {_package(point)} did not load: {error}") from error
+    assert isinstance(found, click.Command), f"{name} is not a click command"
+    return found
+
+
+def _read_environment(command: click.Command) -> None:
+    """Let every option of a command be given as PITLANE_<OPTION>, whatever the command."""
+    command.context_settings.setdefault("auto_envvar_prefix", "PITLANE")
+    for child in command.commands.values() if isinstance(command, click.Group) else ():
+        _read_environment(child)
+
+
+def _foreign() -> list[importlib.metadata.EntryPoint]:
+    return list(importlib.metadata.entry_points(group=ENTRY_POINTS))
+
+
+def _package(point: importlib.metadata.EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Any option can be set as PITLANE_<OPTION>, or under [defaults] in config.toml of PITLANE_HOME.",
+)
+@click.version_option(package_name="pitlane", prog_name="pitlane")
+def main() -> None:
+    """Run language models with optimisations that are plugins: swap them, and read what each one bought."""

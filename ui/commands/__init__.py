@@ -1,0 +1,1 @@
+"""The commands of `pitlane`, one module each, imported when chosen. `options` and `config` are what they share."""

@@ -1,0 +1,136 @@
+"""Options that commands share, and values with units: `32k` tokens, `2GB`.
+
+`engine_options` and `sampling_options` gather their flags and pass the command one `EngineOptions` and one
+`SamplingParams`; what they accept and what it defaults to stands here alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pitlane.ui.session import EngineOptions
+
+if TYPE_CHECKING:
+    from pitlane.engine.types import SamplingParams
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+DTYPES = ["float64", "float32", "bfloat16", "float16"]
+_SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_SIZES |= {f"{unit}i": 1024 ** (power + 1) for power, unit in enumerate("kmgt")}
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
+
+
+class TokenCount(click.ParamType):
+    """A number of tokens: 4096, 32k (32 x 1024), 1M."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = _NUMBER.fullmatch(str(value).strip())
+        unit = {"": 1, "k": 1024, "m": 1024**2}.get(found[2].lower()) if found else None
+        if found is None or unit is None or float(found[1]) * unit < 1:
+            self.fail(f"{value!r} is not a number of tokens; write 4096 or 32k", param, ctx)
+        return int(float(found[1]) * unit)
+
+
+class ByteCount(click.ParamType):
+    """A number of bytes: 500MB, 2GB, 2GiB."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = _NUMBER.fullmatch(str(value).strip())
+        size = _SIZES.get(found[2].lower().removesuffix("b")) if found else None
+        if found is None or size is None or float(found[1]) * size < 1:
+            self.fail(f"{value!r} is not a number of bytes; write 500MB, 2GB or 2GiB", param, ctx)
+        return int(float(found[1]) * size)
+
+
+class PluginSet(click.Option):
+    """`--plugins`: unlike other options, an empty value in the environment counts (the bare core)."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        import os
+
+        return os.environ.get("PITLANE_PLUGINS") if self.name == "plugins" else super().resolve_envvar_value(ctx)
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        return self.resolve_envvar_value(ctx)
+
+
+TOKENS, BYTES = TokenCount(), ByteCount()
+_ENGINE_OPTIONS = [
+    click.option("--model", "-m", default="bundled", show_default=True, metavar="M",
+                 help="bundled, a local folder, a Hugging Face id, or random:<preset>."),
+    click.option("--plugins", cls=PluginSet, metavar="SET",
+                 help="a,b: exactly these; +a,-b: changes to the default set; '': none."),
+    click.option("--option", "-o", "plugin_options", multiple=True, metavar="PLUGIN.KEY=VALUE",
+                 help="Set an option of a plugin. Repeatable."),
+    click.option("--dtype", type=click.Choice(DTYPES), help="Of weights and KV.  [default: by the machine]"),
+    click.option("--device", metavar="D", help="cpu, cuda or cuda:N.  [default: cuda where there is one]"),
+    click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads."),
+    click.option("--context", type=TOKENS, metavar="N", help="Most tokens of prompt and answer, as 4096 or 32k."),
+    click.option("--kv-memory", type=BYTES, metavar="BYTES", help="Memory for KV, as 500MB or 2GB."),
+    click.option("--plugins-dir", type=click.Path(exists=True, file_okay=False), metavar="DIR",
+                 help="Also load the plugin files of this folder."),
+]  # fmt: skip
+_SAMPLING_OPTIONS = [
+    click.option("--max-tokens", type=int, default=512, show_default=True, metavar="N", help="Longest answer."),
+    click.option("--temperature", type=float, default=0.0, show_default=True, metavar="T", help="0 is greedy."),
+    click.option("--top-k", type=int, default=0, metavar="K", help="Sample among the K likeliest tokens. 0 is off."),
+    click.option("--top-p", type=float, default=1.0, metavar="P", help="Sample within this share of probability."),
+    click.option("--min-p", type=float, default=0.0, metavar="P", help="Least probability, relative to the likeliest."),
+    click.option("--seed", type=int, metavar="S", help="Same seed, same answer.  [default: random, reported]"),
+    click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends the answer. Repeatable."),
+]
+_PROMPT_OPTIONS = [
+    click.option("--doc", "-d", multiple=True, metavar="FILE",
+                 help="A PDF, text or markdown file to answer over, or a stored document's id. Repeatable."),
+    click.option("--system", metavar="TEXT", help="System prompt."),
+    click.option("--think/--no-think", "think", default=None, help="Let models that can reason first do so, or not."),
+]  # fmt: skip
+as_json = click.option("--json", "as_json", is_flag=True, envvar="PITLANE_JSON", help="Print one JSON document.")
+
+
+def engine_options(command: Command) -> Command:
+    """Add the options of an engine; the command gets them as `options: EngineOptions`."""
+
+    @functools.wraps(command)
+    def gathered(*args: Any, **values: Any) -> Any:
+        names = EngineOptions.__dataclass_fields__
+        return command(*args, options=EngineOptions(**{name: values.pop(name) for name in names}), **values)
+
+    return _decorate(gathered, _ENGINE_OPTIONS)
+
+
+def sampling_options(command: Command) -> Command:
+    """Add the options of sampling; the command gets them as `sampling: SamplingParams`."""
+
+    @functools.wraps(command)
+    def gathered(*args: Any, **values: Any) -> Any:
+        names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
+        return command(*args, sampling=_sampling(**{name: values.pop(name) for name in names}), **values)
+
+    return _decorate(gathered, _SAMPLING_OPTIONS)
+
+
+def prompt_options(command: Command) -> Command:
+    """Add `--doc`, `--system` and `--think`, passed as they are."""
+    return _decorate(command, _PROMPT_OPTIONS)
+
+
+def _sampling(**values: Any) -> SamplingParams:
+    from pitlane.engine.types import SamplingParams
+
+    return SamplingParams(**values)
+
+
+def _decorate(command: Any, options: list[Callable[[Any], Any]]) -> Any:
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,149 @@
+"""What `run`, `chat` and the page share: an engine from options, documents from files, prompts from a conversation.
+
+Importing this imports no torch; `EngineOptions.build` does. Knows no terminal and no page.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pitlane.storage.errors import DocumentError, NotFound
+
+if TYPE_CHECKING:
+    from pitlane.engine.engine import Engine
+    from pitlane.engine.plan import Settings
+    from pitlane.engine.registry import PluginRegistry
+    from pitlane.engine.tokenizer import Prompt, Tokenizer
+    from pitlane.storage.db import Store
+    from pitlane.storage.types import Document, StoredDocument
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What an engine is built from, as a user writes it.
+
+    plugins: the text of `--plugins` (None: the default set, `''`: the bare core); plugin_options: `plugin.key=value` each.
+    context is in tokens, kv_memory in bytes.
+    """
+
+    model: str = "bundled"
+    plugins: str | None = None
+    plugin_options: tuple[str, ...] = ()
+    dtype: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    context: int | None = None
+    kv_memory: int | None = None
+    plugins_dir: str | None = None
+
+    def build(self) -> Engine:
+        """Load the plugins, check the set, load the model. Raises PitlaneError for whatever a user can cause."""
+        from pitlane.engine.engine import Engine
+        from pitlane.engine.plan import Planner
+        from pitlane.engine.registry import PluginRegistry
+
+        registry = PluginRegistry.load(self.plugins_dir)
+        settings = self.settings(registry)
+        if settings is not None:
+            Planner(registry).resolve(settings)  # refused here, before a model is touched
+        return Engine(
+            self.model,
+            plugins=settings,
+            dtype=self.dtype,
+            device=self.device,
+            threads=self.threads,
+            context=self.context,
+            kv_memory=self.kv_memory,
+            registry=registry,
+        )
+
+    def settings(self, registry: PluginRegistry) -> Settings | None:
+        """The plugin settings that were asked for, None for the default ones."""
+        from pitlane.engine.plan import parse_settings
+
+        if self.plugins is None and not self.plugin_options:
+            return None
+        names = [name.strip() for name in (self.plugins or "").split(",")]
+        exact = self.plugins is not None and not any(name.startswith(("+", "-")) for name in names)
+        return parse_settings(self.plugins, self.plugin_options, {} if exact else self._default_settings(), registry)
+
+    def _default_settings(self) -> Settings:
+        from pitlane.engine.loader import Loader
+
+        loader = Loader(self.model, self.dtype, self.device, self.threads, self.context, self.kv_memory, 1)
+        return loader.default_settings()
+
+
+@dataclass(slots=True)
+class Chat:
+    """Messages and documents of one conversation, in prompt order. `prompt` is a function of them.
+
+    thinking: for models that can reason before they answer (None: as the template has it). raw: no chat template, the last
+    message as it is. date: what templates that print one shall print; documents freeze it, so that their KV stays valid.
+    """
+
+    tokenizer: Tokenizer
+    system: str | None = None
+    thinking: bool | None = None
+    raw: bool = False
+    messages: list[dict[str, str]] = field(default_factory=list)
+    documents: list[Document] = field(default_factory=list)
+    date: datetime.date | None = None
+
+    def ask(self, text: str) -> Prompt:
+        """Add a user's message; the prompt for its answer."""
+        self.messages.append({"role": "user", "content": text})
+        return self.prompt()
+
+    def answer(self, text: str) -> None:
+        """Add the model's answer."""
+        self.messages.append({"role": "assistant", "content": text})
+
+    def prompt(self) -> Prompt:
+        """The prompt for the next answer."""
+        if self.raw:
+            last = self.messages[-1]["content"] if self.messages else ""
+            return self.tokenizer.render_raw(last, self.documents)
+        return self.tokenizer.render_chat(
+            self.messages, self.documents, system=self.system, thinking=self.thinking, date=self.date
+        )
+
+    def add(self, document: Document, stored: StoredDocument) -> None:
+        """Put a document behind those that are there; one that is there already is not added again."""
+        if all(document.content_hash != known.content_hash for known in self.documents):
+            self.documents.append(document)
+            self.date = self.date or datetime.date.fromtimestamp(stored.created)
+
+
+def add_document(store: Store, file: str, plugins_dir: str | None = None) -> tuple[Document, StoredDocument]:
+    """Read a file and store it; or find a stored document by its id or title where there is no such file.
+
+    The stored rendering is returned, title included, so that the same bytes always make the same prompt.
+    """
+    from pitlane.engine.documents import load_document
+
+    if not Path(file).expanduser().exists():
+        stored = _find(store, file)
+    else:
+        stored = store.documents.add(load_document(file, plugins_dir=plugins_dir))
+    return store.documents.load(stored.id), stored
+
+
+def add_documents(chat: Chat, store: Store, files: Iterable[str], plugins_dir: str | None = None) -> None:
+    """Read, store and add each file to a conversation."""
+    for file in files:
+        chat.add(*add_document(store, file, plugins_dir))
+
+
+def _find(store: Store, name: str) -> StoredDocument:
+    try:
+        stored = store.documents.get(name)
+    except NotFound:
+        stored = None
+    if stored is None or (stored.title != name and not stored.id.startswith(name.casefold())):
+        raise DocumentError(f"{name}: there is no such file, and no stored document of that id or title; check the path")
+    return stored
