@@ -73,6 +73,8 @@ class SpanAttention:
         q4 = q.view(n, -1, groups, dim).permute(1, 2, 0, 3)
         k4, v4 = (x[:, None].expand(-1, groups, -1, -1) for x in (k, v))
         out, lse = self.attend(q4, k4, v4, bias, causal, self.scale)
+        if mask is not None:  # of a row that sees nothing here ATen gives out 0 and lse 0; it must weigh nothing
+            lse = lse.masked_fill(~mask.any(-1), float("-inf"))
         return out.permute(2, 0, 1, 3).reshape(n, heads, dim), lse.permute(2, 0, 1).reshape(n, heads)
 
 
@@ -125,4 +127,5 @@ def _attend_plain(
         n = q.shape[-2]
         scores = scores.masked_fill(torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1), float("-inf"))
     lse = scores.logsumexp(-1)
-    return (scores - lse.unsqueeze(-1)).exp().to(v.dtype) @ v, lse
+    shift = lse.clamp(min=torch.finfo(lse.dtype).min).unsqueeze(-1)  # finite, so that a row that sees nothing is 0
+    return (scores - shift).exp().to(v.dtype) @ v, lse

@@ -38,7 +38,7 @@ def read(request: dict[str, Any]) -> Document:
 
     registry = PluginRegistry.load(request["plugins_dir"])
     _limit(request["memory_bytes"], request["cpu_seconds"])
-    document = registry.first("load_document", path=request["path"], mime=request["mime"])
+    document: Document | None = registry.first("load_document", path=request["path"], mime=request["mime"])
     if document is None:
         raise DocumentError(f"no loaded plugin reads {request['mime']} files; give a PDF or text, or install a loader")
     if len(document.pages) > request["max_pages"]:

@@ -324,7 +324,7 @@ class Engine:
 
     # ---- hooks
 
-    def _first(self, seqs: list[Sequence], name: str, **values: Any) -> Any:
+    def _first(self, seqs: list[Sequence], name: str, /, **values: Any) -> Any:
         """First result of a hook for sequences of one plan; a plugin that fails is taken out of their plan."""
 
         def charge(plugin: str, seconds: float) -> None:
@@ -336,14 +336,14 @@ class Engine:
             self._degrade(seqs, error)
             return None
 
-    def _call(self, seqs: list[Sequence], hook: Any, **values: Any) -> None:
+    def _call(self, seqs: list[Sequence], hook: Any, /, **values: Any) -> None:
         try:
             hook(**values)
         except HookError as error:
             self._degrade(seqs, error)
         _charge(seqs, hook.plugin.name, hook.seconds)
 
-    def _tell(self, plugin: Any, hook: str, **values: Any) -> None:
+    def _tell(self, plugin: Any, hook: str, /, **values: Any) -> None:
         """Call a hook of one plugin outside any request; what it raises is logged."""
         if hasattr(plugin, hook):
             try:
@@ -399,10 +399,10 @@ class Engine:
                 self._step_safely()
 
     def _ready(self) -> bool:
-        return any(lane.has_work and not lane.scheduler.is_loading for lane in self.lanes.values())
+        return any(lane.has_work and not lane.scheduler.is_loading for lane in list(self.lanes.values()))
 
     def _next_lane(self) -> Lane:
-        ready = [lane for lane in self.lanes.values() if lane.has_work and not lane.scheduler.is_loading]
+        ready = [lane for lane in list(self.lanes.values()) if lane.has_work and not lane.scheduler.is_loading]
         return min(ready, key=lambda lane: lane.busy_seconds)
 
     def _step_safely(self) -> None:
@@ -417,8 +417,9 @@ class Engine:
                     self._end(lane, seq, "error")
 
     def _add(self, lane: Lane, seq: Sequence) -> None:
+        lane = self.lanes.setdefault(seq.plan.lane_key, lane)  # it may have made room while it looked idle
         if not lane.has_work and len(self.lanes) > 1:  # no credit for having been idle
-            lane.busy_seconds = max([lane.busy_seconds, *(o.busy_seconds for o in self.lanes.values() if o.has_work)])
+            lane.busy_seconds = max([lane.busy_seconds, *(o.busy_seconds for o in list(self.lanes.values()) if o.has_work)])
         self._seqs[seq.id] = (lane, seq)
         lane.scheduler.add(seq)
 

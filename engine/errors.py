@@ -13,7 +13,7 @@ PitlaneError
 └── EngineClosed       the engine has stopped
 """
 
-from pitlane.storage.errors import PitlaneError
+from pitlane.storage.errors import PitlaneError as PitlaneError
 
 
 class BadOption(PitlaneError):

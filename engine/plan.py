@@ -38,7 +38,7 @@ class Hook:
     arguments: tuple[str, ...]
     seconds: float = 0.0
 
-    def __call__(self, **values: Any) -> Any:
+    def __call__(self, /, **values: Any) -> Any:
         start = perf_counter()
         try:
             return self.function(*[values[name] for name in self.arguments])
@@ -81,7 +81,7 @@ class Plan:
     def _keys(self, wanted: frozenset[str]) -> tuple[str, ...]:
         return tuple(plugin.key for plugin in self.plugins if wanted & set(hooks_of(type(plugin))))
 
-    def first(self, name: str, charge: Callable[[str, float], None], **values: Any) -> Any:
+    def first(self, name: str, charge: Callable[[str, float], None], /, **values: Any) -> Any:
         """First result that is not None; `charge(plugin name, seconds)` is told what each call took."""
         for hook in self.hooks.get(name, ()):
             try:

@@ -140,9 +140,10 @@ def validate(plugin: Any) -> None:
         raise ValueError(f"{name}.exactness must be one of {', '.join(EXACTNESS)}")
     if plugin.role is not None and plugin.role not in get_args(Role):
         raise ValueError(f"{name}.role must be None or one of {', '.join(get_args(Role))}, got {plugin.role!r}")
+    plugin.parse_options({})
     manager = pluggy.PluginManager("pitlane")
     manager.add_hookspecs(hookspecs)
-    manager.register(plugin(), name)
+    manager.register(plugin.__new__(plugin), name)  # unused, so it is not initialised
     manager.check_pending()
 
 

@@ -1,8 +1,9 @@
 """Text to token ids and back, and the one way in which a prompt is laid out.
 
-Wraps the tokenizer of transformers, from local files only and without code of the model's. Chat templates run in its sandbox.
-Documents come first, as the head of a system message, byte for byte the same each time, so that their KV can be shared.
-A user's text cannot pose as a control token: a zero-width joiner is put behind the first letter of any it contains.
+Wraps the tokenizer of transformers, from local files only and without code of the model's; chat templates run in its
+sandbox. Documents come first, as the head of a system message, byte for byte the same each time, so that their KV can
+be shared. A user's text cannot pose as a control token: a zero-width joiner is put behind the first letter of any it
+contains.
 """
 
 from __future__ import annotations
@@ -84,10 +85,10 @@ class Tokenizer:
         thinking: bool | None = None,
         date: datetime.date | None = None,
     ) -> Prompt:
-        """Lay out a conversation: documents and system text in a system message, then the turns, then the answer's head.
+        """Lay out a conversation: documents and system text in a system message, the turns, the answer's head.
 
         A leading system message of `messages` counts as system text, after `system`. thinking: given to templates that
-        know it. date: what templates that print one shall print. Without a chat template it is `render_raw` of the contents.
+        know it. date: what templates that print one shall print. Without a template, contents with empty lines between.
         """
         turns = [{**message, "content": self.defuse(message["content"])} for message in messages]
         texts = [self.defuse(document.text) for document in documents]
@@ -95,7 +96,8 @@ class Tokenizer:
         while turns and turns[0]["role"] == "system":
             head.append(turns.pop(0)["content"])
         if not self.has_chat_template:
-            return self._prompt("\n\n".join([*texts, *head, *(turn["content"] for turn in turns)]), texts, documents, True)
+            contents = [*texts, *head, *(turn["content"] for turn in turns)]
+            return self._prompt("\n\n".join(contents), texts, documents, True)
         if texts or head:
             turns = self._with_system("\n\n".join(texts + head), turns)
         day = date or datetime.date.today()
@@ -164,11 +166,9 @@ def _tokens_inside(offsets: list[tuple[int, int]], begin: int, end: int) -> tupl
     """
     inside = []
     for index, (first, last) in enumerate(offsets):
-        if first < begin or last > end or last == first == 0:
-            continue
         before = offsets[index - 1][1] if index else 0
         after = offsets[index + 1][0] if index + 1 < len(offsets) else 0
-        if min(first, before) >= begin and max(last, after) <= end or (first == last and begin < first < end):
+        if min(first, before) >= begin and max(last, after) <= end:
             inside.append(index)
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
 
@@ -186,7 +186,7 @@ def _load(source: ModelSource) -> Any:
         )
     except Exception as error:  # transformers raises many kinds for a file that is missing, damaged, or needs a package
         line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(f"no tokenizer could be read from {source.tokenizer_folder} ({line}); add tokenizer.json") from None
+        raise ModelError(f"no tokenizer in {source.tokenizer_folder} ({line}); add tokenizer.json") from None
     if not inner.is_fast:
-        raise ModelError(f"the tokenizer of {source.name} has no tokenizer.json; convert it with transformers and save it")
+        raise ModelError(f"{source.name} has no tokenizer.json; convert its tokenizer with transformers")
     return inner

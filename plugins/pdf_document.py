@@ -68,7 +68,8 @@ def _pages(pdf: Any) -> tuple[Page, ...]:
             raise DocumentError(f"has more than {MAX_CHARS} characters by page {index + 1}; split it")
     if not any(text and text.strip() for text in texts):
         raise DocumentError(_no_text(pdf, texts))
-    words = set(re.findall(r"\w+(?:-\w+)*", "\n".join(text or "" for text in texts).lower()))
+    whole = (_BREAK.sub(" ", text or "") for text in texts)
+    words = set(re.findall(r"\w+(?:-\w+)*", "\n".join(whole).lower()))
     return tuple(
         Page(index, _label(pdf, index), _UNREADABLE if text is None else _clean(text, words))
         for index, text in enumerate(texts)

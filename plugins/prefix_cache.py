@@ -105,7 +105,7 @@ class PrefixCache(Plugin):
             return None
         hashes = [chain.prefix_hash(seq.token_ids, segment.end) for segment in seq.segments]
         try:
-            chain.saved.update(row for row in hashes if self._store.prefixes.find(chain.pool.fingerprint, [row]))
+            chain.saved = {key for key in hashes if self._store.prefixes.find(chain.pool.fingerprint, [key])}
             return self._store.prefixes.find(chain.pool.fingerprint, hashes)
         except StorageError as error:
             log.warning("saved prefixes cannot be searched: %s", error)

@@ -42,23 +42,23 @@ def write(folder: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str,
     needed, free = tensor_bytes(tensors) + _SPARE_BYTES, shutil.disk_usage(folder).free
     if needed > free:
         raise StorageError(_no_room(folder, f"{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free"))
-    temporary = folder / f"{os.getpid()}-{secrets.token_hex(6)}{TEMPORARY}"
+    path = folder / f"{os.getpid()}-{secrets.token_hex(6)}{TEMPORARY}"
     try:
-        save_file(_unshared(tensors), temporary, metadata=metadata)
-        with open(temporary, "rb+") as file:
+        save_file(_unshared(tensors), path, metadata=metadata)
+        with open(path, "rb+") as file:
             os.fsync(file.fileno())
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         if isinstance(error, OSError | SafetensorError):
             raise StorageError(_no_room(folder, str(error))) from error
         raise
-    return temporary
+    return path
 
 
-def publish(temporary: Path, final: Path) -> None:
+def publish(written: Path, final: Path) -> None:
     """Give a synced file its name, durably; a file of that name is replaced, its readers keep the old one."""
     try:
-        os.replace(temporary, final)
+        os.replace(written, final)
         sync_folder(final.parent)
     except OSError as error:
         raise StorageError(f"cannot write {final} ({error.strerror}); check the folder's permissions") from error
@@ -110,8 +110,13 @@ def remove(path: Path) -> None:
         return
 
 
+def temporary(path: Path) -> bool:
+    """True for a name that `write` uses, or safetensors below it: it writes to `.tmp...` and renames."""
+    return path.name.endswith(TEMPORARY) or path.name.startswith(TEMPORARY)
+
+
 def stale(path: Path) -> bool:
-    """True for a temporary file that no running save can still be writing."""
+    """True for a file so old that no running save can still be writing it."""
     try:
         return time.time() - path.stat().st_mtime > _STALE_SECONDS
     except OSError:

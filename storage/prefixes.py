@@ -212,8 +212,8 @@ class Prefixes:
                     self.discard(prefix)
             named = {prefix.file for prefix in self._where("1")}
             for path in self.folder.iterdir():
-                rubbish = blobs.stale(path) if path.suffix == blobs.TEMPORARY else path.name not in named
-                if rubbish and path.suffix in (blobs.TEMPORARY, ".safetensors"):
+                lost = path.suffix == ".safetensors" and path.name not in named
+                if lost or (blobs.temporary(path) and blobs.stale(path)):
                     blobs.remove(path)
 
     def _where(self, condition: str, *parameters: Any) -> builtins.list[SavedPrefix]:

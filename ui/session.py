@@ -6,7 +6,7 @@ Importing this imports no torch; `EngineOptions.build` does. Knows no terminal a
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from pitlane.engine.engine import Engine
     from pitlane.engine.plan import Settings
     from pitlane.engine.registry import PluginRegistry
+    from pitlane.engine.stream import Stream
     from pitlane.engine.tokenizer import Prompt, Tokenizer
+    from pitlane.engine.types import Result
     from pitlane.storage.db import Store
     from pitlane.storage.types import Document, StoredDocument
 
@@ -133,10 +135,41 @@ def add_document(store: Store, file: str, plugins_dir: str | None = None) -> tup
     return store.documents.load(stored.id), stored
 
 
-def add_documents(chat: Chat, store: Store, files: Iterable[str], plugins_dir: str | None = None) -> None:
-    """Read, store and add each file to a conversation."""
-    for file in files:
-        chat.add(*add_document(store, file, plugins_dir))
+def add_documents(files: Iterable[str], plugins_dir: str | None = None) -> list[tuple[Document, StoredDocument]]:
+    """`add_document` for each of several files, with a store of its own; nothing is opened for none."""
+    files = list(files)
+    if not files:
+        return []
+    from pitlane.storage.db import Store
+
+    with Store() as store:
+        return [add_document(store, file, plugins_dir) for file in files]
+
+
+def read_answer(stream: Stream, on_text: Callable[[str], None], on_prefill: Callable[[int, int], None]) -> Result:
+    """Follow a request to its end. Ctrl-C stops it and gives what there is (finish_reason `aborted`); twice is raised.
+
+    on_prefill is told (computed, all) tokens of the prompt, the last time before any text.
+    """
+    from pitlane.engine.types import PrefillProgress, TextDelta
+
+    num_prompt_tokens = 0
+    try:
+        for event in stream:
+            if isinstance(event, TextDelta):
+                if num_prompt_tokens:
+                    on_prefill(num_prompt_tokens, num_prompt_tokens)
+                    num_prompt_tokens = 0
+                on_text(event.text)
+            elif isinstance(event, PrefillProgress):
+                num_prompt_tokens = event.num_prompt_tokens
+                on_prefill(event.num_computed_tokens, num_prompt_tokens)
+            else:
+                return event.result
+    except KeyboardInterrupt:
+        stream.abort()
+        return stream.result()
+    raise AssertionError("a stream ends with Finished or an error")
 
 
 def _find(store: Store, name: str) -> StoredDocument:

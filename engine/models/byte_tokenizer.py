@@ -1,7 +1,7 @@
 """A tokenizer without a file, for random weights: one token per byte, two marks, and a plain chat template.
 
-Ids 0 to 255 are bytes, 256 begins and 257 ends a text; all others of the vocabulary decode to their number, as `<300>`, and
-are never the result of encoding.
+Ids 0 to 255 are bytes, 256 begins and 257 ends a text; all others of the vocabulary decode to their number, as `<300>`,
+and are never the result of encoding.
 """
 
 from __future__ import annotations

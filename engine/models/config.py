@@ -1,8 +1,8 @@
 """What a model declares of itself, read from `config.json` in the spelling of transformers 4 or 5.
 
-Knows no weights and no torch. What architectures differ in and their files do not say stands in `ARCHITECTURES`; all else
-is a field, so that one decoder serves them all. Anything the decoder does not build is refused by name here, before
-weights are touched.
+Knows no weights and no torch. What architectures differ in and their files do not say stands in `ARCHITECTURES`; all
+else is a field, so that one decoder serves them all. Anything the decoder does not build is refused by name here,
+before weights are touched.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _from_json(raw: dict[str, Any], file: Path) -> ModelConfig:
     name, known = _architecture(raw, file)
     _refuse(raw, name)
-    hidden, heads, layers = (_need(raw, key, file) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    hidden, heads = _need(raw, "hidden_size", file), _need(raw, "num_attention_heads", file)
+    layers = _need(raw, "num_hidden_layers", file)
     bias = bool(raw.get("attention_bias", False))
     head_dim = raw.get("head_dim") or known.head_dim or hidden // heads
     kv_heads = raw.get("num_key_value_heads") or heads
@@ -170,7 +171,7 @@ def _refuse(raw: dict[str, Any], name: str) -> None:
     quantization = raw.get("quantization_config") or raw.get("compression_config")
     if quantization:
         method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
-        raise UnsupportedModel(f"the checkpoint is quantized ({method}), which is not read here; use the unquantized one")
+        raise UnsupportedModel(f"the checkpoint is quantized ({method}), which is not read here; use the plain one")
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
         raise UnsupportedModel(f"{name} with hidden_act {raw['hidden_act']!r} is not built here; known: silu")
     if raw.get("partial_rotary_factor", 1.0) != 1.0:

@@ -1,7 +1,7 @@
 """Models of the Hugging Face hub and its cache: fetch, list, pull, remove.
 
-Only safetensors, JSON and tokenizer files are ever downloaded. Every way in which the hub can fail becomes a ModelError of
-one line. huggingface_hub is imported when used.
+Only safetensors, JSON and tokenizer files are ever downloaded. Every way in which the hub can fail becomes a ModelError
+of one line. huggingface_hub is imported when used.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pitlane.engine.models.weights import weight_files
 WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 UNWANTED = ["*/*", "*.msgpack.json"]  # folders of other formats (onnx, original, ...)
 ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+WAY_OUT = "connect, or give a local folder, `bundled` or `random:<preset>`"
 SIGN_IN = "accept its terms on its page, then `hf auth login` or set HF_TOKEN"
 
 
@@ -100,7 +101,7 @@ def _snapshot(name: str, local_files_only: bool) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     if not ID.fullmatch(name):
-        raise ModelError(f"{name!r} is neither a folder nor a Hugging Face id (owner/name); also: bundled, random:<preset>")
+        raise ModelError(f"{name!r} is no folder and no Hugging Face id (owner/name); also: bundled, random:<preset>")
     options: dict[str, Any] = {"allow_patterns": WANTED, "ignore_patterns": UNWANTED}
     try:
         return Path(snapshot_download(name, local_files_only=local_files_only, **options))
@@ -109,22 +110,11 @@ def _snapshot(name: str, local_files_only: bool) -> Path:
     except errors.RepositoryNotFoundError:
         raise ModelError(f"no model {name} on the hub (or it is private: {SIGN_IN}); check the name") from None
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
-        raise ModelError(f"{name} is not in the cache and the hub cannot be reached; {_offline_way_out()}") from None
+        raise ModelError(f"{name} is not in the cache and the hub cannot be reached; {WAY_OUT}") from None
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         way = SIGN_IN if status in (401, 403) else "try again later"
         raise ModelError(f"the hub refused {name} with status {status}; {way}") from None
-    except OSError as error:
-        raise ModelError(f"{name} cannot be downloaded ({type(error).__name__}: {_line(error)}); {_offline_way_out()}") from None
-    except Exception as error:  # the hub's HTTP client has errors of its own, which change with its version
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "requests", "huggingface_hub"):
-            raise
-        raise ModelError(f"{name} cannot be downloaded ({type(error).__name__}: {_line(error)}); {_offline_way_out()}") from None
-
-
-def _offline_way_out() -> str:
-    return "connect, or give a local folder, `bundled` or `random:<preset>`"
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]
+    except Exception as error:  # the disk's, and the HTTP client's own, whose names change with its version
+        line = (str(error).splitlines() or [""])[0][:200]
+        raise ModelError(f"{name} cannot be downloaded ({type(error).__name__}: {line}); {WAY_OUT}") from error

@@ -1,7 +1,7 @@
 """Layers that architectures share, as plain classes, and the builder that fills them from a source of weights.
 
-Knows no architecture, no batch and no KV. Weights are [out, in] as in checkpoints. A `Linear` may be fused from parts whose
-outputs lie side by side: q, k, v, or gate, up.
+Knows no architecture, no batch and no KV. Weights are [out, in] as in checkpoints. A `Linear` may be fused from parts
+whose outputs lie side by side: q, k, v, or gate, up.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ class Linear(Protocol):
 
 
 BuildLinear = Callable[[list[LinearPart]], "Linear | None"]
-MIN_PACKED = 2**17  # weights; at 384 x 128 in float32 oneDNN takes 15 us where `F.linear` takes 7, at 512 x 512 it is even
+# Weights. oneDNN against `F.linear`, float32, M = 1, 2 cores: 15 us and 7 at 384 x 128, 24 and 25 at 512 x 512.
+MIN_PACKED = 2**17
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN takes this weight in its own blocked layout, and gains by it: CPU, float32 or bfloat16, not small."""
+    """Whether oneDNN takes this weight in its own layout, and gains by it: CPU, float32 or bfloat16, not small."""
     dtype = weight.dtype
-    if weight.device.type != "cpu" or weight.numel() < MIN_PACKED or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or weight.numel() < MIN_PACKED or not torch._C._has_mkldnn:
         return False
     if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
@@ -56,8 +57,8 @@ def can_pack(weight: Tensor) -> bool:
 class DenseLinear:
     """A linear in the model's dtype, its weight reordered for oneDNN where that is possible.
 
-    Time against `F.linear` on llama-1b's shapes (2 cores with AVX-512 BF16, weights out of cache): bfloat16 0.61-0.73 at M = 1
-    to 16 (28 GB/s at 1), 0.85-0.88 at 64, 0.94-0.97 at 512; float32 0.63-0.66 at M = 1, 0.28-0.44 at 16, 0.73-0.87 at 512.
+    Time against `F.linear` on llama-1b's shapes (2 cores with AVX-512 BF16, weights out of cache): bfloat16 0.61-0.73
+    at M = 1 to 16 (28 GB/s at 1), 0.85-0.88 at 64, 0.94-0.97 at 512; float32 0.65, 0.28-0.44 at 16, 0.73-0.87 at 512.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -100,7 +101,7 @@ class RMSNorm:
 
 
 class Embedding:
-    """Token ids [T] -> [T, hidden]. The table stays as stored (on a CPU a view of the file); rows are cast when looked up."""
+    """Token ids [T] -> [T, hidden]. On a CPU the table stays a view of the file, and rows are cast when looked up."""
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         self.weight = weight
@@ -119,7 +120,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 class Builder:
     """Makes a model's layers, part by part, so that loading needs the model's memory and one part's.
 
-    build_linear is asked for the fused list, then for each part; what it declines is dense. num_bytes: what linears hold.
+    build_linear is asked for the fused list, then for each part; what it declines is dense. num_bytes: of all linears.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class Builder:
         if name == "lm_head" and self.config.tie_word_embeddings:
             stored = "model.embed_tokens"
         if stored not in self.names:
-            raise ModelError(f"the checkpoint lacks {stored}; it does not fit its config.json, download the model again")
+            raise ModelError(f"the checkpoint lacks {stored}; it does not fit its config.json, download it again")
         tensors = {tensor.rpartition(".")[2]: self.source.get(tensor) for tensor in self.names[stored]}
         if "weight" in tensors:
             self._check(stored, tensors["weight"], (out_features, in_features))
@@ -198,6 +199,6 @@ class Builder:
 
 
 def _fill(target: Tensor, sources: list[Tensor | None], sizes: list[int]) -> None:
-    for rows, source in zip(target.split(sizes), sources, strict=True):
+    for rows, source in zip(torch.split(target, sizes), sources, strict=True):
         if source is not None:
             rows.copy_(source)

@@ -1,7 +1,8 @@
 """Llama 2 and 3, Mistral, Qwen2, Qwen3, SmolLM2 and SmolLM3: one decoder, switched by data of its ModelConfig.
 
 Per layer: x + o(attention(rope(norm(q)), rope(norm(k)), v)), then x + down(silu(gate) * up). Knows no sequences and no
-plugins; whoever calls it runs it under `torch.inference_mode`. Shapes: T tokens flat, R wanted rows, H query heads over Hkv.
+plugins; whoever calls it runs it under `torch.inference_mode`. Shapes: T tokens flat, R wanted rows, H query heads and
+Hkv KV heads of size D; q, k and v are views of one tensor, so their rows are strided.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from pitlane.engine.kv_store import KVStore
 from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.layers import Builder, silu_mul
 from pitlane.engine.models.rope import Rope
-from pitlane.engine.types import KVGroup
 from pitlane.engine.types import KVGroup
 
 EMBEDDING, LAYER, NORM, HEAD = "model.embed_tokens", "model.layers.{}.", "model.norm", "lm_head"

@@ -1,8 +1,8 @@
 """Rotary position embedding (Su et al. 2021), with the scalings of position interpolation, YaRN and Llama 3.1.
 
-Frequencies and angles are float64, so that positions may grow without end; cos and sin are cast to the model's dtype once
-per forward. Pairs are (i, i + D/2), as in Hugging Face checkpoints. Shapes: cos, sin [T, 1, D], the first half of sin
-negated, so that rotating is x * cos + roll(x, D/2) * sin.
+Frequencies and angles are float64, so that positions may grow without end; cos and sin are cast to the model's dtype,
+once per forward. Pairs are (i, i + D/2), as in Hugging Face checkpoints. Shapes: cos, sin [T, 1, D], the first half of
+sin negated, so that rotating is x * cos + roll(x, D/2) * sin.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where weights come from: a folder of safetensors files, or random numbers at a real shape.
 
-Knows no layer. A source hands out tensors as stored; the caller casts and moves them. Nothing here reads a pickle. Files are
-memory-mapped, so a tensor costs no memory until it is read.
+Knows no layer. A source hands out tensors as stored; the caller casts and moves them. Nothing here reads a pickle.
+Files are memory-mapped, so a tensor costs no memory until it is read.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class SafetensorsFolder:
 
     def get(self, name: str) -> Tensor:
         if name not in self.owner:
-            raise ModelError(f"{self.folder} lacks the tensor {name}; it does not fit its config.json, download it again")
+            raise ModelError(f"{self.folder} lacks {name}; it does not fit its config.json, download it again")
         tensor: Tensor = self.handles[self.owner[name]].get_tensor(name)
         return tensor
 
@@ -69,9 +69,9 @@ class SafetensorsFolder:
 
 
 class RandomWeights:
-    """Weights of a config's shape, the same for a seed in every dtype: linears keep the size of their input, norms are 1.
+    """Weights of a config's shape, the same for a seed: linears keep the size of their input, norms are 1.
 
-    All are slices of one pool of normal numbers, which makes 1.1 B of them in under two seconds.
+    All are slices of one pool of normal numbers, drawn once.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:

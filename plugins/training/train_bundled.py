@@ -36,10 +36,10 @@ class Settings:
 
     vocab_size: int = 4096
     hidden_size: int = 256
-    num_layers: int = 6
+    num_layers: int = 4
     intermediate_size: int = 640
     max_length: int = 2048
-    batch_tokens: int = 4096
+    batch_tokens: int = 3072
     muon_lr: float = 4e-3
     adam_lr: float = 3e-3
     warmup: float = 0.02

@@ -151,10 +151,10 @@ def test_many_processes_open_and_write_at_once(tmp_path: Path) -> None:
         "with Store(Path(sys.argv[1])) as store:\n"
         "    for number in range(30): store.runs.add({'n': number})\n"
     )
-    children = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "pitlane.db")]) for _ in range(4)]
-    assert [child.wait(60) for child in children] == [0] * 4
+    children = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "pitlane.db")]) for _ in range(3)]
+    assert [child.wait(60) for child in children] == [0] * 3
     with Store(tmp_path / "pitlane.db") as store:
-        assert len(store.runs.list(1000)) == 120
+        assert len(store.runs.list(1000)) == 90
 
 
 def test_closing_twice_and_errors_share_one_root(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_unknown_and_ambiguous_names_list_the_choice(store: Store) -> None:
     for name in ("report", "aaaa"):
         with pytest.raises(StorageError, match=r"several documents: .*report [12].*report [12].*use an id"):
             store.documents.get(name)
-    with pytest.raises(NotFound, match="report 1.pdf"):
+    with pytest.raises(NotFound, match=r"report 1\.pdf"):
         store.documents.get("")
 
 

@@ -1,0 +1,1 @@
+"""The bundled model, its tokenizer and the sample document, as package data."""

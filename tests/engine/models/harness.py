@@ -1,0 +1,70 @@
+"""Drives a model without the engine: chunks of one or more sequences over scattered runs of slots."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pitlane.engine.attention import SpanAttention
+from pitlane.engine.batch import Batch, Query, Span
+from pitlane.engine.kv_store import KVStore
+from pitlane.engine.models.layers import Builder, BuildLinear
+from pitlane.engine.models.llama import Llama
+from pitlane.engine.models.registry import build_model, resolve
+
+CPU = torch.device("cpu")
+RUN = 8  # adjacent slots; runs of two sequences alternate, so one sequence's KV is never one span
+
+
+def load(model: str | Path, dtype: torch.dtype = torch.float32, build_linear: BuildLinear | None = None) -> Llama:
+    source = resolve(str(model))
+    with torch.inference_mode():
+        return build_model(source.config, Builder(source.config, source.weights, dtype, CPU, build_linear))
+
+
+class Harness:
+    """One model, `num_seqs` sequences, slots dealt out in runs."""
+
+    def __init__(
+        self, model: Llama, num_seqs: int = 2, num_tokens: int = 64, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.model, self.num_seqs = model, num_seqs
+        self.stores = [KVStore(group, num_seqs * num_tokens, dtype, CPU) for group in model.kv_groups]
+        self.attention = SpanAttention(model.config.attention_scale, CPU)
+        self.lengths = [0] * num_seqs
+
+    def slot(self, seq: int, index: int) -> int:
+        return (index // RUN * self.num_seqs + seq) * RUN + index % RUN
+
+    def spans(self, seq: int, first: int, stop: int) -> list[Span]:
+        edges = [first, *range((first // RUN + 1) * RUN, stop, RUN), stop]
+        return [Span(self.slot(seq, a), self.slot(seq, b - 1) + 1, a) for a, b in pairwise(edges) if a < b]
+
+    def run(self, chunks: dict[int, list[int]], num_layers: int | None = None, rows: list[int] | None = None) -> Tensor:
+        """Append a chunk of ids to each named sequence in one forward; logits [R, V] of rows, else of all."""
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        queries = []
+        for seq, ids in chunks.items():
+            first, stop = self.lengths[seq], self.lengths[seq] + len(ids)
+            spans = [self._seen(seq, first, first, group) for group in range(len(self.stores))]
+            own = [self._seen(seq, first, stop, group) for group in range(len(self.stores))]
+            queries.append(Query(len(token_ids), len(token_ids) + len(ids), spans, own))
+            token_ids += ids
+            positions += range(first, stop)
+            slots += [self.slot(seq, index) for index in range(first, stop)]
+            self.lengths[seq] = stop
+        slot_tensors = [torch.tensor(slots)] * len(self.stores)
+        wanted = torch.arange(len(token_ids)) if rows is None else torch.tensor(rows)
+        batch = Batch(torch.tensor(token_ids), torch.tensor(positions), slot_tensors, queries, wanted)
+        with torch.inference_mode():
+            return self.model.forward(batch, self.stores, self.attention, num_layers)
+
+    def _seen(self, seq: int, first: int, stop: int, group: int) -> list[Span]:
+        """Spans before `stop` that the window of the query at `first` reaches."""
+        window = self.model.kv_groups[group].window
+        return self.spans(seq, 0 if window is None else max(0, first + 1 - window), stop)

@@ -1,0 +1,137 @@
+"""Layers against their formulas, and the builder: fused, part by part, dense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from harness import CPU, Harness, load
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pitlane.engine.errors import ModelError
+from pitlane.engine.models import layers
+from pitlane.engine.models.config import RopeConfig
+from pitlane.engine.models.layers import Builder, Concat, DenseLinear, LinearPart, RMSNorm, silu_mul
+from pitlane.engine.models.presets import preset
+from pitlane.engine.models.rope import Rope
+from pitlane.engine.models.weights import RandomWeights
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("rows", [0, 1, 7, 33])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("shape", [(5, 3), (520, 257)])
+def test_dense_linear(dtype: torch.dtype, rows: int, with_bias: bool, shape: tuple[int, int]) -> None:
+    x, weight = torch.randn(rows, shape[1], dtype=torch.float64), torch.randn(shape, dtype=torch.float64) / 16
+    bias = torch.randn(shape[0], dtype=torch.float64) if with_bias else None
+    exact = torch.nn.functional.linear(x, weight, bias)
+    with torch.inference_mode():
+        linear = DenseLinear(weight.to(dtype), None if bias is None else bias.to(dtype))
+        got = linear(x.to(dtype))
+    assert got.dtype == dtype
+    assert linear.num_bytes == (weight.numel() + (shape[0] if with_bias else 0)) * dtype.itemsize
+    torch.testing.assert_close(got.double(), exact, atol=TOLERANCE[dtype] * 4, rtol=TOLERANCE[dtype])
+
+
+def test_dense_linear_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "can_pack", lambda weight: False)
+    weight, x = torch.randn(512, 512) / 16, torch.randn(3, 512)
+    linear = DenseLinear(weight)
+    assert not linear.packed
+    torch.testing.assert_close(linear(x), x @ weight.T)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_rms_norm(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(5, 96, dtype=torch.float64) * 8, torch.rand(96, dtype=torch.float64)
+    exact = x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+    got = RMSNorm(weight.to(dtype), 1e-5)(x.to(dtype))
+    torch.testing.assert_close(got.double(), exact, atol=TOLERANCE[dtype] * 2, rtol=TOLERANCE[dtype])
+
+
+def test_silu_mul_leaves_its_input() -> None:
+    gate_up = torch.randn(3, 10, dtype=torch.float64)
+    before = gate_up.clone()
+    gate, up = gate_up[:, :5], gate_up[:, 5:]
+    torch.testing.assert_close(silu_mul(gate_up), gate / (1 + (-gate).exp()) * up)
+    assert torch.equal(gate_up, before)
+
+
+def test_rope_keeps_its_precision_far_out() -> None:
+    """Distance alone counts: 3 and 0 as 100,000,003 and 100,000,000, in float32."""
+    rope = Rope(RopeConfig(500000.0), 64, torch.float32, CPU)
+    q, k = torch.randn(1, 1, 64), torch.randn(1, 1, 64)
+
+    def score(query: int, key: int) -> Tensor:
+        angles = [rope.angles(torch.tensor([position])) for position in (query, key)]
+        return (rope.rotate(q, *angles[0]) * rope.rotate(k, *angles[1])).sum()
+
+    torch.testing.assert_close(score(100_000_003, 100_000_000), score(3, 0), atol=2e-5, rtol=0)
+
+
+class Doubled:
+    """A linear of its own, to see where plugins' linears go."""
+
+    num_bytes = 7
+
+    def __init__(self, parts: list[LinearPart]) -> None:
+        self.weight = torch.cat([part.tensors["weight"] for part in parts]).float()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+def test_builder_asks_for_the_fused_list_then_each_part() -> None:
+    asked: list[list[str]] = []
+
+    def only_keys(parts: list[LinearPart]) -> Doubled | None:
+        asked.append([part.name.rpartition(".")[2] for part in parts])
+        return Doubled(parts) if asked[-1] == ["k_proj"] else None
+
+    model = load("random:tiny", build_linear=only_keys)
+    assert asked[:4] == [["q_proj", "k_proj", "v_proj"], ["q_proj"], ["k_proj"], ["v_proj"]]
+    assert asked[4:6] == [["o_proj"], ["gate_proj", "up_proj"]]
+    assert asked[-1] == ["lm_head"]
+    qkv = model.layers[0].qkv
+    assert isinstance(qkv, Concat)
+    assert [type(linear) for linear in qkv.linears] == [DenseLinear, Doubled, DenseLinear]
+    ids = list(range(20))
+    torch.testing.assert_close(Harness(model).run({0: ids}), Harness(load("random:tiny")).run({0: ids}))
+
+
+def test_builder_takes_a_fused_linear() -> None:
+    def every(parts: list[LinearPart]) -> Doubled:
+        assert [part.tensors["weight"].shape for part in parts] == [(p.out_features, p.in_features) for p in parts]
+        return Doubled(parts)
+
+    model = load("random:tiny", build_linear=every)
+    assert isinstance(model.layers[1].gate_up, Doubled)
+    ids = list(range(20))
+    torch.testing.assert_close(Harness(model).run({0: ids}), Harness(load("random:tiny")).run({0: ids}))
+
+
+def test_builder_counts_bytes() -> None:
+    config = preset("tiny")
+    builder = Builder(config, RandomWeights(config), torch.float64, CPU)
+    builder.linear(128, {"model.layers.0.mlp.gate_proj": 256, "model.layers.0.mlp.up_proj": 256})
+    assert builder.num_bytes == 2 * 256 * 128 * 8
+
+
+def test_weights_that_do_not_fit_the_config(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64)).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file(tensors | {name: torch.zeros(47, 32)}, file)
+    with pytest.raises(ModelError, match=r"up_proj\.weight must be \(48, 32\) by config\.json, got \(47, 32\)"):
+        load(tmp_path)
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, file)
+    with pytest.raises(ModelError, match=r"lacks model\.layers\.0\.mlp\.up_proj"):
+        load(tmp_path)

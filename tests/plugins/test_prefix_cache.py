@@ -1,0 +1,162 @@
+"""Prefix cache: hits in memory and from disk, never other tokens, never another's KV."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pitlane import SamplingParams, Segment
+from pitlane.engine.tokenizer import Prompt
+
+PARAMS = SamplingParams(max_tokens=20, ignore_eos=True)
+
+
+def tokens(seed: int, length: int) -> list[int]:
+    generator = random.Random(seed)
+    return [generator.randrange(256) for _ in range(length)]
+
+
+def with_document(document: list[int], question: list[int]) -> Prompt:
+    return Prompt(document + question, (Segment(0, len(document), "cafe" * 16, "guide.pdf"),), "")
+
+
+def plain(make_engine: Any, prompt: list[int], **options: Any) -> list[int]:
+    result: list[int] = make_engine(**options).generate(prompt, PARAMS).token_ids
+    return result
+
+
+def check_integrity(engine: Any) -> None:
+    plugin = engine.default_plan.plugins[0]
+    pool = engine.lane_of(engine.default_plan).pool
+    pool.check_integrity([], lambda: plugin.locked(pool))
+
+
+@pytest.mark.parametrize("length", [33, 64, 65, 200])
+def test_a_second_request_hits_and_says_the_same(make_engine: Any, length: int) -> None:
+    engine = make_engine(plugins=["prefix_cache"])
+    prompt = tokens(1, length)
+    first = engine.generate(prompt, PARAMS)
+    second = engine.generate(prompt, PARAMS)
+    assert first.stats["cached_tokens"] == 0
+    sealed = (length + PARAMS.max_tokens - 1) // 32 * 32  # the last token of an answer is never computed
+    assert second.stats["cached_tokens"] == min(length - 1, sealed)
+    assert second.token_ids == first.token_ids == plain(make_engine, prompt)
+    assert second.stats["bought_ms"]["prefix_cache"]["ms"] > 0
+    check_integrity(engine)
+
+
+def test_the_next_turn_hits_the_answer_too(make_engine: Any) -> None:
+    engine = make_engine(plugins=["prefix_cache"])
+    prompt = tokens(1, 50)
+    first = engine.generate(prompt, SamplingParams(max_tokens=60, ignore_eos=True))
+    turn = prompt + first.token_ids + tokens(2, 10)
+    second = engine.generate(turn, PARAMS)
+    assert second.stats["cached_tokens"] == 96  # the full blocks of 109 computed tokens
+    assert second.token_ids == plain(make_engine, turn)
+
+
+def test_a_shared_beginning_inside_a_block_is_copied(make_engine: Any) -> None:
+    engine = make_engine(plugins=["prefix_cache"])
+    shared = tokens(1, 80)
+    engine.generate(shared + tokens(2, 40), PARAMS)
+    other = shared + [1, 2, 3] + tokens(3, 40)
+    result = engine.generate(other, PARAMS)
+    assert result.stats["cached_tokens"] == 80
+    assert result.token_ids == plain(make_engine, other)
+    check_integrity(engine)
+
+
+def test_two_salts_never_share(make_engine: Any) -> None:
+    engine = make_engine(plugins=["prefix_cache"])
+    prompt = tokens(1, 100)
+    engine.generate(prompt, PARAMS, salt="ann")
+    assert engine.generate(prompt, PARAMS, salt="bob").stats["cached_tokens"] == 0
+    assert engine.generate(prompt, PARAMS, salt="ann").stats["cached_tokens"] == 96
+
+
+def test_cached_blocks_are_given_back_under_pressure(make_engine: Any) -> None:
+    per_token = make_engine().loader.needs.kv_per_token
+    engine = make_engine(plugins=["prefix_cache"], kv_memory=4 * 32 * per_token * 8)
+    for seed in range(6):
+        prompt = tokens(seed, 150)
+        assert engine.generate(prompt, PARAMS).token_ids == plain(make_engine, prompt)
+        check_integrity(engine)
+
+
+def test_a_document_comes_back_after_a_restart(make_engine: Any) -> None:
+    document, question = tokens(1, 150), tokens(2, 12)
+    prompt = with_document(document, question)
+    first = make_engine(plugins=["prefix_cache"])
+    before = first.generate(prompt, PARAMS)
+    first.close()
+    again = make_engine(plugins=["prefix_cache"])
+    after = again.generate(prompt, PARAMS)
+    assert (before.stats["cached_tokens"], after.stats["cached_tokens"]) == (0, 150)
+    assert after.token_ids == before.token_ids
+    third = again.generate(with_document(document, tokens(3, 30)), PARAMS)
+    assert third.stats["cached_tokens"] >= 150
+    assert third.token_ids == plain(make_engine, document + tokens(3, 30))
+    check_integrity(again)
+
+
+def test_without_save_documents_nothing_is_written(make_engine: Any, own_home: Path) -> None:
+    engine = make_engine(plugins={"prefix_cache": {"save_documents": False}})
+    engine.generate(with_document(tokens(1, 150), tokens(2, 12)), PARAMS)
+    engine.close()
+    assert not [*own_home.rglob("*.safetensors"), *own_home.rglob("*.db")]
+
+
+def damage_truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def damage_flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1000] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def damage_remove(file: Path) -> None:
+    file.unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_remove])
+def test_a_damaged_file_is_computed_again(make_engine: Any, own_home: Path, damage: Any, caplog: Any) -> None:
+    prompt = with_document(tokens(1, 150), tokens(2, 12))
+    first = make_engine(plugins=["prefix_cache"])
+    before = first.generate(prompt, PARAMS)
+    first.close()
+    (file,) = own_home.rglob("*.safetensors")
+    second = make_engine(plugins=["prefix_cache"])
+    second.generate(tokens(9, 5), PARAMS)  # its store is open: what is damaged now is found at the hit
+    damage(file)
+    after = second.generate(prompt, PARAMS)
+    assert after.token_ids == before.token_ids
+    assert after.stats["cached_tokens"] == 0
+    assert "computed again" in caplog.text
+    second.close()
+    assert make_engine(plugins=["prefix_cache"]).generate(prompt, PARAMS).stats["cached_tokens"] == 150  # saved anew
+
+
+def test_another_dtype_never_reads_it(make_engine: Any) -> None:
+    prompt = with_document(tokens(1, 150), tokens(2, 12))
+    first = make_engine(plugins=["prefix_cache"])
+    first.generate(prompt, PARAMS)
+    first.close()
+    assert make_engine(dtype="float32", plugins=["prefix_cache"]).generate(prompt, PARAMS).stats["cached_tokens"] == 0
+
+
+def test_its_cost_without_a_hit_is_small(make_engine: Any) -> None:
+    """At no hits the hooks take under a hundredth of the time of the steps, even of a tiny model."""
+    engine = make_engine(plugins=["prefix_cache"])
+    engine.generate(tokens(0, 64), PARAMS)
+    before = engine.step_seconds
+    spent = 0.0
+    for seed in range(1, 9):
+        result = engine.generate(tokens(seed, 300), SamplingParams(max_tokens=64, ignore_eos=True))
+        assert result.stats["cached_tokens"] <= 2
+        spent += result.stats["plugin_ms"]["prefix_cache"] / 1e3
+    assert spent < 0.03 * (engine.step_seconds - before)

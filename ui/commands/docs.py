@@ -1,0 +1,174 @@
+"""`pitlane docs`: documents in the store, and their KV on disk. `add` also computes the KV, so that questions start fast."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pitlane.storage.errors import PitlaneError
+from pitlane.ui.commands.options import BYTES, as_json, engine_options
+from pitlane.ui.render import note, print_json, print_table, progress, size
+from pitlane.ui.session import Chat, EngineOptions, add_documents, read_answer
+
+if TYPE_CHECKING:
+    from pitlane.engine.tokenizer import Prompt
+    from pitlane.storage.types import Document, StoredDocument
+
+
+@click.group()
+def docs() -> None:
+    """Documents and their saved KV."""
+
+
+@docs.command()
+@engine_options
+@click.option("--prefill/--no-prefill", default=True, show_default=True, help="Compute and save the KV now.")
+@as_json
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+def add(options: EngineOptions, prefill: bool, as_json: bool, files: tuple[str, ...]) -> None:
+    """Store documents, and compute their KV so that the first question starts fast."""
+    found = add_documents(files, options.plugins_dir)
+    rows = [asdict(stored) for _, stored in found]
+    if prefill:
+        with options.build() as engine:
+            for row, (document, stored) in zip(rows, found, strict=True):
+                row["prefill"] = _prefill(engine, document, stored)
+    sizes = _saved_bytes()
+    for row in rows:
+        row["kv_bytes"] = sizes.get(row["content_hash"], 0)
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        kv = f", {size(row['kv_bytes'])} of KV saved" if row["kv_bytes"] else ""
+        click.echo(f"{row['id']}  {row['title']}: {row['num_pages']} pages, {row['num_chars']} characters{kv}")
+    if prefill and not all(row["kv_bytes"] for row in rows):
+        note("KV is saved by the plugin prefix_cache, for documents from its min_tokens on")
+
+
+def _prefill(engine: Any, document: Document, stored: StoredDocument) -> dict[str, Any]:
+    """Compute the KV of everything up to the document's end; what that took."""
+    from pitlane.engine.types import SamplingParams
+
+    chat = Chat(engine.tokenizer)
+    chat.add(document, stored)
+    prompt: Prompt = chat.ask("?")
+    if prompt.segments:
+        prompt = replace(prompt, token_ids=prompt.token_ids[: prompt.segments[-1].end])
+    started = time.perf_counter()
+    try:
+        stream = engine.submit(prompt, SamplingParams(max_tokens=1))
+    except PitlaneError as error:
+        raise PitlaneError(f"{stored.title} is stored as {stored.id}, but its KV cannot be computed: {error}") from None
+    with stream, progress(stored.title) as advance:
+        stats = read_answer(stream, lambda text: None, advance).stats
+    return {
+        "prompt_tokens": stats["prompt_tokens"],
+        "cached_tokens": stats["cached_tokens"],
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+@docs.command("list")
+@as_json
+def list_documents(as_json: bool) -> None:
+    """List stored documents, newest first."""
+    from pitlane.storage.db import Store
+
+    sizes = _saved_bytes()
+    with Store() as store:
+        rows = [asdict(stored) | {"kv_bytes": sizes.get(stored.content_hash, 0)} for stored in store.documents.list()]
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        note("no documents; add one with: pitlane docs add FILE")
+    else:
+        columns = ("id", "title", "num_pages", "num_chars")
+        cells = [[*(row[name] for name in columns), size(row["kv_bytes"])] for row in rows]
+        print_table(["id", "title", "pages", "characters", "saved KV"], cells)
+
+
+@docs.command()
+@click.argument("name", metavar="ID")
+def rm(name: str) -> None:
+    """Remove a document (by id or title) and its saved KV."""
+    from pitlane.storage.db import Store
+
+    with Store() as store:
+        stored = store.documents.get(name)
+        store.documents.remove(stored.id)
+    click.echo(f"removed {stored.id} ({stored.title})")
+
+
+@docs.group()
+def cache() -> None:
+    """The saved KV on disk."""
+
+
+@cache.command()
+@as_json
+def ls(as_json: bool) -> None:
+    """List saved KV, the latest used first."""
+    from pitlane.storage.db import Store
+
+    with Store() as store:
+        rows = [asdict(prefix) for prefix in store.prefixes.list()]
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        note("no saved KV")
+    else:
+        cells = [
+            [row["id"], row["title"], row["num_tokens"], size(row["num_bytes"]), _date(row["last_used"]),
+             "pinned" if row["pinned"] else ""]
+            for row in rows
+        ]  # fmt: skip
+        print_table(["id", "document", "tokens", "size", "last used", ""], cells)
+
+
+@cache.command()
+@click.option("--keep", type=BYTES, metavar="BYTES", help="Remove only until this much is left.  [default: nothing]")
+@as_json
+def prune(keep: int | None, as_json: bool) -> None:
+    """Remove saved KV that is not pinned, the longest unused first."""
+    from pitlane.storage.db import Store
+
+    with Store() as store:
+        removed = store.prefixes.prune(keep or 0)
+        left = store.prefixes.total_bytes()
+    freed = sum(prefix.num_bytes for prefix in removed)
+    if as_json:
+        print_json({"removed": [prefix.id for prefix in removed], "freed_bytes": freed, "left_bytes": left})
+    else:
+        click.echo(f"removed {len(removed)}, freed {size(freed)}, {size(left)} left")
+
+
+@cache.command()
+@click.option("--off", is_flag=True, help="Let it be pruned again.")
+@click.argument("prefix_id", type=int, metavar="ID")
+def pin(off: bool, prefix_id: int) -> None:
+    """Keep saved KV from being pruned."""
+    from pitlane.storage.db import Store
+
+    with Store() as store:
+        store.prefixes.pin(prefix_id, not off)
+    click.echo(f"{'unpinned' if off else 'pinned'} {prefix_id}")
+
+
+def _saved_bytes() -> dict[str, int]:
+    """Bytes of saved KV by document."""
+    from pitlane.storage.db import Store
+
+    sizes: dict[str, int] = {}
+    with Store() as store:
+        for prefix in store.prefixes.list():
+            if prefix.document_hash is not None:
+                sizes[prefix.document_hash] = sizes.get(prefix.document_hash, 0) + prefix.num_bytes
+    return sizes
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -1,0 +1,61 @@
+"""`pitlane models`: what `--model` can name here, and the Hugging Face cache."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from pitlane.ui.commands.options import as_json
+from pitlane.ui.render import note, print_json, print_table, size
+
+
+@click.group()
+def models() -> None:
+    """Models in the Hugging Face cache, and those that need no download."""
+
+
+@models.command()
+@as_json
+def ls(as_json: bool) -> None:
+    """List the models that are here."""
+    from pitlane.engine.models.hub import cached_models
+    from pitlane.engine.models.presets import PRESETS
+
+    rows = [
+        {"name": model.name, "path": str(model.path), "bytes": model.num_bytes, "reason": model.reason}
+        for model in cached_models()
+    ]
+    if as_json:
+        print_json({"cached": rows, "presets": [f"random:{name}" for name in PRESETS]})
+        return
+    if rows:
+        cells = [[row["name"], size(float(row["bytes"])), row["reason"] or "ready"] for row in rows]
+        print_table(["model", "size", "status"], cells)
+    else:
+        note("no models in the Hugging Face cache; get one with: pitlane models pull ID")
+    note("bundled: comes with Pitlane. random:NAME (random weights): " + ", ".join(PRESETS))
+
+
+@models.command()
+@click.argument("name", metavar="ID")
+def pull(name: str) -> None:
+    """Download a model, as owner/name."""
+    from pitlane.engine.models import hub
+    from pitlane.engine.models.config import ModelConfig
+
+    path = hub.pull(name)
+    ModelConfig.from_folder(path)  # says now, not at the first question, if it cannot be run
+    click.echo(str(path))
+
+
+@models.command()
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.argument("name", metavar="ID")
+def rm(yes: bool, name: str) -> None:
+    """Delete a model from the Hugging Face cache, which other programs may use too."""
+    from pitlane.engine.models import hub
+
+    if not yes and sys.stdin.isatty():
+        click.confirm(f"Delete {name} from the Hugging Face cache?", abort=True)
+    click.echo(f"removed {name}, freed {size(hub.remove(name))}")

@@ -1,0 +1,113 @@
+"""`pitlane plugins`: what was found, what each does to the output, and its options. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pitlane.engine.plugin import EXACTNESS
+from pitlane.engine.registry import PluginEntry, PluginRegistry
+from pitlane.storage.errors import PitlaneError
+from pitlane.ui.commands.options import as_json
+from pitlane.ui.render import print_json, print_table
+
+plugins_dir = click.option(
+    "--plugins-dir", type=click.Path(exists=True, file_okay=False), metavar="DIR",
+    help="Also load the plugin files of this folder.",
+)  # fmt: skip
+
+
+@click.group()
+def plugins() -> None:
+    """What plugins there are, and their options."""
+
+
+@plugins.command("list")
+@plugins_dir
+@as_json
+def list_plugins(plugins_dir: str | None, as_json: bool) -> None:
+    """List all plugins that were found; failed ones with the reason."""
+    found = [describe(entry) for entry in PluginRegistry.load(plugins_dir)]
+    if as_json:
+        print_json(found)
+        return
+    columns = ("name", "role", "exactness", "status", "source")
+    rows = [[*(row[column] or "" for column in columns), row["reason"] or row["summary"]] for row in found]
+    print_table([*columns, "summary"], rows)
+
+
+@plugins.command()
+@plugins_dir
+@as_json
+@click.argument("name")
+def info(plugins_dir: str | None, as_json: bool, name: str) -> None:
+    """Show one plugin and its options."""
+    registry = PluginRegistry.load(plugins_dir)
+    entry = registry.entries.get(name)
+    if entry is None:
+        known = ", ".join(entry.name for entry in registry)
+        raise PitlaneError(f"unknown plugin {name!r}; known: {known}")
+    row = describe(entry)
+    if as_json:
+        print_json(row)
+        return
+    click.echo(f"{row['name']}: {row['summary']}" if entry.plugin else f"{name} failed: {row['reason']}")
+    for label in ("role", "source", "hooks", "requires", "conflicts"):
+        value = row[label]
+        if value:
+            click.echo(f"  {label}: {', '.join(value) if isinstance(value, list) else value}")
+    if row["exactness"]:
+        click.echo(f"  exactness: {row['exactness']} ({EXACTNESS[row['exactness']]})")
+    if row["options"]:
+        cells = [[o["name"], o["type"], o["default"], o["range"], o["description"]] for o in row["options"]]
+        print_table(["option", "type", "default", "range", "meaning"], cells)
+
+
+def describe(entry: PluginEntry) -> dict[str, Any]:
+    """Everything that is known of a plugin, as JSON."""
+    plugin = entry.plugin
+    return {
+        "name": entry.name,
+        "status": "always on" if entry.serves_host else entry.status,
+        "reason": entry.reason,
+        "source": entry.source,
+        "role": plugin.role if plugin else None,
+        "exactness": plugin.exactness if plugin else None,
+        "summary": plugin.summary() if plugin else "",
+        "hooks": entry.hooks,
+        "requires": list(plugin.requires) if plugin else [],
+        "conflicts": list(plugin.conflicts) if plugin else [],
+        "options": _options(plugin.Options.model_json_schema()) if plugin else [],
+    }
+
+
+def _options(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "type": _type(field),
+            "default": field.get("default"),
+            "range": _range(field),
+            "description": field.get("description", ""),
+        }
+        for name, field in schema.get("properties", {}).items()
+    ]
+
+
+def _type(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return " | ".join(map(str, field["enum"]))
+    kinds = [str(part.get("type", "any")) for part in field.get("anyOf", [field])]
+    return " | ".join(kinds)
+
+
+def _range(field: dict[str, Any]) -> str:
+    """Bounds as an interval: `[1, 64]`, `(0, 10000]`, empty where there are none."""
+    bounds = [part for part in field.get("anyOf", [field]) if any(key.endswith("imum") for key in map(str.lower, part))]
+    if not bounds:
+        return ""
+    part = bounds[0]
+    low = f"[{part['minimum']}" if "minimum" in part else f"({part.get('exclusiveMinimum', '-inf')}"
+    high = f"{part['maximum']}]" if "maximum" in part else f"{part.get('exclusiveMaximum', 'inf')})"
+    return f"{low}, {high}"

@@ -1,0 +1,276 @@
+"""The loop of `pitlane chat`: reads lines, streams answers, and knows the /commands.
+
+Works on a terminal (readline, colours) and in a pipe. Answers go to standard output, all else to standard error. A turn
+that fails is taken back, so that the conversation holds only what was answered.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.exceptions import Exit
+
+from pitlane.engine.errors import BadOption, PitlaneError
+from pitlane.engine.types import SamplingParams
+from pitlane.ui.commands.transcript import Entry, Transcript
+from pitlane.ui.render import note, printable, progress, stats_line
+from pitlane.ui.session import Chat, EngineOptions, add_document, read_answer
+
+if TYPE_CHECKING:
+    from pitlane.engine.engine import Engine
+    from pitlane.storage.db import Store
+
+INTERRUPTED = 130
+QUOTES = '"""'
+SETTABLE = {field.name: str(field.type) for field in fields(SamplingParams) if field.name not in ("sample_index", "logprobs")}
+
+
+class Repl:
+    """One conversation at a terminal."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        chat: Chat,
+        sampling: SamplingParams,
+        options: EngineOptions,
+        *,
+        autosave: bool = True,
+    ) -> None:
+        self.engine, self.store, self.chat, self.sampling, self.options = engine, store, chat, sampling, options
+        self.autosave = autosave
+        self.plan = engine.default_plan
+        self.transcript = Transcript(store, options.model)
+        self._interrupted = False
+
+    # ---- lines
+
+    def loop(self) -> int:
+        """Read and do until the end; the exit code."""
+        if sys.stdin.isatty():
+            import readline  # noqa: F401 (gives input() a history and editing)
+        description = self.engine.loader.describe()
+        note(f"{description['model']} · {description['dtype']} on {description['device']} · {self._plugins()} · /help")
+        while True:
+            try:
+                line = self._read()
+                self._interrupted = False
+                if line.strip():
+                    self.do(line)
+            except EOFError:
+                return 0
+            except Exit as leaving:
+                return leaving.exit_code
+            except PitlaneError as error:
+                click.echo(f"pitlane: {error}", err=True)
+            except KeyboardInterrupt:
+                if self._interrupted:
+                    return INTERRUPTED
+                self._interrupted = True
+                note("\nCtrl-C again or /exit leaves")
+
+    def _read(self) -> str:
+        """One line, or the lines between triple quotes."""
+        line = _input("> ")
+        if not line.lstrip().startswith(QUOTES):
+            return line
+        text = line.lstrip().removeprefix(QUOTES)
+        while not text.rstrip().endswith(QUOTES):
+            text += "\n" + _input("… ")
+        return " " + text.rstrip().removesuffix(QUOTES).strip("\n")  # a message, even if it begins with /
+
+    def do(self, line: str) -> None:
+        """Carry out a /command or answer a message (a space before / makes it a message)."""
+        if not line.startswith("/"):
+            self.ask(line.strip())
+            return
+        name, _, rest = line[1:].partition(" ")
+        method = getattr(self, f"do_{name}", None)
+        if method is None:
+            raise BadOption(f"unknown command /{name}; known: {', '.join('/' + known for known in commands())}")
+        method(rest.strip())
+
+    # ---- answers
+
+    def ask(self, text: str) -> None:
+        """Answer a message, print the line of stats, save."""
+        before = len(self.transcript.entries)
+        self.transcript.add(Entry("user", text))
+        try:
+            self._answer()
+        except (PitlaneError, KeyboardInterrupt) as error:
+            self._interrupted = isinstance(error, KeyboardInterrupt)  # the second one: the first stops the answer
+            self.transcript.cut(before)
+            raise
+        if self.autosave:
+            self._save("")
+
+    def _answer(self) -> None:
+        self.chat.messages = self.transcript.messages()
+        prompt = self.chat.prompt()
+        with (
+            self.engine.submit(prompt, self.sampling, plan=self.plan) as stream,
+            progress("Reading the prompt") as advance,
+        ):
+            try:
+                result = read_answer(stream, lambda piece: click.echo(printable(piece), nl=False), advance)
+            finally:
+                click.echo()
+        self._interrupted = result.finish_reason == "aborted"
+        self.transcript.add(Entry("assistant", result.text, result.token_ids, result.stats))
+        drafter = next((plugin.name for plugin in self.plan.plugins if plugin.role == "drafter"), None)
+        stopped = "stopped · " if self._interrupted else ""
+        note(stopped + stats_line(result.stats, drafter))
+
+    def _save(self, title: str) -> str:
+        return self.transcript.save([document.content_hash for document in self.chat.documents], title)
+
+    def _plugins(self) -> str:
+        return "plugins: " + (", ".join(self.plan.names) or "none")
+
+    # ---- commands: do_<name>; the first line of each docstring is its help
+
+    def do_help(self, _: str) -> None:
+        """/help: this list"""
+        for name in commands():
+            usage, _, meaning = (getattr(Repl, f"do_{name}").__doc__ or "").partition(": ")
+            click.echo(f"{usage:<24} {meaning}", err=True)
+        click.echo(f"{QUOTES} begins and ends a message of several lines.", err=True)
+
+    def do_doc(self, file: str) -> None:
+        """/doc FILE: add a document, in front of the conversation"""
+        if not file:
+            raise BadOption("/doc wants a file, or the id of a stored document")
+        document, stored = add_document(self.store, file.strip("\"'"), self.options.plugins_dir)
+        self.chat.add(document, stored)
+        note(f"{stored.title}: {stored.num_pages} pages, {stored.num_chars} characters")
+
+    def do_docs(self, rest: str) -> None:
+        """/docs [clear]: list the conversation's documents, or take them all out"""
+        if rest == "clear":
+            self.chat.documents.clear()
+            self.chat.date = None
+        for document in self.chat.documents:
+            click.echo(f"{document.content_hash[:12]}  {document.title}", err=True)
+        if not self.chat.documents:
+            note("no documents")
+
+    def do_plugins(self, text: str) -> None:
+        """/plugins +a,-b: toggle plugins from the next turn on; a,b: exactly these; none: the bare core"""
+        from pitlane.engine.plan import parse_settings
+
+        if text:
+            settings = parse_settings("" if text == "none" else text, (), self.plan.settings, self.engine.registry)
+            self.plan = self.engine.plan(settings)
+        note(self._plugins())
+
+    def do_set(self, text: str) -> None:
+        """/set temperature 0.7: set a sampling value, `system`, `think`, or `plugin.option`"""
+        name, _, value = text.replace("=", " ", 1).partition(" ")
+        value = value.strip()
+        if "." in name:
+            from pitlane.engine.plan import parse_settings
+
+            settings = parse_settings(None, [f"{name}={value}"], self.plan.settings, self.engine.registry)
+            self.plan = self.engine.plan(settings)
+        elif name == "system":
+            self.chat.system = value or None
+        elif name == "think":
+            self.chat.thinking = {"on": True, "off": False}.get(value)
+        elif name in SETTABLE:
+            self.sampling = replace(self.sampling, **{name: _parse(name, value)})
+        else:
+            raise BadOption(f"nothing is called {name!r}; /set knows {', '.join(SETTABLE)}, system, think, plugin.option")
+
+    def do_stats(self, _: str) -> None:
+        """/stats: all numbers of the last answer"""
+        for name, value in (self.transcript.last_stats() or {}).items():
+            click.echo(f"{name:<20} {value}", err=True)
+
+    def do_retry(self, _: str) -> None:
+        """/retry: answer the last message again"""
+        index = self.transcript.last_question()
+        if index is None:
+            raise BadOption("there is nothing to retry; write something first")
+        text = self.transcript.entries[index].text
+        self.transcript.cut(index)
+        self.ask(text)
+
+    def do_undo(self, _: str) -> None:
+        """/undo: take back the last message and its answer"""
+        index = self.transcript.last_question()
+        if index is None:
+            raise BadOption("there is nothing to undo")
+        self.transcript.cut(index)
+        note(f"{len(self.transcript.entries)} messages left")
+
+    def do_new(self, _: str) -> None:
+        """/new: begin another conversation over the same documents"""
+        self.transcript.clear()
+
+    def do_save(self, title: str) -> None:
+        """/save [TITLE]: save the conversation and say its id"""
+        note(f"saved as {self._save(title)}")
+
+    def do_load(self, name: str) -> None:
+        """/load [ID]: go on with a saved conversation; without an id, list them"""
+        if name:
+            self.load(name)
+            return
+        for row in self.store.conversations.list(20):
+            click.echo(f"{row.id}  {row.num_messages:>3} messages  {row.title}", err=True)
+
+    def load(self, conversation_id: str) -> None:
+        """Replace the conversation by a saved one, documents included."""
+        found = self.transcript.load(conversation_id)
+        self.do_docs("clear") if self.chat.documents else None
+        for document_id in found.document_ids:
+            self.chat.add(*add_document(self.store, document_id))
+        note(f"{found.title or found.id}: {found.num_messages} messages, {len(self.chat.documents)} documents")
+
+    def do_search(self, text: str) -> None:
+        """/search TEXT: find saved conversations by their words"""
+        hits = self.store.conversations.search(text, 20)
+        for hit in hits:
+            click.echo(f"{hit.conversation_id}  {hit.title}: {' '.join(hit.snippet.split())}", err=True)
+        if not hits:
+            note("nothing found")
+
+    def do_exit(self, _: str) -> None:
+        """/exit: leave"""
+        raise Exit(0)
+
+
+def commands() -> list[str]:
+    """Names of the /commands."""
+    return [name.removeprefix("do_") for name in vars(Repl) if name.startswith("do_")]
+
+
+def _input(prompt: str) -> str:
+    if sys.stdin.isatty():
+        return input(prompt)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\n")
+
+
+def _parse(name: str, value: str) -> Any:
+    """A sampling value from text, by the type of its field."""
+    kind = SETTABLE[name]
+    try:
+        if kind.startswith("bool"):
+            return {"on": True, "true": True, "off": False, "false": False}[value.casefold()]
+        if kind.startswith("tuple[str"):
+            return (value,) if value else ()
+        if kind.startswith("tuple"):
+            return tuple(int(part) for part in value.replace(",", " ").split())
+        if kind.endswith("None") and value in ("", "none"):
+            return None
+        return int(value) if kind.startswith("int") else float(value)
+    except (ValueError, KeyError):
+        raise BadOption(f"{name} cannot be {value!r}; it is of type {kind}") from None

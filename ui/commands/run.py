@@ -1,0 +1,79 @@
+"""`pitlane run`: one prompt, one answer. Text streams to standard output, a line of stats follows on standard error."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from pitlane.engine.types import Result, SamplingParams
+from pitlane.ui.commands.options import as_json, engine_options, prompt_options, sampling_options
+from pitlane.ui.render import note, print_json, printable, progress, stats_line
+from pitlane.ui.session import Chat, EngineOptions, add_documents, read_answer
+
+INTERRUPTED = 130
+
+
+@click.command()
+@engine_options
+@prompt_options
+@sampling_options
+@click.option("--raw", is_flag=True, help="No chat template: the model continues the prompt.")
+@as_json
+@click.argument("prompt", required=False)
+@click.pass_context
+def run(
+    ctx: click.Context,
+    options: EngineOptions,
+    sampling: SamplingParams,
+    doc: tuple[str, ...],
+    system: str | None,
+    think: bool | None,
+    raw: bool,
+    as_json: bool,
+    prompt: str | None,
+) -> None:
+    """Answer one PROMPT (`-`, or nothing in a pipe: read it from standard input).
+
+    \b
+    pitlane run --doc report.pdf "What were the findings?"
+    pitlane run --plugins +prompt_lookup --json "Say it again: one, two, three" | jq .stats
+    """
+    text = read_prompt(prompt)
+    documents = add_documents(doc, options.plugins_dir)
+    with options.build() as engine:
+        chat = Chat(engine.tokenizer, system, think, raw)
+        for document in documents:
+            chat.add(*document)
+        with engine.submit(chat.ask(text), sampling) as stream, progress("Reading the prompt") as advance:
+
+            def on_text(piece: str) -> None:
+                if piece and not as_json:
+                    click.echo(printable(piece), nl=False)
+
+            result = read_answer(stream, on_text, advance)
+        drafter = next((plugin.name for plugin in engine.default_plan.plugins if plugin.role == "drafter"), None)
+    _report(result, as_json, drafter)
+    if result.finish_reason == "aborted":
+        ctx.exit(INTERRUPTED)
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The argument, or standard input for `-` and in a pipe."""
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise click.UsageError("give a PROMPT, or - to type it")
+    text = click.get_text_stream("stdin", errors="replace").read().rstrip("\n")
+    if not text.strip():
+        raise click.UsageError("the prompt from standard input is empty; write something")
+    return text
+
+
+def _report(result: Result, as_json: bool, drafter: str | None) -> None:
+    if as_json:
+        print_json(result.to_json())
+        return
+    if not result.text.endswith("\n"):
+        click.echo()
+    note(stats_line(result.stats, drafter))

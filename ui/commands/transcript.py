@@ -1,0 +1,80 @@
+"""A conversation of the terminal and its copy in the database, turn by turn, with token ids and stats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pitlane.storage.db import Store
+    from pitlane.storage.types import Conversation
+
+
+@dataclass(slots=True)
+class Entry:
+    """One message. saved_id: its row, None until it is saved."""
+
+    role: str
+    text: str
+    token_ids: Sequence[int] | None = None
+    stats: Mapping[str, Any] | None = None
+    saved_id: int | None = None
+
+
+@dataclass(slots=True)
+class Transcript:
+    """Messages in order, and the conversation in the database that they are saved as (none before the first save)."""
+
+    store: Store
+    model: str
+    entries: list[Entry] = field(default_factory=list)
+    conversation_id: str | None = None
+
+    def messages(self) -> list[dict[str, str]]:
+        """As a prompt takes them."""
+        return [{"role": entry.role, "content": entry.text} for entry in self.entries]
+
+    def add(self, entry: Entry) -> None:
+        self.entries.append(entry)
+
+    def cut(self, num_entries: int) -> None:
+        """Keep the first `num_entries`, here and in the database."""
+        saved = next((entry.saved_id for entry in self.entries[num_entries:] if entry.saved_id is not None), None)
+        if saved is not None and self.conversation_id is not None:
+            self.store.conversations.truncate(self.conversation_id, saved)
+        del self.entries[num_entries:]
+
+    def save(self, document_hashes: Sequence[str], title: str = "") -> str:
+        """Write what is not yet written; the id of the conversation."""
+        conversations = self.store.conversations
+        if self.conversation_id is None:
+            self.conversation_id = conversations.create(self.model, title).id
+        elif title:
+            conversations.rename(self.conversation_id, title)
+        conversations.set_documents(self.conversation_id, [content_hash[:12] for content_hash in document_hashes])
+        for entry in self.entries:
+            if entry.saved_id is None:
+                message = conversations.append(
+                    self.conversation_id, entry.role, entry.text, token_ids=entry.token_ids, stats=entry.stats
+                )
+                entry.saved_id = message.id
+        return self.conversation_id
+
+    def load(self, conversation_id: str) -> Conversation:
+        """Replace everything by a saved conversation."""
+        found = self.store.conversations.get(conversation_id)
+        self.conversation_id = found.id
+        self.entries = [Entry(m.role, m.text, m.token_ids, m.stats, m.id) for m in found.messages]
+        return found
+
+    def clear(self) -> None:
+        """Begin another conversation; what is saved stays."""
+        self.entries, self.conversation_id = [], None
+
+    def last_question(self) -> int | None:
+        """Index of the last message of the user."""
+        return next((i for i in reversed(range(len(self.entries))) if self.entries[i].role == "user"), None)
+
+    def last_stats(self) -> Mapping[str, Any] | None:
+        return next((entry.stats for entry in reversed(self.entries) if entry.stats), None)

@@ -1,0 +1,125 @@
+"""Text for people in a terminal: sizes, times, the stats line, tables, progress. Imports rich only where it draws.
+
+Results go to standard output, everything about them to standard error, so that pipes get results alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+Advance = Callable[[int, int], None]
+
+
+def size(num_bytes: float | None) -> str:
+    """Bytes as 512 B, 1.5 kB, 20.3 MB, 2.0 GB (powers of 1000)."""
+    if num_bytes is None:
+        return "-"
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.1f} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def milliseconds(ms: float | None) -> str:
+    """A time as 0.42 ms, 41 ms, 3.2 s."""
+    if ms is None:
+        return "-"
+    if abs(ms) >= 1000:
+        return f"{ms / 1000:.1f} s"
+    return f"{ms:.0f} ms" if abs(ms) >= 10 else f"{ms:.2g} ms"
+
+
+def stats_line(stats: Mapping[str, Any], drafter: str | None = None) -> str:
+    """One line under an answer: tokens, times, and what each plugin bought. drafter: whose the draft tokens are."""
+    cached = f" ({stats['cached_tokens']} cached)" if stats["cached_tokens"] else ""
+    parts = [f"{stats['prompt_tokens']} prompt{cached}", f"TTFT {milliseconds(stats['ttft_ms'])}"]
+    if stats["tokens_per_second"]:
+        parts.append(f"{stats['tokens_per_second']:.1f} tok/s")
+    for name in sorted({*stats["bought_ms"], *([drafter] if drafter else [])}):
+        drafted = name == drafter and stats["draft_tokens"]
+        words = [f"{stats['accepted_tokens']}/{stats['draft_tokens']} accepted"] if drafted else []
+        bought = stats["bought_ms"].get(name, {}).get("ms", 0.0)
+        if abs(bought) >= 0.1:
+            words.append(f"{'bought' if bought > 0 else 'cost'} {milliseconds(abs(bought))}")
+        if words:
+            parts.append(f"{name} {', '.join(words)}")
+    parts += [f"{name} {word}: {why}" for word in ("paused", "failed") for name, why in stats[word].items()]
+    return " · ".join(parts)
+
+
+def note(text: str) -> None:
+    """A dim line on standard error."""
+    click.echo(click.style(text, dim=True), err=True)
+
+
+def printable(text: str) -> str:
+    """What a model wrote, without control characters where a terminal would obey them."""
+    return _CONTROL.sub("\ufffd", text) if sys.stdout.isatty() else text
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on one line of standard output."""
+    click.echo(json.dumps(value))
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
+    """A table on standard output; columns whose cells begin with a digit are set to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    for index, header in enumerate(headers):
+        cells = [str(row[index]) for row in rows if row[index] not in (None, "", "-")]
+        numeric = bool(cells) and all(re.match(r"[+-]?\d", cell) for cell in cells)
+        table.add_column(header, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text("-" if cell is None else str(cell)) for cell in row])
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(table)
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Advance]:
+    """A bar on standard error; call what it yields with (done, total).
+
+    It appears with the first call that leaves something to do and goes when all is done. Nothing where no one looks.
+    """
+    bars: list[Progress] = []
+
+    def advance(done: int, total: int) -> None:
+        if done < total and not bars and sys.stderr.isatty():
+            bars.append(_bar(label, total))
+        for bar in bars:
+            bar.update(bar.task_ids[0], completed=done, total=total)
+            if done >= total:
+                bar.stop()
+
+    try:
+        yield advance
+    finally:
+        for bar in bars:
+            bar.stop()
+
+
+def _bar(label: str, total: int) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task(label, total=total)
+    bar.start()
+    return bar
