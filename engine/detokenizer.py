@@ -85,8 +85,8 @@ class Detokenizer:
     def _give_up(self, printed: str, text: str) -> str:
         """Bytes that are no text: cut where decoding apart gives the same, so that work per token stays bounded."""
         for cut in range(len(self._tail) - 1, self._num_printed, -1):
-            head = self._decode(self._tail[:cut])
-            if head + self._decode(self._tail[cut:]) == text:
+            head, rest = self._decode(self._tail[:cut]), self._decode(self._tail[cut:])
+            if rest and head + rest == text:  # so the last character, which may be incomplete, is in the rest
                 self._tail, self._num_printed = self._tail[cut:], 0
                 return head[len(printed) :]
         return self._advance(text[len(printed) :], len(self._tail))

@@ -62,7 +62,7 @@ class Tokenizer:
         return bool(self._inner.chat_template)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        ids: list[int] = self._inner.encode(text, add_special_tokens=add_special_tokens)
+        ids: list[int] = self._inner.encode(_clean(text), add_special_tokens=add_special_tokens)
         return ids
 
     def decode(self, token_ids: SequenceOf[int], skip_special_tokens: bool = True) -> str:
@@ -106,12 +106,11 @@ class Tokenizer:
     def render_raw(self, text: str, documents: SequenceOf[Document] = ()) -> Prompt:
         """Documents, an empty line, the text as it is: special tokens in it count as such."""
         texts = [self.defuse(document.text) for document in documents]
-        return self._prompt("\n\n".join([*texts, text]), texts, documents, True)
+        return self._prompt("\n\n".join([*texts, _clean(text)]), texts, documents, True)
 
     def defuse(self, text: str) -> str:
         """The text with a zero-width joiner inside whatever would be read as a special token."""
-        clean = text.encode("utf-8", "replace").decode("utf-8")
-        return self._specials.sub(lambda match: match[0][0] + JOINER + match[0][1:], clean)
+        return self._specials.sub(lambda match: match[0][0] + JOINER + match[0][1:], _clean(text))
 
     def _with_system(self, content: str, turns: list[dict[str, str]]) -> list[dict[str, str]]:
         if self._system_role is None:
@@ -157,6 +156,11 @@ class Tokenizer:
                 start, end = _tokens_inside(offsets, begin, cursor)
                 segments.append(Segment(start, end, document.content_hash, document.title))
         return Prompt(list(encoded["input_ids"]), tuple(segments), text)
+
+
+def _clean(text: str) -> str:
+    """Lone surrogates, which no tokenizer takes, become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _tokens_inside(offsets: list[tuple[int, int]], begin: int, end: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from pitlane.storage.errors import PitlaneError
-from pitlane.ui.commands.config import defaults_for
+from pitlane.ui.commands.config import apply_config
 
 COMMANDS = {
     "run": "Answer one prompt, over documents if given.",
@@ -44,7 +44,7 @@ class LazyGroup(click.Group):
         command = _load(cmd_name)
         if command is not None:
             _read_environment(command)
-            ctx.default_map = {cmd_name: defaults_for(cmd_name, command)}
+            apply_config(cmd_name, command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -53,7 +53,7 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
-    def main(  # type: ignore[override]
+    def main(
         self,
         args: Sequence[str] | None = None,
         prog_name: str | None = None,
@@ -69,10 +69,10 @@ class LazyGroup(click.Group):
             code = super().main(args, name, complete_var, standalone_mode=False, **extra)
         except click.Abort:
             sys.exit(INTERRUPTED)
-        except click.exceptions.NoArgsIsHelpError as error:
-            click.echo(error.ctx.get_help() if error.ctx else str(error), err=True)
-            sys.exit(2)
         except click.ClickException as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 on; before, help was printed
+                error.show()
+                sys.exit(2)
             _fail(error.format_message() + _help_hint(error))
         except PitlaneError as error:
             _fail(str(error))

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class EngineOptions:
     """What an engine is built from, as a user writes it.
 
-    plugins: the text of `--plugins` (None: the default set, `''`: the bare core); plugin_options: `plugin.key=value` each.
-    context is in tokens, kv_memory in bytes.
+    plugins: the text of `--plugins` (None: the default set, `''`: the bare core). plugin_options: `plugin.key=value`
+    each. context is in tokens, kv_memory in bytes.
     """
 
     model: str = "bundled"
@@ -84,8 +84,9 @@ class EngineOptions:
 class Chat:
     """Messages and documents of one conversation, in prompt order. `prompt` is a function of them.
 
-    thinking: for models that can reason before they answer (None: as the template has it). raw: no chat template, the last
-    message as it is. date: what templates that print one shall print; documents freeze it, so that their KV stays valid.
+    thinking: for models that can reason before they answer (None: as the template has it). raw: no chat template, the
+    last message as it is. date: what templates that print one shall print; documents freeze it, so that their KV stays
+    valid.
     """
 
     tokenizer: Tokenizer
@@ -178,5 +179,7 @@ def _find(store: Store, name: str) -> StoredDocument:
     except NotFound:
         stored = None
     if stored is None or (stored.title != name and not stored.id.startswith(name.casefold())):
-        raise DocumentError(f"{name}: there is no such file, and no stored document of that id or title; check the path")
+        raise DocumentError(
+            f"{name}: there is no such file, and no stored document of that id or title; check the path"
+        )
     return stored

@@ -7,7 +7,7 @@ of one line. huggingface_hub is imported when used.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ def pull(name: str) -> Path:
 def cached_models() -> list[CachedModel]:
     """All models in the cache, by name."""
     found = []
-    for repo in _scan().repos:
+    cache = _scan()
+    for repo in cache.repos if cache else ():
         revisions = sorted(repo.revisions, key=lambda revision: revision.last_modified)
         if repo.repo_type == "model" and revisions:
             folder = Path(revisions[-1].snapshot_path)
@@ -69,22 +70,24 @@ def cached_models() -> list[CachedModel]:
 def remove(name: str) -> int:
     """Delete a model from the cache and return the bytes that were freed."""
     cache = _scan()
-    repos = {repo.repo_id: repo for repo in cache.repos if repo.repo_type == "model"}
+    repos = {repo.repo_id: repo for repo in cache.repos if repo.repo_type == "model"} if cache else {}
     if name not in repos:
         raise ModelError(f"no cached model {name!r}; cached: {', '.join(sorted(repos)) or 'none'}")
-    strategy = cache.delete_revisions(*(revision.commit_hash for revision in repos[name].revisions))
+    alone = replace(cache, repos=frozenset({repos[name]}))  # a copied repository shares its commits with the original
+    strategy = alone.delete_revisions(*(revision.commit_hash for revision in repos[name].revisions))
     freed = int(strategy.expected_freed_size)
     strategy.execute()
     return freed
 
 
 def _scan() -> Any:
-    from huggingface_hub import CacheNotFound, HFCacheInfo, scan_cache_dir
+    """What huggingface_hub says of its cache; None where there is none yet."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
 
     try:
         return scan_cache_dir()
     except CacheNotFound:
-        return HFCacheInfo(size_on_disk=0, repos=frozenset(), warnings=[])
+        return None
 
 
 def _why_not(folder: Path) -> str:

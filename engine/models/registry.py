@@ -51,7 +51,7 @@ def resolve(model: str) -> ModelSource:
     if model == "bundled":
         return _from_folder(model, _bundled_folder())
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         return _from_folder(model, folder)
     if folder.is_file():
         raise ModelError(f"{model} is a file; give the folder that holds config.json and *.safetensors")

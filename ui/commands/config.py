@@ -25,18 +25,18 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 
-def defaults_for(name: str, command: click.Command) -> dict[str, Any]:
-    """The `default_map` of a command, with one for each command below it."""
+def apply_config(name: str, command: click.Command) -> None:
+    """Give a command, and each command below it, its defaults from the file."""
     try:
         path = home() / "config.toml"
     except StorageError:  # whatever needs the folder says so; `doctor` and `--help` do not
-        return {}
+        return
     config = read_config(path)
     shared, own = _keys(config.get("defaults", {})), _keys(config.get(name, {}))
     unknown = [key for key in own if key not in _options(command)]
     if unknown:
         raise PitlaneError(f"{path}: [{name}] has no option {unknown[0]!r}; see pitlane {name} --help")
-    return _defaults(command, shared | own)
+    _set_defaults(command, shared | own)
 
 
 def read_config(path: Path) -> dict[str, dict[str, Any]]:
@@ -53,21 +53,26 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _options(command: click.Command) -> dict[str, str]:
-    """Parameter names of a command and of those below it, by option."""
-    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
-    found = {_key(text): option.name or "" for option in options for text in option.opts}
-    for child in command.commands.values() if isinstance(command, click.Group) else ():
-        found |= _options(child)
-    return found
+def _set_defaults(command: click.Command, values: dict[str, Any]) -> None:
+    names = _parameters(command)
+    command.context_settings["default_map"] = {names[key]: value for key, value in values.items() if key in names}
+    for child in _children(command):
+        _set_defaults(child, values)
 
 
-def _defaults(command: click.Command, values: dict[str, Any]) -> dict[str, Any]:
-    by_option = _options(command)
-    defaults: dict[str, Any] = {by_option[key]: value for key, value in values.items() if key in by_option}
-    for name, child in command.commands.items() if isinstance(command, click.Group) else ():
-        defaults[name] = _defaults(child, values)
-    return defaults
+def _options(command: click.Command) -> set[str]:
+    """Options of a command and of those below it."""
+    return set(_parameters(command)).union(*(_options(child) for child in _children(command)))
+
+
+def _parameters(command: click.Command) -> dict[str, str]:
+    """Parameter names by option."""
+    params = [param for param in command.params if isinstance(param, click.Option) or param.envvar]
+    return {_key(text): param.name or "" for param in params for text in param.opts}
+
+
+def _children(command: click.Command) -> list[click.Command]:
+    return list(command.commands.values()) if isinstance(command, click.Group) else []
 
 
 def _keys(table: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""`pitlane docs`: documents in the store, and their KV on disk. `add` also computes the KV, so that questions start fast."""
+"""`pitlane docs`: documents in the store, and their KV on disk.
+
+`add` computes the KV too, so that the first question starts fast.
+"""
 
 from __future__ import annotations
 

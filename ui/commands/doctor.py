@@ -10,17 +10,16 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from importlib.metadata import version
 
 import click
 
 from pitlane.storage.errors import PitlaneError
+from pitlane.ui.bench.machine import machine, read_bandwidth, versions
 from pitlane.ui.commands.options import as_json
 from pitlane.ui.render import print_json, print_table, size
 
-PACKAGES = ("torch", "transformers", "gradio", "safetensors", "pluggy", "pydantic", "sqlite-utils", "pypdfium2", "triton")
-FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "i8mm", "bf16", "sve")
+PACKAGES = ("torch", "transformers", "gradio", "safetensors", "pluggy", "pydantic", "sqlite-utils", "pypdfium2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,39 +72,20 @@ def _check(name: str, part: Callable[[], str]) -> Check:
 
 
 def _packages() -> str:
-    found = []
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            if name != "triton":
-                raise PitlaneError(f"{name} is not installed; run: python -m pip install --upgrade pitlane") from None
-    return ", ".join(found)
+    found = versions(PACKAGES)
+    missing = [name for name in PACKAGES if name not in found]
+    if missing:
+        raise PitlaneError(f"not installed: {', '.join(missing)}; run: python -m pip install --upgrade pitlane")
+    return ", ".join(f"{name} {number}" for name, number in found.items())
 
 
 def _cpu() -> str:
-    import torch
-
-    name, flags = platform.processor() or platform.machine(), set[str]()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags.update(value.split())
-    except OSError:  # not Linux: torch's own word has to do
-        flags = set()
-    features = [feature for feature in FEATURES if feature in flags] or [torch.backends.cpu.get_cpu_capability()]
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {' '.join(features)}"
+    found = machine()
+    return f"{found['cpu']}, {found['cores']} cores, {found['threads']} threads, {' '.join(found['features'])}"
 
 
 def _gpu() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        return "none"
-    return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return ", ".join(machine()["gpus"]) or "none"
 
 
 def _memory() -> str:
@@ -119,19 +99,6 @@ def _bandwidth() -> str:
     return f"{read_bandwidth() / 1e9:.1f} GB/s"
 
 
-def read_bandwidth(num_bytes: int = 256 * 10**6, repeats: int = 5) -> float:
-    """Bytes per second that all threads read from memory: the best of several sums of a large vector."""
-    import torch
-
-    values = torch.ones(num_bytes // 4)
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        values.sum()
-        best = min(best, time.perf_counter() - start)
-    return num_bytes / best
-
-
 def _home() -> str:
     from pitlane.storage.home import home
 
@@ -141,7 +108,9 @@ def _home() -> str:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise PitlaneError(f"{folder} cannot be written ({error.strerror}); set PITLANE_HOME to another folder") from None
+        raise PitlaneError(
+            f"{folder} cannot be written ({error.strerror}); set PITLANE_HOME to another folder"
+        ) from None
     return str(folder)
 
 

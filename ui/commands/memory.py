@@ -14,22 +14,24 @@ from pitlane.ui.render import print_json, print_table, size
 
 
 @click.command()
-@click.option("--context", type=TOKENS, metavar="N", help="Tokens per sequence, as 4096 or 32k.  [default: the model's]")
+@click.option(
+    "--context", type=TOKENS, metavar="N", help="Tokens per sequence, as 4096 or 32k.  [default: the model's]"
+)
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Sequences at once.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of weights and KV.  [default: by the machine]")
 @click.option("--device", metavar="D", help="cpu, cuda or cuda:N.")
 @as_json
 @click.argument("model", default="bundled", envvar="PITLANE_MODEL")
-def memory(
-    context: int | None, batch: int, dtype: str | None, device: str | None, as_json: bool, model: str
-) -> None:
+def memory(context: int | None, batch: int, dtype: str | None, device: str | None, as_json: bool, model: str) -> None:
     """Say what MODEL needs in memory and what fits, without loading its weights."""
     needs = estimate(model, context, batch, dtype, device)
     if as_json:
         print_json(needs)
         return
     shape = needs["shape"]
-    formula = f"{shape['layers']} layers x 2 x {shape['kv_heads']} KV heads x {shape['head_dim']} x {shape['bytes']} bytes"
+    formula = (
+        f"{shape['layers']} layers x 2 x {shape['kv_heads']} KV heads x {shape['head_dim']} x {shape['bytes']} bytes"
+    )
     rows = [
         ["weights", size(needs["weight_bytes"]), f"{needs['parameters'] / 1e6:,.1f} M parameters in {needs['dtype']}"],
         ["KV per token", size(needs["kv_bytes_per_token"]), formula],
@@ -37,7 +39,11 @@ def memory(
         ["work space", size(needs["reserve_bytes"]), "activations and the rest"],
         ["together", size(needs["total_bytes"]), "fits" if needs["fits"] else "does not fit"],
         ["free", size(needs["free_bytes"]), f"on {needs['device']}"],
-        ["longest context", f"{needs['max_context']:,}", f"at batch {batch}; the model was made for {needs['max_position']:,}"],
+        [
+            "longest context",
+            f"{needs['max_context']:,}",
+            f"at batch {batch}; the model was made for {needs['max_position']:,}",
+        ],
         ["largest batch", f"{needs['max_batch']:,}", f"at context {needs['context']:,}"],
     ]
     print_table([model, "", ""], rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -22,7 +23,7 @@ def ls(as_json: bool) -> None:
     from pitlane.engine.models.hub import cached_models
     from pitlane.engine.models.presets import PRESETS
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": model.name, "path": str(model.path), "bytes": model.num_bytes, "reason": model.reason}
         for model in cached_models()
     ]
@@ -30,7 +31,7 @@ def ls(as_json: bool) -> None:
         print_json({"cached": rows, "presets": [f"random:{name}" for name in PRESETS]})
         return
     if rows:
-        cells = [[row["name"], size(float(row["bytes"])), row["reason"] or "ready"] for row in rows]
+        cells = [[row["name"], size(row["bytes"]), row["reason"] or "ready"] for row in rows]
         print_table(["model", "size", "status"], cells)
     else:
         note("no models in the Hugging Face cache; get one with: pitlane models pull ID")

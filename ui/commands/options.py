@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,14 +18,17 @@ from pitlane.ui.session import EngineOptions
 if TYPE_CHECKING:
     from pitlane.engine.types import SamplingParams
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+    IntType = click.ParamType[int]
+else:
+    IntType = click.ParamType  # generic from click 8.5 on
+
 DTYPES = ["float64", "float32", "bfloat16", "float16"]
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _SIZES |= {f"{unit}i": 1024 ** (power + 1) for power, unit in enumerate("kmgt")}
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
 
 
-class TokenCount(click.ParamType):
+class TokenCount(IntType):
     """A number of tokens: 4096, 32k (32 x 1024), 1M."""
 
     name = "tokens"
@@ -38,7 +41,7 @@ class TokenCount(click.ParamType):
         return int(float(found[1]) * unit)
 
 
-class ByteCount(click.ParamType):
+class ByteCount(IntType):
     """A number of bytes: 500MB, 2GB, 2GiB."""
 
     name = "bytes"
@@ -97,7 +100,7 @@ _PROMPT_OPTIONS = [
 as_json = click.option("--json", "as_json", is_flag=True, envvar="PITLANE_JSON", help="Print one JSON document.")
 
 
-def engine_options(command: Command) -> Command:
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of an engine; the command gets them as `options: EngineOptions`."""
 
     @functools.wraps(command)
@@ -108,7 +111,7 @@ def engine_options(command: Command) -> Command:
     return _decorate(gathered, _ENGINE_OPTIONS)
 
 
-def sampling_options(command: Command) -> Command:
+def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of sampling; the command gets them as `sampling: SamplingParams`."""
 
     @functools.wraps(command)
@@ -119,7 +122,7 @@ def sampling_options(command: Command) -> Command:
     return _decorate(gathered, _SAMPLING_OPTIONS)
 
 
-def prompt_options(command: Command) -> Command:
+def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--doc`, `--system` and `--think`, passed as they are."""
     return _decorate(command, _PROMPT_OPTIONS)
 
@@ -130,7 +133,7 @@ def _sampling(**values: Any) -> SamplingParams:
     return SamplingParams(**values)
 
 
-def _decorate(command: Any, options: list[Callable[[Any], Any]]) -> Any:
+def _decorate(command: Callable[..., Any], options: list[Callable[[Any], Any]]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command

@@ -73,7 +73,7 @@ def describe(entry: PluginEntry) -> dict[str, Any]:
         "reason": entry.reason,
         "source": entry.source,
         "role": plugin.role if plugin else None,
-        "exactness": plugin.exactness if plugin else None,
+        "exactness": plugin.exactness if plugin and not entry.serves_host else None,
         "summary": plugin.summary() if plugin else "",
         "hooks": entry.hooks,
         "requires": list(plugin.requires) if plugin else [],

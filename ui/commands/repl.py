@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 QUOTES = '"""'
-SETTABLE = {field.name: str(field.type) for field in fields(SamplingParams) if field.name not in ("sample_index", "logprobs")}
+SETTABLE = {
+    field.name: str(field.type) for field in fields(SamplingParams) if field.name not in ("sample_index", "logprobs")
+}
 
 
 class Repl:
@@ -184,7 +186,9 @@ class Repl:
         elif name in SETTABLE:
             self.sampling = replace(self.sampling, **{name: _parse(name, value)})
         else:
-            raise BadOption(f"nothing is called {name!r}; /set knows {', '.join(SETTABLE)}, system, think, plugin.option")
+            raise BadOption(
+                f"nothing is called {name!r}; /set knows {', '.join(SETTABLE)}, system, think, plugin.option"
+            )
 
     def do_stats(self, _: str) -> None:
         """/stats: all numbers of the last answer"""

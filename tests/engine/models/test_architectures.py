@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Harness, load
 from torch import Tensor
 
 from pitlane.engine import attention
+from tests.engine.models.harness import Harness, load
 
 BASE: dict[str, Any] = {
     "hidden_size": 64,

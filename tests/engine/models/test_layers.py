@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import CPU, Harness, load
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from pitlane.engine.models.layers import Builder, Concat, DenseLinear, LinearPar
 from pitlane.engine.models.presets import preset
 from pitlane.engine.models.rope import Rope
 from pitlane.engine.models.weights import RandomWeights
+from tests.engine.models.harness import CPU, Harness, load
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Harness, load
 from safetensors.torch import save_file
 
 from pitlane.engine.errors import ModelError
@@ -19,6 +18,7 @@ from pitlane.engine.models.config import ARCHITECTURES
 from pitlane.engine.models.presets import ALIASES, PRESETS, preset
 from pitlane.engine.models.registry import MODELS, resolve
 from pitlane.engine.models.weights import RandomWeights, shapes_of
+from tests.engine.models.harness import Harness, load
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -122,7 +122,7 @@ def test_names_that_are_no_ids(cache: Path) -> None:
 
 def _response(status: int) -> Any:
     class Response:
-        status_code, headers, request, text, content = status, {}, None, "", b""  # noqa: RUF012
+        status_code, headers, request, text, content = status, {}, None, "", b""
 
     return Response()
 

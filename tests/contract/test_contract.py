@@ -1,0 +1,129 @@
+"""The contract that every plugin keeps, checked on all built-in ones (DESIGN.md section 8)."""
+
+from __future__ import annotations
+
+import random
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pitlane import Plugin, Result, SamplingParams
+from pitlane.engine.plugin import EXACTNESS
+from pitlane.engine.registry import PluginRegistry
+from pitlane.engine.sampling import gumbel
+
+REGISTRY = PluginRegistry.load()
+PLUGINS = [entry.plugin for entry in REGISTRY if entry.plugin is not None]
+TOGGLABLE = [REGISTRY.get(name) for name in sorted(REGISTRY.togglable())]
+IDENTICAL = [plugin for plugin in TOGGLABLE if plugin.exactness == "identical"]
+TOP_K = 20
+SAMPLING: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.8, "top_k": TOP_K},
+    {"temperature": 1.2, "top_p": 0.95, "presence_penalty": 0.5},
+]
+each_plugin = pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.name)
+
+
+def prompts(count: int, vocab: int = 256) -> list[list[int]]:
+    """Half random, half with a repeated passage, so that drafters and caches have something to do."""
+    found = []
+    for seed in range(count):
+        generator = random.Random(seed)
+        tokens = [generator.randrange(vocab) for _ in range(20 + 7 * seed)]
+        found.append(tokens * 3 if seed % 2 else tokens)
+    return found
+
+
+def answers(engine: Any, settings: dict[str, Any], count: int, **sampling: Any) -> list[Result]:
+    """Answers of 256 tokens to the prompts, in one batch, twice over (the second time caches are warm)."""
+    plan, found = engine.plan(settings), []
+    for _ in range(2):
+        streams = [
+            engine.submit(p, SamplingParams(max_tokens=256, ignore_eos=True, seed=seed, **sampling), plan=plan)
+            for seed, p in enumerate(prompts(count))
+        ]
+        found += [stream.result() for stream in streams]
+    return found
+
+
+def test_names_agree_with_files() -> None:
+    assert all(plugin.__module__ == f"pitlane.plugins.{plugin.name}" for plugin in PLUGINS)
+    assert [entry.reason for entry in REGISTRY if entry.status == "failed"] == []
+
+
+@each_plugin
+def test_docstring_says_what_it_does(plugin: type[Plugin]) -> None:
+    doc = sys.modules[plugin.__module__].__doc__ or ""
+    lines = [line.strip() for line in doc.splitlines()]
+    assert lines[0].endswith(".")
+    assert any(line.startswith(("Changes in the loop:", "Changes outside the loop:")) for line in lines)
+    assert any(line.startswith(f"Exactness: {plugin.exactness}") for line in lines)
+    assert any("Costs:" in line for line in lines)
+
+
+@each_plugin
+def test_options_describe_themselves(plugin: type[Plugin]) -> None:
+    for name, field in plugin.Options.model_fields.items():
+        assert field.description, f"{plugin.name}.{name} lacks a description"
+        assert not field.is_required(), f"{plugin.name}.{name} needs a default"
+    assert plugin.exactness_for(plugin.Options()) in EXACTNESS
+
+
+@pytest.mark.parametrize("plugin", TOGGLABLE, ids=lambda plugin: plugin.name)
+def test_on_and_off_leaves_the_engine_bit_identical(make_engine: Any, plugin: type[Plugin]) -> None:
+    engine = make_engine(dtype="float32")
+    params = SamplingParams(max_tokens=64, ignore_eos=True, logprobs=5)
+    before = engine.generate(prompts(2)[1], params)
+    engine.generate(prompts(2)[1], params, plan=engine.plan({plugin.name: {}}))
+    after = engine.generate(prompts(2)[1], params)
+    assert after.token_ids == before.token_ids
+    assert after.logprobs == before.logprobs, "logprobs differ in some bit"
+
+
+@pytest.mark.parametrize("sampling", SAMPLING, ids=["greedy", "sampled", "penalised"])
+@pytest.mark.parametrize("plugin", IDENTICAL, ids=lambda plugin: plugin.name)
+def test_identical_plugins_give_the_same_tokens(make_engine: Any, plugin: type[Plugin], sampling: dict[str, Any]) -> None:
+    engine = make_engine(dtype="float64")
+    plain = answers(engine, {}, 4, **sampling)
+    found = answers(engine, {plugin.name: {}}, 4, **sampling)
+    assert [r.token_ids for r in found] == [r.token_ids for r in plain]
+    assert all(len(r.token_ids) == 256 for r in found)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("sampling", SAMPLING[:2], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("plugin", IDENTICAL, ids=lambda plugin: plugin.name)
+def test_in_lower_precision_only_ties_differ(
+    make_engine: Any, plugin: type[Plugin], sampling: dict[str, Any], dtype: str
+) -> None:
+    """Where answers part, the choice or the edge of top-k was closer than the rounding between batch shapes."""
+    engine = make_engine(dtype=dtype)
+    plain = answers(engine, {}, 4, logprobs=50, **sampling)
+    found = answers(engine, {plugin.name: {}}, 4, **sampling)
+    rounding = {"float32": 1e-4, "bfloat16": 0.15}[dtype]
+    for reference, result in zip(plain, found, strict=True):
+        pairs = zip(reference.token_ids, result.token_ids, strict=True)
+        at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        if at is not None:
+            clear = clearness(reference, at, result.token_ids[at], sampling.get("temperature", 0.0))
+            assert clear < rounding, f"token {at} differs though the choice was clear by {clear}"
+
+
+def clearness(result: Result, at: int, other: int, temperature: float) -> float:
+    """How far, in logits, plain decoding was from choosing `other`: by score, or by a token's distance to the edge."""
+    assert result.logprobs is not None
+    logprobs = dict(sorted(result.logprobs[at].items(), key=lambda item: -item[1]))
+    assert other in logprobs, f"{other} is not even among the 50 likeliest"
+    ids = np.array(list(logprobs))
+    values = np.array(list(logprobs.values()))
+    if not temperature:
+        return float(values[0] - logprobs[other])
+    edge = (values[TOP_K - 1] + values[TOP_K]) / 2
+    scores = values + temperature * gumbel(result.stats["seed"], 0, result.stats["prompt_tokens"] + at, ids)
+    chosen = result.token_ids[at]
+    by_score = float(scores[list(ids).index(chosen)] - scores[list(ids).index(other)])
+    by_edge = min(abs(logprobs[chosen] - edge), abs(logprobs[other] - edge))
+    return min(abs(by_score), by_edge)

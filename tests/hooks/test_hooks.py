@@ -1,0 +1,215 @@
+"""Every hook: a test named for it, and a heading in docs/hooks.md with its exact signature."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pitlane import (
+    BuildContext,
+    Document,
+    Draft,
+    Limits,
+    LinearPart,
+    Page,
+    Plugin,
+    Pool,
+    PrefixMatch,
+    Rows,
+    SamplingParams,
+    Sequence,
+    StepStats,
+    hookimpl,
+)
+from pitlane.engine import hookspecs
+from pitlane.engine.registry import PluginRegistry
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "hooks.md"
+PARAMS = SamplingParams(max_tokens=40, ignore_eos=True)
+PROMPT = [random.Random(0).randrange(256) for _ in range(70)]
+
+
+def run(make_engine: Any, plugin: type[Plugin], **options: Any) -> Any:
+    """A result under a plan with one plugin, and the plugin instance."""
+    registry = PluginRegistry.load()
+    registry.add(plugin)
+    engine = make_engine(registry=registry, plugins=[plugin.name], **options)
+    return engine.generate(PROMPT, PARAMS), engine.default_plan.plugins[0], engine
+
+
+def test_hook_load_document() -> None:
+    class Loader(Plugin):
+        name, exactness, stage = "loader", "identical", -1
+
+        @hookimpl
+        def load_document(self, path: str, mime: str) -> Document | None:
+            return Document("a", mime, (Page(0, "1", path),), "00") if mime == "text/x-test" else None
+
+    registry = PluginRegistry.load()
+    registry.add(Loader)
+    assert registry.first("load_document", path="p", mime="text/x-test").pages[0].text == "p"
+    assert registry.first("load_document", path="p", mime="image/png") is None
+
+
+def test_hook_build_linear(make_engine: Any) -> None:
+    class Recorder(Plugin):
+        name, role, exactness = "recorder", "linear", "identical"
+
+        def __init__(self, options: Any = None) -> None:
+            super().__init__(options)
+            self.asked: list[list[str]] = []
+
+        @hookimpl
+        def build_linear(self, parts: list[LinearPart], context: BuildContext) -> None:
+            self.asked.append([part.name.rpartition(".")[2] for part in parts])
+            assert all(part.tensors["weight"].shape == (part.out_features, part.in_features) for part in parts)
+
+    result, plugin, engine = run(make_engine, Recorder)
+    assert plugin.asked[:4] == [["q_proj", "k_proj", "v_proj"], ["q_proj"], ["k_proj"], ["v_proj"]]
+    assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
+
+
+def test_hook_match_prefix(make_engine: Any) -> None:
+    class Matcher(Plugin):
+        name, exactness = "matcher", "identical"
+
+        @hookimpl
+        def match_prefix(self, seq: Sequence, pool: Pool) -> PrefixMatch | None:
+            seq.state[self.name] = pool.num_free_blocks
+            return None
+
+    result, _, _ = run(make_engine, Matcher)
+    assert result.stats["cached_tokens"] == 0 and "matcher" in result.stats["plugin_ms"]
+
+
+class Hoarder(Plugin):
+    """Locks every sealed block until asked for it."""
+
+    name, exactness = "hoarder", "identical"
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.locked: list[tuple[int, ...]] = []
+        self.sealed: list[int] = []
+        self.asked = 0
+        self.pool: Pool | None = None
+
+    @hookimpl
+    def match_prefix(self, seq: Sequence, pool: Pool) -> None:
+        self.pool = pool
+
+    @hookimpl
+    def block_sealed(self, seq: Sequence, index: int) -> None:
+        assert self.pool is not None and seq.num_computed_tokens >= (index + 1) * self.pool.block_size
+        self.sealed.append(index)
+        self.locked.append(seq.column(index))
+        self.pool.lock(self.locked[-1])
+
+    @hookimpl
+    def reclaim_blocks(self, pool: Pool, num_blocks: int) -> None:
+        self.asked += 1
+        while self.locked:
+            pool.unlock(self.locked.pop())
+
+
+def test_hook_block_sealed(make_engine: Any) -> None:
+    _, plugin, engine = run(make_engine, Hoarder)
+    assert plugin.sealed == [0, 1, 2]  # 70 + 40 - 1 computed tokens fill three blocks of 32
+    assert plugin.pool.num_free_blocks == plugin.pool.num_blocks - 3
+
+
+def test_hook_reclaim_blocks(make_engine: Any) -> None:
+    per_token = make_engine().loader.needs.kv_per_token
+    _, plugin, engine = run(make_engine, Hoarder, kv_memory=4 * 32 * per_token * 5)
+    engine.generate(PROMPT, PARAMS)
+    assert plugin.asked > 0
+
+
+def test_hook_propose(make_engine: Any) -> None:
+    class Greedy(Plugin):
+        name, role, exactness = "greedy_drafter", "drafter", "identical"
+
+        @hookimpl
+        def propose(self, seqs: list[Sequence], limits: Limits) -> list[Draft | None]:
+            assert all(seq.is_decoding for seq in seqs)
+            return [Draft([1] * limit) for limit in limits.num_draft_tokens]
+
+    result, _, engine = run(make_engine, Greedy)
+    assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
+    assert result.stats["draft_tokens"] > 0
+
+
+def test_hook_adjust_logits(make_engine: Any) -> None:
+    class Bans(Plugin):
+        name, exactness = "bans", "steering"
+
+        @hookimpl
+        def adjust_logits(self, rows: Rows) -> torch.Tensor:
+            logits = rows.logits.clone()
+            logits[:, ::2] = float("-inf")
+            return logits
+
+    result, _, _ = run(make_engine, Bans)
+    assert all(token % 2 for token in result.token_ids)
+    assert result.stats["exactness"] == "steering"
+
+
+class Observer(Plugin):
+    name, exactness = "observer", "identical"
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.steps: list[StepStats] = []
+        self.finished: list[list[int]] = []
+        self.closed = 0
+
+    @hookimpl
+    def step_finished(self, stats: StepStats) -> None:
+        self.steps.append(stats)
+
+    @hookimpl
+    def sequence_finished(self, seq: Sequence) -> None:
+        self.finished.append(seq.token_ids[seq.num_prompt_tokens :])
+
+    @hookimpl
+    def engine_closed(self) -> None:
+        self.closed += 1
+
+
+def test_hook_step_finished(make_engine: Any) -> None:
+    result, plugin, _ = run(make_engine, Observer)
+    assert len(plugin.steps) == result.stats["steps"] == 40
+    assert plugin.steps[0].num_tokens == 70 and plugin.steps[1].num_tokens == 1
+    assert all(0 < step.forward_seconds <= step.seconds for step in plugin.steps)
+
+
+def test_hook_sequence_finished(make_engine: Any) -> None:
+    result, plugin, _ = run(make_engine, Observer)
+    assert plugin.finished == [result.token_ids]
+
+
+def test_hook_engine_closed(make_engine: Any) -> None:
+    _, plugin, engine = run(make_engine, Observer)
+    assert plugin.closed == 0
+    engine.close()
+    assert plugin.closed == 1
+
+
+@pytest.mark.parametrize("hook", hookspecs.COMBINE)
+def test_every_hook_is_tested_and_documented(hook: str) -> None:
+    assert f"test_hook_{hook}" in globals(), f"write test_hook_{hook}"
+    arguments = ", ".join(inspect.signature(getattr(hookspecs, hook)).parameters)
+    assert f"### `{hook}({arguments})`" in DOCS.read_text(), f"docs/hooks.md lacks a heading for {hook}({arguments})"
+
+
+def test_every_spec_says_how_results_combine() -> None:
+    specs = {name for name, value in vars(hookspecs).items() if hasattr(value, "pitlane_spec")}
+    assert specs == set(hookspecs.COMBINE)
+    for name in specs:
+        doc = (getattr(hookspecs, name).__doc__ or "").lower()
+        assert hookspecs.COMBINE[name] in doc, f"{name}: docstring lacks '{hookspecs.COMBINE[name]}'"

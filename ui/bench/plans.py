@@ -1,0 +1,106 @@
+"""Plugin sets side by side on the same prompts: tokens per step, speed, and whether the ids are the same.
+
+Sets take turns on every prompt (A B A B). The first set is what the others are compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from pitlane.engine.types import Finished, SamplingParams, TextDelta
+from pitlane.ui.bench.summary import ratio, summary
+
+if TYPE_CHECKING:
+    from pitlane.engine.engine import Engine
+    from pitlane.engine.plan import Plan
+    from pitlane.engine.tokenizer import Prompt
+
+PROMPTS = (
+    "Repeat this list word for word, twice: apples, pears, plums, cherries, apricots, peaches, quinces, grapes.",
+    'Copy the text between the quotes: "The committee met on Tuesday, and the committee will meet on Thursday."',
+    "Write the numbers from one to thirty as words, with commas between them.",
+    "Explain in a few sentences why the sky is blue.",
+    "Correct the spelling and change nothing else: The quik brown fox jumps ovr the lazy dog, and teh dog sleeps on.",
+    "Tell a short story about a lighthouse.",
+)
+
+
+@dataclass(slots=True)
+class PlanRow:
+    """Measurements of one plugin set; lists have a number per repeat."""
+
+    label: str
+    plan: Plan
+    tokens_per_second: list[float] = field(default_factory=list)
+    ttft_ms: list[float] = field(default_factory=list)
+    num_tokens: int = 0
+    num_steps: int = 0
+    token_ids: list[list[int]] = field(default_factory=list)
+
+    def to_json(self, first: PlanRow) -> dict[str, Any]:
+        return {
+            "plugins": self.label,
+            "exactness": self.plan.exactness(),
+            "tokens_per_step": round(self.num_tokens / self.num_steps, 3),
+            "tokens_per_second": summary(self.tokens_per_second),
+            "speed": ratio(self.tokens_per_second, first.tokens_per_second),
+            "ttft_ms": summary(self.ttft_ms),
+            "identical": self.token_ids == first.token_ids,
+            "identical_answers": sum(a == b for a, b in zip(self.token_ids, first.token_ids, strict=True)),
+            "answers": len(self.token_ids),
+        }
+
+
+def compare_plans(
+    engine: Engine,
+    plans: dict[str, Plan],
+    prompts: Sequence[Prompt],
+    sampling: SamplingParams,
+    repeats: int,
+    advance: Callable[[int, int], None],
+) -> list[PlanRow]:
+    """Answer every prompt under every plan, `repeats` times after one to warm up."""
+    rows = [PlanRow(label, plan) for label, plan in plans.items()]
+    total, done = (repeats + 1) * len(prompts) * len(rows), 0
+    for repeat in range(repeats + 1):
+        found: dict[str, list[_Answer]] = {row.label: [] for row in rows}
+        for prompt in prompts:
+            for row in rows:
+                advance(done, total)
+                done += 1
+                found[row.label].append(_answer(engine, prompt, sampling, row.plan))
+        if repeat:
+            for row in rows:
+                _add(row, found[row.label])
+    advance(total, total)
+    return rows
+
+
+@dataclass(slots=True)
+class _Answer:
+    token_ids: list[int]
+    num_steps: int
+    stats: dict[str, Any]
+
+
+def _answer(engine: Engine, prompt: Prompt, sampling: SamplingParams, plan: Plan) -> _Answer:
+    num_steps = 0
+    for event in engine.submit(prompt, sampling, plan=plan):
+        if isinstance(event, TextDelta) and event.token_ids:
+            num_steps += 1
+        elif isinstance(event, Finished):
+            return _Answer(event.result.token_ids, num_steps, event.result.stats)
+    raise AssertionError("a stream ends with Finished or an error")
+
+
+def _add(row: PlanRow, answers: list[_Answer]) -> None:
+    decoded = sum(max(0, len(answer.token_ids) - 1) for answer in answers)
+    seconds = sum(answer.stats["decode_ms"] for answer in answers) / 1e3
+    row.tokens_per_second.append(decoded / seconds if seconds > 0 else 0.0)
+    row.ttft_ms.append(median(answer.stats["ttft_ms"] for answer in answers))
+    row.num_tokens += sum(len(answer.token_ids) for answer in answers)
+    row.num_steps += sum(answer.num_steps for answer in answers)
+    row.token_ids += [answer.token_ids for answer in answers]

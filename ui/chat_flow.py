@@ -1,0 +1,191 @@
+"""What an answer's stats say, as HTML for the page: the stats line, the lap bar, the context meter, what a plugin did.
+
+Pure functions of the stats record (engine/stats.py) and of token ids; knows no Gradio, no engine and no store. All text
+is escaped here. `roles` maps plugin names to their roles, which says whose the draft tokens are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, Literal
+
+from pitlane.engine.plugin import EXACTNESS
+from pitlane.ui.render import milliseconds
+
+Stats = Mapping[str, Any]
+Roles = Mapping[str, str | None]
+DOT = '<i class="dot">·</i>'
+SMALL_MS = 0.1  # what is below is noise of the clock
+
+
+def number(value: float) -> str:
+    """An integer with thin spaces between thousands."""
+    return f"{value:,.0f}".replace(",", "\u202f")
+
+
+def badge(exactness: str) -> str:
+    """The exactness class as a small label with its meaning as tooltip."""
+    meaning = EXACTNESS.get(exactness, "")  # type: ignore[call-overload]
+    return f'<span class="badge {escape(exactness)}" title="{escape(meaning)}">{escape(exactness)}</span>'
+
+
+def drafter_of(stats: Stats, roles: Roles) -> str | None:
+    """The plugin of this answer that drafts."""
+    return next((name for name in stats["plugins"] if roles.get(name) == "drafter"), None)
+
+
+def stats_html(stats: Stats, roles: Roles) -> str:
+    """All that stands under an answer: lap bar, stats line, plan chips, comparison with the answer before."""
+    line = DOT.join(f"<span>{part}</span>" for part in stat_parts(stats, roles))
+    chips = "".join(f'<span class="chip">{escape(name)}</span>' for name in stats["plugins"]) or (
+        '<span class="chip none">no plugins</span>'
+    )
+    return (
+        f'<footer class="stats">{lap_html(stats)}<p class="line">{line}</p>'
+        f'<p class="plan">{chips}{badge(stats["exactness"])}{_ending(stats)}</p>{compared_html(stats)}</footer>'
+    )
+
+
+def stat_parts(stats: Stats, roles: Roles) -> list[str]:
+    """The stats line in pieces: tokens, times, what each plugin did."""
+    parts = [f"<b>{number(stats['prompt_tokens'])}</b> prompt"]
+    if stats["cached_tokens"]:
+        parts.append(f"<b>{number(stats['cached_tokens'])}</b> from cache")
+    parts.append(f"TTFT <b>{milliseconds(stats['ttft_ms'])}</b>")
+    if stats["tokens_per_second"]:
+        parts.append(f"<b>{stats['tokens_per_second']:.1f}</b> tok/s")
+    drafter = drafter_of(stats, roles)
+    for name in stats["plugins"]:
+        words = _work(stats, name, drafter)
+        if words:
+            parts.append(f"<em>{escape(name)}</em> {', '.join(words)}")
+    for word in ("paused", "failed"):
+        parts += [f'<em class="bad">{escape(name)} {word}</em> {escape(why)}' for name, why in stats[word].items()]
+    return parts
+
+
+def _work(stats: Stats, name: str, drafter: str | None) -> list[str]:
+    words = []
+    if name == drafter and stats["draft_tokens"]:
+        words.append(f"<b>{stats['accepted_tokens']}/{stats['draft_tokens']}</b> accepted")
+    cost, gain = stats["plugin_ms"].get(name, 0.0), _bought(stats, name)
+    if cost >= SMALL_MS:
+        words.append(f"cost {milliseconds(cost)}")
+    if gain is not None and abs(gain) >= SMALL_MS:
+        words.append(f"bought {_about(stats, name)}{milliseconds(gain)}" if gain > 0 else f"lost {milliseconds(-gain)}")
+    return words
+
+
+def _bought(stats: Stats, name: str) -> float | None:
+    found = stats["bought_ms"].get(name)
+    return None if found is None else float(found["ms"])
+
+
+def _about(stats: Stats, name: str) -> str:
+    """`~` where the gain is modelled, nothing where it was measured by a paired run."""
+    return "~" if stats["bought_ms"].get(name, {}).get("how") == "modelled" else ""
+
+
+def _ending(stats: Stats) -> str:
+    reason = stats.get("finish_reason")
+    said = {"length": "cut at the token limit", "aborted": "stopped"}.get(str(reason))
+    return f'<span class="ending">{said}</span>' if said else ""
+
+
+def lap_html(stats: Stats) -> str:
+    """The answer's time as a bar: waiting, reading, writing, and hatched behind it what the plugins bought."""
+    bought = sum(max(0.0, float(gain["ms"])) for gain in stats["bought_ms"].values())
+    spans = (
+        ("queue", stats["queue_ms"], "waited"),
+        ("read", stats["prefill_ms"], "read the prompt"),
+        ("write", stats["decode_ms"], "wrote the answer"),
+        ("saved", bought, "bought by plugins (modelled)"),
+    )
+    total = sum(ms for _, ms, _ in spans) or 1.0
+    pieces = "".join(
+        f'<i class="{kind}" style="width:{100 * ms / total:.2f}%" title="{what}: {milliseconds(ms)}"></i>'
+        for kind, ms, what in spans
+        if ms > 0
+    )
+    return f'<div class="lap" role="img" aria-label="time of this answer">{pieces}</div>'
+
+
+def compare(before_ids: Sequence[int], before: Stats, after_ids: Sequence[int], after: Stats) -> dict[str, Any]:
+    """How an answer differs from the one it replaces: first differing token (None: none), speed, plugins of before."""
+    pairs = zip(before_ids, after_ids, strict=False)
+    first = next((index for index, (a, b) in enumerate(pairs) if a != b), None)
+    if first is None and len(before_ids) != len(after_ids):
+        first = min(len(before_ids), len(after_ids))
+    old, new = before.get("tokens_per_second"), after.get("tokens_per_second")
+    return {
+        "first_difference": first,
+        "speed": round(new / old, 3) if old and new else None,
+        "ttft": round(after["ttft_ms"] / before["ttft_ms"], 3) if before.get("ttft_ms") else None,
+        "plugins": list(before["plugins"]),
+        "same_seed": before.get("seed") == after.get("seed") or before.get("temperature") == 0,
+    }
+
+
+def compared_html(stats: Stats) -> str:
+    """The comparison with the answer that was retried, if there was one."""
+    compared = stats.get("compared")
+    if not compared:
+        return ""
+    first = compared["first_difference"]
+    if first is None:
+        tokens = '<b class="good">same tokens as before</b>'
+    elif compared.get("same_seed", True):
+        tokens = f"first difference at token <b>{first + 1}</b>"
+    else:
+        tokens = f"another seed: first difference at token <b>{first + 1}</b>"
+    parts = [tokens]
+    if compared["speed"]:
+        parts.append(f"<b>×{compared['speed']:.2f}</b> tok/s")
+    if compared.get("ttft"):
+        parts.append(f"<b>×{compared['ttft']:.2f}</b> TTFT")
+    before = ", ".join(compared["plugins"]) or "no plugins"
+    return f'<p class="compared">Against {escape(before)}: {DOT.join(f"<span>{part}</span>" for part in parts)}</p>'
+
+
+def effect(name: str, stats: Stats | None, roles: Roles) -> tuple[Literal["", "good", "bad", "idle"], str]:
+    """What a plugin did in the last answer, for its card: a tone and a line of text."""
+    if stats is None or name not in stats["plugins"]:
+        return "", ""
+    for word in ("failed", "paused"):
+        if name in stats[word]:
+            return "bad", f"{word}: {stats[word][name]}"
+    gain, cost = _bought(stats, name), stats["plugin_ms"].get(name, 0.0)
+    if name == drafter_of(stats, roles) and not stats["draft_tokens"]:
+        return "idle", "not used in the last answer: no match"
+    if gain is not None and abs(gain) >= SMALL_MS:
+        if gain > 0:
+            return "good", f"bought {_about(stats, name)}{milliseconds(gain)} in the last answer"
+        return "bad", f"lost {milliseconds(-gain)} in the last answer"
+    if gain is not None:
+        return "idle", f"bought nothing in the last answer, cost {milliseconds(cost)}"
+    return "idle", f"cost {milliseconds(cost)}; its gain shows when you retry without it"
+
+
+def meter_html(used: int, document: int, context: int) -> str:
+    """Tokens used of the context, the documents' share in another tone."""
+    share, rest = (min(100.0, 100 * part / context) for part in (document, max(0, used - document)))
+    level = "full" if used >= context else "high" if used > 0.85 * context else ""
+    title = f"{number(document)} tokens of documents, {number(max(0, used - document))} of conversation"
+    return (
+        f'<div class="meter {level}" title="{title}"><span class="bar"><i class="doc" style="width:{share:.2f}%"></i>'
+        f'<i class="chat" style="width:{min(rest, 100 - share):.2f}%"></i></span>'
+        f"<span><b>{number(used)}</b> of {number(context)} tokens</span></div>"
+    )
+
+
+def reading_html(done: int, total: int, cached: int) -> str:
+    """The prompt's progress before the first token."""
+    percent = round(100 * done / total) if total else 0
+    known = f"{number(cached)} from cache" if cached else f"{number(total)} tokens" if total else ""
+    width = f'<i class="had" style="width:{100 * cached / total:.1f}%"></i>' if cached and total else ""
+    return (
+        f'<div class="reading" role="status"><span>Reading the prompt <b>{percent} %</b></span>'
+        f'<span class="bar">{width}<i style="width:{max(0.0, percent - (100 * cached / total if total else 0)):.1f}%"></i>'
+        f'</span><small>{known}</small></div>'
+    )

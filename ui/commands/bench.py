@@ -1,0 +1,182 @@
+"""`pitlane bench`: tables for people, then one JSON document as the last line of standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pitlane.storage.errors import PitlaneError
+from pitlane.ui.commands.options import as_json, engine_options
+from pitlane.ui.render import note, print_json, print_table, progress
+from pitlane.ui.session import Chat, EngineOptions
+
+if TYPE_CHECKING:
+    from pitlane.engine.engine import Engine
+    from pitlane.engine.tokenizer import Prompt
+    from pitlane.ui.bench.speed import Side
+
+MARGIN = 64  # tokens of context beside prompt and answer
+
+
+@click.group(invoke_without_command=True)
+@engine_options
+@click.option("--prompt-tokens", type=click.IntRange(1), default=512, show_default=True, metavar="N")
+@click.option(
+    "--steps", type=click.IntRange(2), default=32, show_default=True, metavar="N", help="Decode steps a block."
+)
+@click.option(
+    "--repeats", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Blocks of each side."
+)
+@click.option("--vs", type=click.Choice(["transformers"]), help="Measure this beside, in turn, with random weights.")
+@as_json
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    options: EngineOptions,
+    prompt_tokens: int,
+    steps: int,
+    repeats: int,
+    vs: str | None,
+    as_json: bool,
+) -> None:
+    """Measure prefill and decode speed of one request, by default of the bare core.
+
+    \b
+    pitlane bench --model random:llama-1b --dtype bfloat16 --vs transformers
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from pitlane.ui.bench.speed import Blocks, EngineSide, TransformersSide, compare, measure_in_turn
+
+    context = options.context or prompt_tokens + steps + MARGIN
+    plugins = "" if options.plugins is None and not options.plugin_options else options.plugins
+    with replace(options, plugins=plugins, context=context).build() as engine:
+        sides: dict[str, Side] = {"pitlane": EngineSide(engine)}
+        if vs:
+            sides[vs] = TransformersSide(engine)
+        vocab_size = engine.loader.vocab_size
+        with progress("Measuring") as advance:
+            measure_in_turn(list(sides.values()), vocab_size, prompt_tokens, steps, repeats, advance)
+        report = _head(engine) | {"prompt_tokens": prompt_tokens, "steps": steps}
+    blocks: dict[str, Blocks] = {name: side.blocks for name, side in sides.items()}
+    report |= {name: found.to_json() for name, found in blocks.items()}
+    if vs:
+        report["ratio"] = compare(blocks["pitlane"], blocks[vs])
+    _print(
+        report, _speed_rows(report, list(sides)), ["", "prefill tok/s", "decode ms/token", "outside forward"], as_json
+    )
+
+
+@bench.command()
+@engine_options
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="SET",
+    help="A plugin set, as in --plugins. Repeatable; the first "
+    "is compared with.  [default: none, then each plugin alone]",
+)
+@click.option("--prompts", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="One prompt a line.")
+@click.option("--max-tokens", type=click.IntRange(2), default=128, show_default=True, metavar="N")
+@click.option("--temperature", type=float, default=0.0, show_default=True, metavar="T")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="S")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, metavar="N")
+@as_json
+def plugins(
+    options: EngineOptions,
+    sets: tuple[str, ...],
+    prompts: str | None,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    repeats: int,
+    as_json: bool,
+) -> None:
+    """Compare plugin sets on the same prompts: tokens per step, speed, and whether the ids are the same."""
+    from pitlane.engine.plan import parse_settings
+    from pitlane.engine.types import SamplingParams
+    from pitlane.ui.bench.plans import PROMPTS, compare_plans
+
+    sampling = SamplingParams(max_tokens, temperature, seed=seed)
+    texts = _lines(prompts) if prompts else list(PROMPTS)
+    with options.build() as engine:
+        default, registry = engine.default_plan.settings, engine.registry
+        names = sets or ("", *sorted(registry.togglable()))
+        plans = {name: engine.plan(parse_settings(name, (), default, registry)) for name in names}
+        with progress("Measuring") as advance:
+            rows = compare_plans(engine, plans, _prompts(engine, texts), sampling, repeats, advance)
+        report = _head(engine) | {"prompts": len(texts), "max_tokens": max_tokens, "temperature": temperature}
+    report["sets"] = [row.to_json(rows[0]) for row in rows]
+    headers = ["plugins", "tokens/step", "tok/s", "speed (95 %)", "TTFT ms", "identical ids"]
+    _print(report, _plan_rows(report["sets"]), headers, as_json)
+    if any(row["exactness"] == "identical" and not row["identical"] for row in report["sets"]):
+        note(f"identical means: proved in float64; in {report['dtype']} other shapes of a forward round otherwise")
+
+
+def _head(engine: Engine) -> dict[str, Any]:
+    from pitlane.ui.bench.machine import commit, machine, versions
+
+    facts = engine.loader.describe() | {"plugins": engine.default_plan.settings}
+    return facts | {"machine": machine(), "versions": versions(), "commit": commit()}
+
+
+def _print(report: dict[str, Any], rows: list[list[str]], headers: Sequence[str], as_json: bool) -> None:
+    if not as_json:
+        machine = report["machine"]
+        title = f"{report['model']}, {report['dtype']}, {machine['threads']} threads, {machine['cpu']}"
+        print_table(headers, rows, title)
+    print_json(report)
+
+
+def _speed_rows(report: dict[str, Any], names: list[str]) -> list[list[str]]:
+    from pitlane.ui.bench.summary import show
+
+    rows = []
+    for name in names:
+        side = report[name]
+        share = f"{100 * side['outside_forward']['median']:.2f} %" if "outside_forward" in side else "-"
+        rows.append([name, show(side["prefill_tokens_per_second"]), show(side["decode_ms"], 2), share])
+    if "ratio" in report:
+        rows.append(["times as fast", _interval(report["ratio"]["prefill"]), _interval(report["ratio"]["decode"]), ""])
+    return rows
+
+
+def _plan_rows(sets: list[dict[str, Any]]) -> list[list[str]]:
+    from pitlane.ui.bench.summary import show
+
+    return [
+        [
+            row["plugins"] or "(none)",
+            f"{row['tokens_per_step']:.2f}",
+            show(row["tokens_per_second"]),
+            _interval(row["speed"]),
+            f"{row['ttft_ms']['median']:.1f}",
+            "yes" if row["identical"] else f"no, {row['identical_answers']} of {row['answers']}",
+        ]
+        for row in sets
+    ]
+
+
+def _interval(found: dict[str, Any]) -> str:
+    return f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        found = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise PitlaneError(
+            f"{path} cannot be read as text ({error}); give a UTF-8 file with one prompt a line"
+        ) from None
+    if not found:
+        raise PitlaneError(f"{path} holds no prompt; write one a line")
+    return found
+
+
+def _prompts(engine: Engine, texts: Sequence[str]) -> list[Prompt]:
+    return [Chat(engine.tokenizer).ask(text) for text in texts]

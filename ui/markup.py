@@ -1,0 +1,105 @@
+"""Text of people and models as safe HTML: Markdown without raw HTML or images, page citations checked against documents.
+
+Images are left out because a model's answer could otherwise make the browser fetch any address; links open elsewhere and
+send no referrer. A citation `[p. 3]` becomes a chip: its page exists or not, and the figures and quotes of its sentence
+stand on that page or not. Knows no Gradio.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from markdown_it import MarkdownIt
+
+from pitlane.storage.types import Document
+
+_CITATION = re.compile(r"\[p\. ?(\d{1,5})\]")
+_MARK = re.compile("\ue000(\\d+)\ue001")
+_THOUGHT = re.compile(r"^\s*<think>(.*?)(?:</think>|\Z)", re.DOTALL)
+_VALUE = re.compile(r'"([^"\n]{3,200})"|“([^”\n]{3,200})”|(\d[\d.,:/]*\d|\d)')
+_SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z\[])|\n")
+
+
+def _link_open(self: Any, tokens: Sequence[Any], index: int, options: Any, env: Any) -> str:
+    tokens[index].attrSet("target", "_blank")
+    tokens[index].attrSet("rel", "noopener noreferrer nofollow")
+    return str(self.renderToken(tokens, index, options, env))
+
+
+def _renderer() -> MarkdownIt:
+    renderer = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+    renderer.disable("image")
+    renderer.add_render_rule("link_open", _link_open)
+    return renderer
+
+
+_MARKDOWN = _renderer()
+
+
+def markdown_html(text: str, documents: Sequence[Document] = ()) -> str:
+    """A model's answer as HTML: reasoning folded, Markdown rendered, citations as chips."""
+    text = text.replace("\ue000", "").replace("\ue001", "")
+    thought = _THOUGHT.match(text)
+    folded = ""
+    if thought:
+        state = "Reasoning" if thought[0].endswith("</think>") else "Reasoning…"
+        folded = f'<details class="thought"><summary>{state}</summary>{_MARKDOWN.render(thought[1])}</details>'
+        text = text[thought.end() :]
+    chips: list[str] = []
+
+    def mark(match: re.Match[str]) -> str:
+        chips.append(citation_html(int(match[1]), _sentence(text, match.start()), documents))
+        return f"\ue000{len(chips) - 1}\ue001"
+
+    body = _MARKDOWN.render(_CITATION.sub(mark, text) if documents else text)
+    return folded + _MARK.sub(lambda match: chips[int(match[1])], body)
+
+
+def plain_html(text: str) -> str:
+    """A person's message: as it was typed."""
+    return f"<p>{escape(text)}</p>"
+
+
+def citation_html(page: int, sentence: str, documents: Sequence[Document]) -> str:
+    """A citation as a chip: `missing` page, values `found` on it, values `unfound`, or nothing to look for."""
+    texts = [(document.title, document.pages[page - 1].text) for document in documents if page <= len(document.pages)]
+    if page < 1 or not texts:
+        return f'<span class="cite missing" title="there is no page {page}">p. {page}</span>'
+    values = _values(sentence)
+    for title, text in texts:
+        if values and all(_has(text, value) for value in values):
+            said = ", ".join(values)
+            return f'<span class="cite found" title="{escape(f"{title}, page {page}: found {said}")}">p. {page}</span>'
+    title = texts[0][0]
+    if values:
+        why = f"{title}, page {page}: does not hold {', '.join(values)}"
+        return f'<span class="cite unfound" title="{escape(why)}">p. {page}</span>'
+    return f'<span class="cite" title="{escape(f"{title}, page {page}")}">p. {page}</span>'
+
+
+def _sentence(text: str, end: int) -> str:
+    """What stands before a citation, back to the end of the sentence before or to the citation before."""
+    start = max((match.end() for match in _SENTENCE_END.finditer(text, 0, end)), default=0)
+    start = max([start, *(match.end() for match in _CITATION.finditer(text, start, end))])
+    return text[start:end]
+
+
+def _values(sentence: str) -> list[str]:
+    """Quotes and figures of a sentence: what can be looked up on a page."""
+    return [next(filter(None, match.groups())) for match in _VALUE.finditer(sentence)]
+
+
+def _has(text: str, value: str) -> bool:
+    squeezed, wanted = (" ".join(part.split()).casefold() for part in (text, value))
+    edge = r"(?<![\d.,:])", r"(?![.,:]?\d)"
+    return re.search(f"{edge[0]}{re.escape(wanted)}{edge[1]}" if value[0].isdigit() else re.escape(wanted), squeezed) is not None
+
+
+def highlighted(snippet: str, words: Iterable[str]) -> str:
+    """A search result's text with the searched words marked."""
+    wanted = "|".join(re.escape(escape(word)) for word in words if word)
+    text = escape(snippet.replace("[", "").replace("]", ""))
+    return re.sub(f"({wanted})", r"<mark>\1</mark>", text, flags=re.IGNORECASE) if wanted else text
