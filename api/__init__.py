@@ -7,25 +7,49 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pitlane.engine.batch import Batch as Batch, Copy as Copy, Load as Load, Save as Save
+    from pitlane.engine.batch import Batch as Batch
+    from pitlane.engine.batch import Copy as Copy
+    from pitlane.engine.batch import Load as Load
+    from pitlane.engine.batch import Save as Save
     from pitlane.engine.engine import Engine as Engine
     from pitlane.engine.errors import PitlaneError as PitlaneError
-    from pitlane.engine.models.layers import Linear as Linear, LinearPart as LinearPart
-    from pitlane.engine.plugin import Plugin as Plugin, PluginOptions as PluginOptions, hookimpl as hookimpl
+    from pitlane.engine.models.layers import Linear as Linear
+    from pitlane.engine.models.layers import LinearPart as LinearPart
+    from pitlane.engine.plugin import Plugin as Plugin
+    from pitlane.engine.plugin import PluginOptions as PluginOptions
+    from pitlane.engine.plugin import hookimpl as hookimpl
     from pitlane.engine.pool import Pool as Pool
     from pitlane.engine.types import (
         BuildContext as BuildContext,
+    )
+    from pitlane.engine.types import (
         Draft as Draft,
+    )
+    from pitlane.engine.types import (
         Limits as Limits,
+    )
+    from pitlane.engine.types import (
         PrefixMatch as PrefixMatch,
+    )
+    from pitlane.engine.types import (
         Rows as Rows,
+    )
+    from pitlane.engine.types import (
         SamplingParams as SamplingParams,
+    )
+    from pitlane.engine.types import (
         Segment as Segment,
+    )
+    from pitlane.engine.types import (
         Sequence as Sequence,
+    )
+    from pitlane.engine.types import (
         StepStats as StepStats,
     )
-    from pitlane.storage.errors import DocumentError as DocumentError, StorageError as StorageError
-    from pitlane.storage.types import Document as Document, Page as Page
+    from pitlane.storage.errors import DocumentError as DocumentError
+    from pitlane.storage.errors import StorageError as StorageError
+    from pitlane.storage.types import Document as Document
+    from pitlane.storage.types import Page as Page
 
 _HOME = {
     "pitlane.engine.batch": ["Batch", "Copy", "Load", "Save"],
@@ -64,7 +88,7 @@ _HOME = {
     "pitlane.storage.types": ["Document", "Page"],
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
-__all__ = sorted(_WHERE)  # noqa: PLE0605
+__all__ = sorted(_WHERE)
 __version__ = "0.1.0"
 
 

@@ -20,9 +20,7 @@ from pitlane.engine.kv_store import KVStore
 class Attention(Protocol):
     """What `build_attention` returns and a model calls once per layer."""
 
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int
-    ) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
         """q [T, H, D], fresh k and v [T, Hkv, D] (already in the store) -> [T, H, D]."""
 
 
@@ -33,9 +31,7 @@ class SpanAttention:
         self.scale = scale
         self.attend = _attend_flash_cpu if device.type == "cpu" else _attend_plain
 
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int
-    ) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
         out = torch.empty_like(q)
         window = store.group.window
         for query in batch.queries:
@@ -48,7 +44,9 @@ class SpanAttention:
                 parts.append(self._over_span(q[rows], *store.view(layer, span.start, span.stop), mask))
             if query.end - query.begin > 1:
                 mask = _own_mask(query.ancestors, positions, window)
-                parts.append(self._unfolded(q[rows], k[rows].transpose(0, 1), v[rows].transpose(0, 1), mask, mask is None))
+                parts.append(
+                    self._unfolded(q[rows], k[rows].transpose(0, 1), v[rows].transpose(0, 1), mask, mask is None)
+                )
             out[rows] = _merge(parts)
         return out
 
@@ -63,9 +61,7 @@ class SpanAttention:
         out = out.view(-1, groups, n, dim).permute(2, 0, 1, 3).reshape(n, heads, dim)
         return out, lse.view(-1, groups, n).permute(2, 0, 1).reshape(n, heads)
 
-    def _unfolded(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _unfolded(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
         """As `_over_span` with a mask [n, S]: KV heads are the batch, keys are repeated by stride, not by copy."""
         n, heads, dim = q.shape
         bias = None if mask is None else _bias(mask, q)
@@ -112,9 +108,10 @@ def _merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
 def _attend_flash_cpu(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    out: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, causal, attn_mask=bias, scale=scale
     )
+    return out
 
 
 def _attend_plain(

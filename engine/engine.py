@@ -10,18 +10,18 @@ import logging
 import secrets
 import threading
 import weakref
-from collections.abc import Callable, Sequence as SequenceOf
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from itertools import count
 from time import perf_counter
 from typing import Any
 
-from torch import Tensor
-
 from pitlane.engine.detokenizer import Detokenizer
-from pitlane.engine.errors import EngineClosed, PitlaneError, PluginFailed, PromptTooLong
+from pitlane.engine.dispatch import Dispatcher
+from pitlane.engine.errors import EngineClosed, PitlaneError, PromptTooLong
 from pitlane.engine.lane import Lane
 from pitlane.engine.loader import Loader
-from pitlane.engine.plan import HookError, Plan, Planner, Settings
+from pitlane.engine.plan import Plan, Planner, Settings
 from pitlane.engine.pool import Pool
 from pitlane.engine.registry import PluginRegistry
 from pitlane.engine.runner import Flight
@@ -44,8 +44,10 @@ from pitlane.engine.types import (
     Timing,
 )
 from pitlane.engine.verify import Verified, clean, verify
+from pitlane.engine.worker import Worker
 
 log = logging.getLogger("pitlane")
+GREEDY = SamplingParams()
 
 
 class Engine:
@@ -79,11 +81,9 @@ class Engine:
         self._ids = count()
         self._seqs: dict[int, tuple[Lane, Sequence]] = {}
         self._streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
-        self._inbox: list[Callable[[], None]] = []
-        self._wake = threading.Condition()
         self._loading = threading.RLock()
-        self._thread: threading.Thread | None = None
-        self._closed = False
+        self.dispatch = Dispatcher(self.plan)
+        self.worker = Worker(lambda: bool(self._ready_lanes()), self._step_safely)
         self.default_plan = self.plan(self.loader.default_settings() if plugins is None else plugins)
         self.lane_of(self.default_plan)
 
@@ -105,13 +105,13 @@ class Engine:
     def submit(
         self,
         prompt: Prompt | SequenceOf[int] | str,
-        sampling: SamplingParams = SamplingParams(),  # noqa: B008 (frozen)
+        sampling: SamplingParams = GREEDY,
         *,
         plan: Plan | None = None,
         salt: str = "",
     ) -> Stream:
         """Queue a request; the stream of its events. Text is taken as it is (`tokenizer.render_chat` makes chats)."""
-        if self._closed:
+        if self.worker.closed:
             raise EngineClosed("the engine is closed; make a new one")
         submitted = perf_counter()
         plan = plan or self.default_plan
@@ -135,13 +135,16 @@ class Engine:
             segments=segments,
             salt=salt,
         )
-        stream = Stream(lambda: self._post(lambda: self._abort(seq.id)))
+        stream = Stream(lambda: self.worker.post(lambda: self._abort(seq.id)))
         self._streams[seq.id] = stream
-        self._post(lambda: self._add(lane, seq))
+        self.worker.post(lambda: self._add(lane, seq))
         return stream
 
     def generate(
-        self, prompt: Prompt | SequenceOf[int] | str, sampling: SamplingParams = SamplingParams(), **options: Any  # noqa: B008
+        self,
+        prompt: Prompt | SequenceOf[int] | str,
+        sampling: SamplingParams = GREEDY,
+        **options: Any,
     ) -> Result:
         """Submit and wait for the result."""
         return self.submit(prompt, sampling, **options).result()
@@ -155,15 +158,13 @@ class Engine:
 
     def close(self) -> None:
         """End every request as aborted, tell the plugins, stop the thread. Safe to call twice."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        if self.worker.closed:
+            return
+        for action in self.worker.close():
+            action()  # so that requests which were just submitted end too
         for lane, seq in list(self._seqs.values()):
             self._end(lane, seq, "aborted")
-        for plugin in self.planner.live_plugins:
-            self._tell(plugin, "engine_closed")
+        self.dispatch.tell(self.planner.live_plugins, "engine_closed")
 
     def __enter__(self) -> Engine:
         return self
@@ -176,7 +177,7 @@ class Engine:
     def step(self) -> None:
         """Run one lane's target model once; every scheduled sequence moves on."""
         started = perf_counter()
-        lane = self._next_lane()
+        lane = min(self._ready_lanes(), key=lambda lane: lane.busy_seconds)
         seqs = lane.scheduler.schedule()
         for seq in [seq for seq in lane.scheduler.waiting if seq.error]:
             self._end(lane, seq, "error")
@@ -193,7 +194,7 @@ class Engine:
                 continue
             mine = [seq for seq in seqs if seq.plan is plan and seq.is_decoding]
             limits = [lane.draft_limit(seq) for seq in mine]
-            drafts = self._first(mine, "propose", seqs=mine, limits=Limits(limits)) or []
+            drafts = self.dispatch.first(mine, "propose", seqs=mine, limits=Limits(limits)) or []
             for seq, draft, limit in zip(mine, drafts, limits, strict=False):
                 seq.draft = clean(draft, limit, self.loader.vocab_size)
 
@@ -223,8 +224,8 @@ class Engine:
         self.step_seconds += seconds
         lane.busy_seconds += seconds
         stats = StepStats(len(seqs), num_tokens, num_draft, accepted, flight.seconds, seconds)
-        for plugin in {id(p): p for seq in seqs for p in seq.plan.plugins}.values():
-            self._tell(plugin, "step_finished", stats=stats)
+        plugins = {id(plugin): plugin for seq in seqs for plugin in seq.plan.plugins}
+        self.dispatch.tell(plugins.values(), "step_finished", stats=stats)
 
     def _verify(self, rows: Rows) -> list[tuple[Sequence, Verified]]:
         """Penalties, adjust_logits, then the walk of every sequence of one plan."""
@@ -236,23 +237,12 @@ class Engine:
             seq = rows.seqs[rows.seq_index[i]]
             prompt, completion = seq.token_ids[: seq.num_prompt_tokens], seq.token_ids[seq.num_prompt_tokens :]
             rows.logits[i] = penalise(rows.logits[i], prompt, completion + rows.path(i), seq.sampling)
-        self._adjust(rows)
+        self.dispatch.adjust_logits(rows)
         return [
             (seq, verify(seq, rows.logits[begin:end], seq.draft))
             for seq, begin, end in zip(rows.seqs, bounds[:-1], bounds[1:], strict=True)
             if not seq.error
         ]
-
-    def _adjust(self, rows: Rows) -> None:
-        for hook in rows.seqs[0].plan.hooks.get("adjust_logits", ()):
-            try:
-                adjusted: Tensor = hook(rows=rows)
-                if adjusted.shape != rows.logits.shape:
-                    raise HookError(hook.plugin, hook.name, ValueError(f"returned shape {tuple(adjusted.shape)}"))
-                rows.logits = adjusted
-            except HookError as error:
-                self._degrade(rows.seqs, error)
-            _charge(rows.seqs, hook.plugin.name, hook.seconds)
 
     def _accept(self, lane: Lane, seq: Sequence, verified: Verified, seconds: float, plain: float) -> int:
         """Commit verified tokens up to where the sequence ends; the number of accepted draft tokens."""
@@ -289,8 +279,7 @@ class Engine:
 
     def _seal(self, lane: Lane, seq: Sequence) -> None:
         while (seq.num_sealed_blocks + 1) * lane.pool.block_size <= seq.num_computed_tokens:
-            for hook in seq.plan.hooks.get("block_sealed", ()):
-                self._call([seq], hook, seq=seq, index=seq.num_sealed_blocks)
+            self.dispatch.each(seq, "block_sealed", seq=seq, index=seq.num_sealed_blocks)
             seq.num_sealed_blocks += 1
         self._carry_out(lane, seq)
         lane.pool.drop(seq, seq.num_computed_tokens)
@@ -305,8 +294,7 @@ class Engine:
         """Finish a sequence: tell its plugins, give back its blocks, send its result or its error."""
         seq.finish_reason = reason
         seq.timing.finished = perf_counter()
-        for hook in seq.plan.hooks.get("sequence_finished", ()):
-            self._call([seq], hook, seq=seq)
+        self.dispatch.each(seq, "sequence_finished", seq=seq)
         self._carry_out(lane, seq)
         stats = request_stats(seq, lane, self.loader.describe())
         seq.state.clear()
@@ -322,88 +310,21 @@ class Engine:
         answer = seq.token_ids[seq.num_prompt_tokens :]
         self._put(seq, Finished(Result(seq.detokenizer.text, answer, reason, stats, logprobs)))
 
-    # ---- hooks
-
-    def _first(self, seqs: list[Sequence], name: str, /, **values: Any) -> Any:
-        """First result of a hook for sequences of one plan; a plugin that fails is taken out of their plan."""
-
-        def charge(plugin: str, seconds: float) -> None:
-            _charge(seqs, plugin, seconds)
-
-        try:
-            return seqs[0].plan.first(name, charge, **values)
-        except HookError as error:
-            self._degrade(seqs, error)
-            return None
-
-    def _call(self, seqs: list[Sequence], hook: Any, /, **values: Any) -> None:
-        try:
-            hook(**values)
-        except HookError as error:
-            self._degrade(seqs, error)
-        _charge(seqs, hook.plugin.name, hook.seconds)
-
-    def _tell(self, plugin: Any, hook: str, /, **values: Any) -> None:
-        """Call a hook of one plugin outside any request; what it raises is logged."""
-        if hasattr(plugin, hook):
-            try:
-                getattr(plugin, hook)(**values)
-            except Exception:
-                log.exception("plugin %s failed in %s", plugin.name, hook)
-
-    def _degrade(self, seqs: list[Sequence], error: HookError) -> None:
-        """Go on without a failed plugin where its absence changes no token; else end the request."""
-        plugin = error.plugin
-        log.warning("plugin failed: %s", error, exc_info=error.__cause__)
-        for seq in seqs:
-            seq.failed[plugin.name] = str(error)
-            if plugin.exactness_for(plugin.options) in ("identical", "rounding"):
-                seq.plan = self.plan({k: v for k, v in seq.plan.settings.items() if k != plugin.name})
-            else:
-                seq.error = PluginFailed(f"{error}; take {plugin.name} out of the plan and ask again")
+    # ---- what the scheduler asks for
 
     def _match(self, seq: Sequence, pool: Pool) -> PrefixMatch | None:
-        found: PrefixMatch | None = self._first([seq], "match_prefix", seq=seq, pool=pool)
+        found: PrefixMatch | None = self.dispatch.first([seq], "match_prefix", seq=seq, pool=pool)
         if found is not None and found.loading is not None:
-            found.loading.add_done_callback(lambda _: self._post(lambda: None))
+            found.loading.add_done_callback(lambda _: self.worker.post(lambda: None))
         return found
 
     def _reclaim(self, pool: Pool, num_blocks: int) -> None:
-        for plugin in self.planner.live_plugins:
-            self._tell(plugin, "reclaim_blocks", pool=pool, num_blocks=num_blocks)
+        self.dispatch.tell(self.planner.live_plugins, "reclaim_blocks", pool=pool, num_blocks=num_blocks)
 
-    # ---- the thread
+    # ---- on the engine's thread
 
-    def _post(self, action: Callable[[], None]) -> None:
-        """Have the engine's thread do something before its next step."""
-        with self._wake:
-            if self._closed:
-                return
-            self._inbox.append(action)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="pitlane-engine", daemon=True)
-                self._thread.start()
-            self._wake.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                while not self._inbox and not self._closed and not self._ready():
-                    self._wake.wait()
-                actions, self._inbox = self._inbox, []
-                if self._closed:
-                    return
-            for action in actions:
-                action()
-            if self._ready():
-                self._step_safely()
-
-    def _ready(self) -> bool:
-        return any(lane.has_work and not lane.scheduler.is_loading for lane in list(self.lanes.values()))
-
-    def _next_lane(self) -> Lane:
-        ready = [lane for lane in list(self.lanes.values()) if lane.has_work and not lane.scheduler.is_loading]
-        return min(ready, key=lambda lane: lane.busy_seconds)
+    def _ready_lanes(self) -> list[Lane]:
+        return [lane for lane in list(self.lanes.values()) if lane.has_work and not lane.scheduler.is_loading]
 
     def _step_safely(self) -> None:
         """A step that fails ends the requests that were in it, not the engine."""
@@ -419,7 +340,9 @@ class Engine:
     def _add(self, lane: Lane, seq: Sequence) -> None:
         lane = self.lanes.setdefault(seq.plan.lane_key, lane)  # it may have made room while it looked idle
         if not lane.has_work and len(self.lanes) > 1:  # no credit for having been idle
-            lane.busy_seconds = max([lane.busy_seconds, *(o.busy_seconds for o in list(self.lanes.values()) if o.has_work)])
+            lane.busy_seconds = max(
+                [lane.busy_seconds, *(o.busy_seconds for o in list(self.lanes.values()) if o.has_work)]
+            )
         self._seqs[seq.id] = (lane, seq)
         lane.scheduler.add(seq)
 
@@ -431,11 +354,6 @@ class Engine:
         stream = self._streams.get(seq.id)
         if stream is not None:
             stream.put(event)
-
-
-def _charge(seqs: SequenceOf[Sequence], plugin: str, seconds: float) -> None:
-    for seq in seqs:
-        seq.timing.charge(plugin, seconds / len(seqs))
 
 
 def _check_length(num_tokens: int, lane: Lane, context: int) -> None:

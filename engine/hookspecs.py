@@ -6,7 +6,8 @@ fold = each gets the previous one's result. Implementations run by `Plugin.stage
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence as SequenceOf
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING, Any
 
 import pluggy

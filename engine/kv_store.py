@@ -59,4 +59,6 @@ def execute(stores: list[KVStore], operations: list[Operation]) -> None:
             for index, (store, slots) in enumerate(zip(stores, operation.slots, strict=True)):
                 store.load(slots, operation.tensors[f"group.{index}"])
         elif isinstance(operation, Save):
-            operation.sink({f"group.{i}": s.export(n) for i, (s, n) in enumerate(zip(stores, operation.slots, strict=True))})
+            operation.sink(
+                {f"group.{i}": s.export(n) for i, (s, n) in enumerate(zip(stores, operation.slots, strict=True))}
+            )

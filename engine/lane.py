@@ -212,4 +212,3 @@ def _rows_of(logits: torch.Tensor, seqs: list[Sequence], spans: dict[int, tuple[
         seq_index += [index] * (1 + len(draft.token_ids))
     parts = [logits[slice(*spans[seq.id])] for seq in seqs]
     return Rows(parts[0] if len(parts) == 1 else torch.cat(parts), seqs, seq_index, parents, token_ids)
-

@@ -21,7 +21,7 @@ from pitlane.engine.scheduler import Match, Reclaim
 from pitlane.engine.tokenizer import Tokenizer
 from pitlane.engine.types import BuildContext
 
-DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 MAX_LANES = 4  # each gets an equal share of KV memory
 MAX_SEQS = 64
 

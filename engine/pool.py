@@ -7,7 +7,8 @@ blocks, so that a sequence's KV is few spans. It knows no tensors: `copy` and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence as SequenceOf
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 

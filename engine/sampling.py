@@ -54,8 +54,9 @@ def penalise(logits: Tensor, prompt: Sequence[int], completion: Sequence[int], p
         values = logits[seen]
         logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
     if completion and (params.presence_penalty or params.frequency_penalty):
-        ids, counts = torch.tensor(list(completion), device=logits.device).unique(return_counts=True)
-        logits[ids] -= params.presence_penalty + params.frequency_penalty * counts.to(logits.dtype)
+        counts = torch.bincount(torch.tensor(list(completion), device=logits.device), minlength=len(logits))
+        counts = counts.to(logits.dtype)
+        logits -= params.presence_penalty * (counts > 0) + params.frequency_penalty * counts
     return logits
 
 

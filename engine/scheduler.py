@@ -162,4 +162,3 @@ class Scheduler:
 
 def _is_pending(seq: Sequence) -> bool:
     return seq.prefix is not None and seq.prefix.loading is not None and not seq.prefix.loading.done()
-

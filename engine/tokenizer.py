@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from pitlane.storage.types import Document
 
 JOINER = "\u200d"
+DATE_CODES = ("%a", "%A", "%b", "%B", "%d", "%m", "%y", "%Y", "%j", "%H", "%I", "%M", "%S", "%p")
+# Templates get plain data only, no functions (transformers 5.23), so the clock that they call is a macro over strings.
+FROZEN_CLOCK = (
+    "{%- macro strftime_now(format) -%}{%- set now = namespace(text=format) -%}"
+    "{%- for code, text in frozen_date.items() -%}"
+    "{%- set now.text = now.text | replace('%-' ~ code[1], text.lstrip('0')) | replace(code, text) -%}"
+    "{%- endfor -%}{{- now.text -}}{%- endmacro -%}{{ '' }}"
+)
 PROBE = "pitlane-system-probe"
 
 
@@ -133,11 +141,17 @@ class Tokenizer:
     def _apply(self, turns: list[dict[str, str]], thinking: bool | None, date: datetime.date) -> str:
         from jinja2 import TemplateError
 
-        variables: dict[str, Any] = {"strftime_now": date.strftime, "date_string": date.strftime("%d %b %Y")}
+        variables: dict[str, Any] = {"date_string": date.strftime("%d %b %Y")}
         if thinking is not None:
             variables["enable_thinking"] = thinking
         try:
-            text: str = self._inner.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **variables)
+            template = self._inner.get_chat_template()
+            if "strftime_now" in template:
+                template = FROZEN_CLOCK + template
+                variables["frozen_date"] = {code: date.strftime(code) for code in DATE_CODES}
+            text: str = self._inner.apply_chat_template(
+                turns, chat_template=template, tokenize=False, add_generation_prompt=True, **variables
+            )
         except (TemplateError, TypeError, KeyError, ValueError) as error:
             raise ModelError(f"the model's chat template refuses this conversation: {error}; try --raw") from None
         return text

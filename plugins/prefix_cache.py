@@ -16,9 +16,11 @@ import hashlib
 import logging
 from array import array
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence as SequenceOf
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -219,7 +221,7 @@ class BlockIndex:
         best, length = None, 0
         for key in self.children.get(parent, ())[-MAX_CHILDREN:]:
             entry = self.entries[key]
-            common = next((i for i, (a, b) in enumerate(zip(entry.token_ids, token_ids)) if a != b), None)
+            common = next((i for i, (a, b) in enumerate(zip(entry.token_ids, token_ids, strict=False)) if a != b), None)
             common = min(len(entry.token_ids), len(token_ids)) if common is None else common
             if common > length and min(entry.column) >= 0:
                 best, length = entry.column, common
@@ -239,7 +241,7 @@ class BlockIndex:
     def evict(self, num_blocks: int) -> None:
         """Give back the least recently used blocks that nobody else holds."""
         idle = (key for key, entry in self.entries.items() if self.pool.is_idle(entry.column))
-        for key in [key for key, _ in zip(idle, range(num_blocks))]:
+        for key in list(islice(idle, num_blocks)):
             entry = self.entries.pop(key)
             self.children[entry.parent].remove(key)
             if not self.children[entry.parent]:

@@ -192,6 +192,10 @@ class Builder:
             _fill(bias, [part.tensors.get("bias") for part in parts], [part.out_features for part in parts])
         if parts[0].name == "lm_head" and self.config.tie_word_embeddings and self.embedding_on_device is not None:
             return DenseLinear(self.embedding_on_device, bias)
+        if len(parts) == 1:
+            stored = parts[0].tensors["weight"]
+            weight = stored.to(self.device, self.dtype)
+            return DenseLinear(weight.clone() if weight is stored and not can_pack(weight) else weight, bias)
         rows = sum(part.out_features for part in parts)
         weight = torch.empty(rows, parts[0].in_features, dtype=self.dtype, device=self.device)
         _fill(weight, [part.tensors["weight"] for part in parts], [part.out_features for part in parts])

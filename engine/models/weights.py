@@ -23,7 +23,7 @@ from pitlane.engine.errors import ModelError
 from pitlane.engine.models.config import ModelConfig
 
 INDEX = "model.safetensors.index.json"
-POOL = 8_388_593  # prime, so that rows drawn from the pool in turn start at ever new places
+POOL = 20_000_003  # numbers; prime, so that rows of a tensor that is larger never repeat in step
 
 
 class WeightSource(Protocol):
@@ -78,9 +78,10 @@ class RandomWeights:
         self.config, self.seed = config, seed
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.shapes = shapes_of(config)
+        largest = max(torch.Size(shape).numel() for shape in self.shapes.values())
         generator = torch.Generator().manual_seed(seed)
-        self.pool = torch.randn(POOL, generator=generator)
-        self.scaled: dict[int, Tensor] = {}
+        pool = torch.randn(min(POOL, largest * 5 // 4 + 1), generator=generator).to(self.dtype)
+        self.pools = {1: pool}  # by the width of the linear that they are scaled for
 
     @property
     def num_bytes(self) -> int:
@@ -93,18 +94,17 @@ class RandomWeights:
         shape = self.shapes[name]
         if name.endswith("norm.weight"):
             return torch.ones(shape, dtype=self.dtype)
-        flat = torch.empty(torch.Size(shape).numel(), dtype=self.dtype)
         width = shape[-1] if len(shape) > 1 else 2500  # biases get a standard deviation of 0.02
         if name == "model.embed_tokens.weight" and not self.config.tie_word_embeddings:
             width = 1  # as large as what layers add, so that the text does not settle into one token
-        pool = self.scaled.setdefault(width, (self.pool * width**-0.5).to(self.dtype))
-        offset = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % POOL
-        done = 0
-        while done < flat.numel():
-            piece = pool[offset : offset + flat.numel() - done]
-            flat[done : done + piece.numel()] = piece
-            done, offset = done + piece.numel(), 0
-        return flat.view(shape)
+        if width not in self.pools:
+            self.pools[width] = self.pools[1] * width**-0.5
+        pool, size = self.pools[width], torch.Size(shape).numel()
+        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        if size > len(pool):
+            return pool.roll(-place % len(pool)).repeat(size // len(pool) + 1)[:size].view(shape)
+        place %= len(pool) - size + 1
+        return pool[place : place + size].view(shape)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"random {self.config} {self.seed}".encode()).hexdigest()

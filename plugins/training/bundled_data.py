@@ -20,7 +20,7 @@ from pitlane.plugins.training.docqa import Turn, document_message, make_document
 
 Ids = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
-ANSWER_WEIGHT, PROMPT_WEIGHT, TEXT_WEIGHT = 1.0, 0.1, 0.25
+ANSWER_WEIGHT, RECALL_WEIGHT, PROMPT_WEIGHT, TEXT_WEIGHT = 1.0, 1.0, 0.1, 0.25
 
 
 class Example(NamedTuple):
@@ -39,6 +39,7 @@ class Mixture:
     min_chars: int
     max_chars: int
     turns: int
+    recall_share: float = 0.03
     text_share: float = 0.15
     chat_share: float = 0.03
 
@@ -80,8 +81,28 @@ class ExampleMaker:
         ids = [tokens.BOS_ID, *source[start : start + length - 1]]
         return Example(ids, [0.0] + [TEXT_WEIGHT] * (len(ids) - 1), [])
 
+    def recall(self, rng: Random, length: int) -> Example:
+        """Repeat a handful of short token runs in random order: only copying from the context predicts the repeats.
+
+        Copying appears far sooner with such rows mixed in at the start than from documents alone.
+        """
+        vocab_size = self.tokenizer.get_vocab_size()
+        pool = [rng.choices(range(len(tokens.SPECIAL_TOKENS), vocab_size), k=rng.randint(3, 12)) for _ in range(rng.randint(2, 8))]
+        ids, weights, seen, repeats = [tokens.BOS_ID], [0.0], set(), []
+        while len(ids) < length:
+            choice = rng.randrange(len(pool))
+            run = pool[choice]
+            ids += run
+            weights += [0.0] + [RECALL_WEIGHT if choice in seen else 0.0] * (len(run) - 1)
+            if choice in seen and len(ids) <= length:
+                repeats.append((len(ids) - len(run) + 2, len(ids)))
+            seen.add(choice)
+        return Example(ids[:length], weights[:length], repeats)
+
     def example(self, rng: Random, mixture: Mixture) -> Example:
         """Draw one example of the mixture."""
+        if rng.random() < mixture.recall_share:
+            return self.recall(rng, min(256, mixture.length))
         kind = rng.random()
         if self.text_ids and kind < mixture.text_share:
             return self.plain(rng, mixture.length)

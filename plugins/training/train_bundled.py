@@ -55,7 +55,8 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(0.20, Mixture(length=256, min_chars=100, max_chars=260, turns=6)),
+    Stage(0.08, Mixture(length=256, min_chars=100, max_chars=260, turns=6, recall_share=0.6)),
+    Stage(0.22, Mixture(length=256, min_chars=100, max_chars=260, turns=6, recall_share=0.15)),
     Stage(0.45, Mixture(length=384, min_chars=120, max_chars=500, turns=8)),
     Stage(0.70, Mixture(length=640, min_chars=200, max_chars=1100, turns=10)),
     Stage(1.01, Mixture(length=1024, min_chars=300, max_chars=2000, turns=12)),
@@ -184,7 +185,8 @@ class Trainer:
         self.settings, self.tokenizer, self.maker, self.out = settings, tokenizer, maker, out
         self.model = build_model(settings)
         self.optimizers = Optimizers(self.model, settings)
-        self.eval_sets = {chars: held_out(maker, chars, 24) for chars in EVAL_CHARS}
+        self.eval_sets = {f"{chars} characters": held_out(maker, chars, 24) for chars in EVAL_CHARS}
+        self.eval_sets["recall"] = [maker.recall(Random(EVAL_SEED + index), 256) for index in range(8)]
         self.seconds = minutes * 60
         self.start = time.monotonic()
         self.step = self.num_tokens = 0

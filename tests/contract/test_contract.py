@@ -85,7 +85,9 @@ def test_on_and_off_leaves_the_engine_bit_identical(make_engine: Any, plugin: ty
 
 @pytest.mark.parametrize("sampling", SAMPLING, ids=["greedy", "sampled", "penalised"])
 @pytest.mark.parametrize("plugin", IDENTICAL, ids=lambda plugin: plugin.name)
-def test_identical_plugins_give_the_same_tokens(make_engine: Any, plugin: type[Plugin], sampling: dict[str, Any]) -> None:
+def test_identical_plugins_give_the_same_tokens(
+    make_engine: Any, plugin: type[Plugin], sampling: dict[str, Any]
+) -> None:
     engine = make_engine(dtype="float64")
     plain = answers(engine, {}, 4, **sampling)
     found = answers(engine, {plugin.name: {}}, 4, **sampling)

@@ -24,7 +24,7 @@ NO_SYSTEM = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 )
 DROPS_SYSTEM = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}\n{% endif %}{% endfor %}"
-DATED = "Today is {{ strftime_now('%d %B %Y') }} ({{ date_string }}).\n" + CHATML
+DATED = "Today is {{ strftime_now('%d %B %Y, %-d') }} ({{ date_string }}).\n" + CHATML
 TEXTS = ["The lake is deep.\n\nVery deep, says Ann.", "Second: Grüße aus 世界, 👩‍👩‍👧!  Two spaces.", " x "]
 
 
@@ -163,7 +163,7 @@ def test_template_runs_in_a_sandbox(tmp_path: Path) -> None:
 def test_date_is_frozen(tmp_path: Path) -> None:
     tokenizer = make(tmp_path, DATED)
     prompt = tokenizer.render_chat(user("Why?"), date=datetime.date(2025, 3, 9))
-    assert prompt.text.startswith("Today is 09 March 2025 (09 Mar 2025).")
+    assert prompt.text.startswith("Today is 09 March 2025, 9 (09 Mar 2025).")
 
 
 def test_thinking(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_shared_beginning_inside_a_block_is_copied(make_engine: Any) -> None:
     engine = make_engine(plugins=["prefix_cache"])
     shared = tokens(1, 80)
     engine.generate(shared + tokens(2, 40), PARAMS)
-    other = shared + [1, 2, 3] + tokens(3, 40)
+    other = [*shared, 1, 2, 3, *tokens(3, 40)]
     result = engine.generate(other, PARAMS)
     assert result.stats["cached_tokens"] == 80
     assert result.token_ids == plain(make_engine, other)

@@ -64,7 +64,7 @@ def read_prompt(prompt: str | None) -> str:
         return prompt
     if prompt is None and sys.stdin.isatty():
         raise click.UsageError("give a PROMPT, or - to type it")
-    text = str(click.get_text_stream("stdin", errors="replace").read()).rstrip("\n")
+    text = sys.stdin.buffer.read().decode("utf-8", "replace").rstrip("\r\n")
     if not text.strip():
         raise click.UsageError("the prompt from standard input is empty; write something")
     return text

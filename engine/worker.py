@@ -1,0 +1,52 @@
+"""The engine's one thread: it runs what others post, and steps while there is work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class Worker:
+    """`ready` says whether a step would do something; `step` does it and does not raise."""
+
+    def __init__(self, ready: Callable[[], bool], step: Callable[[], None]) -> None:
+        self._ready = ready
+        self._step = step
+        self._inbox: list[Callable[[], None]] = []
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self.closed = False
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Have the thread do something before its next step; nothing happens once it is closed."""
+        with self._wake:
+            if self.closed:
+                return
+            self._inbox.append(action)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="pitlane-engine", daemon=True)
+                self._thread.start()
+            self._wake.notify()
+
+    def close(self) -> list[Callable[[], None]]:
+        """Stop the thread after its current step; what was posted and not done."""
+        with self._wake:
+            self.closed = True
+            self._wake.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        rest, self._inbox = self._inbox, []
+        return rest
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._inbox or self.closed or self._ready()):
+                    self._wake.wait()
+                if self.closed:
+                    return
+                actions, self._inbox = self._inbox, []
+            for action in actions:
+                action()
+            if self._ready():
+                self._step()

@@ -1,0 +1,116 @@
+"""The bench: one JSON document as the last line, blocks in turn, ratios with an interval, sets compared by their ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from pitlane.ui.bench.machine import commit, machine, versions
+from pitlane.ui.bench.speed import Blocks, EngineSide, measure_in_turn
+from pitlane.ui.bench.summary import ratio, summary
+from pitlane.ui.cli import main
+from pitlane.ui.render import milliseconds, size, stats_line
+
+
+def last_line(*args: str) -> tuple[dict[str, Any], str]:
+    result = CliRunner().invoke(main, ["bench", *args])
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1]), result.stdout
+
+
+def test_speed_beside_transformers() -> None:
+    report, text = last_line(
+        "--model", "random:tiny", "--dtype", "float32", "--prompt-tokens", "48", "--steps", "6", "--repeats", "2",
+        "--vs", "transformers",
+    )  # fmt: skip
+    assert {"machine", "versions", "commit", "model", "dtype", "pitlane", "transformers", "ratio"} <= set(report)
+    assert report["plugins"] == {} and report["machine"]["threads"] >= 1
+    for side in ("pitlane", "transformers"):
+        assert report[side]["prefill_tokens_per_second"]["n"] == 2 and report[side]["decode_ms"]["median"] > 0
+    assert 0 < report["pitlane"]["outside_forward"]["median"] < 1
+    assert report["ratio"]["decode"]["low"] <= report["ratio"]["decode"]["ratio"] <= report["ratio"]["decode"]["high"]
+    assert "prefill tok/s" in text and "times as fast" in text
+
+
+def test_json_alone() -> None:
+    args = ["bench", "--model", "random:tiny", "--prompt-tokens", "8", "--steps", "2", "--repeats", "1", "--json"]
+    result = CliRunner().invoke(main, args)
+    assert json.loads(result.stdout)["prompt_tokens"] == 8
+
+
+def test_plans_give_the_same_ids_in_float64(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one two one two one two\n\nsay it again, say it again\n")
+    report, text = last_line(
+        "plugins", "--model", "random:tiny", "--dtype", "float64", "--prompts", str(prompts), "--set", "", "--set",
+        "prompt_lookup", "--set", "prefix_cache", "--max-tokens", "24", "--repeats", "2",
+    )  # fmt: skip
+    plain, lookup, cached = report["sets"]
+    assert [row["plugins"] for row in report["sets"]] == ["", "prompt_lookup", "prefix_cache"]
+    assert plain["tokens_per_step"] == cached["tokens_per_step"] == 1 and lookup["tokens_per_step"] >= 1
+    assert lookup["identical"] and cached["identical"]
+    assert plain["speed"]["ratio"] == 1
+    assert "tokens/step" in text
+
+
+def test_a_prompt_file_without_prompts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    result = CliRunner().invoke(
+        main, ["bench", "plugins", "--model", "random:tiny", "--prompts", str(tmp_path / "empty.txt")]
+    )
+    assert result.exit_code == 2 and "holds no prompt" in result.stderr
+
+
+def test_sides_take_turns() -> None:
+    order: list[str] = []
+
+    class Fake:
+        def __init__(self, name: str) -> None:
+            self.name, self.blocks = name, Blocks()
+
+        def measure(self, token_ids: list[int], num_steps: int) -> Blocks:
+            order.append(f"{self.name}{num_steps}")
+            assert len(token_ids) == 5 and max(token_ids) < 9
+            return Blocks([1.0], [2.0])
+
+    sides = [Fake("a"), Fake("b")]
+    measure_in_turn(list(sides), 9, 5, 7, 2, lambda done, total: None)
+    assert order == ["a4", "b4", "a7", "b7", "a7", "b7"]
+    assert all(side.blocks.decode_ms == [2.0, 2.0] for side in sides)
+
+
+def test_time_outside_the_forward_covers_decode_steps_only(make_engine: Callable[..., Any]) -> None:
+    engine = make_engine()
+    before = engine.step_seconds
+    blocks = EngineSide(engine).measure(list(range(40)), 12)
+    assert len(blocks.outside_forward) == 1 and 0 < blocks.outside_forward[0] < 1
+    assert engine.step_seconds > before
+
+
+def test_ratio_is_of_medians_and_its_interval_holds_it() -> None:
+    assert summary([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "n": 3}
+    found = ratio([2.0, 2.2, 1.8, 2.0], [1.0, 1.0, 1.0, 1.0])
+    assert found["ratio"] == pytest.approx(2.0) and 1.8 <= found["low"] <= 2.0 <= found["high"] <= 2.2
+    assert ratio([5.0], [5.0]) == {"ratio": 1.0, "low": 1.0, "high": 1.0, "pairs": 1}
+
+
+def test_machine_versions_and_commit() -> None:
+    assert machine()["cores"] >= 1 and "torch" in versions()
+    found = commit()
+    assert found is None or len(found.rstrip("+")) == 12
+
+
+def test_numbers_for_people() -> None:
+    assert [size(value) for value in (12, 1_500, 2e9)] == ["12 B", "1.5 kB", "2.0 GB"]
+    assert [milliseconds(value) for value in (0.42, 41.2, 3200, None)] == ["0.42 ms", "41 ms", "3.2 s", "-"]
+    stats = {
+        "prompt_tokens": 512, "cached_tokens": 480, "ttft_ms": 41.0, "tokens_per_second": 53.2, "accepted_tokens": 37,
+        "draft_tokens": 52, "bought_ms": {"prompt_lookup": {"ms": 410.0}}, "paused": {}, "failed": {"x": "broke"},
+    }  # fmt: skip
+    expected = "512 prompt (480 cached) · TTFT 41 ms · 53.2 tok/s · prompt_lookup 37/52 accepted, bought 410 ms · x failed: broke"
+    assert stats_line(stats, "prompt_lookup") == expected

@@ -1,0 +1,293 @@
+"""The command line: what it prints where, exit codes, one line for every error, where values come from."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pitlane.ui.cli import COMMANDS, main
+
+TINY = ("--model", "random:tiny")
+PITLANE = [sys.executable, "-c", "from pitlane.ui.cli import main; main(prog_name='pitlane')"]
+STATS = {
+    "model", "device", "dtype", "plugins", "seed", "prompt_tokens", "cached_tokens", "completion_tokens", "queue_ms",
+    "prefill_ms", "ttft_ms", "decode_ms", "tpot_ms", "tokens_per_second", "steps", "draft_tokens", "accepted_tokens",
+    "plugin_ms", "bought_ms", "paused", "failed", "kv_bytes", "weight_bytes",
+}  # fmt: skip
+SECOND_DRAFTER = """
+\"\"\"Parrot: a second drafter, for conflicts.\"\"\"
+from pitlane import Draft, Plugin, hookimpl
+
+class Parrot(Plugin):
+    name, role, exactness = "parrot", "drafter", "identical"
+
+    @hookimpl
+    def propose(self, seqs, limits):
+        return [Draft([seq.token_ids[-1]]) for seq in seqs]
+"""
+
+
+def invoke(*args: str, input: str | None = None, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(main, args, input=input, env=env)
+
+
+def answer(*args: str, **options: str) -> dict[str, object]:
+    """The JSON document of `run`."""
+    result = invoke("run", *TINY, "--json", *args)
+    assert result.exit_code == 0, result.stderr
+    document: dict[str, object] = json.loads(result.stdout)
+    return document
+
+
+def assert_one_line(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("pitlane: "), result.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.fixture
+def parrot_dir(tmp_path: Path) -> str:
+    folder = tmp_path / "loose"
+    folder.mkdir()
+    (folder / "parrot.py").write_text(SECOND_DRAFTER)
+    return str(folder)
+
+
+# ---- help
+
+
+@pytest.mark.parametrize("args", [(), ("run",), ("plugins", "list"), ("docs", "cache"), ("bench",)], ids=" ".join)
+def test_help_imports_nothing_heavy(args: Sequence[str]) -> None:
+    code = (
+        "import sys; from pitlane.ui.cli import main\n"
+        f"try: main({[*args, '--help']!r})\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'gradio', 'sqlite_utils', 'numpy', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'{heavy} imported' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("Usage: ")
+
+
+def test_help_takes_less_than_half_a_second() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([*PITLANE, "--help"], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(4)) < 0.5
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str) -> None:
+    result = invoke(name, "--help")
+    assert result.exit_code == 0
+    assert f"Usage: main {name}" in result.stdout or f"Usage: pitlane {name}" in result.stdout
+
+
+def test_without_a_command_help_is_shown() -> None:
+    result = invoke()
+    assert result.exit_code == 2
+    assert "Commands:" in result.output
+
+
+def test_commands_page_is_current() -> None:
+    script = Path(__file__).resolve().parents[2] / "docs" / "generate.py"
+    result = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"run python docs/generate.py ({result.stdout}{result.stderr})"
+
+
+# ---- run
+
+
+def test_run_prints_text_to_stdout_and_stats_to_stderr() -> None:
+    result = invoke("run", *TINY, "--max-tokens", "8", "--dtype", "float32", "hello")
+    assert result.exit_code == 0
+    assert result.stdout.strip()
+    assert " prompt" in result.stderr and "TTFT" in result.stderr and "tok/s" in result.stderr
+    assert "TTFT" not in result.stdout
+
+
+def test_run_json_is_one_document_as_designed() -> None:
+    document = answer("--max-tokens", "8", "hello")
+    assert set(document) == {"text", "token_ids", "finish_reason", "stats"}
+    stats = document["stats"]
+    assert isinstance(stats, dict) and set(stats) >= STATS
+    assert stats["completion_tokens"] == len(document["token_ids"])  # type: ignore[arg-type]
+
+
+def test_run_is_a_function_of_the_seed() -> None:
+    sampled = ("--temperature", "0.8", "--max-tokens", "16", "hello", "--seed")
+    first, again, other = (answer(*sampled, seed)["token_ids"] for seed in ("7", "7", "8"))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("args", [(), ("-",)], ids=["piped", "dash"])
+def test_run_reads_the_prompt_from_stdin(args: Sequence[str]) -> None:
+    result = invoke("run", *TINY, "--json", "--max-tokens", "4", *args, input="hello\n")
+    assert json.loads(result.stdout)["token_ids"] == answer("--max-tokens", "4", "hello")["token_ids"]
+
+
+def test_run_stops_at_a_text() -> None:
+    text = str(answer("--max-tokens", "24", "hello")["text"])
+    stop = next(char for char in text[1:] if char.isascii() and char.isprintable() and char != " ")
+    cut = answer("--max-tokens", "24", "--stop", stop, "hello")
+    assert cut["finish_reason"] == "stop"
+    assert cut["text"] == text[: text.index(stop)]
+
+
+def test_plugins_off_and_options() -> None:
+    assert answer("--plugins", "", "--max-tokens", "2", "x")["stats"]["plugins"] == {}  # type: ignore[index]
+    document = answer(
+        "--plugins", "+prompt_lookup,-prefix_cache", "-o", "prompt_lookup.num_draft_tokens=3", "abcabcabc"
+    )
+    plugins = document["stats"]["plugins"]  # type: ignore[index]
+    assert list(plugins) == ["prompt_lookup"] and plugins["prompt_lookup"]["num_draft_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    "args", [("--temperature", "0.0"), ("--temperature", "0.8", "--seed", "3")], ids=["greedy", "seed"]
+)
+def test_a_drafter_changes_no_token(args: Sequence[str]) -> None:
+    asked = ("--dtype", "float64", "--max-tokens", "64", *args, "one two one two one two one")
+    plain, drafted = answer("--plugins", "", *asked), answer("--plugins", "prompt_lookup", *asked)
+    assert plain["token_ids"] == drafted["token_ids"]
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("run", "--model", "./nowhere", "x"), ["./nowhere", "random:<preset>"]),
+        (("run", "--model", "random:huge", "x"), ["random", "huge", "llama-1b"]),
+        (("run", "--model", "nobody/nothing", "x"), ["nobody/nothing", "cache"]),
+        (("run", *TINY, "--plugins", "turbo", "x"), ["turbo", "prompt_lookup"]),
+        (("run", *TINY, "--plugins", "+turbo", "x"), ["turbo", "prompt_lookup"]),
+        (("run", *TINY, "--plugins", "prefix_cache,+prompt_lookup", "x"), ["mixes"]),
+        (("run", *TINY, "--context", "64", "word " * 100), ["tokens", "64"]),
+        (("run", *TINY, "--context", "1M", "x"), ["context", "4096"]),
+        (("run", *TINY, "--context", "lots", "x"), ["lots", "32k"]),
+        (("run", *TINY, "--kv-memory", "1parsec", "x"), ["1parsec", "2GB"]),
+        (("run", *TINY, "--temperature", "-1", "x"), ["temperature", "-1"]),
+        (("run", *TINY, "--dtype", "int3", "x"), ["int3", "bfloat16"]),
+        (("run", *TINY, "--device", "toaster", "x"), ["toaster"]),
+        (("run", *TINY, "--plugins", "prompt_lookup", "-o", "prompt_lookup.num_draft_tokens=900", "x"), ["900", "64"]),
+        (("run", *TINY, "-o", "prompt_lookup.max_ngram=2", "x"), ["prompt_lookup", "plan"]),
+        (("run", *TINY, "-o", "nonsense", "x"), ["nonsense", "plugin.key=value"]),
+        (("run", *TINY, "--doc", "no-such.pdf", "x"), ["no-such.pdf"]),
+        (("run", "--modle", "x"), ["--modle", "--model"]),
+        (("docs", "rm", "nothing"), ["nothing"]),
+        (("docs", "cache", "pin", "7"), ["7"]),
+        (("plugins", "info", "turbo"), ["turbo", "prompt_lookup"]),
+        (("memory", "random:huge"), ["huge"]),
+        (("walk",), ["walk"]),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_an_error_is_one_line_and_exit_code_2(args: Sequence[str], words: list[str]) -> None:
+    assert_one_line(invoke(*args), *words)
+
+
+def test_conflicting_plugins_are_refused_with_a_reason(parrot_dir: str) -> None:
+    result = invoke("run", *TINY, "--plugins-dir", parrot_dir, "--plugins", "parrot,prompt_lookup", "x")
+    assert_one_line(result, "drafter is held by", "parrot", "prompt_lookup")
+
+
+def test_a_model_that_does_not_fit_is_refused_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pitlane.engine.memory.available", lambda device: 10**9)
+    assert_one_line(invoke("run", "--model", "random:llama-1b", "--dtype", "bfloat16", "x"), "2.1 GiB", "953.7 MiB")
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    assert_one_line(invoke("run", *TINY, input=" \n"), "empty")
+
+
+def test_debug_shows_the_traceback() -> None:
+    result = invoke("run", *TINY, "--plugins", "turbo", "x", env={"PITLANE_DEBUG": "1"})
+    assert result.exit_code == 1
+    assert type(result.exception).__name__ == "UnknownPlugin"
+
+
+# ---- where values come from
+
+
+def test_flag_then_environment_then_file_then_default(own_home: Path) -> None:
+    own_home.mkdir()
+    (own_home / "config.toml").write_text('[defaults]\nmodel = "random:tiny"\nmax-tokens = 3\n[run]\nseed = 11\n')
+
+    def tokens(*args: str, **env: str) -> dict[str, int]:
+        result = invoke("run", "--json", *args, "hello", env=env)
+        assert result.exit_code == 0, result.stderr
+        stats = json.loads(result.stdout)["stats"]
+        return {name: stats[name] for name in ("completion_tokens", "seed")}
+
+    assert tokens() == {"completion_tokens": 3, "seed": 11}
+    assert tokens(PITLANE_MAX_TOKENS="4") == {"completion_tokens": 4, "seed": 11}
+    assert tokens("--max-tokens", "5", PITLANE_MAX_TOKENS="4") == {"completion_tokens": 5, "seed": 11}
+
+
+def test_environment_names_the_model_of_every_command() -> None:
+    env = {"PITLANE_MODEL": "random:tiny", "PITLANE_JSON": "1"}
+    assert json.loads(invoke("run", "--max-tokens", "1", "x", env=env).stdout)["stats"]["model"] == "random:tiny"
+    assert json.loads(invoke("memory", env=env).stdout)["model"] == "random:tiny"
+
+
+def test_an_empty_plugin_set_in_the_environment_is_the_bare_core() -> None:
+    result = invoke("run", *TINY, "--json", "--max-tokens", "1", "x", env={"PITLANE_PLUGINS": ""})
+    assert json.loads(result.stdout)["stats"]["plugins"] == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("[run\n", "config.toml"), ("model = 'x'\n", "[defaults]"), ("[run]\nmodle = 'x'\n", "modle")]
+)
+def test_a_config_file_that_cannot_be_is_named(own_home: Path, text: str, word: str) -> None:
+    own_home.mkdir()
+    (own_home / "config.toml").write_text(text)
+    assert_one_line(invoke("run", *TINY, "x"), word)
+
+
+# ---- a process: signals and pipes
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a child on Windows")
+def test_ctrl_c_prints_what_there_is_and_exits_130() -> None:
+    process = subprocess.Popen(
+        [*PITLANE, "run", *TINY, "--max-tokens", "3500", "--plugins", "", "go on"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    assert first and process.returncode == 130, errors
+    assert b"Traceback" not in errors and b"TTFT" in errors
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes break in another way on Windows")
+def test_a_broken_pipe_is_quiet() -> None:
+    process = subprocess.Popen(
+        [*PITLANE, "run", *TINY, "--max-tokens", "2000", "go on"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    process.wait(timeout=60)
+    assert b"Traceback" not in errors and b"Exception" not in errors, errors

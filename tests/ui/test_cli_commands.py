@@ -1,0 +1,192 @@
+"""The commands beside `run` and `chat`: docs, models, plugins, memory, doctor, ui."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pitlane.ui.cli import main
+from pitlane.ui.session import EngineOptions
+
+TINY = ("--model", "random:tiny", "--dtype", "float32")
+
+
+def invoke(*args: str) -> Result:
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def loaded(*args: str) -> Any:
+    return json.loads(invoke(*args, "--json").stdout)
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> str:
+    path = tmp_path / "harbour.txt"
+    path.write_text("The harbour of Lund was closed in the spring of 1893.\n\n" * 12)
+    return str(path)
+
+
+# ---- docs
+
+
+def test_an_added_document_is_listed_and_its_kv_is_read_back(text_file: str) -> None:
+    row = loaded("docs", "add", *TINY, text_file)[0]
+    assert row["title"] == "harbour.txt" and row["kv_bytes"] > 0
+    assert [listed["id"] for listed in loaded("docs", "list")] == [row["id"]]
+    assert "harbour.txt" in invoke("docs", "list").stdout
+
+    stats = loaded("run", *TINY, "--max-tokens", "2", "--doc", text_file, "When?")["stats"]
+    assert stats["cached_tokens"] == row["prefill"]["prompt_tokens"]
+    by_id = loaded("run", *TINY, "--max-tokens", "2", "--doc", row["id"], "When?")["stats"]
+    assert by_id["prompt_tokens"] == stats["prompt_tokens"]
+
+
+def test_a_copy_under_another_name_has_the_same_prompt(text_file: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(Path(text_file).read_bytes())
+    first, second = (
+        loaded("run", *TINY, "--max-tokens", "1", "--doc", file, "When?") for file in (text_file, str(copy))
+    )
+    assert second["stats"]["prompt_tokens"] == first["stats"]["prompt_tokens"]
+    assert second["stats"]["cached_tokens"] > 0
+
+
+def test_pinned_kv_is_not_pruned(text_file: str) -> None:
+    loaded("docs", "add", *TINY, text_file)
+    prefix = loaded("docs", "cache", "ls")[0]
+    invoke("docs", "cache", "pin", str(prefix["id"]))
+    assert loaded("docs", "cache", "prune") == {"removed": [], "freed_bytes": 0, "left_bytes": prefix["num_bytes"]}
+    assert "pinned" in invoke("docs", "cache", "ls").stdout
+    invoke("docs", "cache", "pin", "--off", str(prefix["id"]))
+    assert loaded("docs", "cache", "prune", "--keep", "1GB")["removed"] == []
+    assert loaded("docs", "cache", "prune")["freed_bytes"] == prefix["num_bytes"]
+    assert loaded("docs", "cache", "ls") == []
+
+
+def test_removing_a_document_removes_its_kv(text_file: str) -> None:
+    loaded("docs", "add", *TINY, text_file)
+    invoke("docs", "rm", "harbour.txt")
+    assert loaded("docs", "list") == loaded("docs", "cache", "ls") == []
+
+
+def test_without_prefill_no_model_is_loaded(text_file: str) -> None:
+    row = loaded("docs", "add", "--model", "./nowhere", "--no-prefill", text_file)[0]
+    assert row["kv_bytes"] == 0 and "prefill" not in row
+
+
+def test_a_document_over_the_context_is_stored_and_refused(text_file: str) -> None:
+    result = CliRunner().invoke(main, ["docs", "add", *TINY, "--context", "128", text_file])
+    assert result.exit_code == 2
+    assert "is stored as" in result.stderr and "128" in result.stderr
+    assert len(loaded("docs", "list")) == 1
+
+
+# ---- models, plugins, memory
+
+
+def test_models_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from pitlane.engine.models.hub import CachedModel
+
+    cached = [CachedModel("a/b", tmp_path, 2 * 10**9, ""), CachedModel("c/d", tmp_path, 10, "is quantized")]
+    monkeypatch.setattr("pitlane.engine.models.hub.cached_models", lambda: cached)
+    text = invoke("models", "ls").stdout
+    assert "a/b" in text and "2.0 GB" in text and "ready" in text and "is quantized" in text
+    assert [row["name"] for row in loaded("models", "ls")["cached"]] == ["a/b", "c/d"]
+    monkeypatch.setattr("pitlane.engine.models.hub.remove", lambda name: 5_000_000)
+    assert "freed 5.0 MB" in invoke("models", "rm", "a/b").stdout
+
+
+def test_plugins_list_has_role_exactness_and_options() -> None:
+    found = {row["name"]: row for row in loaded("plugins", "list")}
+    lookup = found["prompt_lookup"]
+    assert (lookup["role"], lookup["exactness"], lookup["status"]) == ("drafter", "identical", "ok")
+    option = next(option for option in lookup["options"] if option["name"] == "num_draft_tokens")
+    assert (option["type"], option["default"], option["range"]) == ("integer", 8, "[1, 64]")
+    assert found["text_document"]["status"] == "always on"
+    assert "prompt_lookup" in invoke("plugins", "list").stdout
+
+
+def test_plugins_info_shows_options_with_ranges() -> None:
+    text = invoke("plugins", "info", "prompt_lookup").stdout
+    assert "[1, 64]" in text and "most tokens drafted per step" in text and "identical" in text
+
+
+def test_a_plugin_that_fails_is_listed_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import no_such_module\n")
+    found = {row["name"]: row for row in loaded("plugins", "list", "--plugins-dir", str(tmp_path))}
+    assert found["broken"]["status"] == "failed" and "no_such_module" in found["broken"]["reason"]
+    assert "no_such_module" in invoke("plugins", "info", "--plugins-dir", str(tmp_path), "broken").stdout
+
+
+def test_plugins_list_imports_no_torch() -> None:
+    code = (
+        "import sys; from pitlane.ui.cli import main\n"
+        "try: main(['plugins', 'list', '--json'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
+def test_memory_is_what_the_engine_takes(make_engine: Callable[..., Any]) -> None:
+    needs = loaded("memory", "random:tiny", "--dtype", "float32", "--batch", "3", "--context", "1k")
+    stats = make_engine(dtype="float32").generate("x").stats
+    assert needs["weight_bytes"] == stats["weight_bytes"]
+    shape = needs["shape"]
+    assert needs["kv_bytes_per_token"] == shape["layers"] * 2 * shape["kv_heads"] * shape["head_dim"] * 4
+    assert needs["kv_bytes"] == needs["kv_bytes_per_token"] * 1024 * 3
+    assert needs["fits"] is True and needs["max_context"] == needs["max_position"] == 4096
+
+
+def test_memory_says_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pitlane.engine.memory.available", lambda device: 10**9)
+    needs = loaded("memory", "random:llama-8b", "--dtype", "bfloat16")
+    assert needs["fits"] is False and needs["max_context"] == needs["max_batch"] == 0
+    assert "does not fit" in invoke("memory", "random:llama-8b").stdout
+
+
+# ---- doctor, ui
+
+
+def test_doctor_reports_every_part() -> None:
+    result = CliRunner().invoke(main, ["doctor", "--json"])
+    report = json.loads(result.stdout)
+    checks = {check["name"]: check for check in report["checks"]}
+    names = {"pitlane", "packages", "cpu", "memory", "read bandwidth", "home", "database", "bundled model", "plugins"}
+    assert names <= set(checks)
+    for name in names - {"bundled model"}:
+        assert checks[name]["ok"], checks[name]
+    assert result.exit_code == (0 if report["ok"] else 1)
+    assert "GB/s" in checks["read bandwidth"]["detail"]
+
+
+def test_doctor_goes_on_when_a_part_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("PITLANE_HOME", str(blocked))
+    monkeypatch.setattr("pitlane.ui.commands.doctor._bundled", lambda: "skipped")
+    result = CliRunner().invoke(main, ["doctor", "--json"])
+    assert result.exit_code == 1
+    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert not checks["home"]["ok"] and "PITLANE_HOME" in checks["home"]["detail"]
+    assert checks["plugins"]["ok"]
+
+
+def test_ui_passes_the_options_to_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Any] = []
+    page = ModuleType("pitlane.ui.app")
+    page.launch = lambda options, **where: called.append((options, where))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pitlane.ui.app", page)
+    invoke("ui", "--model", "random:tiny", "--plugins", "", "--context", "1k", "--port", "0", "--no-open")
+    options = EngineOptions(model="random:tiny", plugins="", context=1024)
+    assert called == [(options, {"host": "127.0.0.1", "port": 0, "open_browser": False})]

@@ -1,0 +1,210 @@
+"""The page: `launch` serves it, `build_page` lays it out and joins widgets to the handlers of `ui/handlers.py`.
+
+Three columns: conversations and documents, the thread, plugins. Nothing on it comes from or goes to another machine. A
+tab's state is ids and plain values; engine and store are shared by all tabs and live in the `Desk`.
+"""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pitlane.engine.engine import Engine
+from pitlane.storage.db import Store
+from pitlane.storage.errors import PitlaneError
+from pitlane.ui.answering import Desk
+from pitlane.ui.controls import PluginControls, others_html, plan_html
+from pitlane.ui.handlers import Handlers, Widgets, new_tab
+from pitlane.ui.offline_gradio import gr
+from pitlane.ui.panels import thread_html
+from pitlane.ui.session import EngineOptions
+
+HERE = Path(__file__).parent
+FILE_TYPES = [".pdf", ".txt", ".md"]
+MAX_FILE_SIZE = "100mb"
+PORTS_TRIED = 20
+MAX_ANSWERS = 8  # answers at once; the engine batches them
+SYSTEM_FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif"]
+EVENTS = "open rename remove attach discard retry edit try"  # what page.js makes of elements with data-do
+
+
+def launch(
+    options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True
+) -> None:
+    """Load the model, serve the page until Ctrl-C. Raises PitlaneError for whatever a user can cause."""
+    port = free_port(host, port)
+    engine = options.build()
+    try:
+        with Store() as store:
+            page = build_page(engine, store)
+            with tempfile.TemporaryDirectory(prefix="pitlane-uploads-") as uploads:
+                page.GRADIO_CACHE = uploads
+                print(f"Pitlane is at http://{host}:{port} (Ctrl-C ends it)", flush=True)
+                serve(page, host=host, port=port, open_browser=open_browser)
+    finally:
+        engine.close()
+
+
+def serve(page: Any, *, host: str, port: int, open_browser: bool = False, block: bool = True) -> Any:
+    """Serve a built page: nothing shared, recorded or sent away. Returns what Gradio's launch returns."""
+    return page.queue(default_concurrency_limit=MAX_ANSWERS).launch(
+        server_name=host,
+        server_port=port,
+        inbrowser=open_browser,
+        prevent_thread_lock=not block,
+        quiet=True,
+        share=False,
+        pwa=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        run_history=False,
+        mcp_server=False,
+        footer_links=[],
+        max_file_size=MAX_FILE_SIZE,
+        theme=theme(),
+        css_paths=[HERE / "page.css"],
+        head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+    )
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or one of the next few if it is taken; 0 finds any."""
+    for candidate in range(port, port + PORTS_TRIED) if port else (0,):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, candidate))
+            except OSError as error:
+                reason = error.strerror or str(error)
+                continue
+            return int(probe.getsockname()[1])
+    raise PitlaneError(f"cannot listen on {host}, ports {port} to {port + PORTS_TRIED - 1} ({reason}); give --host and --port")
+
+
+def theme() -> Any:
+    """Gradio's plainest theme with local fonts; colours are page.css's."""
+    fonts = [gr.themes.LocalFont("IBM Plex Sans"), *map(gr.themes.Font, SYSTEM_FONTS)]
+    mono = [gr.themes.LocalFont("IBM Plex Mono"), gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")]
+    return gr.themes.Base(primary_hue="emerald", neutral_hue="slate", font=fonts, font_mono=mono)
+
+
+def build_page(engine: Engine, store: Store) -> Any:
+    """The page over an engine and a store, as gr.Blocks that are not served yet."""
+    desk = Desk(engine, store)
+    with gr.Blocks(title="Pitlane", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
+        tab = gr.State(new_tab())
+        anchor = gr.Textbox(visible="hidden", elem_id="anchor", show_label=False)
+        gr.HTML(_header(engine), elem_id="top")
+        with gr.Row(elem_id="frame"):
+            with gr.Column(elem_id="left", min_width=0):
+                left = _left()
+            with gr.Column(elem_id="middle", min_width=0):
+                middle = _middle()
+            with gr.Column(elem_id="right", min_width=0):
+                right = _right(engine)
+        widgets = Widgets(tab=tab, **left, **middle, **right)
+        _join(page, Handlers(desk, widgets), widgets, anchor)
+    return page
+
+
+def _header(engine: Engine) -> str:
+    model = engine.loader.describe()
+    return (
+        '<header><button type="button" class="side" data-side="left" aria-label="Conversations and documents">☰</button>'
+        "<h1><i></i>Pitlane</h1>"
+        f'<p><b>{escape(model["model"])}</b><span>{escape(model["dtype"])} on {escape(model["device"])}</span></p>'
+        '<button type="button" class="theme" aria-label="Light or dark" title="Light or dark"></button>'
+        '<button type="button" class="side" data-side="right" aria-label="Plugins">Plugins</button></header>'
+    )
+
+
+def _acting(value: str, **options: Any) -> Any:
+    """HTML whose elements with data-do raise the events named in EVENTS."""
+    names = " ".join(f"'{name}'" for name in EVENTS.split())
+    return gr.HTML(value, js_on_load=f"window.pitlane.act(element, trigger); /* {names} */", **options)
+
+
+def _left() -> dict[str, Any]:
+    with gr.Row(elem_classes=["head"]):
+        gr.HTML("<h3>Conversations</h3>")
+        new = gr.Button("New", elem_id="new", size="sm", min_width=0)
+    search = gr.Textbox(placeholder="Search", show_label=False, container=False, elem_id="search", max_lines=1)
+    conversations = _acting("", elem_id="conversations")
+    with gr.Row(elem_classes=["head"]):
+        gr.HTML("<h3>Documents</h3>")
+        upload = gr.UploadButton(
+            "Add", file_types=FILE_TYPES, file_count="multiple", size="sm", elem_id="upload", min_width=0
+        )
+    documents = _acting("", elem_id="documents")
+    notice = gr.HTML("", elem_id="notice")
+    sample = gr.Button("Try the sample PDF", elem_id="sample", size="sm")
+    return {
+        "new": new, "search": search, "conversations": conversations, "upload": upload, "documents": documents,
+        "notice": notice, "sample": sample,
+    }  # fmt: skip
+
+
+def _middle() -> dict[str, Any]:
+    with gr.Column(elem_id="scroll"):
+        thread = _acting(thread_html([], [], {}, None), elem_id="thread")
+        live = gr.HTML("", elem_id="live")
+    with gr.Column(elem_id="composer"):
+        with gr.Row(elem_id="ask"):
+            box = gr.Textbox(
+                placeholder="Ask something", show_label=False, container=False, lines=1, max_lines=8, elem_id="box",
+                autofocus=True, max_length=200_000,
+            )  # fmt: skip
+            send = gr.Button("Ask", variant="primary", elem_id="send", min_width=0)
+            stop = gr.Button("Stop", elem_id="stop", min_width=0, visible="hidden")
+        meter = gr.HTML("", elem_id="meter")
+    return {"thread": thread, "live": live, "box": box, "send": send, "stop": stop, "meter": meter}
+
+
+def _right(engine: Engine) -> dict[str, Any]:
+    gr.HTML("<h3>Plugins</h3>", elem_classes=["head"])
+    plan = gr.HTML(plan_html(engine.default_plan, True), elem_id="plan")
+    controls = PluginControls(engine.registry, engine.default_plan)
+    gr.HTML(others_html(engine.registry), elem_id="others")
+    with gr.Accordion("Sampling", open=False, elem_id="sampling"):
+        sampling = [
+            gr.Slider(0, 2, value=0, step=0.05, label="Temperature", info="0 always takes the likeliest token", buttons=[]),
+            gr.Slider(0.05, 1, value=1, step=0.01, label="Top-p", info="draws from the likeliest share only", buttons=[]),
+            gr.Number(value=512, minimum=1, maximum=100_000, precision=0, label="Max tokens", info="longest answer"),
+            gr.Number(value=None, minimum=0, maximum=2**53, precision=0, label="Seed", info="empty: a random one, reported"),
+            gr.Textbox(value="", lines=2, max_lines=6, label="System prompt", info="stands behind the documents"),
+        ]
+    return {"plan": plan, "controls": controls, "sampling": sampling}
+
+
+def _join(page: Any, handlers: Handlers, widgets: Widgets, anchor: Any) -> None:
+    """Join events to handlers. Those that answer may run at once in several tabs; the rest take milliseconds."""
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "outputs": widgets.outputs}
+    asking = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "answers"}
+    values = [widgets.tab, *widgets.sampling, *widgets.controls.inputs]
+
+    page.load(handlers.load, [widgets.tab, anchor], js="() => [null, location.hash.slice(1)]", **quiet)
+    page.unload(handlers.close)
+    gr.on([widgets.box.submit, widgets.send.click], handlers.ask, [widgets.box, *values], **asking)
+    widgets.thread.retry(handlers.retry, values, **asking)
+    widgets.thread.edit(handlers.edit, values, **asking)
+    getattr(widgets.thread, "try")(handlers.try_sample, values, **asking)
+    widgets.stop.click(handlers.stop, [], **quiet)
+
+    widgets.new.click(handlers.new, [widgets.tab], **quiet)
+    widgets.search.input(handlers.search, [widgets.search, widgets.tab], trigger_mode="always_last", **quiet)
+    for name in ("open", "rename", "remove"):
+        getattr(widgets.conversations, name)(getattr(handlers, name), [widgets.tab, widgets.search], **quiet)
+    reading = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "reading"}
+    widgets.upload.upload(handlers.upload, [widgets.upload, *values], **reading)
+    widgets.sample.click(handlers.sample, values, **reading)
+    widgets.documents.attach(handlers.attach, values, **reading)
+    widgets.documents.discard(handlers.discard, [widgets.tab], **quiet)
+
+    for card in widgets.controls.cards:
+        toggled = handlers.toggled(card)
+        card.switch.input(toggled, widgets.controls.inputs, **quiet)
+        for field in card.fields.values():
+            field.input(toggled, widgets.controls.inputs, trigger_mode="always_last", **quiet)

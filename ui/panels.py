@@ -1,0 +1,227 @@
+"""The page's lists and the thread as HTML: conversations, documents, messages, the empty page.
+
+Pure functions of stored rows. Elements with `data-do` are what page.js turns into events: data-do names the event, data-id
+what it is about. Everything that comes from people, files or models is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from pitlane.storage.types import Conversation, Document, Message, SearchHit, StoredDocument
+from pitlane.ui.chat_flow import DOT, Roles, number, reading_html, stats_html
+from pitlane.ui.markup import highlighted, markdown_html, plain_html
+from pitlane.ui.render import size
+
+if TYPE_CHECKING:
+    from pitlane.engine.types import Result
+
+SAMPLE_QUESTIONS = (
+    "What is the lap record?",
+    "When does the workshop open?",
+    "How much is helmet hire?",
+)
+_ICONS = {
+    "copy": '<rect x="9" y="9" width="11" height="11" rx="2"/><path d="M5 15V5a1 1 0 0 1 1-1h9"/>',
+    "retry": '<path d="M4 12a8 8 0 1 0 2.5-5.8"/><path d="M4 4v5h5"/>',
+    "edit": '<path d="M4 20h4L19 9l-4-4L4 16z"/>',
+    "rename": '<path d="M4 20h4L19 9l-4-4L4 16z"/>',
+    "remove": '<path d="M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13"/>',
+    "file": '<path d="M6 3h8l4 4v14H6z"/><path d="M14 3v4h4M9 12h6M9 16h6"/>',
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentRow:
+    """A stored document as the page lists it. tokens: None where not counted; reading: share of it that is computed."""
+
+    stored: StoredDocument
+    attached: bool
+    tokens: int | None
+    saved_bytes: int
+    reading: float | None = None
+
+
+@dataclass(slots=True)
+class Live:
+    """An answer on its way: done, total and cached prompt tokens; then its text, its tokens and their speed."""
+
+    done: int = 0
+    total: int = 0
+    cached: int = 0
+    text: str = ""
+    num_tokens: int = 0
+    tokens_per_second: float | None = None
+    loading: bool = False
+    result: Result | None = None
+
+
+def icon(name: str) -> str:
+    """A line icon of 24 units, drawn in the colour of the text."""
+    return f'<svg viewBox="0 0 24 24" aria-hidden="true">{_ICONS[name]}</svg>'
+
+
+def button(do: str, target: object, label: str, symbol: str | None = None, css: str = "tool") -> str:
+    """An icon button that page.js turns into the event `do` about `target`."""
+    return (
+        f'<button type="button" class="{css}" data-do="{do}" data-id="{escape(str(target))}" title="{escape(label)}" '
+        f'aria-label="{escape(label)}">{icon(symbol or do)}</button>'
+    )
+
+
+def conversations_html(rows: Iterable[Conversation], current: str | None, now: float) -> str:
+    """The list of conversations under headings of age, the open one marked."""
+    pieces, heading = [], ""
+    for row in rows:
+        age = _age(row.updated, now)
+        if age != heading:
+            heading = age
+            pieces.append(f"<h4>{age}</h4>")
+        pieces.append(_conversation(row.id, row.title, current))
+    return "".join(pieces) or '<p class="quiet">No conversations yet. What you ask is kept here, on this machine.</p>'
+
+
+def hits_html(hits: Sequence[SearchHit], text: str, current: str | None) -> str:
+    """What a search found, one row per conversation."""
+    found: dict[str, SearchHit] = {}
+    for hit in hits:
+        found.setdefault(hit.conversation_id, hit)
+    words = text.split()
+    rows = (
+        _conversation(hit.conversation_id, hit.title, current, highlighted(hit.snippet, words) if hit.message_id else "")
+        for hit in found.values()
+    )
+    return "".join(rows) or f'<p class="quiet">Nothing holds “{escape(text.strip())}”.</p>'
+
+
+def _conversation(key: str, title: str, current: str | None, snippet: str = "") -> str:
+    here = ' aria-current="true"' if key == current else ""
+    more = f"<small>{snippet}</small>" if snippet else ""
+    return (
+        f'<div class="row"{here}><button type="button" class="open" data-do="open" data-id="{key}">'
+        f"<span>{escape(title or 'New conversation')}</span>{more}</button>"
+        f'{button("rename", key, "Rename")}{button("remove", key, "Delete")}</div>'
+    )
+
+
+def _age(then: float, now: float) -> str:
+    days = (datetime.fromtimestamp(now).date() - datetime.fromtimestamp(then).date()).days
+    return "Today" if days <= 0 else "Yesterday" if days == 1 else "This week" if days < 7 else "Earlier"
+
+
+def documents_html(rows: Sequence[DocumentRow]) -> str:
+    """The list of documents: a mark to attach each to the conversation, its sizes, its progress while it is read."""
+    return "".join(map(_document, rows)) or '<p class="quiet">No documents yet. PDF, text and Markdown files can be read.</p>'
+
+
+def _document(row: DocumentRow) -> str:
+    stored = row.stored
+    facts = [f"{number(stored.num_pages)} page{'s' if stored.num_pages != 1 else ''}"]
+    facts.append(f"{number(row.tokens)} tokens" if row.tokens is not None else f"{number(stored.num_chars)} characters")
+    if row.reading is not None:
+        facts = [f"reading {100 * row.reading:.0f} %"]
+    elif row.saved_bytes:
+        facts.append(f'<span title="computed once, read back from disk">KV saved, {size(row.saved_bytes)}</span>')
+    bar = f'<span class="bar"><i style="width:{100 * row.reading:.0f}%"></i></span>' if row.reading is not None else ""
+    state = "true" if row.attached else "false"
+    hint = "In this conversation: take it out" if row.attached else "Ask about it in this conversation"
+    return (
+        f'<div class="row document"><button type="button" class="attach" role="checkbox" aria-checked="{state}" '
+        f'data-do="attach" data-id="{stored.id}" title="{hint}"><i class="tick"></i>'
+        f"<span>{escape(stored.title)}<small>{DOT.join(facts)}</small></span></button>"
+        f'{button("discard", stored.id, "Remove the document and its saved KV", "remove")}{bar}</div>'
+    )
+
+
+def thread_html(
+    messages: Sequence[Message], documents: Sequence[Document], roles: Roles, conversation_id: str | None, answering: bool = False
+) -> str:
+    """All messages that are finished; the empty page where there are none."""
+    if not messages and not answering:
+        return empty_html(documents)
+    pieces = [_message(message, documents, roles, message is messages[-1] and not answering) for message in messages]
+    return f'<div class="thread" data-conversation="{conversation_id or ""}">{"".join(pieces)}</div>'
+
+
+def _message(message: Message, documents: Sequence[Document], roles: Roles, last: bool) -> str:
+    source = f'data-source="{escape(message.text)}"'
+    if message.role == "user":
+        tools = button("copy", message.id, "Copy") + button("edit", message.id, "Edit and ask again")
+        again = (
+            f'<p class="unanswered">No answer yet. <button type="button" data-do="retry" data-id="{message.id}">Ask again</button></p>'
+            if last
+            else ""
+        )
+        return (
+            f'<article class="message user" data-id="{message.id}" {source}><div class="body">{plain_html(message.text)}</div>'
+            f'<div class="tools">{tools}</div></article>{again}'
+        )
+    tools = button("copy", message.id, "Copy")
+    if last:
+        tools += button("retry", message.id, "Ask again, with the plugins that are on now")
+    stats = stats_html(message.stats, roles) if message.stats else ""
+    body = markdown_html(message.text, documents) if message.text.strip() else '<p class="quiet">The answer is empty.</p>'
+    return (
+        f'<article class="message answer" data-id="{message.id}" {source}><div class="body">{body}</div>'
+        f'<div class="tools">{tools}</div>{stats}</article>'
+    )
+
+
+def live_html(live: Live, documents: Sequence[Document]) -> str:
+    """The answer that is being written, or the progress of what comes before it."""
+    if live.loading:
+        inner = '<div class="reading" role="status"><span>Loading the weights for this set of plugins</span></div>'
+    elif not live.num_tokens:
+        inner = reading_html(live.done, live.total, live.cached)
+    else:
+        speed = f"{DOT}<span><b>{live.tokens_per_second:.1f}</b> tok/s</span>" if live.tokens_per_second else ""
+        line = f'<p class="line"><span><b>{number(live.num_tokens)}</b> tokens</span>{speed}</p>'
+        body = markdown_html(live.text, documents)
+        inner = f'<div class="body writing">{body}</div><footer class="stats">{line}</footer>'
+    return f'<div class="thread"><article class="message answer live" aria-live="polite">{inner}</article></div>'
+
+
+def error_html(message: str) -> str:
+    """An error that the user can act on, where the answer would stand."""
+    return f'<div class="thread"><p class="problem" role="alert">{escape(message)}</p></div>'
+
+
+def empty_html(documents: Sequence[Document]) -> str:
+    """What a newcomer sees: what to do first, and three questions over the sample that can be clicked."""
+    if documents and not any(document.title == "sample.pdf" for document in documents):
+        names = ", ".join(escape(document.title) for document in documents)
+        return (
+            f'<div class="empty"><h2>Ask about {names}</h2><p>The document is read once and its KV is kept, so every later '
+            "question starts from there. Toggle a plugin between two questions to see what it buys.</p></div>"
+        )
+    questions = "".join(
+        f'<button type="button" data-do="try" data-id="{escape(question)}">{escape(question)}</button>'
+        for question in SAMPLE_QUESTIONS
+    )
+    return (
+        '<div class="empty"><h2>Ask a document</h2><p>Add a PDF on the left, or drop one anywhere on this page. '
+        "Or ask the sample, a three-page track guide:</p>"
+        f'<div class="questions">{questions}</div>'
+        "<p class=\"quiet\">Then switch a plugin on the right and retry: each answer shows what the plugin bought, and whether "
+        "it is still the same, token by token.</p></div>"
+    )
+
+
+def counted(documents: Iterable[StoredDocument], attached: Iterable[str], tokens: Callable[[str], int | None],
+            saved: Mapping[str, int], reading: Mapping[str, float]) -> list[DocumentRow]:
+    """Rows of the document list, those of this conversation first."""
+    here = list(attached)
+    rows = [
+        DocumentRow(row, row.id in here, tokens(row.id), saved.get(row.content_hash, 0), reading.get(row.id))
+        for row in documents
+    ]
+    return sorted(rows, key=lambda row: not row.attached)
+
+
+def last_stats(messages: Sequence[Message]) -> Mapping[str, Any] | None:
+    """Stats of the latest answer that has some."""
+    return next((message.stats for message in reversed(messages) if message.stats), None)
