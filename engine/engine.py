@@ -20,7 +20,7 @@ from pitlane.engine.detokenizer import Detokenizer
 from pitlane.engine.dispatch import Dispatcher
 from pitlane.engine.errors import EngineClosed, PitlaneError, PromptTooLong
 from pitlane.engine.lane import Lane
-from pitlane.engine.loader import Loader
+from pitlane.engine.loader import Loader, default_settings
 from pitlane.engine.plan import Plan, Planner, Settings
 from pitlane.engine.pool import Pool
 from pitlane.engine.registry import PluginRegistry
@@ -84,7 +84,7 @@ class Engine:
         self._loading = threading.RLock()
         self.dispatch = Dispatcher(self.plan)
         self.worker = Worker(lambda: bool(self._ready_lanes()), self._step_safely)
-        self.default_plan = self.plan(self.loader.default_settings() if plugins is None else plugins)
+        self.default_plan = self.plan(default_settings(self.loader.device) if plugins is None else plugins)
         self.lane_of(self.default_plan)
 
     # ---- for everyone, from any thread

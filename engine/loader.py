@@ -76,10 +76,6 @@ class Loader:
             "weight_bytes": self.needs.weights,
         }
 
-    def default_settings(self) -> Settings:
-        """Plugins that are on when nothing is asked for."""
-        return {"prefix_cache": {}}
-
     def build_lane(self, plan: Plan, match: Match, reclaim: Reclaim) -> Lane:
         """Load (or share) the plan's variant and give it a lane."""
         model = self._variants.get(plan.variant_key)
@@ -156,6 +152,11 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
+
+
+def default_settings(device: torch.device) -> Settings:
+    """Plugins that are on when nothing is asked for, by device."""
+    return {"prefix_cache": {}}
 
 
 def choose_context(asked: int | None, most: int) -> int:

@@ -128,12 +128,12 @@ def _acting(value: str, **options: Any) -> Any:
 
 
 def _left() -> dict[str, Any]:
-    with gr.Row(elem_classes=["head"]):
+    with gr.Row(elem_classes=["titlebar"]):
         gr.HTML("<h3>Conversations</h3>")
         new = gr.Button("New", elem_id="new", size="sm", min_width=0)
     search = gr.Textbox(placeholder="Search", show_label=False, container=False, elem_id="search", max_lines=1)
     conversations = _acting("", elem_id="conversations")
-    with gr.Row(elem_classes=["head"]):
+    with gr.Row(elem_classes=["titlebar"]):
         gr.HTML("<h3>Documents</h3>")
         upload = gr.UploadButton(
             "Add", file_types=FILE_TYPES, file_count="multiple", size="sm", elem_id="upload", min_width=0
@@ -164,7 +164,7 @@ def _middle() -> dict[str, Any]:
 
 
 def _right(engine: Engine) -> dict[str, Any]:
-    gr.HTML("<h3>Plugins</h3>", elem_classes=["head"])
+    gr.HTML("<h3>Plugins</h3>", elem_classes=["titlebar"])
     plan = gr.HTML(plan_html(engine.default_plan, True), elem_id="plan")
     controls = PluginControls(engine.registry, engine.default_plan)
     gr.HTML(others_html(engine.registry), elem_id="others")
@@ -185,7 +185,7 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets, anchor: Any) -> None:
     asking = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "answers"}
     values = [widgets.tab, *widgets.sampling, *widgets.controls.inputs]
 
-    page.load(handlers.load, [widgets.tab, anchor], js="() => [null, location.hash.slice(1)]", **quiet)
+    page.load(handlers.load, [widgets.tab, anchor], js="() => [null, window.pitlane.anchor]", **quiet)
     page.unload(handlers.close)
     gr.on([widgets.box.submit, widgets.send.click], handlers.ask, [widgets.box, *values], **asking)
     widgets.thread.retry(handlers.retry, values, **asking)

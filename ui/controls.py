@@ -63,7 +63,7 @@ def split_name(name: str) -> str:
 
 def option_widget(name: str, schema: dict[str, Any], value: Any) -> Any:
     """The widget of one option, from its JSON schema."""
-    common = {"label": split_name(name), "info": schema.get("description"), "value": value, "elem_classes": ["option"]}
+    common = {"label": split_name(name), "info": schema.get("description"), "value": value, "elem_classes": ["field"]}
     if "anyOf" in schema:  # optional: an empty widget is None
         schema = schema | next(part for part in schema["anyOf"] if part.get("type") != "null")
     kind = schema.get("type")
@@ -101,7 +101,7 @@ def _card(plugin: type[Plugin], settings: dict[str, Any] | None) -> Card:
         card = Card(plugin, switch)
         card.effect = gr.HTML("", elem_classes=["effect"], elem_id=f"effect-{plugin.name}")
         if schemas:
-            with gr.Accordion("Options", open=False, elem_classes=["options"]):
+            with gr.Accordion("Options", open=False, elem_classes=["card-options"]):
                 card.fields = {name: option_widget(name, schema, options.get(name)) for name, schema in schemas.items()}
     return card
 

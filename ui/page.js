@@ -32,7 +32,7 @@
       return editor(message.querySelector(".body"), message.dataset.source, "Edit the question", (text) => trigger("edit", { id, text }));
     }
     if (name === "rename") {
-      const row = button.closest(".row");
+      const row = button.closest(".item");
       return editor(row, row.querySelector(".open span").textContent, "New title", (text) => trigger("rename", { id, text }));
     }
     if (confirming.has(name) && !button.classList.contains("sure")) {
@@ -90,6 +90,6 @@
     if (chosen) document.body.classList.toggle("dark", chosen === "dark");
     follow(scroll); dropFiles();
   };
-  window.pitlane = { act };
+  window.pitlane = { act, anchor: location.hash.slice(1) };
   start();
 })();

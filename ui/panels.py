@@ -102,7 +102,7 @@ def _conversation(key: str, title: str, current: str | None, snippet: str = "") 
     here = ' aria-current="true"' if key == current else ""
     more = f"<small>{snippet}</small>" if snippet else ""
     return (
-        f'<div class="row"{here}><button type="button" class="open" data-do="open" data-id="{key}">'
+        f'<div class="item"{here}><button type="button" class="open" data-do="open" data-id="{key}">'
         f"<span>{escape(title or 'New conversation')}</span>{more}</button>"
         f'{button("rename", key, "Rename")}{button("remove", key, "Delete")}</div>'
     )
@@ -130,7 +130,7 @@ def _document(row: DocumentRow) -> str:
     state = "true" if row.attached else "false"
     hint = "In this conversation: take it out" if row.attached else "Ask about it in this conversation"
     return (
-        f'<div class="row document"><button type="button" class="attach" role="checkbox" aria-checked="{state}" '
+        f'<div class="item document"><button type="button" class="attach" role="checkbox" aria-checked="{state}" '
         f'data-do="attach" data-id="{stored.id}" title="{hint}"><i class="tick"></i>'
         f"<span>{escape(stored.title)}<small>{DOT.join(facts)}</small></span></button>"
         f'{button("discard", stored.id, "Remove the document and its saved KV", "remove")}{bar}</div>'

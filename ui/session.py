@@ -74,10 +74,9 @@ class EngineOptions:
         return parse_settings(self.plugins, self.plugin_options, {} if exact else self._default_settings(), registry)
 
     def _default_settings(self) -> Settings:
-        from pitlane.engine.loader import Loader
+        from pitlane.engine.loader import choose_device, default_settings
 
-        loader = Loader(self.model, self.dtype, self.device, self.threads, self.context, self.kv_memory, 1)
-        return loader.default_settings()
+        return default_settings(choose_device(self.device))
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.weights import weight_files
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
-UNWANTED = ["*/*", "*.msgpack.json"]  # folders of other formats (onnx, original, ...)
+UNWANTED = ["*/*", "consolidated*"]  # other formats in folders (onnx, original), and Mistral's second copy
 ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 WAY_OUT = "connect, or give a local folder, `bundled` or `random:<preset>`"
 SIGN_IN = "accept its terms on its page, then `hf auth login` or set HF_TOKEN"

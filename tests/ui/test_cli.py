@@ -23,17 +23,8 @@ STATS = {
     "prefill_ms", "ttft_ms", "decode_ms", "tpot_ms", "tokens_per_second", "steps", "draft_tokens", "accepted_tokens",
     "plugin_ms", "bought_ms", "paused", "failed", "kv_bytes", "weight_bytes",
 }  # fmt: skip
-SECOND_DRAFTER = """
-\"\"\"Parrot: a second drafter, for conflicts.\"\"\"
-from pitlane import Draft, Plugin, hookimpl
-
-class Parrot(Plugin):
-    name, role, exactness = "parrot", "drafter", "identical"
-
-    @hookimpl
-    def propose(self, seqs, limits):
-        return [Draft([seq.token_ids[-1]]) for seq in seqs]
-"""
+LOOSE = str(Path(__file__).parent / "test_cli_plugins")  # parrot, endless
+ENDLESS = ("--plugins-dir", LOOSE, "--plugins", "endless", "--max-tokens", "3500")
 
 
 def invoke(*args: str, input: str | None = None, env: dict[str, str] | None = None) -> Result:
@@ -55,14 +46,6 @@ def assert_one_line(result: Result, *words: str) -> None:
     assert len(lines) == 1 and lines[0].startswith("pitlane: "), result.stderr
     for word in words:
         assert word in lines[0]
-
-
-@pytest.fixture
-def parrot_dir(tmp_path: Path) -> str:
-    folder = tmp_path / "loose"
-    folder.mkdir()
-    (folder / "parrot.py").write_text(SECOND_DRAFTER)
-    return str(folder)
 
 
 # ---- help
@@ -174,7 +157,7 @@ def test_a_drafter_changes_no_token(args: Sequence[str]) -> None:
     ("args", "words"),
     [
         (("run", "--model", "./nowhere", "x"), ["./nowhere", "random:<preset>"]),
-        (("run", "--model", "random:huge", "x"), ["random", "huge", "llama-1b"]),
+        (("run", "--model", "random:huge", "x"), ["huge", "llama-1b"]),
         (("run", "--model", "nobody/nothing", "x"), ["nobody/nothing", "cache"]),
         (("run", *TINY, "--plugins", "turbo", "x"), ["turbo", "prompt_lookup"]),
         (("run", *TINY, "--plugins", "+turbo", "x"), ["turbo", "prompt_lookup"]),
@@ -203,8 +186,8 @@ def test_an_error_is_one_line_and_exit_code_2(args: Sequence[str], words: list[s
     assert_one_line(invoke(*args), *words)
 
 
-def test_conflicting_plugins_are_refused_with_a_reason(parrot_dir: str) -> None:
-    result = invoke("run", *TINY, "--plugins-dir", parrot_dir, "--plugins", "parrot,prompt_lookup", "x")
+def test_conflicting_plugins_are_refused_with_a_reason() -> None:
+    result = invoke("run", *TINY, "--plugins-dir", LOOSE, "--plugins", "parrot,prompt_lookup", "x")
     assert_one_line(result, "drafter is held by", "parrot", "prompt_lookup")
 
 
@@ -267,7 +250,7 @@ def test_a_config_file_that_cannot_be_is_named(own_home: Path, text: str, word: 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a child on Windows")
 def test_ctrl_c_prints_what_there_is_and_exits_130() -> None:
     process = subprocess.Popen(
-        [*PITLANE, "run", *TINY, "--max-tokens", "3500", "--plugins", "", "go on"],
+        [*PITLANE, "run", *TINY, *ENDLESS, "go on"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -282,7 +265,9 @@ def test_ctrl_c_prints_what_there_is_and_exits_130() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="pipes break in another way on Windows")
 def test_a_broken_pipe_is_quiet() -> None:
     process = subprocess.Popen(
-        [*PITLANE, "run", *TINY, "--max-tokens", "2000", "go on"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*PITLANE, "run", *TINY, *ENDLESS, "go on"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.read(1)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pitlane.storage.db import Store
 from pitlane.ui.cli import main
 
 TINY = ("--model", "random:tiny", "--dtype", "float32", "--max-tokens", "6")
+LOOSE = str(Path(__file__).parent / "test_cli_plugins")  # parrot, endless
 PITLANE = [sys.executable, "-c", "from pitlane.ui.cli import main; main(prog_name='pitlane')"]
 
 
@@ -125,7 +127,7 @@ def test_unknown_commands_list_the_known_and_exit_leaves() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a child on Windows")
 def test_ctrl_c_stops_the_answer_and_twice_leaves(own_home: Path) -> None:
     process = subprocess.Popen(
-        [*PITLANE, "chat", *TINY[:4], "--max-tokens", "3500"],
+        [*PITLANE, "chat", *TINY[:4], "--max-tokens", "3500", "--plugins-dir", LOOSE, "--plugins", "endless"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -142,7 +144,7 @@ def test_ctrl_c_stops_the_answer_and_twice_leaves(own_home: Path) -> None:
         pass
     assert line.startswith("stopped · ")
     while not saved_messages(own_home):
-        pass
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors, errors
