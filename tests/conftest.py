@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+torch.set_num_threads(1)  # models of a few thousand weights lose by threads, and stall when a core is busy
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
