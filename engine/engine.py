@@ -202,6 +202,7 @@ class Engine:
         logits = flight.wait()
         num_draft = sum(len(seq.draft.token_ids) for seq in seqs if seq.draft)
         num_tokens = num_draft + sum(seq.num_scheduled_tokens for seq in seqs)
+        num_prompt = sum(seq.num_scheduled_tokens for seq in seqs if not seq.is_decoding)
         found = [(seq, verified) for rows in lane.rows(logits, seqs) for seq, verified in self._verify(rows)]
         plain = lane.clock.estimate(num_tokens - num_draft) or flight.seconds
         accepted = 0
@@ -218,7 +219,7 @@ class Engine:
             self._seal(lane, seq)
             if seq.finish_reason or seq.error:
                 self._end(lane, seq, seq.finish_reason or "error")
-        lane.clock.record(num_tokens, num_tokens - num_draft if not found else 0, flight.seconds)
+        lane.clock.record(num_tokens, num_prompt, flight.seconds)
         self.forward_seconds += flight.seconds
         seconds = perf_counter() - started
         self.step_seconds += seconds

@@ -7,9 +7,11 @@ A lane owns its stores, pool, attention, runner, scheduler and share of KV memor
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from itertools import groupby
+from statistics import median
 
 import torch
 
@@ -41,19 +43,22 @@ class StepClock:
     """Running estimates: seconds of a forward by its number of tokens, and seconds per prompt token."""
 
     by_tokens: dict[int, float] = field(default_factory=dict)
-    per_prompt_token: float = 0.0
+    prompt_rates: deque[float] = field(default_factory=lambda: deque(maxlen=15))
 
     def record(self, num_tokens: int, num_prompt_tokens: int, seconds: float) -> None:
-        old = self.by_tokens.get(num_tokens, seconds)
-        self.by_tokens[num_tokens] = 0.8 * old + 0.2 * seconds
+        self.by_tokens[num_tokens] = 0.8 * self.by_tokens.get(num_tokens, seconds) + 0.2 * seconds
         if num_prompt_tokens >= 32:
-            rate = seconds / num_tokens
-            self.per_prompt_token = 0.5 * (self.per_prompt_token or rate) + 0.5 * rate
+            self.prompt_rates.append(seconds / num_tokens)
 
     def estimate(self, num_tokens: int) -> float | None:
         """Seconds of a forward over `num_tokens` if one of about that size was seen."""
         near = [n for n in self.by_tokens if num_tokens / 2 <= n <= num_tokens * 2]
         return self.by_tokens[min(near, key=lambda n: abs(n - num_tokens))] if near else None
+
+    @property
+    def per_prompt_token(self) -> float | None:
+        """Seconds, the median of the last steps with prompts: the first step of a process is slow."""
+        return median(self.prompt_rates) if self.prompt_rates else None
 
 
 class Lane:

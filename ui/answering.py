@@ -65,6 +65,10 @@ class Desk:
         with as_file(files("pitlane.storage.bundled") / SAMPLE) as path:
             return self.add_file(path, SAMPLE)
 
+    def has_sample(self) -> bool:
+        """Whether the sample is in the store."""
+        return any(row.title == SAMPLE for row in self.store.documents.list())
+
     def document(self, document_id: str) -> Document:
         """A stored document with its pages."""
         if document_id not in self._documents:
@@ -115,7 +119,9 @@ class Desk:
 
     # ---- conversations
 
-    def used_tokens(self, messages: Sequence[Message], document_ids: Sequence[str], system: str | None) -> tuple[int, int]:
+    def used_tokens(
+        self, messages: Sequence[Message], document_ids: Sequence[str], system: str | None
+    ) -> tuple[int, int]:
         """Tokens that a conversation takes in the context, and how many of them are documents'."""
         chat = self._chat(document_ids, _turns(messages), system)
         prompt = chat.prompt() if chat.messages or chat.documents else None
@@ -207,7 +213,11 @@ def _frames(stream: Stream, live: Live) -> Iterator[Live]:
     for event in stream:
         now = time.perf_counter()
         if isinstance(event, PrefillProgress):
-            live.done, live.total, live.cached = event.num_computed_tokens, event.num_prompt_tokens, event.num_cached_tokens
+            live.done, live.total, live.cached = (
+                event.num_computed_tokens,
+                event.num_prompt_tokens,
+                event.num_cached_tokens,
+            )
         elif isinstance(event, TextDelta):
             first = first or now
             live.text += event.text

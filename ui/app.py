@@ -17,8 +17,9 @@ from pitlane.storage.db import Store
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.answering import Desk
 from pitlane.ui.controls import PluginControls, others_html, plan_html
-from pitlane.ui.handlers import Handlers, Widgets, new_tab
+from pitlane.ui.handlers import Handlers
 from pitlane.ui.offline_gradio import gr
+from pitlane.ui.page_view import Widgets, new_tab
 from pitlane.ui.panels import thread_html
 from pitlane.ui.session import EngineOptions
 
@@ -31,9 +32,7 @@ SYSTEM_FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans
 EVENTS = "open rename remove attach discard retry edit try"  # what page.js makes of elements with data-do
 
 
-def launch(
-    options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True
-) -> None:
+def launch(options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True) -> None:
     """Load the model, serve the page until Ctrl-C. Raises PitlaneError for whatever a user can cause."""
     port = free_port(host, port)
     engine = options.build()
@@ -81,13 +80,19 @@ def free_port(host: str, port: int) -> int:
                 reason = error.strerror or str(error)
                 continue
             return int(probe.getsockname()[1])
-    raise PitlaneError(f"cannot listen on {host}, ports {port} to {port + PORTS_TRIED - 1} ({reason}); give --host and --port")
+    raise PitlaneError(
+        f"cannot listen on {host}, ports {port} to {port + PORTS_TRIED - 1} ({reason}); give --host and --port"
+    )
 
 
 def theme() -> Any:
     """Gradio's plainest theme with local fonts; colours are page.css's."""
-    fonts = [gr.themes.LocalFont("IBM Plex Sans"), *map(gr.themes.Font, SYSTEM_FONTS)]
-    mono = [gr.themes.LocalFont("IBM Plex Mono"), gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")]
+    fonts = [gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), *map(gr.themes.Font, SYSTEM_FONTS)]
+    mono = [
+        gr.themes.LocalFont("IBM Plex Mono", weights=(400,)),
+        gr.themes.Font("ui-monospace"),
+        gr.themes.Font("monospace"),
+    ]
     return gr.themes.Base(primary_hue="emerald", neutral_hue="slate", font=fonts, font_mono=mono)
 
 
@@ -97,7 +102,7 @@ def build_page(engine: Engine, store: Store) -> Any:
     with gr.Blocks(title="Pitlane", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         tab = gr.State(new_tab())
         anchor = gr.Textbox(visible="hidden", elem_id="anchor", show_label=False)
-        gr.HTML(_header(engine), elem_id="top")
+        _html(_header(engine), elem_id="top")
         with gr.Row(elem_id="frame"):
             with gr.Column(elem_id="left", min_width=0):
                 left = _left()
@@ -115,31 +120,37 @@ def _header(engine: Engine) -> str:
     return (
         '<header><button type="button" class="side" data-side="left" aria-label="Conversations and documents">☰</button>'
         "<h1><i></i>Pitlane</h1>"
-        f'<p><b>{escape(model["model"])}</b><span>{escape(model["dtype"])} on {escape(model["device"])}</span></p>'
+        f"<p><b>{escape(model['model'])}</b><span>{escape(model['dtype'])} on {escape(model['device'])}</span></p>"
         '<button type="button" class="theme" aria-label="Light or dark" title="Light or dark"></button>'
         '<button type="button" class="side" data-side="right" aria-label="Plugins">Plugins</button></header>'
     )
 
 
+def _html(value: str, **options: Any) -> Any:
+    return gr.HTML(value, js_on_load=None, apply_default_css=False, **options)
+
+
 def _acting(value: str, **options: Any) -> Any:
     """HTML whose elements with data-do raise the events named in EVENTS."""
     names = " ".join(f"'{name}'" for name in EVENTS.split())
-    return gr.HTML(value, js_on_load=f"window.pitlane.act(element, trigger); /* {names} */", **options)
+    return gr.HTML(
+        value, js_on_load=f"window.pitlane.act(element, trigger); /* {names} */", apply_default_css=False, **options
+    )
 
 
 def _left() -> dict[str, Any]:
     with gr.Row(elem_classes=["titlebar"]):
-        gr.HTML("<h3>Conversations</h3>")
+        _html("<h3>Conversations</h3>")
         new = gr.Button("New", elem_id="new", size="sm", min_width=0)
     search = gr.Textbox(placeholder="Search", show_label=False, container=False, elem_id="search", max_lines=1)
     conversations = _acting("", elem_id="conversations")
     with gr.Row(elem_classes=["titlebar"]):
-        gr.HTML("<h3>Documents</h3>")
+        _html("<h3>Documents</h3>")
         upload = gr.UploadButton(
             "Add", file_types=FILE_TYPES, file_count="multiple", size="sm", elem_id="upload", min_width=0
         )
     documents = _acting("", elem_id="documents")
-    notice = gr.HTML("", elem_id="notice")
+    notice = _html("", elem_id="notice")
     sample = gr.Button("Try the sample PDF", elem_id="sample", size="sm")
     return {
         "new": new, "search": search, "conversations": conversations, "upload": upload, "documents": documents,
@@ -150,7 +161,7 @@ def _left() -> dict[str, Any]:
 def _middle() -> dict[str, Any]:
     with gr.Column(elem_id="scroll"):
         thread = _acting(thread_html([], [], {}, None), elem_id="thread")
-        live = gr.HTML("", elem_id="live")
+        live = _html("", elem_id="live")
     with gr.Column(elem_id="composer"):
         with gr.Row(elem_id="ask"):
             box = gr.Textbox(
@@ -159,21 +170,28 @@ def _middle() -> dict[str, Any]:
             )  # fmt: skip
             send = gr.Button("Ask", variant="primary", elem_id="send", min_width=0)
             stop = gr.Button("Stop", elem_id="stop", min_width=0, visible="hidden")
-        meter = gr.HTML("", elem_id="meter")
+        meter = _html("", elem_id="meter")
     return {"thread": thread, "live": live, "box": box, "send": send, "stop": stop, "meter": meter}
 
 
 def _right(engine: Engine) -> dict[str, Any]:
-    gr.HTML("<h3>Plugins</h3>", elem_classes=["titlebar"])
-    plan = gr.HTML(plan_html(engine.default_plan, True), elem_id="plan")
+    with gr.Row(elem_classes=["titlebar"]):
+        _html("<h3>Plugins</h3>")
+    plan = _html(plan_html(engine.default_plan, True), elem_id="plan")
     controls = PluginControls(engine.registry, engine.default_plan)
-    gr.HTML(others_html(engine.registry), elem_id="others")
+    _html(others_html(engine.registry), elem_id="others")
     with gr.Accordion("Sampling", open=False, elem_id="sampling"):
         sampling = [
-            gr.Slider(0, 2, value=0, step=0.05, label="Temperature", info="0 always takes the likeliest token", buttons=[]),
-            gr.Slider(0.05, 1, value=1, step=0.01, label="Top-p", info="draws from the likeliest share only", buttons=[]),
+            gr.Slider(
+                0, 2, value=0, step=0.05, label="Temperature", info="0 always takes the likeliest token", buttons=[]
+            ),
+            gr.Slider(
+                0.05, 1, value=1, step=0.01, label="Top-p", info="draws from the likeliest share only", buttons=[]
+            ),
             gr.Number(value=512, minimum=1, maximum=100_000, precision=0, label="Max tokens", info="longest answer"),
-            gr.Number(value=None, minimum=0, maximum=2**53, precision=0, label="Seed", info="empty: a random one, reported"),
+            gr.Number(
+                value=None, minimum=0, maximum=2**53, precision=0, label="Seed", info="empty: a random one, reported"
+            ),
             gr.Textbox(value="", lines=2, max_lines=6, label="System prompt", info="stands behind the documents"),
         ]
     return {"plan": plan, "controls": controls, "sampling": sampling}

@@ -15,7 +15,7 @@ from pitlane.ui.render import milliseconds
 
 Stats = Mapping[str, Any]
 Roles = Mapping[str, str | None]
-DOT = '<i class="dot">·</i>'
+DOT = ' <i class="dot">·</i> '
 SMALL_MS = 0.1  # what is below is noise of the clock
 
 
@@ -35,15 +35,15 @@ def drafter_of(stats: Stats, roles: Roles) -> str | None:
     return next((name for name in stats["plugins"] if roles.get(name) == "drafter"), None)
 
 
-def stats_html(stats: Stats, roles: Roles) -> str:
-    """All that stands under an answer: lap bar, stats line, plan chips, comparison with the answer before."""
+def stats_html(stats: Stats, roles: Roles, tools: str = "") -> str:
+    """All that stands under an answer: lap bar, stats line, plan chips, comparison with the answer before. tools: buttons."""
     line = DOT.join(f"<span>{part}</span>" for part in stat_parts(stats, roles))
     chips = "".join(f'<span class="chip">{escape(name)}</span>' for name in stats["plugins"]) or (
         '<span class="chip none">no plugins</span>'
     )
     return (
         f'<footer class="stats">{lap_html(stats)}<p class="line">{line}</p>'
-        f'<p class="plan">{chips}{badge(stats["exactness"])}{_ending(stats)}</p>{compared_html(stats)}</footer>'
+        f'<p class="plan">{chips}{badge(stats["exactness"])}{_ending(stats)}{tools}</p>{compared_html(stats)}</footer>'
     )
 
 
@@ -117,11 +117,9 @@ def compare(before_ids: Sequence[int], before: Stats, after_ids: Sequence[int], 
     first = next((index for index, (a, b) in enumerate(pairs) if a != b), None)
     if first is None and len(before_ids) != len(after_ids):
         first = min(len(before_ids), len(after_ids))
-    old, new = before.get("tokens_per_second"), after.get("tokens_per_second")
     return {
         "first_difference": first,
-        "speed": round(new / old, 3) if old and new else None,
-        "ttft": round(after["ttft_ms"] / before["ttft_ms"], 3) if before.get("ttft_ms") else None,
+        "before": {key: before.get(key) for key in ("tokens_per_second", "ttft_ms")},
         "plugins": list(before["plugins"]),
         "same_seed": before.get("seed") == after.get("seed") or before.get("temperature") == 0,
     }
@@ -132,20 +130,20 @@ def compared_html(stats: Stats) -> str:
     compared = stats.get("compared")
     if not compared:
         return ""
-    first = compared["first_difference"]
+    first, before = compared["first_difference"], compared["before"]
     if first is None:
-        tokens = '<b class="good">same tokens as before</b>'
-    elif compared.get("same_seed", True):
-        tokens = f"first difference at token <b>{first + 1}</b>"
+        parts = ['<b class="good">same tokens as before</b>']
     else:
-        tokens = f"another seed: first difference at token <b>{first + 1}</b>"
-    parts = [tokens]
-    if compared["speed"]:
-        parts.append(f"<b>×{compared['speed']:.2f}</b> tok/s")
-    if compared.get("ttft"):
-        parts.append(f"<b>×{compared['ttft']:.2f}</b> TTFT")
-    before = ", ".join(compared["plugins"]) or "no plugins"
-    return f'<p class="compared">Against {escape(before)}: {DOT.join(f"<span>{part}</span>" for part in parts)}</p>'
+        seed = "" if compared["same_seed"] else "another seed, "
+        parts = [f"{seed}first difference at token <b>{first + 1}</b>"]
+    old, new = before["tokens_per_second"], stats["tokens_per_second"]
+    if old and new:
+        parts.append(f"<b>×{new / old:.2f}</b> tok/s, {old:.0f} → {new:.0f}")
+    if before["ttft_ms"] is not None:
+        parts.append(f"TTFT {milliseconds(before['ttft_ms'])} → <b>{milliseconds(stats['ttft_ms'])}</b>")
+    names = ", ".join(compared["plugins"]) or "no plugins"
+    line = DOT.join(f"<span>{part}</span>" for part in parts)
+    return f'<p class="compared"><span>against <em>{escape(names)}</em></span>{DOT}{line}</p>'
 
 
 def effect(name: str, stats: Stats | None, roles: Roles) -> tuple[Literal["", "good", "bad", "idle"], str]:
@@ -187,5 +185,5 @@ def reading_html(done: int, total: int, cached: int) -> str:
     return (
         f'<div class="reading" role="status"><span>Reading the prompt <b>{percent} %</b></span>'
         f'<span class="bar">{width}<i style="width:{max(0.0, percent - (100 * cached / total if total else 0)):.1f}%"></i>'
-        f'</span><small>{known}</small></div>'
+        f"</span><small>{known}</small></div>"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -65,6 +66,7 @@ class LazyGroup(click.Group):
         name = prog_name or "pitlane"
         if not standalone_mode or os.environ.get("PITLANE_DEBUG", "0") not in ("", "0"):
             return super().main(args, name, complete_var, standalone_mode, **extra)
+        _log_in_lines()
         try:
             code = super().main(args, name, complete_var, standalone_mode=False, **extra)
         except click.Abort:
@@ -77,6 +79,19 @@ class LazyGroup(click.Group):
         except PitlaneError as error:
             _fail(str(error))
         sys.exit(code if isinstance(code, int) else 0)
+
+
+class _OneLine(logging.Handler):
+    """Warnings of the engine and of plugins, without tracebacks."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo("pitlane: " + " ".join(record.getMessage().split()), err=True)
+
+
+def _log_in_lines() -> None:
+    log = logging.getLogger("pitlane")
+    if not any(isinstance(handler, _OneLine) for handler in log.handlers):
+        log.addHandler(_OneLine(logging.WARNING))
 
 
 def _fail(message: str) -> NoReturn:

@@ -54,6 +54,14 @@ class PluginControls:
                 found[card.plugin.name] = {name: value for name, value in options.items() if value is not None}
         return found
 
+    def refusal(self, card: Card, settings: Settings) -> str | None:
+        """Why a card that was just switched on cannot be, if another plugin holds its role."""
+        name, role = card.plugin.name, card.plugin.role
+        if role is None or name not in settings:
+            return None
+        holder = next((other for other in settings if other != name and self.registry.get(other).role == role), None)
+        return f"{role} is held by {holder}; take it out to enable {name}" if holder else None
+
 
 def split_name(name: str) -> str:
     """`num_draft_tokens` as people write it."""
@@ -92,14 +100,17 @@ def _card(plugin: type[Plugin], settings: dict[str, Any] | None) -> Card:
     with gr.Column(elem_classes=["card"], elem_id=f"card-{plugin.name}"):
         with gr.Row(elem_classes=["card-head"]):
             switch = gr.Checkbox(
-                value=settings is not None, label=plugin.name, elem_id=f"switch-{plugin.name}",
-                elem_classes=["switch"], container=False,
+                value=settings is not None,
+                label=plugin.name,
+                elem_id=f"switch-{plugin.name}",
+                elem_classes=["switch"],
+                container=False,
             )
-            gr.HTML(badge(plugin.exactness), elem_classes=["card-badge"])
+            gr.HTML(badge(plugin.exactness), elem_classes=["card-badge"], apply_default_css=False)
         role = f" <em>{escape(plugin.role.replace('_', ' '))}</em>" if plugin.role else ""
-        gr.HTML(f'<p class="summary">{escape(_sentence(plugin.summary()))}{role}</p>')
+        gr.HTML(f'<p class="summary">{escape(_sentence(plugin.summary()))}{role}</p>', apply_default_css=False)
         card = Card(plugin, switch)
-        card.effect = gr.HTML("", elem_classes=["effect"], elem_id=f"effect-{plugin.name}")
+        card.effect = gr.HTML("", elem_classes=["effect"], elem_id=f"effect-{plugin.name}", apply_default_css=False)
         if schemas:
             with gr.Accordion("Options", open=False, elem_classes=["card-options"]):
                 card.fields = {name: option_widget(name, schema, options.get(name)) for name, schema in schemas.items()}
@@ -131,9 +142,7 @@ def plan_html(plan: Plan, loaded: bool) -> str:
     chips = "".join(f'<span class="chip">{escape(name)}</span>' for name in plan.names)
     chips = chips or '<span class="chip none">no plugins</span>'
     more = "" if loaded else "<small>Weights are loaded for this set first.</small>"
-    return (
-        f'<div class="next"><h4>Next answer</h4><p>{chips}{badge(plan.exactness())}</p>{more}</div>'
-    )
+    return f'<div class="next"><h4>Next answer</h4><p>{chips}{badge(plan.exactness())}</p>{more}</div>'
 
 
 def refusal_html(message: str) -> str:

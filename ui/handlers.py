@@ -1,7 +1,7 @@
 """What happens on the page: one method per event. Each takes values of widgets and returns changes of widgets.
 
-A tab's state is a small dictionary of ids. Generators yield while an answer is written or a document is read; when Gradio
-closes one (the tab is gone) the request behind it is stopped. Errors that people can cause are shown in the page.
+Generators yield while an answer is written or a document is read; when Gradio closes one (the tab is gone) the request
+behind it is stopped. Errors that people can cause are shown in the page.
 """
 
 from __future__ import annotations
@@ -9,80 +9,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from pitlane.engine.types import SamplingParams
-from pitlane.storage.errors import NotFound, PitlaneError
-from pitlane.storage.types import Conversation, Message
-from pitlane.ui.answering import Ask, Desk, seed_of
-from pitlane.ui.chat_flow import effect, meter_html
-from pitlane.ui.controls import Card, PluginControls, plan_html, refusal_html
+from pitlane.storage.errors import PitlaneError
+from pitlane.storage.types import Message
+from pitlane.ui.answering import Ask, seed_of
+from pitlane.ui.controls import Card, Settings, plan_html, refusal_html
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.panels import (
-    Live,
-    conversations_html,
-    documents_html,
-    error_html,
-    hits_html,
-    last_stats,
-    live_html,
-    thread_html,
-)
+from pitlane.ui.page_view import Changes, Tab, View, new_tab
+from pitlane.ui.panels import Live, error_html, live_html
 
-Changes = dict[Any, Any]
 SAVE_SECONDS = 1.0  # how long a list waits for KV that is being written to disk
 
 
-class Tab(TypedDict):
-    """What one browser tab is about. documents: attached ones, also before there is a conversation."""
-
-    conversation: str | None
-    documents: list[str]
-
-
-def new_tab() -> Tab:
-    return {"conversation": None, "documents": []}
-
-
-@dataclass(slots=True)
-class Widgets:
-    """Every widget that a handler reads or changes."""
-
-    tab: Any
-    new: Any
-    search: Any
-    conversations: Any
-    upload: Any
-    documents: Any
-    notice: Any
-    sample: Any
-    thread: Any
-    live: Any
-    box: Any
-    send: Any
-    stop: Any
-    meter: Any
-    plan: Any
-    controls: PluginControls
-    sampling: list[Any]
-
-    @property
-    def outputs(self) -> list[Any]:
-        """Every widget that may change."""
-        cards = [widget for card in self.controls.cards for widget in (card.switch, card.effect)]
-        fixed = (self.tab, self.conversations, self.documents, self.notice, self.sample, self.thread, self.live, self.box)
-        return [*fixed, self.send, self.stop, self.meter, self.plan, *cards]
-
-
-class Handlers:
+class Handlers(View):
     """Events of all tabs, over one desk."""
-
-    def __init__(self, desk: Desk, widgets: Widgets) -> None:
-        self.desk = desk
-        self.ui = widgets
 
     # ---- the page as a whole
 
@@ -91,8 +35,8 @@ class Handlers:
         tab = new_tab()
         with suppress(PitlaneError):
             if anchor:
-                tab = self._tab_of(self.desk.store.conversations.get(anchor))
-        return self._everything(tab)
+                tab = self.tab_of(self.desk.store.conversations.get(anchor))
+        return self.everything(tab)
 
     def close(self, request: gr.Request) -> None:
         """The tab is gone: stop what it asked for."""
@@ -101,31 +45,31 @@ class Handlers:
 
     def new(self, request: gr.Request, tab: Tab) -> Changes:
         """An empty conversation over the same documents."""
-        return self._everything({"conversation": None, "documents": tab["documents"]}) | {self.ui.box: ""}
+        return self.everything({"conversation": None, "documents": tab["documents"]}) | {self.ui.box: ""}
 
     def open(self, event: gr.EventData, tab: Tab, search: str) -> Changes:
         try:
             conversation = self.desk.store.conversations.get(str(event.id))
         except PitlaneError as error:
             gr.Warning(str(error))
-            return {self.ui.conversations: self._conversations(tab, search)}
-        opened = self._tab_of(conversation)
-        return self._everything(opened) | {self.ui.conversations: self._conversations(opened, search)}
+            return {self.ui.conversations: self.conversations(tab, search)}
+        opened = self.tab_of(conversation)
+        return self.everything(opened) | {self.ui.conversations: self.conversations(opened, search)}
 
     def rename(self, event: gr.EventData, tab: Tab, search: str) -> Changes:
         title = " ".join(str(event.text).split())[:200]
         if title:
-            self._try(lambda: self.desk.store.conversations.rename(str(event.id), title))
-        return {self.ui.conversations: self._conversations(tab, search)}
+            self.attempt(lambda: self.desk.store.conversations.rename(str(event.id), title))
+        return {self.ui.conversations: self.conversations(tab, search)}
 
     def remove(self, event: gr.EventData, tab: Tab, search: str) -> Changes:
-        self._try(lambda: self.desk.store.conversations.delete(str(event.id)))
+        self.attempt(lambda: self.desk.store.conversations.delete(str(event.id)))
         if tab["conversation"] != event.id:
-            return {self.ui.conversations: self._conversations(tab, search)}
-        return self._everything(new_tab())
+            return {self.ui.conversations: self.conversations(tab, search)}
+        return self.everything(new_tab())
 
     def search(self, text: str, tab: Tab) -> Changes:
-        return {self.ui.conversations: self._conversations(tab, text)}
+        return {self.ui.conversations: self.conversations(tab, text)}
 
     # ---- documents
 
@@ -140,41 +84,41 @@ class Handlers:
                 problems.append(str(error))
             finally:
                 path.unlink(missing_ok=True)
-        tab = self._with_documents(tab, [*tab["documents"], *added])
+        tab = self.with_documents(tab, [*tab["documents"], *added])
         yield from self._read(request, tab, values, "".join(f"<p>{escape(problem)}</p>" for problem in problems))
 
     def sample(self, request: gr.Request, tab: Tab, *values: Any) -> Iterator[Changes]:
-        tab = self._with_documents(tab, [*tab["documents"], self.desk.add_sample().id])
+        tab = self.with_documents(tab, [*tab["documents"], self.desk.add_sample().id])
         yield from self._read(request, tab, values)
 
     def attach(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
         """Attach a document that is not attached, detach one that is."""
         wanted, ids = str(event.id), tab["documents"]
-        tab = self._with_documents(tab, [key for key in ids if key != wanted] if wanted in ids else [*ids, wanted])
+        tab = self.with_documents(tab, [key for key in ids if key != wanted] if wanted in ids else [*ids, wanted])
         yield from self._read(request, tab, values)
 
     def discard(self, event: gr.EventData, tab: Tab) -> Changes:
         document_id = str(event.id)
-        self._try(lambda: self.desk.forget(document_id))
-        return self._everything(self._with_documents(tab, [key for key in tab["documents"] if key != document_id]))
+        self.attempt(lambda: self.desk.forget(document_id))
+        return self.everything(self.with_documents(tab, [key for key in tab["documents"] if key != document_id]))
 
     def _read(self, request: gr.Request, tab: Tab, values: Sequence[Any], problems: str = "") -> Iterator[Changes]:
         """Show the tab's documents and compute their KV, with progress in the list."""
         key = (str(request.session_hash), "reading")
         self.desk.stop(key)
         notice = f'<div class="problem" role="alert">{problems}</div>' if problems else ""
-        yield self._everything(tab) | {self.ui.notice: notice}
+        yield self.everything(tab) | {self.ui.notice: notice}
         if not tab["documents"]:
             return
         try:
             self.desk.check_fits(tab["documents"])
             newest = tab["documents"][-1]
             for share in self.desk.prefill(key, tab["documents"], self._ask(values)):
-                yield {self.ui.documents: self._documents(tab, {newest: share})}
+                yield {self.ui.documents: self.document_list(tab, {newest: share})}
             self._await_saved(newest)
         except PitlaneError as error:
             notice = f'<div class="problem" role="alert">{problems}<p>{escape(str(error))}</p></div>'
-        yield {self.ui.documents: self._documents(tab), self.ui.notice: notice}
+        yield {self.ui.documents: self.document_list(tab), self.ui.notice: notice}
 
     def _await_saved(self, document_id: str) -> None:
         """Saved KV is written by a thread of the plugin's; give it a moment before the list is drawn."""
@@ -198,14 +142,16 @@ class Handlers:
 
     def try_sample(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
         """A question of the empty page: attach the sample, then ask."""
-        tab = self._with_documents(tab, [*tab["documents"], self.desk.add_sample().id])
+        tab = self.with_documents(tab, [*tab["documents"], self.desk.add_sample().id])
         yield from self._question(request, tab, str(event.id), values)
 
     def edit(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
         """Ask an edited message in place of it and of all that followed."""
         text, conversation = str(event.text).strip(), tab["conversation"]
-        if text and conversation and self._try(
-            lambda: self.desk.store.conversations.truncate(conversation, int(event.id))
+        if (
+            text
+            and conversation
+            and self.attempt(lambda: self.desk.store.conversations.truncate(conversation, int(event.id)))
         ):
             yield from self._question(request, tab, text, values)
 
@@ -214,12 +160,12 @@ class Handlers:
         conversation = tab["conversation"]
         if conversation is None:
             return
-        messages = self._messages(tab)
+        messages = self.messages(tab)
         last = messages[-1] if messages else None
         replaced = last if last is not None and last.role == "assistant" else None
         if replaced is not None:
             message_id = replaced.id
-            self._try(lambda: self.desk.store.conversations.truncate(conversation, message_id))
+            self.attempt(lambda: self.desk.store.conversations.truncate(conversation, message_id))
         yield from self._answer(request, tab, values, replaced)
 
     def stop(self, request: gr.Request) -> Changes:
@@ -235,7 +181,7 @@ class Handlers:
                 conversations.set_documents(created.id, tab["documents"])
             conversations.append(str(tab["conversation"]), "user", text)
         except PitlaneError as error:
-            yield self._everything(tab) | {self.ui.live: error_html(str(error))}
+            yield self.everything(tab) | {self.ui.live: error_html(str(error))}
             return
         yield {self.ui.box: ""}
         yield from self._answer(request, tab, values)
@@ -248,7 +194,7 @@ class Handlers:
         self.desk.stop((key[0], "reading"))  # what it computed so far is found in the cache
         documents = self.desk.documents(tab["documents"])
         problem = ""
-        yield self._everything(tab, answering=True) | {self.ui.live: live_html(Live(), documents), **self._buttons(True)}
+        yield self.everything(tab, answering=True) | {self.ui.live: live_html(Live(), documents), **self.buttons(True)}
         try:
             ask = self._ask(values, replaced)
             for live in self.desk.answer(key, str(tab["conversation"]), ask):
@@ -257,7 +203,7 @@ class Handlers:
             problem = error_html(str(error))
         finally:
             self.desk.stop(key)
-        yield self._everything(tab) | {self.ui.live: problem, **self._buttons(False)}
+        yield self.everything(tab) | {self.ui.live: problem, **self.buttons(False)}
 
     # ---- plugins
 
@@ -269,29 +215,33 @@ class Handlers:
             try:
                 plan = self.desk.engine.plan(controls.settings(values))
             except PitlaneError as error:
-                gr.Warning(str(error), title="Not possible")
-                enabled = card.plugin.name in controls.settings(values)
-                return {self.ui.plan: refusal_html(str(error))} | self._revert(card, values, enabled)
+                settings = controls.settings(values)
+                reason = controls.refusal(card, settings) or str(error)
+                return {self.ui.plan: refusal_html(reason)} | self._revert(card, settings)
             return {self.ui.plan: plan_html(plan, plan.lane_key in self.desk.engine.lanes)}
 
         return handler
 
-    def _revert(self, card: Card, values: Sequence[Any], enabled: bool) -> Changes:
+    def _revert(self, card: Card, settings: Settings) -> Changes:
         """Switch a refused plugin back if the plan is good without the change."""
-        settings = self.ui.controls.settings(values)
-        settings.pop(card.plugin.name, None) if enabled else settings.update({card.plugin.name: {}})
+        name = card.plugin.name
+        enabled = name in settings
+        other = {key: options for key, options in settings.items() if key != name} if enabled else settings | {name: {}}
         with suppress(PitlaneError):
-            self.desk.engine.plan(settings)
+            self.desk.engine.plan(other)
             return {card.switch: not enabled}
         return {}
-
-    # ---- pieces
 
     def _ask(self, values: Sequence[Any], replaced: Message | None = None) -> Ask:
         """Read sampling and plugin widgets. A retry with other plugins keeps the seed, so that answers compare."""
         temperature, top_p, max_tokens, seed, system = values[: len(self.ui.sampling)]
         settings = self.ui.controls.settings(values[len(self.ui.sampling) :])
-        if seed is None and replaced is not None and replaced.stats and list(replaced.stats["plugins"]) != sorted(settings):
+        if (
+            seed is None
+            and replaced is not None
+            and replaced.stats
+            and list(replaced.stats["plugins"]) != sorted(settings)
+        ):
             seed = seed_of(replaced)
         sampling = SamplingParams(
             max_tokens=int(max_tokens or 512),
@@ -300,70 +250,3 @@ class Handlers:
             seed=None if seed is None else int(seed),
         )
         return Ask(settings, sampling, system.strip() or None, replaced)
-
-    def _everything(self, tab: Tab, answering: bool = False) -> Changes:
-        """All that depends on which conversation is open and what is in it."""
-        messages, documents = self._messages(tab), self.desk.documents(tab["documents"])
-        stats = last_stats(messages)
-        effects = {
-            card.effect: '<p class="{}">{}</p>'.format(*effect(card.plugin.name, stats, self.desk.roles))
-            for card in self.ui.controls.cards
-        }
-        return {
-            self.ui.tab: tab,
-            self.ui.conversations: self._conversations(tab, ""),
-            self.ui.documents: self._documents(tab),
-            self.ui.notice: "",
-            self.ui.thread: thread_html(messages, documents, self.desk.roles, tab["conversation"], answering),
-            self.ui.live: "",
-            self.ui.meter: self._meter(tab, messages),
-            **effects,
-        }
-
-    def _meter(self, tab: Tab, messages: Sequence[Message]) -> str:
-        with suppress(PitlaneError):  # a template may refuse an unfinished conversation
-            used, inside = self.desk.used_tokens(messages, tab["documents"], None)
-            return meter_html(used, inside, self.desk.engine.loader.context)
-        return ""
-
-    def _conversations(self, tab: Tab, search: str) -> str:
-        store = self.desk.store.conversations
-        if search.strip():
-            return hits_html(store.search(search), search, tab["conversation"])
-        return conversations_html(store.list(200), tab["conversation"], time.time())
-
-    def _documents(self, tab: Tab, reading: dict[str, float] | None = None) -> str:
-        return documents_html(self.desk.rows(tab["documents"], reading))
-
-    def _messages(self, tab: Tab) -> Sequence[Message]:
-        if tab["conversation"] is None:
-            return ()
-        try:
-            return self.desk.store.conversations.get(tab["conversation"]).messages
-        except NotFound:
-            return ()
-
-    def _with_documents(self, tab: Tab, ids: Sequence[str]) -> Tab:
-        """The tab with these documents, in its conversation too where there is one."""
-        unique, conversation = list(dict.fromkeys(ids)), tab["conversation"]
-        if conversation is not None:
-            self._try(lambda: self.desk.store.conversations.set_documents(conversation, unique))
-        return {"conversation": conversation, "documents": unique}
-
-    def _tab_of(self, conversation: Conversation) -> Tab:
-        return {"conversation": conversation.id, "documents": list(conversation.document_ids)}
-
-    def _buttons(self, answering: bool) -> Changes:
-        return {
-            self.ui.send: gr.Button(visible="hidden" if answering else True),
-            self.ui.stop: gr.Button(visible=True if answering else "hidden", interactive=True),
-        }
-
-    def _try(self, action: Callable[[], Any]) -> bool:
-        """Do it; say so if the user must know that it could not be done."""
-        try:
-            action()
-        except PitlaneError as error:
-            gr.Warning(str(error))
-            return False
-        return True

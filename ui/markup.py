@@ -95,7 +95,10 @@ def _values(sentence: str) -> list[str]:
 def _has(text: str, value: str) -> bool:
     squeezed, wanted = (" ".join(part.split()).casefold() for part in (text, value))
     edge = r"(?<![\d.,:])", r"(?![.,:]?\d)"
-    return re.search(f"{edge[0]}{re.escape(wanted)}{edge[1]}" if value[0].isdigit() else re.escape(wanted), squeezed) is not None
+    return (
+        re.search(f"{edge[0]}{re.escape(wanted)}{edge[1]}" if value[0].isdigit() else re.escape(wanted), squeezed)
+        is not None
+    )
 
 
 def highlighted(snippet: str, words: Iterable[str]) -> str:

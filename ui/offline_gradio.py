@@ -11,6 +11,6 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["GRADIO_RUN_HISTORY"] = "False"
 os.environ["GRADIO_SHARE"] = "False"
 
-import gradio as gr  # noqa: E402
+import gradio as gr
 
 __all__ = ["gr"]

@@ -1,18 +1,21 @@
 /* What the page does in the browser alone: buttons in lists and messages become events of their Gradio component
    (`act`), the thread follows the answer, light or dark, side panels on narrow screens, files dropped anywhere. */
 (() => {
+  const frame = () => document.getElementById("frame").classList;  // Gradio scopes the style sheet below body
   const confirming = new Set(["remove", "discard"]);
   const editor = (host, text, label, done) => {
     const field = document.createElement("textarea");
     field.value = text; field.className = "inline-editor"; field.setAttribute("aria-label", label);
     const kept = [...host.children].map((child) => [child, child.style.display]);
     kept.forEach(([child]) => (child.style.display = "none"));
-    const close = () => { field.remove(); kept.forEach(([child, display]) => (child.style.display = display)); };
+    let open = true;  // removing a field that has the focus blurs it, which comes back here
+    const close = () => { if (!open) return; open = false; field.remove(); kept.forEach(([child, display]) => (child.style.display = display)); };
     field.addEventListener("keydown", (event) => {
       if (event.key === "Escape") { event.preventDefault(); close(); }
       if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); const value = field.value; close(); done(value); }
     });
-    field.addEventListener("blur", close);
+    field.addEventListener("blur", () => { if (field.value === text) close(); });
+    field.title = "Enter: done. Escape: leave it as it was.";
     host.append(field);
     const fit = () => { field.style.height = "auto"; field.style.height = field.scrollHeight + "px"; };
     field.addEventListener("input", fit); field.focus(); fit();
@@ -40,7 +43,7 @@
       return void setTimeout(() => button.classList.remove("sure"), 2500);
     }
     button.classList.remove("sure");
-    if (name === "open") document.body.classList.remove("show-left");
+    if (name === "open") frame().remove("show-left");
     trigger(name, { id });
   });
 
@@ -50,16 +53,17 @@
     const side = event.target.closest("[data-side]");
     if (side) {
       const name = "show-" + side.dataset.side;
-      const open = !document.body.classList.contains(name);
-      document.body.classList.remove("show-left", "show-right");
-      document.body.classList.toggle(name, open);
-    } else if (event.target.closest("#middle")) document.body.classList.remove("show-left", "show-right");
+      const open = !frame().contains(name);
+      frame().remove("show-left", "show-right");
+      frame().toggle(name, open);
+    } else if (event.target.closest("#middle")) frame().remove("show-left", "show-right");
     if (event.target.closest("header .theme")) setTheme(!dark());
   });
 
   const follow = (scroll) => {
     let near = true;
     scroll.addEventListener("scroll", () => { near = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80; });
+    addEventListener("resize", () => { if (near) scroll.scrollTop = scroll.scrollHeight; });
     new MutationObserver(() => {
       const thread = scroll.querySelector("[data-conversation]");
       const id = thread ? thread.dataset.conversation : "";
@@ -70,7 +74,7 @@
   const dropFiles = () => {
     let depth = 0;
     const files = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
-    const mark = (change) => { depth = Math.max(0, depth + change); document.body.classList.toggle("dropping", depth > 0); };
+    const mark = (change) => { depth = Math.max(0, depth + change); frame().toggle("dropping", depth > 0); };
     addEventListener("dragenter", (event) => files(event) && mark(1));
     addEventListener("dragleave", (event) => files(event) && mark(-1));
     addEventListener("dragover", (event) => files(event) && event.preventDefault());

@@ -73,6 +73,11 @@ def button(do: str, target: object, label: str, symbol: str | None = None, css: 
     )
 
 
+def button_text(do: str, target: object, label: str) -> str:
+    """The same, with words instead of an icon."""
+    return f'<button type="button" data-do="{do}" data-id="{escape(str(target))}">{escape(label)}</button>'
+
+
 def conversations_html(rows: Iterable[Conversation], current: str | None, now: float) -> str:
     """The list of conversations under headings of age, the open one marked."""
     pieces, heading = [], ""
@@ -92,7 +97,9 @@ def hits_html(hits: Sequence[SearchHit], text: str, current: str | None) -> str:
         found.setdefault(hit.conversation_id, hit)
     words = text.split()
     rows = (
-        _conversation(hit.conversation_id, hit.title, current, highlighted(hit.snippet, words) if hit.message_id else "")
+        _conversation(
+            hit.conversation_id, hit.title, current, highlighted(hit.snippet, words) if hit.message_id else ""
+        )
         for hit in found.values()
     )
     return "".join(rows) or f'<p class="quiet">Nothing holds “{escape(text.strip())}”.</p>'
@@ -104,7 +111,7 @@ def _conversation(key: str, title: str, current: str | None, snippet: str = "") 
     return (
         f'<div class="item"{here}><button type="button" class="open" data-do="open" data-id="{key}">'
         f"<span>{escape(title or 'New conversation')}</span>{more}</button>"
-        f'{button("rename", key, "Rename")}{button("remove", key, "Delete")}</div>'
+        f"{button('rename', key, 'Rename')}{button('remove', key, 'Delete')}</div>"
     )
 
 
@@ -115,7 +122,10 @@ def _age(then: float, now: float) -> str:
 
 def documents_html(rows: Sequence[DocumentRow]) -> str:
     """The list of documents: a mark to attach each to the conversation, its sizes, its progress while it is read."""
-    return "".join(map(_document, rows)) or '<p class="quiet">No documents yet. PDF, text and Markdown files can be read.</p>'
+    return (
+        "".join(map(_document, rows))
+        or '<p class="quiet">No documents yet. PDF, text and Markdown files can be read.</p>'
+    )
 
 
 def _document(row: DocumentRow) -> str:
@@ -133,12 +143,16 @@ def _document(row: DocumentRow) -> str:
         f'<div class="item document"><button type="button" class="attach" role="checkbox" aria-checked="{state}" '
         f'data-do="attach" data-id="{stored.id}" title="{hint}"><i class="tick"></i>'
         f"<span>{escape(stored.title)}<small>{DOT.join(facts)}</small></span></button>"
-        f'{button("discard", stored.id, "Remove the document and its saved KV", "remove")}{bar}</div>'
+        f"{button('discard', stored.id, 'Remove the document and its saved KV', 'remove')}{bar}</div>"
     )
 
 
 def thread_html(
-    messages: Sequence[Message], documents: Sequence[Document], roles: Roles, conversation_id: str | None, answering: bool = False
+    messages: Sequence[Message],
+    documents: Sequence[Document],
+    roles: Roles,
+    conversation_id: str | None,
+    answering: bool = False,
 ) -> str:
     """All messages that are finished; the empty page where there are none."""
     if not messages and not answering:
@@ -151,11 +165,8 @@ def _message(message: Message, documents: Sequence[Document], roles: Roles, last
     source = f'data-source="{escape(message.text)}"'
     if message.role == "user":
         tools = button("copy", message.id, "Copy") + button("edit", message.id, "Edit and ask again")
-        again = (
-            f'<p class="unanswered">No answer yet. <button type="button" data-do="retry" data-id="{message.id}">Ask again</button></p>'
-            if last
-            else ""
-        )
+        again = button_text("retry", message.id, "Ask again") if last else ""
+        again = again and f'<p class="unanswered">No answer yet. {again}</p>'
         return (
             f'<article class="message user" data-id="{message.id}" {source}><div class="body">{plain_html(message.text)}</div>'
             f'<div class="tools">{tools}</div></article>{again}'
@@ -163,11 +174,14 @@ def _message(message: Message, documents: Sequence[Document], roles: Roles, last
     tools = button("copy", message.id, "Copy")
     if last:
         tools += button("retry", message.id, "Ask again, with the plugins that are on now")
-    stats = stats_html(message.stats, roles) if message.stats else ""
-    body = markdown_html(message.text, documents) if message.text.strip() else '<p class="quiet">The answer is empty.</p>'
+    tools = f'<span class="tools">{tools}</span>'
+    stats = stats_html(message.stats, roles, tools) if message.stats else tools
+    body = (
+        markdown_html(message.text, documents) if message.text.strip() else '<p class="quiet">The answer is empty.</p>'
+    )
     return (
         f'<article class="message answer" data-id="{message.id}" {source}><div class="body">{body}</div>'
-        f'<div class="tools">{tools}</div>{stats}</article>'
+        f"{stats}</article>"
     )
 
 
@@ -198,21 +212,23 @@ def empty_html(documents: Sequence[Document]) -> str:
             f'<div class="empty"><h2>Ask about {names}</h2><p>The document is read once and its KV is kept, so every later '
             "question starts from there. Toggle a plugin between two questions to see what it buys.</p></div>"
         )
-    questions = "".join(
-        f'<button type="button" data-do="try" data-id="{escape(question)}">{escape(question)}</button>'
-        for question in SAMPLE_QUESTIONS
-    )
+    questions = "".join(button_text("try", question, question) for question in SAMPLE_QUESTIONS)
     return (
         '<div class="empty"><h2>Ask a document</h2><p>Add a PDF on the left, or drop one anywhere on this page. '
         "Or ask the sample, a three-page track guide:</p>"
         f'<div class="questions">{questions}</div>'
-        "<p class=\"quiet\">Then switch a plugin on the right and retry: each answer shows what the plugin bought, and whether "
+        '<p class="quiet">Then switch a plugin on the right and retry: each answer shows what the plugin bought, and whether '
         "it is still the same, token by token.</p></div>"
     )
 
 
-def counted(documents: Iterable[StoredDocument], attached: Iterable[str], tokens: Callable[[str], int | None],
-            saved: Mapping[str, int], reading: Mapping[str, float]) -> list[DocumentRow]:
+def counted(
+    documents: Iterable[StoredDocument],
+    attached: Iterable[str],
+    tokens: Callable[[str], int | None],
+    saved: Mapping[str, int],
+    reading: Mapping[str, float],
+) -> list[DocumentRow]:
     """Rows of the document list, those of this conversation first."""
     here = list(attached)
     rows = [

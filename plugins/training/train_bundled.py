@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pitlane.plugins.training import bundled_tokenizer as tokens
 from pitlane.plugins.training.bundled_data import Example, ExampleMaker, Mixture, batches
+from pitlane.plugins.training.bundled_init import init_copying
 from pitlane.plugins.training.docqa import document_message, make_document, make_turns
 
 
@@ -40,8 +41,8 @@ class Settings:
     intermediate_size: int = 640
     max_length: int = 2048
     batch_tokens: int = 3072
-    muon_lr: float = 4e-3
-    adam_lr: float = 3e-3
+    muon_lr: float = 3e-3
+    adam_lr: float = 1e-3
     warmup: float = 0.02
     prompt_keep: float = 0.3
     seed: int = 1
@@ -55,8 +56,8 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(0.08, Mixture(length=256, min_chars=100, max_chars=260, turns=6, recall_share=0.6)),
-    Stage(0.22, Mixture(length=256, min_chars=100, max_chars=260, turns=6, recall_share=0.15)),
+    Stage(0.06, Mixture(length=256, min_chars=100, max_chars=260, turns=6, recall_share=0.3)),
+    Stage(0.20, Mixture(length=256, min_chars=100, max_chars=260, turns=6, recall_share=0.1)),
     Stage(0.45, Mixture(length=384, min_chars=120, max_chars=500, turns=8)),
     Stage(0.70, Mixture(length=640, min_chars=200, max_chars=1100, turns=10)),
     Stage(1.01, Mixture(length=1024, min_chars=300, max_chars=2000, turns=12)),
@@ -85,7 +86,9 @@ def build_model(settings: Settings) -> LlamaForCausalLM:
         pad_token_id=tokens.PAD_ID,
         attn_implementation="sdpa",
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    init_copying(model)
+    return model
 
 
 def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:

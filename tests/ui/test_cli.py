@@ -23,7 +23,7 @@ STATS = {
     "prefill_ms", "ttft_ms", "decode_ms", "tpot_ms", "tokens_per_second", "steps", "draft_tokens", "accepted_tokens",
     "plugin_ms", "bought_ms", "paused", "failed", "kv_bytes", "weight_bytes",
 }  # fmt: skip
-LOOSE = str(Path(__file__).parent / "test_cli_plugins")  # parrot, endless
+LOOSE = str(Path(__file__).parent / "test_cli_plugins")  # parrot, endless, clumsy
 ENDLESS = ("--plugins-dir", LOOSE, "--plugins", "endless", "--max-tokens", "3500")
 
 
@@ -196,8 +196,19 @@ def test_a_model_that_does_not_fit_is_refused_with_numbers(monkeypatch: pytest.M
     assert_one_line(invoke("run", "--model", "random:llama-1b", "--dtype", "bfloat16", "x"), "2.1 GiB", "953.7 MiB")
 
 
-def test_an_empty_prompt_is_refused() -> None:
-    assert_one_line(invoke("run", *TINY, input=" \n"), "empty")
+@pytest.mark.parametrize("args", [(), ("-",), ("",)], ids=["piped", "dash", "argument"])
+def test_an_empty_prompt_is_refused(args: Sequence[str]) -> None:
+    assert_one_line(invoke("run", *TINY, *args, input=" \n"), "empty")
+
+
+def test_a_drafter_that_fails_is_named_and_the_answer_goes_on() -> None:
+    asked = ("--dtype", "float64", "--max-tokens", "8", "hello")
+    result = invoke("run", *TINY, "--json", "--plugins-dir", LOOSE, "--plugins", "clumsy", *asked)
+    assert result.exit_code == 0 and "Traceback" not in result.stderr
+    assert "clumsy" in result.stderr and "dropped it" in result.stderr
+    document = json.loads(result.stdout)
+    assert "dropped it" in document["stats"]["failed"]["clumsy"]
+    assert document["token_ids"] == answer("--plugins", "", *asked)["token_ids"]
 
 
 def test_debug_shows_the_traceback() -> None:

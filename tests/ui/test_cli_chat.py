@@ -17,7 +17,7 @@ from pitlane.storage.db import Store
 from pitlane.ui.cli import main
 
 TINY = ("--model", "random:tiny", "--dtype", "float32", "--max-tokens", "6")
-LOOSE = str(Path(__file__).parent / "test_cli_plugins")  # parrot, endless
+LOOSE = str(Path(__file__).parent / "test_cli_plugins")  # parrot, endless, clumsy
 PITLANE = [sys.executable, "-c", "from pitlane.ui.cli import main; main(prog_name='pitlane')"]
 
 

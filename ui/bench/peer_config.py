@@ -17,7 +17,8 @@ def peer_config(source: ModelSource) -> Any:
     if source.folder is not None:
         return AutoConfig.from_pretrained(str(source.folder), local_files_only=True, trust_remote_code=False)
     config = source.config
-    rope = {"rope_type": config.rope.kind, "rope_theta": config.rope.theta, **config.rope.parameters}
+    rope: dict[str, Any] = {"rope_type": config.rope.kind, "rope_theta": config.rope.theta}
+    rope |= {key: int(value) if key.startswith("original_") else value for key, value in config.rope.parameters.items()}
     more: dict[str, Any] = {}
     if config.no_rope_layers:
         more["no_rope_layers"] = [int(layer not in config.no_rope_layers) for layer in range(config.num_layers)]

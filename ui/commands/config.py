@@ -19,10 +19,7 @@ import click
 from pitlane.storage.errors import PitlaneError, StorageError
 from pitlane.storage.home import home
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover
-    import tomli as tomllib
+import tomllib
 
 
 def apply_config(name: str, command: click.Command) -> None:

@@ -67,7 +67,10 @@ def _prefill(engine: Any, document: Document, stored: StoredDocument) -> dict[st
     except PitlaneError as error:
         raise PitlaneError(f"{stored.title} is stored as {stored.id}, but its KV cannot be computed: {error}") from None
     with stream, progress(stored.title) as advance:
-        stats = read_answer(stream, lambda text: None, advance).stats
+        result = read_answer(stream, lambda text: None, advance)
+    if result.finish_reason == "aborted":
+        raise click.Abort
+    stats = result.stats
     return {
         "prompt_tokens": stats["prompt_tokens"],
         "cached_tokens": stats["cached_tokens"],

@@ -60,14 +60,13 @@ def run(
 
 def read_prompt(prompt: str | None) -> str:
     """The argument, or standard input for `-` and in a pipe."""
-    if prompt is not None and prompt != "-":
-        return prompt
     if prompt is None and sys.stdin.isatty():
         raise click.UsageError("give a PROMPT, or - to type it")
-    text = sys.stdin.buffer.read().decode("utf-8", "replace").rstrip("\r\n")
-    if not text.strip():
-        raise click.UsageError("the prompt from standard input is empty; write something")
-    return text
+    if prompt is None or prompt == "-":
+        prompt = sys.stdin.buffer.read().decode("utf-8", "replace").rstrip("\r\n")
+    if not prompt.strip():
+        raise click.UsageError("the prompt is empty; write something")
+    return prompt
 
 
 def _report(result: Result, as_json: bool, drafter: str | None) -> None:
