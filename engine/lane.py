@@ -62,7 +62,7 @@ class StepClock:
 
 
 class Lane:
-    """One way to run one variant: `schedule`, `reserve_draft`, `build_batch`, `rows`, `commit`."""
+    """One way to run one variant: `draft_limit`, `build_batch`, `rows`, `commit`."""
 
     def __init__(
         self,
@@ -98,12 +98,13 @@ class Lane:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     def draft_limit(self, seq: Sequence) -> int:
-        """Most draft tokens that answer length, context and free blocks leave; nothing is evicted for a draft."""
+        """Most draft tokens that answer length, context, a step and free blocks leave; nothing is evicted for a draft."""
         if not seq.is_decoding or seq.num_scheduled_tokens != 1:
             return 0
         size = self.pool.block_size
         room = len(seq.block_tables[0]) * size + self.pool.num_free_blocks * size - seq.num_tokens
-        return max(0, min(seq.num_remaining_tokens - 1, self.max_tokens_per_seq - seq.num_tokens, room))
+        left = min(seq.num_remaining_tokens - 1, self.max_tokens_per_seq - seq.num_tokens)
+        return max(0, min(left, room, self.limits.max_step_tokens))
 
     def build_batch(self, seqs: SequenceOf[Sequence]) -> Batch:
         """Lay the scheduled and draft tokens of `seqs` flat; reserve the drafts' slots or drop the drafts."""

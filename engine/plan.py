@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeAlias
 
-from pitlane.engine.errors import BadOption, PitlaneError, PlanConflict
+from pitlane.engine.errors import BadOption, PitlaneError, PlanConflict, PluginFailed
 from pitlane.engine.hookspecs import LANE_HOOKS, VARIANT_HOOKS
 from pitlane.engine.plugin import Plugin
-from pitlane.engine.registry import PluginRegistry, hooks_of
+from pitlane.engine.registry import PluginRegistry, arguments_of, hooks_of
 
 Settings: TypeAlias = Mapping[str, Mapping[str, Any]]
 
@@ -42,9 +42,9 @@ class Hook:
         start = perf_counter()
         try:
             return self.function(*[values[name] for name in self.arguments])
-        except PitlaneError:
-            raise
         except Exception as error:
+            if isinstance(error, PitlaneError) and self.name in VARIANT_HOOKS | LANE_HOOKS:
+                raise  # while loading it reaches whoever asked; in a step it must end no other request
             raise HookError(self.plugin, self.name, error) from error
         finally:
             self.seconds = perf_counter() - start
@@ -76,7 +76,8 @@ class Plan:
     @property
     def kv_key(self) -> tuple[str, ...]:
         """Key plugins whose KV differs from the plain one's."""
-        return tuple(p.key for p in self.plugins if p.key in self.lane_key and p.exactness != "identical")
+        keys = set(self.lane_key)
+        return tuple(p.key for p in self.plugins if p.key in keys and p.exactness_for(p.options) != "identical")
 
     def _keys(self, wanted: frozenset[str]) -> tuple[str, ...]:
         return tuple(plugin.key for plugin in self.plugins if wanted & set(hooks_of(type(plugin))))
@@ -125,8 +126,16 @@ class Planner:
         plugin_class = self.registry.get(name)
         if self.registry.entries[name].serves_host:
             raise BadOption(f"{name} serves the host and is always on; it is no part of a plan")
-        plugin = plugin_class(plugin_class.parse_options(options))
-        return self._plugins.setdefault(plugin.key, plugin)
+        parsed = plugin_class.parse_options(options)
+        key = f"{name}{parsed.model_dump_json()}"
+        if key not in self._plugins:  # asked first: making one may open files and start threads
+            try:
+                self._plugins[key] = plugin_class(parsed)
+            except PitlaneError:
+                raise
+            except Exception as error:
+                raise PluginFailed(f"{name} cannot start: {type(error).__name__}: {error}") from error
+        return self._plugins[key]
 
 
 def _check(plugins: Sequence[Plugin]) -> None:
@@ -150,9 +159,7 @@ def _flatten(plugins: Sequence[Plugin]) -> dict[str, tuple[Hook, ...]]:
     for plugin in plugins:
         for name in hooks_of(type(plugin)):
             function = getattr(plugin, name)
-            code = function.__func__.__code__
-            arguments = code.co_varnames[1 : code.co_argcount]
-            hooks.setdefault(name, []).append(Hook(plugin, name, function, arguments))
+            hooks.setdefault(name, []).append(Hook(plugin, name, function, arguments_of(function)))
     return {name: tuple(found) for name, found in hooks.items()}
 
 
@@ -182,8 +189,9 @@ def _change(
     if sign == "-":
         settings.pop(name, None)
         return
-    for other in [other for other in settings if other in default and role and registry.get(other).role == role]:
-        del settings[other]
+    for other in [other for other in settings if other in default and other != name]:
+        if role and registry.get(other).role == role:
+            del settings[other]
     settings.setdefault(name, {})
 
 

@@ -40,11 +40,11 @@ class BlockAllocator:
         return taken
 
     def share(self, block: int) -> None:
-        assert self.counts[block] > 0, f"block {block} is free and cannot be shared"
+        assert block >= 0 and self.counts[block] > 0, f"block {block} is free and cannot be shared"
         self.counts[block] += 1
 
     def release(self, block: int) -> None:
-        assert self.counts[block] > 0, f"block {block} is released twice"
+        assert block >= 0 and self.counts[block] > 0, f"block {block} is released twice"
         self.counts[block] -= 1
         self.num_free += int(self.counts[block] == 0)
 
@@ -139,19 +139,14 @@ class Pool:
 
     def slots(self, seq: Sequence, group: int, start: int, stop: int) -> list[int]:
         """Slots of the tokens `[start, stop)` of a sequence."""
-        table, size = seq.block_tables[group], self.block_size
-        slots: list[int] = []
-        for index in range(start // size, -(-stop // size)):
-            low, high = max(start, index * size), min(stop, (index + 1) * size)
-            base = (table[index] - index) * size
-            slots += range(base + low, base + high)
-        return slots
+        return [slot for span in self.spans(seq, group, start, stop) for slot in range(span.start, span.stop)]
 
     def spans(self, seq: Sequence, group: int, start: int, stop: int) -> list[Span]:
         """The tokens `[start, stop)` as runs of adjacent slots."""
         table, size = seq.block_tables[group], self.block_size
         spans: list[Span] = []
         for index in range(start // size, -(-stop // size)):
+            assert table[index] != DROPPED, f"tokens [{start}, {stop}) of group {group} reach into a dropped block"
             low, high = max(start, index * size), min(stop, (index + 1) * size)
             base = (table[index] - index) * size
             if spans and spans[-1].stop == base + low:

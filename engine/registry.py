@@ -10,9 +10,10 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,8 +22,10 @@ from typing import Any, get_args
 import pluggy
 
 from pitlane.engine import hookspecs
-from pitlane.engine.errors import UnknownPlugin
+from pitlane.engine.errors import BadOption, UnknownPlugin
 from pitlane.engine.plugin import EXACTNESS, Plugin, Role
+
+log = logging.getLogger("pitlane")
 
 GROUP = "pitlane"
 BUILT_IN = (
@@ -53,7 +56,7 @@ class PluginEntry:
     @property
     def serves_host(self) -> bool:
         """Whether it only has hooks outside plans (document loaders): always on, nothing to toggle."""
-        return self.plugin is not None and set(self.hooks) <= hookspecs.HOST_HOOKS
+        return bool(self.hooks) and set(self.hooks) <= hookspecs.HOST_HOOKS
 
 
 class PluginRegistry:
@@ -74,6 +77,8 @@ class PluginRegistry:
             if point.dist is not None and (names is None or point.dist.name in names):
                 registry._load(point.name, f"{point.dist.name} {point.dist.version}", point.load)
         folder = plugins_dir or os.environ.get("PITLANE_PLUGINS_DIR")
+        if folder and not Path(folder).is_dir():
+            raise BadOption(f"plugins folder {folder} is not a folder; make it, or leave --plugins-dir out")
         for path in sorted(Path(folder).glob("*.py")) if folder else ():
             registry._load(path.stem, str(path), lambda path=path: _import_file(path))
         return registry
@@ -105,7 +110,8 @@ class PluginRegistry:
         """First non-None result of a host hook over all loaded plugins, by stage and name."""
         loaded = [entry.plugin for entry in self if entry.plugin and hook in entry.hooks]
         for plugin in sorted(loaded, key=lambda plugin: (plugin.stage, plugin.name)):
-            result = getattr(plugin(), hook)(**arguments)
+            function = getattr(plugin(), hook)
+            result = function(*[arguments[name] for name in arguments_of(function)])
             if result is not None:
                 return result
         return None
@@ -118,15 +124,24 @@ class PluginRegistry:
                 raise TypeError("it holds no Plugin class")
             for plugin in classes:
                 self.add(plugin, source)
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:
-            self.entries.setdefault(f"{name}", PluginEntry(name, source, None, f"{type(error).__name__}: {error}"))
+            entry = PluginEntry(name, source, None, f"{type(error).__name__}: {error}")
+            log.warning("plugin %s (%s) did not load: %s", name, source, entry.reason)
+            key = f"{name} ({source})" if name in self.entries else name  # what holds the name stays
+            self.entries[key] = entry
 
 
 def hooks_of(plugin: type[Plugin]) -> list[str]:
     """Names of the hooks that a class implements, in call order."""
     return [name for name in hookspecs.COMBINE if hasattr(getattr(plugin, name, None), "pitlane_impl")]
+
+
+def arguments_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of what a bound hook implementation takes: all of its specification's arguments, or some."""
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty)
 
 
 def validate(plugin: Any) -> None:
@@ -140,6 +155,9 @@ def validate(plugin: Any) -> None:
         raise ValueError(f"{name}.exactness must be one of {', '.join(EXACTNESS)}")
     if plugin.role is not None and plugin.role not in get_args(Role):
         raise ValueError(f"{name}.role must be None or one of {', '.join(get_args(Role))}, got {plugin.role!r}")
+    for field in ("requires", "conflicts"):
+        if isinstance(getattr(plugin, field), str):
+            raise TypeError(f"{name}.{field} must be a tuple of names, got a text")
     plugin.parse_options({})
     manager = pluggy.PluginManager("pitlane")
     manager.add_hookspecs(hookspecs)

@@ -3,7 +3,7 @@
 Order: penalties, adjust_logits (hooks), / T, top-k, top-p, min-p, noise. The token at position p is the argmax over the
 surviving tokens of logit / T + Gumbel(hash(seed, sample index, p, token id)); greedy is T = 0. So the same seed gives the
 same tokens however they were drafted or batched (Daliri et al. 2024, drafter-invariant speculative decoding).
-Uniforms have 53 bits, in the open interval (0, 1); everything after the logits is float64.
+Uniforms are odd multiples of 2**-53, so in the open interval (0, 1); everything after the logits is float64.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def gumbel(seed: int, sample_index: int, position: int, token_ids: NDArray[np.in
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         bits ^= bits >> np.uint64(31)
-    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    uniform = (bits >> np.uint64(11) | np.uint64(1)).astype(np.float64) * 2.0**-53
     return -np.log(-np.log(uniform))
 
 
@@ -56,12 +56,13 @@ def penalise(logits: Tensor, prompt: Sequence[int], completion: Sequence[int], p
     if completion and (params.presence_penalty or params.frequency_penalty):
         counts = torch.bincount(torch.tensor(list(completion), device=logits.device), minlength=len(logits))
         counts = counts.to(logits.dtype)
-        logits -= params.presence_penalty * (counts > 0) + params.frequency_penalty * counts
+        logits -= params.presence_penalty * counts.clamp(max=1) + params.frequency_penalty * counts
     return logits
 
 
 def survivors(scaled: NDArray[np.float64], params: SamplingParams) -> NDArray[np.int64]:
-    """Ids of the tokens that top-k, top-p and min-p leave, of logits / T [V]. Never empty.
+    """Ids of the tokens that top-k, top-p and min-p leave, of logits / T [V]. Never empty,
+    not even of logits that are infinite or no numbers (comparisons are negated so that NaN keeps).
 
     Ties at an edge are cut by the lower token id, so that the set depends on nothing but the logits. top-p is taken within
     the tokens that top-k left, min-p relative to the largest probability.
@@ -73,9 +74,9 @@ def survivors(scaled: NDArray[np.float64], params: SamplingParams) -> NDArray[np
         ids = ids[np.argsort(-scaled[ids], kind="stable")]
         weights = np.exp(scaled[ids] - scaled[ids[0]])
         before = np.cumsum(weights) - weights
-        ids = ids[before < params.top_p * weights.sum()]
+        ids = ids[~(before >= params.top_p * weights.sum())]
     if params.min_p > 0:
-        ids = ids[scaled[ids] >= scaled[ids].max() + np.log(params.min_p)]
+        ids = ids[~(scaled[ids] < scaled[ids].max() + np.log(params.min_p))]
     return ids
 
 
@@ -83,8 +84,9 @@ def sample(logits: Tensor, params: SamplingParams, seed: int, position: int) -> 
     """The token at `position`, from adjusted logits [V]."""
     if params.temperature == 0:
         return int(logits.argmax())
-    scaled = logits.to("cpu", torch.float64).numpy() / params.temperature
-    ids = survivors(scaled, params)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = logits.to("cpu", torch.float64).numpy() / params.temperature
+        ids = survivors(scaled, params)
     return int(ids[np.argmax(scaled[ids] + gumbel(seed, params.sample_index, position, ids))])
 
 

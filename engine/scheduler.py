@@ -87,28 +87,44 @@ class Scheduler:
         self.waiting.appendleft(seq)
 
     def _admit(self, seq: Sequence) -> bool:
-        if seq.prefix is None:
-            seq.prefix = self.match(seq, self.pool) or PrefixMatch()
+        if seq.prefix is None or _is_unreadable(seq.prefix):
+            seq.prefix = self._find_prefix(seq)
         if _is_pending(seq):
             return False
-        if seq.prefix.loading is not None and seq.prefix.loading.result() is None:
-            seq.prefix = None
-            return self._admit(seq)
-        if not self._has_room(seq):
+        prefix, seq.prefix = seq.prefix, None  # blocks that nobody holds may be another's by the next step
+        if not self._has_room(seq, prefix):
+            if prefix.loading is not None:
+                seq.prefix = prefix
             return False
         self.waiting.remove(seq)
         self.running.append(seq)
         self.running.sort(key=lambda other: other.id)
-        self._use_prefix(seq, seq.prefix)
+        self._use_prefix(seq, prefix)
         return True
 
-    def _has_room(self, seq: Sequence) -> bool:
-        """Whether all known tokens and one more fit now."""
-        missing = self.pool.num_missing_blocks(seq, seq.num_tokens + 1)
+    def _find_prefix(self, seq: Sequence) -> PrefixMatch:
+        """What plugins know; nothing if it leaves no token to compute or cannot be read."""
+        found = self.match(seq, self.pool) or PrefixMatch()
+        count = found.num_loading_tokens
+        if found.loading is None:
+            count = len(found.blocks) * self.pool.block_size + (found.tail[1] if found.tail is not None else 0)
+        return PrefixMatch() if count >= seq.num_tokens or _is_unreadable(found) else found
+
+    def _has_room(self, seq: Sequence, prefix: PrefixMatch) -> bool:
+        """Whether all known tokens and one more fit now, beside the matched blocks."""
+        missing = self.pool.num_missing_blocks(seq, seq.num_tokens + 1) - len(prefix.blocks)
         if missing > self.pool.num_free_blocks:
+            held = [*prefix.blocks, *([prefix.tail[0]] if prefix.tail is not None else [])]
+            for column in held:  # or they might be what is given back
+                self.pool.lock(column)
             self.reclaim(self.pool, missing - self.pool.num_free_blocks)
+            for column in held:
+                self.pool.unlock(column)
         if missing <= self.pool.num_free_blocks:
             return True
+        if prefix.tail is not None:  # the block that holds it may be the one that lacks
+            prefix.tail = None
+            return self._has_room(seq, prefix)
         if not self.running:
             seq.error = PromptTooLong(
                 f"the prompt needs {missing} KV blocks, {self.pool.num_free_blocks} of {self.pool.num_blocks} are free; "
@@ -121,7 +137,7 @@ class Scheduler:
         if prefix.loading is not None:
             tensors = prefix.loading.result()
             count = prefix.num_loading_tokens
-            assert tensors is not None and count < seq.num_tokens, "a loaded prefix leaves a token to compute"
+            assert tensors is not None, "unreadable prefixes are not admitted"
             reserved = pool.reserve(seq, count)
             assert reserved, "room was checked before admission"
             slots = [pool.slots(seq, group, 0, count) for group in range(len(pool.groups))]
@@ -162,3 +178,10 @@ class Scheduler:
 
 def _is_pending(seq: Sequence) -> bool:
     return seq.prefix is not None and seq.prefix.loading is not None and not seq.prefix.loading.done()
+
+
+def _is_unreadable(prefix: PrefixMatch) -> bool:
+    loading = prefix.loading
+    if loading is None or not loading.done():
+        return False
+    return loading.cancelled() or loading.exception() is not None or loading.result() is None

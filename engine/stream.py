@@ -10,6 +10,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 
 from pitlane.engine.types import Event, Finished, Result
 
@@ -20,7 +21,7 @@ class Stream:
     def __init__(self, on_abort: Callable[[], None]) -> None:
         self._events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
         self._on_abort = on_abort
-        self._over = False
+        self._end: Finished | Exception | None = None
         self._lock = threading.Lock()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
@@ -30,34 +31,42 @@ class Stream:
         with self._lock:
             if self._waiter is not None:
                 loop, ready = self._waiter
-                loop.call_soon_threadsafe(ready.set)
+                with suppress(RuntimeError):  # the loop was closed and nobody waits: no matter of the engine's
+                    loop.call_soon_threadsafe(ready.set)
 
     def abort(self) -> None:
         """Stop compute at the next step; what was generated arrives as a result with finish_reason `aborted`."""
-        if not self._over:
+        if self._end is None:
             self._on_abort()
 
     def result(self) -> Result:
-        """Read to the end and return the result."""
-        for event in self:
-            if isinstance(event, Finished):
-                return event.result
-        raise AssertionError("a stream ends with Finished or an error")
+        """Read to the end and return the result, or raise the error; as often as asked."""
+        while self._end is None:
+            self._take(self._events.get())
+        if isinstance(self._end, Exception):
+            raise self._end
+        return self._end.result
 
     def __iter__(self) -> Iterator[Event]:
-        while not self._over:
-            yield self._take(self._events.get())
+        try:
+            while self._end is None:
+                yield self._take(self._events.get())
+        finally:
+            self.abort()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         ready = asyncio.Event()
         with self._lock:
             self._waiter = (asyncio.get_running_loop(), ready)
-        while not self._over:
-            if self._events.empty():
-                await ready.wait()
-            ready.clear()
-            while not self._over and not self._events.empty():
-                yield self._take(self._events.get())
+        try:
+            while self._end is None:
+                if self._events.empty():
+                    await ready.wait()
+                ready.clear()
+                while self._end is None and not self._events.empty():
+                    yield self._take(self._events.get())
+        finally:
+            self.abort()
 
     def __enter__(self) -> Stream:
         return self
@@ -69,8 +78,8 @@ class Stream:
         self.abort()
 
     def _take(self, event: Event | Exception) -> Event:
+        if isinstance(event, (Finished, Exception)):
+            self._end = event
         if isinstance(event, Exception):
-            self._over = True
             raise event
-        self._over = isinstance(event, Finished)
         return event

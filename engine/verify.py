@@ -51,7 +51,7 @@ def clean(draft: Draft | None, limit: int, vocab_size: int) -> Draft | None:
     if draft is None:
         return None
     tokens: list[int] = []
-    parents = None if draft.parents is None else list(draft.parents)
+    parents = None if draft.parents is None else [int(parent) for parent in draft.parents]
     for index, token in enumerate(list(draft.token_ids)[: max(0, limit)]):
         bad_parent = parents is not None and (index >= len(parents) or not -1 <= parents[index] < index)
         if bad_parent or not 0 <= int(token) < vocab_size:

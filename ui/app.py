@@ -6,6 +6,7 @@ tab's state is ids and plain values; engine and store are shared by all tabs and
 
 from __future__ import annotations
 
+import os
 import socket
 import tempfile
 from html import escape
@@ -37,12 +38,11 @@ def launch(options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860,
     port = free_port(host, port)
     engine = options.build()
     try:
-        with Store() as store:
+        with Store() as store, tempfile.TemporaryDirectory(prefix="pitlane-uploads-") as uploads:
+            os.environ["GRADIO_TEMP_DIR"] = uploads  # a file lies here until it is read into the store
             page = build_page(engine, store)
-            with tempfile.TemporaryDirectory(prefix="pitlane-uploads-") as uploads:
-                page.GRADIO_CACHE = uploads
-                print(f"Pitlane is at http://{host}:{port} (Ctrl-C ends it)", flush=True)
-                serve(page, host=host, port=port, open_browser=open_browser)
+            print(f"Pitlane is at http://{host}:{port} (Ctrl-C ends it)", flush=True)
+            serve(page, host=host, port=port, open_browser=open_browser)
     finally:
         engine.close()
 
@@ -212,7 +212,7 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets, anchor: Any) -> None:
     widgets.stop.click(handlers.stop, [], **quiet)
 
     widgets.new.click(handlers.new, [widgets.tab], **quiet)
-    widgets.search.input(handlers.search, [widgets.search, widgets.tab], trigger_mode="always_last", **quiet)
+    widgets.search.change(handlers.search, [widgets.search, widgets.tab], trigger_mode="always_last", **quiet)
     for name in ("open", "rename", "remove"):
         getattr(widgets.conversations, name)(getattr(handlers, name), [widgets.tab, widgets.search], **quiet)
     reading = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "reading"}
@@ -225,4 +225,4 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets, anchor: Any) -> None:
         toggled = handlers.toggled(card)
         card.switch.input(toggled, widgets.controls.inputs, **quiet)
         for field in card.fields.values():
-            field.input(toggled, widgets.controls.inputs, trigger_mode="always_last", **quiet)
+            field.change(toggled, widgets.controls.inputs, trigger_mode="always_last", **quiet)

@@ -88,8 +88,8 @@ def _number_widget(schema: dict[str, Any], whole: bool, common: dict[str, Any]) 
     low = schema.get("minimum", schema.get("exclusiveMinimum"))
     high = schema.get("maximum", schema.get("exclusiveMaximum"))
     step = 1 if whole else 0.01
-    inclusive = "minimum" in schema and "maximum" in schema
-    if inclusive and (high - low) / step <= MAX_STEPS and common["value"] is not None:
+    bounded = "minimum" in schema and "maximum" in schema and common["value"] is not None
+    if bounded and (schema["maximum"] - schema["minimum"]) / step <= MAX_STEPS:
         return gr.Slider(minimum=low, maximum=high, step=step, buttons=[], **common)
     return gr.Number(minimum=low, maximum=high, precision=0 if whole else None, **common)
 

@@ -6,22 +6,20 @@ import random
 import sys
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pitlane import Plugin, Result, SamplingParams
 from pitlane.engine.plugin import EXACTNESS
 from pitlane.engine.registry import PluginRegistry
-from pitlane.engine.sampling import gumbel
+from pitlane.testing import assert_only_ties_differ
 
 REGISTRY = PluginRegistry.load()
 PLUGINS = [entry.plugin for entry in REGISTRY if entry.plugin is not None]
 TOGGLABLE = [REGISTRY.get(name) for name in sorted(REGISTRY.togglable())]
 IDENTICAL = [plugin for plugin in TOGGLABLE if plugin.exactness == "identical"]
-TOP_K = 20
 SAMPLING: list[dict[str, Any]] = [
     {},
-    {"temperature": 0.8, "top_k": TOP_K},
+    {"temperature": 0.8, "top_k": 20},
     {"temperature": 1.2, "top_p": 0.95, "presence_penalty": 0.5},
 ]
 each_plugin = pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.name)
@@ -105,27 +103,4 @@ def test_in_lower_precision_only_ties_differ(
     engine = make_engine(dtype=dtype)
     plain = answers(engine, {}, 4, logprobs=50, **sampling)
     found = answers(engine, {plugin.name: {}}, 4, **sampling)
-    rounding = {"float32": 1e-4, "bfloat16": 0.15}[dtype]
-    for reference, result in zip(plain, found, strict=True):
-        pairs = zip(reference.token_ids, result.token_ids, strict=True)
-        at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
-        if at is not None:
-            clear = clearness(reference, at, result.token_ids[at], sampling.get("temperature", 0.0))
-            assert clear < rounding, f"token {at} differs though the choice was clear by {clear}"
-
-
-def clearness(result: Result, at: int, other: int, temperature: float) -> float:
-    """How far, in logits, plain decoding was from choosing `other`: by score, or by a token's distance to the edge."""
-    assert result.logprobs is not None
-    logprobs = dict(sorted(result.logprobs[at].items(), key=lambda item: -item[1]))
-    assert other in logprobs, f"{other} is not even among the 50 likeliest"
-    ids = np.array(list(logprobs))
-    values = np.array(list(logprobs.values()))
-    if not temperature:
-        return float(values[0] - logprobs[other])
-    edge = (values[TOP_K - 1] + values[TOP_K]) / 2
-    scores = values + temperature * gumbel(result.stats["seed"], 0, result.stats["prompt_tokens"] + at, ids)
-    chosen = result.token_ids[at]
-    by_score = float(scores[list(ids).index(chosen)] - scores[list(ids).index(other)])
-    by_edge = min(abs(logprobs[chosen] - edge), abs(logprobs[other] - edge))
-    return min(abs(by_score), by_edge)
+    assert_only_ties_differ(plain, found, SamplingParams(**sampling), {"float32": 1e-4, "bfloat16": 0.15}[dtype])

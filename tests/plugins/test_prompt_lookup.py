@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from pitlane import BadOption, SamplingParams
+from pitlane import BadOption, Result, SamplingParams
 from pitlane.plugins.prompt_lookup import NgramIndex, PromptLookup
+from pitlane.testing import assert_only_ties_differ
 
 
 def test_index_finds_the_latest_longest_match() -> None:
@@ -52,37 +53,55 @@ def test_fewer_steps_where_the_text_repeats(make_engine: Any) -> None:
     assert drafted.stats["plugin_ms"]["prompt_lookup"] > 0
 
 
-def assert_same_tokens(engine: Any, tokens: list[int], count: int, **sampling: Any) -> None:
-    """`count` prompts cut from `tokens`, answers of up to 256 tokens, in batches: equal, token by token."""
+def both(engine: Any, tokens: list[int], count: int, **sampling: Any) -> tuple[list[Result], list[Result]]:
+    """Answers of up to 256 tokens to `count` prompts cut from `tokens`, in batches: without and with prompt lookup."""
     room = engine.loader.context
     answer = min(256, room * 3 // 4)
     prompts = [tokens[i * 11 : i * 11 + 8 + i % (room - answer - 9)] for i in range(count)]
-    results = {}
-    for name in ("", "prompt_lookup"):
-        plan = engine.plan({name: {"min_ngram": 1}} if name else {})
+    found = []
+    for settings in ({}, {"prompt_lookup": {"min_ngram": 1}}):
         params = [SamplingParams(max_tokens=answer, seed=i, ignore_eos=True, **sampling) for i in range(count)]
-        streams = [engine.submit(p, s, plan=plan) for p, s in zip(prompts, params, strict=True)]
-        results[name] = [stream.result() for stream in streams]
-    assert [r.token_ids for r in results["prompt_lookup"]] == [r.token_ids for r in results[""]]
-    assert all(len(r.token_ids) == answer for r in results[""])
-    assert sum(r.stats["accepted_tokens"] for r in results["prompt_lookup"]) > count
+        streams = [engine.submit(p, s, plan=engine.plan(settings)) for p, s in zip(prompts, params, strict=True)]
+        found.append([stream.result() for stream in streams])
+    plain, drafted = found
+    assert all(len(r.token_ids) == answer for r in plain)
+    assert sum(r.stats["accepted_tokens"] for r in drafted) > count
+    return plain, drafted
 
 
-SAMPLING = pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8}], ids=["greedy", "sampled"])
+def story(engine: Any, shared_data: Any) -> list[int]:
+    text = (shared_data / "text" / "tinystories_sample.txt").read_text()
+    tokens: list[int] = engine.tokenizer.encode(text, add_special_tokens=False)
+    return tokens
+
+
+SAMPLING = pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_k": 20}], ids=["greedy", "sampled"])
+MODELS = pytest.mark.parametrize("model", ["stories260K", "babyllama-tok105", "bundled"])
 
 
 @SAMPLING
 def test_same_tokens(make_engine: Any, shared_data: Any, sampling: dict[str, Any]) -> None:
     engine = make_engine(str(shared_data / "models" / "stories260K"), kv_memory=2**30)
-    text = (shared_data / "text" / "tinystories_sample.txt").read_text()
-    assert_same_tokens(engine, engine.tokenizer.encode(text, add_special_tokens=False), 6, **sampling)
+    plain, drafted = both(engine, story(engine, shared_data), 6, **sampling)
+    assert [r.token_ids for r in drafted] == [r.token_ids for r in plain]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["stories260K", "babyllama-tok105", "bundled"])
+@MODELS
 @SAMPLING
 def test_same_tokens_on_64_prompts(make_engine: Any, shared_data: Any, model: str, sampling: dict[str, Any]) -> None:
     folder = shared_data / "models" / model
     engine = make_engine(str(folder) if folder.is_dir() else model, kv_memory=2**30)
-    text = (shared_data / "text" / "tinystories_sample.txt").read_text()
-    assert_same_tokens(engine, engine.tokenizer.encode(text, add_special_tokens=False), 64, **sampling)
+    plain, drafted = both(engine, story(engine, shared_data), 64, **sampling)
+    assert [r.token_ids for r in drafted] == [r.token_ids for r in plain]
+
+
+@pytest.mark.slow
+@MODELS
+@SAMPLING
+def test_only_ties_differ_in_float32(make_engine: Any, shared_data: Any, model: str, sampling: dict[str, Any]) -> None:
+    folder = shared_data / "models" / model
+    engine = make_engine(str(folder) if folder.is_dir() else model, dtype="float32", kv_memory=2**30)
+    plain, drafted = both(engine, story(engine, shared_data), 64, logprobs=50, **sampling)
+    parted = assert_only_ties_differ(plain, drafted, SamplingParams(**sampling), 1e-4)
+    print(f"{model}: {parted} of 64 answers part, each at a tie below 1e-4 of a logit")

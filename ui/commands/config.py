@@ -10,7 +10,7 @@ Keys are the long options without dashes in front. What a file cannot say is ref
 
 from __future__ import annotations
 
-import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ import click
 
 from pitlane.storage.errors import PitlaneError, StorageError
 from pitlane.storage.home import home
-
-import tomllib
 
 
 def apply_config(name: str, command: click.Command) -> None:

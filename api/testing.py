@@ -1,0 +1,59 @@
+"""Helpers for plugin authors' tests: were two answers the same, and if not, was it a tie?
+
+Reference answers must be made with `logprobs=50`; with temperature they must use `top_k` below 50, so that the edge of the
+truncation is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pitlane.engine.sampling import gumbel
+from pitlane.engine.types import Result, SamplingParams
+
+
+def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
+    """Index of the first token that differs (or is missing from one), None if there is none."""
+    if list(a) == list(b):
+        return None
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def clearness(reference: Result, at: int, other: int, sampling: SamplingParams) -> float:
+    """How far, in logits, `reference` was from choosing `other` at token `at`.
+
+    The smaller of two distances: between the scores of the two tokens, and of either to the edge of top-k.
+    """
+    assert reference.logprobs is not None, "make the reference with logprobs=50"
+    logprobs = dict(sorted(reference.logprobs[at].items(), key=lambda item: -item[1]))
+    assert other in logprobs, f"token {other} is not even among the {len(logprobs)} likeliest"
+    chosen = reference.token_ids[at]
+    if sampling.temperature == 0:
+        return logprobs[chosen] - logprobs[other]
+    assert 0 < sampling.top_k < len(logprobs), "sample with top_k below the number of logprobs"
+    ids, values = np.array(list(logprobs)), np.array(list(logprobs.values()))
+    position = reference.stats["prompt_tokens"] + at
+    noise = gumbel(reference.stats["seed"], sampling.sample_index, position, ids)
+    scores = dict(zip(ids.tolist(), (values + sampling.temperature * noise).tolist(), strict=True))
+    edge = float(values[sampling.top_k - 1] + values[sampling.top_k]) / 2
+    to_edge = min(abs(logprobs[chosen] - edge), abs(logprobs[other] - edge))
+    return min(abs(scores[chosen] - scores[other]), to_edge)
+
+
+def assert_only_ties_differ(
+    references: Sequence[Result], results: Sequence[Result], sampling: SamplingParams, rounding: float
+) -> int:
+    """Assert that each answer equals its reference, or parts from it at a tie closer than `rounding` (in logits).
+
+    Returns how many parted.
+    """
+    parted = 0
+    for reference, result in zip(references, results, strict=True):
+        at = first_difference(reference.token_ids, result.token_ids)
+        if at is not None:
+            parted += 1
+            distance = clearness(reference, at, result.token_ids[at], sampling)
+            assert distance < rounding, f"token {at} differs though the choice was clear by {distance:.3g}"
+    return parted

@@ -1,0 +1,224 @@
+"""The page in a real Chromium: upload, ask, stream, toggle, ask again, reload; no request leaves this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+TEXT = "The track opens at 9:40. A session costs 18 euros. The lap record is 48.213 seconds."
+
+
+# A process of its own: Gradio and uvicorn leave loops and sockets to the collector. Answers never end by themselves, so
+# that there is something to watch and to stop.
+SERVER = """
+import sys
+from pitlane.storage.db import Store
+from pitlane.ui.app import build_page, free_port, serve
+from pitlane.ui.session import EngineOptions
+with EngineOptions(model=sys.argv[1], dtype="float32", plugins="prefix_cache").build() as engine, Store() as store:
+    engine.loader.eos_token_ids = frozenset()
+    _, url, _ = serve(build_page(engine, store), host="127.0.0.1", port=free_port("127.0.0.1", 0), block=False)
+    print(url, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def served(home: Path) -> Iterator[str]:
+    """The address of a page in its own process: the bundled model where it is, else a tiny one."""
+    bundled = (files("pitlane.storage.bundled") / "model.safetensors").is_file()
+    command = [sys.executable, "-c", SERVER, "bundled" if bundled else "random:tiny"]
+    own = {"PITLANE_HOME": str(home), "PITLANE_LOAD": "", "GRADIO_TEMP_DIR": str(home / "uploads")}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | own
+    ) as process:
+        assert process.stdout and process.stdin
+        try:
+            address = process.stdout.readline().strip()
+            assert address.startswith("http"), "the page was not served"
+            yield address
+        finally:
+            process.stdin.close()
+            process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("browser")
+
+
+@pytest.fixture(scope="module")
+def address(home: Path) -> Iterator[str]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
+    with served(home) as url:
+        yield url
+
+
+@pytest.fixture
+def tab(address: str) -> Iterator[Any]:
+    """A browser tab on the page; fails at the end if anything was asked of another host, or if a script failed."""
+    from playwright.sync_api import sync_playwright
+
+    strangers: list[str] = []
+    problems: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+        page.set_default_timeout(20_000)
+        page.on("request", lambda request: strangers.append(request.url) if not local(request.url) else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector(".empty h2")
+        page.wait_for_selector(".meter")
+        yield page
+        browser.close()
+    assert not strangers, f"requests to other hosts: {strangers}"
+    assert not problems, f"scripts failed: {problems}"
+
+
+def local(url: str) -> bool:
+    parts = urlparse(url)
+    return parts.scheme in ("data", "blob") or parts.hostname in ("127.0.0.1", "localhost")
+
+
+def document(folder: Path) -> str:
+    """The bundled sample, or a text where there is none."""
+    sample = files("pitlane.storage.bundled") / "sample.pdf"
+    if sample.is_file():
+        return str(sample)
+    path = folder / "guide.txt"
+    path.write_text(TEXT * 3)
+    return str(path)
+
+
+def ask(tab: Any, text: str, answers: int) -> None:
+    """Ask, and wait until there are so many finished answers."""
+    tab.fill("#box textarea", text)
+    tab.keyboard.press("Enter")
+    finished(tab, answers)
+
+
+def finished(tab: Any, answers: int) -> None:
+    tab.wait_for_function("n => document.querySelectorAll('#thread .stats .lap').length === n", arg=answers)
+    tab.wait_for_selector("#send", state="visible")
+
+
+def limit(tab: Any, tokens: int) -> None:
+    if not tab.is_visible("#sampling input[aria-label*='emperature']"):
+        tab.click("#sampling .label-wrap")
+    box = tab.get_by_label("Max tokens").first
+    box.fill(str(tokens))
+    box.press("Tab")
+
+
+def test_upload_ask_stream_toggle_ask_again_reload(tab: Any, home: Path, tmp_path: Path) -> None:
+    tab.set_input_files("#left input[type=file]", document(tmp_path))
+    tab.wait_for_selector("#documents [aria-checked=true]")
+    tab.wait_for_selector("#documents :text('KV saved')")
+
+    limit(tab, 300)
+    tab.fill("#box textarea", "What is the lap record?")
+    tab.keyboard.press("Enter")
+    lengths = []
+    tab.wait_for_selector(".live .body")
+    while tab.is_visible("#stop") and len(lengths) < 400:
+        lengths.append(tab.evaluate("(document.querySelector('.live .body') || {innerText: ''}).innerText.length"))
+    grown = [length for length in lengths if length]
+    assert len(set(grown)) >= 3 and grown == sorted(grown), f"the text did not stream: {lengths}"
+    finished(tab, 1)
+    assert "from cache" in tab.inner_text("#thread .stats .line")  # the document was read before the question
+
+    limit(tab, 40)
+    tab.click("#switch-prompt_lookup input")
+    tab.wait_for_selector("#plan :text('prompt_lookup')")
+    ask(tab, "And when does it open?", 2)
+    lines = tab.locator("#thread .stats").all_inner_texts()
+    assert "prompt_lookup" not in lines[0] and "prompt_lookup" in lines[1]
+    assert all("tok/s" in line and "TTFT" in line for line in lines)
+
+    tab.reload()
+    finished(tab, 2)
+    assert "What is the lap record?" in tab.inner_text("#thread")
+    assert "What is the lap record?" in tab.inner_text("#conversations")
+    assert not list((home / "uploads").rglob("*.pdf"))  # read into the store, not kept to be served
+
+    with served(home) as second:  # another process, the same home
+        tab.goto(second + "#" + tab.url.split("#")[1])
+        finished(tab, 2)
+        assert "KV saved" in tab.inner_text("#documents")
+
+
+def test_stop_retry_edit_rename_search_delete(tab: Any) -> None:
+    limit(tab, 100_000)
+    tab.fill("#box textarea", "Tell me everything")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector(".live .line")
+    tab.click("#stop")
+    finished(tab, 1)
+    assert "stopped" in tab.inner_text("#thread .stats")
+
+    limit(tab, 8)
+    tab.click(".message.answer [data-do=retry]")
+    tab.wait_for_selector(".compared")
+    assert "first difference at token 9" in tab.inner_text(".compared")  # shorter, and the same so far
+
+    tab.hover(".message.user")
+    tab.click(".message.user [data-do=edit]")
+    tab.fill(".inline-editor", "Tell me less")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector(".message.user :text('Tell me less')")
+    finished(tab, 1)
+
+    tab.hover("#conversations .item[aria-current]")
+    tab.click("#conversations .item[aria-current] [data-do=rename]")
+    tab.fill(".inline-editor", "Everything")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#conversations :text('Everything')")
+    tab.fill("#search input, #search textarea", "less")
+    tab.wait_for_selector("#conversations mark")
+    tab.fill("#search input, #search textarea", "")
+    tab.wait_for_selector("#conversations mark", state="detached")
+    tab.hover("#conversations .item[aria-current]")
+    tab.click("#conversations .item[aria-current] [data-do=remove]")
+    tab.click("#conversations .item[aria-current] [data-do=remove]")  # asks first
+    tab.wait_for_selector(".empty h2")
+    assert "Everything" not in tab.inner_text("#conversations")
+
+
+def test_tabs_keep_their_own_plugins(tab: Any, address: str) -> None:
+    other = tab.context.new_page()
+    other.goto(address)
+    other.wait_for_selector(".meter")
+    tab.click("#switch-prompt_lookup input")
+    tab.wait_for_selector("#plan :text('prompt_lookup')")
+    limit(other, 8)
+    ask(other, "Hello", 1)
+    assert "prompt_lookup" not in other.inner_text("#thread .stats")
+    assert not other.is_checked("#switch-prompt_lookup input")
+    assert tab.is_checked("#switch-prompt_lookup input")
+
+
+def test_a_broken_pdf_is_named_in_the_page(tab: Any, tmp_path: Path) -> None:
+    path = tmp_path / "broken.pdf"
+    path.write_bytes(b"%PDF-1.7\nnothing")
+    tab.set_input_files("#left input[type=file]", str(path))
+    tab.wait_for_selector("#notice .problem")
+    assert "broken.pdf" in tab.inner_text("#notice") and "Traceback" not in tab.inner_text("body")

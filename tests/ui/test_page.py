@@ -1,0 +1,302 @@
+"""The page without a browser: what is drawn from stats, text and rows, the option widgets, the settings, the handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+from pydantic import Field
+
+from pitlane.engine.plugin import Plugin, PluginOptions, hookimpl
+from pitlane.engine.types import Draft
+from pitlane.storage.db import Store
+from pitlane.storage.errors import PitlaneError
+from pitlane.storage.types import Document, Page
+from pitlane.ui import chat_flow
+from pitlane.ui.answering import Desk
+from pitlane.ui.app import build_page, free_port
+from pitlane.ui.controls import option_widget
+from pitlane.ui.handlers import Handlers
+from pitlane.ui.markup import citation_html, markdown_html, plain_html
+from pitlane.ui.panels import Live, live_html, thread_html
+
+ROLES = {"prompt_lookup": "drafter", "prefix_cache": None}
+TAB = SimpleNamespace(session_hash="tab-1")
+
+
+def stats(**changes: Any) -> dict[str, Any]:
+    return {
+        "plugins": {"prefix_cache": {}, "prompt_lookup": {}},
+        "exactness": "identical",
+        "seed": 7,
+        "prompt_tokens": 512,
+        "cached_tokens": 480,
+        "completion_tokens": 60,
+        "queue_ms": 0.2,
+        "prefill_ms": 40.0,
+        "ttft_ms": 41.0,
+        "decode_ms": 1100.0,
+        "tokens_per_second": 53.2,
+        "draft_tokens": 52,
+        "accepted_tokens": 37,
+        "plugin_ms": {"prompt_lookup": 1.2, "prefix_cache": 0.05},
+        "bought_ms": {
+            "prompt_lookup": {"ms": 410.0, "how": "modelled"},
+            "prefix_cache": {"ms": 62.0, "how": "ablated"},
+        },
+        "paused": {},
+        "failed": {},
+    } | changes
+
+
+DOCUMENT = Document(
+    "guide.pdf", "application/pdf", (Page(0, "1", "Opens at 9:40."), Page(1, "2", "Costs £3.20")), "ab" * 32
+)
+
+
+def test_stats_line_says_tokens_times_and_what_each_plugin_did() -> None:
+    line = " ".join(chat_flow.stat_parts(stats(), ROLES))
+    for part in ("<b>512</b> prompt", "<b>480</b> from cache", "TTFT <b>41 ms</b>", "<b>53.2</b> tok/s"):
+        assert part in line
+    assert "<em>prompt_lookup</em> <b>37/52</b> accepted, cost 1.2 ms, bought ~410 ms" in line
+    assert "<em>prefix_cache</em> bought 62 ms" in line  # ablated: measured, so without a tilde
+
+
+def test_stats_line_shows_failed_and_paused_plugins_escaped() -> None:
+    html = chat_flow.stats_html(stats(failed={"prompt_lookup": "<boom>"}, paused={"prefix_cache": "loses"}), ROLES)
+    assert "prompt_lookup failed" in html and "&lt;boom&gt;" in html and "prefix_cache paused" in html
+
+
+@pytest.mark.parametrize(
+    ("after", "says"),
+    [
+        ([1, 2, 3], "same tokens as before"),
+        ([1, 9, 3], "first difference at token <b>2</b>"),
+        ([1, 2], "token <b>3</b>"),
+    ],
+)
+def test_a_retry_is_compared_token_by_token(after: list[int], says: str) -> None:
+    now = stats(tokens_per_second=106.4)
+    now["compared"] = chat_flow.compare([1, 2, 3], stats(), after, now)
+    html = chat_flow.compared_html(now)
+    assert says in html and "×2.00" in html and "prefix_cache, prompt_lookup" in html
+
+
+def test_effect_of_a_plugin_is_told_also_when_there_was_none() -> None:
+    assert chat_flow.effect("prompt_lookup", stats(), ROLES) == ("good", "bought ~410 ms in the last answer")
+    assert "no match" in chat_flow.effect("prompt_lookup", stats(draft_tokens=0), ROLES)[1]
+    assert chat_flow.effect("prompt_lookup", stats(paused={"prompt_lookup": "loses time"}), ROLES)[0] == "bad"
+    assert chat_flow.effect("other", stats(), ROLES) == ("", "")
+
+
+def test_meter_and_reading_progress() -> None:
+    assert "width:25.00%" in chat_flow.meter_html(1024, 512, 2048)
+    assert "meter high" in chat_flow.meter_html(1900, 0, 2048) and "meter full" in chat_flow.meter_html(5000, 0, 2048)
+    assert "<b>38 %</b>" in live_html(Live(done=380, total=1000), ())
+    assert "480 from cache" in live_html(Live(done=600, total=1000, cached=480), ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script>",
+        "<img src=x onerror=y>",
+        "[x](javascript:alert(1))",
+        "![x](http://evil.example/a.png)",
+    ],
+)
+def test_answers_cannot_bring_code_or_remote_images(text: str) -> None:
+    elements: list[tuple[str, dict[str, str | None]]] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: elements.append((tag, dict(attrs)))  # type: ignore[method-assign]
+    parser.feed(markdown_html(text, [DOCUMENT]))
+    assert {tag for tag, _ in elements} <= {"p", "a"}
+    assert all(str(attributes["href"]).startswith("http") for tag, attributes in elements if tag == "a")
+
+
+def test_markdown_links_and_reasoning() -> None:
+    assert 'rel="noopener noreferrer nofollow"' in markdown_html("[a](https://example.org)")
+    html = markdown_html("<think>hm</think>**yes**")
+    assert html.startswith('<details class="thought">') and "<strong>yes</strong>" in html
+    assert plain_html("a <b>") == "<p>a &lt;b&gt;</p>"
+
+
+def test_citations_are_checked_against_their_page() -> None:
+    assert 'class="cite found"' in markdown_html("It opens at 9:40 [p. 1].", [DOCUMENT])
+    assert 'class="cite unfound"' in markdown_html("It opens at 9:41 [p. 1].", [DOCUMENT])
+    assert 'class="cite missing"' in markdown_html("It opens early [p. 3].", [DOCUMENT])
+    assert 'class="cite" ' in citation_html(2, "It costs little ", [DOCUMENT])
+    assert "cite" not in markdown_html("see [p. 1]")  # nothing to check against
+
+
+def test_option_widgets_follow_the_schema() -> None:
+    class Options(PluginOptions):
+        count: int = Field(8, ge=1, le=64, description="how many")
+        size: float = Field(10.0, gt=0, le=10_000)
+        eager: bool = True
+        mode: Literal["a", "b"] = "a"
+        name: str | None = None
+
+    schemas = Options.model_json_schema()["properties"]
+    made = {name: option_widget(name, schema, schema.get("default")) for name, schema in schemas.items()}
+    kinds = {name: type(widget).__name__ for name, widget in made.items()}
+    assert kinds == {"count": "Slider", "size": "Number", "eager": "Checkbox", "mode": "Dropdown", "name": "Textbox"}
+    assert (made["count"].minimum, made["count"].maximum, made["count"].info) == (1, 64, "how many")
+
+
+async def built(engine: Any, store: Store) -> Any:
+    """A page made where a loop runs; elsewhere Gradio opens one for each of its locks and leaves it open."""
+    return build_page(engine, store)
+
+
+@pytest.fixture
+def page(make_engine: Any) -> Any:
+    """A built page over a tiny model with two drafters and one plugin that failed, its handlers and its store."""
+    engine = make_engine(plugins={"prefix_cache": {}})
+
+    class Echo(Plugin):
+        name, role, exactness = "echo", "drafter", "identical"
+
+        @hookimpl
+        def propose(self, seqs: Any, limits: Any) -> Any:
+            return [Draft([seq.token_ids[-1]]) for seq in seqs]
+
+    engine.registry.add(Echo)
+    with Store() as store:
+        blocks = asyncio.run(built(engine, store))
+        handlers = next(
+            fn.fn.__self__ for fn in blocks.fns.values() if isinstance(getattr(fn.fn, "__self__", None), Handlers)
+        )
+        yield SimpleNamespace(blocks=blocks, handlers=handlers, store=store, desk=handlers.desk, engine=engine)
+
+
+def values(page: Any, enabled: tuple[str, ...] = ("prefix_cache",), max_tokens: int = 20) -> list[Any]:
+    """Values of the sampling and plugin widgets as the page sends them."""
+    plugins = [
+        value
+        for card in page.handlers.ui.controls.cards
+        for value in (card.plugin.name in enabled, *(widget.value for widget in card.fields.values()))
+    ]
+    return [0, 1, max_tokens, None, "", *plugins]
+
+
+def last(changes: Any) -> dict[Any, Any]:
+    """All changes of a generator, the latest of each widget."""
+    merged: dict[Any, Any] = {}
+    for change in changes:
+        merged |= change
+    return merged
+
+
+def test_page_config_is_private_and_complete(page: Any) -> None:
+    config = page.blocks.get_config_file()
+    ids = {component["props"].get("elem_id") for component in config["components"]}
+    assert {"switch-prefix_cache", "switch-prompt_lookup", "switch-echo", "box", "thread", "documents", "meter"} <= ids
+    assert all(
+        dependency["api_visibility"] == "private" for dependency in config["dependencies"] if dependency["targets"]
+    )
+    assert page.blocks.analytics_enabled is False
+    assert "http" not in str([c["props"].get("value") for c in config["components"]])
+
+
+def test_a_question_is_answered_stored_and_retried_with_another_plan(page: Any) -> None:
+    handlers, ui = page.handlers, page.handlers.ui
+    changes = last(handlers.ask(TAB, "Hello", {"conversation": None, "documents": []}, *values(page)))
+    tab = changes[ui.tab]
+    first = page.store.conversations.get(tab["conversation"])
+    assert [message.role for message in first.messages] == ["user", "assistant"]
+    assert changes[ui.live] == "" and 'class="lap"' in changes[ui.thread]
+    changes = last(handlers.retry(TAB, SimpleNamespace(id="0"), tab, *values(page, ("prefix_cache", "echo"))))
+    assert "same tokens as before" in changes[ui.thread]
+    again = page.store.conversations.get(tab["conversation"]).messages
+    assert len(again) == 2 and again[1].token_ids == first.messages[1].token_ids
+    assert "echo" in again[1].stats["plugins"] and len(page.store.runs.list()) == 2
+
+
+def test_an_edit_asks_again_from_the_edited_message(page: Any) -> None:
+    ui = page.handlers.ui
+    tab = last(page.handlers.ask(TAB, "One", {"conversation": None, "documents": []}, *values(page)))[ui.tab]
+    question = page.store.conversations.get(tab["conversation"]).messages[0]
+    last(page.handlers.edit(TAB, SimpleNamespace(id=str(question.id), text="Two"), tab, *values(page)))
+    assert [m.text for m in page.store.conversations.get(tab["conversation"]).messages if m.role == "user"] == ["Two"]
+
+
+def test_closing_a_tab_stops_compute_and_keeps_what_there_is(page: Any) -> None:
+    page.engine.loader.eos_token_ids = frozenset()  # so that it does not end by itself
+    answer = page.handlers.ask(TAB, "Go on", {"conversation": None, "documents": []}, *values(page, max_tokens=4000))
+    for changes in answer:
+        if "writing" in str(changes.get(page.handlers.ui.live)):
+            break
+    answer.close()
+    deadline = time.monotonic() + 5
+    while page.engine._seqs and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not page.engine._seqs
+    message = page.store.conversations.get(page.store.conversations.list()[0].id).messages[-1]
+    assert message.role == "assistant" and message.stats["finish_reason"] == "aborted" and message.token_ids
+
+
+def test_a_plugin_that_cannot_be_added_is_refused_with_the_holder_and_switched_back(page: Any) -> None:
+    ui = page.handlers.ui
+    card = next(card for card in ui.controls.cards if card.plugin.name == "prompt_lookup")
+    enabled = values(page, ("echo", "prompt_lookup"))[len(ui.sampling) :]
+    changes = page.handlers.toggled(card)(*enabled)
+    assert "drafter is held by echo; take it out to enable prompt_lookup" in changes[ui.plan]
+    assert changes[card.switch] is False
+
+
+def test_documents_are_read_saved_and_named_when_they_cannot_be(page: Any, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.md", tmp_path / "bad.pdf"
+    good.write_text("Facts. " * 60)
+    bad.write_bytes(b"")
+    ui = page.handlers.ui
+    changes = last(
+        page.handlers.upload(TAB, [str(good), str(bad)], {"conversation": None, "documents": []}, *values(page))
+    )
+    assert "bad.pdf: is empty" in changes[ui.notice]
+    assert "KV saved" in changes[ui.documents] and 'aria-checked="true"' in changes[ui.documents]
+    assert not good.exists() and not bad.exists()  # the uploaded copies
+    assert len(changes[ui.tab]["documents"]) == 1
+
+
+def test_documents_beyond_the_context_are_refused_with_both_numbers(page: Any, tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("word " * 4000)
+    changes = last(page.handlers.upload(TAB, [str(path)], {"conversation": None, "documents": []}, *values(page)))
+    assert str(page.engine.loader.context) in changes[page.handlers.ui.notice]
+
+
+def test_tab_state_holds_plain_values_only(page: Any) -> None:
+    tab = page.handlers.load({"conversation": None, "documents": []}, "no such conversation")[page.handlers.ui.tab]
+    assert tab == {"conversation": None, "documents": []}
+
+
+def test_an_unanswered_question_can_be_asked_again(page: Any) -> None:
+    key = page.store.conversations.create("m").id
+    page.store.conversations.append(key, "user", "Anyone?")
+    assert "Ask again" in thread_html(page.store.conversations.get(key).messages, (), ROLES, key)
+
+
+def test_used_tokens_count_documents_apart(page: Any, tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("Facts. " * 20)
+    desk: Desk = page.desk
+    stored = desk.add_file(path)
+    used, inside = desk.used_tokens((), [stored.id], None)
+    assert 0 < inside < used
+
+
+def test_a_taken_port_gives_the_next_one() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert port < free_port("127.0.0.1", port) < port + 20
+    with pytest.raises(PitlaneError, match="give --host"):
+        free_port("203.0.113.7", 7860)
