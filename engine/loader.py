@@ -24,6 +24,7 @@ from pitlane.engine.types import BuildContext
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 MAX_LANES = 4  # each gets an equal share of KV memory
 MAX_SEQS = 64
+SMALL = 64 * 2**20
 
 
 class Loader:
@@ -46,9 +47,9 @@ class Loader:
         if max_step_tokens < 1:
             raise BadOption(f"max_step_tokens must be >= 1, got {max_step_tokens}")
         self.device = choose_device(device)
-        self.dtype = choose_dtype(dtype, self.device)
         self.source = resolve(model)
         self.config = self.source.config
+        self.dtype = choose_dtype(dtype, self.device, Needs.of(self.config, torch.float32).weights)
         self.context = choose_context(context, self.config.max_position)
         self.needs = Needs.of(self.config, self.dtype)
         self.max_step_tokens = max_step_tokens
@@ -142,8 +143,12 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """The named dtype, or bfloat16 where the hardware multiplies it, else float32."""
+def choose_dtype(name: str | None, device: torch.device, num_bytes: int) -> torch.dtype:
+    """The named dtype, or bfloat16 where the hardware multiplies it, else float32.
+
+    num_bytes: of the weights in float32. On a CPU, models under `SMALL` stay in float32: they lie in cache, where bfloat16
+    is no faster, and in float32 a draft or a batch tips no visible tie.
+    """
     if name is not None:
         if name not in DTYPES:
             raise BadOption(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
@@ -151,7 +156,7 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if fast and num_bytes >= SMALL else torch.float32
 
 
 def default_settings(device: torch.device) -> Settings:

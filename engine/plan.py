@@ -109,11 +109,11 @@ class Planner:
 
     def resolve(self, settings: Settings) -> Plan:
         """Raises UnknownPlugin, BadOption or PlanConflict."""
-        plugins = [self._plugin(name, dict(options)) for name, options in settings.items()]
-        plugins.sort(key=lambda plugin: (plugin.stage, plugin.name))
+        asked = [self._plugin(name, dict(options)) for name, options in settings.items()]
+        plugins = sorted(asked, key=lambda plugin: (plugin.stage, plugin.name))
         key = tuple(plugin.key for plugin in plugins)
         if key not in self._plans:
-            _check(plugins)
+            _check(asked)
             self._plans[key] = Plan(tuple(plugins), _flatten(plugins))
         return self._plans[key]
 
@@ -139,6 +139,7 @@ class Planner:
 
 
 def _check(plugins: Sequence[Plugin]) -> None:
+    """Refuse what cannot be together; plugins come in the order in which they were asked for."""
     names = {plugin.name for plugin in plugins}
     holders: dict[str, str] = {}
     for plugin in plugins:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable
 
@@ -26,6 +27,7 @@ class Worker:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="pitlane-engine", daemon=True)
                 self._thread.start()
+                atexit.register(self.close)  # a thread inside torch when the interpreter ends would abort it
             self._wake.notify()
 
     def close(self) -> list[Callable[[], None]]:
@@ -35,6 +37,7 @@ class Worker:
             self._wake.notify()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+            atexit.unregister(self.close)
         rest, self._inbox = self._inbox, []
         return rest
 

@@ -117,10 +117,13 @@ def build_page(engine: Engine, store: Store) -> Any:
 
 def _header(engine: Engine) -> str:
     model = engine.loader.describe()
+    name = str(model["model"])
+    short = Path(name).name if name.startswith(("/", ".", "~")) or "\\" in name else name
     return (
         '<header><button type="button" class="side" data-side="left" aria-label="Conversations and documents">☰</button>'
         "<h1><i></i>Pitlane</h1>"
-        f"<p><b>{escape(model['model'])}</b><span>{escape(model['dtype'])} on {escape(model['device'])}</span></p>"
+        f'<p><b title="{escape(name)}">{escape(short)}</b>'
+        f"<span>{escape(model['dtype'])} on {escape(model['device'])}</span></p>"
         '<button type="button" class="theme" aria-label="Light or dark" title="Light or dark"></button>'
         '<button type="button" class="side" data-side="right" aria-label="Plugins">Plugins</button></header>'
     )

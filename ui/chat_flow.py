@@ -6,7 +6,7 @@ is escaped here. `roles` maps plugin names to their roles, which says whose the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, Literal
 
@@ -15,13 +15,21 @@ from pitlane.ui.render import milliseconds
 
 Stats = Mapping[str, Any]
 Roles = Mapping[str, str | None]
-DOT = ' <i class="dot">·</i> '
+NEAR_TIE = (
+    "Identical plugins give the same tokens where arithmetic is exact enough (float64). In shorter types a forward over several "
+    "tokens rounds differently from one over a single token, which can tip a choice between two nearly equal tokens."
+)
 SMALL_MS = 0.1  # what is below is noise of the clock
 
 
 def number(value: float) -> str:
     """An integer with thin spaces between thousands."""
     return f"{value:,.0f}".replace(",", "\u202f")
+
+
+def dotted(parts: Iterable[str]) -> str:
+    """Pieces of a line with dots between them; page.css hides a dot that would begin a line."""
+    return " ".join(f'<span><i class="dot">·</i> {part}</span>' for part in parts)
 
 
 def badge(exactness: str) -> str:
@@ -37,12 +45,12 @@ def drafter_of(stats: Stats, roles: Roles) -> str | None:
 
 def stats_html(stats: Stats, roles: Roles, tools: str = "") -> str:
     """All that stands under an answer: lap bar, stats line, plan chips, comparison with the answer before. tools: buttons."""
-    line = DOT.join(f"<span>{part}</span>" for part in stat_parts(stats, roles))
+    line = dotted(stat_parts(stats, roles))
     chips = "".join(f'<span class="chip">{escape(name)}</span>' for name in stats["plugins"]) or (
         '<span class="chip none">no plugins</span>'
     )
     return (
-        f'<footer class="stats">{lap_html(stats)}<p class="line">{line}</p>'
+        f'<footer class="stats">{lap_html(stats)}<p class="line dots">{line}</p>'
         f'<p class="plan">{chips}{badge(stats["exactness"])}{_ending(stats)}{tools}</p>{compared_html(stats)}</footer>'
     )
 
@@ -136,14 +144,18 @@ def compared_html(stats: Stats) -> str:
     else:
         seed = "" if compared["same_seed"] else "another seed, "
         parts = [f"{seed}first difference at token <b>{first + 1}</b>"]
+        if compared["same_seed"] and stats["exactness"] == "identical" and stats.get("dtype") != "float64":
+            parts.append(
+                f'<span class="why" title="{NEAR_TIE}">a near-tie in {escape(str(stats.get("dtype")))}?</span>'
+            )
     old, new = before["tokens_per_second"], stats["tokens_per_second"]
     if old and new:
         parts.append(f"<b>×{new / old:.2f}</b> tok/s, {old:.0f} → {new:.0f}")
     if before["ttft_ms"] is not None:
         parts.append(f"TTFT {milliseconds(before['ttft_ms'])} → <b>{milliseconds(stats['ttft_ms'])}</b>")
     names = ", ".join(compared["plugins"]) or "no plugins"
-    line = DOT.join(f"<span>{part}</span>" for part in parts)
-    return f'<p class="compared"><span>against <em>{escape(names)}</em></span>{DOT}{line}</p>'
+    line = dotted([f"against <em>{escape(names)}</em>", *parts])
+    return f'<div class="compared"><p class="dots">{line}</p></div>'
 
 
 def effect(name: str, stats: Stats | None, roles: Roles) -> tuple[Literal["", "good", "bad", "idle"], str]:

@@ -13,7 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from pitlane.storage.types import Conversation, Document, Message, SearchHit, StoredDocument
-from pitlane.ui.chat_flow import DOT, Roles, number, reading_html, stats_html
+from pitlane.ui.chat_flow import Roles, dotted, number, reading_html, stats_html
 from pitlane.ui.markup import highlighted, markdown_html, plain_html
 from pitlane.ui.render import size
 
@@ -142,7 +142,7 @@ def _document(row: DocumentRow) -> str:
     return (
         f'<div class="item document"><button type="button" class="attach" role="checkbox" aria-checked="{state}" '
         f'data-do="attach" data-id="{stored.id}" title="{hint}"><i class="tick"></i>'
-        f"<span>{escape(stored.title)}<small>{DOT.join(facts)}</small></span></button>"
+        f'<span>{escape(stored.title)}<small class="dots">{dotted(facts)}</small></span></button>'
         f"{button('discard', stored.id, 'Remove the document and its saved KV', 'remove')}{bar}</div>"
     )
 
@@ -192,8 +192,9 @@ def live_html(live: Live, documents: Sequence[Document]) -> str:
     elif not live.num_tokens:
         inner = reading_html(live.done, live.total, live.cached)
     else:
-        speed = f"{DOT}<span><b>{live.tokens_per_second:.1f}</b> tok/s</span>" if live.tokens_per_second else ""
-        line = f'<p class="line"><span><b>{number(live.num_tokens)}</b> tokens</span>{speed}</p>'
+        facts = [f"<b>{number(live.num_tokens)}</b> tokens"]
+        facts += [f"<b>{live.tokens_per_second:.1f}</b> tok/s"] if live.tokens_per_second else []
+        line = f'<p class="line dots">{dotted(facts)}</p>'
         body = markdown_html(live.text, documents)
         inner = f'<div class="body writing">{body}</div><footer class="stats">{line}</footer>'
     return f'<div class="thread"><article class="message answer live" aria-live="polite">{inner}</article></div>'

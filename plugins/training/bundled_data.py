@@ -16,7 +16,14 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from pitlane.plugins.training import bundled_tokenizer as tokens
-from pitlane.plugins.training.docqa import Turn, document_message, make_document, make_small_talk, make_system, make_turns
+from pitlane.plugins.training.docqa import (
+    Turn,
+    document_message,
+    make_document,
+    make_small_talk,
+    make_system,
+    make_turns,
+)
 
 Ids = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]

@@ -31,6 +31,14 @@ from pitlane.plugins.training.docqa_templates import (
 from pitlane.plugins.training.docqa_values import VALUES, invented, person
 
 GLUE = "\0"
+KEY_FORMS = (
+    "{n} {a}: {v}",
+    "{n} {a}: {v}",
+    "{a} of {e}: {v}",
+    "{n}, {a}: {v}",
+    "{a} ({n}): {v}",
+    "{n}: {a} {v}",
+)
 
 
 class Entity(NamedTuple):

@@ -1,7 +1,8 @@
 """Write the bundled sample document: the track guide of a karting club that does not exist, three pages.
 
-Written by hand, in plain sentences such as the bundled model can answer from; it is in no training data. Byte-reproducible: the same reportlab
-gives the same file. Run as `python -m pitlane.plugins.training.sample_pdf FILE`. Needs `pip install reportlab`.
+Written by hand, in plain sentences such as the bundled model can answer from; it is in no training data.
+Byte-reproducible: the same reportlab gives the same file. Needs `pip install reportlab`. Run as
+`python -m pitlane.plugins.training.sample_pdf FILE`.
 """
 
 from __future__ import annotations

@@ -62,6 +62,11 @@ STAGES = (
     Stage(0.70, Mixture(length=640, min_chars=200, max_chars=1100, turns=10)),
     Stage(1.01, Mixture(length=1024, min_chars=300, max_chars=2000, turns=12)),
 )
+CONFIG_KEYS = (
+    "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "hidden_act max_position_embeddings rms_norm_eps rope_parameters tie_word_embeddings attention_bias mlp_bias "
+    "initializer_range bos_token_id eos_token_id pad_token_id transformers_version"
+).split()
 EVAL_CHARS = (250, 1200)
 EVAL_SEED = 10**9
 
@@ -94,8 +99,9 @@ def build_model(settings: Settings) -> LlamaForCausalLM:
 def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     """Write weights in bf16, configs and tokenizer; each file replaces the old one in one step."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = model.config.to_dict() | {"dtype": "bfloat16", "rope_theta": 10000.0, "architectures": ["LlamaForCausalLM"]}
-    config.pop("_name_or_path", None)
+    every = model.config.to_dict()
+    config = {key: every[key] for key in CONFIG_KEYS}
+    config |= {"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16", "rope_theta": every["rope_parameters"]["rope_theta"]}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     generation = {"bos_token_id": tokens.BOS_ID, "eos_token_id": tokens.END_ID, "pad_token_id": tokens.PAD_ID}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")

@@ -167,7 +167,13 @@ def reference_hash(seed: int, sample_index: int, position: int, token: int) -> i
     return mix(mix((token * GOLDEN + key) & MASK))
 
 
-KNOWN_ANSWERS = """KNOWN"""
+KNOWN_ANSWERS = {
+    (0, 0, 0): [0.0640478918634563, -0.584782800983562, 6.51162746380917, 0.0664963536544744],
+    (1, 0, 0): [-0.471845679359974, 0.470759939073088, 1.12808290847858, -0.350468049613184],
+    (0, 1, 0): [0.945131740884488, 0.376975389656139, 0.629131834954434, -0.993496735827855],
+    (0, 0, 1): [2.8494014020648, -0.323029100831825, 0.710784346312638, -0.945850409438197],
+    (9223372036854775807, 3, 1000000): [2.76364657118955, 1.84922766785725, 1.18988444829611, -0.49409743028144],
+}
 
 
 @pytest.mark.parametrize("arguments", list(KNOWN_ANSWERS))
@@ -271,7 +277,9 @@ def test_penalties_follow_their_definition(dtype: torch.dtype) -> None:
         found = penalise(logits, prompt, completion, params)
         assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         tolerance = 1e-14 if dtype == torch.float64 else 1e-5
-        torch.testing.assert_close(found.double(), torch.tensor(expected).double(), atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(
+            found.double(), torch.tensor(expected, dtype=torch.float64), atol=tolerance, rtol=tolerance
+        )
         assert torch.equal(logits, before), "the given logits are not changed"
 
 

@@ -88,6 +88,13 @@ def test_a_retry_is_compared_token_by_token(after: list[int], says: str) -> None
     assert says in html and "×2.00" in html and "prefix_cache, prompt_lookup" in html
 
 
+def test_a_difference_under_identical_plugins_is_explained_by_rounding_only_in_short_types() -> None:
+    for dtype, explained in (("bfloat16", True), ("float64", False)):
+        now = stats(dtype=dtype)
+        now["compared"] = chat_flow.compare([1, 2], stats(), [1, 3], now)
+        assert ("near-tie" in chat_flow.compared_html(now)) is explained
+
+
 def test_effect_of_a_plugin_is_told_also_when_there_was_none() -> None:
     assert chat_flow.effect("prompt_lookup", stats(), ROLES) == ("good", "bought ~410 ms in the last answer")
     assert "no match" in chat_flow.effect("prompt_lookup", stats(draft_tokens=0), ROLES)[1]

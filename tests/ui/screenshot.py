@@ -1,0 +1,53 @@
+"""Take the picture of the page for README and docs: `python tests/ui/screenshot.py docs/screenshot.png [MODEL] [dark]`.
+
+A real run: the sample is asked, a plugin is switched on, the question is asked again. Needs Chromium; not collected by pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+
+QUESTIONS = ("What is the lap record?", "What does the guide say about the speed limit in the pit lane?")
+ARGUMENTS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update".split()
+
+
+def take(target: str, model: str, dark: bool) -> None:
+    """Serve the page over a fresh home, drive it, write a PNG of 1280 x 860 pixels."""
+    from playwright.sync_api import sync_playwright
+
+    from pitlane.storage.db import Store
+    from pitlane.ui.app import build_page, free_port, serve
+    from pitlane.ui.session import EngineOptions
+
+    with EngineOptions(model=model).build() as engine, Store() as store, sync_playwright() as playwright:
+        blocks = build_page(engine, store)
+        _, url, _ = serve(blocks, host="127.0.0.1", port=free_port("127.0.0.1", 0), block=False)
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1280, "height": 860}, color_scheme="dark" if dark else "light")
+        page.goto(url)
+        page.click(f"text={QUESTIONS[0]}")
+        done = "n => document.querySelectorAll('#thread .stats .lap').length === n"
+        page.wait_for_function(done, arg=1)
+        page.fill("#box textarea", QUESTIONS[1])
+        page.keyboard.press("Enter")
+        page.wait_for_function(done, arg=2)
+        page.wait_for_selector("#send", state="visible")
+        page.click("#switch-prompt_lookup input")
+        page.wait_for_selector("#plan :text('prompt_lookup')")
+        page.hover(".message.answer:last-child")
+        page.click(".message.answer:last-child [data-do=retry]")
+        page.wait_for_selector(".compared")
+        page.mouse.move(640, 840)
+        page.wait_for_timeout(500)
+        page.screenshot(path=target)
+        browser.close()
+        blocks.close(verbose=False)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as own_home:
+        os.environ |= {"PITLANE_HOME": own_home, "PITLANE_LOAD": ""}
+        take(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "bundled", "dark" in sys.argv[3:])
