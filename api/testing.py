@@ -39,7 +39,7 @@ def clearness(reference: Result, at: int, other: int, sampling: SamplingParams) 
     scores = dict(zip(ids.tolist(), (values + sampling.temperature * noise).tolist(), strict=True))
     edge = float(values[sampling.top_k - 1] + values[sampling.top_k]) / 2
     to_edge = min(abs(logprobs[chosen] - edge), abs(logprobs[other] - edge))
-    return min(abs(scores[chosen] - scores[other]), to_edge)
+    return float(min(abs(scores[chosen] - scores[other]), to_edge))
 
 
 def assert_only_ties_differ(

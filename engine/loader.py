@@ -13,6 +13,7 @@ import torch
 from pitlane.engine.errors import BadOption, PluginFailed
 from pitlane.engine.lane import BLOCK_SIZE, Lane, LaneLimits, fingerprint
 from pitlane.engine.memory import Needs, available, check_fit, gib
+from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.layers import Builder, Linear, LinearPart
 from pitlane.engine.models.registry import build_model, resolve
 from pitlane.engine.plan import HookError, Plan, Settings
@@ -49,7 +50,7 @@ class Loader:
         self.device = choose_device(device)
         self.source = resolve(model)
         self.config = self.source.config
-        self.dtype = choose_dtype(dtype, self.device, Needs.of(self.config, torch.float32).weights)
+        self.dtype = choose_dtype(dtype, self.device, self.config)
         self.context = choose_context(context, self.config.max_position)
         self.needs = Needs.of(self.config, self.dtype)
         self.max_step_tokens = max_step_tokens
@@ -143,11 +144,11 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def choose_dtype(name: str | None, device: torch.device, num_bytes: int) -> torch.dtype:
+def choose_dtype(name: str | None, device: torch.device, config: ModelConfig) -> torch.dtype:
     """The named dtype, or bfloat16 where the hardware multiplies it, else float32.
 
-    num_bytes: of the weights in float32. On a CPU, models under `SMALL` stay in float32: they lie in cache, where bfloat16
-    is no faster, and in float32 a draft or a batch tips no visible tie.
+    On a CPU, models of less than `SMALL` bytes stay in float32: they lie in cache, where bfloat16 is no faster, and in
+    float32 a draft or a batch tips no visible tie.
     """
     if name is not None:
         if name not in DTYPES:
@@ -156,7 +157,7 @@ def choose_dtype(name: str | None, device: torch.device, num_bytes: int) -> torc
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast and num_bytes >= SMALL else torch.float32
+    return torch.bfloat16 if fast and Needs.of(config, torch.float32).weights >= SMALL else torch.float32
 
 
 def default_settings(device: torch.device) -> Settings:

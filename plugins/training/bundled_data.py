@@ -27,7 +27,7 @@ from pitlane.plugins.training.docqa import (
 
 Ids = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
-ANSWER_WEIGHT, RECALL_WEIGHT, PROMPT_WEIGHT, TEXT_WEIGHT = 1.0, 1.0, 0.1, 0.25
+VALUE_WEIGHT, ANSWER_WEIGHT, RECALL_WEIGHT, PROMPT_WEIGHT, TEXT_WEIGHT = 4.0, 1.0, 1.0, 0.02, 0.1
 
 
 class Example(NamedTuple):
@@ -47,8 +47,15 @@ class Mixture:
     max_chars: int
     turns: int
     recall_share: float = 0.03
-    text_share: float = 0.15
+    text_share: float = 0.12
     chat_share: float = 0.03
+
+
+def answer_weights(answer: str, value: str, offsets: list[tuple[int, int]]) -> list[float]:
+    """Weigh the tokens of an answer; those that touch the value weigh most, as only they need the right place found."""
+    first = answer.find(value) if value else len(answer)
+    last = first + len(value)
+    return [VALUE_WEIGHT if start < last and end > first else ANSWER_WEIGHT for start, end in offsets]
 
 
 class ExampleMaker:
@@ -62,17 +69,19 @@ class ExampleMaker:
     def conversation(self, system: str, turns: Sequence[Turn]) -> Example:
         """Lay out a chat exactly as the chat template does."""
         ids, weights, answers = [tokens.BOS_ID], [0.0], []
-        messages = [(tokens.SYSTEM_ID, system)] if system else []
+        messages = [(tokens.SYSTEM_ID, system, "")] if system else []
         for turn in turns:
-            messages += [(tokens.USER_ID, turn.question), (tokens.ASSISTANT_ID, turn.answer)]
-        encoded = self.tokenizer.encode_batch_fast([text for _, text in messages])
-        for (role, _), content in zip(messages, encoded, strict=True):
+            value = turn.fact.value if turn.fact else ""
+            messages += [(tokens.USER_ID, turn.question, ""), (tokens.ASSISTANT_ID, turn.answer, value)]
+        encoded = self.tokenizer.encode_batch([text for _, text, _ in messages])
+        for (role, text, value), content in zip(messages, encoded, strict=True):
             head, body = [role, *self.newline], [*content.ids, tokens.END_ID]
+            body_weights = [PROMPT_WEIGHT] * len(body)
             if role == tokens.ASSISTANT_ID:
                 answers.append((len(ids) + len(head), len(ids) + len(head) + len(body)))
-            weight = ANSWER_WEIGHT if role == tokens.ASSISTANT_ID else PROMPT_WEIGHT
+                body_weights = [*answer_weights(text, value, content.offsets), ANSWER_WEIGHT]
             ids += head + body + self.newline
-            weights += [0.0] * len(head) + [weight] * len(body) + [0.0] * len(self.newline)
+            weights += [0.0] * len(head) + body_weights + [0.0] * len(self.newline)
         return Example(ids, weights, answers)
 
     def document(self, rng: Random, target_chars: int, num_turns: int) -> Example:
@@ -94,7 +103,10 @@ class ExampleMaker:
         Copying appears far sooner with such rows mixed in at the start than from documents alone.
         """
         vocab_size = self.tokenizer.get_vocab_size()
-        pool = [rng.choices(range(len(tokens.SPECIAL_TOKENS), vocab_size), k=rng.randint(3, 12)) for _ in range(rng.randint(2, 8))]
+        pool = [
+            rng.choices(range(len(tokens.SPECIAL_TOKENS), vocab_size), k=rng.randint(3, 12))
+            for _ in range(rng.randint(2, 8))
+        ]
         ids, weights, seen, repeats = [tokens.BOS_ID], [0.0], set(), []
         while len(ids) < length:
             choice = rng.randrange(len(pool))

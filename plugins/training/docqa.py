@@ -171,7 +171,7 @@ def _key_lines(draft: _Draft, width: int) -> str:
     if rng.random() < 0.5:
         return _entity_block(draft)
     lines = []
-    form = rng.choice(("{n} {a}: {v}", "{n} {a}: {v}", "{a}, {n}: {v}", "{a} of {e}: {v}", "{n}, {a}: {v}", "{a} ({n}): {v}", "{n}: {a} {v}"))
+    form = rng.choice(KEY_FORMS)
     for _ in range(min(rng.randint(2, 4), len(draft.pairs))):
         fact = draft.state(draft.pairs.pop(), sentence=False)
         shape = form.replace("{a}", fact.attribute.name) if fact.attribute.name else "{n}: {v}"
@@ -199,7 +199,9 @@ def _table(draft: _Draft, width: int) -> str:
     rows = [entity for entity in entities if all((entity, column) in open_pairs for column in columns)][:4]
     if len(rows) < 2 or not columns:
         return _key_lines(draft, width)
-    lines = [" ".join([rng.choice(("Name", "Item", "What", "")), *(_capital(column.name) for column in columns)]).strip()]
+    lines = [
+        " ".join([rng.choice(("Name", "Item", "What", "")), *(_capital(column.name) for column in columns)]).strip()
+    ]
     for entity in rows:
         facts = [draft.state((entity, column), sentence=False) for column in columns]
         lines.append(" ".join([_capital(entity.noun), *(fact.value for fact in facts)]))
@@ -227,14 +229,18 @@ def make_document(rng: Random, target_chars: int) -> Document:
         if not blocks:
             break
         pages.append(rng.choice(("\n", "\n", "\n", "\n\n")).join(blocks))
-    file_name = f"{rng.choice((name, place, invented(rng), 'sample', 'document')).lower().replace(' ', rng.choice('-_'))}.pdf"
+    file_name = (
+        f"{rng.choice((name, place, invented(rng), 'sample', 'document')).lower().replace(' ', rng.choice('-_'))}.pdf"
+    )
     return Document(file_name, pages, draft.facts, missing + draft.pairs)
 
 
 def _draw_pairs(rng: Random, kind: Kind, target_chars: int) -> list[tuple[Entity, Attribute]]:
     num_entities = max(2, min(12, target_chars // 220 + rng.randint(0, 2)))
     entities = list(dict.fromkeys(make_entity(rng, kind) for _ in range(num_entities)))
-    attributes = [ATTRIBUTES[name] for name in rng.sample(kind.attributes, min(len(kind.attributes), rng.randint(4, 9)))]
+    attributes = [
+        ATTRIBUTES[name] for name in rng.sample(kind.attributes, min(len(kind.attributes), rng.randint(4, 9)))
+    ]
     pairs = [(entity, attribute) for entity in entities for attribute in attributes]
     if rng.random() < 0.6:
         pairs += _draw_labels(rng, max(2, len(pairs) // 3))

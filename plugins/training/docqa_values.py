@@ -129,7 +129,9 @@ def percent(rng: Random) -> str:
 def code(rng: Random) -> str:
     letters = "".join(rng.choices("ABCDEFGHJKLMNPQRSTUVWXYZ", k=rng.randint(1, 3)))
     digits = "".join(rng.choices("0123456789", k=rng.randint(2, 5)))
-    return rng.choice((f"{letters}-{digits}", f"{letters}{digits}", digits + rng.choice("0123456789"), f"{digits}/{letters}"))
+    return rng.choice(
+        (f"{letters}-{digits}", f"{letters}{digits}", digits + rng.choice("0123456789"), f"{digits}/{letters}")
+    )
 
 
 def phone(rng: Random) -> str:
@@ -149,7 +151,9 @@ def measure(*units: str) -> Callable[[Random], str]:
     """Return a maker of numbers that carry one of the given units."""
 
     def draw(rng: Random) -> str:
-        number = rng.choice((str(rng.randint(2, 99)), f"{rng.randint(100, 2400)}", f"{rng.randint(1, 90)}.{rng.randint(1, 9)}"))
+        number = rng.choice(
+            (str(rng.randint(2, 99)), f"{rng.randint(100, 2400)}", f"{rng.randint(1, 90)}.{rng.randint(1, 9)}")
+        )
         return f"{number} {rng.choice(units)}"
 
     return draw

@@ -22,7 +22,9 @@ RED, INK, PALE = colors.HexColor("#b3261e"), colors.HexColor("#1f2328"), colors.
 BODY = ParagraphStyle("body", fontName="Helvetica", fontSize=11, leading=16, textColor=INK, spaceAfter=7)
 TITLE = ParagraphStyle("title", parent=BODY, fontName="Helvetica-Bold", fontSize=27, leading=33, spaceAfter=2)
 SUBTITLE = ParagraphStyle("subtitle", parent=BODY, fontSize=14, leading=19, textColor=RED, spaceAfter=16)
-HEADING = ParagraphStyle("heading", parent=BODY, fontName="Helvetica-Bold", fontSize=15, leading=20, spaceBefore=12, textColor=RED)
+HEADING = ParagraphStyle(
+    "heading", parent=BODY, fontName="Helvetica-Bold", fontSize=15, leading=20, spaceBefore=12, textColor=RED
+)
 
 PRICES = (
     ("Item", "Price"),
@@ -41,7 +43,10 @@ PAGES: tuple[tuple[tuple[str, str], ...], ...] = (
         ("body", "The club is open on Wednesday to Sunday. It stays shut in January, when the kerbs are painted."),
         ("heading", "Getting here"),
         ("body", "The address of the club is 27 Quarry Lane. The car park has 85 spaces and is free for drivers."),
-        ("body", "The phone number of the office is 0441 720 318. The email address of the office is hello@northfield.example."),
+        (
+            "body",
+            "The phone number of the office is 0441 720 318. The email address of the office is hello@northfield.example.",
+        ),
     ),
     (
         ("heading", "Prices"),

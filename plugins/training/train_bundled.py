@@ -44,8 +44,19 @@ class Settings:
     muon_lr: float = 3e-3
     adam_lr: float = 1e-3
     warmup: float = 0.02
-    prompt_keep: float = 0.3
+    prompt_keep: float = 0.15
     seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line."""
+
+    out: Path
+    minutes: float
+    text: list[Path]
+    start: Path | None
+    share: float
 
 
 class Stage(NamedTuple):
@@ -58,7 +69,7 @@ class Stage(NamedTuple):
 STAGES = (
     Stage(0.06, Mixture(length=256, min_chars=100, max_chars=260, turns=6, recall_share=0.3)),
     Stage(0.20, Mixture(length=256, min_chars=100, max_chars=260, turns=6, recall_share=0.1)),
-    Stage(0.45, Mixture(length=384, min_chars=120, max_chars=500, turns=8)),
+    Stage(0.50, Mixture(length=384, min_chars=120, max_chars=500, turns=8)),
     Stage(0.70, Mixture(length=640, min_chars=200, max_chars=1100, turns=10)),
     Stage(1.01, Mixture(length=1024, min_chars=300, max_chars=2000, turns=12)),
 )
@@ -101,7 +112,11 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     every = model.config.to_dict()
     config = {key: every[key] for key in CONFIG_KEYS}
-    config |= {"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16", "rope_theta": every["rope_parameters"]["rope_theta"]}
+    config |= {
+        "architectures": ["LlamaForCausalLM"],
+        "dtype": "bfloat16",
+        "rope_theta": every["rope_parameters"]["rope_theta"],
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     generation = {"bos_token_id": tokens.BOS_ID, "eos_token_id": tokens.END_ID, "pad_token_id": tokens.PAD_ID}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
@@ -190,14 +205,13 @@ class Optimizers:
 class Trainer:
     """The loop: batches by stage, steps, log lines, evaluations and checkpoints."""
 
-    def __init__(self, settings: Settings, tokenizer: Tokenizer, maker: ExampleMaker, out: Path, minutes: float) -> None:
-        self.settings, self.tokenizer, self.maker, self.out = settings, tokenizer, maker, out
-        self.model = build_model(settings)
+    def __init__(self, settings: Settings, model: LlamaForCausalLM, maker: ExampleMaker, options: Options) -> None:
+        self.settings, self.model, self.maker, self.options = settings, model, maker, options
         self.optimizers = Optimizers(self.model, settings)
         self.eval_sets = {f"{chars} characters": held_out(maker, chars, 24) for chars in EVAL_CHARS}
         self.eval_sets["recall"] = [maker.recall(Random(EVAL_SEED + index), 256) for index in range(8)]
-        self.seconds = minutes * 60
-        self.start = time.monotonic()
+        self.seconds = options.minutes * 60
+        self.start = time.monotonic() - options.share * self.seconds
         self.step = self.num_tokens = 0
         self.losses: list[float] = []
 
@@ -207,9 +221,10 @@ class Trainer:
 
     def run(self) -> None:
         """Train until the time is up."""
-        next_report, next_save = 0.01, 0.05
+        next_report, next_save = self.share + 0.01, self.share + 0.05
         for stage, source in self._stages():
-            print(json.dumps({"stage": asdict(stage.mixture)}), flush=True)
+            if self.share < stage.until:
+                print(json.dumps({"stage": asdict(stage.mixture)}), flush=True)
             while self.share < min(1.0, stage.until):
                 self._train_step(source)
                 if self.share > next_report:
@@ -217,9 +232,9 @@ class Trainer:
                     self._report()
                 if self.share > next_save:
                     next_save = self.share + 180 / self.seconds
-                    export(self.model, self.tokenizer, self.out)
+                    export(self.model, self.maker.tokenizer, self.options.out)
         self._report()
-        export(self.model, self.tokenizer, self.out)
+        export(self.model, self.maker.tokenizer, self.options.out)
 
     def _stages(self) -> Iterator[tuple[Stage, Iterator[tuple[object, object]]]]:
         for number, stage in enumerate(STAGES):
@@ -246,7 +261,7 @@ class Trainer:
             "minutes": round(elapsed / 60, 1),
             "step": self.step,
             "tokens": self.num_tokens,
-            "tokens_per_second": round(self.num_tokens / elapsed),
+            "tokens_per_second": round(self.num_tokens / (elapsed - self.options.share * self.seconds)),
             "loss": round(sum(self.losses) / max(1, len(self.losses)), 3),
             "accuracy": accuracy,
         }
@@ -267,20 +282,33 @@ def tokenizer_texts(texts: list[str]) -> Iterator[str]:
         yield from text[:600_000].split("\n")
 
 
-def main() -> None:
-    """Run the command line."""
+def parse_options() -> Options:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description="Train Pitlane's bundled model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--minutes", type=float, default=45.0, help="wall time of the training loop")
+    parser.add_argument("--minutes", type=float, default=45.0, help="wall time of the whole training loop")
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="plain-text files to mix in")
-    arguments = parser.parse_args()
+    parser.add_argument("--start", type=Path, help="go on from the model in this folder instead of from random weights")
+    parser.add_argument(
+        "--share", type=float, default=0.0, help="share of the minutes that is over already (with --start)"
+    )
+    return Options(**vars(parser.parse_args()))
+
+
+def main() -> None:
+    """Run the command line."""
+    options = parse_options()
     settings = Settings()
-    texts = [path.read_text(encoding="utf-8") for path in arguments.text]
-    tokenizer = tokens.train_tokenizer(tokenizer_texts(texts), settings.vocab_size)
-    trainer = Trainer(settings, tokenizer, ExampleMaker(tokenizer, texts), arguments.out, arguments.minutes)
-    num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    texts = [path.read_text(encoding="utf-8") for path in options.text]
+    if options.start:
+        tokenizer = Tokenizer.from_file(str(options.start / "tokenizer.json"))
+        model = LlamaForCausalLM.from_pretrained(options.start, dtype=torch.float32)
+    else:
+        tokenizer = tokens.train_tokenizer(tokenizer_texts(texts), settings.vocab_size)
+        model = build_model(settings)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(json.dumps(asdict(settings) | {"parameters": num_parameters}), flush=True)
-    trainer.run()
+    Trainer(settings, model, ExampleMaker(tokenizer, texts), options).run()
 
 
 if __name__ == "__main__":

@@ -179,8 +179,6 @@ def test_the_child_starts_without_torch(tmp_path: Path) -> None:
 
 
 def test_the_working_folder_brings_no_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if sys.version_info < (3, 11):
-        pytest.skip("Python 3.10 has no safe path")
     (tmp_path / "pypdfium2.py").write_text("raise SystemExit('wrong module')")
     monkeypatch.chdir(tmp_path)
     assert load_document(write(tmp_path, "a.pdf", SIMPLE_PDF)).pages[0].text == "Hello lane"

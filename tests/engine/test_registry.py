@@ -113,7 +113,7 @@ def test_a_file_that_does_not_import_is_isolated(
         ("name, exactness = 'odd', 'identical'\n    @hookimpl\n    def prepose(self): pass", "unknown hook 'prepose'"),
         (
             "name, exactness = 'odd', 'identical'\n    @hookimpl\n    def propose(self, seqs, limitz): pass",
-            "Argument.*limitz.*but not in the hookspec",
+            "Argument.*limitz.*can not be found in the hookspec",
         ),
         ("name, exactness, role = 'odd', 'identical', 'driver'", "odd.role must be None or one of drafter, .*'driver'"),
         ("name, exactness = 'odd', 'exact'", "odd.exactness must be one of identical, rounding, approximate, steering"),

@@ -124,12 +124,12 @@ def test_an_error_in_the_loop_aborts(aborts: Aborts) -> None:
 
 
 def test_leaving_the_with_block_aborts(aborts: Aborts) -> None:
-    with filled(aborts) as stream:
+    with filled(aborts) as left:
         assert aborts.count == 0
     assert aborts.count == 1
-    with filled(aborts) as stream:
-        stream.result()
-    assert aborts.count == 1
+    with filled(aborts) as read:
+        read.result()
+    assert aborts.count == 1 and left.result() is RESULT
 
 
 def test_garbage_collection_aborts(aborts: Aborts) -> None:

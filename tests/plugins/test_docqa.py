@@ -106,7 +106,9 @@ def test_training_rows_follow_the_chat_template_of_the_bundled_model() -> None:
     document = docqa.make_document(rng, 500)
     turns = docqa.make_turns(rng, document, 3)
     system = docqa.document_message(document.title, document.pages)
-    example = ExampleMaker(tokenizers.Tokenizer.from_file(str(BUNDLED / "tokenizer.json")), []).conversation(system, turns)
+    example = ExampleMaker(tokenizers.Tokenizer.from_file(str(BUNDLED / "tokenizer.json")), []).conversation(
+        system, turns
+    )
     messages = [{"role": "system", "content": system}]
     for turn in turns:
         messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]

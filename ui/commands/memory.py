@@ -58,8 +58,8 @@ def estimate(
     from pitlane.engine.models.registry import resolve
 
     place = choose_device(device)
-    kind = choose_dtype(dtype, place)
     config = resolve(model).config
+    kind = choose_dtype(dtype, place, config)
     tokens = choose_context(context, config.max_position)
     needs, free = Needs.of(config, kind), available(place)
     room = max(0, free - needs.weights - RESERVE) // needs.kv_per_token

@@ -1,0 +1,281 @@
+"""Attention over spans, chunks, trees and windows against one softmax per query in float64, on batches that a lane built."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from pitlane import Draft, SamplingParams, Sequence
+from pitlane.engine.attention import SpanAttention, _attend_flash_cpu, _attend_plain, _merge
+from pitlane.engine.batch import Batch
+from pitlane.engine.lane import Lane, LaneLimits
+from pitlane.engine.types import KVGroup, Timing
+from pitlane.engine.verify import depths
+
+CPU = torch.device("cpu")
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6}
+
+
+@dataclass
+class Groups:
+    """All that a lane asks of a model."""
+
+    kv_groups: tuple[KVGroup, ...]
+
+    def forward(self, *_: Any) -> Tensor:
+        raise AssertionError("not run here")
+
+
+@dataclass
+class Setting:
+    """A lane of one KV group, filled with random keys and values, and the queries of one batch."""
+
+    lane: Lane
+    seqs: list[Sequence]
+    heads: int
+    window: int | None
+    generator: torch.Generator
+    queries: Tensor = field(default_factory=lambda: torch.empty(0))  # of the last run
+
+    def __post_init__(self) -> None:
+        for store in self.lane.stores:
+            store.data.copy_(self.random(*store.data.shape))
+
+    def random(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64).to(self.lane.stores[0].data.dtype)
+
+    def run(self, plain: bool = False) -> tuple[Tensor, Tensor]:
+        """Found and expected [T, H, D]; expected in float64."""
+        batch = self.lane.build_batch(self.seqs)
+        store = self.lane.stores[0]
+        _, _, kv_heads, _, dim = store.data.shape
+        q = self.queries = self.random(batch.num_tokens, self.heads, dim)
+        k, v = (self.random(batch.num_tokens, kv_heads, dim) for _ in "kv")
+        attention = SpanAttention(dim**-0.5, CPU)
+        if plain:
+            attention.attend = _attend_plain
+        store.write(1, batch.slots[0], k, v)
+        found = attention(q, k, v, store, 1, batch, 0)
+        assert found.shape == q.shape and found.dtype == q.dtype
+        return found, torch.cat(
+            [
+                self.reference(seq, q[query.begin : query.end])
+                for seq, query in zip(self.seqs, batch.queries, strict=True)
+            ]
+        )
+
+    def reference(self, seq: Sequence, q: Tensor) -> Tensor:
+        """The definition: query i sees all before its sequence's queries and its ancestors, within the window."""
+        first = seq.num_computed_tokens
+        store, table = self.lane.stores[0], seq.block_tables[0]
+        size = self.lane.pool.block_size
+        positions = list(range(seq.num_tokens if seq.draft else first + seq.num_scheduled_tokens))
+        parents = list(range(-1, len(positions) - 1))
+        if seq.draft is not None:
+            links = seq.draft.parents or list(range(-1, len(seq.draft.token_ids) - 1))
+            parents += [seq.num_tokens + parent for parent in links]
+            positions += [seq.num_tokens - 1 + depth for depth in depths(links)]
+        out = []
+        for i, query in enumerate(q.double()):
+            node, seen = first + i, []
+            while node >= 0:
+                if self.window is None or positions[first + i] - positions[node] < self.window:
+                    seen.append(table[node // size] * size + node % size)
+                node = parents[node]
+            keys, values = store.data[:, 1, :, seen].double()
+            keys, values = (x.repeat_interleave(self.heads // x.shape[0], 0) for x in (keys, values))
+            weights = (torch.einsum("hd,hsd->hs", query, keys) * q.shape[-1] ** -0.5).softmax(-1)
+            out.append(torch.einsum("hs,hsd->hd", weights, values))
+        return torch.stack(out)
+
+
+def make_setting(
+    seqs: list[tuple[int, int, Draft | None]],
+    *,
+    heads: tuple[int, int] = (4, 2),
+    dim: int = 16,
+    window: int | None = None,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> Setting:
+    """seqs: (tokens computed, tokens scheduled, draft), their blocks scattered among each other."""
+    group = KVGroup((0, 1), heads[1], dim, window)
+    total = sum(first + count + 100 for first, count, _ in seqs)
+    limits = LaneLimits(group.bytes_per_token(dtype) * 2 * total, 10_000, 10_000)
+    lane = Lane(Groups((group,)), "", dim**-0.5, dtype, CPU, limits, lambda *_: None, lambda *_: None)
+    made = []
+    for number, (first, count, draft) in enumerate(seqs):
+        seq = Sequence(
+            id=number,
+            token_ids=[1] * (first + count),
+            num_prompt_tokens=1,
+            sampling=SamplingParams(max_tokens=10_000),
+            seed=0,
+            plan=cast(Any, None),
+            detokenizer=cast(Any, None),
+            timing=Timing(0.0),
+            stop_token_ids=frozenset(),
+        )
+        seq.num_computed_tokens, seq.num_scheduled_tokens, seq.draft = first, count, draft
+        made.append(seq)
+    generator = random.Random(seed)
+    for target in range(0, 10_000, 32):  # grown in turns, in chunks, so that tables are cut into several runs
+        growing = [seq for seq in made if seq.num_tokens > target]
+        generator.shuffle(growing)
+        for seq in growing:
+            lane.pool.reserve(seq, min(seq.num_tokens, target + generator.choice([32, 64, 96])))
+    for seq in made:
+        lane.pool.reserve(seq, seq.num_tokens)
+        lane.pool.drop(seq, seq.num_computed_tokens)
+    return Setting(lane, made, heads[0], window, torch.Generator().manual_seed(seed))
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.double(), expected, atol=TOLERANCE[found.dtype], rtol=TOLERANCE[found.dtype])
+
+
+TREE = Draft([1] * 9, [-1, -1, 0, 0, 1, 2, 4, 5, -1])
+LOOKAHEAD = Draft([1] * 12, [-1, 0, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8])  # columns of a window of three
+MIXED: list[tuple[int, int, Draft | None]] = [
+    (0, 1, None),
+    (0, 37, None),
+    (31, 1, None),
+    (32, 1, None),
+    (97, 50, None),
+    (70, 1, Draft([1] * 5)),
+    (150, 1, TREE),
+    (0, 1, LOOKAHEAD),
+    (199, 1, None),
+    (63, 1, Draft([1])),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("window", [None, 1, 2, 7, 32, 33, 61, 1000])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (5, 1)])
+def test_a_mixed_batch(heads: tuple[int, int], window: int | None, dtype: torch.dtype) -> None:
+    setting = make_setting(MIXED, heads=heads, window=window, dtype=dtype)
+    assert_near(*setting.run())
+
+
+def test_blocks_of_a_mixed_batch_are_scattered() -> None:
+    """Otherwise nothing would be merged."""
+    setting = make_setting(MIXED)
+    batch = setting.lane.build_batch(setting.seqs)
+    spans = [query.own[0] if query.end - query.begin == 1 else query.spans[0] for query in batch.queries]
+    assert max(map(len, spans)) >= 3
+    assert [sum(span.stop - span.start for span in found) for found in spans[2:5]] == [32, 33, 97]
+
+
+@pytest.mark.parametrize("size", [1, 2, 13, 31, 32, 127])
+@pytest.mark.parametrize("window", [None, 19])
+def test_chunks_of_any_size(size: int, window: int | None) -> None:
+    for first in range(0, 150, max(size, 29)):
+        assert_near(*make_setting([(first, size, None)], window=window, seed=first).run())
+
+
+@pytest.mark.parametrize("window", [None, 3, 8, 40])
+def test_random_trees(window: int | None) -> None:
+    generator = random.Random(1)
+    for seed in range(25):
+        size = generator.randint(1, 17)
+        draft = Draft([1] * size, [generator.randrange(-1, index) if index else -1 for index in range(size)])
+        assert_near(*make_setting([(generator.randint(0, 90), 1, draft)], window=window, seed=seed).run())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_chunk_much_longer_than_the_window(dtype: torch.dtype) -> None:
+    """Rows see none of whole tiles of the span before them, and of their own."""
+    setting = make_setting([(1200, 1300, None)], heads=(2, 1), dim=8, window=700, dtype=dtype)
+    assert_near(*setting.run())
+    setting = make_setting([(40, 1100, None)], heads=(2, 1), dim=8, window=5, dtype=dtype)
+    assert_near(*setting.run())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("window", [None, 7, 33])
+def test_the_plain_path_equals_the_flash_path(window: int | None, dtype: torch.dtype) -> None:
+    plain, expected = make_setting(MIXED, window=window, dtype=dtype).run(plain=True)
+    flash, _ = make_setting(MIXED, window=window, dtype=dtype).run()
+    assert_near(plain, expected)
+    torch.testing.assert_close(plain, flash, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_both_paths_give_the_same_log_sum_exp(masked: bool, causal: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 11, 8, generator=generator, dtype=torch.float64) for _ in range(3))
+    allowed = torch.rand(11, 11, generator=generator) < 0.6
+    allowed.fill_diagonal_(True)
+    bias = torch.zeros(11, 11, dtype=torch.float64).masked_fill(~allowed, float("-inf")) if masked else None
+    if masked and causal:
+        pytest.skip("the flash op takes one or the other")
+    scores = q @ k.transpose(-1, -2) * 0.3 + (bias if bias is not None else 0)
+    scores = scores.masked_fill(torch.ones(11, 11).triu(1).bool() & causal, float("-inf"))
+    for attend in (_attend_flash_cpu, _attend_plain):
+        out, lse = attend(q, k, v, bias, causal, 0.3)
+        torch.testing.assert_close(lse, scores.logsumexp(-1), atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(out, scores.softmax(-1) @ v, atol=1e-12, rtol=1e-12)
+
+
+def test_merging_parts_is_one_softmax() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(3, 2, 20, generator=generator, dtype=torch.float64) * 20
+    values = torch.randn(2, 20, 4, generator=generator, dtype=torch.float64)
+    parts = []
+    for low, high in ((0, 1), (1, 12), (12, 20)):
+        part = scores[..., low:high]
+        parts.append((torch.einsum("nhs,hsd->nhd", part.softmax(-1), values[:, low:high]), part.logsumexp(-1)))
+    nothing = (torch.full((3, 2, 4), 7.0, dtype=torch.float64), torch.full((3, 2), float("-inf"), dtype=torch.float64))
+    expected = torch.einsum("nhs,hsd->nhd", scores.softmax(-1), values)
+    for found in (parts, [nothing, *parts], [*parts, nothing]):
+        torch.testing.assert_close(_merge(found), expected, atol=1e-12, rtol=1e-12)
+    assert _merge(parts[:1]) is parts[0][0]
+
+
+@pytest.mark.parametrize(
+    "first, count, draft", [(500, 1, None), (300, 200, None), (500, 1, Draft([1] * 7)), (500, 1, TREE)]
+)
+def test_the_error_in_bfloat16_is_at_most_twice_that_of_torch(first: int, count: int, draft: Draft | None) -> None:
+    ours, torchs = [], []
+    for seed in range(4):
+        setting = make_setting([(first, count, draft)], heads=(8, 2), dim=64, dtype=torch.bfloat16, seed=seed)
+        found, expected = setting.run()
+        ours.append((found.double() - expected).abs())
+        torchs.append((torch_attention(setting) - expected).abs())
+    ratio = torch.cat(ours).pow(2).mean().sqrt() / torch.cat(torchs).pow(2).mean().sqrt()
+    assert torch.cat(ours).max() <= 2 * torch.cat(torchs).max()
+    assert ratio <= 2, f"root mean square of the error: {ratio:.2f} times torch's"
+
+
+def torch_attention(setting: Setting) -> Tensor:
+    """torch's own attention in the same dtype over the same keys, laid out flat: [n, H, D] as float64."""
+    (seq,) = setting.seqs
+    lane, first = setting.lane, seq.num_computed_tokens
+    batch: Batch = lane.build_batch(setting.seqs)
+    store = lane.stores[0]
+    num_draft = len(seq.draft.token_ids) if seq.draft else 0
+    total = seq.num_tokens + num_draft
+    slots = lane.pool.slots(seq, 0, 0, total)
+    keys, values = store.data[:, 1, :, slots]
+    n = total - first
+    own = (
+        torch.ones(n, n, dtype=torch.bool).tril() if batch.queries[0].ancestors is None else batch.queries[0].ancestors
+    )
+    mask = torch.cat([torch.ones(n, first, dtype=torch.bool), own], 1)
+    bias = torch.zeros(mask.shape, dtype=keys.dtype).masked_fill(~mask, float("-inf"))
+    out = torch.nn.functional.scaled_dot_product_attention(
+        setting.queries.transpose(0, 1)[None],
+        keys[None],
+        values[None],
+        attn_mask=bias,
+        enable_gqa=True,
+    )
+    return out[0].transpose(0, 1).double()
