@@ -99,7 +99,9 @@ class Engine:
         with self._loading:
             if plan.lane_key not in self.lanes:
                 self.loader.make_room(self.lanes)
-                self.lanes[plan.lane_key] = self.loader.build_lane(plan, self._match, self._reclaim)
+                lane = self.loader.build_lane(plan, self._match, self._reclaim)
+                self.worker.call(lambda: lane.warm_up(self.loader.warm_up_tokens))
+                self.lanes[plan.lane_key] = lane
             return self.lanes[plan.lane_key]
 
     def submit(

@@ -16,7 +16,7 @@ from statistics import median
 import torch
 
 from pitlane.engine.attention import SpanAttention
-from pitlane.engine.batch import Batch, Copy, Query
+from pitlane.engine.batch import Batch, Copy, Query, Span
 from pitlane.engine.kv_store import KVStore
 from pitlane.engine.pool import Pool
 from pitlane.engine.runner import Model, Runner
@@ -96,6 +96,19 @@ class Lane:
     @property
     def has_work(self) -> bool:
         return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def warm_up(self, num_tokens: int) -> None:
+        """Run the model twice on nothing: kernels are made, weights are touched, and the clock has a first estimate."""
+        num_tokens = min(num_tokens, self.limits.max_step_tokens, self.max_tokens_per_seq)
+        index = torch.arange(num_tokens, device=self.device)
+        groups = range(len(self.pool.groups))
+        spans = [[Span(0, 1, 0)] if num_tokens == 1 else [] for _ in groups]
+        query = Query(0, num_tokens, spans, spans)
+        batch = Batch(torch.zeros_like(index), index, [index for _ in groups], [query], index[-1:])
+        for _ in range(2):
+            flight = self.runner.launch(batch)
+            flight.wait()
+        self.clock.record(num_tokens, num_tokens, flight.seconds)
 
     def draft_limit(self, seq: Sequence) -> int:
         """Most draft tokens that answer length, context, a step and free blocks leave; nothing is evicted for a draft."""

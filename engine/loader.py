@@ -26,6 +26,7 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float
 MAX_LANES = 4  # each gets an equal share of KV memory
 MAX_SEQS = 64
 SMALL = 64 * 2**20
+WARM_UP_OPERATIONS = 5e9
 
 
 class Loader:
@@ -63,6 +64,12 @@ class Loader:
     @property
     def vocab_size(self) -> int:
         return self.config.vocab_size
+
+    @property
+    def warm_up_tokens(self) -> int:
+        """As many as take about a twentieth of a second; the engine's thread is busy with them."""
+        num_parameters = self.needs.weights // self.dtype.itemsize
+        return max(1, int(WARM_UP_OPERATIONS / (2 * num_parameters)))
 
     @property
     def _context_bytes(self) -> int:

@@ -142,10 +142,10 @@ class Pool:
         return [slot for span in self.spans(seq, group, start, stop) for slot in range(span.start, span.stop)]
 
     def spans(self, seq: Sequence, group: int, start: int, stop: int) -> list[Span]:
-        """The tokens `[start, stop)` as runs of adjacent slots."""
+        """The tokens `[start, stop)` as runs of adjacent slots, none of them empty."""
         table, size = seq.block_tables[group], self.block_size
         spans: list[Span] = []
-        for index in range(start // size, -(-stop // size)):
+        for index in range(start // size, -(-stop // size) if start < stop else 0):
             assert table[index] != DROPPED, f"tokens [{start}, {stop}) of group {group} reach into a dropped block"
             low, high = max(start, index * size), min(stop, (index + 1) * size)
             base = (table[index] - index) * size

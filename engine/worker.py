@@ -5,6 +5,9 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+
+from pitlane.engine.errors import EngineClosed
 
 
 class Worker:
@@ -29,6 +32,21 @@ class Worker:
                 self._thread.start()
                 atexit.register(self.close)  # a thread inside torch when the interpreter ends would abort it
             self._wake.notify()
+
+    def call(self, action: Callable[[], None]) -> None:
+        """Have the thread do something, and wait until it is done."""
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(action())
+            except Exception as error:
+                done.set_exception(error)
+
+        self.post(run)
+        if self.closed:
+            raise EngineClosed("the engine is closed; make a new one")
+        done.result()
 
     def close(self) -> list[Callable[[], None]]:
         """Stop the thread after its current step; what was posted and not done."""

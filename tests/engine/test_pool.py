@@ -222,6 +222,7 @@ def test_spans_and_slots_follow_the_table() -> None:
             spans = pool.spans(seq, 0, start, stop)
             found = [(slot, span.first + i) for span in spans for i, slot in enumerate(range(span.start, span.stop))]
             assert found == [(naive[token], token) for token in range(start, stop)]
+            assert all(span.start < span.stop for span in spans), "torch's attention dies of an empty one"
             assert all(a.stop != b.start for a, b in pairwise(spans)), "runs are as long as can be"
     assert len(pool.spans(seq, 0, 0, 24)) == 3
 
