@@ -1,10 +1,11 @@
-"""Start weights that can already copy: a previous-token head, and heads that continue an earlier match (induction heads).
+"""Start weights that can already look back: heads that gather the last tokens, and heads that continue an earlier match.
 
-Random weights spend millions of tokens before copying appears; on two CPU cores that is the whole budget. So two heads of the
-first layer start by attending one and two tokens back (RoPE phases acting on one constant embedding dimension) and write what
-they read into their own subspaces; in each later layer one head per KV head starts by looking for places whose previous token
-is the current one, and copies what stands there. All of it is ordinary Llama weights and trained on like any other.
-Circuit: Olsson et al. 2022, "In-context learning and induction heads". Weights are [out_features, in_features].
+From random weights, copying appears only after millions of tokens, which on two CPU cores is the whole budget. So the four
+heads of the first layer start by reading one, two and three tokens back and the mean of the last dozen (RoPE phases acting on
+one constant embedding dimension), and write sketches of what they read into subspaces of their own. In every later layer one
+head per KV head starts by looking for a place with the same recent tokens, and copies what stands there. All of it is ordinary
+Llama weights, trained on like any other. Circuit: Olsson et al. 2022, "In-context learning and induction heads".
+Weights are [out_features, in_features]; needs four heads of 64 on two KV heads.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-EMBEDDING_STD, CONSTANT = 0.05, 4.0
-POSITION_GAIN, MATCH_GAIN, CARRY, COPY = 9.0, 2.0, 0.09, 0.2
-LOW_FREQUENCY = 12
+EMBEDDING_STD, CONSTANT, NORM_GAIN = 0.05, 4.0, 2.0
+POSITION_GAIN = 9.0
+GATHERING = ((1.0, 0, 0.09), (2.0, 0, 0.09), (3.0, 0, 0.09), (5.0, 5, 0.22))  # offset, first frequency used, gain of what is written
+HEAD, KV_HEADS, GROUP, SKETCH = 64, 2, 2, 48
+LOW_FREQUENCY, HIGH_FREQUENCY = 14, 8
+MATCH_GAIN, COPIES = 2.5, (0.6, 0.15, 0.1)
 
 
 def _orthonormal(rows: int, columns: int) -> Tensor:
@@ -24,41 +28,57 @@ def _orthonormal(rows: int, columns: int) -> Tensor:
     return torch.cat([torch.zeros(rows, 1), basis], dim=1)
 
 
+def _init_gathering(model: LlamaForCausalLM, read: Tensor, written: list[Tensor]) -> None:
+    attention = model.model.layers[0].self_attn
+    half = HEAD // 2
+    theta = model.config.rope_parameters["rope_theta"]
+    frequencies = theta ** (-torch.arange(HIGH_FREQUENCY) / half)
+    rows = torch.arange(HIGH_FREQUENCY)
+    for kv in range(KV_HEADS):
+        for start in (kv * HEAD, kv * HEAD + half):
+            attention.k_proj.weight[start + rows] = 0.0
+        attention.k_proj.weight[kv * HEAD + rows, 0] = POSITION_GAIN / CONSTANT
+        attention.v_proj.weight[kv * HEAD : kv * HEAD + SKETCH] = read
+    for query, (offset, first, carry) in enumerate(GATHERING):
+        used = (rows >= first) * POSITION_GAIN / CONSTANT
+        for start, phase in ((query * HEAD, (offset * frequencies).cos()), (query * HEAD + half, -(offset * frequencies).sin())):
+            attention.q_proj.weight[start + rows] = 0.0
+            attention.q_proj.weight[start + rows, 0] = used * phase
+        attention.o_proj.weight[:, query * HEAD : query * HEAD + SKETCH] = carry * written[query].T
+
+
+def _init_matching(model: LlamaForCausalLM, read: Tensor, written: list[Tensor]) -> None:
+    """Match (this token, the one before) with (one before, two before), and (this token, the recent ones) likewise."""
+    half = HEAD // 2
+    low = torch.cat([torch.arange(LOW_FREQUENCY, half), torch.arange(half + LOW_FREQUENCY, HEAD)])
+    middle = len(low) // 2
+    one, two, _, recent = written
+    sides = ((one, two, one), (one, recent, recent))
+    for layer, copy in zip(model.model.layers[1:], COPIES, strict=True):
+        attention = layer.self_attn
+        for kv, (key_first, key_second, query_second) in enumerate(sides):
+            head, query = kv * HEAD, kv * GROUP * HEAD
+            attention.k_proj.weight[head + low[:middle]] = MATCH_GAIN * key_first[:middle]
+            attention.k_proj.weight[head + low[middle:]] = MATCH_GAIN * key_second[:middle]
+            attention.q_proj.weight[query + low[:middle]] = 1.5 * MATCH_GAIN * read[:middle]
+            attention.q_proj.weight[query + low[middle:]] = MATCH_GAIN * query_second[:middle]
+            copied = _orthonormal(HEAD, model.config.hidden_size)
+            attention.v_proj.weight[head : head + HEAD] = copied
+            attention.o_proj.weight[:, query : query + HEAD] = copy * (1.0 - 0.5 * kv) * copied.T
+
+
 @torch.no_grad()
 def init_copying(model: LlamaForCausalLM) -> None:
-    """Overwrite some of the model's random weights in place; heads must be 64 wide and KV heads two or more."""
-    config = model.config
-    hidden, head, half = config.hidden_size, config.head_dim, config.head_dim // 2
-    group = config.num_attention_heads // config.num_key_value_heads
+    """Overwrite some of the model's random weights in place."""
+    hidden = model.config.hidden_size
     embedding = model.model.embed_tokens.weight
     embedding.normal_(std=EMBEDDING_STD)
     embedding[:, 0] = CONSTANT * EMBEDDING_STD
-    model.model.norm.weight.fill_(2.0)
-    frequencies = 10000.0 ** (-torch.arange(half) / half)
-    layers = model.model.layers
-    for layer in layers:
+    model.model.norm.weight.fill_(NORM_GAIN)
+    for layer in model.model.layers:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
-    read = _orthonormal(head, hidden)
-    written = []
-    for offset in (1, 2):
-        attention, kv, query = layers[0].self_attn, offset - 1, (offset - 1) * group
-        angles = offset * frequencies[:8]
-        rows = torch.arange(8)
-        attention.k_proj.weight[kv * head + rows, 0] = POSITION_GAIN / CONSTANT
-        attention.q_proj.weight[query * head + rows, 0] = POSITION_GAIN / CONSTANT * angles.cos()
-        attention.q_proj.weight[query * head + half + rows, 0] = -POSITION_GAIN / CONSTANT * angles.sin()
-        attention.v_proj.weight[kv * head : (kv + 1) * head] = read
-        target = _orthonormal(head, hidden)
-        attention.o_proj.weight[:, query * head : (query + 1) * head] = CARRY * target.T
-        written.append(target)
-    low = torch.cat([torch.arange(LOW_FREQUENCY, half), torch.arange(half + LOW_FREQUENCY, head)])
-    for layer in layers[1:]:
-        attention = layer.self_attn
-        for kv in range(2):
-            query = kv * group
-            attention.q_proj.weight[query * head + low] = MATCH_GAIN * read[: len(low)]
-            attention.k_proj.weight[kv * head + low] = MATCH_GAIN * written[0][: len(low)]
-            copied = _orthonormal(head, hidden)
-            attention.v_proj.weight[kv * head : (kv + 1) * head] = copied
-            attention.o_proj.weight[:, query * head : (query + 1) * head] = COPY * copied.T
+    read = _orthonormal(SKETCH, hidden)
+    written = list(_orthonormal(SKETCH * len(GATHERING), hidden).split(SKETCH))
+    _init_gathering(model, read, written)
+    _init_matching(model, read, written)

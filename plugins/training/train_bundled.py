@@ -41,7 +41,7 @@ class Settings:
     intermediate_size: int = 640
     max_length: int = 2048
     batch_tokens: int = 3072
-    muon_lr: float = 3e-3
+    muon_lr: float = 2e-3
     adam_lr: float = 1e-3
     warmup: float = 0.02
     prompt_keep: float = 0.15
@@ -67,10 +67,10 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(0.06, Mixture(length=256, min_chars=100, max_chars=260, turns=6, recall_share=0.3)),
+    Stage(0.05, Mixture(length=256, min_chars=100, max_chars=260, turns=6, recall_share=0.3)),
     Stage(0.20, Mixture(length=256, min_chars=100, max_chars=260, turns=6, recall_share=0.1)),
-    Stage(0.50, Mixture(length=384, min_chars=120, max_chars=500, turns=8)),
-    Stage(0.70, Mixture(length=640, min_chars=200, max_chars=1100, turns=10)),
+    Stage(0.40, Mixture(length=384, min_chars=120, max_chars=500, turns=8)),
+    Stage(0.65, Mixture(length=640, min_chars=200, max_chars=1100, turns=10)),
     Stage(1.01, Mixture(length=1024, min_chars=300, max_chars=2000, turns=12)),
 )
 CONFIG_KEYS = (
@@ -94,7 +94,7 @@ def build_model(settings: Settings) -> LlamaForCausalLM:
         num_key_value_heads=settings.hidden_size // 128,
         head_dim=64,
         max_position_embeddings=settings.max_length,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
         bos_token_id=tokens.BOS_ID,

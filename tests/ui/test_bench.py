@@ -114,3 +114,12 @@ def test_numbers_for_people() -> None:
     }  # fmt: skip
     expected = "512 prompt (480 cached) · TTFT 41 ms · 53.2 tok/s · prompt_lookup 37/52 accepted, bought 410 ms · x failed: broke"
     assert stats_line(stats, "prompt_lookup") == expected
+
+
+def test_history_keeps_what_was_measured() -> None:
+    last_line("--model", "random:tiny", "--prompt-tokens", "8", "--steps", "2", "--repeats", "1")
+    result = CliRunner().invoke(main, ["bench", "history", "--json"])
+    (run,) = json.loads(result.stdout)
+    assert run["model"] == "random:tiny" and run["pitlane"]["decode_ms"]["n"] == 1
+    table = CliRunner().invoke(main, ["bench", "history"])
+    assert "random:tiny" in table.stdout and "prefill" in table.stdout

@@ -17,6 +17,7 @@ from pitlane.ui.session import Chat, EngineOptions
 if TYPE_CHECKING:
     from pitlane.engine.engine import Engine
     from pitlane.engine.tokenizer import Prompt
+    from pitlane.storage.types import Run
     from pitlane.ui.bench.speed import Side
 
 MARGIN = 64  # tokens of context beside prompt and answer
@@ -118,6 +119,35 @@ def plugins(
         note(f"identical means: proved in float64; in {report['dtype']} other shapes of a forward round otherwise")
 
 
+@bench.command()
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N")
+@as_json
+def history(limit: int, as_json: bool) -> None:
+    """What was measured on this machine before, newest first."""
+    from pitlane.storage.db import Store
+
+    with Store() as store:
+        runs = store.runs.list(limit)
+    if as_json:
+        print_json([{"id": run.id, "created": run.created, **run.stats} for run in runs])
+        return
+    print_table(["when", "model", "dtype", "commit", "what"], [_history_row(run) for run in runs])
+
+
+def _history_row(run: Run) -> list[str]:
+    from datetime import datetime
+
+    stats = run.stats
+    if "sets" in stats:
+        what = "; ".join(f"{row['plugins'] or '(none)'} x{row['speed']['ratio']:.2f}" for row in stats["sets"])
+    else:
+        ours = stats["pitlane"]
+        prefill, decode = ours["prefill_tokens_per_second"]["median"], ours["decode_ms"]["median"]
+        what = f"prefill {prefill:.0f} tok/s, decode {decode:.1f} ms"
+    when = datetime.fromtimestamp(run.created).strftime("%Y-%m-%d %H:%M")
+    return [when, stats["model"], stats["dtype"], (stats.get("commit") or "")[:8], what]
+
+
 def _head(engine: Engine) -> dict[str, Any]:
     from pitlane.ui.bench.machine import commit, machine, versions
 
@@ -126,6 +156,11 @@ def _head(engine: Engine) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any], rows: list[list[str]], headers: Sequence[str], as_json: bool) -> None:
+    """Print a report, and keep it for `history`."""
+    from pitlane.storage.db import Store
+
+    with Store() as store:
+        store.runs.add(report)
     if not as_json:
         machine = report["machine"]
         title = f"{report['model']}, {report['dtype']}, {machine['threads']} threads, {machine['cpu']}"
