@@ -98,11 +98,11 @@ def _merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Outputs [n, H, D] of disjoint sets of keys, weighted by exp(log-sum-exp [n, H])."""
     if len(parts) == 1:
         return parts[0][0]
-    weights = torch.stack([lse for _, lse in parts]).softmax(0).to(parts[0][0].dtype)
-    out = parts[0][0] * weights[0].unsqueeze(-1)
+    weights = torch.stack([lse for _, lse in parts]).softmax(0).unsqueeze(-1)  # float32, or the model's if wider
+    out = parts[0][0] * weights[0]
     for (part, _), weight in zip(parts[1:], weights[1:], strict=True):
-        out = torch.addcmul(out, part, weight.unsqueeze(-1))
-    return out
+        out = torch.addcmul(out, part.to(out.dtype), weight)
+    return out.to(parts[0][0].dtype)
 
 
 def _attend_flash_cpu(

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pitlane.engine.errors import PluginFailed
+from pitlane.engine.errors import PitlaneError, PluginFailed
 from pitlane.engine.plan import Hook, HookError, Plan, Settings
 from pitlane.engine.plugin import Plugin
 from pitlane.engine.types import Rows, Sequence
@@ -24,10 +24,10 @@ class Dispatcher:
     def __init__(self, resolve: Callable[[Settings], Plan]) -> None:
         self._resolve = resolve
 
-    def first(self, seqs: list[Sequence], name: str, /, **values: Any) -> Any:
-        """First result of a hook for sequences of one plan."""
+    def first(self, seqs: list[Sequence], name: str, check: Callable[[Any], Any], /, **values: Any) -> Any:
+        """First result of a hook for sequences of one plan, passed through `check`."""
         try:
-            return seqs[0].plan.first(name, lambda plugin, seconds: _charge(seqs, plugin, seconds), **values)
+            return seqs[0].plan.first(name, lambda plugin, seconds: _charge(seqs, plugin, seconds), check, **values)
         except HookError as error:
             self.degrade(seqs, error)
             return None
@@ -41,20 +41,20 @@ class Dispatcher:
         """Fold `adjust_logits` over the rows of one plan."""
         for hook in rows.seqs[0].plan.hooks.get("adjust_logits", ()):
             adjusted = self._call(rows.seqs, hook, rows=rows)
-            if adjusted is not None and adjusted.shape == rows.logits.shape:
+            shape = getattr(adjusted, "shape", None)
+            if shape == rows.logits.shape:
                 rows.logits = adjusted
             elif adjusted is not None:
-                shapes = f"{tuple(adjusted.shape)}, not {tuple(rows.logits.shape)}"
-                self.degrade(rows.seqs, HookError(hook.plugin, hook.name, ValueError(f"returned shape {shapes}")))
+                wrong = TypeError(f"returned {shape or adjusted!r}, not a tensor of shape {tuple(rows.logits.shape)}")
+                self.degrade(rows.seqs, HookError(hook.plugin, hook.name, wrong))
 
-    def tell(self, plugins: Iterable[Plugin], name: str, /, **values: Any) -> None:
-        """A hook of plugins outside any request; what one raises is logged."""
-        for plugin in plugins:
-            if hasattr(plugin, name):
-                try:
-                    getattr(plugin, name)(**values)
-                except Exception:
-                    log.exception("plugin %s failed in %s", plugin.name, name)
+    def tell(self, hooks: Iterable[Hook], /, **values: Any) -> None:
+        """Hooks outside any request; what one raises is logged."""
+        for hook in hooks:
+            try:
+                hook(**values)
+            except HookError as error:
+                log.warning("plugin failed: %s", error, exc_info=error.__cause__)
 
     def degrade(self, seqs: list[Sequence], error: HookError) -> None:
         """Go on without a failed plugin, or end the requests."""
@@ -62,10 +62,20 @@ class Dispatcher:
         log.warning("plugin failed: %s", error, exc_info=error.__cause__)
         for seq in seqs:
             seq.failed[plugin.name] = str(error)
-            if plugin.exactness_for(plugin.options) in ("identical", "rounding"):
-                seq.plan = self._resolve({k: v for k, v in seq.plan.settings.items() if k != plugin.name})
+            rest = self._without(seq.plan, plugin)
+            if rest is not None and rest.lane_key == seq.plan.lane_key:
+                seq.plan = rest
             else:
                 seq.error = PluginFailed(f"{error}; take {plugin.name} out of the plan and ask again")
+
+    def _without(self, plan: Plan, plugin: Plugin) -> Plan | None:
+        """The plan without a plugin, None where that would change tokens or another plugin requires it."""
+        if plugin.exactness_for(plugin.options) not in ("identical", "rounding"):
+            return None
+        try:
+            return self._resolve({name: options for name, options in plan.settings.items() if name != plugin.name})
+        except PitlaneError:
+            return None
 
     def _call(self, seqs: list[Sequence], hook: Hook, /, **values: Any) -> Any:
         try:

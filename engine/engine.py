@@ -13,12 +13,15 @@ import weakref
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from itertools import count
+from operator import index
 from time import perf_counter
 from typing import Any
 
+import torch
+
 from pitlane.engine.detokenizer import Detokenizer
 from pitlane.engine.dispatch import Dispatcher
-from pitlane.engine.errors import EngineClosed, PitlaneError, PromptTooLong
+from pitlane.engine.errors import BadOption, EngineClosed, PitlaneError, PluginFailed, PromptTooLong
 from pitlane.engine.lane import Lane
 from pitlane.engine.loader import Loader, default_settings
 from pitlane.engine.plan import Plan, Planner, Settings
@@ -30,6 +33,7 @@ from pitlane.engine.stats import request_stats
 from pitlane.engine.stream import Stream
 from pitlane.engine.tokenizer import Prompt
 from pitlane.engine.types import (
+    Draft,
     Finished,
     FinishReason,
     Limits,
@@ -82,6 +86,7 @@ class Engine:
         self._seqs: dict[int, tuple[Lane, Sequence]] = {}
         self._streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
         self._loading = threading.RLock()
+        self._planning = threading.Lock()  # the engine's thread plans too, and never waits for a load
         self.dispatch = Dispatcher(self.plan)
         self.worker = Worker(lambda: bool(self._ready_lanes()), self._step_safely)
         self.default_plan = self.plan(default_settings(self.loader.device) if plugins is None else plugins)
@@ -91,18 +96,20 @@ class Engine:
 
     def plan(self, settings: Settings) -> Plan:
         """Resolve a set of plugins and their options to a plan."""
-        with self._loading:
+        with self._planning:
             return self.planner.resolve(settings)
 
     def lane_of(self, plan: Plan) -> Lane:
         """The lane that runs a plan; its weights are loaded on first use."""
         with self._loading:
-            if plan.lane_key not in self.lanes:
-                self.loader.make_room(self.lanes)
-                lane = self.loader.build_lane(plan, self._match, self._reclaim)
-                self.worker.call(lambda: lane.warm_up(self.loader.warm_up_tokens))
-                self.lanes[plan.lane_key] = lane
-            return self.lanes[plan.lane_key]
+            if plan.lane_key in self.lanes:
+                return self.lanes[plan.lane_key]
+            self.loader.make_room(self.lanes)
+            lane = self.loader.build_lane(plan, self._match, self._reclaim)
+            warm = self.worker.call(lambda: lane.warm_up(self.loader.warm_up_tokens))
+            self.lanes[plan.lane_key] = lane
+        warm.result()
+        return lane
 
     def submit(
         self,
@@ -113,14 +120,12 @@ class Engine:
         salt: str = "",
     ) -> Stream:
         """Queue a request; the stream of its events. Text is taken as it is (`tokenizer.render_chat` makes chats)."""
-        if self.worker.closed:
-            raise EngineClosed("the engine is closed; make a new one")
         submitted = perf_counter()
         plan = plan or self.default_plan
         if isinstance(prompt, str):
             prompt = self.tokenizer.render_raw(prompt, [])
         segments = prompt.segments if isinstance(prompt, Prompt) else ()
-        token_ids = list(prompt.token_ids if isinstance(prompt, Prompt) else prompt)
+        token_ids = _checked_ids(prompt.token_ids if isinstance(prompt, Prompt) else prompt, self.loader.vocab_size)
         lane = self.lane_of(plan)
         _check_length(len(token_ids), lane, self.loader.context)
         stop = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self.loader.eos_token_ids)
@@ -139,7 +144,8 @@ class Engine:
         )
         stream = Stream(lambda: self.worker.post(lambda: self._abort(seq.id)))
         self._streams[seq.id] = stream
-        self.worker.post(lambda: self._add(lane, seq))
+        if not self.worker.post(lambda: self._add(lane, seq)):
+            raise EngineClosed("the engine is closed; make a new one")
         return stream
 
     def generate(
@@ -166,7 +172,7 @@ class Engine:
             action()  # so that requests which were just submitted end too
         for lane, seq in list(self._seqs.values()):
             self._end(lane, seq, "aborted")
-        self.dispatch.tell(self.planner.live_plugins, "engine_closed")
+        self.dispatch.tell(self.planner.live_hooks("engine_closed"))
 
     def __enter__(self) -> Engine:
         return self
@@ -196,9 +202,13 @@ class Engine:
                 continue
             mine = [seq for seq in seqs if seq.plan is plan and seq.is_decoding]
             limits = [lane.draft_limit(seq) for seq in mine]
-            drafts = self.dispatch.first(mine, "propose", seqs=mine, limits=Limits(limits)) or []
-            for seq, draft, limit in zip(mine, drafts, limits, strict=False):
-                seq.draft = clean(draft, limit, self.loader.vocab_size)
+
+            def check(found: list[Draft | None], limits: list[int] = limits) -> list[Draft | None]:
+                return [clean(draft, k, self.loader.vocab_size) for draft, k in zip(found, limits, strict=True)]
+
+            drafts = self.dispatch.first(mine, "propose", check, seqs=mine, limits=Limits(limits))
+            for seq, draft in zip(mine, drafts or [], strict=False):
+                seq.draft = draft
 
     def _finish(self, lane: Lane, seqs: list[Sequence], flight: Flight, started: float) -> None:
         logits = flight.wait()
@@ -227,8 +237,8 @@ class Engine:
         self.step_seconds += seconds
         lane.busy_seconds += seconds
         stats = StepStats(len(seqs), num_tokens, num_draft, accepted, flight.seconds, seconds)
-        plugins = {id(plugin): plugin for seq in seqs for plugin in seq.plan.plugins}
-        self.dispatch.tell(plugins.values(), "step_finished", stats=stats)
+        hooks = {id(hook.plugin): hook for seq in seqs for hook in seq.plan.hooks.get("step_finished", ())}
+        self.dispatch.tell(hooks.values(), stats=stats)
 
     def _verify(self, rows: Rows) -> list[tuple[Sequence, Verified]]:
         """Penalties, adjust_logits, then the walk of every sequence of one plan."""
@@ -240,7 +250,8 @@ class Engine:
             seq = rows.seqs[rows.seq_index[i]]
             prompt, completion = seq.token_ids[: seq.num_prompt_tokens], seq.token_ids[seq.num_prompt_tokens :]
             rows.logits[i] = penalise(rows.logits[i], prompt, completion + rows.path(i), seq.sampling)
-        self.dispatch.adjust_logits(rows)
+        with torch.inference_mode():
+            self.dispatch.adjust_logits(rows)
         return [
             (seq, verify(seq, rows.logits[begin:end], seq.draft))
             for seq, begin, end in zip(rows.seqs, bounds[:-1], bounds[1:], strict=True)
@@ -250,11 +261,6 @@ class Engine:
     def _accept(self, lane: Lane, seq: Sequence, verified: Verified, seconds: float, plain: float) -> int:
         """Commit verified tokens up to where the sequence ends; the number of accepted draft tokens."""
         timing, now = seq.timing, perf_counter()
-        if seq.draft is not None:
-            timing.num_draft_tokens += len(seq.draft.token_ids)
-            timing.num_accepted_tokens += len(verified.nodes)
-            timing.plain_step_seconds += len(verified.nodes) * plain
-            timing.draft_extra_seconds += seconds - plain
         tokens: list[int] = []
         text = ""
         for token in verified.token_ids:
@@ -263,12 +269,18 @@ class Engine:
             text += piece
             if seq.finish_reason:
                 break
+        accepted = min(len(verified.nodes), len(tokens))
+        if seq.draft is not None:
+            timing.num_draft_tokens += len(seq.draft.token_ids)
+            timing.num_accepted_tokens += accepted
+            timing.plain_step_seconds += accepted * plain
+            timing.draft_extra_seconds += seconds - plain
         seq.logprobs += verified.logprobs[: len(tokens)]
         lane.commit(seq, verified.nodes[: len(tokens)], tokens)
         timing.first_token = timing.first_token or now
         timing.token_times += [now] * len(tokens)
         self._put(seq, TextDelta(text, tuple(tokens)))
-        return len(verified.nodes)
+        return accepted
 
     def _ends(self, lane: Lane, seq: Sequence, token: int, num_new: int) -> tuple[FinishReason | None, str]:
         """Why the sequence ends with this token (None: it does not), and the text that the token adds."""
@@ -288,10 +300,14 @@ class Engine:
         lane.pool.drop(seq, seq.num_computed_tokens)
 
     def _carry_out(self, lane: Lane, seq: Sequence) -> None:
-        """KV operations that plugins asked for."""
+        """KV operations that plugins asked for; one that cannot be carried out ends the request."""
         if seq.operations:
             operations, seq.operations = seq.operations, []
-            lane.runner.execute(operations)
+            try:
+                lane.runner.execute(operations)
+            except Exception as error:
+                log.exception("a KV operation of a plugin failed")
+                seq.error = seq.error or PluginFailed(f"a plugin's KV operation failed: {error}; ask again without it")
 
     def _end(self, lane: Lane, seq: Sequence, reason: FinishReason) -> None:
         """Finish a sequence: tell its plugins, give back its blocks, send its result or its error."""
@@ -316,13 +332,13 @@ class Engine:
     # ---- what the scheduler asks for
 
     def _match(self, seq: Sequence, pool: Pool) -> PrefixMatch | None:
-        found: PrefixMatch | None = self.dispatch.first([seq], "match_prefix", seq=seq, pool=pool)
+        found: PrefixMatch | None = self.dispatch.first([seq], "match_prefix", _prefix_match, seq=seq, pool=pool)
         if found is not None and found.loading is not None:
             found.loading.add_done_callback(lambda _: self.worker.post(lambda: None))
         return found
 
     def _reclaim(self, pool: Pool, num_blocks: int) -> None:
-        self.dispatch.tell(self.planner.live_plugins, "reclaim_blocks", pool=pool, num_blocks=num_blocks)
+        self.dispatch.tell(self.planner.live_hooks("reclaim_blocks"), pool=pool, num_blocks=num_blocks)
 
     # ---- on the engine's thread
 
@@ -335,10 +351,10 @@ class Engine:
             self.step()
         except Exception as error:
             log.exception("a step failed")
-            for lane, seq in list(self._seqs.values()):
-                if seq.num_scheduled_tokens:
-                    seq.error = error if isinstance(error, PitlaneError) else PitlaneError(f"the step failed: {error}")
-                    self._end(lane, seq, "error")
+            running = list(self._seqs.values())
+            for lane, seq in [(lane, seq) for lane, seq in running if seq.num_scheduled_tokens] or running:
+                seq.error = error if isinstance(error, PitlaneError) else PitlaneError(f"the step failed: {error}")
+                self._end(lane, seq, "error")
 
     def _add(self, lane: Lane, seq: Sequence) -> None:
         lane = self.lanes.setdefault(seq.plan.lane_key, lane)  # it may have made room while it looked idle
@@ -357,6 +373,25 @@ class Engine:
         stream = self._streams.get(seq.id)
         if stream is not None:
             stream.put(event)
+
+
+def _checked_ids(token_ids: SequenceOf[int], vocab_size: int) -> list[int]:
+    try:
+        found = [index(token) for token in token_ids]
+    except TypeError as error:
+        raise BadOption(f"token ids must be integers ({error}); encode text with engine.tokenizer") from None
+    wrong = next((token for token in found if not 0 <= token < vocab_size), None)
+    if wrong is not None:
+        raise BadOption(
+            f"token id {wrong} is not in [0, {vocab_size}) of this model; encode text with its own tokenizer"
+        )
+    return found
+
+
+def _prefix_match(found: Any) -> PrefixMatch:
+    if not isinstance(found, PrefixMatch):
+        raise TypeError(f"returned {found!r}, not a PrefixMatch")
+    return found
 
 
 def _check_length(num_tokens: int, lane: Lane, context: int) -> None:

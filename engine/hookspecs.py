@@ -55,9 +55,10 @@ def build_linear(parts: list[LinearPart], context: BuildContext) -> Linear | Non
 
 @hookspec
 def match_prefix(seq: Sequence, pool: Pool) -> PrefixMatch | None:
-    """Find KV for the first tokens of a sequence. Called once when it is admitted, before any compute. First.
+    """Find KV for the first tokens of a sequence. Called when it is to be admitted, before any compute. First.
 
     Returns blocks to share, and optionally a tail to copy or tensors to load; at least one prompt token is left to compute.
+    Called again while the sequence waits for room, and after a preemption.
     Must not change output: KV is shared only for equal tokens, fingerprint and salt.
     """
 

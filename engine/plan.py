@@ -18,6 +18,7 @@ from pitlane.engine.plugin import Plugin
 from pitlane.engine.registry import PluginRegistry, arguments_of, hooks_of
 
 Settings: TypeAlias = Mapping[str, Mapping[str, Any]]
+Charge: TypeAlias = Callable[[str, float], None]
 
 
 class HookError(Exception):
@@ -48,6 +49,13 @@ class Hook:
             raise HookError(self.plugin, self.name, error) from error
         finally:
             self.seconds = perf_counter() - start
+
+    def checked(self, check: Callable[[Any], Any], result: Any) -> Any:
+        """What `check` makes of a result."""
+        try:
+            return check(result)
+        except Exception as error:
+            raise HookError(self.plugin, self.name, error) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,15 +90,18 @@ class Plan:
     def _keys(self, wanted: frozenset[str]) -> tuple[str, ...]:
         return tuple(plugin.key for plugin in self.plugins if wanted & set(hooks_of(type(plugin))))
 
-    def first(self, name: str, charge: Callable[[str, float], None], /, **values: Any) -> Any:
-        """First result that is not None; `charge(plugin name, seconds)` is told what each call took."""
+    def first(self, name: str, charge: Charge, check: Callable[[Any], Any] | None = None, /, **values: Any) -> Any:
+        """First result that is not None, passed through `check`, whose exceptions count as the plugin's.
+
+        `charge(plugin name, seconds)` is told what each call took.
+        """
         for hook in self.hooks.get(name, ()):
             try:
                 result = hook(**values)
             finally:
                 charge(hook.plugin.name, hook.seconds)
             if result is not None:
-                return result
+                return result if check is None else hook.checked(check, result)
         return None
 
     def exactness(self) -> str:
@@ -117,10 +128,9 @@ class Planner:
             self._plans[key] = Plan(tuple(plugins), _flatten(plugins))
         return self._plans[key]
 
-    @property
-    def live_plugins(self) -> list[Plugin]:
-        """Every instance that some plan has used."""
-        return list(self._plugins.values())
+    def live_hooks(self, name: str) -> tuple[Hook, ...]:
+        """A hook of every plugin that some plan has used."""
+        return _flatten(list(self._plugins.values())).get(name, ())
 
     def _plugin(self, name: str, options: dict[str, Any]) -> Plugin:
         plugin_class = self.registry.get(name)

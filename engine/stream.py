@@ -18,7 +18,7 @@ from pitlane.engine.types import Event, Finished, Result
 class Stream:
     """Events of one request. Safe to read from one thread or task while the engine writes from its own."""
 
-    def __init__(self, on_abort: Callable[[], None]) -> None:
+    def __init__(self, on_abort: Callable[[], object]) -> None:
         self._events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
         self._on_abort = on_abort
         self._end: Finished | Exception | None = None

@@ -6,7 +6,7 @@ Half-open token ranges throughout. Of a sequence's known tokens, `[0, num_comput
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -52,6 +52,7 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", _texts(self.stop))
         _check("max_tokens", self.max_tokens, self.max_tokens >= 1, ">= 1")
         _check("temperature", self.temperature, 0 <= self.temperature < float("inf"), "in [0, inf)")
         _check("top_k", self.top_k, self.top_k >= 0, ">= 0")
@@ -68,6 +69,14 @@ class SamplingParams:
     @property
     def has_penalties(self) -> bool:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """One text or several, as a tuple."""
+    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(text, str) for text in texts):
+        raise BadOption(f"stop must be texts, got {value!r}")
+    return texts
 
 
 def _check(name: str, value: object, ok: bool, bounds: str) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
 from pitlane.engine.errors import EngineClosed
+
+log = logging.getLogger("pitlane")
 
 
 class Worker:
@@ -21,32 +24,34 @@ class Worker:
         self._thread: threading.Thread | None = None
         self.closed = False
 
-    def post(self, action: Callable[[], None]) -> None:
-        """Have the thread do something before its next step; nothing happens once it is closed."""
+    def post(self, action: Callable[[], None]) -> bool:
+        """Have the thread do something before its next step; False (and nothing happens) once it is closed."""
         with self._wake:
             if self.closed:
-                return
+                return False
             self._inbox.append(action)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="pitlane-engine", daemon=True)
                 self._thread.start()
                 atexit.register(self.close)  # a thread inside torch when the interpreter ends would abort it
             self._wake.notify()
+            return True
 
-    def call(self, action: Callable[[], None]) -> None:
-        """Have the thread do something, and wait until it is done."""
+    def call(self, action: Callable[[], None]) -> Future[None]:
+        """`post`, with a future that says when it is done. Do not wait for it under a lock that the thread may want."""
         done: Future[None] = Future()
 
         def run() -> None:
             try:
-                done.set_result(action())
+                action()
             except Exception as error:
                 done.set_exception(error)
+            else:
+                done.set_result(None)
 
-        self.post(run)
-        if self.closed:
+        if not self.post(run):
             raise EngineClosed("the engine is closed; make a new one")
-        done.result()
+        return done
 
     def close(self) -> list[Callable[[], None]]:
         """Stop the thread after its current step; what was posted and not done."""
@@ -68,6 +73,9 @@ class Worker:
                     return
                 actions, self._inbox = self._inbox, []
             for action in actions:
-                action()
+                try:
+                    action()
+                except Exception:
+                    log.exception("the engine's thread failed in what was posted to it")
             if self._ready():
                 self._step()

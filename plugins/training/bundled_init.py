@@ -16,7 +16,12 @@ from transformers import LlamaForCausalLM
 
 EMBEDDING_STD, CONSTANT, NORM_GAIN = 0.05, 4.0, 2.0
 POSITION_GAIN = 9.0
-GATHERING = ((1.0, 0, 0.09), (2.0, 0, 0.09), (3.0, 0, 0.09), (5.0, 5, 0.22))  # offset, first frequency used, gain of what is written
+GATHERING = (
+    (1.0, 0, 0.09),
+    (2.0, 0, 0.09),
+    (3.0, 0, 0.09),
+    (5.0, 5, 0.22),
+)  # offset, first frequency used, gain of what is written
 HEAD, KV_HEADS, GROUP, SKETCH = 64, 2, 2, 48
 LOW_FREQUENCY, HIGH_FREQUENCY = 14, 8
 MATCH_GAIN, COPIES = 2.5, (0.6, 0.15, 0.1)
@@ -41,7 +46,10 @@ def _init_gathering(model: LlamaForCausalLM, read: Tensor, written: list[Tensor]
         attention.v_proj.weight[kv * HEAD : kv * HEAD + SKETCH] = read
     for query, (offset, first, carry) in enumerate(GATHERING):
         used = (rows >= first) * POSITION_GAIN / CONSTANT
-        for start, phase in ((query * HEAD, (offset * frequencies).cos()), (query * HEAD + half, -(offset * frequencies).sin())):
+        for start, phase in (
+            (query * HEAD, (offset * frequencies).cos()),
+            (query * HEAD + half, -(offset * frequencies).sin()),
+        ):
             attention.q_proj.weight[start + rows] = 0.0
             attention.q_proj.weight[start + rows, 0] = used * phase
         attention.o_proj.weight[:, query * HEAD : query * HEAD + SKETCH] = carry * written[query].T

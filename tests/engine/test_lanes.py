@@ -214,3 +214,68 @@ def test_busy_lanes_are_not_dropped(make_engine: Any, registry: PluginRegistry) 
     for stream in streams:
         stream.abort()
         assert stream.result().finish_reason == "aborted"
+
+
+class WrongResults(Plugin):
+    """Returns nonsense from one hook."""
+
+    name, role, exactness = "wrong_results", "drafter", "identical"
+
+    class Options(PluginOptions):
+        hook: str = "propose"
+
+    @hookimpl
+    def match_prefix(self, seq: Sequence, pool: Any) -> Any:
+        return 7 if self.options.hook == "match_prefix" else None
+
+    @hookimpl
+    def propose(self, seqs: list[Sequence], limits: Limits) -> Any:
+        return {"propose": 5, "list": [[1, 2]] * len(seqs), "text": [Draft(["x"])] * len(seqs)}.get(  # type: ignore[list-item]
+            self.options.hook
+        )
+
+    @hookimpl
+    def adjust_logits(self, rows: Rows) -> Any:
+        return 5 if self.options.hook == "adjust_logits" else None
+
+
+@pytest.mark.parametrize("hook", ["match_prefix", "propose", "list", "text", "adjust_logits"])
+def test_wrong_results_of_a_hook_harm_nobody(make_engine: Any, registry: PluginRegistry, hook: str) -> None:
+    registry.add(WrongResults)
+    engine = make_engine(registry=registry)
+    beside = engine.submit(prompt(2), PARAMS)
+    result = engine.generate(prompt(1), PARAMS, plan=engine.plan({"wrong_results": {"hook": hook}}))
+    assert "wrong_results" in result.stats["failed"]
+    assert result.token_ids == engine.generate(prompt(1), PARAMS).token_ids
+    assert beside.result().token_ids == engine.generate(prompt(2), PARAMS).token_ids
+
+
+class InPlace(Plugin):
+    """Bans a token by writing into the logits that it is given."""
+
+    name, exactness = "in_place", "steering"
+
+    @hookimpl
+    def adjust_logits(self, rows: Rows) -> torch.Tensor:
+        rows.logits[:, 7] = float("-inf")
+        return rows.logits
+
+
+def test_logits_may_be_changed_in_place(make_engine: Any, registry: PluginRegistry) -> None:
+    registry.add(InPlace)
+    engine = make_engine(registry=registry)
+    assert 7 not in engine.generate(prompt(1), PARAMS, plan=engine.plan({"in_place": {}})).token_ids
+
+
+def test_a_plugin_that_fails_while_a_lane_loads_does_not_hang(make_engine: Any, registry: PluginRegistry) -> None:
+    engine = make_engine(registry=registry)
+    params = SamplingParams(max_tokens=200, ignore_eos=True)
+    streams = [engine.submit(prompt(i), params, plan=engine.plan({"breaks": {}})) for i in range(3)]
+    engine.generate(prompt(1), PARAMS, plan=engine.plan({"other_linears": {}}))
+    assert all(len(stream.result().token_ids) == 200 for stream in streams)
+
+
+@pytest.mark.parametrize("bad", [[10**6], [-1], ["a"], [1.5]])
+def test_token_ids_that_are_none_are_refused(make_engine: Any, bad: list[Any]) -> None:
+    with pytest.raises(BadOption, match="token id"):
+        make_engine().submit([1, 2, *bad])

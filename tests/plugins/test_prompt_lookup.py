@@ -47,8 +47,8 @@ def test_fewer_steps_where_the_text_repeats(make_engine: Any) -> None:
     drafted = engine.generate(tokens, params, plan=engine.plan({"prompt_lookup": {}}))
     assert drafted.token_ids == plain.token_ids
     repeats = 256 - len(set(zip(plain.token_ids, plain.token_ids[1:], strict=False)))
-    if repeats > 128:  # greedy decoding of a random model ends in a loop
-        assert drafted.stats["steps"] < plain.stats["steps"] / 2
+    assert repeats > 64, "greedy decoding of a random model ends in a loop"
+    assert drafted.stats["steps"] < 0.75 * plain.stats["steps"]
     assert drafted.stats["accepted_tokens"] == 256 - drafted.stats["steps"] > 0
     assert drafted.stats["plugin_ms"]["prompt_lookup"] > 0
 
