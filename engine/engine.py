@@ -7,28 +7,25 @@ from any thread and gives a `Stream` of events. The engine knows plugins by thei
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 import weakref
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from itertools import count
-from operator import index
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from pitlane.engine.detokenizer import Detokenizer
 from pitlane.engine.dispatch import Dispatcher
-from pitlane.engine.errors import BadOption, EngineClosed, PitlaneError, PluginFailed, PromptTooLong
+from pitlane.engine.errors import EngineClosed, PitlaneError, PluginFailed
 from pitlane.engine.lane import Lane
 from pitlane.engine.loader import Loader, default_settings
 from pitlane.engine.plan import Plan, Planner, Settings
 from pitlane.engine.pool import Pool
 from pitlane.engine.registry import PluginRegistry
+from pitlane.engine.requests import check_length, make_sequence
 from pitlane.engine.runner import Flight
-from pitlane.engine.sampling import penalise
 from pitlane.engine.stats import request_stats
 from pitlane.engine.stream import Stream
 from pitlane.engine.tokenizer import Prompt
@@ -40,14 +37,12 @@ from pitlane.engine.types import (
     PrefillProgress,
     PrefixMatch,
     Result,
-    Rows,
     SamplingParams,
     Sequence,
     StepStats,
     TextDelta,
-    Timing,
 )
-from pitlane.engine.verify import Verified, clean, verify
+from pitlane.engine.verify import Verified, clean, verify_rows
 from pitlane.engine.worker import Worker
 
 log = logging.getLogger("pitlane")
@@ -120,28 +115,10 @@ class Engine:
         salt: str = "",
     ) -> Stream:
         """Queue a request; the stream of its events. Text is taken as it is (`tokenizer.render_chat` makes chats)."""
-        submitted = perf_counter()
         plan = plan or self.default_plan
-        if isinstance(prompt, str):
-            prompt = self.tokenizer.render_raw(prompt, [])
-        segments = prompt.segments if isinstance(prompt, Prompt) else ()
-        token_ids = _checked_ids(prompt.token_ids if isinstance(prompt, Prompt) else prompt, self.loader.vocab_size)
+        seq = make_sequence(next(self._ids), prompt, sampling, plan, salt, self.loader)
         lane = self.lane_of(plan)
-        _check_length(len(token_ids), lane, self.loader.context)
-        stop = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self.loader.eos_token_ids)
-        seq = Sequence(
-            id=next(self._ids),
-            token_ids=token_ids,
-            num_prompt_tokens=len(token_ids),
-            sampling=sampling,
-            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
-            plan=plan,
-            detokenizer=Detokenizer(self.tokenizer, sampling.stop),
-            timing=Timing(submitted),
-            stop_token_ids=stop,
-            segments=segments,
-            salt=salt,
-        )
+        check_length(seq.num_tokens, lane, self.loader.context)
         stream = Stream(lambda: self.worker.post(lambda: self._abort(seq.id)))
         self._streams[seq.id] = stream
         if not self.worker.post(lambda: self._add(lane, seq)):
@@ -215,7 +192,10 @@ class Engine:
         num_draft = sum(len(seq.draft.token_ids) for seq in seqs if seq.draft)
         num_tokens = num_draft + sum(seq.num_scheduled_tokens for seq in seqs)
         num_prompt = sum(seq.num_scheduled_tokens for seq in seqs if not seq.is_decoding)
-        found = [(seq, verified) for rows in lane.rows(logits, seqs) for seq, verified in self._verify(rows)]
+        with torch.inference_mode():
+            found = [
+                pair for rows in lane.rows(logits, seqs) for pair in verify_rows(rows, self.dispatch.adjust_logits)
+            ]
         plain = lane.clock.estimate(num_tokens - num_draft) or flight.seconds
         accepted = 0
         for seq, verified in found:
@@ -239,24 +219,6 @@ class Engine:
         stats = StepStats(len(seqs), num_tokens, num_draft, accepted, flight.seconds, seconds)
         hooks = {id(hook.plugin): hook for seq in seqs for hook in seq.plan.hooks.get("step_finished", ())}
         self.dispatch.tell(hooks.values(), stats=stats)
-
-    def _verify(self, rows: Rows) -> list[tuple[Sequence, Verified]]:
-        """Penalties, adjust_logits, then the walk of every sequence of one plan."""
-        bounds = [i for i, parent in enumerate(rows.parents) if parent < 0] + [len(rows.parents)]
-        penalised = [i for i, index in enumerate(rows.seq_index) if rows.seqs[index].sampling.has_penalties]
-        if penalised:
-            rows.logits = rows.logits.float() if rows.logits.dtype.itemsize < 4 else rows.logits.clone()
-        for i in penalised:
-            seq = rows.seqs[rows.seq_index[i]]
-            prompt, completion = seq.token_ids[: seq.num_prompt_tokens], seq.token_ids[seq.num_prompt_tokens :]
-            rows.logits[i] = penalise(rows.logits[i], prompt, completion + rows.path(i), seq.sampling)
-        with torch.inference_mode():
-            self.dispatch.adjust_logits(rows)
-        return [
-            (seq, verify(seq, rows.logits[begin:end], seq.draft))
-            for seq, begin, end in zip(rows.seqs, bounds[:-1], bounds[1:], strict=True)
-            if not seq.error
-        ]
 
     def _accept(self, lane: Lane, seq: Sequence, verified: Verified, seconds: float, plain: float) -> int:
         """Commit verified tokens up to where the sequence ends; the number of accepted draft tokens."""
@@ -375,36 +337,7 @@ class Engine:
             stream.put(event)
 
 
-def _checked_ids(token_ids: SequenceOf[int], vocab_size: int) -> list[int]:
-    try:
-        found = [index(token) for token in token_ids]
-    except TypeError as error:
-        raise BadOption(f"token ids must be integers ({error}); encode text with engine.tokenizer") from None
-    wrong = next((token for token in found if not 0 <= token < vocab_size), None)
-    if wrong is not None:
-        raise BadOption(
-            f"token id {wrong} is not in [0, {vocab_size}) of this model; encode text with its own tokenizer"
-        )
-    return found
-
-
 def _prefix_match(found: Any) -> PrefixMatch:
     if not isinstance(found, PrefixMatch):
         raise TypeError(f"returned {found!r}, not a PrefixMatch")
     return found
-
-
-def _check_length(num_tokens: int, lane: Lane, context: int) -> None:
-    if num_tokens == 0:
-        raise PromptTooLong("the prompt is empty; write something")
-    if num_tokens < lane.max_tokens_per_seq:
-        return
-    if num_tokens >= context:
-        raise PromptTooLong(
-            f"the prompt has {num_tokens} tokens and the context holds {context} with the answer; "
-            "use a shorter document, fewer turns, or a model with a longer context"
-        )
-    raise PromptTooLong(
-        f"the prompt has {num_tokens} tokens and KV memory holds {lane.max_tokens_per_seq} with the answer; "
-        "raise --kv-memory, or use a shorter prompt"
-    )

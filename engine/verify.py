@@ -6,13 +6,15 @@ sampled token that is no child of its node ends the walk and is the bonus token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor
 
-from pitlane.engine.sampling import logprobs_of, sample
-from pitlane.engine.types import Draft, Sequence
+from pitlane.engine.sampling import logprobs_of, penalise, sample
+from pitlane.engine.types import Draft, Rows, Sequence
 
 
 class Verified(NamedTuple):
@@ -82,3 +84,21 @@ def verify(seq: Sequence, logits: Tensor, draft: Draft | None) -> Verified:
             return Verified(tokens, nodes, logprobs)
         nodes.append(child)
         node = child
+
+
+def verify_rows(rows: Rows, adjust_logits: Callable[[Rows], None]) -> list[tuple[Sequence, Verified]]:
+    """Penalties, `adjust_logits`, then the walk of every sequence of one plan that has no error."""
+    bounds = [i for i, parent in enumerate(rows.parents) if parent < 0] + [len(rows.parents)]
+    penalised = [i for i, index in enumerate(rows.seq_index) if rows.seqs[index].sampling.has_penalties]
+    if penalised:
+        rows.logits = rows.logits.float() if rows.logits.dtype.itemsize < 4 else rows.logits.clone()
+    for i in penalised:
+        seq = rows.seqs[rows.seq_index[i]]
+        prompt, completion = seq.token_ids[: seq.num_prompt_tokens], seq.token_ids[seq.num_prompt_tokens :]
+        rows.logits[i] = penalise(rows.logits[i], prompt, completion + rows.path(i), seq.sampling)
+    adjust_logits(rows)
+    return [
+        (seq, verify(seq, rows.logits[begin:end], seq.draft))
+        for seq, (begin, end) in zip(rows.seqs, pairwise(bounds), strict=True)
+        if not seq.error
+    ]
