@@ -39,6 +39,7 @@ class Ask:
     settings: Mapping[str, Mapping[str, Any]]
     sampling: SamplingParams
     system: str | None = None
+    thinking: bool | None = None
     replaced: Message | None = None
 
 
@@ -140,7 +141,7 @@ class Desk:
     def answer(self, key: Key, conversation_id: str, ask: Ask) -> Iterator[Live]:
         """Answer the last message of a conversation, at most 25 times a second; what there is at the end is stored."""
         conversation = self.store.conversations.get(conversation_id)
-        chat = self._chat(conversation.document_ids, _turns(conversation.messages), ask.system)
+        chat = self._chat(conversation.document_ids, _turns(conversation.messages), ask.system, ask.thinking)
         plan = self.engine.plan(ask.settings)
         live = Live(loading=plan.lane_key not in self.engine.lanes)
         yield live
@@ -178,8 +179,14 @@ class Desk:
                 conversation.id, "assistant", result.text, token_ids=result.token_ids, stats=stats
             )
 
-    def _chat(self, document_ids: Sequence[str], messages: list[dict[str, str]], system: str | None) -> Chat:
-        chat = Chat(self.engine.tokenizer, system or None, messages=messages)
+    def _chat(
+        self,
+        document_ids: Sequence[str],
+        messages: list[dict[str, str]],
+        system: str | None,
+        thinking: bool | None = None,
+    ) -> Chat:
+        chat = Chat(self.engine.tokenizer, system or None, thinking, messages=messages)
         for document_id in document_ids:
             with suppress(NotFound):
                 chat.add(self.document(document_id), self.store.documents.get(document_id))

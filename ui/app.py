@@ -18,7 +18,7 @@ from pitlane.storage.db import Store
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.answering import Desk
 from pitlane.ui.controls import PluginControls, others_html, plan_html
-from pitlane.ui.handlers import Handlers
+from pitlane.ui.handlers import THINKING, Handlers
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.page_view import Widgets, new_tab
 from pitlane.ui.panels import thread_html
@@ -196,6 +196,7 @@ def _right(engine: Engine) -> dict[str, Any]:
                 value=None, minimum=0, maximum=2**53, precision=0, label="Seed", info="empty: a random one, reported"
             ),
             gr.Textbox(value="", lines=2, max_lines=6, label="System prompt", info="stands behind the documents"),
+            gr.Dropdown(list(THINKING), value="auto", label="Thinking", info="for models that can reason first"),
         ]
     return {"plan": plan, "controls": controls, "sampling": sampling}
 

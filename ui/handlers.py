@@ -22,6 +22,7 @@ from pitlane.ui.offline_gradio import gr
 from pitlane.ui.page_view import Changes, Tab, View, new_tab
 from pitlane.ui.panels import Live, error_html, live_html
 
+THINKING = {"auto": None, "on": True, "off": False}
 SAVE_SECONDS = 1.0  # how long a list waits for KV that is being written to disk
 
 
@@ -234,7 +235,7 @@ class Handlers(View):
 
     def _ask(self, values: Sequence[Any], replaced: Message | None = None) -> Ask:
         """Read sampling and plugin widgets. A retry with other plugins keeps the seed, so that answers compare."""
-        temperature, top_p, max_tokens, seed, system = values[: len(self.ui.sampling)]
+        temperature, top_p, max_tokens, seed, system, thinking = values[: len(self.ui.sampling)]
         settings = self.ui.controls.settings(values[len(self.ui.sampling) :])
         if (
             seed is None
@@ -249,4 +250,4 @@ class Handlers(View):
             top_p=float(top_p),
             seed=None if seed is None else int(seed),
         )
-        return Ask(settings, sampling, system.strip() or None, replaced)
+        return Ask(settings, sampling, system.strip() or None, THINKING[thinking], replaced)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +124,7 @@ def plugins(
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N")
 @as_json
 def history(limit: int, as_json: bool) -> None:
-    """What was measured on this machine before, newest first."""
+    """Lap times of the last answers on this machine (run, chat and page), newest first."""
     from pitlane.storage.db import Store
 
     with Store() as store:
@@ -131,21 +132,17 @@ def history(limit: int, as_json: bool) -> None:
     if as_json:
         print_json([{"id": run.id, "created": run.created, **run.stats} for run in runs])
         return
-    print_table(["when", "model", "dtype", "commit", "what"], [_history_row(run) for run in runs])
+    headers = ["when", "model", "plugins", "prompt", "cached", "TTFT ms", "tokens", "tok/s"]
+    print_table(headers, [_history_row(run) for run in runs])
 
 
-def _history_row(run: Run) -> list[str]:
-    from datetime import datetime
-
+def _history_row(run: Run) -> list[Any]:
     stats = run.stats
-    if "sets" in stats:
-        what = "; ".join(f"{row['plugins'] or '(none)'} x{row['speed']['ratio']:.2f}" for row in stats["sets"])
-    else:
-        ours = stats["pitlane"]
-        prefill, decode = ours["prefill_tokens_per_second"]["median"], ours["decode_ms"]["median"]
-        what = f"prefill {prefill:.0f} tok/s, decode {decode:.1f} ms"
     when = datetime.fromtimestamp(run.created).strftime("%Y-%m-%d %H:%M")
-    return [when, stats["model"], stats["dtype"], (stats.get("commit") or "")[:8], what]
+    names = ", ".join(stats["plugins"]) or "(none)"
+    counts = [stats[f"{name}_tokens"] for name in ("prompt", "cached", "completion")]
+    speed = "-" if stats["tokens_per_second"] is None else f"{stats['tokens_per_second']:.1f}"
+    return [when, stats["model"], names, *counts[:2], f"{stats['ttft_ms']:.1f}", counts[2], speed]
 
 
 def _head(engine: Engine) -> dict[str, Any]:
@@ -156,11 +153,6 @@ def _head(engine: Engine) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any], rows: list[list[str]], headers: Sequence[str], as_json: bool) -> None:
-    """Print a report, and keep it for `history`."""
-    from pitlane.storage.db import Store
-
-    with Store() as store:
-        store.runs.add(report)
     if not as_json:
         machine = report["machine"]
         title = f"{report['model']}, {report['dtype']}, {machine['threads']} threads, {machine['cpu']}"

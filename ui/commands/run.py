@@ -7,6 +7,7 @@ import sys
 import click
 
 from pitlane.engine.types import Result, SamplingParams
+from pitlane.storage.db import Store
 from pitlane.ui.commands.options import as_json, engine_options, prompt_options, sampling_options
 from pitlane.ui.render import note, print_json, printable, progress, stats_line
 from pitlane.ui.session import Chat, EngineOptions, add_documents, read_answer
@@ -53,6 +54,8 @@ def run(
 
             result = read_answer(stream, on_text, advance)
         drafter = next((plugin.name for plugin in engine.default_plan.plugins if plugin.role == "drafter"), None)
+    with Store() as store:
+        store.runs.add(result.stats)
     _report(result, as_json, drafter)
     if result.finish_reason == "aborted":
         ctx.exit(INTERRUPTED)

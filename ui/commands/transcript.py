@@ -59,6 +59,8 @@ class Transcript:
                     self.conversation_id, entry.role, entry.text, token_ids=entry.token_ids, stats=entry.stats
                 )
                 entry.saved_id = message.id
+                if entry.stats:
+                    self.store.runs.add(entry.stats)
         return self.conversation_id
 
     def load(self, conversation_id: str) -> Conversation:
