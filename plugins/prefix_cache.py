@@ -27,11 +27,12 @@ from weakref import WeakKeyDictionary
 from pydantic import Field
 
 from pitlane import Plugin, PluginOptions, Pool, PrefixMatch, Save, Segment, Sequence, StorageError, hookimpl
-from pitlane.storage.db import Store
 from pitlane.storage.types import SavedPrefix
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pitlane.storage.db import Store
 
 log = logging.getLogger("pitlane.prefix_cache")
 Column = tuple[int, ...]
@@ -52,7 +53,12 @@ class PrefixCache(Plugin):
         self._files = ThreadPoolExecutor(1, thread_name_prefix="pitlane-prefix")
         self._opening: Future[Store] | None = None
         if self.options.save_documents:  # opened before the first request needs it
-            self._opening = self._files.submit(Store, quota_bytes=int(self.options.disk_gb * 1e9))
+            self._opening = self._files.submit(_open_store, int(self.options.disk_gb * 1e9))
+
+    @property
+    def _saves(self) -> bool:
+        """Whether documents are saved: wanted, and the store did not fail to open."""
+        return self._opening is not None and self._opening.exception() is None
 
     @property
     def _store(self) -> Store:
@@ -95,7 +101,7 @@ class PrefixCache(Plugin):
     @hookimpl
     def engine_closed(self) -> None:
         self._files.shutdown(wait=True)
-        if self._opening is not None and not self._opening.exception():
+        if self._saves:
             self._store.close()
 
     def locked(self, pool: Pool) -> list[Column]:
@@ -103,7 +109,7 @@ class PrefixCache(Plugin):
         return self._indexes[pool].columns if pool in self._indexes else []
 
     def _find_saved(self, seq: Sequence, chain: Chain) -> SavedPrefix | None:
-        if not (self.options.save_documents and seq.segments):
+        if not (self._saves and seq.segments):
             return None
         hashes = [chain.prefix_hash(seq.token_ids, segment.end) for segment in seq.segments]
         try:
@@ -129,7 +135,7 @@ class PrefixCache(Plugin):
 
     def _save_documents(self, seq: Sequence, chain: Chain, num_ready: int) -> None:
         """Ask for the KV of documents that are computed and not yet saved."""
-        if not self.options.save_documents:
+        if not self._saves:
             return
         for segment in seq.segments:
             if self.options.min_tokens <= segment.end <= num_ready:
@@ -247,6 +253,17 @@ class BlockIndex:
             if not self.children[entry.parent]:
                 del self.children[entry.parent]
             self.pool.unlock(entry.column)
+
+
+def _open_store(quota_bytes: int) -> Store:
+    """Runs in the file thread."""
+    try:
+        from pitlane.storage.db import Store
+
+        return Store(quota_bytes=quota_bytes)
+    except Exception as error:
+        log.warning("documents are cached in memory only: %s", error)
+        raise
 
 
 def _is_whole(seq: Sequence, pool: Pool, end: int) -> bool:

@@ -14,7 +14,7 @@ ROOMS = {"api": "", "engine": "engine", "plugins": "plugins", "kernels": "kernel
 ALLOWED = {
     "kernels": {"kernels"},
     "storage": {"storage"},
-    "engine": {"engine", "storage.types", "storage.errors"},
+    "engine": {"engine", "storage.types", "storage.errors", "storage.home"},
     "api": {"engine", "storage.types", "storage.errors"},
     "plugins": {"", "kernels", "storage", "plugins"},
     "ui": {"", "engine", "plugins", "kernels", "storage", "ui"},

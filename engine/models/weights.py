@@ -11,16 +11,18 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-import platformdirs
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pitlane.engine.errors import ModelError
 from pitlane.engine.models.config import ModelConfig
+from pitlane.storage.errors import StorageError
+from pitlane.storage.home import home
 
 INDEX = "model.safetensors.index.json"
 POOL = 20_000_003  # numbers; prime, so that rows of a tensor that is larger never repeat in step
@@ -165,12 +167,10 @@ def _open(file: Path) -> Any:
 
 def _file_hashes(files: Iterable[Path]) -> list[str]:
     """SHA-256 of each file; known ones come from a cache by path, size and time of change."""
-    cache = _home() / "cache" / "weight_hashes.json"
-    try:
-        known = json.loads(cache.read_text(encoding="utf-8"))
-        assert isinstance(known, dict), "a cache of another form is as good as none"
-    except (OSError, ValueError, AssertionError):
-        known = {}
+    known: dict[str, str] = {}
+    with suppress(OSError, ValueError, StorageError):  # a cache that cannot be read is as good as none
+        found = json.loads(_cache().read_text(encoding="utf-8"))
+        known = found if isinstance(found, dict) else {}
     hashes, before = [], len(known)
     for file in files:
         state = file.stat()
@@ -180,7 +180,8 @@ def _file_hashes(files: Iterable[Path]) -> list[str]:
                 known[key] = _sha256(handle)
         hashes.append(known[key])
     if len(known) > before:
-        _write(cache, json.dumps(known))
+        with suppress(OSError, StorageError):  # one that cannot be written is done without
+            _replace(_cache(), json.dumps(known))
     return hashes
 
 
@@ -191,17 +192,13 @@ def _sha256(handle: Any) -> str:
     return digest.hexdigest()
 
 
-def _home() -> Path:
-    given = os.environ.get("PITLANE_HOME")
-    return Path(given).expanduser() if given else platformdirs.user_data_path("pitlane", appauthor=False)
+def _cache() -> Path:
+    return home() / "cache" / "weight_hashes.json"
 
 
-def _write(file: Path, text: str) -> None:
-    """Replace a file at once; a cache that cannot be written is done without."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as handle:
-            handle.write(text)
-        os.replace(handle.name, file)
-    except OSError:
-        return
+def _replace(file: Path, text: str) -> None:
+    """Write a file in one step, so that no reader sees half of it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as handle:
+        handle.write(text)
+    os.replace(handle.name, file)
