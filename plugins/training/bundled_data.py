@@ -49,6 +49,7 @@ class Mixture:
     recall_share: float = 0.03
     text_share: float = 0.12
     chat_share: float = 0.03
+    unique_share: float = 0.0
 
 
 def answer_weights(answer: str, value: str, offsets: list[tuple[int, int]]) -> list[float]:
@@ -84,9 +85,9 @@ class ExampleMaker:
             weights += [0.0] * len(head) + body_weights + [0.0] * len(self.newline)
         return Example(ids, weights, answers)
 
-    def document(self, rng: Random, target_chars: int, num_turns: int) -> Example:
+    def document(self, rng: Random, target_chars: int, num_turns: int, unique: bool = False) -> Example:
         """Make a conversation about a new document."""
-        document = make_document(rng, target_chars)
+        document = make_document(rng, target_chars, unique)
         system = document_message(document.title, document.pages, make_system(rng))
         return self.conversation(system, make_turns(rng, document, num_turns))
 
@@ -127,7 +128,8 @@ class ExampleMaker:
             return self.plain(rng, mixture.length)
         if kind > 1 - mixture.chat_share:
             return self.conversation("", make_small_talk(rng))
-        return self.document(rng, rng.randint(mixture.min_chars, mixture.max_chars), mixture.turns)
+        unique = rng.random() < mixture.unique_share
+        return self.document(rng, rng.randint(mixture.min_chars, mixture.max_chars), mixture.turns, unique)
 
 
 def rows(maker: ExampleMaker, rng: Random, mixture: Mixture) -> Iterator[tuple[Ids, Weights]]:

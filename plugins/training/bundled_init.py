@@ -16,12 +16,13 @@ from transformers import LlamaForCausalLM
 
 EMBEDDING_STD, CONSTANT, NORM_GAIN = 0.05, 4.0, 2.0
 POSITION_GAIN = 9.0
+# Per head: offset, first frequency used, gain of what is written.
 GATHERING = (
     (1.0, 0, 0.09),
     (2.0, 0, 0.09),
     (3.0, 0, 0.09),
     (5.0, 5, 0.22),
-)  # offset, first frequency used, gain of what is written
+)
 HEAD, KV_HEADS, GROUP, SKETCH = 64, 2, 2, 48
 LOW_FREQUENCY, HIGH_FREQUENCY = 14, 8
 MATCH_GAIN, COPIES = 2.5, (0.6, 0.15, 0.1)

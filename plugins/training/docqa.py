@@ -209,12 +209,17 @@ def _table(draft: _Draft, width: int) -> str:
     return "\n".join(lines)
 
 
-def make_document(rng: Random, target_chars: int) -> Document:
-    """Make a document of about `target_chars` characters on one to four pages."""
+def make_document(rng: Random, target_chars: int, unique: bool = False) -> Document:
+    """Make a document of about `target_chars` characters on one to four pages.
+
+    unique: every attribute is stated once, as in most short documents that people write; otherwise several entities share
+    attributes, and only entity and attribute together find the value.
+    """
     name = rng.choice(list(KINDS))
     kind = KINDS[name]
     width = rng.randint(60, 95)
-    draft = _Draft(rng, kind, _draw_pairs(rng, kind, target_chars))
+    draw = _draw_unique_pairs if unique else _draw_pairs
+    draft = _Draft(rng, kind, draw(rng, kind, target_chars))
     missing = [draft.pairs.pop() for _ in range(2)]
     place = f"{invented(rng)} {rng.choice(kind.nouns).title() if kind.nouns[0] != '#person' else ''}".strip()
     heading = f"{place} - {rng.choice(kind.titles)}" if rng.random() < 0.6 else rng.choice(kind.titles)
@@ -244,6 +249,16 @@ def _draw_pairs(rng: Random, kind: Kind, target_chars: int) -> list[tuple[Entity
     pairs = [(entity, attribute) for entity in entities for attribute in attributes]
     if rng.random() < 0.6:
         pairs += _draw_labels(rng, max(2, len(pairs) // 3))
+    rng.shuffle(pairs)
+    return pairs
+
+
+def _draw_unique_pairs(rng: Random, kind: Kind, target_chars: int) -> list[tuple[Entity, Attribute]]:
+    """Draw an entity for each of many attributes; half of the facts are about things that are their own attribute."""
+    number = 4 + target_chars // 90
+    names = rng.sample(list(ATTRIBUTES), min(len(ATTRIBUTES), number))
+    pairs = [(make_entity(rng, kind), ATTRIBUTES[name]) for name in names]
+    pairs += _draw_labels(rng, number)
     rng.shuffle(pairs)
     return pairs
 

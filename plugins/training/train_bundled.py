@@ -69,9 +69,10 @@ class Stage(NamedTuple):
 STAGES = (
     Stage(0.05, Mixture(length=256, min_chars=100, max_chars=260, turns=6, recall_share=0.3)),
     Stage(0.20, Mixture(length=256, min_chars=100, max_chars=260, turns=6, recall_share=0.1)),
-    Stage(0.40, Mixture(length=384, min_chars=120, max_chars=500, turns=8)),
-    Stage(0.65, Mixture(length=640, min_chars=200, max_chars=1100, turns=10)),
-    Stage(1.01, Mixture(length=1024, min_chars=300, max_chars=2000, turns=12)),
+    Stage(0.45, Mixture(length=384, min_chars=120, max_chars=500, turns=8)),
+    Stage(0.60, Mixture(length=384, min_chars=150, max_chars=500, turns=8, unique_share=0.7)),
+    Stage(0.80, Mixture(length=640, min_chars=300, max_chars=1100, turns=10, unique_share=0.7)),
+    Stage(1.01, Mixture(length=1024, min_chars=700, max_chars=2000, turns=14, unique_share=0.75)),
 )
 CONFIG_KEYS = (
     "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
@@ -165,12 +166,12 @@ def answer_accuracy(model: LlamaForCausalLM, examples: list[Example], batch_size
     return right / max(total, 1)
 
 
-def held_out(maker: ExampleMaker, chars: int, number: int) -> list[Example]:
+def held_out(maker: ExampleMaker, chars: int, number: int, unique: bool = False) -> list[Example]:
     """Make examples about documents no training run sees."""
     examples = []
     for index in range(number):
         rng = Random(EVAL_SEED + index)
-        document = make_document(rng, chars)
+        document = make_document(rng, chars, unique)
         message = document_message(document.title, document.pages)
         examples.append(maker.conversation(message, make_turns(rng, document, 6)))
     return examples
@@ -209,6 +210,7 @@ class Trainer:
         self.settings, self.model, self.maker, self.options = settings, model, maker, options
         self.optimizers = Optimizers(self.model, settings)
         self.eval_sets = {f"{chars} characters": held_out(maker, chars, 24) for chars in EVAL_CHARS}
+        self.eval_sets["1200 characters, unique"] = held_out(maker, 1200, 24, unique=True)
         self.eval_sets["recall"] = [maker.recall(Random(EVAL_SEED + index), 256) for index in range(8)]
         self.seconds = options.minutes * 60
         self.start = time.monotonic() - options.share * self.seconds
