@@ -87,6 +87,8 @@ def checksum(path: Path) -> str:
                 with view[start : start + _PIECE] as piece:
                     return hashlib.sha256(piece).digest()
 
+            if size <= _PIECE:
+                return hashlib.sha256(digest(0)).hexdigest()
             with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
                 return hashlib.sha256(b"".join(pool.map(digest, range(0, size, _PIECE)))).hexdigest()
 

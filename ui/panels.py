@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pitlane.engine.types import Result
 
 SAMPLE_QUESTIONS = (
-    "What is the lap record?",
-    "When does the workshop open?",
-    "How much is helmet hire?",
+    "When is the track open?",
+    "What is the price of the day pass?",
+    "Who is the manager of the club?",
 )
 _ICONS = {
     "copy": '<rect x="9" y="9" width="11" height="11" rx="2"/><path d="M5 15V5a1 1 0 0 1 1-1h9"/>',
@@ -216,7 +216,7 @@ def empty_html(documents: Sequence[Document]) -> str:
     questions = "".join(button_text("try", question, question) for question in SAMPLE_QUESTIONS)
     return (
         '<div class="empty"><h2>Ask a document</h2><p>Add a PDF on the left, or drop one anywhere on this page. '
-        "Or ask the sample, a three-page track guide:</p>"
+        "Or ask the sample, a four-page track guide:</p>"
         f'<div class="questions">{questions}</div>'
         '<p class="quiet">Then switch a plugin on the right and retry: each answer shows what the plugin bought, and whether '
         "it is still the same, token by token.</p></div>"

@@ -69,7 +69,9 @@ class Answerer:
     def answer(self, question: Question) -> str:
         """Answer greedily."""
         messages = [{"role": "system", "content": question.message}, {"role": "user", "content": question.text}]
-        prompt = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        prompt = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
         output = self.model.generate(**prompt, max_new_tokens=48, do_sample=False)
         text: str = self.tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
         return text

@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 
-QUESTIONS = ("What is the lap record?", "What does the guide say about the speed limit in the pit lane?")
+QUESTIONS = ("When is the track open?", "What is the speed limit in the pit lane?")
 ARGUMENTS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update".split()
 
 
