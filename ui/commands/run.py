@@ -7,7 +7,6 @@ import sys
 import click
 
 from pitlane.engine.types import Result, SamplingParams
-from pitlane.storage.db import Store
 from pitlane.ui.commands.options import as_json, engine_options, prompt_options, sampling_options
 from pitlane.ui.render import note, print_json, printable, progress, stats_line
 from pitlane.ui.session import Chat, EngineOptions, add_documents, read_answer
@@ -54,8 +53,7 @@ def run(
 
             result = read_answer(stream, on_text, advance)
         drafter = next((plugin.name for plugin in engine.default_plan.plugins if plugin.role == "drafter"), None)
-    with Store() as store:
-        store.runs.add(result.stats)
+    _remember(result)
     _report(result, as_json, drafter)
     if result.finish_reason == "aborted":
         ctx.exit(INTERRUPTED)
@@ -70,6 +68,14 @@ def read_prompt(prompt: str | None) -> str:
     if not prompt.strip():
         raise click.UsageError("the prompt is empty; write something")
     return prompt
+
+
+def _remember(result: Result) -> None:
+    """Keep the lap times (not the text) for `bench history`."""
+    from pitlane.storage.db import Store
+
+    with Store() as store:
+        store.runs.add(result.stats)
 
 
 def _report(result: Result, as_json: bool, drafter: str | None) -> None:
