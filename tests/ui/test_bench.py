@@ -123,3 +123,14 @@ def test_history_has_the_lap_times_of_answers() -> None:
     assert {name: run[name] for name in stats} == stats
     table = CliRunner().invoke(main, ["bench", "history"])
     assert "random:tiny" in table.stdout and "prefix_cache" in table.stdout
+
+
+def test_plans_are_compared_over_a_document(tmp_path: Path) -> None:
+    (tmp_path / "guide.txt").write_text("The track opens at nine. " * 6)
+    (tmp_path / "prompts.txt").write_text("When?\n")
+    report, _ = last_line(
+        "plugins", "--model", "random:tiny", "--dtype", "float64", "--prompts", str(tmp_path / "prompts.txt"), "--doc",
+        str(tmp_path / "guide.txt"), "--set", "", "--set", "prefix_cache", "--max-tokens", "8", "--repeats", "2",
+    )  # fmt: skip
+    plain, cached = report["sets"]
+    assert cached["identical"] and cached["ttft_ms"]["median"] < plain["ttft_ms"]["median"]

@@ -13,12 +13,12 @@ import click
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.commands.options import as_json, engine_options
 from pitlane.ui.render import note, print_json, print_table, progress
-from pitlane.ui.session import Chat, EngineOptions
+from pitlane.ui.session import Chat, EngineOptions, add_documents
 
 if TYPE_CHECKING:
     from pitlane.engine.engine import Engine
     from pitlane.engine.tokenizer import Prompt
-    from pitlane.storage.types import Run
+    from pitlane.storage.types import Document, Run, StoredDocument
     from pitlane.ui.bench.speed import Side
 
 MARGIN = 64  # tokens of context beside prompt and answer
@@ -84,6 +84,7 @@ def bench(
     "is compared with.  [default: none, then each plugin alone]",
 )
 @click.option("--prompts", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="One prompt a line.")
+@click.option("--doc", multiple=True, metavar="FILE", help="Ask over this document. Repeatable.")
 @click.option("--max-tokens", type=click.IntRange(2), default=128, show_default=True, metavar="N")
 @click.option("--temperature", type=float, default=0.0, show_default=True, metavar="T")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S")
@@ -93,6 +94,7 @@ def plugins(
     options: EngineOptions,
     sets: tuple[str, ...],
     prompts: str | None,
+    doc: tuple[str, ...],
     max_tokens: int,
     temperature: float,
     seed: int,
@@ -106,12 +108,13 @@ def plugins(
 
     sampling = SamplingParams(max_tokens, temperature, seed=seed)
     texts = _lines(prompts) if prompts else list(PROMPTS)
+    documents = add_documents(doc, options.plugins_dir)
     with options.build() as engine:
         default, registry = engine.default_plan.settings, engine.registry
         names = sets or ("", *sorted(registry.togglable()))
         plans = {name: engine.plan(parse_settings(name, (), default, registry)) for name in names}
         with progress("Measuring") as advance:
-            rows = compare_plans(engine, plans, _prompts(engine, texts), sampling, repeats, advance)
+            rows = compare_plans(engine, plans, _prompts(engine, texts, documents), sampling, repeats, advance)
         report = _head(engine) | {"prompts": len(texts), "max_tokens": max_tokens, "temperature": temperature}
     report["sets"] = [row.to_json(rows[0]) for row in rows]
     headers = ["plugins", "tokens/step", "tok/s", "speed (95 %)", "TTFT ms", "identical ids"]
@@ -205,5 +208,13 @@ def _lines(path: str) -> list[str]:
     return found
 
 
-def _prompts(engine: Engine, texts: Sequence[str]) -> list[Prompt]:
-    return [Chat(engine.tokenizer).ask(text) for text in texts]
+def _prompts(
+    engine: Engine, texts: Sequence[str], documents: Sequence[tuple[Document, StoredDocument]]
+) -> list[Prompt]:
+    prompts = []
+    for text in texts:
+        chat = Chat(engine.tokenizer)
+        for document in documents:
+            chat.add(*document)
+        prompts.append(chat.ask(text))
+    return prompts
