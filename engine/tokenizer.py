@@ -48,6 +48,7 @@ class Tokenizer:
 
     def __init__(self, source: ModelSource) -> None:
         self._inner = _load(source)
+        self._inner.model_max_length = 10**9  # the engine says what is too long, with numbers
         specials = {token.content for token in self._inner.added_tokens_decoder.values() if token.special}
         specials.update(self._inner.all_special_tokens)
         ordered = sorted((text for text in specials if len(text) > 1), key=len, reverse=True)
