@@ -27,6 +27,7 @@ MAX_LANES = 4  # each gets an equal share of KV memory
 MAX_SEQS = 64
 SMALL = 64 * 2**20
 WARM_UP_OPERATIONS = 5e9
+THREADS = torch.get_num_threads()  # torch's own choice; an engine before this one may have changed it
 
 
 class Loader:
@@ -50,8 +51,7 @@ class Loader:
         self.source = resolve(model)
         self.config = self.source.config
         self.dtype = choose_dtype(dtype, self.device, self.config)
-        if threads is not None or is_small(self.config):
-            torch.set_num_threads(threads or 1)
+        torch.set_num_threads(threads or (1 if is_small(self.config) else THREADS))
         self.context = choose_context(context, self.config.max_position)
         self.needs = Needs.of(self.config, self.dtype)
         self.max_step_tokens = max_step_tokens

@@ -19,7 +19,7 @@ from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Flowable, Paragraph, SimpleDocTemplate, Spacer
 from reportlab.platypus.doctemplate import PageBreak
 
-RED, INK, PALE = colors.HexColor("#b3261e"), colors.HexColor("#1f2328"), colors.HexColor("#f3f1ec")
+RED, INK = colors.HexColor("#b3261e"), colors.HexColor("#1f2328")
 BODY = ParagraphStyle("body", fontName="Helvetica", fontSize=11, leading=16, textColor=INK, spaceAfter=7)
 TITLE = ParagraphStyle("title", parent=BODY, fontName="Helvetica-Bold", fontSize=27, leading=33, spaceAfter=2)
 SUBTITLE = ParagraphStyle("subtitle", parent=BODY, fontSize=14, leading=19, textColor=RED, spaceAfter=16)
