@@ -28,6 +28,8 @@ COMMANDS = {
     "models": "Models in the Hugging Face cache.",
     "plugins": "What plugins there are, and their options.",
     "memory": "What a model needs in memory, without loading it.",
+    "train": "Train a small model on texts and chats.",
+    "distill": "Teach a small model to draft for a large one.",
     "bench": "Measure speed here, beside transformers if wanted.",
     "doctor": "Check this installation and this machine.",
 }

@@ -1,0 +1,177 @@
+"""The recipe of the bundled target: its data, stage by stage, and the calls of `pitlane train` that made it.
+
+Run as `python -m pitlane.plugins.training.bundled WORK --text FILE ...`: each stage writes its data and its model to WORK/NAME,
+goes on if it was killed, and is skipped once it is done. A stage grows out of the one before it; the last one's folder is the
+model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from pitlane.plugins.training import checkpoint
+from pitlane.plugins.training.copying import init_copying
+from pitlane.plugins.training.corpus import Weighting, texts_of
+from pitlane.plugins.training.docqa import generate
+from pitlane.plugins.training.loop import Progress, Settings
+from pitlane.plugins.training.losses import LabelLoss
+from pitlane.plugins.training.models import Shape, build, read_model, read_tokenizer, take_layers, write_model
+from pitlane.plugins.training.tokenizer import SPECIAL_TOKENS, save_tokenizer, train_tokenizer
+from pitlane.plugins.training.train import DTYPES, Data, Output, train
+
+VOCAB_SIZE = 4096
+SHAPE = Shape(hidden_size=256, intermediate_size=640, num_layers=4, rope_theta=1e8)
+WEIGHTING = Weighting(prompt=0.02, focus=4.0, prompt_sample=0.15)
+TEXT_WEIGHT = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One call of `pitlane train`: rows of `length` tokens, documents of so many characters, shares of what is mixed in.
+
+    layers: the layers of the model before that this one starts with (docs of models.take_layers).
+    """
+
+    name: str
+    layers: tuple[int, ...] | None
+    tokens: float
+    length: int
+    chars: tuple[int, int]
+    turns: int
+    lr: float
+    final_lr: float
+    warmup: float = 0.03
+    unique: float = 0.5
+    recall: float = 0.08
+    text: float = 0.08
+    exit_layers: tuple[int, ...] = ()
+    batch_tokens: int = 8192
+
+    @property
+    def rows(self) -> int:
+        return self.batch_tokens // self.length
+
+    @property
+    def steps(self) -> int:
+        return round(self.tokens / self.batch_tokens)
+
+    def documents(self, split: str) -> generate.Settings:
+        """Settings of the generator."""
+        return generate.Settings(split, self.name, *self.chars, self.turns, self.unique)
+
+
+STAGES = (
+    Stage("short", None, 16e6, 512, (120, 900), 10, 6e-4, 0.5),
+    Stage("long", (0, 1, 1, 2, 2, 2, 3, 3), 12e6, 1024, (250, 2600), 14, 4e-4, 0.05, recall=0.03, exit_layers=(2, 4)),
+)
+
+
+def recall(rng: Random, length: int) -> dict[str, Any]:
+    """Repeat runs of random tokens in random order: only copying predicts the repeats."""
+    pool = [rng.choices(range(len(SPECIAL_TOKENS), VOCAB_SIZE), k=rng.randint(3, 12)) for _ in range(length // 30)]
+    ids: list[int] = []
+    weights: list[float] = []
+    seen = set()
+    while len(ids) < length:
+        choice = rng.randrange(len(pool))
+        ids += pool[choice]
+        weights += [0.0] + [float(choice in seen)] * (len(pool[choice]) - 1)
+        seen.add(choice)
+    return {"ids": ids[:length], "weights": weights[:length]}
+
+
+def records(stage: Stage, texts: list[str], seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the examples of a stage for about 1.2 times its tokens, so that few are seen twice."""
+    rng = Random(f"{stage.name}:{seed}")
+    chats = generate.conversations(stage.documents("train"), sys.maxsize)
+    total = 0
+    while total < 1.2 * stage.tokens:
+        kind = rng.random()
+        if kind < stage.recall:
+            yield recall(rng, min(stage.length, 512))
+            total += min(stage.length, 512)
+        elif texts and kind < stage.recall + stage.text:
+            text = rng.choices(texts, weights=[len(text) for text in texts])[0]
+            start = rng.randrange(max(1, len(text) - 3 * stage.length))
+            yield {"text": text[start : start + 3 * stage.length], "weight": TEXT_WEIGHT}
+            total += stage.length
+        else:
+            chat = next(chats)
+            yield chat
+            total += sum(len(message["content"]) for message in chat["messages"]) // 3
+
+
+def _write(path: Path, examples: Iterator[dict[str, Any]]) -> Path:
+    part = path.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as lines:
+        for example in examples:
+            lines.write(json.dumps(example, ensure_ascii=False) + "\n")
+    return part.replace(path)
+
+
+def _start(stage: Stage, before: Path, folder: Path, texts: list[str]) -> Path:
+    """Write the model that a stage starts from."""
+    start = folder / "start"
+    if (start / "model.safetensors").is_file():
+        return start
+    if stage.layers is None:
+        start.mkdir(parents=True, exist_ok=True)
+        sample = Stage("tokenizer", None, 2e6, 512, (200, 1500), 8, 0.0, 0.0, text=0.0, recall=0.0)
+        lines = [*texts_of(records(sample, [], 1)), *(line for text in texts for line in text[:600_000].split("\n"))]
+        save_tokenizer(train_tokenizer(lines, VOCAB_SIZE), start, SHAPE.context)
+        model = build(SHAPE, read_tokenizer(start), seed=1)
+        init_copying(model)
+        write_model(model, start, start, DTYPES["float32"])
+    else:
+        write_model(take_layers(read_model(before), stage.layers), before, start, DTYPES["float32"])
+    return start
+
+
+def run_stage(stage: Stage, before: Path, folder: Path, texts: list[str], device: str) -> None:
+    """Train one stage, or go on with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start = _start(stage, before, folder, texts)
+    data = folder / "data.jsonl"
+    if not data.is_file():
+        _write(data, records(stage, texts, seed=1))
+        _write(folder / "eval.jsonl", generate.conversations(stage.documents("phrasing"), 64))
+    settings = Settings(
+        steps=stage.steps, rows=stage.rows, lr=stage.lr, embedding_lr=stage.lr / 3, final_lr=stage.final_lr, warmup=stage.warmup,
+        optimizer="muon", weight_decay=0.02, eval_every=100, save_every=100,
+    )  # fmt: skip
+    output = Output(folder / "model", "float32", device, resume=(folder / "model" / checkpoint.FILE).is_file())
+    corpus = Data([data], stage.length, WEIGHTING, eval_files=[folder / "eval.jsonl"])
+    train(corpus, settings, output, _report, start, loss=LabelLoss(stage.exit_layers))
+    (folder / "done").touch()
+
+
+def _report(progress: Progress) -> None:
+    if progress.eval_loss is not None:
+        print(progress, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run the recipe."""
+    parser = argparse.ArgumentParser(description="Make Pitlane's bundled target.")
+    parser.add_argument("work", type=Path, help="folder for data and models of all stages")
+    parser.add_argument("--text", type=Path, nargs="*", default=[], help="plain-text files to mix in")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    texts = [path.read_text(encoding="utf-8") for path in arguments.text]
+    before = arguments.work
+    for stage in STAGES:
+        folder = arguments.work / stage.name
+        if not (folder / "done").is_file():
+            run_stage(stage, before, folder, texts, arguments.device)
+        before = folder / "model"
+
+
+if __name__ == "__main__":
+    main()

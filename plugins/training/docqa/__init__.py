@@ -1,0 +1,1 @@
+"""Generator of document question answering for the training of small models; start at generate.py."""

@@ -1,0 +1,67 @@
+"""`pitlane distill`: a small model learns to be a large one, so that it can draft for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pitlane.ui.commands.train import layer_list
+from pitlane.ui.commands.training import PATH, SHARE, Job, run_job, training_options
+
+LAYERS = "layers:"
+
+
+@click.command()
+@click.argument("teacher", type=PATH)
+@click.argument("student")
+@training_options
+@click.option("--method", type=click.Choice(["kd", "sequence", "on-policy"]), default="kd", show_default=True)
+@click.option(
+    "--temperature", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True, metavar="T", help="Of kd."
+)
+@click.option(
+    "--hard", type=SHARE, default=0.1, show_default=True, metavar="W", help="Weight of the data's own labels."
+)
+@click.option(
+    "--beta",
+    type=SHARE,
+    default=1.0,
+    show_default=True,
+    metavar="B",
+    help="on-policy: 0 forward, 1 reverse KL, else JSD.",
+)
+@click.option(
+    "--sampled-tokens",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="on-policy: per prompt.",
+)
+def distill(
+    job: Job,
+    as_json: bool,
+    teacher: Path,
+    student: str,
+    method: str,
+    temperature: float,
+    hard: float,
+    beta: float,
+    sampled_tokens: int,
+) -> None:
+    """Teach the model in folder STUDENT what the one in folder TEACHER says about FILES.
+
+    STUDENT may be `layers:0,7`: a new model of these layers of the teacher. Both must have one tokenizer.
+
+    \b
+    pitlane distill mymodel layers:0 chats.jsonl --out mydrafter
+    pitlane distill mymodel mydrafter chats.jsonl --method on-policy --out better
+    """
+    from pitlane.plugins.training import distill as distilling
+
+    pupil = layer_list(student.removeprefix(LAYERS)) if student.startswith(LAYERS) else Path(student)
+    how = distilling.Method(method, temperature, hard, beta, sampled_tokens)
+    run_job(
+        lambda report: distilling.distill(teacher, pupil, job.data, how, job.settings, job.output, report), job, as_json
+    )

@@ -1,0 +1,62 @@
+"""`pitlane train`: a Llama-family model from texts and chats, new or from one that is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pitlane.ui.commands.training import PATH, Job, run_job, training_options
+
+SHAPE_OPTIONS = ("hidden_size", "intermediate_size", "num_layers", "num_kv_heads", "head_dim", "context")
+SIZE = click.IntRange(1)
+
+
+@click.command()
+@training_options
+@click.option("--start", type=PATH, metavar="DIR", help="Fine-tune the model in this folder.  [default: a new model]")
+@click.option("--tokenizer", type=PATH, metavar="DIR", help="Tokenizer of a new model.  [default: trained on the data]")
+@click.option("--vocab-size", type=SIZE, default=4096, show_default=True, metavar="N", help="Of a trained tokenizer.")
+@click.option("--hidden-size", type=SIZE, default=256, show_default=True, metavar="N", help="Of a new model.")
+@click.option("--intermediate-size", type=SIZE, default=640, show_default=True, metavar="N")
+@click.option("--layers", "num_layers", type=SIZE, default=4, show_default=True, metavar="N")
+@click.option("--kv-heads", "num_kv_heads", type=SIZE, default=2, show_default=True, metavar="N")
+@click.option("--head-dim", type=SIZE, default=64, show_default=True, metavar="N")
+@click.option("--context", type=SIZE, default=4096, show_default=True, metavar="N", help="Most tokens it is to read.")
+@click.option("--exit-layers", metavar="N,N", help="Train exits after these layers too, for self-speculation.")
+def train(
+    job: Job,
+    as_json: bool,
+    start: Path | None,
+    tokenizer: Path | None,
+    vocab_size: int,
+    exit_layers: str | None,
+    **shape: Any,
+) -> None:
+    """Train a model on FILES: .txt, or .jsonl with {"text"} or {"messages"} a line.
+
+    \b
+    pitlane train book.txt --out mymodel
+    pitlane train chats.jsonl --start mymodel --answers-only --out mychat
+    """
+    from pitlane.plugins.training import train as training
+    from pitlane.plugins.training.losses import LabelLoss
+    from pitlane.plugins.training.models import Shape
+
+    exits = layer_list(exit_layers) if exit_layers else ()
+    origin = start or Shape(**shape)
+    known = tokenizer or vocab_size
+    run_job(
+        lambda report: training.train(job.data, job.settings, job.output, report, origin, known, LabelLoss(exits)),
+        job,
+        as_json,
+    )
+
+
+def layer_list(text: str) -> tuple[int, ...]:
+    """Read `0,3,7`."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of layer numbers; write 0,3,7") from None
