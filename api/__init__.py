@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pitlane.engine.batch import Save as Save
     from pitlane.engine.engine import Engine as Engine
     from pitlane.engine.errors import PitlaneError as PitlaneError
+    from pitlane.engine.lane import Lane as Lane
     from pitlane.engine.models.layers import Linear as Linear
     from pitlane.engine.models.layers import LinearPart as LinearPart
     from pitlane.engine.plugin import Plugin as Plugin
@@ -66,6 +67,7 @@ _HOME = {
         "UnknownPlugin",
         "UnsupportedModel",
     ],
+    "pitlane.engine.lane": ["Lane"],
     "pitlane.engine.models.layers": ["Linear", "LinearPart"],
     "pitlane.engine.plugin": ["Plugin", "PluginOptions", "hookimpl"],
     "pitlane.engine.pool": ["Pool"],

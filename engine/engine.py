@@ -19,9 +19,10 @@ import torch
 
 from pitlane.engine.dispatch import Dispatcher
 from pitlane.engine.errors import EngineClosed, PitlaneError, PluginFailed
+from pitlane.engine.governor import Drafting, choose
 from pitlane.engine.lane import Lane
 from pitlane.engine.loader import Loader, default_settings
-from pitlane.engine.plan import Plan, Planner, Settings
+from pitlane.engine.plan import HookError, Plan, Planner, Settings
 from pitlane.engine.pool import Pool
 from pitlane.engine.registry import PluginRegistry
 from pitlane.engine.requests import check_length, make_sequence
@@ -81,6 +82,7 @@ class Engine:
         self._seqs: dict[int, tuple[Lane, Sequence]] = {}
         self._streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
         self._loading = threading.RLock()
+        self._opening = threading.Lock()  # the engine's thread never wants it
         self._planning = threading.Lock()  # the engine's thread plans too, and never waits for a load
         self.dispatch = Dispatcher(self.plan)
         self.worker = Worker(lambda: bool(self._ready_lanes()), self._step_safely)
@@ -97,14 +99,29 @@ class Engine:
     def lane_of(self, plan: Plan) -> Lane:
         """The lane that runs a plan; its weights are loaded on first use."""
         with self._loading:
-            if plan.lane_key in self.lanes:
-                return self.lanes[plan.lane_key]
-            self.loader.make_room(self.lanes)
-            lane = self.loader.build_lane(plan, self._match, self._reclaim)
-            warm = self.worker.call(lambda: lane.warm_up(self.loader.warm_up_tokens))
-            self.lanes[plan.lane_key] = lane
-        warm.result()
+            lane = self.lanes.get(plan.lane_key)
+            if lane is None:
+                self.loader.make_room(self.lanes)
+                lane = self.loader.build_lane(plan, self._match, self._reclaim, self.worker.call)
+                warm = self.worker.call(lambda: lane.warm_up(self.loader.warm_up_tokens))
+                self.lanes[plan.lane_key] = lane
+            else:
+                warm = None
+        if warm is not None:
+            warm.result()
+        self._open(lane, plan)
         return lane
+
+    def _open(self, lane: Lane, plan: Plan) -> None:
+        with self._opening:
+            if plan in lane.opened:
+                return
+            for hook in plan.hooks.get("lane_opened", ()):
+                try:
+                    hook(lane=lane)
+                except HookError as error:
+                    raise PluginFailed(f"{error}; take {error.plugin.name} out of the plan") from error
+            lane.opened.add(plan)
 
     def submit(
         self,
@@ -174,18 +191,30 @@ class Engine:
         self._finish(lane, seqs, flight, started)
 
     def _draft(self, lane: Lane, seqs: list[Sequence]) -> None:
+        num_tokens = sum(seq.num_scheduled_tokens for seq in seqs)
         for plan in {id(seq.plan): seq.plan for seq in seqs if seq.is_decoding}.values():
             if "propose" not in plan.hooks:
                 continue
+            drafter = plan.hooks["propose"][0].plugin.name
             mine = [seq for seq in seqs if seq.plan is plan and seq.is_decoding]
-            limits = [lane.draft_limit(seq) for seq in mine]
+            limits: list[int] = []
+            for seq in mine:
+                drafting = seq.drafting.setdefault(drafter, Drafting())
+                others = num_tokens + sum(limits)
+                limits.append(choose(drafting, drafter, lane.clock, others, lane.draft_limit(seq), seq.num_tokens))
+            if not any(limits):
+                continue
 
             def check(found: list[Draft | None], limits: list[int] = limits) -> list[Draft | None]:
                 return [clean(draft, k, self.loader.vocab_size) for draft, k in zip(found, limits, strict=True)]
 
-            drafts = self.dispatch.first(mine, "propose", check, seqs=mine, limits=Limits(limits))
-            for seq, draft in zip(mine, drafts or [], strict=False):
+            started = perf_counter()
+            drafts = self.dispatch.first(mine, "propose", check, seqs=mine, limits=Limits(limits, lane)) or []
+            for seq, draft in zip(mine, drafts, strict=False):
                 seq.draft = draft
+            num_drafted = sum(len(draft.token_ids) for draft in drafts if draft)
+            lane.clock.record_draft(drafter, num_drafted, perf_counter() - started)
+            num_tokens += num_drafted
 
     def _finish(self, lane: Lane, seqs: list[Sequence], flight: Flight, started: float) -> None:
         logits = flight.wait()
@@ -194,7 +223,9 @@ class Engine:
         num_prompt = sum(seq.num_scheduled_tokens for seq in seqs if not seq.is_decoding)
         with torch.inference_mode():
             found = [
-                pair for rows in lane.rows(logits, seqs) for pair in verify_rows(rows, self.dispatch.adjust_logits)
+                pair
+                for rows in lane.rows(logits, seqs)
+                for pair in verify_rows(rows, self.dispatch.adjust_logits, "after_verify" in rows.seqs[0].plan.hooks)
             ]
         plain = lane.clock.estimate(num_tokens - num_draft) or flight.seconds
         accepted = 0
@@ -232,7 +263,12 @@ class Engine:
             if seq.finish_reason:
                 break
         accepted = min(len(verified.nodes), len(tokens))
+        if verified.targets:
+            values = {"draft": seq.draft, "targets": verified.targets, "accepted": verified.nodes}
+            self.dispatch.each(seq, "after_verify", seq=seq, **values)
         if seq.draft is not None:
+            for drafting in seq.drafting.values():
+                drafting.saw(seq.draft, len(verified.nodes))
             timing.num_draft_tokens += len(seq.draft.token_ids)
             timing.num_accepted_tokens += accepted
             timing.plain_step_seconds += accepted * plain

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from pitlane.engine.lane import Lane
     from pitlane.engine.models.layers import Linear, LinearPart
     from pitlane.engine.pool import Pool
     from pitlane.engine.types import BuildContext, Draft, Limits, PrefixMatch, Rows, Sequence, StepStats
@@ -23,17 +24,20 @@ hookspec = pluggy.HookspecMarker("pitlane")
 COMBINE: Mapping[str, str] = {
     "load_document": "first",
     "build_linear": "first",
+    "lane_opened": "all",
     "match_prefix": "first",
     "reclaim_blocks": "all",
     "block_sealed": "all",
     "propose": "first",
     "adjust_logits": "fold",
+    "after_verify": "all",
     "step_finished": "all",
     "sequence_finished": "all",
     "engine_closed": "all",
 }
 VARIANT_HOOKS = frozenset({"load_model", "transform_weights", "build_linear"})
 LANE_HOOKS = frozenset({"build_op", "build_attention", "build_kv_store", "build_runner"})
+LOADING_HOOKS = VARIANT_HOOKS | LANE_HOOKS | {"lane_opened"}  # called for whoever asks for a plan: errors are theirs
 HOST_HOOKS = frozenset({"load_document"})  # serve the host, not a plan: always on, nothing to toggle
 
 
@@ -50,6 +54,14 @@ def build_linear(parts: list[LinearPart], context: BuildContext) -> Linear | Non
     """Build one linear from its parts (fused: q, k, v or gate, up). Called at load: fused list first, then each part. First.
 
     Returns a callable [T, in_features] -> [T, sum of out_features], or None to decline. May change output as declared.
+    """
+
+
+@hookspec
+def lane_opened(lane: Lane) -> None:
+    """Told that a plan will use a lane. Called once per plan and lane, in the asking thread, before its first request. All.
+
+    The place to load what takes time (`lane.open_drafter`). A PitlaneError reaches whoever asked.
     """
 
 
@@ -77,8 +89,8 @@ def block_sealed(seq: Sequence, index: int) -> None:
 def propose(seqs: SequenceOf[Sequence], limits: Limits) -> list[Draft | None] | None:
     """Draft tokens for each sequence. Called once per step and plan, with its decoding sequences. First.
 
-    Returns one Draft or None per sequence, of at most `limits.num_draft_tokens[i]` tokens. Cannot change output: the engine
-    verifies.
+    Returns one Draft or None per sequence, of at most `limits.num_draft_tokens[i]` tokens: what context, memory and the governor
+    leave; 0 is nothing. `limits.lane` opens draft models. Cannot change output: the engine verifies.
     """
 
 
@@ -87,6 +99,15 @@ def adjust_logits(rows: Rows) -> Any:
     """Change logits [R, V] before temperature and truncation. Called once per step and plan. Fold over `rows.logits`.
 
     Returns a tensor [R, V]. What a row is given may depend on `rows.path(i)`, never on draft or batch. May change output.
+    """
+
+
+@hookspec
+def after_verify(seq: Sequence, draft: Draft | None, targets: list[int], accepted: list[int]) -> None:
+    """Told what the target says about a draft. Called after each verification, before it is committed. All.
+
+    targets: the target's token after the last known token, then after every draft token, rejected ones too. accepted: indices
+    of the accepted draft tokens, in order. Cannot change output.
     """
 
 

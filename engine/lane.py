@@ -7,23 +7,32 @@ A lane owns its stores, pool, attention, runner, scheduler and share of KV memor
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import groupby
-from statistics import median
+from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import torch
 
 from pitlane.engine.attention import SpanAttention
 from pitlane.engine.batch import Batch, Copy, Query, Span
+from pitlane.engine.clock import StepClock
+from pitlane.engine.draft_model import DraftModel
 from pitlane.engine.kv_store import KVStore
 from pitlane.engine.pool import Pool
-from pitlane.engine.runner import Model, Runner
+from pitlane.engine.runner import EarlyExit, Model, Runner
 from pitlane.engine.scheduler import Match, Reclaim, Scheduler
 from pitlane.engine.types import Draft, Rows, Sequence
 from pitlane.engine.verify import depths
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from pitlane.engine.plan import Plan
+
+Call = Callable[[Callable[[], None]], "Future[None]"]
 BLOCK_SIZE = 32
 KV_FORMAT = "1"  # raised when the meaning of saved KV changes
 
@@ -38,31 +47,11 @@ class LaneLimits:
     max_seqs: int = 64
 
 
-@dataclass(slots=True)
-class StepClock:
-    """Running estimates: seconds of a forward by its number of tokens, and seconds per prompt token."""
-
-    by_tokens: dict[int, float] = field(default_factory=dict)
-    prompt_rates: deque[float] = field(default_factory=lambda: deque(maxlen=15))
-
-    def record(self, num_tokens: int, num_prompt_tokens: int, seconds: float) -> None:
-        self.by_tokens[num_tokens] = 0.8 * self.by_tokens.get(num_tokens, seconds) + 0.2 * seconds
-        if num_prompt_tokens >= 32:
-            self.prompt_rates.append(seconds / num_tokens)
-
-    def estimate(self, num_tokens: int) -> float | None:
-        """Seconds of a forward over `num_tokens` if one of about that size was seen."""
-        near = [n for n in self.by_tokens if num_tokens / 2 <= n <= num_tokens * 2]
-        return self.by_tokens[min(near, key=lambda n: abs(n - num_tokens))] if near else None
-
-    @property
-    def per_prompt_token(self) -> float | None:
-        """Seconds, the median of the last steps with prompts: the first step of a process is slow."""
-        return median(self.prompt_rates) if self.prompt_rates else None
-
-
 class Lane:
-    """One way to run one variant: `draft_limit`, `build_batch`, `rows`, `commit`."""
+    """One way to run one variant: `draft_limit`, `build_batch`, `rows`, `commit`; `open_drafter` and `early_exit` for drafters."""
+
+    load_drafter: Callable[[str], tuple[Model, float]]
+    call: Call
 
     def __init__(
         self,
@@ -76,6 +65,7 @@ class Lane:
         reclaim: Reclaim,
     ) -> None:
         groups = model.kv_groups
+        self.scale, self.dtype = scale, dtype
         per_block = BLOCK_SIZE * sum(group.bytes_per_token(dtype) for group in groups)
         num_blocks = max(1, limits.kv_bytes // per_block)
         self.fingerprint = fingerprint
@@ -87,6 +77,8 @@ class Lane:
         self.scheduler = Scheduler(self.pool, limits.max_step_tokens, limits.max_seqs, match, reclaim)
         self.clock = StepClock()
         self.busy_seconds = 0.0  # time used, for fairness between lanes
+        self.draft_models: dict[str, DraftModel] = {}
+        self.opened: WeakSet[Plan] = WeakSet()
 
     @property
     def max_tokens_per_seq(self) -> int:
@@ -109,6 +101,33 @@ class Lane:
             flight = self.runner.launch(batch)
             flight.wait()
         self.clock.record(num_tokens, num_tokens, flight.seconds)
+
+    def open_drafter(self, name: str) -> DraftModel:
+        """The named model beside this lane; loaded on first use, so first used where loading stalls nobody: in `lane_opened`.
+
+        Its KV is charged to this lane: so many free blocks are withheld that both can hold the same tokens.
+        """
+        if name not in self.draft_models:
+            model, scale = self.load_drafter(name)
+            self.call(lambda: self._attach(name, model, scale)).result()
+        return self.draft_models[name]
+
+    def _attach(self, name: str, model: Model, scale: float) -> None:
+        own = sum(group.bytes_per_token(self.dtype) for group in self.pool.groups)
+        extra = sum(group.bytes_per_token(self.dtype) for group in model.kv_groups)
+        withheld = min(self.pool.num_free_blocks, -(-self.pool.num_blocks * extra // (own + extra)))
+        self.pool.withhold(withheld)
+        limits = replace(self.limits, kv_bytes=withheld * BLOCK_SIZE * own)
+        lane = Lane(model, "", scale, self.dtype, self.device, limits, _no_match, _no_reclaim)
+        self.draft_models[name] = DraftModel(lane, lane.runner, shares_kv=False)
+
+    def early_exit(self, num_layers: int) -> DraftModel:
+        """The first layers of this lane's own model as a draft model; they read this lane's KV, and write draft slots only."""
+        key = f"layers:{num_layers}"
+        if key not in self.draft_models:
+            runner = Runner(EarlyExit(self.runner.model, num_layers), self.stores, self.runner.attention)
+            self.draft_models[key] = DraftModel(self, runner, shares_kv=True)
+        return self.draft_models[key]
 
     def draft_limit(self, seq: Sequence) -> int:
         """Most draft tokens that answer length, context, a step and free blocks leave; nothing is evicted for a draft."""
@@ -191,6 +210,14 @@ class Lane:
         seq.num_computed_tokens = base + len(nodes)
         seq.draft = None
         self.pool.roll_back(seq, seq.num_computed_tokens)
+
+
+def _no_match(seq: Sequence, pool: Pool) -> None:
+    """Draft models find no prefixes."""
+
+
+def _no_reclaim(pool: Pool, num_blocks: int) -> None:
+    """Nor does anyone hold their blocks."""
 
 
 def fingerprint(*parts: str) -> str:

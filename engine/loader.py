@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from pitlane.engine.errors import BadOption, PluginFailed
-from pitlane.engine.lane import BLOCK_SIZE, Lane, LaneLimits, fingerprint
+from pitlane.engine.lane import BLOCK_SIZE, Call, Lane, LaneLimits, fingerprint
 from pitlane.engine.memory import Needs, available, check_fit, gib
 from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.layers import Builder, Linear, LinearPart
@@ -85,8 +85,8 @@ class Loader:
             "weight_bytes": self.needs.weights,
         }
 
-    def build_lane(self, plan: Plan, match: Match, reclaim: Reclaim) -> Lane:
-        """Load (or share) the plan's variant and give it a lane."""
+    def build_lane(self, plan: Plan, match: Match, reclaim: Reclaim, call: Call) -> Lane:
+        """Load (or share) the plan's variant and give it a lane. call: has the engine's thread do something."""
         model = self._variants.get(plan.variant_key)
         if model is None:
             check_fit(self.source.name, self.needs, min(self.kv_share, self._context_bytes), self.dtype, self.device)
@@ -99,7 +99,22 @@ class Loader:
             self.tokenizer.fingerprint(),
             *plan.kv_key,
         )
-        return Lane(model, digest, self.config.attention_scale, self.dtype, self.device, limits, match, reclaim)
+        lane = Lane(model, digest, self.config.attention_scale, self.dtype, self.device, limits, match, reclaim)
+        lane.load_drafter, lane.call = self.load_drafter, call
+        return lane
+
+    def load_drafter(self, name: str) -> tuple[Model, float]:
+        """A model that drafts for this one, and its attention scale: of the same tokenizer, dtype and device."""
+        source = resolve(name)
+        tokenizer = Tokenizer(source)
+        if tokenizer.fingerprint() != self.tokenizer.fingerprint() or source.config.vocab_size != self.vocab_size:
+            raise BadOption(
+                f"{name} cannot draft for {self.source.name}: its tokenizer differs; name a model of the same family, "
+                "or make one with `pitlane distill`"
+            )
+        with torch.inference_mode():
+            builder = Builder(source.config, source.weights, self.dtype, self.device, lambda parts: None)
+            return build_model(source.config, builder), source.config.attention_scale
 
     def make_room(self, lanes: dict[tuple[str, ...], Lane]) -> None:
         """Before one more lane: drop the least used idle one if there are as many as share the memory."""

@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any, TypeAlias
 
 from pitlane.engine.errors import BadOption, PitlaneError, PlanConflict, PluginFailed
-from pitlane.engine.hookspecs import LANE_HOOKS, VARIANT_HOOKS
+from pitlane.engine.hookspecs import LANE_HOOKS, LOADING_HOOKS, VARIANT_HOOKS
 from pitlane.engine.plugin import Plugin
 from pitlane.engine.registry import PluginRegistry, arguments_of, hooks_of
 
@@ -44,7 +44,7 @@ class Hook:
         try:
             return self.function(*[values[name] for name in self.arguments])
         except Exception as error:
-            if isinstance(error, PitlaneError) and self.name in VARIANT_HOOKS | LANE_HOOKS:
+            if isinstance(error, PitlaneError) and self.name in LOADING_HOOKS:
                 raise  # while loading it reaches whoever asked; in a step it must end no other request
             raise HookError(self.plugin, self.name, error) from error
         finally:

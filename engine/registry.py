@@ -31,6 +31,10 @@ GROUP = "pitlane"
 BUILT_IN = (
     "pitlane.plugins.prefix_cache",
     "pitlane.plugins.prompt_lookup",
+    "pitlane.plugins.speculative",
+    "pitlane.plugins.self_speculation",
+    "pitlane.plugins.jacobi",
+    "pitlane.plugins.lookahead",
     "pitlane.plugins.pdf_document",
     "pitlane.plugins.text_document",
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pitlane.engine.attention import Attention
 from pitlane.engine.batch import Batch, Operation
+from pitlane.engine.errors import BadOption
 from pitlane.engine.kv_store import KVStore, execute
 from pitlane.engine.types import KVGroup
 
@@ -26,6 +27,22 @@ class Model(Protocol):
 
     def forward(self, batch: Batch, stores: list[KVStore], attention: Attention) -> Tensor:
         """Compute the batch's tokens, write their KV, return logits [R, V]."""
+
+
+class EarlyExit:
+    """The first layers of a model, then its norm and head (Elhoushi et al. 2024)."""
+
+    def __init__(self, model: Model, num_layers: int) -> None:
+        most = getattr(model, "num_layers", 0)
+        if not 1 <= num_layers < most:
+            raise BadOption(f"an early exit after {num_layers} layers: the model has {most}; choose 1 to {most - 1}")
+        self.model, self.num_layers = model, num_layers
+        self.kv_groups = model.kv_groups
+
+    def forward(self, batch: Batch, stores: list[KVStore], attention: Attention) -> Tensor:
+        """Logits [R, V] after the first layers."""
+        logits: Tensor = self.model.forward(batch, stores, attention, num_layers=self.num_layers)  # type: ignore[call-arg]
+        return logits
 
 
 @dataclass(slots=True)

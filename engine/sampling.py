@@ -82,12 +82,20 @@ def survivors(scaled: NDArray[np.float64], params: SamplingParams) -> NDArray[np
 
 def sample(logits: Tensor, params: SamplingParams, seed: int, position: int) -> int:
     """The token at `position`, from adjusted logits [V]."""
+    return ranked(logits, params, seed, position, 1)[0]
+
+
+def ranked(logits: Tensor, params: SamplingParams, seed: int, position: int, count: int) -> list[int]:
+    """The token at `position` and the runners-up, at most `count` tokens, best first, from adjusted logits [V]."""
     if params.temperature == 0:
-        return int(logits.argmax())
+        return [int(logits.argmax())] if count == 1 else logits.topk(min(count, len(logits))).indices.tolist()
     with np.errstate(over="ignore", invalid="ignore"):
         scaled = logits.to("cpu", torch.float64).numpy() / params.temperature
         ids = survivors(scaled, params)
-    return int(ids[np.argmax(scaled[ids] + gumbel(seed, params.sample_index, position, ids))])
+    noisy = scaled[ids] + gumbel(seed, params.sample_index, position, ids)
+    if count == 1:
+        return [int(ids[np.argmax(noisy)])]
+    return [int(token) for token in ids[np.argsort(-noisy, kind="stable")[:count]]]
 
 
 def logprobs_of(logits: Tensor, token_id: int, count: int) -> dict[int, float]:

@@ -41,7 +41,7 @@ def request_stats(seq: Sequence, lane: Lane, model: dict[str, Any]) -> dict[str,
         "preemptions": seq.num_preemptions,
         "plugin_ms": {name: _ms(seconds) for name, seconds in sorted(timing.plugin_seconds.items())},
         "bought_ms": _bought(seq, lane),
-        "paused": {},
+        "paused": {name: drafting.reason for name, drafting in seq.drafting.items() if drafting.reason},
         "failed": dict(seq.failed),
         "kv_bytes": sum(store.num_bytes for store in lane.stores) * _blocks(seq) // lane.pool.num_blocks,
     }

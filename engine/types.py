@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from pitlane.engine.batch import Operation
     from pitlane.engine.detokenizer import Detokenizer
+    from pitlane.engine.governor import Drafting
+    from pitlane.engine.lane import Lane
     from pitlane.engine.models.config import ModelConfig
     from pitlane.engine.plan import Plan
 
@@ -117,12 +119,32 @@ class Draft:
     token_ids: SequenceOf[int]
     parents: SequenceOf[int] | None = None
 
+    @classmethod
+    def merged(cls, chains: Iterable[SequenceOf[int]]) -> Draft:
+        """One tree of several continuations, the first one's tokens first; where they agree they share nodes."""
+        tokens: list[int] = []
+        parents: list[int] = []
+        children: dict[tuple[int, int], int] = {}
+        for chain in chains:
+            node = -1
+            for token in chain:
+                if (node, token) not in children:
+                    children[node, token] = len(tokens)
+                    tokens.append(token)
+                    parents.append(node)
+                node = children[node, token]
+        return cls(tokens, parents)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Most draft tokens per sequence: what context, answer length, memory and budget leave."""
+    """Most draft tokens per sequence: what context, answer length, memory, budget and the governor leave.
+
+    lane: where drafters with a model get it (`open_drafter`, `early_exit`).
+    """
 
     num_draft_tokens: list[int]
+    lane: Lane
 
 
 @dataclass(slots=True)
@@ -220,6 +242,7 @@ class Sequence:
     num_sealed_blocks: int = 0
     num_preemptions: int = 0
     draft: Draft | None = None
+    drafting: dict[str, Drafting] = field(default_factory=dict)  # by drafter
     prefix: PrefixMatch | None = None
     block_tables: list[list[int]] = field(default_factory=list)  # per group; -1 = dropped
     logprobs: list[dict[int, float]] = field(default_factory=list)

@@ -18,11 +18,15 @@ from pitlane.engine.types import Draft, Rows, Sequence
 
 
 class Verified(NamedTuple):
-    """token_ids: accepted drafts and the bonus token; nodes: indices of the accepted draft tokens, in order."""
+    """token_ids: accepted drafts and the bonus token; nodes: indices of the accepted draft tokens, in order.
+
+    targets: where asked for, the target's token after the last known token and after every draft token, rejected ones too.
+    """
 
     token_ids: list[int]
     nodes: list[int]
     logprobs: list[dict[int, float]]
+    targets: list[int]
 
 
 def merged_children(draft: Draft | None) -> dict[int, dict[int, int]]:
@@ -66,27 +70,43 @@ def clean(draft: Draft | None, limit: int, vocab_size: int) -> Draft | None:
     return Draft(tokens, None if parents is None else parents[: len(tokens)])
 
 
-def verify(seq: Sequence, logits: Tensor, draft: Draft | None) -> Verified:
+def verify(seq: Sequence, logits: Tensor, draft: Draft | None, want_targets: bool = False) -> Verified:
     """Walk the draft. logits [1 + K, V], adjusted: row 0 follows the last known token, row 1 + i draft token i."""
     children = merged_children(draft)
+    targets = _targets(seq, logits, draft) if want_targets else []
     tokens: list[int] = []
     nodes: list[int] = []
     logprobs: list[dict[int, float]] = []
     node = -1
     while True:
         row = logits[node + 1]
-        token = sample(row, seq.sampling, seq.seed, seq.num_tokens + len(tokens))
+        position = seq.num_tokens + len(tokens)
+        token = targets[node + 1] if targets else sample(row, seq.sampling, seq.seed, position)
         if seq.sampling.logprobs is not None:
             logprobs.append(logprobs_of(row, token, seq.sampling.logprobs))
         tokens.append(token)
         child = children.get(node, {}).get(token)
         if child is None:
-            return Verified(tokens, nodes, logprobs)
+            return Verified(tokens, nodes, logprobs, targets)
         nodes.append(child)
         node = child
 
 
-def verify_rows(rows: Rows, adjust_logits: Callable[[Rows], None]) -> list[tuple[Sequence, Verified]]:
+def _targets(seq: Sequence, logits: Tensor, draft: Draft | None) -> list[int]:
+    """The token that the target gives after every row."""
+    if seq.sampling.temperature == 0:
+        greedy: list[int] = logits.argmax(-1).tolist()
+        return greedy
+    links = draft.parents if draft is not None and draft.parents is not None else range(-1, len(logits) - 2)
+    places = [0, *depths(links)]
+    return [
+        sample(row, seq.sampling, seq.seed, seq.num_tokens + place) for row, place in zip(logits, places, strict=True)
+    ]
+
+
+def verify_rows(
+    rows: Rows, adjust_logits: Callable[[Rows], None], want_targets: bool = False
+) -> list[tuple[Sequence, Verified]]:
     """Penalties, `adjust_logits`, then the walk of every sequence of one plan that has no error."""
     bounds = [i for i, parent in enumerate(rows.parents) if parent < 0] + [len(rows.parents)]
     penalised = [i for i, index in enumerate(rows.seq_index) if rows.seqs[index].sampling.has_penalties]
@@ -98,7 +118,7 @@ def verify_rows(rows: Rows, adjust_logits: Callable[[Rows], None]) -> list[tuple
         rows.logits[i] = penalise(rows.logits[i], prompt, completion + rows.path(i), seq.sampling)
     adjust_logits(rows)
     return [
-        (seq, verify(seq, rows.logits[begin:end], seq.draft))
+        (seq, verify(seq, rows.logits[begin:end], seq.draft, want_targets))
         for seq, (begin, end) in zip(rows.seqs, pairwise(bounds), strict=True)
         if not seq.error
     ]

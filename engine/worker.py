@@ -38,7 +38,10 @@ class Worker:
             return True
 
     def call(self, action: Callable[[], None]) -> Future[None]:
-        """`post`, with a future that says when it is done. Do not wait for it under a lock that the thread may want."""
+        """`post`, with a future that says when it is done. Do not wait for it under a lock that the thread may want.
+
+        On the thread itself the action is done at once.
+        """
         done: Future[None] = Future()
 
         def run() -> None:
@@ -49,7 +52,9 @@ class Worker:
             else:
                 done.set_result(None)
 
-        if not self.post(run):
+        if threading.current_thread() is self._thread:
+            run()
+        elif not self.post(run):
             raise EngineClosed("the engine is closed; make a new one")
         return done
 

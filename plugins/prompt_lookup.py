@@ -1,14 +1,15 @@
 """Prompt lookup: draft the continuation of an earlier match of the last tokens.
 
-Changes in the loop: `propose` returns up to `num_draft_tokens` tokens copied from the sequence itself.
+Changes in the loop: `propose` returns up to `num_draft_tokens` tokens copied from the sequence itself;
+several continuations are one tree.
 Exactness: identical. Costs: one index lookup per step, no model. Helps when the answer quotes the prompt.
 Source: Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
 
 from pydantic import Field, model_validator
 
@@ -21,6 +22,7 @@ class PromptLookup(Plugin):
     class Options(PluginOptions):
         num_draft_tokens: int = Field(8, ge=1, le=64, description="most tokens drafted per step")
         max_ngram: int = Field(4, ge=1, le=16, description="longest match of the last tokens that is tried")
+        num_candidates: int = Field(1, ge=1, le=8, description="continuations tried per step, of the latest matches")
         min_ngram: int = Field(2, ge=1, le=16, description="shortest match that is good enough to draft from")
 
         @model_validator(mode="after")
@@ -34,35 +36,39 @@ class PromptLookup(Plugin):
         return [self._draft(seq, limit) for seq, limit in zip(seqs, limits.num_draft_tokens, strict=True)]
 
     def _draft(self, seq: Sequence, limit: int) -> Draft | None:
-        index = seq.state.setdefault(self.name, NgramIndex(self.options.min_ngram, self.options.max_ngram))
-        start = index.find(seq.token_ids)
+        index = seq.state.setdefault(self.name, NgramIndex(self.options))
         count = min(limit, self.options.num_draft_tokens)
-        if start is None or count <= 0:
+        starts = index.find(seq.token_ids) if count > 0 else []
+        if not starts:
             return None
-        return Draft(seq.token_ids[start : start + count])
+        chains = [seq.token_ids[start : start + count] for start in starts]
+        return Draft(chains[0]) if len(chains) == 1 else Draft.merged(chains)
 
 
-@dataclass(slots=True)
 class NgramIndex:
-    """Where the token behind each n-gram of a growing sequence stands; the latest occurrence wins."""
+    """Where the tokens behind each n-gram of a growing sequence stand; constant time per token and per lookup."""
 
-    min_ngram: int
-    max_ngram: int
-    num_indexed: int = 0
-    next_index: dict[tuple[int, ...], int] = field(default_factory=dict)
+    def __init__(self, options: PromptLookup.Options) -> None:
+        self.options = options
+        self.num_indexed = 0
+        self.next_indices: dict[tuple[int, ...], deque[int]] = {}
 
-    def find(self, token_ids: list[int]) -> int | None:
-        """Index of the token behind an earlier occurrence of the longest known suffix of `token_ids`."""
+    def find(self, token_ids: list[int]) -> list[int]:
+        """Indices of the tokens behind earlier occurrences of the longest known suffixes, the best first."""
         self._extend(token_ids)
-        for n in range(min(self.max_ngram, len(token_ids) - 1), self.min_ngram - 1, -1):
-            found = self.next_index.get(tuple(token_ids[-n:]))
-            if found is not None:
-                return found
-        return None
+        found: dict[int, None] = {}
+        for n in range(min(self.options.max_ngram, len(token_ids) - 1), self.options.min_ngram - 1, -1):
+            for index in self.next_indices.get(tuple(token_ids[-n:]), ()):
+                found[index] = None
+                if len(found) == self.options.num_candidates:
+                    return list(found)
+        return list(found)
 
     def _extend(self, token_ids: list[int]) -> None:
         """Index the n-grams that end before the last token, so that a suffix never finds itself."""
+        most = self.options.num_candidates
         for stop in range(self.num_indexed + 1, len(token_ids)):
-            for n in range(self.min_ngram, min(self.max_ngram, stop) + 1):
-                self.next_index[tuple(token_ids[stop - n : stop])] = stop
+            for n in range(self.options.min_ngram, min(self.options.max_ngram, stop) + 1):
+                places = self.next_indices.setdefault(tuple(token_ids[stop - n : stop]), deque(maxlen=most))
+                places.appendleft(stop)
         self.num_indexed = max(self.num_indexed, len(token_ids) - 1)

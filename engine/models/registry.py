@@ -1,7 +1,7 @@
 """From what a user writes after `--model` to a configuration, weights, a tokenizer folder and a class.
 
-`bundled`, `random:<preset>`, a local folder, or a Hugging Face id (from its cache when complete there, else downloaded:
-safetensors, JSON and tokenizer files only). Finding builds nothing.
+`bundled`, `bundled-drafter`, `random:<preset>`, a local folder, or a Hugging Face id (from its cache when complete there, else
+downloaded: safetensors, JSON and tokenizer files only). Finding builds nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ MODELS: Mapping[str, type[Llama]] = {
     "SmolLM3ForCausalLM": Llama,
 }
 
+BUNDLED = {"bundled": "pitlane.storage.bundled", "bundled-drafter": "pitlane.storage.bundled.drafter"}
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
@@ -48,8 +50,8 @@ def resolve(model: str) -> ModelSource:
     if model.startswith("random:"):
         config = preset(model.removeprefix("random:"))
         return ModelSource(model, config, RandomWeights(config))
-    if model == "bundled":
-        return _from_folder(model, _bundled_folder())
+    if model in BUNDLED:
+        return _from_folder(model, _bundled_folder(BUNDLED[model]))
     folder = Path(model).expanduser()
     if model and folder.is_dir():
         return _from_folder(model, folder)
@@ -69,8 +71,8 @@ def _from_folder(name: str, folder: Path) -> ModelSource:
     return ModelSource(name, ModelConfig.from_folder(folder), SafetensorsFolder(folder), folder)
 
 
-def _bundled_folder() -> Path:
-    folder = Path(str(importlib.resources.files("pitlane.storage.bundled") / "."))
+def _bundled_folder(package: str) -> Path:
+    folder = Path(str(importlib.resources.files(package) / "."))
     if not (folder / "config.json").is_file():
         raise ModelError("the bundled model is missing from this installation; reinstall pitlane or choose --model")
     return folder

@@ -69,7 +69,7 @@ class Stage:
 
 STAGES = (
     Stage("short", None, 16e6, 512, (120, 900), 10, 6e-4, 0.5),
-    Stage("long", (0, 1, 1, 2, 2, 2, 3, 3), 12e6, 1024, (250, 2600), 14, 4e-4, 0.05, recall=0.03, exit_layers=(2, 4)),
+    Stage("long", (0, 1, 1, 2, 2, 2, 3, 3), 6e6, 1024, (200, 2000), 14, 4e-4, 0.05, recall=0.03, exit_layers=(2, 4)),
 )
 
 

@@ -1,0 +1,42 @@
+"""Speculative decoding: a small draft model proposes, the target verifies all of it in one forward.
+
+Changes in the loop: `propose` returns a chain, or a tree of the draft model's likeliest tokens, drawn with the target's own noise.
+Exactness: identical. Costs: one small forward per draft token and the draft model's memory. Helps when the draft model imitates
+the target well and is much faster; the bundled pair was made by `pitlane distill`.
+Source: Leviathan et al. 2023, arXiv:2211.17192; trees: Miao et al. 2024, arXiv:2305.09781; noise: Daliri et al. 2024
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+
+from pydantic import Field
+
+from pitlane import Draft, Lane, Limits, Plugin, PluginOptions, Sequence, hookimpl
+
+
+class Speculative(Plugin):
+    name, role, exactness = "speculative", "drafter", "identical"
+
+    class Options(PluginOptions):
+        model: str = Field("bundled-drafter", description="draft model: bundled-drafter, a folder or a Hugging Face id")
+        num_draft_tokens: int = Field(6, ge=1, le=32, description="depth of the draft: most tokens accepted per step")
+        branching: int = Field(1, ge=1, le=4, description="children of each node of the first two levels; 1 is a chain")
+
+    @hookimpl
+    def lane_opened(self, lane: Lane) -> None:
+        lane.open_drafter(self.options.model)
+
+    @hookimpl
+    def propose(self, seqs: SequenceOf[Sequence], limits: Limits) -> list[Draft | None]:
+        depth = self.options.num_draft_tokens
+        branching = [self.options.branching if level < 2 else 1 for level in range(depth)]
+        drafter = limits.lane.open_drafter(self.options.model)
+        for seq in seqs:
+            seq.state[self.name] = drafter
+        return drafter.draft(seqs, limits.num_draft_tokens, branching)
+
+    @hookimpl
+    def sequence_finished(self, seq: Sequence) -> None:
+        if self.name in seq.state:
+            seq.state[self.name].forget(seq)
