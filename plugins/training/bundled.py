@@ -10,8 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -62,15 +65,25 @@ class Stage:
     def steps(self) -> int:
         return round(self.tokens / self.batch_tokens)
 
-    def documents(self, split: str) -> generate.Settings:
+    @property
+    def shards(self) -> int:
+        """Files of about four million tokens, made and read in parallel."""
+        return max(1, round(self.tokens / 4e6))
+
+    def documents(self, split: str, shard: int = 0) -> generate.Settings:
         """Settings of the generator."""
-        return generate.Settings(split, self.name, *self.chars, self.turns, self.unique)
+        return generate.Settings(split, f"{self.name}:{shard}", *self.chars, self.turns, self.unique)
 
 
 STAGES = (
     Stage("short", None, 16e6, 512, (120, 900), 10, 6e-4, 0.5),
     Stage("long", (0, 1, 1, 2, 2, 2, 3, 3), 6e6, 1024, (200, 2000), 14, 4e-4, 0.05, recall=0.03, exit_layers=(2, 4)),
 )
+
+
+def scaled(stage: Stage, scale: float) -> Stage:
+    """A stage of more tokens, in batches that grow with their square root."""
+    return replace(stage, tokens=scale * stage.tokens, batch_tokens=max(1, round(scale**0.5)) * stage.batch_tokens)
 
 
 def recall(rng: Random, length: int) -> dict[str, Any]:
@@ -87,12 +100,12 @@ def recall(rng: Random, length: int) -> dict[str, Any]:
     return {"ids": ids[:length], "weights": weights[:length]}
 
 
-def records(stage: Stage, texts: list[str], seed: int) -> Iterator[dict[str, Any]]:
-    """Yield the examples of a stage for about 1.2 times its tokens, so that few are seen twice."""
-    rng = Random(f"{stage.name}:{seed}")
-    chats = generate.conversations(stage.documents("train"), sys.maxsize)
+def records(stage: Stage, texts: Sequence[str], shard: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the examples of a shard, for about 1.2 times its share of the tokens, so that few are seen twice."""
+    rng = Random(f"{stage.name}:{shard}")
+    chats = generate.conversations(stage.documents("train", shard), sys.maxsize)
     total = 0
-    while total < 1.2 * stage.tokens:
+    while total < 1.2 * stage.tokens / stage.shards:
         kind = rng.random()
         if kind < stage.recall:
             yield recall(rng, min(stage.length, 512))
@@ -108,12 +121,17 @@ def records(stage: Stage, texts: list[str], seed: int) -> Iterator[dict[str, Any
             total += sum(len(message["content"]) for message in chat["messages"]) // 3
 
 
-def _write(path: Path, examples: Iterator[dict[str, Any]]) -> Path:
+def _write(path: Path, examples: Iterable[dict[str, Any]]) -> Path:
     part = path.with_suffix(".part")
     with part.open("w", encoding="utf-8") as lines:
         for example in examples:
             lines.write(json.dumps(example, ensure_ascii=False) + "\n")
     return part.replace(path)
+
+
+def write_shard(path: Path, stage: Stage, texts: Sequence[str]) -> Path:
+    """Write one shard of a stage's data, unless it is there; its number is the end of the file's name."""
+    return path if path.is_file() else _write(path, records(stage, texts, int(path.stem.rpartition("-")[2])))
 
 
 def _start(stage: Stage, before: Path, folder: Path, texts: list[str]) -> Path:
@@ -124,7 +142,7 @@ def _start(stage: Stage, before: Path, folder: Path, texts: list[str]) -> Path:
     if stage.layers is None:
         start.mkdir(parents=True, exist_ok=True)
         sample = Stage("tokenizer", None, 2e6, 512, (200, 1500), 8, 0.0, 0.0, text=0.0, recall=0.0)
-        lines = [*texts_of(records(sample, [], 1)), *(line for text in texts for line in text[:600_000].split("\n"))]
+        lines = [*texts_of(records(sample, [])), *(line for text in texts for line in text[:600_000].split("\n"))]
         save_tokenizer(train_tokenizer(lines, VOCAB_SIZE), start, SHAPE.context)
         model = build(SHAPE, read_tokenizer(start), seed=1)
         init_copying(model)
@@ -138,16 +156,16 @@ def run_stage(stage: Stage, before: Path, folder: Path, texts: list[str], device
     """Train one stage, or go on with it."""
     folder.mkdir(parents=True, exist_ok=True)
     start = _start(stage, before, folder, texts)
-    data = folder / "data.jsonl"
-    if not data.is_file():
-        _write(data, records(stage, texts, seed=1))
-        _write(folder / "eval.jsonl", generate.conversations(stage.documents("phrasing"), 64))
+    paths = [folder / f"data-{shard:03d}.jsonl" for shard in range(stage.shards)]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        data = list(pool.map(partial(write_shard, stage=stage, texts=texts), paths))
+    _write(folder / "eval.jsonl", generate.conversations(stage.documents("phrasing"), 64))
     settings = Settings(
         steps=stage.steps, rows=stage.rows, lr=stage.lr, embedding_lr=stage.lr / 3, final_lr=stage.final_lr, warmup=stage.warmup,
         optimizer="muon", weight_decay=0.02, eval_every=100, save_every=100,
     )  # fmt: skip
     output = Output(folder / "model", "float32", device, resume=(folder / "model" / checkpoint.FILE).is_file())
-    corpus = Data([data], stage.length, WEIGHTING, eval_files=[folder / "eval.jsonl"])
+    corpus = Data(data, stage.length, WEIGHTING, eval_files=[folder / "eval.jsonl"])
     train(corpus, settings, output, _report, start, loss=LabelLoss(stage.exit_layers))
     (folder / "done").touch()
 
@@ -163,10 +181,11 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for data and models of all stages")
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="plain-text files to mix in")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--scale", type=float, default=1.0, help="train on so many times the tokens, in larger batches")
     arguments = parser.parse_args()
     texts = [path.read_text(encoding="utf-8") for path in arguments.text]
     before = arguments.work
-    for stage in STAGES:
+    for stage in (scaled(stage, arguments.scale) for stage in STAGES):
         folder = arguments.work / stage.name
         if not (folder / "done").is_file():
             run_stage(stage, before, folder, texts, arguments.device)

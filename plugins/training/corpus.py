@@ -53,6 +53,11 @@ class Rows(NamedTuple):
     def __len__(self) -> int:
         return len(self.ids)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """Return the rows of several files, in order."""
+        return cls(np.concatenate([part.ids for part in parts]), np.concatenate([part.weights for part in parts]))
+
     def split(self, share: float, seed: int) -> tuple[Rows, Rows]:
         """Part the rows into training and evaluation rows, at least one of each."""
         number = min(len(self) - 1, max(1, round(len(self) * share)))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel as Model
@@ -19,6 +23,25 @@ from pitlane.plugins.training.models import Shape, build, read_model, read_token
 from pitlane.plugins.training.tokenizer import save_tokenizer, train_tokenizer
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+PARALLEL_BYTES = 50_000_000  # below, starting processes takes longer than it saves
+T = TypeVar("T")
+
+
+def pack_file(path: Path, tokenizer: Path, weighting: Weighting, length: int, seed: int) -> Rows:
+    """Encode and pack one file with the tokenizer of a folder."""
+    reader = read_tokenizer(tokenizer)
+    pad_id = next(id for id in (reader.pad_token_id, reader.eos_token_id, 0) if id is not None)
+    return pack(Encoder(reader, weighting, seed).examples(read_records(path)), length, pad_id)
+
+
+def in_processes(function: Callable[[Path], T], paths: Sequence[Path]) -> list[T]:
+    """Apply a function to files in order, in processes where there are several large ones."""
+    large = sum(path.stat().st_size for path in paths if path.is_file()) > PARALLEL_BYTES
+    workers = min(len(paths), os.cpu_count() or 1)
+    if workers < 2 or not large:
+        return [function(path) for path in paths]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(function, paths))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +56,12 @@ class Data:
 
     def rows(self, tokenizer_folder: Path, seed: int) -> tuple[Rows, Rows]:
         """Return training and evaluation rows."""
-        tokenizer = read_tokenizer(tokenizer_folder)
-        pad_id = next(id for id in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if id is not None)
-        encoder = Encoder(tokenizer, self.weighting, seed)
-
-        def packed(files: Sequence[Path]) -> Rows:
-            records = (record for path in files for record in read_records(path))
-            return pack(encoder.examples(records), self.length, pad_id)
-
-        rows = packed(self.files)
+        pack_one = partial(
+            pack_file, tokenizer=tokenizer_folder, weighting=self.weighting, length=self.length, seed=seed
+        )
+        rows = Rows.joined(in_processes(pack_one, self.files))
         if self.eval_files:
-            return rows, packed(self.eval_files)
+            return rows, Rows.joined(in_processes(pack_one, self.eval_files))
         if len(rows) < 2:
             raise TrainingError(
                 f"the corpus makes {len(rows)} row of {self.length} tokens, and one is kept for evaluation; "

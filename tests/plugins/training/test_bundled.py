@@ -51,14 +51,14 @@ def test_recall_asks_for_what_was_there_before() -> None:
 
 def test_a_stage_mixes_its_kinds_by_their_shares() -> None:
     stage = replace(STAGES[0], tokens=4e5, text=0.2, recall=0.2)
-    found = list(records(stage, [TEXT], seed=1))
+    found = list(records(stage, [TEXT], shard=1))
     kinds = Counter(next(key for key in ("ids", "text", "messages") if key in record) for record in found)
     for kind, share in (("ids", 0.2), ("text", 0.2), ("messages", 0.6)):
         assert kinds[kind] / len(found) == pytest.approx(share, abs=0.06)
     assert all(record["weight"] == TEXT_WEIGHT and record["text"] in TEXT for record in found if "text" in record)
-    first: list[dict[str, Any]] = list(islice(records(stage, [TEXT], seed=1), 20))
-    assert first == found[:20] != list(islice(records(stage, [TEXT], seed=2), 20))
-    assert not any("text" in record for record in islice(records(stage, [], seed=1), 50))
+    first: list[dict[str, Any]] = list(islice(records(stage, [TEXT], shard=1), 20))
+    assert first == found[:20] != list(islice(records(stage, [TEXT], shard=2), 20))
+    assert not any("text" in record for record in islice(records(stage, [], shard=1), 50))
 
 
 def test_two_tiny_stages_from_nothing_to_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
