@@ -13,7 +13,7 @@ class StepClock:
 
     by_tokens: dict[int, float] = field(default_factory=dict)
     prompt_rates: deque[float] = field(default_factory=lambda: deque(maxlen=15))
-    draft_rates: dict[str, float] = field(default_factory=dict)
+    draft_rates: dict[str, deque[float]] = field(default_factory=dict)  # by drafter
 
     def record(self, num_tokens: int, num_prompt_tokens: int, seconds: float) -> None:
         """Take in a forward of `num_tokens`, `num_prompt_tokens` of which were prompt."""
@@ -24,8 +24,12 @@ class StepClock:
     def record_draft(self, drafter: str, num_tokens: int, seconds: float) -> None:
         """Take in what drafting `num_tokens` took."""
         if num_tokens:
-            rate = seconds / num_tokens
-            self.draft_rates[drafter] = 0.8 * self.draft_rates.get(drafter, rate) + 0.2 * rate
+            self.draft_rates.setdefault(drafter, deque(maxlen=9)).append(seconds / num_tokens)
+
+    def per_draft_token(self, drafter: str) -> float:
+        """Seconds, the median of its last drafts, 0 before any: a draft model's first one takes in the whole prompt."""
+        rates = self.draft_rates.get(drafter)
+        return median(rates) if rates else 0.0
 
     @property
     def per_prompt_token(self) -> float | None:

@@ -39,7 +39,11 @@ class DraftModel:
         branching[d]: children of each node of depth d; all ones is a chain. Its length is the greatest depth.
         """
         counts = {seq.id: min(limit, _size(branching)) for seq, limit in zip(seqs, limits, strict=True)}
-        shadows = {seq.id: shadow for seq in seqs if (shadow := self._shadow(seq, counts[seq.id])) is not None}
+        shadows: Shadows = {}
+        for seq in seqs:
+            shadow = self._shadow(seq, counts[seq.id], shadows)
+            if shadow is not None:
+                shadows[seq.id] = shadow
         active = [seq for seq in seqs if seq.id in shadows]
         grow = self._chains if max(branching) == 1 else self._trees
         drafts = grow(active, shadows, counts, branching) if active else {}
@@ -97,8 +101,11 @@ class DraftModel:
             logits = penalise(logits, seq.token_ids[: seq.num_prompt_tokens], completion, seq.sampling)
         return ranked(logits, seq.sampling, seq.seed, seq.num_tokens + len(path), count)
 
-    def _shadow(self, seq: Sequence, limit: int) -> Sequence | None:
-        """Bring the shadow of a sequence to its known tokens, with room for a draft; None where there is none."""
+    def _shadow(self, seq: Sequence, limit: int, ready: Shadows) -> Sequence | None:
+        """Bring the shadow of a sequence to its known tokens, with room for a draft; None where there is none.
+
+        ready: the shadows that are about to draft, which are not forgotten for this one.
+        """
         if limit <= 0:
             return None
         if self.shares_kv:
@@ -123,7 +130,7 @@ class DraftModel:
             self.forget(next(iter(self.shadows.values())))
         while not self.lane.pool.reserve(shadow, seq.num_tokens + limit):
             oldest = next(iter(self.shadows.values()))
-            if oldest is shadow:
+            if oldest is shadow or oldest.id in ready:
                 return None
             self.forget(oldest)
         return shadow

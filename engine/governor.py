@@ -81,7 +81,7 @@ def choose(
         return limit
     if drafting.reason:
         drafting.reason, drafting.steps_left = None, PROBE_STEPS
-    draft_rate = clock.draft_rates.get(drafter, 0.0)
+    draft_rate = clock.per_draft_token(drafter)
 
     def speed(number: int) -> float:
         seconds = (clock.estimate(num_other_tokens + number) or plain) + number * draft_rate

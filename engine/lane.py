@@ -82,8 +82,8 @@ class Lane:
 
     @property
     def max_tokens_per_seq(self) -> int:
-        """Most tokens that one sequence can have: the context, or all of the pool."""
-        return min(self.limits.context, self.pool.num_blocks * BLOCK_SIZE)
+        """Most tokens that one sequence can have: the context, or all of the pool that no draft model took."""
+        return min(self.limits.context, (self.pool.num_blocks - self.pool.num_withheld) * BLOCK_SIZE)
 
     @property
     def has_work(self) -> bool:
@@ -115,7 +115,8 @@ class Lane:
     def _attach(self, name: str, model: Model, scale: float) -> None:
         own = sum(group.bytes_per_token(self.dtype) for group in self.pool.groups)
         extra = sum(group.bytes_per_token(self.dtype) for group in model.kv_groups)
-        withheld = min(self.pool.num_free_blocks, -(-self.pool.num_blocks * extra // (own + extra)))
+        rest = self.pool.num_blocks - self.pool.num_withheld
+        withheld = min(self.pool.num_free_blocks, rest - 1, -(-rest * extra // (own + extra)))
         self.pool.withhold(withheld)
         limits = replace(self.limits, kv_bytes=withheld * BLOCK_SIZE * own)
         lane = Lane(model, "", scale, self.dtype, self.device, limits, _no_match, _no_reclaim)

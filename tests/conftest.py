@@ -5,7 +5,10 @@ Nothing a test does touches the user's home; only built-in plugins are loaded.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +63,45 @@ def make_engine(own_home: Path) -> Iterator[Callable[..., Any]]:
 def engine(make_engine: Callable[..., Any]) -> Any:
     """The bare core on a tiny random model in float64."""
     return make_engine()
+
+
+@pytest.fixture
+def always_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The governor asks for what there is room for, up to 32 tokens, so that drafts do not depend on how long steps take."""
+
+    def choose(drafting: Any, drafter: str, clock: Any, others: int, limit: int, num_tokens: int) -> int:
+        return min(limit, 32)
+
+    monkeypatch.setattr("pitlane.engine.engine.choose", choose)
+
+
+@pytest.fixture
+def cut_tiny(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A draft model for `random:tiny`: its first layer, norm and head."""
+    from pitlane.engine.models import presets
+
+    shape = replace(presets.PRESETS["tiny"], num_layers=1, windows=())
+    monkeypatch.setattr(presets, "PRESETS", {**presets.PRESETS, "tiny-cut": shape})
+    return "random:tiny-cut"
+
+
+@pytest.fixture
+def cut_model(tmp_path: Path) -> Callable[[Path, int], Path]:
+    """Draft models for real ones: `cut_model(folder, num_layers)` is a folder with the first layers, norm and head."""
+    from safetensors.torch import load_file, save_file
+
+    def cut(folder: Path, num_layers: int) -> Path:
+        target = tmp_path / f"{folder.name}-{num_layers}"
+        if target.is_dir():
+            return target
+        target.mkdir()
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(folder / name, target / name)
+        config = json.loads((folder / "config.json").read_text())
+        (target / "config.json").write_text(json.dumps({**config, "num_hidden_layers": num_layers}))
+        tensors = load_file(folder / "model.safetensors")
+        kept = [name for name in tensors if ".layers." not in name or int(name.split(".")[2]) < num_layers]
+        save_file({name: tensors[name] for name in kept}, target / "model.safetensors")
+        return target
+
+    return cut

@@ -144,6 +144,8 @@ def write_model(model: Model, tokenizer_from: Path, folder: Path, dtype: torch.d
         exported = copy.deepcopy(model).to("cpu", dtype)
         exported.config._attn_implementation = "sdpa"
         exported.save_pretrained(part)
+        for path in part.glob("*.safetensors"):
+            path.chmod(0o644)  # safetensors writes for the owner alone
         for name in TOKENIZER_FILES:
             if (tokenizer_from / name).is_file():
                 shutil.copyfile(tokenizer_from / name, part / name)

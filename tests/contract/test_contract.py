@@ -22,6 +22,10 @@ SAMPLING: list[dict[str, Any]] = [
     {"temperature": 0.8, "top_k": 20},
     {"temperature": 1.2, "top_p": 0.95, "presence_penalty": 0.5},
 ]
+OPTIONS: dict[str, dict[str, Any]] = {  # where the defaults do not fit a model of two layers
+    "self_speculation": {"num_layers": 1},
+    "speculative": {"model": "random:tiny-cut"},
+}
 each_plugin = pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.name)
 
 
@@ -33,6 +37,10 @@ def prompts(count: int, vocab: int = 256) -> list[list[int]]:
         tokens = [generator.randrange(vocab) for _ in range(20 + 7 * seed)]
         found.append(tokens * 3 if seed % 2 else tokens)
     return found
+
+
+def settings_of(plugin: type[Plugin]) -> dict[str, Any]:
+    return {plugin.name: OPTIONS.get(plugin.name, {})}
 
 
 def answers(engine: Any, settings: dict[str, Any], count: int, **sampling: Any) -> list[Result]:
@@ -70,17 +78,19 @@ def test_options_describe_themselves(plugin: type[Plugin]) -> None:
     assert plugin.exactness_for(plugin.Options()) in EXACTNESS
 
 
+@pytest.mark.usefixtures("cut_tiny")
 @pytest.mark.parametrize("plugin", TOGGLABLE, ids=lambda plugin: plugin.name)
 def test_on_and_off_leaves_the_engine_bit_identical(make_engine: Any, plugin: type[Plugin]) -> None:
     engine = make_engine(dtype="float32")
     params = SamplingParams(max_tokens=64, ignore_eos=True, logprobs=5)
     before = engine.generate(prompts(2)[1], params)
-    engine.generate(prompts(2)[1], params, plan=engine.plan({plugin.name: {}}))
+    engine.generate(prompts(2)[1], params, plan=engine.plan(settings_of(plugin)))
     after = engine.generate(prompts(2)[1], params)
     assert after.token_ids == before.token_ids
     assert after.logprobs == before.logprobs, "logprobs differ in some bit"
 
 
+@pytest.mark.usefixtures("cut_tiny")
 @pytest.mark.parametrize("sampling", SAMPLING, ids=["greedy", "sampled", "penalised"])
 @pytest.mark.parametrize("plugin", IDENTICAL, ids=lambda plugin: plugin.name)
 def test_identical_plugins_give_the_same_tokens(
@@ -88,11 +98,12 @@ def test_identical_plugins_give_the_same_tokens(
 ) -> None:
     engine = make_engine(dtype="float64")
     plain = answers(engine, {}, 4, **sampling)
-    found = answers(engine, {plugin.name: {}}, 4, **sampling)
+    found = answers(engine, settings_of(plugin), 4, **sampling)
     assert [r.token_ids for r in found] == [r.token_ids for r in plain]
     assert all(len(r.token_ids) == 256 for r in found)
 
 
+@pytest.mark.usefixtures("cut_tiny")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("sampling", SAMPLING[:2], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("plugin", IDENTICAL, ids=lambda plugin: plugin.name)
@@ -102,5 +113,5 @@ def test_in_lower_precision_only_ties_differ(
     """Where answers part, the choice or the edge of top-k was closer than the rounding between batch shapes."""
     engine = make_engine(dtype=dtype)
     plain = answers(engine, {}, 4, logprobs=50, **sampling)
-    found = answers(engine, {plugin.name: {}}, 4, **sampling)
+    found = answers(engine, settings_of(plugin), 4, **sampling)
     assert_only_ties_differ(plain, found, SamplingParams(**sampling), {"float32": 1e-4, "bfloat16": 0.15}[dtype])

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pitlane import BadOption, SamplingParams
-from pitlane.engine.sampling import gumbel, logprobs_of, penalise, sample, survivors
+from pitlane.engine import sampling
+from pitlane.engine.sampling import gumbel, logprobs_of, penalise, ranked, sample, survivors
 
 LOGITS = torch.tensor([1.0, -0.5, 2.0, 0.3, 1.0, -3.0], dtype=torch.float64)
 MASK = (1 << 64) - 1
@@ -150,6 +151,100 @@ def test_samples_of_one_prompt_are_independent() -> None:
     counts = [pairs.count((a, b)) for a in range(5) for b in range(5)]  # token 5 is rare
     expected = [p[a] * p[b] / (1 - p[5]) ** 2 for a in range(5) for b in range(5)]
     assert chi_square(counts, expected) < 65.2  # one in 1e5 at 24 degrees of freedom
+
+
+TRUNCATIONS: list[dict[str, Any]] = [
+    {},
+    {"top_k": 2},
+    {"top_p": 0.75},
+    {"min_p": 0.3},
+    {"top_k": 2, "top_p": 0.9},
+    {"top_k": 2, "min_p": 0.1},
+    {"top_p": 0.9, "min_p": 0.1},
+    {"top_k": 2, "top_p": 0.95, "min_p": 0.2},
+]
+
+
+@pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
+@pytest.mark.parametrize("logits, steps", [([0.4, -0.9], 128), ([0.2, 1.1, -0.4], 24)], ids=["two", "three"])
+def test_the_whole_cube_of_uniforms_gives_the_softmax(
+    monkeypatch: pytest.MonkeyPatch, logits: list[float], steps: int, truncation: dict[str, Any]
+) -> None:
+    """No chance at all: every combination of evenly spaced uniforms once. What is left is the width of a step."""
+    params = SamplingParams(temperature=0.8, **truncation)
+    tensor = torch.tensor(logits, dtype=torch.float64)
+    noise = -np.log(-np.log((np.arange(steps) + 0.5) / steps))
+    counts = [0] * len(logits)
+    for combination in np.ndindex(*[steps] * len(logits)):
+        drawn = noise[list(combination)]
+        monkeypatch.setattr(sampling, "gumbel", lambda seed, index, position, ids, drawn=drawn: drawn[ids])
+        counts[sample(tensor, params, 0, 0)] += 1
+    expected = reference_probabilities(tensor, params)
+    found = [count / steps ** len(logits) for count in counts]
+    assert found == pytest.approx(expected, abs=1 / steps)
+    assert [p == 0 for p in found] == [p == 0 for p in expected]
+
+
+@pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
+def test_every_truncation_leaves_the_softmax_of_what_survives(truncation: dict[str, Any]) -> None:
+    logits = torch.tensor([0.1, 1.2, -0.7, 0.8, 0.0, 0.4, -1.5, 0.9], dtype=torch.float64)
+    params = SamplingParams(temperature=1.1, **({"top_k": 5} | truncation if "top_k" in truncation else truncation))
+    probabilities = reference_probabilities(logits, params)
+    draws = [sample(logits, params, seed, 40 + seed % 7) for seed in range(4000)]
+    freedom = sum(p > 0 for p in probabilities) - 1
+    bound = freedom + 4.5 * math.sqrt(2 * freedom) + 12
+    assert chi_square([draws.count(token) for token in range(8)], probabilities) < bound
+
+
+@pytest.mark.parametrize(
+    "step", [(1, 0), (0, 1), (1, -1), (2**32, 0)], ids=["seed", "position", "both", "high bits of the seed"]
+)
+def test_draws_of_neighbours_are_independent(step: tuple[int, int]) -> None:
+    params, p = SamplingParams(temperature=1), reference_probabilities(LOGITS, SamplingParams(temperature=1))
+    pairs = [
+        (sample(LOGITS, params, seed, 50 + seed % 11), sample(LOGITS, params, seed + step[0], 50 + seed % 11 + step[1]))
+        for seed in range(0, 10_000, 2)
+    ]
+    counts = [pairs.count((a, b)) for a in range(5) for b in range(5)]  # token 5 is rare
+    expected = [p[a] * p[b] / (1 - p[5]) ** 2 for a in range(5) for b in range(5)]
+    assert chi_square(counts, expected) < 65.2  # one in 1e5 at 24 degrees of freedom
+
+
+# ---- runners-up, for draft trees
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.8}, {"temperature": 1.3, "top_k": 9, "min_p": 0.01}])
+def test_runners_up_are_the_next_best_of_the_same_draw(params: dict[str, Any]) -> None:
+    settings, generator = SamplingParams(**params), torch.Generator().manual_seed(1)
+    for seed in range(40):
+        logits = torch.randn(30, generator=generator, dtype=torch.float64)
+        found = ranked(logits, settings, seed, 5, 4)
+        assert found[0] == sample(logits, settings, seed, 5)
+        assert found == ranked(logits, settings, seed, 5, 8)[:4] and len(set(found)) == 4
+        for count in (1, 2, 3):  # without the winner, the runner-up wins
+            logits[found[count - 1]] = float("-inf")
+            if settings.top_k == 0:
+                assert sample(logits, settings, seed, 5) == found[count]
+
+
+def test_no_more_runners_up_than_survivors() -> None:
+    assert ranked(LOGITS, SamplingParams(), 0, 0, 50) == [2, 0, 4, 3, 1, 5]
+    assert sorted(ranked(LOGITS, SamplingParams(temperature=1), 3, 0, 50)) == list(range(6))
+    assert set(ranked(LOGITS, SamplingParams(temperature=1, top_k=2), 3, 0, 50)) == {0, 2}
+
+
+def test_pairs_of_winner_and_runner_up_are_drawn_without_replacement() -> None:
+    params, p = SamplingParams(temperature=1), reference_probabilities(LOGITS, SamplingParams(temperature=1))
+    pairs = [tuple(ranked(LOGITS, params, seed, 9, 2)) for seed in range(6000)]
+    wanted = [(a, b) for a in range(6) for b in range(6) if a != b]
+    expected = [p[a] * p[b] / (1 - p[a]) for a, b in wanted]  # Plackett-Luce
+    rare = [index for index, chance in enumerate(expected) if 6000 * chance < 8]
+    counts = [pairs.count(pair) for pair in wanted]
+    kept = [index for index in range(len(wanted)) if index not in rare]
+    found = [*[counts[index] for index in kept], sum(counts[index] for index in rare)]
+    chances = [*[expected[index] for index in kept], sum(expected[index] for index in rare)]
+    freedom = len(found) - 1
+    assert chi_square(found, chances) < freedom + 4.5 * math.sqrt(2 * freedom) + 12
 
 
 # ---- the noise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ import pytest
 import torch
 
 from pitlane import (
+    BadOption,
     BuildContext,
     Document,
     Draft,
+    Lane,
     Limits,
     LinearPart,
     Page,
     Plugin,
+    PluginFailed,
+    PluginOptions,
     Pool,
     PrefixMatch,
     Rows,
@@ -72,6 +77,42 @@ def test_hook_build_linear(make_engine: Any) -> None:
     result, plugin, engine = run(make_engine, Recorder)
     assert plugin.asked[:4] == [["q_proj", "k_proj", "v_proj"], ["q_proj"], ["k_proj"], ["v_proj"]]
     assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
+
+
+def test_hook_lane_opened(make_engine: Any) -> None:
+    class Opener(Plugin):
+        name, exactness = "opener", "identical"
+
+        class Options(PluginOptions):
+            number: int = 0
+
+        def __init__(self, options: Any = None) -> None:
+            super().__init__(options)
+            self.opened: list[tuple[Lane, threading.Thread]] = []
+
+        @hookimpl
+        def lane_opened(self, lane: Lane) -> None:
+            self.opened.append((lane, threading.current_thread()))
+            if self.options.number == 13:
+                raise BadOption("13 is no number for me; take 14")
+            if self.options.number == 666:
+                raise RuntimeError("broken")
+
+    registry = PluginRegistry.load()
+    registry.add(Opener)
+    engine = make_engine(registry=registry, plugins=["opener"])
+    (plugin,) = engine.default_plan.plugins
+    lane = engine.lane_of(engine.default_plan)
+    engine.generate(PROMPT, PARAMS)
+    assert plugin.opened == [(lane, threading.current_thread())], "once, and where it may take its time"
+    other = engine.plan({"opener": {}, "prefix_cache": {}})
+    engine.generate(PROMPT, PARAMS, plan=other)
+    assert plugin.opened == 2 * [(lane, threading.current_thread())], "once more for another plan"
+    for _ in range(2):  # an error is not remembered as success
+        with pytest.raises(BadOption, match="13 is no number for me"):
+            engine.submit(PROMPT, PARAMS, plan=engine.plan({"opener": {"number": 13}}))
+    with pytest.raises(PluginFailed, match="opener.lane_opened: RuntimeError: broken; take opener out of the plan"):
+        engine.submit(PROMPT, PARAMS, plan=engine.plan({"opener": {"number": 666}}))
 
 
 def test_hook_match_prefix(make_engine: Any) -> None:
@@ -157,6 +198,56 @@ def test_hook_adjust_logits(make_engine: Any) -> None:
     result, _, _ = run(make_engine, Bans)
     assert all(token % 2 for token in result.token_ids)
     assert result.stats["exactness"] == "steering"
+
+
+class Watcher(Plugin):
+    """Drafts a tree with one right branch (it is told the answer), and notes what the target says."""
+
+    name, role, exactness = "watcher", "drafter", "identical"
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.answer: list[int] = []
+        self.seen: list[tuple[int, Draft | None, list[int], list[int]]] = []
+
+    @hookimpl
+    def propose(self, seqs: list[Sequence], limits: Limits) -> list[Draft | None]:
+        found: list[Draft | None] = []
+        for seq, limit in zip(seqs, limits.num_draft_tokens, strict=True):
+            first, second = [*self.answer[seq.num_completion_tokens :], 0, 0][:2]
+            drafts = seq.num_completion_tokens % 2 and limit >= 4
+            found.append(Draft([first ^ 1, first, second, second ^ 1], [-1, -1, 1, 0]) if drafts else None)
+        return found
+
+    @hookimpl
+    def after_verify(self, seq: Sequence, draft: Draft | None, targets: list[int], accepted: list[int]) -> None:
+        assert seq.draft is draft
+        self.seen.append((seq.num_completion_tokens, draft, targets, accepted))
+
+
+@pytest.mark.usefixtures("always_draft")
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 4}])
+def test_hook_after_verify(make_engine: Any, sampling: dict[str, Any]) -> None:
+    registry = PluginRegistry.load()
+    registry.add(Watcher)
+    engine = make_engine(registry=registry)
+    plan, params = engine.plan({"watcher": {}}), SamplingParams(max_tokens=40, ignore_eos=True, **sampling)
+    plain = engine.generate(PROMPT, params).token_ids
+    (plugin,) = plan.plugins
+    plugin.answer = plain
+    result = engine.generate(PROMPT, params, plan=plan)
+    assert result.token_ids == plain and result.stats["failed"] == {}
+    assert len(plugin.seen) == result.stats["steps"]
+    for count, draft, targets, accepted in plugin.seen:
+        assert len(targets) == 1 + (len(draft.token_ids) if draft else 0), "also of what was rejected"
+        assert targets[0] == plain[count], "told before it is committed"
+        assert accepted == ([1, 2] if draft else [])
+        if draft is not None:
+            assert targets[2] == plain[count + 1] and targets[3] == plain[count + 2]
+            behind = [*PROMPT, *plain[:count], draft.token_ids[0]]
+            if not sampling:
+                assert targets[1] == engine.generate(behind, SamplingParams(max_tokens=1, ignore_eos=True)).token_ids[0]
+    assert sum(draft is not None for _, draft, _, _ in plugin.seen) > 5
 
 
 class Observer(Plugin):

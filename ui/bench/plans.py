@@ -38,6 +38,9 @@ class PlanRow:
     ttft_ms: list[float] = field(default_factory=list)
     num_tokens: int = 0
     num_steps: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+    num_paused: int = 0
     token_ids: list[list[int]] = field(default_factory=list)
 
     def to_json(self, first: PlanRow) -> dict[str, Any]:
@@ -45,6 +48,9 @@ class PlanRow:
             "plugins": self.label,
             "exactness": self.plan.exactness(),
             "tokens_per_step": round(self.num_tokens / self.num_steps, 3),
+            "draft_tokens": self.num_drafted,
+            "accepted_tokens": self.num_accepted,
+            "answers_with_a_pause": self.num_paused,
             "tokens_per_second": summary(self.tokens_per_second),
             "speed": ratio(self.tokens_per_second, first.tokens_per_second),
             "ttft_ms": summary(self.ttft_ms),
@@ -103,4 +109,7 @@ def _add(row: PlanRow, answers: list[_Answer]) -> None:
     row.ttft_ms.append(median(answer.stats["ttft_ms"] for answer in answers))
     row.num_tokens += sum(len(answer.token_ids) for answer in answers)
     row.num_steps += sum(answer.num_steps for answer in answers)
+    row.num_drafted += sum(answer.stats["draft_tokens"] for answer in answers)
+    row.num_accepted += sum(answer.stats["accepted_tokens"] for answer in answers)
+    row.num_paused += sum(bool(answer.stats["paused"]) for answer in answers)
     row.token_ids += [answer.token_ids for answer in answers]

@@ -113,11 +113,19 @@ def plugins(
         default, registry = engine.default_plan.settings, engine.registry
         names = sets or ("", *sorted(registry.togglable()))
         plans = {name: engine.plan(parse_settings(name, (), default, registry)) for name in names}
+        for name, plan in list(plans.items()):
+            try:
+                engine.lane_of(plan)
+            except PitlaneError as error:
+                if sets:
+                    raise
+                note(f"left out {name}: {error}")
+                del plans[name]
         with progress("Measuring") as advance:
             rows = compare_plans(engine, plans, _prompts(engine, texts, documents), sampling, repeats, advance)
         report = _head(engine) | {"prompts": len(texts), "max_tokens": max_tokens, "temperature": temperature}
     report["sets"] = [row.to_json(rows[0]) for row in rows]
-    headers = ["plugins", "tokens/step", "tok/s", "speed (95 %)", "TTFT ms", "identical ids"]
+    headers = ["plugins", "tokens/step", "accepted", "tok/s", "speed (95 %)", "TTFT ms", "identical ids"]
     _print(report, _plan_rows(report["sets"]), headers, as_json)
     if any(row["exactness"] == "identical" and not row["identical"] for row in report["sets"]):
         note(f"identical means: proved in float64; in {report['dtype']} other shapes of a forward round otherwise")
@@ -183,6 +191,7 @@ def _plan_rows(sets: list[dict[str, Any]]) -> list[list[str]]:
         [
             row["plugins"] or "(none)",
             f"{row['tokens_per_step']:.2f}",
+            f"{row['accepted_tokens']} of {row['draft_tokens']}" if row["draft_tokens"] else "-",
             show(row["tokens_per_second"]),
             _interval(row["speed"]),
             f"{row['ttft_ms']['median']:.1f}",

@@ -1,0 +1,1 @@
+"""The bundled draft model: what `speculative` drafts with for the bundled model."""

@@ -1,0 +1,98 @@
+"""The step clock: running means by number of tokens, and what lies between and beyond them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pitlane.engine.clock import StepClock
+
+
+def test_nothing_is_known_before_anything_was_seen() -> None:
+    clock = StepClock()
+    assert clock.estimate(1) is None
+    assert clock.per_prompt_token is None
+    assert clock.draft_rates == {}
+
+
+def test_a_size_that_was_seen_is_a_running_mean() -> None:
+    clock = StepClock()
+    clock.record(1, 0, 1.0)
+    assert clock.estimate(1) == 1.0, "the first one is taken as it is"
+    clock.record(1, 0, 2.0)
+    assert clock.estimate(1) == pytest.approx(1.2)
+    for _ in range(60):
+        clock.record(1, 0, 3.0)
+    assert clock.estimate(1) == pytest.approx(3.0, rel=1e-4), "old steps are forgotten"
+
+
+def test_between_two_sizes_it_is_a_line() -> None:
+    clock = StepClock()
+    clock.record(2, 0, 1.0)
+    clock.record(10, 0, 3.0)
+    assert [clock.estimate(n) for n in (2, 4, 6, 10)] == pytest.approx([1.0, 1.5, 2.0, 3.0])
+    clock.record(6, 0, 1.2)
+    assert clock.estimate(4) == pytest.approx(1.1), "the nearest sizes count"
+    assert clock.estimate(8) == pytest.approx(2.1)
+
+
+def test_more_tokens_are_never_estimated_to_take_less() -> None:
+    clock = StepClock()
+    clock.record(1, 0, 2.0)
+    clock.record(9, 0, 1.0)  # noise
+    assert [clock.estimate(n) for n in (1, 3, 8)] == [2.0, 2.0, 2.0]
+
+
+def test_below_all_sizes_it_is_the_smallest_one() -> None:
+    clock = StepClock()
+    clock.record(8, 0, 0.5)
+    clock.record(20, 0, 0.9)
+    assert clock.estimate(1) == 0.5
+
+
+def test_beyond_all_sizes_each_token_costs_what_a_prompt_token_does() -> None:
+    clock = StepClock()
+    clock.record(4, 0, 1.0)
+    assert clock.estimate(100) == 1.0, "nothing is known of more tokens"
+    for seconds in (50.0, 3.2, 3.2):  # the first step of a process is slow
+        clock.record(64, 64, seconds)
+    assert clock.per_prompt_token == pytest.approx(0.05)
+    assert clock.estimate(164) == pytest.approx(clock.by_tokens[64] + 100 * 0.05)
+
+
+def test_a_token_beyond_never_costs_more_than_a_whole_step() -> None:
+    clock = StepClock()
+    clock.record(32, 32, 64.0)
+    clock.by_tokens = {1: 0.5}
+    assert clock.estimate(3) == pytest.approx(0.5 + 2 * 0.5)
+
+
+def test_only_steps_with_a_prompt_tell_of_prompts() -> None:
+    clock = StepClock()
+    clock.record(100, 31, 1.0)
+    assert clock.per_prompt_token is None
+    clock.record(100, 32, 1.0)
+    assert clock.per_prompt_token == pytest.approx(0.01)
+    for _ in range(15):
+        clock.record(100, 100, 2.0)
+    assert len(clock.prompt_rates) == 15 and clock.per_prompt_token == pytest.approx(0.02)
+
+
+def test_drafting_is_kept_per_drafter_and_token() -> None:
+    clock = StepClock()
+    assert clock.per_draft_token("one") == 0.0
+    clock.record_draft("one", 4, 2.0)
+    clock.record_draft("other", 1, 3.0)
+    clock.record_draft("one", 2, 2.0)
+    assert (clock.per_draft_token("one"), clock.per_draft_token("other")) == (0.75, 3.0)
+    clock.record_draft("one", 0, 100.0)
+    assert clock.per_draft_token("one") == 0.75, "no draft says nothing of a token's time"
+
+
+def test_a_draft_that_took_in_a_prompt_is_an_outlier() -> None:
+    clock = StepClock()
+    for seconds in (500.0, 4.0, 4.0):
+        clock.record_draft("one", 4, seconds)
+    assert clock.per_draft_token("one") == 1.0
+    for _ in range(9):
+        clock.record_draft("one", 4, 8.0)
+    assert clock.per_draft_token("one") == 2.0, "old drafts are forgotten"

@@ -1,0 +1,349 @@
+"""Drafting changes no token: every drafter, together in one batch and alone, greedy and sampled, on models and on fakes.
+
+The reference is plain decoding with the same seeds. In float64 every token id is equal; in float32 and bfloat16 answers may part
+at a tie that is closer than the rounding between batch shapes, which is measured on the same answers. `-m slow` runs the
+matrix at full size and prints the rates that docs/exactness.md states.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from pitlane import Draft, Limits, Plugin, PluginOptions, Result, SamplingParams, hookimpl
+from pitlane import Sequence as Seq
+from pitlane.engine.registry import PluginRegistry
+from pitlane.testing import assert_only_ties_differ, first_difference
+
+Settings = dict[str, dict[str, Any]]
+BATCH = 8
+MODES: dict[str, dict[str, Any]] = {"greedy": {}, "0.7": {"temperature": 0.7}, "1.2": {"temperature": 1.2}}
+ROUNDING = {"float32": 1e-3, "bfloat16": 1.0}  # more than this between batch shapes, in logits, would be a fault
+each_mode = pytest.mark.parametrize("mode", list(MODES.values()), ids=list(MODES))
+each_model = pytest.mark.parametrize("model", ["stories260K", "babyllama-tok105", "bundled"])
+
+
+class Bench(NamedTuple):
+    """An engine, and one setting for each place in a batch; the first is no drafter at all."""
+
+    engine: Any
+    settings: list[Settings]
+
+
+def all_drafters(draft_model: str, num_layers: int) -> list[Settings]:
+    return [
+        {},
+        {"prompt_lookup": {"min_ngram": 1}},
+        {"prompt_lookup": {"min_ngram": 1, "num_candidates": 4, "num_draft_tokens": 4}},
+        {"speculative": {"model": draft_model}},
+        {"speculative": {"model": draft_model, "branching": 2, "num_draft_tokens": 4}},
+        {"self_speculation": {"num_layers": num_layers}},
+        {"jacobi": {}},
+        {"lookahead": {}},
+    ]
+
+
+def test_every_built_in_drafter_is_among_them() -> None:
+    registry = PluginRegistry.load()
+    drafters = {name for name in registry.togglable() if registry.get(name).role == "drafter"}
+    assert drafters == {name for settings in all_drafters("", 1) for name in settings}
+
+
+@pytest.fixture
+def make_bench(make_engine: Any, shared_data: Path, cut_model: Callable[[Path, int], Path]) -> Callable[..., Bench]:
+    """A trained model with a draft model of its family: another of the same tokenizer, or its own first layers."""
+
+    def make(model: str, **options: Any) -> Bench:
+        import pitlane.storage.bundled
+
+        models = shared_data / "models"
+        bundled = Path(next(iter(pitlane.storage.bundled.__path__)))
+        folder = bundled if model == "bundled" else models / model
+        draft_model = str(cut_model(folder, 2))
+        if model == "babyllama-tok105":
+            draft_model = str(models / "babyllama-tok361-as-tok105")
+        if model == "bundled" and (folder / "drafter").is_dir():
+            draft_model = "bundled-drafter"
+        engine = make_engine(str(folder), kv_memory=2**31, **options)
+        return Bench(engine, all_drafters(draft_model, 2))
+
+    return make
+
+
+@pytest.fixture
+def varied_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of the governor: drafts of 0 to 32 tokens, by place in the text, so that windows and trees are cut anywhere."""
+
+    def choose(drafting: Any, drafter: str, clock: Any, others: int, limit: int, num_tokens: int) -> int:
+        return min(limit, (40503 * num_tokens >> 4) % 33)
+
+    monkeypatch.setattr("pitlane.engine.engine.choose", choose)
+
+
+def prompts_of(engine: Any, text: str, count: int) -> list[list[int]]:
+    tokens = engine.tokenizer.encode(text, add_special_tokens=False)
+    stride = (len(tokens) - 60) // count
+    assert stride > 0, "the text is too short for so many prompts"
+    return [tokens[i * stride : i * stride + 8 + i % 48] for i in range(count)]
+
+
+def params_of(index: int, max_tokens: int, **sampling: Any) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, seed=1000 + index, ignore_eos=True, **sampling)
+
+
+def answers(
+    engine: Any,
+    prompts: list[list[int]],
+    settings: Callable[[int], Settings],
+    size: int,
+    max_tokens: int,
+    **sampling: Any,
+) -> list[Result]:
+    """Answers to all prompts in batches of `size`, prompt i under `settings(i)`."""
+    found: list[Result] = []
+    for start in range(0, len(prompts), size):
+        streams = [
+            engine.submit(prompts[i], params_of(i, max_tokens, **sampling), plan=engine.plan(settings(i)))
+            for i in range(start, min(start + size, len(prompts)))
+        ]
+        found += [stream.result() for stream in streams]
+    assert all(result.stats["failed"] == {} for result in found)
+    for prompt, result in zip(prompts, found, strict=True):
+        assert len(result.token_ids) == min(max_tokens, engine.loader.context - len(prompt))
+    return found
+
+
+def rotated(settings: list[Settings], shift: int) -> Callable[[int], Settings]:
+    """Prompt i takes its turn: all settings in each batch, each prompt under each of them once all shifts are through."""
+    return lambda i: settings[(i + shift) % len(settings)]
+
+
+def assert_equal(found: list[Result], plain: list[Result], what: str) -> None:
+    parted = [
+        (i, first_difference(a.token_ids, b.token_ids), b.stats["plugins"])
+        for i, (a, b) in enumerate(zip(plain, found, strict=True))
+        if a.token_ids != b.token_ids
+    ]
+    assert not parted, f"{what}: {len(parted)} of {len(found)} answers differ; (prompt, token, plugins): {parted[:5]}"
+
+
+def accepted_by_drafter(results: list[Result]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for result in results:
+        for name in result.stats["plugins"]:
+            found[name] = found.get(name, 0) + result.stats["accepted_tokens"]
+    return found
+
+
+# ---- on trained models
+
+
+@pytest.mark.usefixtures("varied_draft")
+@pytest.mark.parametrize("mode", [{}, {"temperature": 0.9}], ids=["greedy", "sampled"])
+def test_all_drafters_in_one_batch_give_plain_tokens(
+    make_bench: Callable[..., Bench], shared_data: Path, mode: dict[str, Any]
+) -> None:
+    engine, settings = make_bench("stories260K")
+    text = (shared_data / "text" / "tinystories_sample.txt").read_text()
+    prompts = prompts_of(engine, text, 2 * BATCH)
+    plain = answers(engine, prompts, lambda i: {}, BATCH, 96, **mode)
+    found = answers(engine, prompts, rotated(settings, 0), BATCH, 96, **mode)
+    assert_equal(found, plain, "in one batch")
+    accepted = accepted_by_drafter(found)
+    assert set(accepted) == {name for each in settings for name in each}
+    assert all(count > 0 for count in accepted.values()), accepted
+    alone = answers(engine, prompts[1:BATCH], rotated(settings, 1), 1, 96, **mode)
+    references = [engine.generate(prompts[i + 1], params_of(i, 96, **mode)) for i in range(BATCH - 1)]
+    assert_equal(alone, references, "alone")
+
+
+def test_with_the_governor_too(make_bench: Callable[..., Bench], shared_data: Path) -> None:
+    engine, settings = make_bench("stories260K")
+    text = (shared_data / "text" / "tinystories_sample.txt").read_text()
+    prompts = prompts_of(engine, text, BATCH)
+    plain = answers(engine, prompts, lambda i: {}, BATCH, 160)
+    assert_equal(answers(engine, prompts, rotated(settings, 0), BATCH, 160), plain, "governed")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6 * 3600)
+@pytest.mark.usefixtures("varied_draft")
+@each_mode
+@each_model
+def test_all_tokens_are_plain_tokens_in_float64(
+    make_bench: Callable[..., Bench], shared_data: Path, model: str, mode: dict[str, Any]
+) -> None:
+    """Each drafter gives 200 answers of 256 tokens (up to the context), each batch holds every drafter."""
+    engine, settings = make_bench(model)
+    text = (shared_data / "text" / "pride_and_prejudice.txt").read_text()[:100_000]
+    prompts = prompts_of(engine, text, 200)
+    plain = answers(engine, prompts, lambda i: {}, BATCH, 256, **mode)
+    assert_equal(answers(engine, prompts[:24], lambda i: {}, 1, 256, **mode), plain[:24], "plain, alone")
+    accepted: dict[str, int] = {}
+    for shift in range(BATCH):
+        found = answers(engine, prompts, rotated(settings, shift), BATCH, 256, **mode)
+        assert_equal(found, plain, f"{model} {mode}, shift {shift}")
+        for name, count in accepted_by_drafter(found).items():
+            accepted[name] = accepted.get(name, 0) + count
+    assert all(count > 0 for count in accepted.values()), accepted
+    print(
+        f"{model} float64 {mode or 'greedy'}: {BATCH * len(prompts)} answers in batches are plain; accepted {accepted}"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6 * 3600)
+@each_mode
+@each_model
+def test_alone_and_governed_all_tokens_are_plain_tokens_in_float64(
+    make_bench: Callable[..., Bench], shared_data: Path, model: str, mode: dict[str, Any]
+) -> None:
+    engine, settings = make_bench(model)
+    text = (shared_data / "text" / "pride_and_prejudice.txt").read_text()[:100_000]
+    prompts = prompts_of(engine, text, 24)
+    plain = answers(engine, prompts, lambda i: {}, 1, 256, **mode)
+    for each in settings[1:]:
+        found = answers(engine, prompts, rotated([each], 0), 1, 256, **mode)
+        assert_equal(found, plain, f"{model} {mode}, {each} alone")
+        print(
+            f"{model} float64 {mode or 'greedy'} {each}: 24 of 24 plain, {sum(accepted_by_drafter(found).values())} accepted"
+        )
+
+
+def measured_rounding(references: list[Result], results: list[Result]) -> float:
+    """The largest difference of a log-probability that both report behind the same tokens, before they part."""
+    largest = 0.0
+    for reference, result in zip(references, results, strict=True):
+        assert reference.logprobs is not None and result.logprobs is not None
+        stop = first_difference(reference.token_ids, result.token_ids)
+        for one, other in zip(reference.logprobs[:stop], result.logprobs[:stop], strict=False):
+            largest = max([largest, *(abs(one[token] - other[token]) for token in one.keys() & other.keys())])
+    return largest
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6 * 3600)
+@pytest.mark.usefixtures("varied_draft")
+@each_mode
+@pytest.mark.parametrize("dtype", list(ROUNDING))
+@each_model
+def test_only_ties_below_the_measured_rounding_differ(
+    make_bench: Callable[..., Bench], shared_data: Path, model: str, dtype: str, mode: dict[str, Any]
+) -> None:
+    """50 prompts by each drafter. Two scores may move towards each other, so a tie is closer than twice the rounding."""
+    engine, settings = make_bench(model, dtype=dtype)
+    text = (shared_data / "text" / "pride_and_prejudice.txt").read_text()[:100_000]
+    prompts = prompts_of(engine, text, 50)
+    sampling = {**mode, "top_k": 20, "logprobs": 50} if mode else {"logprobs": 50}
+    plain = answers(engine, prompts, lambda i: {}, BATCH, 256, **sampling)
+    found: list[Result] = []
+    for shift in range(BATCH):
+        found += answers(engine, prompts, rotated(settings, shift), BATCH, 256, **sampling)
+    references = plain * BATCH
+    rounding = measured_rounding(references, found)
+    assert rounding < ROUNDING[dtype], f"batch shapes differ by {rounding:.3g} of a logit"
+    parted = assert_only_ties_differ(references, found, SamplingParams(**sampling), 2 * rounding)
+    tokens = [
+        (len(a.token_ids), first_difference(a.token_ids, b.token_ids)) for a, b in zip(references, found, strict=True)
+    ]
+    before = sum(total if at is None else at for total, at in tokens)
+    rate = 100 * before / sum(total for total, _ in tokens)
+    print(
+        f"{model} {dtype} {mode or 'greedy'}: {len(found) - parted} of {len(found)} answers identical, {rate:.2f} % of tokens "
+        f"before any tie; rounding {rounding:.2e}"
+    )
+
+
+# ---- on fakes
+
+
+class Fake(Plugin):
+    """Knows the answers, and proposes by its kind what is right, wrong or no draft at all."""
+
+    name, role, exactness = "fake", "drafter", "identical"
+
+    class Options(PluginOptions):
+        kind: str = "never"
+
+    def __init__(self, options: PluginOptions | None = None) -> None:
+        super().__init__(options)
+        self.answers: dict[tuple[int, ...], list[int]] = {}
+
+    @hookimpl
+    def propose(self, seqs: Sequence[Seq], limits: Limits) -> list[Draft | None]:
+        found: list[Draft | None] = []
+        for seq, limit in zip(seqs, limits.num_draft_tokens, strict=True):
+            answer = self.answers[tuple(seq.token_ids[: seq.num_prompt_tokens])]
+            truth = answer[seq.num_completion_tokens :][:limit]
+            found.append(getattr(self, f"_{self.options.kind}")(truth, limit) if truth else None)
+        return found
+
+    def _never(self, truth: list[int], limit: int) -> Draft:
+        return Draft([token ^ 1 for token in truth])
+
+    def _always(self, truth: list[int], limit: int) -> Draft:
+        return Draft(truth)
+
+    def _sometimes(self, truth: list[int], limit: int) -> Draft:
+        generator = random.Random(str(truth))
+        return Draft([token ^ (generator.random() < 0.3) for token in truth])
+
+    def _wrong_parents(self, truth: list[int], limit: int) -> Draft:
+        """Its own parent, a later one, one before the last known token, and too few of them."""
+        generator = random.Random(str(truth))
+        parents = [index - 1 if generator.random() < 0.8 else generator.randint(-3, 40) for index in range(len(truth))]
+        return Draft(truth, parents[: generator.randint(0, 40)])
+
+    def _out_of_range(self, truth: list[int], limit: int) -> Draft:
+        generator = random.Random(str(truth))
+        return Draft([token if generator.random() < 0.8 else generator.choice([-1, 512, 10**12]) for token in truth])
+
+    def _too_many(self, truth: list[int], limit: int) -> Draft:
+        return Draft([*truth, *[7] * 5000])
+
+    def _too_many_siblings(self, truth: list[int], limit: int) -> Draft:
+        return Draft([*truth, *range(512)], [*range(-1, len(truth) - 1), *[-1] * 512])
+
+    def _twins(self, truth: list[int], limit: int) -> Draft:
+        """Every token twice, and what follows hangs on the later one."""
+        tokens = [token for token in truth[: max(1, limit // 2)] for _ in range(2)][:limit]
+        return Draft(tokens, [2 * (index // 2) - 1 for index in range(len(tokens))])
+
+
+ACCEPTED = {  # (least, most) share of the answer that is accepted drafts
+    "never": (0.0, 0.0),
+    "always": (0.9, 1.0),
+    "sometimes": (0.3, 0.9),
+    "wrong_parents": (0.2, 0.95),
+    "out_of_range": (0.3, 0.95),
+    "too_many": (0.9, 1.0),
+    "too_many_siblings": (0.9, 1.0),
+    "twins": (0.85, 1.0),
+}
+
+
+@pytest.mark.usefixtures("always_draft")
+@each_mode
+def test_no_fake_changes_a_token(make_engine: Any, mode: dict[str, Any]) -> None:
+    """Eight kinds in one batch, and nobody fails."""
+    registry = PluginRegistry()
+    registry.add(Fake)
+    engine = make_engine(registry=registry)
+    generator = random.Random(5)
+    prompts = [[generator.randrange(256) for _ in range(20 + 5 * i)] for i in range(len(ACCEPTED))]
+    plain = answers(engine, prompts, lambda i: {}, BATCH, 256, **mode)
+    kinds = [{"fake": {"kind": kind}} for kind in ACCEPTED]
+    for settings in kinds:
+        known = engine.plan(settings).plugins[0].answers
+        known |= {tuple(prompt): result.token_ids for prompt, result in zip(prompts, plain, strict=True)}
+    found = answers(engine, prompts, lambda i: kinds[i], BATCH, 256, **mode)
+    assert_equal(found, plain, "fakes")
+    for (kind, (least, most)), result in zip(ACCEPTED.items(), found, strict=True):
+        assert least <= result.stats["accepted_tokens"] / 256 <= most, kind
+    lane = engine.lane_of(engine.default_plan)
+    lane.pool.check_integrity([])
+    assert lane.pool.num_free_blocks == lane.pool.num_blocks

@@ -1,0 +1,112 @@
+"""Jacobi decoding: the window of guesses, how it is corrected and moved, and that it finds what the target would say."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, cast
+
+import pytest
+
+from pitlane import BadOption, Draft, Limits, SamplingParams, Sequence
+from pitlane.engine.types import Timing
+from pitlane.plugins.jacobi import Jacobi
+
+
+def make_seq(token_ids: list[int]) -> Sequence:
+    nothing = cast(Any, None)
+    return Sequence(0, list(token_ids), len(token_ids), SamplingParams(), 0, nothing, nothing, Timing(0.0), frozenset())
+
+
+def propose(plugin: Jacobi, seq: Sequence, limit: int = 64) -> Draft | None:
+    return plugin.propose([seq], Limits([limit], cast(Any, None)))[0]
+
+
+def plugin(window: int = 4) -> Jacobi:
+    return Jacobi(Jacobi.parse_options({"window": window}))
+
+
+def test_first_guesses_are_the_last_tokens() -> None:
+    draft = propose(plugin(4), make_seq([7, 8, 9]))
+    assert draft == Draft([9, 8, 7, 9])
+    assert propose(plugin(3), make_seq([5])) == Draft([5, 5, 5]), "a prompt of one token is enough"
+
+
+def test_a_limit_cuts_the_window_and_keeps_the_guesses() -> None:
+    jacobi, seq = plugin(4), make_seq([7, 8, 9])
+    assert propose(jacobi, seq, 2) == Draft([9, 8])
+    assert propose(jacobi, seq, 0) is None
+    assert propose(jacobi, seq) == Draft([9, 8, 7, 9])
+
+
+def test_each_guess_is_replaced_by_what_the_target_says_at_its_place() -> None:
+    """Nothing accepted: row 0 is the new known token, rows 1 to 4 stand at the places behind it."""
+    jacobi, seq = plugin(4), make_seq([7, 8, 9])
+    draft = propose(jacobi, seq)
+    jacobi.after_verify(seq, draft, [20, 21, 22, 23, 24], [])
+    seq.token_ids.append(20)
+    assert propose(jacobi, seq) == Draft([21, 22, 23, 24])
+
+
+def test_accepted_guesses_leave_the_window_and_new_ones_join_it() -> None:
+    jacobi, seq = plugin(4), make_seq([7, 8, 9])
+    draft = propose(jacobi, seq)
+    jacobi.after_verify(seq, draft, [9, 8, 22, 23, 24], [0, 1])
+    seq.token_ids += [9, 8, 22]
+    draft = propose(jacobi, seq)
+    assert draft is not None and list(draft.token_ids[:2]) == [23, 24], "what is known of the places that are left"
+    assert len(draft.token_ids) == 4 and set(draft.token_ids) <= {*seq.token_ids, 23, 24}
+
+
+def test_a_step_without_a_draft_changes_nothing() -> None:
+    jacobi, seq = plugin(3), make_seq([7, 8, 9])
+    first = propose(jacobi, seq)
+    assert first is not None
+    jacobi.after_verify(seq, None, [5], [])
+    assert propose(jacobi, seq) == first
+    fresh = make_seq([1, 2])
+    jacobi.after_verify(fresh, Draft([1]), [5, 6], [])
+    assert fresh.state == {}, "it drafts nothing for sequences that it never saw"
+
+
+def test_a_window_converges_in_at_most_as_many_steps_as_it_has_places() -> None:
+    """Targets that depend on the token before: each step fixes at least one place more, whatever was guessed."""
+    generator = random.Random(0)
+    table = [generator.randrange(50) for _ in range(50)]
+    jacobi, seq = plugin(6), make_seq([3])
+    truth = [3]
+    for _ in range(60):
+        truth.append(table[truth[-1]])
+    steps = 0
+    while seq.num_tokens < 60:
+        draft = propose(jacobi, seq)
+        assert draft is not None
+        targets = [table[token] for token in [seq.token_ids[-1], *draft.token_ids]]
+        accepted = []
+        while len(accepted) < len(draft.token_ids) and draft.token_ids[len(accepted)] == targets[len(accepted)]:
+            accepted.append(len(accepted))
+        jacobi.after_verify(seq, draft, targets, accepted)
+        seq.token_ids += targets[: len(accepted) + 1]
+        assert seq.token_ids == truth[: seq.num_tokens]
+        steps += 1
+    assert steps <= 59
+
+
+def test_options() -> None:
+    assert Jacobi.Options().window == 6
+    with pytest.raises(BadOption, match="jacobi.window = '0'"):
+        Jacobi.parse_options({"window": "0"})
+    with pytest.raises(BadOption, match="jacobi.window = '65'"):
+        Jacobi.parse_options({"window": "65"})
+
+
+@pytest.mark.usefixtures("always_draft")
+def test_fewer_steps_where_the_text_is_predictable(make_engine: Any) -> None:
+    """A random model ends in a loop, greedily: a window that went round once is right."""
+    engine = make_engine()
+    params = SamplingParams(max_tokens=256, ignore_eos=True)
+    tokens = [random.Random(1).randrange(256) for _ in range(40)]
+    plain = engine.generate(tokens, params)
+    found = engine.generate(tokens, params, plan=engine.plan({"jacobi": {}}))
+    assert found.token_ids == plain.token_ids
+    assert found.stats["accepted_tokens"] == 256 - found.stats["steps"] > 0
+    assert found.stats["failed"] == {} and found.stats["plugin_ms"]["jacobi"] > 0

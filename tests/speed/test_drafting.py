@@ -1,0 +1,140 @@
+"""Speed of verified drafts on a real size, and that a drafter which does not pay costs nothing. Needs a quiet machine.
+
+The text is forced (a steering plugin) and the drafter knows it, with a set chance per token, so acceptance is exact: what is
+measured is the loop, the wider forward and the governor. Run with `pytest -m slow -s tests/speed`, which prints the tables.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+
+from pitlane import Engine, SamplingParams
+from pitlane.engine.registry import PluginRegistry
+
+pytestmark = pytest.mark.slow
+MODEL = "random:llama-1b"
+NUM_TOKENS, PROMPT = 96, list(range(100, 164))
+PLUGINS = '''
+from random import Random
+
+from pydantic import Field
+
+from pitlane import Draft, Plugin, PluginOptions, hookimpl
+
+
+def forced(position):
+    return Random(position).randrange(1000, 30000)
+
+
+class Forced(Plugin):
+    """Force a fixed text.
+
+    Changes in the loop: `adjust_logits` raises one token. Exactness: steering. Costs: nothing. Source: this test.
+    """
+
+    name, exactness = "forced", "steering"
+
+    @hookimpl
+    def adjust_logits(self, rows):
+        for row, index in enumerate(rows.seq_index):
+            rows.logits[row, forced(rows.seqs[index].num_tokens + len(rows.path(row)))] = 1e4
+        return rows.logits
+
+
+class Scripted(Plugin):
+    """Draft the forced text, each token right with a set chance.
+
+    Changes in the loop: `propose`. Exactness: identical. Costs: nothing. Source: this test.
+    """
+
+    name, role, exactness = "scripted", "drafter", "identical"
+
+    class Options(PluginOptions):
+        acceptance: float = Field(0.8, description="chance that a token is right")
+        num_draft_tokens: int = Field(4, description="tokens a draft")
+
+    @hookimpl
+    def propose(self, seqs, limits):
+        drafts = []
+        for seq, limit in zip(seqs, limits.num_draft_tokens, strict=True):
+            rng = Random(seq.num_tokens * 7919)
+            places = range(seq.num_tokens, seq.num_tokens + min(limit, self.options.num_draft_tokens))
+            tokens = [forced(place) if rng.random() < self.options.acceptance else 7 for place in places]
+            drafts.append(Draft(tokens) if tokens else None)
+        return drafts
+'''
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("plugins")
+    (folder / "drafting.py").write_text(PLUGINS)
+    torch.set_num_threads(2)
+    with Engine(MODEL, dtype="bfloat16", plugins={}, context=2048, registry=PluginRegistry.load(folder)) as made:
+        yield made
+    torch.set_num_threads(1)
+
+
+def seconds_per_token(engine: Engine, settings: dict[str, Any], num_tokens: int = NUM_TOKENS) -> tuple[float, Any]:
+    sampling = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
+    result = engine.generate(PROMPT, sampling, plan=engine.plan(settings))
+    return result.stats["decode_ms"] / 1e3 / (num_tokens - 1), result
+
+
+def seconds_of_forward(engine: Engine, num_tokens: int) -> float:
+    lane = engine.lane_of(engine.default_plan)
+    lane.clock.by_tokens.clear()
+    for _ in range(5):
+        lane.warm_up(num_tokens)
+    return lane.clock.by_tokens[num_tokens]
+
+
+@pytest.mark.parametrize("number", [2, 4, 8, 16])
+def test_speed_up_is_what_acceptance_and_the_wider_forward_predict(engine: Engine, number: int) -> None:
+    plain, drafted, steps = [], [], []
+    drafter = {"forced": {}, "scripted": {"acceptance": 0.8, "num_draft_tokens": number}}
+    for _ in range(3):
+        plain.append(seconds_per_token(engine, {"forced": {}})[0])
+        seconds, result = seconds_per_token(engine, drafter)
+        drafted.append(seconds)
+        steps.append((NUM_TOKENS - 1) / (result.stats["steps"] - 1))
+        assert all(token != 7 for token in result.token_ids)
+    cost = seconds_of_forward(engine, number + 1) / seconds_of_forward(engine, 1)
+    speed_up, predicted = median(plain) / median(drafted), median(steps) / cost
+    print(
+        f"\nK={number}: {median(steps):.2f} tokens a step, forward of {number + 1} costs {cost:.2f}, "
+        f"predicted {predicted:.2f}x, measured {speed_up:.2f}x"
+    )
+    assert speed_up >= 0.9 * predicted
+
+
+DRAFTERS: dict[str, dict[str, Any]] = {
+    "prompt_lookup": {},
+    "jacobi": {},
+    "lookahead": {},
+    "self_speculation": {"num_layers": 2},
+    "speculative": {"model": "random:llama-1b-draft"},
+}
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_a_drafter_that_is_never_right_costs_next_to_nothing(engine: Engine, name: str) -> None:
+    """A B A B over 512 tokens of text that nothing can guess."""
+    plain, drafted = [], []
+    for _ in range(2):
+        plain.append(seconds_per_token(engine, {"forced": {}}, 512)[0])
+        seconds, result = seconds_per_token(engine, {"forced": {}, name: DRAFTERS[name]}, 512)
+        drafted.append(seconds)
+    stats = result.stats
+    share = stats["accepted_tokens"] / max(1, stats["draft_tokens"])
+    ratios = sorted(a / b for a in plain for b in drafted)
+    print(
+        f"\n{name}: {stats['draft_tokens']} drafted, {share:.1%} accepted, speed {median(ratios):.3f} "
+        f"({ratios[0]:.3f} to {ratios[-1]:.3f}), {stats['paused']}"
+    )
+    assert share < 0.02
+    assert median(ratios) >= 0.97
