@@ -9,10 +9,14 @@ Source: Elhoushi et al. 2024, LayerSkip; Zhang et al. 2023, arXiv:2309.08168
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pitlane import Draft, Lane, Limits, Plugin, PluginOptions, Sequence, hookimpl
+from pitlane import Draft, Limits, Plugin, PluginOptions, Sequence, hookimpl
+
+if TYPE_CHECKING:
+    from pitlane import Lane
 
 
 class SelfSpeculation(Plugin):

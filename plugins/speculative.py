@@ -9,10 +9,14 @@ Source: Leviathan et al. 2023, arXiv:2211.17192; trees: Miao et al. 2024, arXiv:
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pitlane import Draft, Lane, Limits, Plugin, PluginOptions, Sequence, hookimpl
+from pitlane import Draft, Limits, Plugin, PluginOptions, Sequence, hookimpl
+
+if TYPE_CHECKING:
+    from pitlane import Lane
 
 
 class Speculative(Plugin):

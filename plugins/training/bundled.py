@@ -157,15 +157,19 @@ def run_stage(stage: Stage, before: Path, folder: Path, texts: list[str], device
     folder.mkdir(parents=True, exist_ok=True)
     start = _start(stage, before, folder, texts)
     paths = [folder / f"data-{shard:03d}.jsonl" for shard in range(stage.shards)]
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        data = list(pool.map(partial(write_shard, stage=stage, texts=texts), paths))
+    write = partial(write_shard, stage=stage, texts=texts)
+    if len(paths) == 1:
+        write(paths[0])
+    else:
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            list(pool.map(write, paths))
     _write(folder / "eval.jsonl", generate.conversations(stage.documents("phrasing"), 64))
     settings = Settings(
         steps=stage.steps, rows=stage.rows, lr=stage.lr, embedding_lr=stage.lr / 3, final_lr=stage.final_lr, warmup=stage.warmup,
         optimizer="muon", weight_decay=0.02, eval_every=100, save_every=100,
     )  # fmt: skip
     output = Output(folder / "model", "float32", device, resume=(folder / "model" / checkpoint.FILE).is_file())
-    corpus = Data(data, stage.length, WEIGHTING, eval_files=[folder / "eval.jsonl"])
+    corpus = Data(paths, stage.length, WEIGHTING, eval_files=[folder / "eval.jsonl"])
     train(corpus, settings, output, _report, start, loss=LabelLoss(stage.exit_layers))
     (folder / "done").touch()
 

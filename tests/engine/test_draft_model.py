@@ -61,6 +61,7 @@ class Bench:
     def commit(self, seq: Sequence, draft: Draft | None, nodes: list[int], bonus: int) -> None:
         """Verify the draft with the target and commit what the test says was accepted."""
         seq.draft = draft
+        assert self.lane.pool.reserve(seq, seq.num_tokens)
         self.lane.runner.launch(self.lane.build_batch([seq])).wait()
         tokens = [draft.token_ids[node] for node in nodes] if draft else []
         self.lane.commit(seq, nodes, [*tokens, bonus])

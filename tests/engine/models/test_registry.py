@@ -60,7 +60,7 @@ def test_every_architecture_has_a_class() -> None:
 def test_presets_are_the_models_they_name() -> None:
     sizes = {"llama-1b": 1.10, "llama-8b": 8.03, "llama-3.2-1b": 1.24, "llama-3.2-3b": 3.21, "qwen2.5-0.5b": 0.49}
     sizes |= {"qwen3-0.6b": 0.60, "qwen3-1.7b": 1.72, "qwen3-4b": 4.02, "smollm2-135m": 0.135, "smollm2-360m": 0.362}
-    sizes |= {"smollm3-3b": 3.08, "mistral-7b": 7.25, "tiny": 0.0004}
+    sizes |= {"smollm3-3b": 3.08, "mistral-7b": 7.25, "tiny": 0.0004, "llama-1b-draft": 0.0388}
     assert set(sizes) == set(PRESETS)
     for name, billions in sizes.items():
         count = sum(torch.Size(shape).numel() for shape in shapes_of(PRESETS[name]).values())
