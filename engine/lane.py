@@ -65,7 +65,7 @@ class Lane:
         reclaim: Reclaim,
     ) -> None:
         groups = model.kv_groups
-        self.scale, self.dtype = scale, dtype
+        self.dtype = dtype
         per_block = BLOCK_SIZE * sum(group.bytes_per_token(dtype) for group in groups)
         num_blocks = max(1, limits.kv_bytes // per_block)
         self.fingerprint = fingerprint

@@ -36,7 +36,7 @@ class Lookahead(Plugin):
         options = self.options
         state = seq.state.get(self.name)
         if state is None:
-            state = seq.state[self.name] = State(options.ngram, options.candidates)
+            state = seq.state[self.name] = State(Pool(options.ngram, options.candidates))
         state.pool.grow(seq.token_ids)
         if not state.levels:
             state.levels = [[seq.token_ids[-1 - i % seq.num_tokens] for i in range(options.window)]]
@@ -91,19 +91,14 @@ class Pool:
 class State:
     """Of one sequence: its pool, and the window, one row per iteration, the oldest first."""
 
-    ngram: int
-    candidates: int
+    pool: Pool
     levels: list[list[int]] = field(default_factory=list)
     window_start: int = 0
-    pool: Pool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.pool = Pool(self.ngram, self.candidates)
 
     def advance(self, row: list[int]) -> None:
         """Take the window's next iteration; once there are enough, each column completes an n-gram."""
         self.levels.append(row)
-        if len(self.levels) == self.ngram:
+        if len(self.levels) == self.pool.ngram:
             for column in zip(*self.levels, strict=True):
                 self.pool.add(column)
             del self.levels[0]

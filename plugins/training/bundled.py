@@ -1,4 +1,4 @@
-"""The recipe of the bundled target: its data, stage by stage, and the calls of `pitlane train` that made it.
+"""The recipe of the bundled target: its data, stage by stage, and the training of each as `pitlane train` does it.
 
 Run as `python -m pitlane.plugins.training.bundled WORK --text FILE ...`: each stage writes its data and its model to WORK/NAME,
 goes on if it was killed, and is skipped once it is done. A stage grows out of the one before it; the last one's folder is the
@@ -77,7 +77,7 @@ class Stage:
 
 STAGES = (
     Stage("short", None, 16e6, 512, (120, 900), 10, 6e-4, 0.5),
-    Stage("long", (0, 1, 1, 2, 2, 2, 3, 3), 6e6, 1024, (200, 2000), 14, 4e-4, 0.05, recall=0.03, exit_layers=(2, 4)),
+    Stage("decay", (0, 1, 2, 3), 4e6, 768, (150, 1500), 12, 3.5e-4, 0.03, recall=0.02, batch_tokens=8448),
 )
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from pitlane.ui.commands.train import layer_list
-from pitlane.ui.commands.training import PATH, SHARE, Job, run_job, training_options
+from pitlane.ui.commands.training import PATH, SHARE, Job, layer_list, run_job, training_options
 
 LAYERS = "layers:"
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from pitlane.ui.commands.training import PATH, Job, run_job, training_options
+from pitlane.ui.commands.training import PATH, Job, layer_list, run_job, training_options
 
-SHAPE_OPTIONS = ("hidden_size", "intermediate_size", "num_layers", "num_kv_heads", "head_dim", "context")
 SIZE = click.IntRange(1)
 
 
@@ -52,11 +51,3 @@ def train(
         job,
         as_json,
     )
-
-
-def layer_list(text: str) -> tuple[int, ...]:
-    """Read `0,3,7`."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of layer numbers; write 0,3,7") from None

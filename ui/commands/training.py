@@ -111,6 +111,14 @@ def run_job(train: Callable[[Report], Progress], job: Job, as_json: bool) -> Non
     click.echo(f"{job.output.folder}: try it with  pitlane chat --model {job.output.folder}")
 
 
+def layer_list(text: str) -> tuple[int, ...]:
+    """Read `0,3,7`."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of layer numbers; write 0,3,7") from None
+
+
 @contextmanager
 def _progress_line() -> Iterator[Report]:
     """A bar on standard error, with loss, tokens per second and time left; without a terminal, a line per evaluation."""
