@@ -23,6 +23,7 @@ from pitlane.plugins.training import checkpoint
 from pitlane.plugins.training.copying import init_copying
 from pitlane.plugins.training.corpus import Weighting, texts_of
 from pitlane.plugins.training.docqa import generate
+from pitlane.plugins.training.files import replacing
 from pitlane.plugins.training.loop import Progress, Settings
 from pitlane.plugins.training.losses import LabelLoss
 from pitlane.plugins.training.models import Shape, build, read_model, read_tokenizer, take_layers, write_model
@@ -122,11 +123,10 @@ def records(stage: Stage, texts: Sequence[str], shard: int = 0) -> Iterator[dict
 
 
 def _write(path: Path, examples: Iterable[dict[str, Any]]) -> Path:
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8") as lines:
+    with replacing(path, str(path), "make room") as part, part.open("w", encoding="utf-8") as lines:
         for example in examples:
             lines.write(json.dumps(example, ensure_ascii=False) + "\n")
-    return part.replace(path)
+    return path
 
 
 def write_shard(path: Path, stage: Stage, texts: Sequence[str]) -> Path:

@@ -6,7 +6,6 @@ A run that was killed goes on from the last state with the same losses: nothing 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel as Model
 
 from pitlane.plugins.training.errors import TrainingError
+from pitlane.plugins.training.files import replacing
 
 FILE = "training_state.safetensors"
 
@@ -28,17 +28,10 @@ def save(folder: Path, model: Model, optimizers: Sequence[torch.optim.Optimizer]
     for number, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    part = folder / f"{FILE}.part"
-    try:
+    with replacing(folder / FILE, f"the training state to {folder}", "the state before it is intact") as part:
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, part, {"progress": json.dumps(progress)}
         )
-        os.replace(part, folder / FILE)
-    except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        raise TrainingError(
-            f"cannot write the training state to {folder}: {error}; the state before it is intact"
-        ) from None
 
 
 def load(folder: Path, model: Model, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:

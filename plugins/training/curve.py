@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pitlane.plugins.training.errors import TrainingError
+from pitlane.plugins.training.files import replacing
 
 FILE, PICTURE = "loss_curve.json", "loss_curve.png"
+INTACT = "state and model are intact"
 SMOOTHING = 50  # points of a moving mean, at most a tenth of the run
 
 
 def write(curve: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write the points, one a step, as JSON."""
-    part = folder / f"{FILE}.part"
-    try:
+    with replacing(folder / FILE, str(folder / FILE), INTACT) as part:
         part.write_text(json.dumps(curve) + "\n", encoding="utf-8")
-        os.replace(part, folder / FILE)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise TrainingError(f"cannot write {folder / FILE}: {error}; state and model are intact") from None
 
 
 def draw(curve: Sequence[dict[str, Any]], folder: Path) -> None:
@@ -41,7 +36,5 @@ def draw(curve: Sequence[dict[str, Any]], folder: Path) -> None:
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    try:
-        figure.savefig(folder / PICTURE, dpi=120)
-    except OSError as error:
-        raise TrainingError(f"cannot write {folder / PICTURE}: {error}; state and model are intact") from None
+    with replacing(folder / PICTURE, str(folder / PICTURE), INTACT) as part:
+        figure.savefig(part, dpi=120, format="png")

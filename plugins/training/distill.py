@@ -8,7 +8,6 @@ on-policy   the student continues the prompts of the data, the teacher scores ea
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pitlane.plugins.training.corpus import read_records
 from pitlane.plugins.training.errors import TrainingError
+from pitlane.plugins.training.files import replacing
 from pitlane.plugins.training.loop import Progress, Report, Settings, use_fast_attention
 from pitlane.plugins.training.losses import (
     Batch,
@@ -186,15 +186,12 @@ def write_teacher_answers(teacher: Model, folder: Path, data: Data, output: Outp
     path = output.folder / TEACHER_FILE
     if not (output.resume and path.is_file()):
         records = [record for file in data.files for record in read_records(file)]
-        part = path.with_suffix(".part")
-        try:
-            with part.open("w", encoding="utf-8") as lines:
-                for record in teacher_answers(teacher, read_tokenizer(folder), records):
-                    lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-            os.replace(part, path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise TrainingError(f"cannot write {path}: {error}") from None
+        with (
+            replacing(path, str(path), "make room, or choose another --out") as part,
+            part.open("w", encoding="utf-8") as lines,
+        ):
+            for record in teacher_answers(teacher, read_tokenizer(folder), records):
+                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
     return replace(data, files=[path])
 
 
