@@ -27,7 +27,7 @@ from pitlane.plugins.training.files import replacing
 from pitlane.plugins.training.loop import Progress, Settings
 from pitlane.plugins.training.losses import LabelLoss
 from pitlane.plugins.training.models import Shape, build, read_model, read_tokenizer, take_layers, write_model
-from pitlane.plugins.training.tokenizer import SPECIAL_TOKENS, save_tokenizer, train_tokenizer
+from pitlane.plugins.training.tokenizer import PAGE, SPECIAL_TOKENS, save_tokenizer, train_tokenizer
 from pitlane.plugins.training.train import DTYPES, Data, Output, train
 
 VOCAB_SIZE = 4096
@@ -77,8 +77,8 @@ class Stage:
 
 
 STAGES = (
-    Stage("short", None, 16e6, 512, (120, 900), 10, 6e-4, 0.5),
-    Stage("decay", (0, 1, 2, 3), 4e6, 768, (150, 1500), 12, 3.5e-4, 0.03, recall=0.02, batch_tokens=8448),
+    Stage("short", None, 26e6, 512, (120, 900), 14, 1.5e-3, 0.3, recall=0.05),
+    Stage("deep", (0, 1, 2, 3, 3, 3, 3, 3), 6e6, 1024, (150, 2600), 16, 7e-4, 0.02, recall=0.02, exit_layers=(4,)),
 )
 
 
@@ -144,8 +144,9 @@ def _start(stage: Stage, before: Path, folder: Path, texts: list[str]) -> Path:
         sample = Stage("tokenizer", None, 2e6, 512, (200, 1500), 8, 0.0, 0.0, text=0.0, recall=0.0)
         lines = [*texts_of(records(sample, [])), *(line for text in texts for line in text[:600_000].split("\n"))]
         save_tokenizer(train_tokenizer(lines, VOCAB_SIZE), start, SHAPE.context)
-        model = build(SHAPE, read_tokenizer(start), seed=1)
-        init_copying(model)
+        tokenizer = read_tokenizer(start)
+        model = build(SHAPE, tokenizer, seed=1)
+        init_copying(model, tokenizer.convert_tokens_to_ids(PAGE))
         write_model(model, start, start, DTYPES["float32"])
     else:
         write_model(take_layers(read_model(before), stage.layers), before, start, DTYPES["float32"])

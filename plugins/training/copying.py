@@ -3,9 +3,10 @@
 From random weights, looking something up in a document appears only after tens of millions of tokens. These weights repeat an
 earlier run of tokens with 98 % of the tokens right before any training, at any distance, so that training only has to learn what
 to look for. The circuit is that of induction heads (Olsson et al. 2022), written as ordinary Llama weights and trained on like any
-other. Residual stream: one constant dimension, E for the token, then three sketches of earlier tokens.
+other. Residual stream: one constant dimension, E for the token, three sketches of earlier tokens, one of the page's number.
 
-    layer 0      heads read 1 and 2 tokens back and the mean of the last dozen (RoPE phases on the constant), and write sketches
+    layer 0      heads read 1 and 2 tokens back and the mean of about twenty (RoPE phases on the constant), and write sketches
+    layer 1      a head finds the token behind the latest page marker, which is the page's number, and writes its sketch
     layers 1..   one head per KV head: key = sketch of the token before and its context, query = this token and its context
     last layer   these heads copy the token they find, two spare heads erase the token that is there
 
@@ -24,14 +25,17 @@ from transformers import PreTrainedModel as Model
 from pitlane.plugins.training.errors import TrainingError
 
 HEAD, HALF, KV_HEADS, GROUP = 64, 32, 2, 2
-CONSTANT, FIRST_TOKEN, TOKEN, SKETCH = 0.5, 1, 128, 40  # E is dimensions 1 to 128
+CONSTANT, FIRST_TOKEN, TOKEN, SKETCH, PAGE = 0.5, 1, 128, 32, 24  # E is dimensions 1 to 128
 POSITIONS, FIRST_CONTENT = 8, 14  # RoPE pairs that place heads, and the first slow enough to match contents
-POSITION_GAIN, MATCH_GAIN, COPY, RECENT = 10.0, 12.0, 4.0, 0.8
+RECENCY = range(
+    POSITIONS, FIRST_CONTENT
+)  # pairs whose cosines fall over a page and do not come back within thousands of tokens
+POSITION_GAIN, MATCH_GAIN, PAGE_GAIN, COPY, RECENT = 10.0, 12.0, 60.0, 4.0, 0.8
 READERS = (
     (1.0, 0, 0),
     (2.0, 0, None),
     (2.0, 0, 1),
-    (5.0, 4, 2),
+    (8.0, 5, 2),
 )  # per head: tokens back, first RoPE pair, sketch written
 
 
@@ -43,6 +47,11 @@ def _orthonormal(rows: int, columns: int) -> Tensor:
 def _sketch(number: int) -> slice:
     start = FIRST_TOKEN + TOKEN + number * SKETCH
     return slice(start, start + SKETCH)
+
+
+_PAGE = slice(FIRST_TOKEN + TOKEN + 3 * SKETCH, FIRST_TOKEN + TOKEN + 3 * SKETCH + PAGE)
+_IS_MARKER, _AFTER_MARKER = _PAGE.stop, _PAGE.stop + 1  # MARK for a page marker, 1 for the token behind one
+MARK = 0.1  # little, so that the marker's norm stays that of other tokens
 
 
 class _Layer:
@@ -97,10 +106,24 @@ class _Layer:
             self.read_back(kv * GROUP + 1, 0.0)
             self.o[places, query + HEAD : query + 2 * HEAD] = -torch.eye(HEAD)
 
+    def find_page(self) -> None:
+        """Let the spare head of the first KV head look for the latest token behind a page marker, and write its sketch."""
+        gain = math.sqrt(PAGE_GAIN * 8 / (len(RECENCY) * CONSTANT)) / self.norm
+        pairs = torch.tensor(RECENCY)
+        self.q[HEAD : 2 * HEAD] = self.k[pairs + HALF] = self.k[pairs] = 0.0
+        self.q[HEAD + pairs, 0] = gain
+        self.k[pairs, _AFTER_MARKER] = gain
+        self.o[_PAGE, HEAD : 2 * HEAD] = 1.5 * _orthonormal(PAGE, HEAD)
+
+    def carry_page(self) -> None:
+        """Let the first KV head carry the page's sketch beside part of E; what to do with it is left to training."""
+        self.v[HEAD - PAGE : HEAD] = 0.0
+        self.v[HEAD - PAGE : HEAD, _PAGE] = torch.eye(PAGE) / self.norm
+
 
 @torch.no_grad()
-def init_copying(model: Model) -> None:
-    """Overwrite a model's random weights in place."""
+def init_copying(model: Model, page_marker: int | None = None) -> None:
+    """Overwrite a model's random weights in place. page_marker: id of the token before a page's number."""
     config = model.config
     if (config.num_attention_heads, config.num_key_value_heads, config.head_dim) != (4, KV_HEADS, HEAD):
         raise TrainingError(
@@ -113,6 +136,8 @@ def init_copying(model: Model) -> None:
     embedding.zero_()
     embedding[:, FIRST_TOKEN : FIRST_TOKEN + TOKEN] = torch.nn.functional.normalize(torch.randn(len(embedding), TOKEN))
     embedding[:, 0] = CONSTANT
+    if page_marker is not None:
+        embedding[page_marker, _IS_MARKER] = MARK
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
@@ -127,6 +152,10 @@ def init_copying(model: Model) -> None:
         for kv in range(KV_HEADS):
             layer.match(kv, sketches[0])
             layer.copy(kv, (kv + number) % 2, COPY if number == len(layers) - 1 else 0.0)
+        if page_marker is not None and number == 1:
+            layer.find_page()
+        elif page_marker is not None and number < len(layers) - 1:
+            layer.carry_page()
 
 
 def _write_readers(model: Model, frequencies: Tensor, squared: float, sketches: list[Tensor]) -> None:
@@ -136,6 +165,8 @@ def _write_readers(model: Model, frequencies: Tensor, squared: float, sketches: 
     layer = _Layer(attention, frequencies, math.sqrt(model.config.hidden_size / squared))
     for kv, sketch in enumerate(sketches):
         layer.v[kv * HEAD : kv * HEAD + SKETCH, FIRST_TOKEN : FIRST_TOKEN + TOKEN] = sketch
+    layer.v[SKETCH, _IS_MARKER] = 1.0
+    layer.o[_AFTER_MARKER, SKETCH] = 1 / (MARK * layer.norm)  # head 0 reads one token back
     for head, (tokens, first_pair, number) in enumerate(READERS):
         layer.read_back(head, tokens, first_pair)
         if number is not None:

@@ -1,6 +1,7 @@
 """Tokenizer of the bundled model: byte-level BPE, every digit its own token, and the chat template.
 
-Digits are split so that a number is copied digit by digit. Special tokens have the ids 0 to 5. Knows nothing of the model.
+Digits are split so that a number is copied digit by digit; what stands before a page number is one token, so that the number is
+next to it. Special tokens have the ids 0 to 5. Knows nothing of the model.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 BOS, END, PAD, SYSTEM, USER, ASSISTANT = SPECIAL_TOKENS = (
     "<|bos|>",
@@ -19,6 +20,7 @@ BOS, END, PAD, SYSTEM, USER, ASSISTANT = SPECIAL_TOKENS = (
     "<|user|>",
     "<|assistant|>",
 )
+PAGE_MARKERS = PAGE, CITATION = "[p. ", " [p. "  # at the head of a page, and behind a quoted value
 BOS_ID, END_ID, PAD_ID, SYSTEM_ID, USER_ID, ASSISTANT_ID = range(6)
 CHAT_TEMPLATE = (
     "{{ '<|bos|>' }}"
@@ -30,19 +32,20 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train the BPE on the texts; the special tokens come first."""
+    """Train the BPE on the texts; the special tokens come first, the page markers last."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(PAGE_MARKERS),
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(marker, normalized=False) for marker in PAGE_MARKERS])
     return tokenizer
 
 

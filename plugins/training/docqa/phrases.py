@@ -154,4 +154,5 @@ SYSTEMS = (
     "You answer questions about the document.",
     "Quote the value and name the page.",
 )
+SAYS = "The document says:"
 UNKNOWN = "The document does not say that."

@@ -1,8 +1,9 @@
 """Turns about a generated document: questions in many styles and the answers that quote the document and cite the page.
 
-Kinds of turn: fact, yes_no, list, count, comparison, follow_up and unanswerable. An answer repeats the clause that states
-the fact and ends with the page, as in `The workshop opens at 9:40 [p. 2].`; what the document does not hold is answered
-with phrases.UNKNOWN. Knows nothing of layout.
+Kinds of turn: fact, yes_no, list, count, comparison, follow_up and unanswerable. An answer leads straight to the value, so that
+what is before it in the document and in the question is all that finding it takes, as in `The document says: 9:40 [p. 2].`;
+what is concluded comes after what it is concluded from. What the document does not hold is answered with phrases.UNKNOWN.
+Knows nothing of layout.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pitlane.plugins.training.docqa.chat import GENERAL_QUESTIONS, filled
 from pitlane.plugins.training.docqa.comparisons import DEGREES, GENERAL, SPECIAL, measured
 from pitlane.plugins.training.docqa.document import Document
 from pitlane.plugins.training.docqa.domains import Attribute, Boolean, Domain, Label, Topic
-from pitlane.plugins.training.docqa.facts import POSSESSIVES, Fact, Pair, capital, fill, joined, make_entity, make_label
-from pitlane.plugins.training.docqa.phrases import CHECKS, TITLE_QUESTIONS, UNKNOWN
+from pitlane.plugins.training.docqa.facts import Fact, Pair, capital, fill, make_entity, make_label
+from pitlane.plugins.training.docqa.phrases import CHECKS, SAYS, TITLE_QUESTIONS, UNKNOWN
 from pitlane.plugins.training.docqa.values import VALUES
 
 _PLURALS = {
@@ -103,16 +104,15 @@ class Interview:
         if name.endswith("s"):
             forms = [f"How many {name} {rest}?" for rest in ("of {e} are there", "are named for {e}")]
             forms.append(f"What is the number of {name} of {{e}}?")
-        answer = f"{capital(fact.entity.phrase)}: {number} {name}, namely {joined(fact.items)}"
         plural = _PLURALS.get(fact.topic.value, "")
         rest = fact.form.removeprefix("{v} ")
         if plural and rest != fact.form and not rest.startswith(("is ", "was ", "has ")):
             forms.append(f"How many {plural} {rest}?")
-            answer = f"{number} {plural} {fill(rest, fact.entity)}: {joined(fact.items)}"
         if not forms:
             return None
         question = styled(self.rng, fill(self.rng.choice(forms), fact.entity), fact.entity)
-        return Turn(question, f"{answer} [p. {fact.page}].", "count", str(number), fact.page)
+        answer = f"{SAYS} {fact.value} [p. {fact.page}], so {number}."
+        return Turn(question, answer, "count", f"so {number}", fact.page)
 
     def _check(self, fact: Fact) -> Turn:
         """Ask whether the fact is so, with its value or with another one, at best that of another entity."""
@@ -125,7 +125,7 @@ class Interview:
             said = rng.choice(others) if others and rng.random() < 0.6 else VALUES[fact.topic.value](rng)
         claim = fill(fact.form, fact.entity, said)
         question = capital(rng.choice(CHECKS).format(claim))
-        answer = f"{'Yes' if said == fact.value else 'No'}, {fact.clause} [p. {fact.page}]."
+        answer = f"{'Yes' if said == fact.value else 'No'}, {SAYS.lower()} {fact.value} [p. {fact.page}]."
         return Turn(question, answer, "yes_no", fact.value, fact.page, (fact.entity, fact.topic))
 
     def _comparison(self) -> Turn | None:
@@ -148,13 +148,10 @@ class Interview:
         question = rng.choice(forms).format(
             a=first.entity.phrase, b=second.entity.phrase, w=word, d=DEGREES[kind][less], n=name
         )
-        high, low = (first, second) if (one > two) != bool(less) else (second, first)
-        page = f" [p. {high.page}]" if high.page != low.page else ""
-        winner = capital(high.entity.phrase)
-        answer = (
-            f"{winner}: {POSSESSIVES[high.entity.pronoun]} {name} is {high.value}{page}, "
-            f"that of {low.entity.phrase} {low.value} [p. {low.page}]."
-        )
+        high = first if (one > two) != bool(less) else second
+        winner = f"so {high.entity.phrase}"
+        said = ", ".join(f"{fact.entity.phrase} {fact.value} [p. {fact.page}]" for fact in (first, second))
+        answer = f"{SAYS} {said}, {winner}."
         self.last = None
         return Turn(styled(rng, question, first.entity), answer, "comparison", winner, high.page)
 
@@ -246,12 +243,12 @@ def is_answerable(document: Document, pair: Pair) -> bool:
 
 
 def answer_of(fact: Fact) -> str:
-    """Return the sentence that answers a question for the fact."""
-    clause = f"{fact.value}, {fact.clause}" if isinstance(fact.topic, Boolean) else capital(fact.clause)
-    return f"{clause} [p. {fact.page}]."
+    """Return the answer to a question for the fact."""
+    said = fact.value if isinstance(fact.topic, Boolean) else f"{SAYS} {fact.value}"
+    return f"{said} [p. {fact.page}]."
 
 
 def title_turn(rng: Random, document: Document) -> Turn:
     """Ask what the document is; its heading is the answer."""
-    answer = f'The document is called "{document.heading}" [p. 1].'
+    answer = f"{SAYS} {document.heading} [p. 1]."
     return Turn(rng.choice(TITLE_QUESTIONS), answer, "fact", document.heading, 1)

@@ -2,8 +2,8 @@
 
 Each question is asked with the true history before it. Conversations come from the generator's held-out splits or from files of
 one JSON object a line: {"messages": [{"role", "content"}, ...]}, where the assistant's messages also hold `kind`, and `focus` (the
-value) where the document answers. `exact` compares whole answers; small talk has a row of its own; a comparison names both sides,
-so its value must begin the answer. Knows nothing of how the documents are made.
+value) where the document answers. `exact` compares whole answers; small talk has a row of its own. Knows nothing of how documents
+are made.
 """
 
 from __future__ import annotations
@@ -92,8 +92,6 @@ def judge(question: Question, answer: str) -> Mark:
     if question.unanswerable:
         return Mark(exact=exact, refused=refused)
     value = has_value([gold["focus"]], answer) if gold.get("focus") else None
-    if gold["kind"] == "comparison":
-        value = one_line(answer).lower().startswith(one_line(gold["focus"]).lower())
     pages = cited_pages(gold["content"])
     return Mark(exact, value, cited_pages(answer) == pages if pages else None, refused)
 

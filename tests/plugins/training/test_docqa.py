@@ -63,7 +63,7 @@ def test_answers_quote_the_value_and_cite_the_page(seeded: Seeded) -> None:
     for turn in answered:
         assert turn.kind in KINDS
         assert turn.focus in turn.answer
-        assert turn.answer.endswith("].") and f"[p. {turn.page}]" in turn.answer
+        assert turn.answer.endswith(".") and f"[p. {turn.page}]" in turn.answer
         assert 1 <= turn.page <= len(document.pages)
         assert len(turn.question) > 2
 

@@ -147,11 +147,13 @@ def test_each_generated_question_has_its_true_history() -> None:
     assert generated.judge(third, "You are welcome.") == Mark(exact=True, refused=False)
 
 
-def test_a_comparison_is_right_only_if_the_winner_comes_first() -> None:
-    gold = message("assistant", "Pit A: its depth is 9 m, that of pit B 4 m [p. 1].", kind="comparison", focus="Pit A")
+def test_a_comparison_is_right_only_if_it_concludes_so() -> None:
+    said = "The document says: pit A 9 m [p. 1], pit B 4 m [p. 1]"
+    gold = {"role": "assistant", "content": f"{said}, so pit A.", "kind": "comparison", "focus": "so pit A"}
     question = generated.Question([], gold)
-    assert generated.judge(question, "pit A: its depth is 9 m.").value is True
-    assert generated.judge(question, "Pit B: its depth is 4 m, that of pit A 9 m.").value is False
+    assert generated.judge(question, f"{said}, so pit A.").value is True
+    assert generated.judge(question, f"{said}, so pit B.").value is False
+    assert generated.judge(question, f"{said}.").value is False
 
 
 @pytest.mark.parametrize("split", generated.HELD_OUT)
