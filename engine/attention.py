@@ -1,7 +1,8 @@
-"""Attention of a batch over spans of stored KV, merged by log-sum-exp.
+"""Attention of a batch over stored KV, in parts that are merged by log-sum-exp.
 
 Each sequence's queries see: the spans before them (everything in them, but for a window), and themselves (causal, or the
 draft tree's ancestors). Every part is one softmax; parts merge exactly by their log-sum-exps (Dao et al. 2022, section 3.1).
+What several sequences share is one part for all of them, and short contexts of single queries are gathered into one call.
 The G query heads of a KV head are folded into rows where no mask is needed, so a draft window reads stored KV once.
 Shapes: q [T, H, D]; stored KV [Hkv, S, D]; H = Hkv * G.
 """
@@ -13,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pitlane.engine.batch import Batch, Span
+from pitlane.engine.batch import Batch, Gather, Query, Reads, Span
 from pitlane.engine.kv_store import KVStore
 
 
@@ -32,34 +33,59 @@ class SpanAttention:
         self.attend = _attend_flash_cpu if device.type == "cpu" else _attend_plain
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
+        reads = batch.reads[group] if batch.reads else Reads()
+        if len(reads.gathers) == 1 and reads.gathers[0].rows is None and not reads.shared:
+            return self._gathered(q, store, layer, reads.gathers[0])[0]
         out = torch.empty_like(q)
-        window = store.group.window
+        lse = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
+        for gather in reads.gathers:
+            rows = slice(None) if gather.rows is None else gather.rows
+            out[rows], lse[rows] = self._gathered(q[rows], store, layer, gather)
         for query in batch.queries:
-            rows = slice(query.begin, query.end)
-            positions = batch.positions[rows] if window is not None else None
-            spans = query.own[group] if query.end - query.begin == 1 else query.spans[group]
-            parts = []
-            for span in spans:
-                mask = None if positions is None else _window_mask(positions, span, window)
-                parts.append(self._over_span(q[rows], *store.view(layer, span.start, span.stop), mask))
-            if query.end - query.begin > 1:
-                mask = _own_mask(query.ancestors, positions, window)
-                parts.append(
-                    self._unfolded(q[rows], k[rows].transpose(0, 1), v[rows].transpose(0, 1), mask, mask is None)
-                )
-            out[rows] = _merge(parts)
+            if query.end - query.begin > 1 or query.own[group]:
+                own = slice(query.begin, query.end)
+                out[own], lse[own] = self._alone(q[own], k[own], v[own], store, layer, batch, query, group)
+        for shared in reads.shared:  # outer ones first, and each behind what its rows see alone
+            part = self._over_span(q[shared.rows], *store.view(layer, shared.span.start, shared.span.stop), None)
+            out[shared.rows], lse[shared.rows] = _merge([(out[shared.rows], lse[shared.rows]), part])
         return out
+
+    def _alone(
+        self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, query: Query, group: int
+    ) -> tuple[Tensor, Tensor]:
+        """One sequence's queries over the spans that it alone reads, and over themselves."""
+        window = store.group.window
+        positions = batch.positions[query.begin : query.end] if window is not None else None
+        n = len(q)
+        parts = []
+        for span in query.own[group] if n == 1 else query.spans[group]:
+            mask = None if positions is None else _window_mask(positions, span, window)
+            parts.append(self._over_span(q, *store.view(layer, span.start, span.stop), mask))
+        if n > 1:
+            mask = _own_mask(query.ancestors, positions, window)
+            parts.append(self._unfolded(q, k.transpose(0, 1), v.transpose(0, 1), mask, mask is None))
+        return _merge(parts)
+
+    def _gathered(self, q: Tensor, store: KVStore, layer: int, gather: Gather) -> tuple[Tensor, Tensor]:
+        """Queries [B, H, D], one of each sequence, over B contexts copied side by side -> out [B, H, D], lse [B, H]."""
+        n, heads, dim = q.shape
+        keys, values = store.gather(layer, gather.slots, n)
+        out, lse = self.attend(q.view(n, keys.shape[1], -1, dim), keys, values, gather.bias, False, self.scale)
+        return out.reshape(n, heads, dim), lse.reshape(n, heads)
 
     def _over_span(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Queries [n, H, D] over stored tokens [Hkv, S, D] -> out [n, H, D], log-sum-exp [n, H]."""
         if mask is not None:
             return self._unfolded(q, k, v, mask, False)
         n, heads, dim = q.shape
-        groups = heads // k.shape[0]
-        folded = q.view(n, -1, groups, dim).permute(1, 2, 0, 3).reshape(1, -1, groups * n, dim)
+        kv_heads = k.shape[0]
+        if n == 1:
+            out, lse = self.attend(q.view(1, kv_heads, -1, dim), k[None], v[None], None, False, self.scale)
+            return out.reshape(1, heads, dim), lse.reshape(1, heads)
+        folded = q.view(n, kv_heads, -1, dim).permute(1, 2, 0, 3).reshape(1, kv_heads, -1, dim)
         out, lse = self.attend(folded, k[None], v[None], None, False, self.scale)
-        out = out.view(-1, groups, n, dim).permute(2, 0, 1, 3).reshape(n, heads, dim)
-        return out, lse.view(-1, groups, n).permute(2, 0, 1).reshape(n, heads)
+        out = out.view(kv_heads, -1, n, dim).permute(2, 0, 1, 3).reshape(n, heads, dim)
+        return out, lse.view(kv_heads, -1, n).permute(2, 0, 1).reshape(n, heads)
 
     def _unfolded(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
         """As `_over_span` with a mask [n, S]: KV heads are the batch, keys are repeated by stride, not by copy."""
@@ -94,15 +120,17 @@ def _bias(mask: Tensor, q: Tensor) -> Tensor:
     return torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))
 
 
-def _merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Outputs [n, H, D] of disjoint sets of keys, weighted by exp(log-sum-exp [n, H])."""
+def _merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Outputs [n, H, D] and log-sum-exps [n, H] over disjoint sets of keys -> the same over their union."""
     if len(parts) == 1:
-        return parts[0][0]
-    weights = torch.stack([lse for _, lse in parts]).softmax(0).unsqueeze(-1)  # float32, or the model's if wider
+        return parts[0]
+    lses = torch.stack([lse for _, lse in parts])
+    lse = lses.logsumexp(0)
+    weights = (lses - lse).exp().unsqueeze(-1)  # float32, or the model's if wider
     out = parts[0][0] * weights[0]
     for (part, _), weight in zip(parts[1:], weights[1:], strict=True):
         out = torch.addcmul(out, part.to(out.dtype), weight)
-    return out.to(parts[0][0].dtype)
+    return out.to(parts[0][0].dtype), lse
 
 
 def _attend_flash_cpu(

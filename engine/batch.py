@@ -24,7 +24,7 @@ class Span(NamedTuple):
 
 @dataclass(slots=True)
 class Query:
-    """The query tokens `[begin, end)` of one sequence in a batch, and the KV that they may see.
+    """The query tokens `[begin, end)` of one sequence in a batch, and the KV that they alone see, so not what `Reads` holds.
 
     spans: per KV group, the slots of all tokens before this sequence's first query token (within the window).
     own: per KV group, the same with the query tokens' own slots; used when there is one query token.
@@ -36,6 +36,35 @@ class Query:
     spans: list[list[Span]]
     own: list[list[Span]]
     ancestors: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Short contexts of B sequences with one query token each, to be copied side by side and attended to in one call.
+
+    rows: [B] indices into T; None is all of them, in order. slots: [B * S], a context shorter than S being filled up with its
+    own last slot. bias: [B, 1, 1, S] in the model's dtype, 0 where a slot is seen, -inf where it fills up.
+    """
+
+    rows: Tensor | None
+    slots: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Adjacent slots that the query tokens of several sequences see whole: rows [n], indices into T."""
+
+    rows: Tensor
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """The stored KV of one group that is not read sequence by sequence."""
+
+    gathers: list[Gather] = field(default_factory=list)
+    shared: list[Shared] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +97,10 @@ Operation: TypeAlias = Copy | Load | Save
 
 @dataclass(slots=True)
 class Batch:
-    """token_ids, positions: [T] int64; slots: per group [T] int64; logit_rows: [R] indices into T."""
+    """token_ids, positions: [T] int64; slots: per group [T] int64; logit_rows: [R] indices into T.
+
+    reads: per group; empty if every sequence reads its KV alone.
+    """
 
     token_ids: Tensor
     positions: Tensor
@@ -76,6 +108,7 @@ class Batch:
     queries: list[Query]
     logit_rows: Tensor
     operations: list[Operation] = field(default_factory=list)
+    reads: list[Reads] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:

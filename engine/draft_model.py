@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pitlane.engine.lane import Lane
 
 Shadows = dict[int, Sequence]
-MAX_SHADOWS = 256  # the least recently drafted for are forgotten
+MAX_SHADOWS = 64  # those of finished requests too, for others that begin alike; the least recently used go first
 
 
 class DraftModel:
@@ -48,12 +49,6 @@ class DraftModel:
         grow = self._chains if max(branching) == 1 else self._trees
         drafts = grow(active, shadows, counts, branching) if active else {}
         return [drafts.get(seq.id) for seq in seqs]
-
-    def forget(self, seq: Sequence) -> None:
-        """Give back what is kept for a sequence."""
-        shadow = self.shadows.pop(seq.id, None)
-        if shadow is not None and not self.shares_kv:
-            self.lane.pool.release(shadow)
 
     def _chains(
         self, seqs: SequenceOf[Sequence], shadows: Shadows, counts: dict[int, int], branching: SequenceOf[int]
@@ -112,9 +107,7 @@ class DraftModel:
             if not self.lane.pool.reserve(seq, seq.num_tokens + limit):
                 return None
             return replace(seq, token_ids=list(seq.token_ids), num_scheduled_tokens=1, draft=None, operations=[])
-        shadow = self.shadows.pop(seq.id, None)
-        if shadow is None:
-            shadow = replace(seq, token_ids=[], num_computed_tokens=0, num_cached_tokens=0, block_tables=[], state={})
+        shadow = self.shadows.pop(seq.id, None) or self._new_shadow(seq)
         self.shadows[seq.id] = shadow
         computed = min(shadow.num_computed_tokens, seq.num_tokens - 1)
         while shadow.num_cached_tokens < computed and (
@@ -123,17 +116,42 @@ class DraftModel:
             shadow.num_cached_tokens += 1
         shadow.num_computed_tokens = shared = min(computed, shadow.num_cached_tokens)
         shadow.token_ids[shared:] = seq.token_ids[shared:]
-        shadow.num_cached_tokens = shared
         shadow.draft = None
-        self.lane.pool.roll_back(shadow, shadow.num_computed_tokens)
-        if len(self.shadows) > MAX_SHADOWS:
-            self.forget(next(iter(self.shadows.values())))
-        while not self.lane.pool.reserve(shadow, seq.num_tokens + limit):
-            oldest = next(iter(self.shadows.values()))
-            if oldest is shadow or oldest.id in ready:
-                return None
-            self.forget(oldest)
+        self.lane.pool.roll_back(shadow, shared)
+        if not self._make_room(shadow, seq.num_tokens + limit, ready):
+            return None
+        if shadow.num_uncomputed_tokens > self.lane.pool.block_size:  # alone: the next may share its blocks
+            self._logits([shadow])
+            shadow.num_cached_tokens = shadow.num_tokens - 1
         return shadow
+
+    def _make_room(self, shadow: Sequence, num_tokens: int, ready: Shadows) -> bool:
+        """Reserve blocks, those of the least recently used shadows if need be."""
+        while True:
+            oldest = next(iter(self.shadows.values()))
+            is_needed = oldest is shadow or oldest.id in ready
+            if (len(self.shadows) <= MAX_SHADOWS or is_needed) and self.lane.pool.reserve(shadow, num_tokens):
+                return True
+            if is_needed:
+                return False
+            self.lane.pool.release(self.shadows.pop(oldest.id))
+
+    def _new_shadow(self, seq: Sequence) -> Sequence:
+        """A shadow that shares the blocks of the longest verified prefix of another one with the same salt."""
+        shadow = replace(seq, token_ids=[], num_computed_tokens=0, num_cached_tokens=0, block_tables=[], state={})
+        akin = [other for other in self.shadows.values() if other.salt == seq.salt]
+        best = max(akin, key=lambda other: self._num_common_blocks(other, seq), default=None)
+        if best is not None and (count := self._num_common_blocks(best, seq)):
+            self.lane.pool.adopt(shadow, [best.column(index) for index in range(count)])
+            shadow.num_computed_tokens = shadow.num_cached_tokens = count * self.lane.pool.block_size
+            shadow.token_ids = seq.token_ids[: shadow.num_computed_tokens]
+        return shadow
+
+    def _num_common_blocks(self, shadow: Sequence, seq: Sequence) -> int:
+        size = self.lane.pool.block_size
+        most = min(shadow.num_cached_tokens, seq.num_tokens - 1) // size
+        blocks = (slice(index * size, (index + 1) * size) for index in range(most))
+        return sum(1 for _ in takewhile(lambda block: shadow.token_ids[block] == seq.token_ids[block], blocks))
 
     def _logits(self, shadows: SequenceOf[Sequence]) -> list[Tensor]:
         """Compute what the shadows lack: logits [1 + K, V] of the last known token and of the nodes of each one's draft."""

@@ -11,21 +11,21 @@ import threading
 import weakref
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from contextlib import ExitStack
 from itertools import count
 from time import perf_counter
-from typing import Any
+from typing import Any, overload
 
 import torch
 
 from pitlane.engine.dispatch import Dispatcher
-from pitlane.engine.errors import EngineClosed, PitlaneError, PluginFailed
-from pitlane.engine.governor import Drafting, choose
+from pitlane.engine.errors import BadOption, EngineClosed, PitlaneError, PluginFailed
 from pitlane.engine.lane import Lane
 from pitlane.engine.loader import Loader, default_settings
 from pitlane.engine.plan import HookError, Plan, Planner, Settings
 from pitlane.engine.pool import Pool
 from pitlane.engine.registry import PluginRegistry
-from pitlane.engine.requests import check_length, make_sequence
+from pitlane.engine.requests import check_length, is_batch, make_sequence
 from pitlane.engine.runner import Flight
 from pitlane.engine.stats import request_stats
 from pitlane.engine.stream import Stream
@@ -38,6 +38,7 @@ from pitlane.engine.types import (
     PrefillProgress,
     PrefixMatch,
     Result,
+    Rows,
     SamplingParams,
     Sequence,
     StepStats,
@@ -88,6 +89,7 @@ class Engine:
         self.worker = Worker(lambda: bool(self._ready_lanes()), self._step_safely)
         self.default_plan = self.plan(default_settings(self.loader.device) if plugins is None else plugins)
         self.lane_of(self.default_plan)
+        log.info(self.loader.describe_memory())
 
     # ---- for everyone, from any thread
 
@@ -116,6 +118,9 @@ class Engine:
         with self._opening:
             if plan in lane.opened:
                 return
+            if plan.drafter is not None and not lane.is_calibrated:
+                lane.is_calibrated = True
+                self.worker.call(lane.calibrate).result()
             for hook in plan.hooks.get("lane_opened", ()):
                 try:
                     hook(lane=lane)
@@ -133,23 +138,46 @@ class Engine:
     ) -> Stream:
         """Queue a request; the stream of its events. Text is taken as it is (`tokenizer.render_chat` makes chats)."""
         plan = plan or self.default_plan
-        seq = make_sequence(next(self._ids), prompt, sampling, plan, salt, self.loader)
+        ids = [next(self._ids) for _ in range(sampling.n)]
+        seq = make_sequence(ids, prompt, sampling, plan, salt, self.loader)
         lane = self.lane_of(plan)
         check_length(seq.num_tokens, lane, self.loader.context)
-        stream = Stream(lambda: self.worker.post(lambda: self._abort(seq.id)))
-        self._streams[seq.id] = stream
+        post = self.worker.post
+        stream = Stream(lambda: post(lambda: self._abort(ids)), lambda: post(lambda: self._watch(ids)), len(ids))
+        for seq_id in ids:
+            self._streams[seq_id] = stream
         if not self.worker.post(lambda: self._add(lane, seq)):
             raise EngineClosed("the engine is closed; make a new one")
         return stream
 
+    @overload
+    def generate(
+        self, prompt: Prompt | SequenceOf[int] | str, sampling: SamplingParams = GREEDY, **options: Any
+    ) -> Result: ...
+
+    @overload
     def generate(
         self,
-        prompt: Prompt | SequenceOf[int] | str,
-        sampling: SamplingParams = GREEDY,
+        prompt: SequenceOf[Prompt | SequenceOf[int] | str],
+        sampling: SamplingParams | SequenceOf[SamplingParams] = GREEDY,
         **options: Any,
-    ) -> Result:
-        """Submit and wait for the result."""
-        return self.submit(prompt, sampling, **options).result()
+    ) -> list[Result]: ...
+
+    def generate(self, prompt: Any, sampling: Any = GREEDY, **options: Any) -> Result | list[Result]:
+        """Submit and wait: the result of one prompt, or of a list of prompts the results in the same order.
+
+        sampling: for all prompts, or a list with one for each. An error of one is raised and stops the others; `submit` them one
+        by one where each shall have its own.
+        """
+        if not is_batch(prompt):
+            return self.submit(prompt, sampling, **options).result()
+        each = [sampling] * len(prompt) if isinstance(sampling, SamplingParams) else list(sampling)
+        if len(each) != len(prompt):
+            raise BadOption(f"{len(prompt)} prompts came with {len(each)} SamplingParams; give one, or one for each")
+        with ExitStack() as streams:  # which stops those that are not read to their end
+            pairs = zip(prompt, each, strict=True)
+            found = [streams.enter_context(self.submit(one, params, **options)) for one, params in pairs]
+            return [stream.result() for stream in found]
 
     def resource(self, key: str, build: Callable[[], Any]) -> Any:
         """A heavy thing (a draft model, an index) shared by all plans; built on first use."""
@@ -191,17 +219,13 @@ class Engine:
         self._finish(lane, seqs, flight, started)
 
     def _draft(self, lane: Lane, seqs: list[Sequence]) -> None:
-        num_tokens = sum(seq.num_scheduled_tokens for seq in seqs)
+        governor = lane.governor
+        governor.start_step(sum(seq.num_scheduled_tokens for seq in seqs), sum(seq.is_decoding for seq in seqs))
         for plan in {id(seq.plan): seq.plan for seq in seqs if seq.is_decoding}.values():
-            if "propose" not in plan.hooks:
+            if plan.drafter is None:
                 continue
-            drafter = plan.hooks["propose"][0].plugin.name
             mine = [seq for seq in seqs if seq.plan is plan and seq.is_decoding]
-            limits: list[int] = []
-            for seq in mine:
-                drafting = seq.drafting.setdefault(drafter, Drafting())
-                others = num_tokens + sum(limits)
-                limits.append(choose(drafting, drafter, lane.clock, others, lane.draft_limit(seq), seq.num_tokens))
+            limits = governor.ask(plan.drafter, mine, [lane.draft_limit(seq) for seq in mine])
             if not any(limits):
                 continue
 
@@ -212,9 +236,7 @@ class Engine:
             drafts = self.dispatch.first(mine, "propose", check, seqs=mine, limits=Limits(limits, lane)) or []
             for seq, draft in zip(mine, drafts, strict=False):
                 seq.draft = draft
-            num_drafted = sum(len(draft.token_ids) for draft in drafts if draft)
-            lane.clock.record_draft(drafter, num_drafted, perf_counter() - started)
-            num_tokens += num_drafted
+            governor.drafted(plan.drafter, mine, perf_counter() - started)
 
     def _finish(self, lane: Lane, seqs: list[Sequence], flight: Flight, started: float) -> None:
         logits = flight.wait()
@@ -222,11 +244,7 @@ class Engine:
         num_tokens = num_draft + sum(seq.num_scheduled_tokens for seq in seqs)
         num_prompt = sum(seq.num_scheduled_tokens for seq in seqs if not seq.is_decoding)
         with torch.inference_mode():
-            found = [
-                pair
-                for rows in lane.rows(logits, seqs)
-                for pair in verify_rows(rows, self.dispatch.adjust_logits, "after_verify" in rows.seqs[0].plan.hooks)
-            ]
+            found = [pair for rows in lane.rows(logits, seqs) for pair in self._verify(lane, rows)]
         plain = lane.clock.estimate(num_tokens - num_draft) or flight.seconds
         accepted = 0
         for seq, verified in found:
@@ -243,13 +261,25 @@ class Engine:
             if seq.finish_reason or seq.error:
                 self._end(lane, seq, seq.finish_reason or "error")
         lane.clock.record(num_tokens, num_prompt, flight.seconds)
+        lane.scheduler.took(flight.seconds)
         self.forward_seconds += flight.seconds
         seconds = perf_counter() - started
         self.step_seconds += seconds
         lane.busy_seconds += seconds
+        if not num_draft and not num_prompt:
+            lane.clock.record_overhead(seconds - flight.seconds)
         stats = StepStats(len(seqs), num_tokens, num_draft, accepted, flight.seconds, seconds)
         hooks = {id(hook.plugin): hook for seq in seqs for hook in seq.plan.hooks.get("step_finished", ())}
         self.dispatch.tell(hooks.values(), stats=stats)
+
+    def _verify(self, lane: Lane, rows: Rows) -> list[tuple[Sequence, Verified]]:
+        """Verify the sequences of one plan; under `after_verify` every row is drawn, which the governor reckons with."""
+        plan, started = rows.seqs[0].plan, perf_counter()
+        wants_targets = "after_verify" in plan.hooks
+        found = verify_rows(rows, self.dispatch.adjust_logits, wants_targets)
+        if wants_targets and plan.drafter is not None and len(rows.parents) > len(rows.seqs):
+            lane.governor.verified_rows(plan.drafter, len(rows.parents), perf_counter() - started)
+        return found
 
     def _accept(self, lane: Lane, seq: Sequence, verified: Verified, seconds: float, plain: float) -> int:
         """Commit verified tokens up to where the sequence ends; the number of accepted draft tokens."""
@@ -267,8 +297,8 @@ class Engine:
             values = {"draft": seq.draft, "targets": verified.targets, "accepted": verified.nodes}
             self.dispatch.each(seq, "after_verify", seq=seq, **values)
         if seq.draft is not None:
-            for drafting in seq.drafting.values():
-                drafting.saw(seq.draft, len(verified.nodes))
+            if seq.plan.drafter is not None:
+                lane.governor.verified(seq.plan.drafter, seq, seq.draft, len(verified.nodes))
             timing.num_draft_tokens += len(seq.draft.token_ids)
             timing.num_accepted_tokens += accepted
             timing.plain_step_seconds += accepted * plain
@@ -277,7 +307,7 @@ class Engine:
         lane.commit(seq, verified.nodes[: len(tokens)], tokens)
         timing.first_token = timing.first_token or now
         timing.token_times += [now] * len(tokens)
-        self._put(seq, TextDelta(text, tuple(tokens)))
+        self._put(seq, TextDelta(text, tuple(tokens), self._sample(seq)))
         return accepted
 
     def _ends(self, lane: Lane, seq: Sequence, token: int, num_new: int) -> tuple[FinishReason | None, str]:
@@ -308,7 +338,12 @@ class Engine:
                 seq.error = seq.error or PluginFailed(f"a plugin's KV operation failed: {error}; ask again without it")
 
     def _end(self, lane: Lane, seq: Sequence, reason: FinishReason) -> None:
-        """Finish a sequence: tell its plugins, give back its blocks, send its result or its error."""
+        """Finish a sequence: tell its plugins, give back its blocks, send its result or its error.
+
+        An error ends the other samples of the request too, and so does the end of a prompt that they still wait for.
+        """
+        if self._seqs.pop(seq.id, None) is None:
+            return
         seq.finish_reason = reason
         seq.timing.finished = perf_counter()
         self.dispatch.each(seq, "sequence_finished", seq=seq)
@@ -316,16 +351,20 @@ class Engine:
         stats = request_stats(seq, lane, self.loader.describe())
         seq.state.clear()
         lane.scheduler.remove(seq)
-        self._seqs.pop(seq.id, None)
         rest = seq.detokenizer.flush()
         if rest:
-            self._put(seq, TextDelta(rest, ()))
+            self._put(seq, TextDelta(rest, (), self._sample(seq)))
         if seq.error is not None:
             self._put(seq, seq.error)
-            return
-        logprobs = seq.logprobs if seq.sampling.logprobs is not None else None
-        answer = seq.token_ids[seq.num_prompt_tokens :]
-        self._put(seq, Finished(Result(seq.detokenizer.text, answer, reason, stats, logprobs)))
+            self._abort(seq.samples)
+        else:
+            logprobs = seq.logprobs if seq.sampling.logprobs is not None else None
+            answer = seq.token_ids[seq.num_prompt_tokens :]
+            result = Result(seq.detokenizer.text, answer, reason, stats, logprobs)
+            self._put(seq, Finished(result, self._sample(seq)))
+            self._abort([fork.id for fork in seq.forks])
+        if not lane.has_work:
+            self._check(lane)
 
     # ---- what the scheduler asks for
 
@@ -360,12 +399,32 @@ class Engine:
             lane.busy_seconds = max(
                 [lane.busy_seconds, *(o.busy_seconds for o in list(self.lanes.values()) if o.has_work)]
             )
-        self._seqs[seq.id] = (lane, seq)
+        for one in (seq, *seq.forks):
+            self._seqs[one.id] = (lane, one)
         lane.scheduler.add(seq)
 
-    def _abort(self, seq_id: int) -> None:
-        if seq_id in self._seqs:
-            self._end(*self._seqs[seq_id], "aborted")
+    def _abort(self, seq_ids: SequenceOf[int]) -> None:
+        for seq_id in seq_ids:
+            if seq_id in self._seqs:
+                self._end(*self._seqs[seq_id], "aborted")
+
+    def _watch(self, seq_ids: SequenceOf[int]) -> None:
+        """Somebody reads the tokens of a request as they come: prompts of others may no longer delay them at will."""
+        for seq_id in seq_ids:
+            if seq_id in self._seqs:
+                self._seqs[seq_id][1].is_streamed = True
+
+    def _check(self, lane: Lane) -> None:
+        """Of a lane that has nothing to do, every block is free or held by a plugin."""
+        try:
+            lane.pool.check_integrity(())
+        except AssertionError as error:
+            log.error("KV blocks are lost (%s); please report this, and restart if requests begin to wait", error)
+
+    @staticmethod
+    def _sample(seq: Sequence) -> int:
+        """Which of the request's samples a sequence is."""
+        return seq.samples.index(seq.id)
 
     def _put(self, seq: Sequence, event: Any) -> None:
         stream = self._streams.get(seq.id)

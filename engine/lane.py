@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -20,6 +20,8 @@ from pitlane.engine.attention import SpanAttention
 from pitlane.engine.batch import Batch, Copy, Query, Span
 from pitlane.engine.clock import StepClock
 from pitlane.engine.draft_model import DraftModel
+from pitlane.engine.governor import CALIBRATED, Governor
+from pitlane.engine.kv_reads import plan_reads
 from pitlane.engine.kv_store import KVStore
 from pitlane.engine.pool import Pool
 from pitlane.engine.runner import EarlyExit, Model, Runner
@@ -74,11 +76,13 @@ class Lane:
         self.stores = [KVStore(group, num_blocks * BLOCK_SIZE, dtype, device) for group in groups]
         self.pool = Pool(groups, num_blocks, BLOCK_SIZE, fingerprint)
         self.runner = Runner(model, self.stores, SpanAttention(scale, device))
-        self.scheduler = Scheduler(self.pool, limits.max_step_tokens, limits.max_seqs, match, reclaim)
         self.clock = StepClock()
+        self.scheduler = Scheduler(self.pool, limits.max_step_tokens, limits.max_seqs, match, reclaim, self.clock)
+        self.governor = Governor(self.clock, limits.max_step_tokens)
         self.busy_seconds = 0.0  # time used, for fairness between lanes
         self.draft_models: dict[str, DraftModel] = {}
         self.opened: WeakSet[Plan] = WeakSet()
+        self.is_calibrated = False
 
     @property
     def max_tokens_per_seq(self) -> int:
@@ -90,17 +94,24 @@ class Lane:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     def warm_up(self, num_tokens: int) -> None:
-        """Run the model twice on nothing: kernels are made, weights are touched, and the clock has a first estimate."""
+        """Run the model twice on nothing, in free blocks: kernels are made, weights are touched, the clock has an estimate."""
         num_tokens = min(num_tokens, self.limits.max_step_tokens, self.max_tokens_per_seq)
-        index = torch.arange(num_tokens, device=self.device)
-        groups = range(len(self.pool.groups))
-        spans = [[Span(0, 1, 0)] if num_tokens == 1 else [] for _ in groups]
-        query = Query(0, num_tokens, spans, spans)
-        batch = Batch(torch.zeros_like(index), index, [index for _ in groups], [query], index[-1:])
-        for _ in range(2):
-            flight = self.runner.launch(batch)
-            flight.wait()
+        with self.pool.borrowed(num_tokens) as slots:
+            if slots is None:
+                return
+            spans = [[Span(found[0], found[0] + 1, 0)] if num_tokens == 1 else [] for found in slots]
+            index = torch.arange(num_tokens, device=self.device)
+            targets = [torch.tensor(found, device=self.device) for found in slots]
+            batch = Batch(torch.zeros_like(index), index, targets, [Query(0, num_tokens, spans, spans)], index[-1:])
+            for _ in range(2):
+                flight = self.runner.launch(batch)
+                flight.wait()
         self.clock.record(num_tokens, num_tokens, flight.seconds)
+
+    def calibrate(self) -> None:
+        """Time forwards as drafts make them, so that the governor need not try their sizes one by one."""
+        for num_tokens in CALIBRATED:
+            self.warm_up(num_tokens)
 
     def open_drafter(self, name: str) -> DraftModel:
         """The named model beside this lane; loaded on first use, so first used where loading stalls nobody: in `lane_opened`.
@@ -155,14 +166,18 @@ class Lane:
             positions += range(first, stop)
             if stop == seq.num_tokens:
                 logit_rows.append(len(token_ids) - 1)
+            ancestors = None
             if seq.draft is not None:
                 logit_rows += range(len(token_ids), len(token_ids) + len(seq.draft.token_ids))
                 token_ids += seq.draft.token_ids
                 positions += _draft_positions(seq.draft, stop)
+                if seq.draft.parents is not None:
+                    ancestors = _ancestors(seq.draft.parents).to(self.device)
             last = first + len(token_ids) - begin
             for group, found in enumerate(slots):
                 found += self.pool.slots(seq, group, first, last)
-            queries.append(self._query(seq, begin, len(token_ids), first, last))
+            queries.append(Query(begin, len(token_ids), [], [], ancestors))
+        reads = [plan_reads(self.pool, group, seqs, queries, self.dtype, self.device) for group in range(len(slots))]
         operations, self.scheduler.operations = self.scheduler.operations, []
         return Batch(
             torch.tensor(token_ids, device=self.device),
@@ -171,18 +186,8 @@ class Lane:
             queries,
             torch.tensor(logit_rows, dtype=torch.int64, device=self.device),
             operations,
+            reads,
         )
-
-    def _query(self, seq: Sequence, begin: int, end: int, first: int, last: int) -> Query:
-        spans, own = [], []
-        for group, kv_group in enumerate(self.pool.groups):
-            low = 0 if kv_group.window is None else max(0, first - kv_group.window + 1)
-            spans.append(self.pool.spans(seq, group, low, first) if end - begin > 1 else [])
-            own.append(self.pool.spans(seq, group, low, last) if end - begin == 1 else [])
-        ancestors = None
-        if seq.draft is not None and seq.draft.parents is not None:
-            ancestors = _ancestors(seq.draft.parents).to(self.device)
-        return Query(begin, end, spans, own, ancestors)
 
     def rows(self, logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> list[Rows]:
         """Split logits [R, V] by plan; sequences whose last known token was computed have rows."""
@@ -257,5 +262,7 @@ def _rows_of(logits: torch.Tensor, seqs: list[Sequence], spans: dict[int, tuple[
         parents += [-1, *(base + 1 + parent for parent in links)]
         token_ids += [seq.token_ids[-1], *draft.token_ids]
         seq_index += [index] * (1 + len(draft.token_ids))
-    parts = [logits[slice(*spans[seq.id])] for seq in seqs]
-    return Rows(parts[0] if len(parts) == 1 else torch.cat(parts), seqs, seq_index, parents, token_ids)
+    bounds = [spans[seq.id] for seq in seqs]
+    if all(a[1] == b[0] for a, b in pairwise(bounds)):
+        return Rows(logits[bounds[0][0] : bounds[-1][1]], seqs, seq_index, parents, token_ids)
+    return Rows(torch.cat([logits[low:high] for low, high in bounds]), seqs, seq_index, parents, token_ids)

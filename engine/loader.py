@@ -55,7 +55,7 @@ class Loader:
         self.context = choose_context(context, self.config.max_position)
         self.needs = Needs.of(self.config, self.dtype)
         self.max_step_tokens = max_step_tokens
-        self.kv_share = self._kv_share(kv_memory)
+        self.kv_share = kv_share(kv_memory, self.needs, self.context, self.device)
         check_fit(self.source.name, self.needs, min(self.kv_share, self._context_bytes), self.dtype, self.device)
         self.tokenizer = Tokenizer(self.source)
         self.eos_token_ids = frozenset(self.config.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
@@ -85,6 +85,14 @@ class Loader:
             "weight_bytes": self.needs.weights,
         }
 
+    def describe_memory(self) -> str:
+        """One line: what the weights take, and how much KV a lane has for requests."""
+        tokens = self.kv_share // self.needs.kv_per_token
+        return (
+            f"{self.source.name} on {self.device}: weights {gib(self.needs.weights)}; KV {gib(self.kv_share)} = {tokens:,} tokens "
+            f"of {gib(self.needs.kv_per_token)}, {tokens / self.context:.1f} times the context of {self.context:,}"
+        )
+
     def build_lane(self, plan: Plan, match: Match, reclaim: Reclaim, call: Call) -> Lane:
         """Load (or share) the plan's variant and give it a lane. call: has the engine's thread do something."""
         model = self._variants.get(plan.variant_key)
@@ -95,7 +103,7 @@ class Loader:
         digest = fingerprint(
             self.source.weights.fingerprint(),
             str(self.dtype),
-            repr(self.config.rope),
+            repr(self.config),
             self.tokenizer.fingerprint(),
             *plan.kv_key,
         )
@@ -139,18 +147,19 @@ class Loader:
             builder = Builder(self.config, self.source.weights, self.dtype, self.device, build_linear)
             return build_model(self.config, builder)
 
-    def _kv_share(self, kv_memory: int | None) -> int:
-        """KV bytes of one lane: its share of the budget, at most what `MAX_SEQS` full contexts need."""
-        per_block = BLOCK_SIZE * self.needs.kv_per_token
-        if kv_memory is not None and kv_memory < MAX_LANES * per_block:
-            raise BadOption(
-                f"--kv-memory {gib(kv_memory)} is less than a block of {BLOCK_SIZE} tokens for each of {MAX_LANES} lanes; "
-                f"give at least {gib(MAX_LANES * per_block)}"
-            )
-        budget = kv_memory
-        if budget is None:
-            budget = max(MAX_LANES * per_block, (available(self.device) - self.needs.weights) // 2)
-        return min(budget // MAX_LANES, MAX_SEQS * self._context_bytes)
+
+def kv_share(kv_memory: int | None, needs: Needs, context: int, device: torch.device) -> int:
+    """KV bytes of one lane: its share of --kv-memory, or of half of what is free; at most what `MAX_SEQS` full contexts need."""
+    per_block = BLOCK_SIZE * needs.kv_per_token
+    if kv_memory is not None and kv_memory < MAX_LANES * per_block:
+        raise BadOption(
+            f"--kv-memory {gib(kv_memory)} is less than a block of {BLOCK_SIZE} tokens for each of {MAX_LANES} lanes; "
+            f"give at least {gib(MAX_LANES * per_block)}"
+        )
+    budget = kv_memory
+    if budget is None:
+        budget = max(MAX_LANES * per_block, (available(device) - needs.weights) // 2)
+    return min(budget // MAX_LANES, MAX_SEQS * (context + BLOCK_SIZE) * needs.kv_per_token)
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -74,6 +74,12 @@ class Plan:
         return {plugin.name: plugin.options.model_dump() for plugin in self.plugins}
 
     @property
+    def drafter(self) -> Plugin | None:
+        """The plugin that proposes drafts."""
+        hooks = self.hooks.get("propose")
+        return hooks[0].plugin if hooks else None
+
+    @property
     def variant_key(self) -> tuple[str, ...]:
         return self._keys(VARIANT_HOOKS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
 from operator import index
 from time import perf_counter
 
@@ -17,28 +18,50 @@ from pitlane.engine.types import SamplingParams, Sequence, Timing
 
 
 def make_sequence(
-    seq_id: int, prompt: Prompt | SequenceOf[int] | str, sampling: SamplingParams, plan: Plan, salt: str, loader: Loader
+    ids: SequenceOf[int],
+    prompt: Prompt | SequenceOf[int] | str,
+    sampling: SamplingParams,
+    plan: Plan,
+    salt: str,
+    loader: Loader,
 ) -> Sequence:
-    """Encode text, check token ids, draw the seed that was not given. Raises BadOption or PromptTooLong."""
+    """Encode text, check token ids, draw the seed that was not given; the other samples become its forks.
+
+    ids: one per sample. Raises BadOption.
+    """
     submitted = perf_counter()
     if isinstance(prompt, str):
         prompt = loader.tokenizer.render_raw(prompt, [])
     segments = prompt.segments if isinstance(prompt, Prompt) else ()
     token_ids = _checked(prompt.token_ids if isinstance(prompt, Prompt) else prompt, loader.vocab_size)
-    return Sequence(
-        id=seq_id,
-        token_ids=token_ids,
-        num_prompt_tokens=len(token_ids),
-        sampling=sampling,
-        seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
-        plan=plan,
-        detokenizer=Detokenizer(loader.tokenizer, sampling.stop),
-        timing=Timing(submitted),
-        stop_token_ids=frozenset(sampling.stop_token_ids)
-        | (frozenset() if sampling.ignore_eos else loader.eos_token_ids),
-        segments=segments,
-        salt=salt,
-    )
+    seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+    stop_token_ids = frozenset(() if sampling.ignore_eos else loader.eos_token_ids)
+
+    def sample(number: int) -> Sequence:
+        return Sequence(
+            id=ids[number],
+            token_ids=list(token_ids),
+            num_prompt_tokens=len(token_ids),
+            sampling=replace(sampling, sample_index=sampling.sample_index + number),
+            seed=seed,
+            plan=plan,
+            detokenizer=Detokenizer(loader.tokenizer, sampling.stop),
+            timing=Timing(submitted),
+            stop_token_ids=stop_token_ids | frozenset(sampling.stop_token_ids),
+            segments=segments,
+            salt=salt,
+            samples=tuple(ids),
+        )
+
+    seq, *seq.forks = [sample(number) for number in range(len(ids))]
+    return seq
+
+
+def is_batch(prompt: object) -> bool:
+    """Whether these are several prompts, and not the token ids of one."""
+    if isinstance(prompt, (str, Prompt)) or not isinstance(prompt, SequenceOf) or not prompt:
+        return False
+    return isinstance(prompt[0], (str, Prompt, SequenceOf))
 
 
 def check_length(num_tokens: int, lane: Lane, context: int) -> None:

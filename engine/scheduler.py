@@ -1,16 +1,21 @@
 """Who computes how many tokens in the next step of a lane.
 
 There is no prefill phase and no decode phase: every sequence has uncomputed tokens, one when it decodes, many after admission
-or preemption. Older sequences come first, decoding ones never wait for prompts, and prompts share what the token budget
-leaves. When the pool runs dry the youngest sequence is preempted and recomputed later.
+or preemption. Older sequences come first, decoding ones never wait for prompts, and prompts share what the budget of a step
+leaves: half of it is the oldest one's, half goes to whichever is nearest to its end, so that a short question does not wait
+for a long document. While somebody reads a stream the budget is a time (`StepBudget`). A sequence is admitted when there are
+blocks for all its known tokens. When the pool runs dry the youngest one is preempted and recomputed later.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 
 from pitlane.engine.batch import Copy, Load, Operation
+from pitlane.engine.budget import StepBudget
+from pitlane.engine.clock import StepClock
 from pitlane.engine.errors import PromptTooLong
 from pitlane.engine.pool import Pool
 from pitlane.engine.types import PrefixMatch, Sequence
@@ -20,9 +25,17 @@ Reclaim = Callable[[Pool, int], None]
 
 
 class Scheduler:
-    """Waiting and running sequences of one lane. max_step_tokens: the token budget of a step; max_seqs: running at once."""
+    """Waiting and running sequences of one lane. max_step_tokens: the most tokens of a step; max_seqs: running at once."""
 
-    def __init__(self, pool: Pool, max_step_tokens: int, max_seqs: int, match: Match, reclaim: Reclaim) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        max_step_tokens: int,
+        max_seqs: int,
+        match: Match,
+        reclaim: Reclaim,
+        clock: StepClock | None = None,
+    ) -> None:
         self.pool = pool
         self.max_step_tokens = max_step_tokens
         self.max_seqs = max_seqs
@@ -30,7 +43,18 @@ class Scheduler:
         self.reclaim = reclaim
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.operations: list[Operation] = []  # to be carried out before the next forward
+        self.clock = clock or StepClock()
+        self.budget = StepBudget()
+        self._num_prompt_tokens = 0  # of the step under way
+
+    @property
+    def operations(self) -> list[Operation]:
+        """KV operations to be carried out before the next forward."""
+        return self.pool.operations
+
+    @operations.setter
+    def operations(self, operations: list[Operation]) -> None:
+        self.pool.operations = operations
 
     @property
     def seqs(self) -> list[Sequence]:
@@ -53,34 +77,62 @@ class Scheduler:
         self.pool.release(seq)
 
     def schedule(self) -> list[Sequence]:
-        """Set `num_scheduled_tokens` and reserve blocks for the sequences of the next step."""
-        scheduled: list[Sequence] = []
-        budget = self.max_step_tokens - sum(seq.is_decoding for seq in self.running)
+        """Set `num_scheduled_tokens` and reserve blocks for the sequences of the next step, oldest first."""
+        for seq in [seq for seq in self.running if seq.forks and seq.is_decoding]:
+            self._fork(seq)
+        decoding: list[Sequence] = []
         for seq in list(self.running):
-            if seq not in self.running:
-                continue  # preempted for an older one
-            count = 1 if seq.is_decoding else min(seq.num_uncomputed_tokens, max(0, budget))
-            if count and self._reserve(seq, seq.num_computed_tokens + count):
-                budget -= 0 if seq.is_decoding else count
-                seq.num_scheduled_tokens = count
-                scheduled.append(seq)
-        for seq in list(self.waiting):
-            if budget <= 0 or len(self.running) >= self.max_seqs or not self._admit(seq):
-                if _is_pending(seq):
-                    continue
-                break
-            count = min(seq.num_uncomputed_tokens, budget)
-            if not self._reserve(seq, seq.num_computed_tokens + count):
-                break
-            budget -= count
+            if seq not in self.running or not seq.is_decoding:
+                continue  # preempted for an older one, or a prompt, whose blocks are reserved
+            if self._reserve(seq, seq.num_computed_tokens + 1):
+                seq.num_scheduled_tokens = 1
+                decoding.append(seq)
+        budget = self._budget(decoding)
+        if budget > 0:
+            self._admit_all()
+        prompts = [seq for seq in self.running if seq not in decoding]
+        for seq, count in zip(prompts, shares([_num_left(seq) for seq in prompts], budget), strict=True):
             seq.num_scheduled_tokens = count
-            scheduled.append(seq)
-        return scheduled
+        self._num_prompt_tokens = sum(seq.num_scheduled_tokens for seq in prompts)
+        return [seq for seq in self.running if seq.num_scheduled_tokens]
+
+    def took(self, seconds: float) -> None:
+        """Take in how long the forward of the step was."""
+        self.budget.took(self._num_prompt_tokens, seconds)
+
+    def _budget(self, decoding: list[Sequence]) -> int:
+        """Prompt tokens that the step may hold."""
+        room = max(0, self.max_step_tokens - len(decoding))
+        streamed = any(seq.is_streamed for seq in decoding)
+        self.budget.aim(self.clock.estimate(len(decoding)) if streamed else None)
+        return min(room, self.budget.num_tokens) if streamed else room
+
+    def _admit_all(self) -> None:
+        """Admit in order of arrival whoever there is room for."""
+        for seq in list(self.waiting):
+            num_seqs = sum(1 + len(other.forks) for other in [*self.running, seq])
+            if self.running and num_seqs > self.max_seqs:
+                break
+            if not self._admit(seq) and not _is_pending(seq):
+                break
+
+    def _fork(self, seq: Sequence) -> None:
+        """Start the other samples of a request, all of whose prompt but the last token is computed."""
+        for child in seq.forks:
+            self.pool.fork(seq, child)
+            child.num_computed_tokens, child.num_cached_tokens = seq.num_computed_tokens, seq.num_cached_tokens
+            child.num_sealed_blocks, child.is_streamed = seq.num_sealed_blocks, seq.is_streamed
+            child.plan, child.failed = seq.plan, dict(seq.failed)
+            child.timing.admitted, child.timing.num_steps = seq.timing.admitted, seq.timing.num_steps
+        self.running += seq.forks
+        self.running.sort(key=lambda other: other.id)
+        seq.forks = []
 
     def preempt(self, seq: Sequence) -> None:
         """Take a sequence's blocks; its known tokens are computed again when it is admitted again."""
         self.running.remove(seq)
         self.pool.release(seq)
+        seq.num_scheduled_tokens = 0
         seq.num_computed_tokens = seq.num_sealed_blocks = 0
         seq.prefix = seq.draft = None
         seq.num_preemptions += 1
@@ -100,6 +152,8 @@ class Scheduler:
         self.running.append(seq)
         self.running.sort(key=lambda other: other.id)
         self._use_prefix(seq, prefix)
+        reserved = self.pool.reserve(seq, seq.num_tokens + 1)
+        assert reserved, "room was checked before admission"
         return True
 
     def _find_prefix(self, seq: Sequence) -> PrefixMatch:
@@ -111,8 +165,8 @@ class Scheduler:
         return PrefixMatch() if count >= seq.num_tokens or _is_unreadable(found) else found
 
     def _has_room(self, seq: Sequence, prefix: PrefixMatch) -> bool:
-        """Whether all known tokens and one more fit now, beside the matched blocks."""
-        missing = self.pool.num_missing_blocks(seq, seq.num_tokens + 1) - len(prefix.blocks)
+        """Whether all known tokens, one more and one for each other sample fit now, beside the matched blocks."""
+        missing = self.pool.num_missing_blocks(seq, seq.num_tokens + 1) - len(prefix.blocks) + len(seq.forks)
         if missing > self.pool.num_free_blocks:
             held = [*prefix.blocks, *([prefix.tail[0]] if prefix.tail is not None else [])]
             for column in held:  # or they might be what is given back
@@ -174,6 +228,24 @@ class Scheduler:
             if victim is seq:
                 return False
         return True
+
+
+def shares(left: SequenceOf[int], budget: int) -> list[int]:
+    """Split a budget among prompts that have `left` tokens each, the oldest first.
+
+    Half goes to those nearest to their end, the rest by age.
+    """
+    found = [0] * len(left)
+    nearest, by_age = sorted(range(len(left)), key=lambda index: left[index]), range(len(left))
+    for order, most in ((nearest, budget // 2), (by_age, budget)):
+        for index in order:
+            found[index] += max(0, min(left[index] - found[index], most - sum(found)))
+    return found
+
+
+def _num_left(seq: Sequence) -> int:
+    """Tokens to compute before it decodes; the last one is left to each of several samples."""
+    return seq.num_uncomputed_tokens - bool(seq.forks)
 
 
 def _is_pending(seq: Sequence) -> bool:

@@ -41,8 +41,9 @@ def request_stats(seq: Sequence, lane: Lane, model: dict[str, Any]) -> dict[str,
         "preemptions": seq.num_preemptions,
         "plugin_ms": {name: _ms(seconds) for name, seconds in sorted(timing.plugin_seconds.items())},
         "bought_ms": _bought(seq, lane),
-        "paused": {name: drafting.reason for name, drafting in seq.drafting.items() if drafting.reason},
+        "paused": _paused(seq),
         "failed": dict(seq.failed),
+        "notes": dict(seq.notes),
         "kv_bytes": sum(store.num_bytes for store in lane.stores) * _blocks(seq) // lane.pool.num_blocks,
     }
 
@@ -59,6 +60,12 @@ def _bought(seq: Sequence, lane: Lane) -> dict[str, dict[str, Any]]:
         rate = lane.clock.per_prompt_token or _own_rate(seq)
         bought[holder] = {"ms": _ms(seq.num_cached_tokens * rate), "how": "modelled"}
     return bought
+
+
+def _paused(seq: Sequence) -> dict[str, str]:
+    """Why the governor left the drafter alone when the request ended."""
+    drafter, drafting = seq.plan.drafter, seq.drafting
+    return {drafter.name: drafting.reason} if drafter and drafting and drafting.reason else {}
 
 
 def _own_rate(seq: Sequence) -> float:

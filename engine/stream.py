@@ -1,7 +1,8 @@
 """One request's events, from the engine's thread to whoever asked, in plain and in async code.
 
 Iterating yields `PrefillProgress`, `TextDelta` and at last `Finished`; an error of the request is raised. Leaving the loop
-early, `abort()` or garbage collection stop the compute at the engine's next step.
+early, `abort()` or garbage collection stop the compute at the engine's next step. Of a request with several samples there is
+one `Finished`, when all of them are.
 """
 
 from __future__ import annotations
@@ -11,22 +12,36 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 from pitlane.engine.types import Event, Finished, Result
 
 
 class Stream:
-    """Events of one request. Safe to read from one thread or task while the engine writes from its own."""
+    """Events of one request. Safe to read from one thread or task while the engine writes from its own.
 
-    def __init__(self, on_abort: Callable[[], object]) -> None:
+    on_read: called once, when somebody begins to read the events as they come.
+    """
+
+    def __init__(
+        self, on_abort: Callable[[], object], on_read: Callable[[], object] = lambda: None, num_samples: int = 1
+    ) -> None:
         self._events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
-        self._on_abort = on_abort
+        self._on_abort, self._on_read = on_abort, on_read
+        self._num_samples = num_samples
+        self._finished: dict[int, Result] = {}  # by sample
         self._end: Finished | Exception | None = None
         self._lock = threading.Lock()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     def put(self, event: Event | Exception) -> None:
         """Called by the engine."""
+        if isinstance(event, Finished) and self._num_samples > 1:
+            self._finished[event.sample] = event.result
+            if len(self._finished) < self._num_samples:
+                return
+            samples = tuple(self._finished[number] for number in range(self._num_samples))
+            event = Finished(replace(samples[0], samples=samples))
         self._events.put(event)
         with self._lock:
             if self._waiter is not None:
@@ -48,6 +63,7 @@ class Stream:
         return self._end.result
 
     def __iter__(self) -> Iterator[Event]:
+        self._on_read()
         try:
             while self._end is None:
                 yield self._take(self._events.get())
@@ -55,6 +71,7 @@ class Stream:
             self.abort()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
+        self._on_read()
         ready = asyncio.Event()
         with self._lock:
             self._waiter = (asyncio.get_running_loop(), ready)

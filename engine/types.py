@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FinishReason: TypeAlias = Literal["stop", "length", "aborted", "error"]
 Column: TypeAlias = tuple[int, ...]  # one block id per KV group
+MAX_SAMPLES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,8 @@ class SamplingParams:
     """How tokens are chosen and when a sequence ends. temperature 0 is greedy; a seed not given is random and reported.
 
     top_k 0, top_p 1 and min_p 0 are off. stop: texts that end the answer and are cut from it. logprobs: number of
-    alternatives reported per token (0 = the chosen one's only, None = none).
+    alternatives reported per token (0 = the chosen one's only, None = none). n: answers to the same prompt, which is computed
+    and held once; they are drawn with the sample indices `sample_index` to `sample_index + n - 1`.
     """
 
     max_tokens: int = 512
@@ -48,6 +50,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     seed: int | None = None
     sample_index: int = 0
+    n: int = 1
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -64,6 +67,8 @@ class SamplingParams:
         for name in ("presence_penalty", "frequency_penalty"):
             _check(name, getattr(self, name), -100 <= getattr(self, name) <= 100, "in [-100, 100]")
         _check("seed", self.seed, self.seed is None or 0 <= self.seed < 2**63, "in [0, 2**63)")
+        _check("sample_index", self.sample_index, self.sample_index >= 0, ">= 0")
+        _check("n", self.n, 1 <= self.n <= MAX_SAMPLES, f"in [1, {MAX_SAMPLES}]")
         _check("logprobs", self.logprobs, self.logprobs is None or 0 <= self.logprobs <= 50, "in [0, 50]")
         if any(not text for text in self.stop):
             raise BadOption("stop must not hold an empty text; leave it out")
@@ -152,7 +157,7 @@ class PrefixMatch:
     """KV found for the first tokens of a sequence.
 
     blocks: full blocks to share. tail: copy the first n tokens of one more block. Or, instead of both, loading: a future
-    of saved tensors for `num_loading_tokens` tokens (None: it could not be read; the match is asked for again).
+    of saved tensors for `num_loading_tokens` tokens (None: there is nothing to read; the match is asked for again).
     """
 
     blocks: list[Column] = field(default_factory=list)
@@ -223,7 +228,7 @@ class Timing:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """The running state of one request. Plugins read it, and write `state[their name]` only."""
+    """The running state of one request. Plugins read it, and write `state[their name]` and `notes[their name]` only."""
 
     id: int
     token_ids: list[int]
@@ -241,14 +246,18 @@ class Sequence:
     num_scheduled_tokens: int = 0
     num_sealed_blocks: int = 0
     num_preemptions: int = 0
+    samples: tuple[int, ...] = ()  # ids of all sequences of the request, its own included
+    forks: list[Sequence] = field(default_factory=list)  # the other samples, until the prompt is computed
+    is_streamed: bool = False  # somebody reads the tokens as they come
     draft: Draft | None = None
-    drafting: dict[str, Drafting] = field(default_factory=dict)  # by drafter
+    drafting: Drafting | None = None  # the governor's
     prefix: PrefixMatch | None = None
     block_tables: list[list[int]] = field(default_factory=list)  # per group; -1 = dropped
     logprobs: list[dict[int, float]] = field(default_factory=list)
     state: dict[str, Any] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)  # asked for by plugins, carried out after the hook
     failed: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)  # what plugins say in the stats
     finish_reason: FinishReason | None = None
     error: Exception | None = None
 
@@ -289,37 +298,47 @@ class PrefillProgress:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """New text (may be empty while a character is incomplete) and the tokens of one step."""
+    """New text (may be empty while a character is incomplete) and the tokens of one step, of one of the request's samples."""
 
     text: str
     token_ids: tuple[int, ...]
+    sample: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of a request."""
+    """The last event of a request; of one with several samples, of all of them."""
 
     result: Result
+    sample: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A finished request; `to_json()` is the document that `--json` prints."""
+    """A finished request; `to_json()` is the document that `--json` prints.
+
+    samples: of a request with `n > 1`, the results of all its samples in order; the first one's is this result as well.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
     stats: dict[str, Any]
     logprobs: list[dict[int, float]] | None = None
+    samples: tuple[Result, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        document = {
+        document: dict[str, Any] = {
             "text": self.text,
             "token_ids": self.token_ids,
             "finish_reason": self.finish_reason,
             "stats": self.stats,
         }
-        return document if self.logprobs is None else document | {"logprobs": self.logprobs}
+        if self.logprobs is not None:
+            document["logprobs"] = self.logprobs
+        if self.samples:
+            document["samples"] = [sample.to_json() for sample in self.samples]
+        return document
 
 
 Event: TypeAlias = PrefillProgress | TextDelta | Finished

@@ -70,10 +70,20 @@ def clean(draft: Draft | None, limit: int, vocab_size: int) -> Draft | None:
     return Draft(tokens, None if parents is None else parents[: len(tokens)])
 
 
-def verify(seq: Sequence, logits: Tensor, draft: Draft | None, want_targets: bool = False) -> Verified:
-    """Walk the draft. logits [1 + K, V], adjusted: row 0 follows the last known token, row 1 + i draft token i."""
+def verify(
+    seq: Sequence,
+    logits: Tensor,
+    draft: Draft | None,
+    want_targets: bool = False,
+    greedy: SequenceOf[int] | None = None,
+) -> Verified:
+    """Walk the draft. logits [1 + K, V], adjusted: row 0 follows the last known token, row 1 + i draft token i.
+
+    greedy: the argmax of every row, where that is what the sequence takes and it is known already.
+    """
     children = merged_children(draft)
-    targets = _targets(seq, logits, draft) if want_targets else []
+    drawn = greedy or (_targets(seq, logits, draft) if want_targets else [])
+    targets = list(drawn) if want_targets else []
     tokens: list[int] = []
     nodes: list[int] = []
     logprobs: list[dict[int, float]] = []
@@ -81,7 +91,7 @@ def verify(seq: Sequence, logits: Tensor, draft: Draft | None, want_targets: boo
     while True:
         row = logits[node + 1]
         position = seq.num_tokens + len(tokens)
-        token = targets[node + 1] if targets else sample(row, seq.sampling, seq.seed, position)
+        token = drawn[node + 1] if drawn else sample(row, seq.sampling, seq.seed, position)
         if seq.sampling.logprobs is not None:
             logprobs.append(logprobs_of(row, token, seq.sampling.logprobs))
         tokens.append(token)
@@ -117,8 +127,20 @@ def verify_rows(
         prompt, completion = seq.token_ids[: seq.num_prompt_tokens], seq.token_ids[seq.num_prompt_tokens :]
         rows.logits[i] = penalise(rows.logits[i], prompt, completion + rows.path(i), seq.sampling)
     adjust_logits(rows)
+    greedy: list[int] = []
+    if any(seq.sampling.temperature == 0 for seq in rows.seqs):
+        greedy = rows.logits.argmax(-1).tolist()
     return [
-        (seq, verify(seq, rows.logits[begin:end], seq.draft, want_targets))
+        (
+            seq,
+            verify(
+                seq,
+                rows.logits[begin:end],
+                seq.draft,
+                want_targets,
+                greedy[begin:end] if seq.sampling.temperature == 0 else None,
+            ),
+        )
         for seq, (begin, end) in zip(rows.seqs, pairwise(bounds), strict=True)
         if not seq.error
     ]

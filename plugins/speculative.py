@@ -35,12 +35,4 @@ class Speculative(Plugin):
     def propose(self, seqs: SequenceOf[Sequence], limits: Limits) -> list[Draft | None]:
         depth = self.options.num_draft_tokens
         branching = [self.options.branching if level < 2 else 1 for level in range(depth)]
-        drafter = limits.lane.open_drafter(self.options.model)
-        for seq in seqs:
-            seq.state[self.name] = drafter
-        return drafter.draft(seqs, limits.num_draft_tokens, branching)
-
-    @hookimpl
-    def sequence_finished(self, seq: Sequence) -> None:
-        if self.name in seq.state:
-            seq.state[self.name].forget(seq)
+        return limits.lane.open_drafter(self.options.model).draft(seqs, limits.num_draft_tokens, branching)

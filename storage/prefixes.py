@@ -82,23 +82,14 @@ class Prefixes:
         finally:
             blobs.remove(temporary)
 
-    def find(self, fingerprint: str, block_hashes: Sequence[str]) -> SavedPrefix | None:
-        """Return the longest saved prefix whose hash is among these, or None.
-
-        Walks the rows of this fingerprint (some dozens, longest first, in a covering index), not thousands of hashes.
-        """
-        wanted = set(block_hashes)
-        rows = self._store.rows(
-            "SELECT block_hash FROM prefixes WHERE fingerprint = ? ORDER BY num_tokens DESC", (fingerprint,)
-        )
-        block_hash = next((row["block_hash"] for row in rows if row["block_hash"] in wanted), None)
-        if block_hash is None:
-            return None
-        found = self._where("fingerprint = ? AND block_hash = ?", fingerprint, block_hash)
-        if not found:  # removed by another process in between
-            return None
-        self._touch(found[0])
-        return found[0]
+    def find(self, fingerprint: str, block_hashes: Sequence[str]) -> builtins.list[SavedPrefix]:
+        """Return the saved prefixes whose hash is among these, the longest first; a file may still prove damaged."""
+        marks = ", ".join("?" * len(block_hashes))
+        condition = f"fingerprint = ? AND block_hash IN ({marks}) ORDER BY num_tokens DESC"
+        found = self._where(condition, fingerprint, *block_hashes)
+        for prefix in found:
+            self._touch(prefix)
+        return found
 
     def load(self, prefix: SavedPrefix) -> dict[str, torch.Tensor]:
         """Map a prefix's tensors after checking all that its row says; raise PrefixMismatch with the reason."""

@@ -57,6 +57,8 @@ def make_engine(own_home: Path) -> Iterator[Callable[..., Any]]:
     yield make
     for engine in made:
         engine.close()
+        for lane in engine.lanes.values():
+            lane.pool.check_integrity(())
 
 
 @pytest.fixture
@@ -69,10 +71,10 @@ def engine(make_engine: Callable[..., Any]) -> Any:
 def always_draft(monkeypatch: pytest.MonkeyPatch) -> None:
     """The governor asks for what there is room for, up to 32 tokens, so that drafts do not depend on how long steps take."""
 
-    def choose(drafting: Any, drafter: str, clock: Any, others: int, limit: int, num_tokens: int) -> int:
-        return min(limit, 32)
+    def numbers(governor: Any, record: Any, seqs: Any, limits: list[int]) -> list[int]:
+        return [min(limit, 32) for limit in limits]
 
-    monkeypatch.setattr("pitlane.engine.engine.choose", choose)
+    monkeypatch.setattr("pitlane.engine.governor.Governor._numbers", numbers)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from pitlane.ui.handlers import THINKING, Handlers
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.page_view import Widgets, new_tab
 from pitlane.ui.panels import thread_html
+from pitlane.ui.render import note
 from pitlane.ui.session import EngineOptions
 
 HERE = Path(__file__).parent
@@ -41,6 +42,7 @@ def launch(options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860,
         with Store() as store, tempfile.TemporaryDirectory(prefix="pitlane-uploads-") as uploads:
             os.environ["GRADIO_TEMP_DIR"] = uploads  # a file lies here until it is read into the store
             page = build_page(engine, store)
+            note(engine.loader.describe_memory())
             print(f"Pitlane is at http://{host}:{port} (Ctrl-C ends it)", flush=True)
             serve(page, host=host, port=port, open_browser=open_browser)
     finally:

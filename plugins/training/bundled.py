@@ -55,6 +55,7 @@ class Stage:
     unique: float = 0.5
     recall: float = 0.08
     text: float = 0.08
+    unknown: float = 0.12
     exit_layers: tuple[int, ...] = ()
     batch_tokens: int = 8192
 
@@ -73,12 +74,12 @@ class Stage:
 
     def documents(self, split: str, shard: int = 0) -> generate.Settings:
         """Settings of the generator."""
-        return generate.Settings(split, f"{self.name}:{shard}", *self.chars, self.turns, self.unique)
+        return generate.Settings(split, f"{self.name}:{shard}", *self.chars, self.turns, self.unique, self.unknown)
 
 
 STAGES = (
     Stage("short", None, 26e6, 512, (120, 900), 14, 1.5e-3, 0.3, recall=0.05),
-    Stage("deep", (0, 1, 2, 3, 3, 3, 3, 3), 6e6, 1024, (150, 2600), 16, 7e-4, 0.02, recall=0.02, exit_layers=(4,)),
+    Stage("decay", (0, 1, 2, 3), 5e6, 1024, (150, 2600), 16, 1e-3, 0.02, recall=0.02, text=0.12, unknown=0.2),
 )
 
 

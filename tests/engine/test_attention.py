@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pitlane import Draft, SamplingParams, Sequence
+from pitlane.engine import kv_reads
 from pitlane.engine.attention import SpanAttention, _attend_flash_cpu, _attend_plain, _merge
 from pitlane.engine.batch import Batch
 from pitlane.engine.lane import Lane, LaneLimits
@@ -172,6 +173,79 @@ def test_blocks_of_a_mixed_batch_are_scattered() -> None:
     assert [sum(span.stop - span.start for span in found) for found in spans[2:5]] == [32, 33, 97]
 
 
+def share(setting: Setting, runs: list[tuple[int, int, int]]) -> None:
+    """Sequence b's first n blocks become sequence a's, for each (a, b, n)."""
+    for a, b, count in runs:
+        tables = [setting.seqs[i].block_tables[0] for i in (a, b)]
+        tables[1][:count] = tables[0][:count]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize("least", [1, 3, 5, 100])
+def test_shared_leading_blocks_are_read_once(
+    heads: tuple[int, int], dtype: torch.dtype, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoding pair, a pair with a tree, a chunk; one block for all of them, more for some."""
+    seqs = [
+        (200, 1, None),
+        (199, 1, None),
+        (150, 1, TREE),
+        (97, 50, None),
+        (64, 1, None),
+        (170, 1, None),
+        (31, 1, None),
+    ]
+    setting = make_setting(seqs, heads=heads, dtype=dtype)
+    share(setting, [(0, 1, 6), (0, 2, 3), (0, 3, 3), (0, 4, 2), (0, 5, 1)])
+    monkeypatch.setattr(kv_reads, "MIN_SHARED", least * 32 * setting.lane.pool.groups[0].bytes_per_token(dtype) // 2)
+    shared = setting.lane.build_batch(setting.seqs).reads[0].shared
+    assert bool(shared) == (least < 100)
+    assert_near(*setting.run())
+
+
+@pytest.mark.parametrize("most", [0, 1, 40, 2000])
+@pytest.mark.parametrize("window", [None, 7, 33])
+def test_gathered_contexts_of_any_length(window: int | None, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = make_setting([(first, 1, None) for first in (0, 1, 31, 32, 63, 64, 199, 500, 501, 37)], window=window)
+    monkeypatch.setattr(
+        kv_reads, "MOST_GATHERED", most * setting.lane.pool.groups[0].bytes_per_token(torch.float64) // 2
+    )
+    gathers = setting.lane.build_batch(setting.seqs).reads[0].gathers
+    assert bool(gathers) == (most > 1) or window == 7
+    assert_near(*setting.run())
+
+
+def test_what_is_not_a_sequences_own_is_never_gathered() -> None:
+    """Stored NaN of somebody else, or of memory that nobody wrote, must not reach an answer through the padding."""
+    setting = make_setting([(3, 1, None), (100, 1, None), (20, 1, None), (90, 1, None), (11, 1, None)])
+    store = setting.lane.stores[0]
+    mine = torch.cat([torch.tensor(setting.lane.pool.slots(seq, 0, 0, seq.num_tokens)) for seq in setting.seqs])
+    others = torch.ones(store.data.shape[3], dtype=torch.bool).index_fill_(0, mine, False)
+    store.data[:, :, :, others] = float("nan")
+    assert setting.lane.build_batch(setting.seqs).reads[0].gathers
+    assert_near(*setting.run())
+
+
+def test_runs_follow_each_other_and_save_what_they_must() -> None:
+    generator = random.Random(0)
+    for _ in range(300):
+        tables = [[generator.randint(0, 1) + 2 * place for place in range(8)] for _ in range(generator.randint(1, 6))]
+        readers = [kv_reads.Reader(i, i + 1, table, 0, 999, generator.randint(0, 8)) for i, table in enumerate(tables)]
+        least = generator.choice([1, 2, 4])
+        runs, ends = kv_reads.shared_runs(readers, least), [0] * len(tables)
+        for run in runs:
+            assert (len(run.members) - 1) * (run.stop - run.start) >= least
+            assert len({tuple(tables[i][run.start : run.stop]) for i in run.members}) == 1
+            for i in run.members:
+                assert ends[i] == run.start < run.stop <= readers[i].num_shareable
+                ends[i] = run.stop
+        if least == 1:  # then all that is shared is read once
+            seen = [tuple(r.table[: n + 1]) for r in readers for n in range(r.num_shareable)]
+            once = sum((len(run.members) - 1) * (run.stop - run.start) for run in runs)
+            assert once == len(seen) - len(set(seen))
+
+
 @pytest.mark.parametrize("size", [1, 2, 13, 31, 32, 127])
 @pytest.mark.parametrize("window", [None, 19])
 def test_chunks_of_any_size(size: int, window: int | None) -> None:
@@ -232,8 +306,9 @@ def test_merging_parts_is_one_softmax() -> None:
     nothing = (torch.full((3, 2, 4), 7.0, dtype=torch.float64), torch.full((3, 2), float("-inf"), dtype=torch.float64))
     expected = torch.einsum("nhs,hsd->nhd", scores.softmax(-1), values)
     for found in (parts, [nothing, *parts], [*parts, nothing]):
-        torch.testing.assert_close(_merge(found), expected, atol=1e-12, rtol=1e-12)
-    assert _merge(parts[:1]) is parts[0][0]
+        torch.testing.assert_close(_merge(found)[0], expected, atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(_merge(found)[1], scores.logsumexp(-1), atol=1e-12, rtol=1e-12)
+    assert _merge(parts[:1]) is parts[0]
 
 
 @pytest.mark.parametrize(

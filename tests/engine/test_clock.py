@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from pitlane.engine.clock import StepClock
+from pitlane.engine.clock import RECENT, StepClock
 
 
 def test_nothing_is_known_before_anything_was_seen() -> None:
     clock = StepClock()
     assert clock.estimate(1) is None
     assert clock.per_prompt_token is None
-    assert clock.draft_rates == {}
 
 
 def test_a_size_that_was_seen_is_a_running_mean() -> None:
@@ -39,7 +38,7 @@ def test_more_tokens_are_never_estimated_to_take_less() -> None:
     clock = StepClock()
     clock.record(1, 0, 2.0)
     clock.record(9, 0, 1.0)  # noise
-    assert [clock.estimate(n) for n in (1, 3, 8)] == [2.0, 2.0, 2.0]
+    assert [clock.estimate(n) for n in (1, 3, 9)] == [1.0, 1.0, 1.0]
 
 
 def test_below_all_sizes_it_is_the_smallest_one() -> None:
@@ -77,22 +76,24 @@ def test_only_steps_with_a_prompt_tell_of_prompts() -> None:
     assert len(clock.prompt_rates) == 15 and clock.per_prompt_token == pytest.approx(0.02)
 
 
-def test_drafting_is_kept_per_drafter_and_token() -> None:
+def test_a_size_that_was_slow_once_is_not_condemned() -> None:
+    """It takes no longer than a larger one does, as long as that is fresh; and prompts, which want one row, say nothing."""
     clock = StepClock()
-    assert clock.per_draft_token("one") == 0.0
-    clock.record_draft("one", 4, 2.0)
-    clock.record_draft("other", 1, 3.0)
-    clock.record_draft("one", 2, 2.0)
-    assert (clock.per_draft_token("one"), clock.per_draft_token("other")) == (0.75, 3.0)
-    clock.record_draft("one", 0, 100.0)
-    assert clock.per_draft_token("one") == 0.75, "no draft says nothing of a token's time"
+    clock.record(1, 0, 1.0)
+    clock.record(5, 0, 9.0)
+    clock.record(9, 20, 1.1)
+    assert clock.estimate(5) == 9.0
+    clock.record(8, 0, 1.3)
+    assert [clock.estimate(n) for n in (1, 5, 8)] == [1.0, 1.3, 1.3]
+    for _ in range(RECENT):
+        clock.record(1, 0, 2.0)
+    assert clock.estimate(1) == pytest.approx(2.0, rel=1e-4), "the text has grown since"
+    assert clock.estimate(5) == 9.0
 
 
-def test_a_draft_that_took_in_a_prompt_is_an_outlier() -> None:
+def test_overhead_is_the_median_of_late() -> None:
     clock = StepClock()
-    for seconds in (500.0, 4.0, 4.0):
-        clock.record_draft("one", 4, seconds)
-    assert clock.per_draft_token("one") == 1.0
-    for _ in range(9):
-        clock.record_draft("one", 4, 8.0)
-    assert clock.per_draft_token("one") == 2.0, "old drafts are forgotten"
+    assert clock.overhead == 0.0
+    for seconds in (9.0, 1.0, 2.0):
+        clock.record_overhead(seconds)
+    assert clock.overhead == 2.0

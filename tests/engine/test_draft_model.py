@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pitlane import BadOption, Draft, SamplingParams, Sequence
-from pitlane.engine.draft_model import DraftModel, _size
+from pitlane.engine.draft_model import MAX_SHADOWS, DraftModel, _size
 from pitlane.engine.lane import Lane
 from pitlane.engine.requests import make_sequence
 from pitlane.engine.verify import clean, depths, merged_children
@@ -39,9 +39,9 @@ class Bench:
         self.drafter: DraftModel = opened
         self.seqs: list[Sequence] = []
 
-    def add(self, token_ids: list[int], sampling: SamplingParams = GREEDY) -> Sequence:
+    def add(self, token_ids: list[int], sampling: SamplingParams = GREEDY, salt: str = "") -> Sequence:
         """A sequence that decodes: all but its last token have their KV."""
-        seq = make_sequence(len(self.seqs), token_ids, sampling, self.engine.default_plan, "", self.engine.loader)
+        seq = make_sequence([len(self.seqs)], token_ids, sampling, self.engine.default_plan, salt, self.engine.loader)
         self.seqs.append(seq)
         if seq.num_tokens > 1:
             self.compute(seq, seq.num_tokens - 1)
@@ -68,14 +68,13 @@ class Bench:
         seq.num_scheduled_tokens = 1
 
     def end(self) -> None:
-        """All sequences end: nothing is left over in either pool."""
+        """All sequences end: every block of either pool is free, or held by a shadow that is kept for others."""
         for seq in self.seqs:
-            self.drafter.forget(seq)
             self.lane.pool.release(seq)
-        for pool in (self.lane.pool, self.drafter.lane.pool):
-            pool.check_integrity([])
-            assert pool.num_free_blocks == pool.num_blocks - pool.num_withheld
-        assert self.drafter.shadows == {}
+        self.lane.pool.check_integrity([])
+        assert self.lane.pool.num_free_blocks == self.lane.pool.num_blocks - self.lane.pool.num_withheld
+        self.drafter.lane.pool.check_integrity(self.drafter.shadows.values())
+        assert len(self.drafter.shadows) <= MAX_SHADOWS and not (self.drafter.shares_kv and self.drafter.shadows)
 
 
 @pytest.fixture(params=["model", "layers"])
@@ -173,7 +172,7 @@ def test_prompts_longer_than_a_step_are_taken_in_pieces(make_bench: Callable[...
 
     seqs = []
     for seed, length in enumerate((100, 3, 47)):
-        seq = make_sequence(seed, prompt(seed, length), GREEDY, bench.engine.default_plan, "", bench.engine.loader)
+        seq = make_sequence([seed], prompt(seed, length), GREEDY, bench.engine.default_plan, "", bench.engine.loader)
         for stop in [*range(16, length - 1, 16), length - 1]:
             bench.compute(seq, stop)
         bench.seqs.append(seq)
@@ -261,12 +260,12 @@ def test_after_a_tree_the_next_one_is_right(make_bench: Callable[..., Bench], al
 
 def test_without_room_there_is_no_draft_and_no_error(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
-    seq = bench.add(prompt(1, 31))  # the draft begins in the last slot of a block
+    bench.add(prompt(1, 31))  # the draft begins in the last slot of a block
     pool = bench.drafter.lane.pool
     pool.withhold(pool.num_free_blocks)
     assert bench.draft([5]) == [None]
     assert bench.draft([5], [2, 2]) == [None]
-    pool.check_integrity([] if not bench.drafter.shares_kv else [seq])
+    bench.end()
 
 
 def test_the_room_of_one_is_not_taken_for_another(make_engine: Any, cut_tiny: str, alone: Any) -> None:
@@ -295,9 +294,48 @@ def test_the_least_recently_drafted_for_are_forgotten_first(make_engine: Any, cu
     bench.end()
 
 
-def test_forgetting_what_was_never_drafted_for_is_nothing(make_bench: Callable[..., Bench]) -> None:
-    bench = make_bench()
-    bench.drafter.forget(bench.add(prompt(1)))
+# ---- shared prefixes
+
+
+@each_mode
+def test_shadows_share_what_others_verified_and_draft_the_same(
+    make_engine: Any, cut_tiny: str, alone: Any, sampling: SamplingParams
+) -> None:
+    """Three prompts that begin alike, one after another and two at once: they share blocks, and draft for themselves."""
+    bench = Bench(make_engine(), "model", cut_tiny)
+    common = prompt(1, 100)
+    first = bench.add([*common, *prompt(2, 7)], sampling)
+    bench.draft([4])
+    others = [bench.add([*common, *prompt(3 + i, 9)], sampling) for i in range(2)]
+    for step in range(3):
+        for seq, draft in zip(bench.seqs, bench.draft([5, 5, 5]), strict=True):
+            assert draft is not None and draft.token_ids == said(alone, seq.token_ids, 5, sampling), f"step {step}"
+            bench.commit(seq, draft, [0, 1], 7 + seq.id)
+    tables = [bench.drafter.shadows[seq.id].block_tables[0] for seq in (first, *others)]
+    assert tables[0][:3] == tables[1][:3] == tables[2][:3], "three whole blocks of the hundred tokens"
+    assert len({table[3] for table in tables}) == 3, "what they write is their own"
+    bench.end()
+
+
+def test_salts_never_share(make_engine: Any, cut_tiny: str, alone: Any) -> None:
+    bench = Bench(make_engine(), "model", cut_tiny)
+    seqs = [bench.add(prompt(1, 100), salt=salt) for salt in ("one", "other", "one")]
+    for seq, draft in zip(seqs, bench.draft([3] * 3), strict=True):
+        assert draft is not None and draft.token_ids == said(alone, seq.token_ids, 3, GREEDY)
+    one, other, same = (set(bench.drafter.shadows[seq.id].block_tables[0][:3]) for seq in seqs)
+    assert one == same and not one & other
+    bench.end()
+
+
+def test_no_more_shadows_are_kept_than_are_worth_it(make_engine: Any, cut_tiny: str, monkeypatch: Any) -> None:
+    """The oldest go first, but none that is about to draft."""
+    monkeypatch.setattr("pitlane.engine.draft_model.MAX_SHADOWS", 3)
+    bench = Bench(make_engine(), "model", cut_tiny)
+    seqs = [bench.add(prompt(seed, 20)) for seed in range(5)]
+    for seq in seqs:
+        assert bench.drafter.draft([seq], [2], [1, 1]) != [None]
+    assert list(bench.drafter.shadows) == [2, 3, 4]
+    assert all(draft is not None for draft in bench.draft([2] * 5)), "all five at once"
     bench.end()
 
 
@@ -351,10 +389,10 @@ def left_over(engine: Any, settings: dict[str, Any]) -> list[DraftModel]:
     """The draft models of a plan's lane, after checking that all blocks were given back."""
     lane: Lane = engine.lane_of(engine.plan(settings))
     found = list(lane.draft_models.values())
-    for pool in (lane.pool, *(drafter.lane.pool for drafter in found)):
-        pool.check_integrity([])
-        assert pool.num_free_blocks == pool.num_blocks - pool.num_withheld
-    assert all(drafter.shadows == {} for drafter in found)
+    lane.pool.check_integrity([])
+    assert lane.pool.num_free_blocks == lane.pool.num_blocks - lane.pool.num_withheld
+    for drafter in found:
+        drafter.lane.pool.check_integrity(drafter.shadows.values())
     return found
 
 

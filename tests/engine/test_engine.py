@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -205,3 +206,129 @@ def test_a_small_model_leaves_no_later_one_on_one_thread(make_engine: Any, monke
     make_engine()
     make_engine(threads=3)
     assert chosen == [1, 7, 3]
+
+
+# ---- several prompts, several samples
+
+
+def test_a_list_of_prompts_gives_results_in_order(engine: Any) -> None:
+    prompts = [prompt(seed, 3 + 29 * (seed % 4)) for seed in range(9)]
+    params = [SamplingParams(max_tokens=4 + seed, ignore_eos=True) for seed in range(9)]
+    results = engine.generate(prompts, params)
+    assert [result.token_ids for result in results] == [
+        engine.generate(*pair).token_ids for pair in zip(prompts, params, strict=True)
+    ]
+    texts = engine.generate(["one", "two"], SamplingParams(max_tokens=3))
+    assert [result.text for result in texts] == [
+        engine.generate(t, SamplingParams(max_tokens=3)).text for t in ("one", "two")
+    ]
+    with pytest.raises(BadOption, match="9 prompts came with 2 SamplingParams"):
+        engine.generate(prompts, params[:2])
+    with pytest.raises(PromptTooLong):
+        engine.generate([prompts[0], prompt(1, 5000)], SamplingParams(max_tokens=100_000, ignore_eos=True))
+    assert _when(lambda: not engine._seqs), "the others are stopped"
+
+
+@pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 64, 100])
+def test_samples_are_those_of_so_many_requests(engine: Any, length: int) -> None:
+    params = SamplingParams(max_tokens=20, ignore_eos=True, temperature=1.0, seed=5)
+    result = engine.generate(prompt(1, length), replace(params, n=4))
+    alone = [engine.generate(prompt(1, length), replace(params, sample_index=index)) for index in range(4)]
+    assert [sample.token_ids for sample in result.samples] == [one.token_ids for one in alone]
+    assert result.token_ids == result.samples[0].token_ids and len({tuple(one.token_ids) for one in alone}) == 4
+    document = result.to_json()
+    assert [sample["text"] for sample in document["samples"]] == [one.text for one in alone]
+
+
+def test_the_prompt_of_samples_is_computed_and_held_once(make_engine: Any) -> None:
+    engine = make_engine()
+    lane = engine.lane_of(engine.default_plan)
+    least = lane.pool.num_blocks
+    stream = engine.submit(prompt(1, 320), SamplingParams(max_tokens=40, ignore_eos=True, temperature=1.0, n=8))
+    for _ in stream:
+        least = min(least, lane.pool.num_free_blocks)
+    samples = stream.result().samples
+    assert len(samples) == 8
+    assert lane.pool.num_blocks - least <= 9 + 3 * 8, "nine blocks are shared"
+    assert sum(sample.stats["steps"] for sample in samples) <= 8 * (1 + 41)
+
+
+def test_samples_in_one_stream_say_whose_they_are(engine: Any) -> None:
+    params = SamplingParams(max_tokens=12, ignore_eos=True, temperature=1.0, n=3)
+    found: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    stream = engine.submit(prompt(1, 40), params)
+    for event in stream:
+        if isinstance(event, TextDelta):
+            found[event.sample] += event.token_ids
+    assert list(found.values()) == [sample.token_ids for sample in stream.result().samples]
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_aborted_samples_all_end(engine: Any, after: int) -> None:
+    """After the first chunk of the prompt, before there is more than one sequence; and while all of them decode."""
+    stream = engine.submit(prompt(1, 700), SamplingParams(max_tokens=3000, ignore_eos=True, temperature=1.0, n=3))
+    events = iter(stream)
+    for _ in range(after):
+        next(events)
+    stream.abort()
+    result = stream.result()
+    assert [sample.finish_reason for sample in result.samples] == ["aborted"] * 3
+    lane = engine.lane_of(engine.default_plan)
+    assert not lane.has_work and lane.pool.num_free_blocks == lane.pool.num_blocks and not engine._seqs
+
+
+def test_preempted_samples_give_the_same_tokens(make_engine: Any) -> None:
+    roomy = make_engine()
+    tight = make_engine(
+        kv_memory=4 * 32 * roomy.loader.needs.kv_per_token * 9
+    )  # four samples want four blocks of their own
+    params = SamplingParams(max_tokens=100, ignore_eos=True, temperature=1.0, seed=2, n=4)
+    samples = tight.generate(prompt(1, 50), params).samples
+    assert sum(sample.stats["preemptions"] for sample in samples) > 0
+    assert [one.token_ids for one in samples] == [
+        one.token_ids for one in roomy.generate(prompt(1, 50), params).samples
+    ]
+
+
+def test_samples_that_can_never_fit_are_refused_with_numbers(make_engine: Any) -> None:
+    per_token = make_engine().loader.needs.kv_per_token
+    tight = make_engine(kv_memory=4 * 32 * per_token * 6)
+    waiting = tight.submit(prompt(2, 20), SamplingParams(max_tokens=5, ignore_eos=True))
+    with pytest.raises(PromptTooLong, match="needs 17 KV blocks, 6 of 6 are free"):
+        tight.generate(prompt(1, 40), SamplingParams(max_tokens=5, n=16))
+    assert len(waiting.result().token_ids) == 5
+
+
+@pytest.mark.parametrize("n", [0, 33])
+def test_the_number_of_samples_is_bounded(n: int) -> None:
+    with pytest.raises(BadOption, match=r"n must be in \[1, 32\]"):
+        SamplingParams(n=n)
+
+
+def test_lost_blocks_are_found_when_idle(make_engine: Any, caplog: pytest.LogCaptureFixture) -> None:
+    engine = make_engine()
+    lane = engine.lane_of(engine.default_plan)
+    engine.generate(prompt(1, 8), SamplingParams(max_tokens=2))
+    assert "KV blocks are lost" not in caplog.text
+    allocator = lane.pool.allocators[0]
+    (lost,) = allocator.take(1, None)
+    engine.generate(prompt(1, 8), SamplingParams(max_tokens=2))
+    assert "KV blocks are lost (group 0: counts differ from references)" in caplog.text
+    allocator.release(lost)
+
+
+def test_whoever_reads_along_is_known(engine: Any) -> None:
+    stream = engine.submit(prompt(1, 8), SamplingParams(max_tokens=3000, ignore_eos=True))
+    (seq,) = [seq for _, seq in _when(lambda: list(engine._seqs.values()))]
+    assert not seq.is_streamed
+    next(iter(stream))
+    assert _when(lambda: seq.is_streamed)
+    stream.abort()
+
+
+def _when(condition: Any) -> Any:
+    deadline = time.monotonic() + 20
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return found

@@ -1,8 +1,9 @@
 """Drafting changes no token: every drafter, together in one batch and alone, greedy and sampled, on models and on fakes.
 
 The reference is plain decoding with the same seeds. In float64 every token id is equal; in float32 and bfloat16 answers may part
-at a tie that is closer than the rounding between batch shapes, which is measured on the same answers. `-m slow` runs the
-matrix at full size and prints the rates that docs/exactness.md states.
+at a tie that is closer than the rounding between batch shapes, which is measured on the same answers. `-m slow -s` runs the
+matrix at full size and prints what docs/exactness.md states. It takes hours, so it is cut into pieces of one batch of prompts,
+a minute or two each: `-k "float64 and bundled and greedy and piece7"`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ MODES: dict[str, dict[str, Any]] = {"greedy": {}, "0.7": {"temperature": 0.7}, "
 ROUNDING = {"float32": 1e-3, "bfloat16": 1.0}  # more than this between batch shapes, in logits, would be a fault
 each_mode = pytest.mark.parametrize("mode", list(MODES.values()), ids=list(MODES))
 each_model = pytest.mark.parametrize("model", ["stories260K", "babyllama-tok105", "bundled"])
+NUM_PIECES, NUM_PIECES_ALONE, NUM_PIECES_ROUNDED = 25, 3, 7  # of a batch of prompts
+
+
+def each_piece(count: int) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("piece", range(count), ids=[f"piece{number}" for number in range(count)])
 
 
 class Bench(NamedTuple):
@@ -78,10 +84,10 @@ def make_bench(make_engine: Any, shared_data: Path, cut_model: Callable[[Path, i
 def varied_draft(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of the governor: drafts of 0 to 32 tokens, by place in the text, so that windows and trees are cut anywhere."""
 
-    def choose(drafting: Any, drafter: str, clock: Any, others: int, limit: int, num_tokens: int) -> int:
-        return min(limit, (40503 * num_tokens >> 4) % 33)
+    def numbers(governor: Any, record: Any, seqs: Any, limits: list[int]) -> list[int]:
+        return [min(limit, (40503 * seq.num_tokens >> 4) % 33) for seq, limit in zip(seqs, limits, strict=True)]
 
-    monkeypatch.setattr("pitlane.engine.engine.choose", choose)
+    monkeypatch.setattr("pitlane.engine.governor.Governor._numbers", numbers)
 
 
 def prompts_of(engine: Any, text: str, count: int) -> list[list[int]]:
@@ -169,20 +175,25 @@ def test_with_the_governor_too(make_bench: Callable[..., Bench], shared_data: Pa
     assert_equal(answers(engine, prompts, rotated(settings, 0), BATCH, 160), plain, "governed")
 
 
+def prompts_of_piece(engine: Any, shared_data: Path, piece: int) -> list[list[int]]:
+    """One batch of the 200 prompts; a piece is the same whichever test asks for it."""
+    text = (shared_data / "text" / "pride_and_prejudice.txt").read_text()[:100_000]
+    return prompts_of(engine, text, NUM_PIECES * BATCH)[piece::NUM_PIECES]
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(6 * 3600)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("varied_draft")
 @each_mode
 @each_model
+@each_piece(NUM_PIECES)
 def test_all_tokens_are_plain_tokens_in_float64(
-    make_bench: Callable[..., Bench], shared_data: Path, model: str, mode: dict[str, Any]
+    make_bench: Callable[..., Bench], shared_data: Path, piece: int, model: str, mode: dict[str, Any]
 ) -> None:
-    """Each drafter gives 200 answers of 256 tokens (up to the context), each batch holds every drafter."""
+    """All pieces: each drafter gives 200 answers of 256 tokens (up to the context), each batch holds every drafter."""
     engine, settings = make_bench(model)
-    text = (shared_data / "text" / "pride_and_prejudice.txt").read_text()[:100_000]
-    prompts = prompts_of(engine, text, 200)
+    prompts = prompts_of_piece(engine, shared_data, piece)
     plain = answers(engine, prompts, lambda i: {}, BATCH, 256, **mode)
-    assert_equal(answers(engine, prompts[:24], lambda i: {}, 1, 256, **mode), plain[:24], "plain, alone")
     accepted: dict[str, int] = {}
     for shift in range(BATCH):
         found = answers(engine, prompts, rotated(settings, shift), BATCH, 256, **mode)
@@ -191,27 +202,28 @@ def test_all_tokens_are_plain_tokens_in_float64(
             accepted[name] = accepted.get(name, 0) + count
     assert all(count > 0 for count in accepted.values()), accepted
     print(
-        f"{model} float64 {mode or 'greedy'}: {BATCH * len(prompts)} answers in batches are plain; accepted {accepted}"
+        f"\n{model} float64 {mode or 'greedy'} piece {piece}: {BATCH * len(prompts)} answers plain; accepted {accepted}"
     )
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(6 * 3600)
+@pytest.mark.timeout(1800)
 @each_mode
 @each_model
+@each_piece(NUM_PIECES_ALONE)
 def test_alone_and_governed_all_tokens_are_plain_tokens_in_float64(
-    make_bench: Callable[..., Bench], shared_data: Path, model: str, mode: dict[str, Any]
+    make_bench: Callable[..., Bench], shared_data: Path, piece: int, model: str, mode: dict[str, Any]
 ) -> None:
+    """24 prompts one by one, by each drafter; their plain answers are those of a batch too."""
     engine, settings = make_bench(model)
-    text = (shared_data / "text" / "pride_and_prejudice.txt").read_text()[:100_000]
-    prompts = prompts_of(engine, text, 24)
+    prompts = prompts_of_piece(engine, shared_data, piece)
     plain = answers(engine, prompts, lambda i: {}, 1, 256, **mode)
+    assert_equal(answers(engine, prompts, lambda i: {}, BATCH, 256, **mode), plain, "plain, in a batch")
     for each in settings[1:]:
         found = answers(engine, prompts, rotated([each], 0), 1, 256, **mode)
         assert_equal(found, plain, f"{model} {mode}, {each} alone")
-        print(
-            f"{model} float64 {mode or 'greedy'} {each}: 24 of 24 plain, {sum(accepted_by_drafter(found).values())} accepted"
-        )
+        count = sum(accepted_by_drafter(found).values())
+        print(f"\n{model} float64 {mode or 'greedy'} piece {piece} {each}: {len(found)} plain, {count} accepted")
 
 
 def measured_rounding(references: list[Result], results: list[Result]) -> float:
@@ -226,18 +238,18 @@ def measured_rounding(references: list[Result], results: list[Result]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(6 * 3600)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("varied_draft")
 @each_mode
 @pytest.mark.parametrize("dtype", list(ROUNDING))
 @each_model
+@each_piece(NUM_PIECES_ROUNDED)
 def test_only_ties_below_the_measured_rounding_differ(
-    make_bench: Callable[..., Bench], shared_data: Path, model: str, dtype: str, mode: dict[str, Any]
+    make_bench: Callable[..., Bench], shared_data: Path, piece: int, model: str, dtype: str, mode: dict[str, Any]
 ) -> None:
-    """50 prompts by each drafter. Two scores may move towards each other, so a tie is closer than twice the rounding."""
+    """56 prompts by each drafter. Two scores may move towards each other, so a tie is closer than twice the rounding."""
     engine, settings = make_bench(model, dtype=dtype)
-    text = (shared_data / "text" / "pride_and_prejudice.txt").read_text()[:100_000]
-    prompts = prompts_of(engine, text, 50)
+    prompts = prompts_of_piece(engine, shared_data, piece)
     sampling = {**mode, "top_k": 20, "logprobs": 50} if mode else {"logprobs": 50}
     plain = answers(engine, prompts, lambda i: {}, BATCH, 256, **sampling)
     found: list[Result] = []
@@ -253,8 +265,8 @@ def test_only_ties_below_the_measured_rounding_differ(
     before = sum(total if at is None else at for total, at in tokens)
     rate = 100 * before / sum(total for total, _ in tokens)
     print(
-        f"{model} {dtype} {mode or 'greedy'}: {len(found) - parted} of {len(found)} answers identical, {rate:.2f} % of tokens "
-        f"before any tie; rounding {rounding:.2e}"
+        f"\n{model} {dtype} {mode or 'greedy'} piece {piece}: {len(found) - parted} of {len(found)} answers identical, "
+        f"{rate:.2f} % of tokens before any tie; rounding {rounding:.2e}"
     )
 
 

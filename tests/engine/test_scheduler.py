@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 
 from pitlane import Copy, Load, PrefixMatch, PromptTooLong, SamplingParams, Sequence
+from pitlane.engine.budget import StepBudget
 from pitlane.engine.pool import Pool
-from pitlane.engine.scheduler import Scheduler
+from pitlane.engine.scheduler import Scheduler, shares
 from pitlane.engine.types import Column, KVGroup, Timing
 
 SIZE = 4
@@ -25,7 +27,7 @@ def make_seq(number: int, num_tokens: int) -> Sequence:
         num_prompt_tokens=num_tokens,
         sampling=SamplingParams(),
         seed=0,
-        plan=cast(Any, None),
+        plan=cast(Any, SimpleNamespace(hooks={})),
         detokenizer=cast(Any, None),
         timing=Timing(0.0),
         stop_token_ids=frozenset(),
@@ -71,6 +73,12 @@ class Bench:
         self.idle += columns
         return columns
 
+    def step_all(self, count: int) -> list[Sequence]:
+        """Several steps; who runs then."""
+        for _ in range(count):
+            self.step()
+        return self.scheduler.running
+
     def step(self) -> dict[int, int]:
         """One step of the loop: what was scheduled, by sequence; invariants hold."""
         scheduled = self.scheduler.schedule()
@@ -104,11 +112,114 @@ def test_a_prompt_is_computed_in_chunks_of_the_budget() -> None:
 
 def test_prompts_share_what_the_budget_leaves_oldest_first() -> None:
     bench = Bench(budget=16)
-    for number, length in enumerate((10, 10, 3)):
+    for number, length in enumerate((10, 10, 12)):
         bench.add(number, length)
     assert bench.step() == {0: 10, 1: 6}
-    assert bench.step() == {0: 1, 1: 4, 2: 3}
+    assert bench.step() == {0: 1, 1: 4, 2: 11}
     assert bench.step() == {0: 1, 1: 1, 2: 1}
+    assert bench.step() == {0: 1, 1: 1, 2: 1}
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    bench = Bench(budget=16, num_blocks=200)
+    bench.add(0, 400)
+    bench.step()
+    bench.add(1, 12)
+    assert [bench.step() for _ in range(3)] == [{0: 8, 1: 8}, {0: 12, 1: 4}, {0: 15, 1: 1}]
+
+
+def test_short_prompts_leave_half_of_the_budget_to_the_oldest() -> None:
+    bench = Bench(budget=16, num_blocks=200, max_seqs=64)
+    bench.add(0, 400)
+    for number in range(1, 50):
+        bench.add(number, 10)
+        found = bench.step()
+        assert found[0] >= (16 - sum(count == 1 for count in found.values())) // 2 - 1
+        for seq in [seq for seq in bench.scheduler.running if seq.num_completion_tokens > 2]:
+            bench.scheduler.remove(seq)
+
+
+@pytest.mark.parametrize(
+    "left, budget, found",
+    [
+        ([], 9, []),
+        ([5], 9, [5]),
+        ([20], 9, [9]),
+        ([20, 20], 9, [9, 0]),
+        ([20, 3], 9, [6, 3]),
+        ([20, 3, 2], 9, [5, 2, 2]),
+        ([20, 9, 9], 0, [0, 0, 0]),
+        ([7, 1, 1], 100, [7, 1, 1]),
+    ],
+)
+def test_shares(left: list[int], budget: int, found: list[int]) -> None:
+    assert shares(left, budget) == found
+
+
+class Machine:
+    """Time of a forward: weights are read in 100 ms, a token is multiplied in 5 ms."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def step(self) -> float:
+        num_prompts = {seq.id for seq in self.bench.scheduler.running if not seq.is_decoding}
+        found = self.bench.step()
+        total = sum(found.values())
+        seconds = max(0.1, 0.005 * total)
+        prompt = sum(count for number, count in found.items() if number in num_prompts)
+        self.bench.scheduler.clock.record(total, prompt, seconds)
+        self.bench.scheduler.took(seconds)
+        return seconds
+
+
+def test_beside_a_stream_the_budget_is_a_time() -> None:
+    bench = Bench(num_blocks=2000, budget=512)
+    machine = Machine(bench)
+    reader = bench.add(0, 3)
+    reader.is_streamed = True
+    quiet = [machine.step() for _ in range(5)][-1]
+    prompt = bench.add(1, 4000)
+    times = []
+    while not prompt.is_decoding:
+        times.append(machine.step())
+    settled = times[5:-1]
+    assert max(times) <= 2.5 * quiet
+    assert min(settled) >= 1.7 * quiet, "the prompt gets what the stream can spare"
+    assert len(times) <= 4000 / 35 + 6
+
+
+def test_where_nobody_reads_along_the_budget_is_all_of_a_step() -> None:
+    bench = Bench(num_blocks=2000, budget=512)
+    machine = Machine(bench)
+    bench.add(0, 3)
+    for _ in range(5):
+        machine.step()
+    bench.add(1, 4000)
+    assert bench.step() == {0: 1, 1: 511}
+
+
+def test_the_budget_finds_back_after_a_slow_moment() -> None:
+    budget = StepBudget()
+    budget.aim(0.1)
+    for _ in range(30):
+        budget.took(budget.num_tokens, max(0.1, 0.005 * budget.num_tokens))
+    settled = budget.num_tokens
+    assert 0.16 <= 0.005 * settled <= 0.2
+    budget.took(settled, 30.0)
+    assert budget.num_tokens >= 0.68 * settled, "one slow moment is one step down"
+    for _ in range(3):
+        budget.took(budget.num_tokens, max(0.1, 0.005 * budget.num_tokens))
+    assert budget.num_tokens >= 0.95 * settled
+    before = budget.num_tokens
+    budget.took(before - 1, 1e-9)  # a prompt's last tokens say nothing
+    budget.aim(None)
+    budget.took(1000, 30.0)  # nor does a step that nobody reads
+    assert budget.num_tokens == before
+    budget.aim(1e-9)
+    for _ in range(100):
+        budget.took(1000, 30.0)
+    assert budget.num_tokens >= 16, "a prompt is never starved"
 
 
 def test_decoding_is_never_starved_by_prompts() -> None:
@@ -201,10 +312,10 @@ def test_the_preempted_comes_back_before_who_came_later() -> None:
 
 def test_a_sequence_without_anybody_younger_preempts_itself() -> None:
     bench = Bench(num_blocks=3, budget=16)
-    bench.add(0, 4)
-    young = bench.add(1, 4)
-    bench.step()
-    bench.step()  # now both need a second block, and there is one
+    bench.add(0, 3)
+    young = bench.add(1, 3)
+    for _ in range(3):
+        bench.step()  # in the last one both need a second block, and there is one
     assert young.num_preemptions == 1 and [seq.id for seq in bench.scheduler.running] == [0]
 
 
@@ -236,7 +347,7 @@ def test_a_request_that_can_never_be_admitted_gets_an_error_alone() -> None:
 
 
 def test_a_large_request_waits_for_room_without_an_error_and_in_order() -> None:
-    bench = Bench(num_blocks=6, budget=64)
+    bench = Bench(num_blocks=7, budget=64)
     first = bench.add(0, 10)
     bench.step()
     large, small = bench.add(1, 20), bench.add(2, 1)
@@ -253,6 +364,48 @@ def test_removing_gives_back_blocks_of_the_running_and_the_waiting() -> None:
     for seq in (one, two, stranger):
         bench.scheduler.remove(seq)
     assert not bench.scheduler.seqs and bench.pool.num_free_blocks == 100
+
+
+def test_a_prompt_has_its_blocks_from_its_admission_on() -> None:
+    """So they are adjacent, and nobody is admitted into room that is promised to another."""
+    bench = Bench(num_blocks=10, budget=8)
+    long = bench.add(0, 31)
+    late = bench.add(1, 9)
+    assert bench.step() == {0: 8}
+    assert long.block_tables[0] == list(range(8)) and late.block_tables == []
+    while not long.is_decoding:
+        bench.step()
+    assert long.block_tables[0] == list(range(8)) and late.num_preemptions == 0
+
+
+# ---- several samples
+
+
+def test_samples_share_the_prompt_and_part_at_its_last_token() -> None:
+    bench = Bench(budget=16)
+    seq = bench.add(0, 15)
+    seq.forks = [make_seq(1, 15), make_seq(2, 15)]
+    for fork in seq.forks:
+        fork.token_ids = list(seq.token_ids)
+    children = list(seq.forks)
+    assert bench.step() == {0: 14}
+    assert bench.pool.num_blocks - bench.pool.num_free_blocks == 4
+    assert bench.step() == {0: 1, 1: 1, 2: 1} and seq.forks == []
+    tables = [one.block_tables[0] for one in (seq, *children)]
+    assert all(table[:3] == tables[0][:3] for table in tables), "full blocks are shared"
+    assert len({table[3] for table in tables}) == 3, "the last one is copied"
+    for one in (seq, *children):
+        bench.scheduler.remove(one)
+    assert bench.pool.num_free_blocks == bench.pool.num_blocks
+
+
+def test_samples_count_as_so_many_running_ones() -> None:
+    bench = Bench(budget=64, max_seqs=4)
+    for number in (0, 10):
+        seq = bench.add(number, 5)
+        seq.forks = [make_seq(number + 1, 5), make_seq(number + 2, 5)]
+    bench.step()
+    assert [seq.id for seq in bench.step_all(3)] == [0, 1, 2]
 
 
 # ---- prefixes
@@ -338,7 +491,7 @@ def test_pending_loads_do_not_block_others() -> None:
     assert bench.step() == {1: 1} and bench.asked.count(0) == 1, "asked once while it loads"
     tensors = {"group.0": torch.zeros(2, 1, 1, 8, 8), "group.1": torch.zeros(2, 1, 1, 8, 8)}
     loading.set_result(tensors)
-    assert [seq.id for seq in bench.scheduler.schedule()] == [1, 0] and slow.num_scheduled_tokens == 3
+    assert [seq.id for seq in bench.scheduler.schedule()] == [0, 1] and slow.num_scheduled_tokens == 3
     (load,) = bench.scheduler.operations
     assert isinstance(load, Load) and load.tensors is tensors
     assert load.slots == [bench.pool.slots(slow, group, 0, 8) for group in (0, 1)]

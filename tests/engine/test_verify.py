@@ -282,6 +282,7 @@ class Oracle(Plugin):
         return Draft([*truth[:2], 10**9, *truth[2:], *[3] * 10_000], [-1, 0, 0, 10**6] * 3000)
 
 
+@pytest.mark.usefixtures("always_draft")
 @pytest.mark.parametrize("kind", ["chain", "tree", "malicious"])
 @pytest.mark.parametrize("mode", [{}, {"temperature": 1.1, "seed": 5, "top_k": 40, "frequency_penalty": 0.2}])
 def test_drafts_that_end_an_answer_in_their_middle(make_engine: Any, kind: str, mode: dict[str, Any]) -> None:

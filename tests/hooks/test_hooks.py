@@ -44,7 +44,9 @@ def run(make_engine: Any, plugin: type[Plugin], **options: Any) -> Any:
     registry = PluginRegistry.load()
     registry.add(plugin)
     engine = make_engine(registry=registry, plugins=[plugin.name], **options)
-    return engine.generate(PROMPT, PARAMS), engine.default_plan.plugins[0], engine
+    result = engine.generate(PROMPT, PARAMS)
+    engine.worker.call(lambda: None).result()  # the step that ended it is over
+    return result, engine.default_plan.plugins[0], engine
 
 
 def test_hook_load_document() -> None:

@@ -67,10 +67,22 @@ def test_pinned_kv_is_not_pruned(text_file: str) -> None:
     invoke("docs", "cache", "pin", str(prefix["id"]))
     assert loaded("docs", "cache", "prune") == {"removed": [], "freed_bytes": 0, "left_bytes": prefix["num_bytes"]}
     assert "pinned" in invoke("docs", "cache", "ls").stdout
-    invoke("docs", "cache", "pin", "--off", str(prefix["id"]))
+    assert "what is left is pinned" in invoke("docs", "cache", "prune").stderr
+    invoke("docs", "cache", "unpin", str(prefix["id"]))
     assert loaded("docs", "cache", "prune", "--keep", "1GB")["removed"] == []
     assert loaded("docs", "cache", "prune")["freed_bytes"] == prefix["num_bytes"]
     assert loaded("docs", "cache", "ls") == []
+
+
+def test_pinning_what_is_not_there_pins_nothing_and_lists_what_is(text_file: str) -> None:
+    loaded("docs", "add", *TINY, text_file)
+    prefix = loaded("docs", "cache", "ls")[0]
+    result = CliRunner().invoke(main, ["docs", "cache", "pin", str(prefix["id"]), "999"])
+    assert result.exit_code == 2 and f"no saved prefix 999; saved are: {prefix['id']}" in result.stderr
+    assert not loaded("docs", "cache", "ls")[0]["pinned"]
+    listed = invoke("docs", "cache", "ls")
+    assert "harbour.txt" in listed.stdout and prefix["fingerprint"][:8] in listed.stdout
+    assert listed.stderr.startswith("1 saved, ")
 
 
 def test_removing_a_document_removes_its_kv(text_file: str) -> None:
@@ -146,6 +158,29 @@ def test_memory_is_what_the_engine_takes(make_engine: Callable[..., Any]) -> Non
     assert needs["kv_bytes_per_token"] == shape["layers"] * 2 * shape["kv_heads"] * shape["head_dim"] * 4
     assert needs["kv_bytes"] == needs["kv_bytes_per_token"] * 1024 * 3
     assert needs["fits"] is True and needs["max_context"] == needs["max_position"] == 4096
+
+
+@pytest.mark.parametrize("model", ["bundled", "random:llama-1b", "folder"])
+def test_memory_of_a_load_reads_no_weights(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pitlane.storage.bundled
+
+    monkeypatch.setattr("pitlane.engine.memory.available", lambda device: 64 * 2**30)
+    monkeypatch.setattr("pitlane.engine.loader.available", lambda device: 64 * 2**30)
+    monkeypatch.setattr("pitlane.engine.models.registry.build_model", lambda *_: pytest.fail("built"))
+    name = next(iter(pitlane.storage.bundled.__path__)) if model == "folder" else model
+    needs = loaded("memory", name, "--context", "32k", "--batch", "8")
+    assert needs["kv_bytes"] == needs["kv_bytes_per_token"] * 32768 * 8
+    assert needs["kv_memory"] >= 4 * needs["kv_bytes"], "so much that one of four lanes holds the load"
+    assert needs["default_kv_bytes"] <= (64 * 2**30 - needs["weight_bytes"]) // 8
+    text = invoke("memory", name, "--context", "32k", "--batch", "8").stdout
+    assert "--kv-memory" in text and "made for" in text
+
+
+def test_kv_memory_that_memory_names_holds_the_load(make_engine: Callable[..., Any]) -> None:
+    needs = loaded("memory", "random:tiny", "--dtype", "float32", "--batch", "3", "--context", "1k")
+    engine = make_engine(dtype="float32", kv_memory=needs["kv_memory"])
+    assert engine.lane_of(engine.default_plan).pool.num_blocks * 32 >= 3 * 1024
+    assert f"weights {needs['weight_bytes'] / 2**20:.1f} MiB" in engine.loader.describe_memory()
 
 
 def test_memory_says_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

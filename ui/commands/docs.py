@@ -111,7 +111,12 @@ def rm(name: str) -> None:
 
 @docs.group()
 def cache() -> None:
-    """The saved KV on disk."""
+    """The saved KV on disk.
+
+    A document's KV is saved for its place in a prompt: the same document behind another one, for another model, in another
+    dtype is another entry. Entries that are not pinned go, the longest unused first, when new ones need the space
+    (prefix_cache.disk_gb).
+    """
 
 
 @cache.command()
@@ -125,14 +130,17 @@ def ls(as_json: bool) -> None:
     if as_json:
         print_json(rows)
     elif not rows:
-        note("no saved KV")
+        note("no saved KV; it comes with the first question on a document, or: pitlane docs add FILE")
     else:
         cells = [
             [row["id"], row["title"], row["num_tokens"], size(row["num_bytes"]), _date(row["last_used"]),
-             "pinned" if row["pinned"] else ""]
+             row["fingerprint"][:8], _marks(row)]
             for row in rows
         ]  # fmt: skip
-        print_table(["id", "document", "tokens", "size", "last used", ""], cells)
+        print_table(["id", "document", "tokens", "size", "last used", "KV of", ""], cells)
+        pinned = sum(row["num_bytes"] for row in rows if row["pinned"])
+        total = size(sum(row["num_bytes"] for row in rows))
+        note(f"{len(rows)} saved, {total}{f', {size(pinned)} of it pinned' if pinned else ''}")
 
 
 @cache.command()
@@ -144,24 +152,48 @@ def prune(keep: int | None, as_json: bool) -> None:
 
     with Store() as store:
         removed = store.prefixes.prune(keep or 0)
-        left = store.prefixes.total_bytes()
-    freed = sum(prefix.num_bytes for prefix in removed)
+        rest = store.prefixes.list()
+    freed, left = sum(prefix.num_bytes for prefix in removed), sum(prefix.num_bytes for prefix in rest)
     if as_json:
         print_json({"removed": [prefix.id for prefix in removed], "freed_bytes": freed, "left_bytes": left})
-    else:
-        click.echo(f"removed {len(removed)}, freed {size(freed)}, {size(left)} left")
+        return
+    for prefix in removed:
+        click.echo(f"{prefix.id}  {prefix.title}: {prefix.num_tokens} tokens, {size(prefix.num_bytes)}")
+    click.echo(f"removed {len(removed)}, freed {size(freed)}, {size(left)} left")
+    if left > (keep or 0):
+        note("what is left is pinned; let it go with: pitlane docs cache unpin ID")
 
 
 @cache.command()
-@click.option("--off", is_flag=True, help="Let it be pruned again.")
-@click.argument("prefix_id", type=int, metavar="ID")
-def pin(off: bool, prefix_id: int) -> None:
-    """Keep saved KV from being pruned."""
+@click.argument("prefix_ids", type=int, nargs=-1, required=True, metavar="ID...")
+def pin(prefix_ids: tuple[int, ...]) -> None:
+    """Keep saved KV from being pruned (by the numbers that `ls` shows)."""
+    _pin(prefix_ids, True)
+
+
+@cache.command()
+@click.argument("prefix_ids", type=int, nargs=-1, required=True, metavar="ID...")
+def unpin(prefix_ids: tuple[int, ...]) -> None:
+    """Let pinned KV be pruned again."""
+    _pin(prefix_ids, False)
+
+
+def _pin(prefix_ids: tuple[int, ...], pinned: bool) -> None:
+    """All of them, or none if one is unknown."""
     from pitlane.storage.db import Store
 
     with Store() as store:
-        store.prefixes.pin(prefix_id, not off)
-    click.echo(f"{'unpinned' if off else 'pinned'} {prefix_id}")
+        with store.transaction():
+            for prefix_id in prefix_ids:
+                store.prefixes.pin(prefix_id, pinned)
+        titles = {prefix.id: prefix.title for prefix in store.prefixes.list()}
+    for prefix_id in prefix_ids:
+        click.echo(f"{'pinned' if pinned else 'unpinned'} {prefix_id} ({titles[prefix_id]})")
+
+
+def _marks(row: dict[str, Any]) -> str:
+    form = row["fingerprint"].partition("+")[2]
+    return ", ".join(mark for mark in (form, "pinned" if row["pinned"] else "") if mark)
 
 
 def _saved_bytes() -> dict[str, int]:

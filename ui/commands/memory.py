@@ -1,4 +1,4 @@
-"""`pitlane memory`: what a model needs, from its config alone.
+"""`pitlane memory`: what a model needs and what fits, from its config alone.
 
 KV bytes per token = layers x 2 (keys, values) x KV heads x head dim x bytes per value.
 """
@@ -45,6 +45,16 @@ def memory(context: int | None, batch: int, dtype: str | None, device: str | Non
             f"at batch {batch}; the model was made for {needs['max_position']:,}",
         ],
         ["largest batch", f"{needs['max_batch']:,}", f"at context {needs['context']:,}"],
+        [
+            "KV by default",
+            size(needs["default_kv_bytes"]),
+            f"what an engine takes for {needs['default_kv_tokens']:,} tokens",
+        ],
+        [
+            "KV for this",
+            f"--kv-memory {-(-needs['kv_memory'] // 10**6)}MB",
+            "shared by the sets of plugins that are on at once",
+        ],
     ]
     print_table([model, "", ""], rows)
 
@@ -53,16 +63,18 @@ def estimate(
     model: str, context: int | None = None, batch: int = 1, dtype: str | None = None, device: str | None = None
 ) -> dict[str, Any]:
     """Bytes that a model takes, and the longest context and largest batch that the free memory allows."""
-    from pitlane.engine.loader import choose_context, choose_device, choose_dtype
+    from pitlane.engine.lane import BLOCK_SIZE
+    from pitlane.engine.loader import MAX_LANES, choose_context, choose_device, choose_dtype, kv_share
     from pitlane.engine.memory import RESERVE, Needs, available
     from pitlane.engine.models.registry import resolve
 
     place = choose_device(device)
     config = resolve(model).config
     kind = choose_dtype(dtype, place, config)
-    tokens = choose_context(context, config.max_position)
+    tokens = context or choose_context(None, config.max_position)
     needs, free = Needs.of(config, kind), available(place)
     room = max(0, free - needs.weights - RESERVE) // needs.kv_per_token
+    share = kv_share(None, needs, tokens, place)
     total = needs.weights + needs.kv_per_token * tokens * batch + RESERVE
     return {
         "model": model,
@@ -87,4 +99,7 @@ def estimate(
         "max_position": config.max_position,
         "max_context": min(room // batch, config.max_position),
         "max_batch": room // tokens,
+        "default_kv_bytes": share,
+        "default_kv_tokens": share // needs.kv_per_token,
+        "kv_memory": MAX_LANES * needs.kv_per_token * (tokens + BLOCK_SIZE) * batch,
     }

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 QUOTES = '"""'
 SETTABLE = {
-    field.name: str(field.type) for field in fields(SamplingParams) if field.name not in ("sample_index", "logprobs")
+    field.name: str(field.type)
+    for field in fields(SamplingParams)
+    if field.name not in ("sample_index", "n", "logprobs")
 }
 
 
@@ -57,6 +59,7 @@ class Repl:
             import readline  # noqa: F401 (gives input() a history and editing)
         description = self.engine.loader.describe()
         note(f"{description['model']} · {description['dtype']} on {description['device']} · {self._plugins()} · /help")
+        note(self.engine.loader.describe_memory())
         while True:
             try:
                 line = self._read()

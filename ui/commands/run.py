@@ -1,24 +1,34 @@
-"""`pitlane run`: one prompt, one answer. Text streams to standard output, a line of stats follows on standard error."""
+"""`pitlane run`: one prompt, one answer; or a file of prompts, a file of answers.
+
+Text streams to standard output, a line of stats follows on standard error.
+"""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import click
 
-from pitlane.engine.types import Result, SamplingParams
+from pitlane.engine.types import MAX_SAMPLES, Result, SamplingParams
 from pitlane.ui.commands.options import as_json, engine_options, prompt_options, sampling_options
 from pitlane.ui.render import note, print_json, printable, progress, stats_line
 from pitlane.ui.session import Chat, EngineOptions, add_documents, read_answer
 
 INTERRUPTED = 130
+FILE = click.Path(dir_okay=False, path_type=Path)
+EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
 @engine_options
 @prompt_options
 @sampling_options
+@click.option("--samples", type=click.IntRange(1, MAX_SAMPLES), default=1, metavar="N", help="So many answers.")
 @click.option("--raw", is_flag=True, help="No chat template: the model continues the prompt.")
+@click.option("--batch", type=EXISTING, metavar="FILE", help='Answer every line of FILE: {"prompt": "..."} each.')
+@click.option("--out", type=FILE, metavar="FILE", help="Where the answers of --batch go, a line of JSON each.")
 @as_json
 @click.argument("prompt", required=False)
 @click.pass_context
@@ -29,16 +39,27 @@ def run(
     doc: tuple[str, ...],
     system: str | None,
     think: bool | None,
+    samples: int,
     raw: bool,
+    batch: Path | None,
+    out: Path | None,
     as_json: bool,
     prompt: str | None,
 ) -> None:
-    """Answer one PROMPT (`-`, or nothing in a pipe: read it from standard input).
+    """Answer one PROMPT (`-`, or nothing in a pipe: read it from standard input), or all prompts of a file.
 
     \b
     pitlane run --doc report.pdf "What were the findings?"
     pitlane run --plugins +prompt_lookup --json "Say it again: one, two, three" | jq .stats
+    pitlane run --batch prompts.jsonl --out answers.jsonl   # the same command goes on after a kill
     """
+    sampling = replace(sampling, n=samples)
+    if (batch is None) != (out is None) or (batch is not None and prompt is not None):
+        raise click.UsageError("--batch FILE and --out FILE go together, without a PROMPT")
+    if batch is not None and out is not None:
+        from pitlane.ui.commands.batch import BatchRun
+
+        ctx.exit(BatchRun(options, sampling, doc, (system, think, raw)).run(batch, out, as_json))
     text = read_prompt(prompt)
     documents = add_documents(doc, options.plugins_dir)
     with options.build() as engine:
@@ -48,7 +69,7 @@ def run(
         with engine.submit(chat.ask(text), sampling) as stream, progress("Reading the prompt") as advance:
 
             def on_text(piece: str) -> None:
-                if piece and not as_json:
+                if piece and not as_json and samples == 1:
                     click.echo(printable(piece), nl=False)
 
             result = read_answer(stream, on_text, advance)
@@ -82,6 +103,8 @@ def _report(result: Result, as_json: bool, drafter: str | None) -> None:
     if as_json:
         print_json(result.to_json())
         return
-    if not result.text.endswith("\n"):
+    for number, sample in enumerate(result.samples, 1):
+        click.echo(f"--- {number}\n{printable(sample.text)}")
+    if not result.samples and not result.text.endswith("\n"):
         click.echo()
     note(stats_line(result.stats, drafter))

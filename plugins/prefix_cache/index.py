@@ -1,0 +1,245 @@
+"""Blocks in memory: who has which leading tokens, what to give back first, who is computing what.
+
+Identity of a block: SHA-256 over (parent's identity, token ids), the root being the lane's fingerprint and the request's
+salt; a hit also compares the token ids. Cached blocks are `Column`s, one block id per KV group.
+Only the engine's thread comes here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as SequenceOf
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from pitlane import Pool, PrefixMatch, Sequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pitlane.storage.types import SavedPrefix
+
+Column = tuple[int, ...]
+Pending = Future[Mapping[str, "Tensor"] | None]
+MAX_CHILDREN = 16  # continuations of one block that are compared for a partial match
+MIN_AWAITED = 4  # blocks that another request must be about to compute to be waited for; a few are soon computed twice
+
+
+@dataclass(slots=True, eq=False)
+class Chain:
+    """One sequence's state: identities of its full blocks, computed as it grows, and what it hit, read and exports.
+
+    saved: saved prefixes that fit, longest first; None before they were looked up. awaited: by block, who waits for this
+    sequence to seal it.
+    """
+
+    pool: Pool
+    salt: str
+    hashes: list[bytes] = field(default_factory=list)
+    use: int = 0
+    awaited: dict[bytes, list[Pending]] = field(default_factory=dict)
+    saved: list[SavedPrefix] | None = None
+    pieces: list[dict[str, Tensor]] = field(default_factory=list)
+    num_exported: int = 0
+    memory_tokens: int = 0
+    disk_tokens: int = 0
+    discarded: list[str] = field(default_factory=list)
+
+    def upto(self, token_ids: SequenceOf[int], count: int) -> list[bytes]:
+        """Identities of the first `count` blocks."""
+        size = self.pool.block_size
+        for index in range(len(self.hashes), count):
+            self.hashes.append(block_hash(self.parent(index), token_ids[index * size : (index + 1) * size]))
+        return self.hashes[:count]
+
+    def parent(self, index: int) -> bytes:
+        """Identity of the block before block `index`."""
+        return self.hashes[index - 1] if index else f"{self.pool.fingerprint}/{self.salt}".encode()
+
+    def prefix_hash(self, token_ids: SequenceOf[int], end: int) -> str:
+        """Identity of the tokens `[0, end)`, whose last block may be partial."""
+        count = end // self.pool.block_size
+        self.upto(token_ids, count)
+        return block_hash(self.parent(count), token_ids[count * self.pool.block_size : end]).hex()
+
+    def tell(self, key: bytes) -> None:
+        """Have those who wait for a block look again."""
+        for waiting in self.awaited.pop(key, ()):
+            waiting.set_result(None)
+
+
+@dataclass(slots=True)
+class Entry:
+    """A cached block: its tokens (fewer than a block where a sequence ended), where it is, whose continuation, last use."""
+
+    token_ids: list[int]
+    column: Column
+    parent: bytes
+    use: int
+
+
+class BlockIndex:
+    """Cached blocks of one pool.
+
+    uses: blocks by the request that used them last, the least recent first; each goes from the beginning of a prompt on,
+    and blocks are given back from its end, so that no block outlives the one before it.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.entries: dict[bytes, Entry] = {}
+        self.children: dict[bytes, dict[bytes, None]] = {}
+        self.uses: OrderedDict[int, dict[bytes, None]] = OrderedDict()
+        self.computing: dict[bytes, Chain] = {}
+        self._num_uses = 0
+
+    @property
+    def columns(self) -> list[Column]:
+        return [entry.column for entry in self.entries.values()]
+
+    def match(self, token_ids: list[int], chain: Chain) -> PrefixMatch:
+        """The longest cached prefix that leaves a token to compute."""
+        size = self.pool.block_size
+        match = PrefixMatch()
+        hashes = chain.upto(token_ids, (len(token_ids) - 1) // size)
+        for index, key in enumerate(hashes):
+            entry = self.entries.get(key)
+            if entry is None or entry.token_ids != token_ids[index * size : (index + 1) * size]:
+                break
+            match.blocks.append(entry.column)
+        self._use(chain, hashes[: len(match.blocks)])
+        match.tail = self._tail(token_ids[len(match.blocks) * size : -1], chain.parent(len(match.blocks)))
+        return match
+
+    def wait_for(self, chain: Chain, num_matched: int) -> Pending | None:
+        """A future that is done when another request has computed the blocks that it shares with this one.
+
+        None, and the chain's unmatched blocks are its own to compute, if they are few. One that waits has none that others
+        wait for: so no two wait for each other.
+        """
+        missing = chain.hashes[num_matched:]
+        num_awaited, owner = 0, None
+        for key in missing:
+            found = self.computing.get(key)
+            if found is None or found is chain:
+                break
+            num_awaited, owner = num_awaited + 1, found
+        if owner is None or num_awaited < MIN_AWAITED:
+            for key in missing:
+                self.computing.setdefault(key, chain)
+            return None
+        self.leave(chain)
+        waiting: Pending = Future()
+        owner.awaited.setdefault(missing[num_awaited - 1], []).append(waiting)
+        return waiting
+
+    def leave(self, chain: Chain) -> None:
+        """Have nobody wait for this sequence any more: it waits itself, ends, or goes on without the plugin."""
+        for key in chain.hashes:
+            if self.computing.get(key) is chain:
+                del self.computing[key]
+        for key in list(chain.awaited):
+            chain.tell(key)
+
+    @contextmanager
+    def leaving_on_error(self, chain: Chain) -> Iterator[None]:
+        """A fault of our own takes the plugin out of the sequence's plan, and no hook is called for it again."""
+        try:
+            yield
+        except BaseException:
+            self.leave(chain)
+            raise
+
+    def insert(self, seq: Sequence, index: int, chain: Chain) -> None:
+        """Hold a sealed block; an equal one that is held already stays instead."""
+        size = self.pool.block_size
+        key = chain.upto(seq.token_ids, index + 1)[index]
+        self._enter(
+            key, seq.token_ids[index * size : (index + 1) * size], seq.column(index), chain.parent(index), chain
+        )
+        if self.computing.get(key) is chain:
+            del self.computing[key]
+        chain.tell(key)
+
+    def park(self, seq: Sequence, chain: Chain) -> None:
+        """Keep what a finished sequence computed, its last few tokens too, for the next turn."""
+        size = self.pool.block_size
+        count, rest = divmod(seq.num_computed_tokens, size)
+        self._use(chain, chain.upto(seq.token_ids, count))
+        if rest:
+            parent, token_ids = chain.parent(count), seq.token_ids[count * size : count * size + rest]
+            self._enter(block_hash(parent, token_ids), token_ids, seq.column(count), parent, chain)
+
+    def evict(self, num_blocks: int) -> None:
+        """Give back the least recently used blocks that nobody else holds."""
+        for keys in list(self.uses.values()):
+            while keys and num_blocks > 0:
+                key = next(reversed(keys))
+                if not self.pool.is_idle(self.entries[key].column):
+                    break  # held by a sequence, as then are those before it
+                self._drop(key)
+                num_blocks -= 1
+
+    def _use(self, chain: Chain, keys: SequenceOf[bytes]) -> None:
+        """Note that a request uses these blocks: they are given back after all others."""
+        self._num_uses += 1
+        chain.use = self._num_uses
+        for key in keys:
+            entry = self.entries.get(key)
+            if entry is not None:
+                self._forget_use(key, entry)
+                entry.use = chain.use
+                self.uses.setdefault(entry.use, {})[key] = None
+
+    def _forget_use(self, key: bytes, entry: Entry) -> None:
+        del self.uses[entry.use][key]
+        if not self.uses[entry.use]:
+            del self.uses[entry.use]
+
+    def _enter(self, key: bytes, token_ids: list[int], column: Column, parent: bytes, chain: Chain) -> None:
+        if key in self.entries or min(column) < 0:
+            return
+        siblings = self.children.setdefault(parent, {})
+        for other in [
+            k for k in islice(reversed(siblings), MAX_CHILDREN) if _begins(token_ids, self.entries[k].token_ids)
+        ]:
+            self._drop(other)
+        self.pool.lock(column)
+        self.entries[key] = Entry(token_ids, column, parent, chain.use)
+        self.children.setdefault(parent, {})[key] = None
+        self.uses.setdefault(chain.use, {})[key] = None
+
+    def _drop(self, key: bytes) -> None:
+        entry = self.entries.pop(key)
+        self._forget_use(key, entry)
+        siblings = self.children[entry.parent]
+        del siblings[key]
+        if not siblings:
+            del self.children[entry.parent]
+        self.pool.unlock(entry.column)
+
+    def _tail(self, token_ids: list[int], parent: bytes) -> tuple[Column, int] | None:
+        """The cached continuation of `parent` that shares most first tokens with `token_ids`."""
+        best, length = None, 0
+        for key in islice(reversed(self.children.get(parent, {})), MAX_CHILDREN):
+            entry = self.entries[key]
+            common = next((i for i, (a, b) in enumerate(zip(entry.token_ids, token_ids, strict=False)) if a != b), None)
+            common = min(len(entry.token_ids), len(token_ids)) if common is None else common
+            if common > length:
+                best, length = entry.column, common
+        return (best, length) if best is not None else None
+
+
+def block_hash(parent: bytes, token_ids: SequenceOf[int]) -> bytes:
+    """Identity of a block of tokens behind `parent`."""
+    return hashlib.sha256(parent + array("q", token_ids).tobytes()).digest()
+
+
+def _begins(longer: list[int], shorter: list[int]) -> bool:
+    return len(shorter) < len(longer) and longer[: len(shorter)] == shorter

@@ -1,0 +1,181 @@
+"""Prompts from a JSON Lines file, answers to another: in order, one line each, and after a kill it goes on where it stopped.
+
+A line of prompts is an object with `prompt`, or just the text in quotes; `id` is copied to the answer, and sampling options
+(`max_tokens`, `temperature`, ...) hold for that line alone. A line of answers is the document of `run --json` with `line` (the
+number in the file of prompts), `id` and `key` (a digest of prompt and options), or with `error` instead of an answer. What a kill
+left of a line is taken off and that prompt answered again. Knows no model and no terminal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from pitlane.engine.errors import BadOption, PitlaneError
+
+if TYPE_CHECKING:
+    from pitlane.engine.stream import Stream
+    from pitlane.engine.types import SamplingParams
+
+IN_FLIGHT = (
+    128  # requests handed to the engine ahead of the one whose answer is written next; twice as many as run at once
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One line of prompts. error: why it cannot be one."""
+
+    line: int
+    key: str
+    prompt: str = ""
+    id: Any = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+def read_items(path: Path, options: object) -> list[Item]:
+    """All lines that are not blank. options: whatever answers depend on beside the line itself; its repr enters the keys."""
+    items = []
+    for number, raw in enumerate(path.read_bytes().splitlines(), 1):
+        if raw.strip():
+            key = hashlib.sha256(repr(options).encode() + b"\n" + raw.strip()).hexdigest()[:16]
+            items.append(_item(number, key, raw))
+    if not items:
+        raise BadOption(f'{path} holds no prompts; write one per line, as {{"prompt": "..."}}')
+    return items
+
+
+def _item(number: int, key: str, raw: bytes) -> Item:
+    try:
+        value = json.loads(raw)
+    except ValueError as error:
+        return Item(number, key, error=f"not a line of JSON ({error})")
+    value = {"prompt": value} if isinstance(value, str) else value
+    prompt = value.get("prompt") if isinstance(value, dict) else None
+    if not isinstance(prompt, str) or not prompt.strip():
+        return Item(number, key, error='no prompt; write {"prompt": "..."}')
+    unknown = value.keys() - {"prompt", "id"} - set(sampling_names())
+    if unknown:
+        known = ", ".join(["prompt", "id", *sampling_names()])
+        reason = f"{min(unknown)!r} is unknown; known are {known} (what is to be copied goes under id)"
+        return Item(number, key, error=reason)
+    sampling = {name: value[name] for name in value.keys() - {"prompt", "id"}}
+    return Item(number, key, prompt, value.get("id"), sampling)
+
+
+def sampling_names() -> list[str]:
+    """Sampling options that a line may set."""
+    from pitlane.engine.types import SamplingParams
+
+    return [each.name for each in fields(SamplingParams) if each.name != "sample_index"]
+
+
+def sampling_of(item: Item, sampling: SamplingParams) -> SamplingParams:
+    """The command's sampling options with the line's own. Raises BadOption."""
+    try:
+        return replace(sampling, **item.sampling)
+    except TypeError as error:
+        raise BadOption(f"a sampling option is of the wrong type: {error}") from None
+
+
+class Answers:
+    """The file of answers, open for its next line. No other run may write it meanwhile. num_found: answers that it held."""
+
+    def __init__(self, path: Path, items: list[Item]) -> None:
+        self.path = path
+        try:
+            self._file = path.open("ab")
+        except OSError as error:
+            raise BadOption(f"{path} cannot be written: {error.strerror}; give another --out") from None
+        try:
+            _lock(self._file, path)
+            self.num_found, size = _answered(path, items)
+            self._file.truncate(size)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def write(self, item: Item, answer: dict[str, Any]) -> None:
+        """Add one line, whole; raises BadOption where the disk has no room for it."""
+        head = {"line": item.line, **({} if item.id is None else {"id": item.id}), "key": item.key}
+        try:
+            self._file.write(json.dumps(head | answer).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise BadOption(
+                f"{self.path} cannot be written: {error.strerror}; make room and run the same again"
+            ) from None
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # what could not be flushed was said
+            self._file.close()
+
+
+def _answered(path: Path, items: list[Item]) -> tuple[int, int]:
+    """Answers that are there, and the bytes they take; what a kill left of one more is not among them."""
+    size = done = 0
+    for raw in path.read_bytes().splitlines(keepends=True):
+        if not raw.endswith(b"\n"):
+            break
+        found: Any = None
+        with suppress(ValueError):
+            found = json.loads(raw)
+        item = items[done] if done < len(items) else None
+        if (
+            item is None
+            or not isinstance(found, dict)
+            or (found.get("line"), found.get("key")) != (item.line, item.key)
+        ):
+            raise BadOption(
+                f"{path}: line {done + 1} is no answer to these prompts under these options; give another --out, or delete it"
+            )
+        done, size = done + 1, size + len(raw)
+    return done, size
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise BadOption(f"{path} is being written by another run; wait for it, or give another --out") from None
+
+
+def answer_all(items: list[Item], submit: Callable[[Item], Stream]) -> Iterator[tuple[Item, dict[str, Any]]]:
+    """Answer all items; each with its answer or {"error": ...}, in order. submit: may raise PitlaneError."""
+    flying: deque[tuple[Item, Stream | str]] = deque()
+    for item in items:
+        if len(flying) == IN_FLIGHT:
+            yield _landed(*flying.popleft())
+        flying.append((item, item.error or _submitted(item, submit)))
+    while flying:
+        yield _landed(*flying.popleft())
+
+
+def _submitted(item: Item, submit: Callable[[Item], Stream]) -> Stream | str:
+    try:
+        return submit(item)
+    except PitlaneError as error:
+        return str(error)
+
+
+def _landed(item: Item, stream: Stream | str) -> tuple[Item, dict[str, Any]]:
+    if isinstance(stream, str):
+        return item, {"error": stream}
+    try:
+        return item, stream.result().to_json()
+    except PitlaneError as error:
+        return item, {"error": str(error)}

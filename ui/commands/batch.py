@@ -1,0 +1,92 @@
+"""What `pitlane run --batch` does between the two files: an engine, progress, a summary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from pitlane.ui.batch_file import Answers, Item, answer_all, read_items, sampling_of
+from pitlane.ui.render import Advance, note, print_json, progress
+from pitlane.ui.session import Chat, EngineOptions, add_documents
+
+if TYPE_CHECKING:
+    from pitlane.engine.stream import Stream
+    from pitlane.engine.types import SamplingParams
+
+INTERRUPTED = 130
+SOME_FAILED = 1
+CHANGES_ANSWERS = ("model", "plugins", "plugin_options", "dtype")  # of the engine's options
+
+
+@dataclass(slots=True)
+class BatchRun:
+    """One run over a file of prompts. doc: files or stored documents; template: system prompt, thinking, raw."""
+
+    options: EngineOptions
+    sampling: SamplingParams
+    doc: tuple[str, ...]
+    template: tuple[str | None, bool | None, bool]
+    completion_tokens: int = 0
+    failed: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, prompts: Path, out: Path, as_json: bool) -> int:
+        """Answer what is not answered yet; the exit code."""
+        documents = add_documents(self.doc, self.options.plugins_dir)
+        hashes = [document.content_hash for document, _ in documents]
+        engine_options = [getattr(self.options, name) for name in CHANGES_ANSWERS]
+        items = read_items(prompts, (self.sampling, self.template, hashes, engine_options))
+        started = perf_counter()
+        with Answers(out, items) as answers, progress("Answering") as advance:
+            try:
+                if answers.num_found < len(items):
+                    self._answer(items, documents, answers, advance)
+            except KeyboardInterrupt:
+                note(f"stopped; the same command goes on behind what {out} holds")
+                return INTERRUPTED
+        self._report(len(items), answers.num_found, out, perf_counter() - started, as_json)
+        return SOME_FAILED if self.failed else 0
+
+    def _answer(self, items: list[Item], documents: list[Any], answers: Answers, advance: Advance) -> None:
+        done = answers.num_found
+        with self.options.build() as engine:
+            note(engine.loader.describe_memory())
+            advance(done, len(items))
+
+            def submit(item: Item) -> Stream:
+                chat = Chat(engine.tokenizer, *self.template)
+                for document in documents:
+                    chat.add(*document)
+                return engine.submit(chat.ask(item.prompt), sampling_of(item, self.sampling))
+
+            for number, (item, answer) in enumerate(answer_all(items[done:], submit), done + 1):
+                answers.write(item, answer)
+                self._count(item, answer)
+                advance(number, len(items))
+
+    def _count(self, item: Item, answer: dict[str, Any]) -> None:
+        if "error" in answer:
+            self.failed.append({"line": item.line, "error": answer["error"]})
+            note(f"line {item.line}: {answer['error']}")
+        for sample in answer.get("samples") or [answer]:
+            self.completion_tokens += len(sample.get("token_ids", ()))
+
+    def _report(self, num_prompts: int, num_found: int, out: Path, seconds: float, as_json: bool) -> None:
+        if as_json:
+            print_json(
+                {
+                    "out": str(out),
+                    "prompts": num_prompts,
+                    "found": num_found,
+                    "failed": self.failed,
+                    "completion_tokens": self.completion_tokens,
+                    "seconds": round(seconds, 3),
+                }
+            )
+            return
+        parts = [f"{num_prompts} answers in {out}"]
+        parts += [f"{num_found} of them were there"] if num_found else []
+        parts += [f"{len(self.failed)} failed"] if self.failed else []
+        parts += [f"{self.completion_tokens} tokens in {seconds:.1f} s"] if self.completion_tokens else []
+        note(" · ".join(parts))
