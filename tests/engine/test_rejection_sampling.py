@@ -8,6 +8,9 @@ target by argmax of log-probability + the same Gumbel noise accepts when the two
 from __future__ import annotations
 
 import math
+from importlib import resources
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,8 +63,11 @@ def coupled(p: Distribution, q: Distribution) -> float:
     With exponential clocks E_x of rate 1, p's winner is argmin E_x / p_x. Token x wins both iff every other clock is at least
     E_x * max(p_y / p_x, q_y / q_x): probability 1 / sum_y max(p_y / p_x, q_y / q_x).
     """
-    both = [x for x in range(len(p)) if p[x] > 0 and q[x] > 0]
-    return sum(1 / float(np.maximum(p / p[x], q / q[x]).sum()) for x in both)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        order = np.argsort(np.nan_to_num(q / p, nan=0.0, posinf=np.inf), kind="stable")
+    p, q = p[order], q[order]  # up to x the first ratio is the larger one, behind it the second
+    both = (p > 0) & (q > 0)
+    return float((1 / (np.cumsum(p)[both] / p[both] + (q.sum() - np.cumsum(q))[both] / q[both])).sum())
 
 
 def by_rejection(p: Distribution, q: Distribution) -> tuple[list[int], float]:
@@ -143,3 +149,41 @@ def test_independent_noise_accepts_far_less() -> None:
     """What sharing the noise is for: two independent draws of p agree with probability sum(p * q) only."""
     p, q = PAIRS["good draft"]
     assert coupled(p, q) > 3 * float((p * q).sum())
+
+
+# ---- on the bundled pair
+
+
+@pytest.fixture(scope="module")
+def pair() -> Any:
+    """Target and drafter, and chats about generated documents, in which the answers' tokens weigh 1."""
+    from pitlane.plugins.training.corpus import Encoder, Weighting
+    from pitlane.plugins.training.docqa.generate import Settings, conversations
+    from pitlane.plugins.training.models import read_model, read_tokenizer
+
+    folder = Path(str(resources.files("pitlane.storage") / "bundled"))
+    chats = (chat for chat in conversations(Settings("values", "evaluation"), 30) if chat["domain"])
+    examples = list(Encoder(read_tokenizer(folder), Weighting()).examples(chats))
+    return read_model(folder).eval(), read_model(folder / "drafter").eval(), examples
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.2])
+def test_acceptance_on_the_bundled_pair(pair: Any, temperature: float) -> None:
+    """Printed for docs/exactness.md: `pytest -m slow -s tests/engine/test_rejection_sampling.py`."""
+    target, drafter, examples = pair
+    best, ours = [], []
+    for example in examples:
+        tokens = torch.tensor([example.ids])
+        with torch.no_grad():
+            both = [
+                (model(tokens).logits[0].double() / temperature).softmax(-1).numpy() for model in (target, drafter)
+            ]
+        for place in np.flatnonzero(np.array(example.weights) >= 1) - 1:
+            p, q = both[0][place], both[1][place]
+            best.append(overlap(p, q))
+            ours.append(coupled(p, q))
+    rejection, function = float(np.mean(best)), float(np.mean(ours))
+    print(f"\nT = {temperature}: {len(best)} tokens, rejection sampling {rejection:.3f}, sampling as a function {function:.3f}")
+    assert rejection / (2 - rejection) - 1e-3 <= function <= rejection
+    assert rejection > 0.5, "the drafter imitates the target"
