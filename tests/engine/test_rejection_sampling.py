@@ -176,14 +176,14 @@ def test_acceptance_on_the_bundled_pair(pair: Any, temperature: float) -> None:
     for example in examples:
         tokens = torch.tensor([example.ids])
         with torch.no_grad():
-            both = [
-                (model(tokens).logits[0].double() / temperature).softmax(-1).numpy() for model in (target, drafter)
-            ]
+            both = [(model(tokens).logits[0].double() / temperature).softmax(-1).numpy() for model in (target, drafter)]
         for place in np.flatnonzero(np.array(example.weights) >= 1) - 1:
             p, q = both[0][place], both[1][place]
             best.append(overlap(p, q))
             ours.append(coupled(p, q))
     rejection, function = float(np.mean(best)), float(np.mean(ours))
-    print(f"\nT = {temperature}: {len(best)} tokens, rejection sampling {rejection:.3f}, sampling as a function {function:.3f}")
+    print(
+        f"\nT = {temperature}: {len(best)} tokens, rejection sampling {rejection:.3f}, sampling as a function {function:.3f}"
+    )
     assert rejection / (2 - rejection) - 1e-3 <= function <= rejection
     assert rejection > 0.5, "the drafter imitates the target"
