@@ -163,13 +163,14 @@ def pair() -> Any:
 
     folder = Path(str(resources.files("pitlane.storage") / "bundled"))
     chats = (chat for chat in conversations(Settings("values", "evaluation"), 30) if chat["domain"])
-    examples = list(Encoder(read_tokenizer(folder), Weighting()).examples(chats))
+    examples = list(Encoder(read_tokenizer(folder), Weighting(prompt=0.0)).examples(chats))
     return read_model(folder).eval(), read_model(folder / "drafter").eval(), examples
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("least", [1.0, 0.0], ids=["answers", "all"])
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.2])
-def test_acceptance_on_the_bundled_pair(pair: Any, temperature: float) -> None:
+def test_acceptance_on_the_bundled_pair(pair: Any, temperature: float, least: float) -> None:
     """Printed for docs/exactness.md: `pytest -m slow -s tests/engine/test_rejection_sampling.py`."""
     target, drafter, examples = pair
     best, ours = [], []
@@ -177,7 +178,7 @@ def test_acceptance_on_the_bundled_pair(pair: Any, temperature: float) -> None:
         tokens = torch.tensor([example.ids])
         with torch.no_grad():
             both = [(model(tokens).logits[0].double() / temperature).softmax(-1).numpy() for model in (target, drafter)]
-        for place in np.flatnonzero(np.array(example.weights) >= 1) - 1:
+        for place in np.flatnonzero(np.array(example.weights[1:]) >= least):
             p, q = both[0][place], both[1][place]
             best.append(overlap(p, q))
             ours.append(coupled(p, q))
