@@ -139,9 +139,11 @@ class DraftModel:
     def _new_shadow(self, seq: Sequence) -> Sequence:
         """A shadow that shares the blocks of the longest verified prefix of another one with the same salt."""
         shadow = replace(seq, token_ids=[], num_computed_tokens=0, num_cached_tokens=0, block_tables=[], state={})
-        akin = [other for other in self.shadows.values() if other.salt == seq.salt]
-        best = max(akin, key=lambda other: self._num_common_blocks(other, seq), default=None)
-        if best is not None and (count := self._num_common_blocks(best, seq)):
+        akin = [
+            (self._num_common_blocks(other, seq), other) for other in self.shadows.values() if other.salt == seq.salt
+        ]
+        count, best = max(akin, key=lambda pair: pair[0], default=(0, shadow))
+        if count:
             self.lane.pool.adopt(shadow, [best.column(index) for index in range(count)])
             shadow.num_computed_tokens = shadow.num_cached_tokens = count * self.lane.pool.block_size
             shadow.token_ids = seq.token_ids[: shadow.num_computed_tokens]

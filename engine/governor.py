@@ -253,11 +253,8 @@ class Governor:
 
     def _numbers(self, record: Record, seqs: SequenceOf[Sequence], limits: SequenceOf[int]) -> list[int]:
         numbers = [0] * len(seqs)
-        if (
-            not record.draft_seconds or not self.clock.by_tokens
-        ):  # the first drafts show what the drafter gives and takes
-            reading = [seq.drafting is None or seq.drafting.is_behind for seq in seqs]
-            place = reading.index(False) if False in reading else record.turn % len(seqs)
+        if not record.draft_seconds or not self.clock.by_tokens:
+            place = self._first(record, seqs, limits)
             is_chain = record.longest > 0 and not record.belief.is_tree
             numbers[place] = min(limits[place], TRIAL_SIZE if is_chain else FIRST_SIZE)
             return numbers
@@ -277,6 +274,13 @@ class Governor:
             self._share(record, parts, numbers)
             self._try(record, [part for part in parts if not numbers[part.place]], numbers, seqs)
         return numbers
+
+    @staticmethod
+    def _first(record: Record, seqs: SequenceOf[Sequence], limits: SequenceOf[int]) -> int:
+        """Whose draft shall show what the drafter gives and takes: at best one that has no prompt to read first."""
+        able = [index for index, limit in enumerate(limits) if limit > 0] or [0]
+        ready = [index for index in able if (found := seqs[index].drafting) is not None and not found.is_behind]
+        return ready[0] if ready else able[record.turn % len(able)]
 
     def _share(self, record: Record, parts: list[Parts], numbers: list[int]) -> None:
         """Take the parts that promise most per token, as many as are best for the step."""
