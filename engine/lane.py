@@ -178,7 +178,7 @@ class Lane:
                 found += self.pool.slots(seq, group, first, last)
             queries.append(Query(begin, len(token_ids), [], [], ancestors))
         reads = [plan_reads(self.pool, group, seqs, queries, self.dtype, self.device) for group in range(len(slots))]
-        operations, self.scheduler.operations = self.scheduler.operations, []
+        operations, self.pool.operations = self.pool.operations, []
         return Batch(
             torch.tensor(token_ids, device=self.device),
             torch.tensor(positions, device=self.device),

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 
-from pitlane.engine.batch import Copy, Load, Operation
+from pitlane.engine.batch import Copy, Load
 from pitlane.engine.budget import StepBudget
 from pitlane.engine.clock import StepClock
 from pitlane.engine.errors import PromptTooLong
@@ -46,15 +46,6 @@ class Scheduler:
         self.clock = clock or StepClock()
         self.budget = StepBudget()
         self._num_prompt_tokens = 0  # of the step under way
-
-    @property
-    def operations(self) -> list[Operation]:
-        """KV operations to be carried out before the next forward."""
-        return self.pool.operations
-
-    @operations.setter
-    def operations(self, operations: list[Operation]) -> None:
-        self.pool.operations = operations
 
     @property
     def seqs(self) -> list[Sequence]:
@@ -195,7 +186,7 @@ class Scheduler:
             reserved = pool.reserve(seq, count)
             assert reserved, "room was checked before admission"
             slots = [pool.slots(seq, group, 0, count) for group in range(len(pool.groups))]
-            self.operations.append(Load(slots, tensors))
+            self.pool.operations.append(Load(slots, tensors))
             seq.num_computed_tokens = count
         else:
             pool.adopt(seq, prefix.blocks)
@@ -212,7 +203,7 @@ class Scheduler:
             return
         for group, block in enumerate(column):
             sources = list(range(block * pool.block_size, block * pool.block_size + count))
-            self.operations.append(Copy(group, sources, pool.slots(seq, group, start, start + count)))
+            self.pool.operations.append(Copy(group, sources, pool.slots(seq, group, start, start + count)))
         seq.num_computed_tokens += count
 
     def _reserve(self, seq: Sequence, num_tokens: int) -> bool:

@@ -97,7 +97,7 @@ class Bench:
             self.history.setdefault(seq.id, []).append(found[seq.id])
         assert [seq.id for seq in self.scheduler.running] == sorted(seq.id for seq in self.scheduler.running)
         self.pool.check_integrity(self.scheduler.seqs, lambda: list(self.idle))
-        self.scheduler.operations.clear()
+        self.pool.operations.clear()
         return found
 
 
@@ -419,7 +419,7 @@ def test_cached_blocks_are_shared_and_the_tail_is_copied() -> None:
     assert bench.scheduler.schedule() == [seq] and seq.num_scheduled_tokens == 2
     assert [seq.column(0), seq.column(1)] == columns[:2] and seq.column(2) != columns[2]
     assert (seq.num_computed_tokens, seq.num_cached_tokens, seq.num_sealed_blocks) == (11, 11, 2)
-    copies = [operation for operation in bench.scheduler.operations if isinstance(operation, Copy)]
+    copies = [operation for operation in bench.pool.operations if isinstance(operation, Copy)]
     assert [copy.group for copy in copies] == [0, 1]
     for group, copy in enumerate(copies):
         assert copy.sources == [columns[2][group] * SIZE + i for i in range(3)]
@@ -492,7 +492,7 @@ def test_pending_loads_do_not_block_others() -> None:
     tensors = {"group.0": torch.zeros(2, 1, 1, 8, 8), "group.1": torch.zeros(2, 1, 1, 8, 8)}
     loading.set_result(tensors)
     assert [seq.id for seq in bench.scheduler.schedule()] == [0, 1] and slow.num_scheduled_tokens == 3
-    (load,) = bench.scheduler.operations
+    (load,) = bench.pool.operations
     assert isinstance(load, Load) and load.tensors is tensors
     assert load.slots == [bench.pool.slots(slow, group, 0, 8) for group in (0, 1)]
     assert (slow.num_cached_tokens, slow.num_sealed_blocks, slow.prefix) == (8, 0, None)
