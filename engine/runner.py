@@ -30,10 +30,14 @@ class Model(Protocol):
 
 
 class EarlyExit:
-    """The first layers of a model, then its norm and head (Elhoushi et al. 2024)."""
+    """The first layers of a model, then its norm and head (Elhoushi et al. 2024).
+
+    num_layers: 0 for the first exit that the model was trained with, or a quarter of its layers.
+    """
 
     def __init__(self, model: Model, num_layers: int) -> None:
         most = getattr(model, "num_layers", 0)
+        num_layers = num_layers or next(iter(getattr(model, "exit_layers", ())), max(1, most // 4))
         if not 1 <= num_layers < most:
             raise BadOption(f"an early exit after {num_layers} layers: the model has {most}; choose 1 to {most - 1}")
         self.model, self.num_layers = model, num_layers

@@ -23,7 +23,9 @@ class SelfSpeculation(Plugin):
     name, role, exactness = "self_speculation", "drafter", "identical"
 
     class Options(PluginOptions):
-        num_layers: int = Field(2, ge=1, description="layers that draft; fewer than the model has")
+        num_layers: int = Field(
+            0, ge=0, description="layers that draft; 0: the model's trained exit, or a quarter of it"
+        )
         num_draft_tokens: int = Field(4, ge=1, le=32, description="most tokens drafted per step")
 
     @hookimpl

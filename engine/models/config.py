@@ -67,6 +67,7 @@ class ModelConfig:
     """Shape and switches of one decoder. windows: per layer, tokens a query sees, its own included (None = all).
 
     attention_bias: of q, k and v. dtype: of the checkpoint, one of `DTYPES`. no_rope_layers: layers without RoPE.
+    exit_layers: numbers of first layers after which norm and head were trained too.
     """
 
     architecture: str
@@ -87,6 +88,7 @@ class ModelConfig:
     rope: RopeConfig = field(default_factory=RopeConfig)
     no_rope_layers: frozenset[int] = frozenset()
     windows: tuple[int | None, ...] = ()
+    exit_layers: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "bfloat16"
 
@@ -154,6 +156,7 @@ def _from_json(raw: dict[str, Any], file: Path) -> ModelConfig:
         rope=_rope(raw, known, file),
         no_rope_layers=_no_rope(raw, known, layers),
         windows=_windows(raw, known, layers),
+        exit_layers=tuple(layer for layer in raw.get("exit_layers", ()) if 0 < layer < layers),
         dtype=_dtype(raw),
     )
 

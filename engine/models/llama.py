@@ -48,7 +48,7 @@ class Llama:
 
     def __init__(self, config: ModelConfig, build: Builder) -> None:
         self.config = config
-        self.num_layers = config.num_layers
+        self.num_layers, self.exit_layers = config.num_layers, config.exit_layers
         windows = list(dict.fromkeys(config.windows))
         members = [tuple(i for i, window in enumerate(config.windows) if window == each) for each in windows]
         self.kv_groups = tuple(

@@ -7,7 +7,6 @@ into one product. Knows nothing of padding: rows are full.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ BLOCK = 128
 MASKED = -1e4
 
 
-@lru_cache(maxsize=8)
 def _bias(length: int, dtype: torch.dtype) -> Tensor:
     return torch.full((1, length, length), MASKED).triu(1).to(dtype)
 

@@ -53,9 +53,9 @@ class Stage:
     final_lr: float
     warmup: float = 0.03
     unique: float = 0.5
-    recall: float = 0.08
+    recall: float = 0.02
     text: float = 0.08
-    unknown: float = 0.12
+    unknown: float = 0.2
     exit_layers: tuple[int, ...] = ()
     batch_tokens: int = 8192
 
@@ -78,8 +78,9 @@ class Stage:
 
 
 STAGES = (
-    Stage("short", None, 26e6, 512, (120, 900), 14, 1.5e-3, 0.3, recall=0.05),
-    Stage("decay", (0, 1, 2, 3), 5e6, 1024, (150, 2600), 16, 1e-3, 0.02, recall=0.02, text=0.12, unknown=0.2),
+    Stage("short", None, 17e6, 512, (120, 900), 14, 1.5e-3, 0.5, recall=0.05, unknown=0.12),
+    Stage("long", (0, 1, 2, 3), 40e6, 512, (120, 1100), 14, 1.2e-3, 0.4, warmup=0.01),
+    Stage("grown", (0, 1, 2, 3, 3, 3, 3, 3), 7e6, 1024, (150, 2600), 16, 1e-3, 0.02, text=0.15, exit_layers=(4,)),
 )
 
 
@@ -154,7 +155,7 @@ def _start(stage: Stage, before: Path, folder: Path, texts: list[str]) -> Path:
     return start
 
 
-def run_stage(stage: Stage, before: Path, folder: Path, texts: list[str], device: str) -> None:
+def run_stage(stage: Stage, before: Path, folder: Path, texts: list[str], device: str, compile: bool) -> None:
     """Train one stage, or go on with it."""
     folder.mkdir(parents=True, exist_ok=True)
     start = _start(stage, before, folder, texts)
@@ -168,7 +169,7 @@ def run_stage(stage: Stage, before: Path, folder: Path, texts: list[str], device
     _write(folder / "eval.jsonl", generate.conversations(stage.documents("phrasing"), 64))
     settings = Settings(
         steps=stage.steps, rows=stage.rows, lr=stage.lr, embedding_lr=stage.lr / 3, final_lr=stage.final_lr, warmup=stage.warmup,
-        optimizer="muon", weight_decay=0.02, eval_every=100, save_every=100,
+        optimizer="muon", weight_decay=0.02, eval_every=100, save_every=100, compile=compile,
     )  # fmt: skip
     output = Output(folder / "model", "float32", device, resume=(folder / "model" / checkpoint.FILE).is_file())
     corpus = Data(paths, stage.length, WEIGHTING, eval_files=[folder / "eval.jsonl"])
@@ -187,6 +188,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for data and models of all stages")
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="plain-text files to mix in")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="compile the model first; needs a C++ compiler")
     parser.add_argument("--scale", type=float, default=1.0, help="train on so many times the tokens, in larger batches")
     arguments = parser.parse_args()
     texts = [path.read_text(encoding="utf-8") for path in arguments.text]
@@ -194,7 +196,7 @@ def main() -> None:
     for stage in (scaled(stage, arguments.scale) for stage in STAGES):
         folder = arguments.work / stage.name
         if not (folder / "done").is_file():
-            run_stage(stage, before, folder, texts, arguments.device)
+            run_stage(stage, before, folder, texts, arguments.device, arguments.compile)
         before = folder / "model"
 
 

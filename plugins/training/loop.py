@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,12 +20,17 @@ from pitlane.plugins.training.corpus import Rows
 from pitlane.plugins.training.errors import TrainingError
 from pitlane.plugins.training.losses import Batch, Loss, hidden_states, logits_at, pick
 
+COMPILERS = ("g++", "c++", "clang++")
 FIXED = ("steps", "step_tokens")
+MAY_CHANGE = ("eval_every", "save_every", "compile")  # when a run is resumed
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to train: `warmup` and `final_lr` are shares; an update sees rows x accumulate rows; no steps: from the epochs."""
+    """How to train: `warmup` and `final_lr` are shares; an update sees rows x accumulate rows; no steps: from the epochs.
+
+    compile: fuse forward and backward (a minute at the start, needs a C++ compiler); rounding differs, nothing else.
+    """
 
     steps: int | None = None
     epochs: float = 1.0
@@ -40,6 +46,7 @@ class Settings:
     seed: int = 0
     eval_every: int = 100
     save_every: int = 200
+    compile: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +124,21 @@ class Trainer:
         self.step = 0
         self.curve: list[dict[str, Any]] = []
         use_fast_attention(model)
+        if settings.compile:
+            self._compile()
+
+    def _compile(self) -> None:
+        if self.device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
+            raise TrainingError(f"--compile needs a C++ compiler ({', '.join(COMPILERS)}); install one or leave it out")
+        self.model.base_model.compile(dynamic=False)
 
     def resume(self) -> None:
         """Go on from the state in the folder."""
         progress = checkpoint.load(self.folder, self.model, self.optimizers)
-        before = progress["settings"] | {"eval_every": self.settings.eval_every, "save_every": self.settings.save_every}
-        if before != asdict(self.settings):
-            changed = [key for key, value in asdict(self.settings).items() if before.get(key) != value]
+        now = asdict(self.settings)
+        before = now | progress["settings"] | {key: now[key] for key in MAY_CHANGE}
+        if before != now:
+            changed = [key for key in now if before[key] != now[key]]
             raise TrainingError(
                 f"the run in {self.folder} has other settings ({', '.join(changed)}); resume with the same"
             )
@@ -211,6 +226,7 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")
     def evaluate(self) -> tuple[float, float, float | None]:
         """Return loss, and shares of right tokens among answers (weight >= 1) and foci (weight > 1), on the held-out rows."""
         sums = torch.zeros(6, dtype=torch.float64)

@@ -108,7 +108,7 @@ def take_layers(teacher: Model, layers: Sequence[int]) -> Model:
     if not layers or not all(0 <= layer < number for layer in layers):
         raise TrainingError(f"layers {list(layers)} of a model that has layers 0 to {number - 1}; name some of these")
     config = copy.deepcopy(teacher.config)
-    config.num_hidden_layers = len(layers)
+    config.num_hidden_layers, config.exit_layers = len(layers), []
     for name in ("layer_types", "no_rope_layers"):
         if getattr(config, name, None):
             setattr(config, name, [getattr(config, name)[layer] for layer in layers])

@@ -129,6 +129,8 @@ def train(
         raise TrainingError(
             f"exits after layers {list(loss.exit_layers)} of a model of {number} layers; name some of 1 to {number - 1}"
         )
+    if loss.exit_layers:
+        model.config.exit_layers = list(loss.exit_layers)
     return fit(model, tokenizer_from, data, loss, settings, output, report)
 
 

@@ -75,7 +75,7 @@ def make_bench(make_engine: Any, shared_data: Path, cut_model: Callable[[Path, i
         if model == "bundled" and (folder / "drafter").is_dir():
             draft_model = "bundled-drafter"
         engine = make_engine(str(folder), kv_memory=2**31, **options)
-        return Bench(engine, all_drafters(draft_model, 2))
+        return Bench(engine, all_drafters(draft_model, 0 if model == "bundled" else 2))
 
     return make
 

@@ -17,16 +17,16 @@ PROMPT = [random.Random(0).randrange(256) for _ in range(50)]
 
 def test_options() -> None:
     options = SelfSpeculation.Options()
-    assert (options.num_layers, options.num_draft_tokens) == (2, 4)
-    with pytest.raises(BadOption, match="self_speculation.num_layers = '0'"):
-        SelfSpeculation.parse_options({"num_layers": "0"})
+    assert (options.num_layers, options.num_draft_tokens) == (0, 4)
+    with pytest.raises(BadOption, match="self_speculation.num_layers = '-1'"):
+        SelfSpeculation.parse_options({"num_layers": "-1"})
 
 
 def test_more_layers_than_the_model_has_are_refused_to_whoever_asks(make_engine: Any) -> None:
     engine = make_engine()
     for _ in range(2):
         with pytest.raises(BadOption, match="after 2 layers: the model has 2; choose 1 to 1"):
-            engine.submit(PROMPT, PARAMS, plan=engine.plan({"self_speculation": {}}))
+            engine.submit(PROMPT, PARAMS, plan=engine.plan({"self_speculation": {"num_layers": 2}}))
     assert len(engine.generate(PROMPT, PARAMS).token_ids) == 48, "and nobody else notices"
 
 

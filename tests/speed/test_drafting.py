@@ -1,7 +1,8 @@
 """Speed of verified drafts on a real size, and that a drafter which does not pay costs nothing. Needs a quiet machine.
 
 The text is forced (a steering plugin) and the drafter knows it, with a set chance per token, so acceptance is exact: what is
-measured is the loop, the wider forward and the governor. Run with `pytest -m slow -s tests/speed`, which prints the tables.
+measured is the loop, the wider forward and the governor. Each token follows from the one before, so that nobody else guesses it.
+Run with `pytest -m slow -s tests/speed`, which prints the tables.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from pydantic import Field
 from pitlane import Draft, Plugin, PluginOptions, hookimpl
 
 
-def forced(position):
-    return Random(position).randrange(1000, 30000)
+def forced(token, position):
+    return Random(token << 16 | position).randrange(1000, 30000)
 
 
 class Forced(Plugin):
-    """Force a fixed text.
+    """Force a text whose every token follows from the one before it.
 
     Changes in the loop: `adjust_logits` raises one token. Exactness: steering. Costs: nothing. Source: this test.
     """
@@ -41,7 +42,8 @@ class Forced(Plugin):
     @hookimpl
     def adjust_logits(self, rows):
         for row, index in enumerate(rows.seq_index):
-            rows.logits[row, forced(rows.seqs[index].num_tokens + len(rows.path(row)))] = 1e4
+            path = [*rows.seqs[index].token_ids, *rows.path(row)]
+            rows.logits[row, forced(path[-1], len(path))] = 1e4
         return rows.logits
 
 
@@ -62,9 +64,10 @@ class Scripted(Plugin):
         drafts = []
         for seq, limit in zip(seqs, limits.num_draft_tokens, strict=True):
             rng = Random(seq.num_tokens * 7919)
-            places = range(seq.num_tokens, seq.num_tokens + min(limit, self.options.num_draft_tokens))
-            tokens = [forced(place) if rng.random() < self.options.acceptance else 7 for place in places]
-            drafts.append(Draft(tokens) if tokens else None)
+            path = list(seq.token_ids)
+            for _ in range(min(limit, self.options.num_draft_tokens)):
+                path.append(forced(path[-1], len(path)) if rng.random() < self.options.acceptance else 7)
+            drafts.append(Draft(path[seq.num_tokens:]) if len(path) > seq.num_tokens else None)
         return drafts
 '''
 

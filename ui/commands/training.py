@@ -46,6 +46,7 @@ OPTIONS = (
     click.option("--eval-every", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="Steps."),
     click.option("--save-every", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="Steps."),
     click.option("--seed", type=int, default=0, show_default=True, metavar="S"),
+    click.option("--compile", is_flag=True, help="Fuse the steps first: a minute, needs a C++ compiler."),
     click.option("--save-dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True),
     click.option("--device", metavar="D", help="cpu, cuda or cuda:N.  [default: cuda if there is one]"),
     click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads.  [default: all cores]"),

@@ -104,6 +104,27 @@ def test_equal_seeds_give_equal_curves(trainer: MakeTrainer) -> None:
     assert points(runs[0]) != points(runs[2])
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_a_compiled_run_learns_the_same_and_resumes_without_compiling(trainer: MakeTrainer) -> None:
+    plain, fused = trainer("a"), trainer("b", compile=True, report=killed_after(4))
+    plain.run()
+    with pytest.raises(Killed):
+        fused.run()
+    resumed = trainer("b")
+    resumed.resume()
+    resumed.run()
+    assert resumed.curve[-1]["loss"] == pytest.approx(plain.curve[-1]["loss"], rel=0.02)
+    assert resumed.curve[-1]["eval_loss"] == pytest.approx(plain.curve[-1]["eval_loss"], rel=0.02)
+    assert list(resumed.model.state_dict()) == list(plain.model.state_dict())
+
+
+def test_compiling_without_a_compiler_is_refused(trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(TrainingError, match=r"needs a C\+\+ compiler \(g\+\+"):
+        trainer(compile=True)
+
+
 def test_a_run_learns_and_says_what_it_did(trainer: MakeTrainer) -> None:
     seen: list[Progress] = []
     run = trainer(report=seen.append, steps=12, eval_every=5)
