@@ -42,6 +42,7 @@ class Linear(Protocol):
 BuildLinear = Callable[[list[LinearPart]], "Linear | None"]
 # Weights. oneDNN against `F.linear`, float32, M = 1, 2 cores: 15 us and 7 at 384 x 128, 24 and 25 at 512 x 512.
 MIN_PACKED = 2**17
+FEWEST_ROWS = 5
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -59,19 +60,25 @@ class DenseLinear:
 
     Time against `F.linear` on llama-1b's shapes (2 cores with AVX-512 BF16, weights out of cache): bfloat16 0.61-0.73
     at M = 1 to 16 (28 GB/s at 1), 0.85-0.88 at 64, 0.94-0.97 at 512; float32 0.65, 0.28-0.44 at 16, 0.73-0.87 at 512.
+    Fewer rows than `FEWEST_ROWS` are filled up in bfloat16: a decode step of llama-1b then takes 0.81 of the time of one row
+    (0.86 when filled up to 4, 0.89 to 6, 1.0 to 8).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.num_bytes = weight.numel() * weight.itemsize + (0 if bias is None else bias.numel() * bias.itemsize)
         self.packed = can_pack(weight)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
+        self.fewest_rows = FEWEST_ROWS if weight.dtype == torch.bfloat16 else 1
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.packed:
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-            return y
-        return F.linear(x, self.weight, self.bias)
+        if not self.packed:
+            return F.linear(x, self.weight, self.bias)
+        rows = x.shape[0]
+        if rows < self.fewest_rows:
+            x = F.pad(x, (0, 0, 0, self.fewest_rows - rows))
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return y[:rows]
 
 
 class Concat:

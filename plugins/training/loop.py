@@ -156,7 +156,8 @@ class Trainer:
             self.step += 1
             speed = (self.step - first) * tokens / (time.monotonic() - started)
             ended = self.step == self.steps
-            evaluated = self.evaluate() if ended or self.step % settings.eval_every == 0 else ()
+            with torch.compiler.set_stance("force_eager"):  # batches of other shapes
+                evaluated = self.evaluate() if ended or self.step % settings.eval_every == 0 else ()
             last = Progress(self.step, self.steps, loss, rate * settings.lr, speed, tokens, *evaluated)
             self.curve.append(
                 {key: value for key, value in asdict(last).items() if value is not None and key not in FIXED}
@@ -226,7 +227,6 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     @torch.no_grad()
-    @torch.compiler.set_stance("force_eager")
     def evaluate(self) -> tuple[float, float, float | None]:
         """Return loss, and shares of right tokens among answers (weight >= 1) and foci (weight > 1), on the held-out rows."""
         sums = torch.zeros(6, dtype=torch.float64)
