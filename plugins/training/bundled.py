@@ -80,7 +80,7 @@ class Stage:
 STAGES = (
     Stage("short", None, 17e6, 512, (120, 900), 14, 1.5e-3, 0.5, recall=0.05, unknown=0.12),
     Stage("long", (0, 1, 2, 3), 40e6, 512, (120, 1100), 14, 1.2e-3, 0.4, warmup=0.01),
-    Stage("grown", (0, 1, 2, 3, 3, 3, 3, 3), 7e6, 1024, (150, 2600), 16, 1e-3, 0.02, text=0.15, exit_layers=(4,)),
+    Stage("grown", (0, 1, 2, 3, 3, 3, 3, 3), 6e6, 1024, (150, 2600), 16, 1e-3, 0.02, text=0.15, exit_layers=(4,)),
 )
 
 
