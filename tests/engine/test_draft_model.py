@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -13,6 +14,7 @@ from pitlane import BadOption, Draft, SamplingParams, Sequence
 from pitlane.engine.draft_model import MAX_SHADOWS, DraftModel, _size
 from pitlane.engine.lane import Lane
 from pitlane.engine.requests import make_sequence
+from pitlane.engine.runner import EarlyExit
 from pitlane.engine.verify import clean, depths, merged_children
 
 GREEDY = SamplingParams(max_tokens=400, ignore_eos=True)
@@ -366,11 +368,17 @@ def test_a_tokenizer_that_differs_is_refused(make_engine: Any, shared_data: Path
         lane.open_drafter(folder)
 
 
-@pytest.mark.parametrize("num_layers", [0, 2, 3])
+@pytest.mark.parametrize("num_layers", [-1, 2, 3])
 def test_an_exit_after_no_layer_or_after_all_is_refused(make_engine: Any, num_layers: int) -> None:
     engine = make_engine()
     with pytest.raises(BadOption, match=f"after {num_layers} layers: the model has 2; choose 1 to 1"):
         engine.lane_of(engine.default_plan).early_exit(num_layers)
+
+
+@pytest.mark.parametrize(("exit_layers", "num_layers"), [((), 2), ((5, 7), 5)], ids=["a quarter", "trained"])
+def test_an_exit_of_no_number_is_the_trained_one_or_a_quarter(exit_layers: tuple[int, ...], num_layers: int) -> None:
+    model = cast(Any, SimpleNamespace(num_layers=8, exit_layers=exit_layers, kv_groups=()))
+    assert EarlyExit(model, 0).num_layers == num_layers
 
 
 # ---- in the engine

@@ -78,6 +78,11 @@ def test_windows(tmp_path: Path) -> None:
     assert read(tmp_path, **qwen2, use_sliding_window=True, layer_types=types).windows == (8, None, 8, None)
 
 
+def test_trained_exits(tmp_path: Path) -> None:
+    assert read(tmp_path).exit_layers == ()
+    assert read(tmp_path, num_hidden_layers=8, exit_layers=[4, 9]).exit_layers == (4,)
+
+
 def test_layers_without_rope(tmp_path: Path) -> None:
     assert read(tmp_path, architectures=["SmolLM3ForCausalLM"]).no_rope_layers == {3}
     given = read(tmp_path, architectures=["SmolLM3ForCausalLM"], no_rope_layers=[1, 0, 0, 1])
