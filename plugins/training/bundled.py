@@ -167,7 +167,7 @@ def _start(stage: Stage, before: Path, folder: Path, texts: list[str]) -> Path:
     return start
 
 
-def run_stage(stage: Stage, before: Path, folder: Path, texts: list[str], device: str, compile: bool) -> None:
+def run_stage(stage: Stage, before: Path, folder: Path, texts: list[str], device: str, compile: bool = False) -> None:
     """Train one stage, or go on with it."""
     folder.mkdir(parents=True, exist_ok=True)
     start = _start(stage, before, folder, texts)

@@ -128,7 +128,7 @@ def test_chats_are_tuned_on_a_model(model: str, tmp_path: Path) -> None:
     found = loaded("train", str(chats), "--start", model, "--out", str(tmp_path / "out"), *STEPS, *flags)
     assert found["focus_right"] is not None
     ours, theirs = (json.loads((Path(folder) / "config.json").read_text()) for folder in (tmp_path / "out", model))
-    assert ours == theirs
+    assert ours == theirs | {"exit_layers": [1]}
 
 
 def test_a_finished_run_is_not_begun_again(model: str, text_file: str) -> None:
