@@ -1,7 +1,7 @@
 """Tokens per target forward of each drafter, and of lookahead as W, N and G vary: python docs/drafting.py [PLOT].
 
 The bundled model, with default settings of the drafters and as many tokens drafted as they like (the governor, which would weigh
-time, is left out): answers about generated documents, and 128 tokens behind the beginnings of this project's own documentation
+time, is left out): answers about generated documents, and 96 tokens behind the beginnings of this project's own documentation
 (prose) and source files (code). Prints a table and, last, one JSON document; with PLOT it draws lookahead's compression.
 """
 
