@@ -9,149 +9,29 @@ and probes must be paid for, so that it can cost next to nothing. What it did fo
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import ceil
-from statistics import median_low
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pitlane.engine.belief import CREDIT, FIRST_PAUSE, Belief, Drafting, Record
 from pitlane.engine.clock import StepClock
 from pitlane.engine.types import Draft, Sequence
 
 if TYPE_CHECKING:
     from pitlane.engine.plugin import Plugin
 
-LONGEST = 64  # tokens of a chain
 CALIBRATED = (2, 5, 9, 17, 33, 65)  # tokens of forwards that are timed before the first draft
-LEAN = 10.0  # tested tokens of other sequences that a sequence's belief leans on
-PRIOR_RATE, PRIOR_STEPS = 0.75, 2.0  # what a new drafter is believed to do, as if it had been seen in so many steps
-DECAY, LANE_DECAY = 0.9, 0.98  # weight of what was seen before, per draft: of one sequence, of all of a lane
 FIRST_SIZE = 8  # tokens asked for, of one sequence a step, while it is unknown what the drafter gives and takes
-TRIAL_STEPS = 6  # steps with drafts before a new drafter may be paused
-PROBE_STEPS = 1  # the same for a drafter that the lane knows, and after a pause
+PROBE_STEPS = 1  # steps with drafts of a drafter that the lane knows, and after a pause, before it may be paused
 TRIAL_SIZE = 4  # tokens of a chain asked for on trial where none seem to pay
-FIRST_PAUSE, LONGEST_PAUSE = 32, 1024  # tokens until the next probe; doubled by every probe that fails
+LONGEST_PAUSE = 1024  # tokens until the next probe; every probe that fails doubles them
 MARGIN = 0.02  # tokens that a draft must promise beyond what its time is worth
-CREDIT, CREDIT_PER_STEP = 3.0, 0.01  # plain steps that a drafter may lose for a lane: at once, and per step of the lane
-
-
-@dataclass(slots=True)
-class Belief:
-    """What a drafter is expected to do, from decayed sums over the steps that it drafted for.
-
-    accepted, tried: draft tokens that were tested, up to and including the first miss. gained, offered, num_drafts: accepted and
-    all draft tokens of so many drafts, for drafters that give trees, whose tokens are no chain.
-    """
-
-    decay: float = DECAY
-    accepted: float = PRIOR_RATE * PRIOR_STEPS
-    tried: float = PRIOR_STEPS
-    gained: float = 0.0
-    offered: float = 0.0
-    num_drafts: float = 0.0
-    is_tree: bool = False
-
-    @property
-    def rate(self) -> float:
-        """Chance that a token of a chain is accepted if the one before it was."""
-        return min(0.999, self.accepted / self.tried)
-
-    def saw(self, draft: Draft, num_accepted: int) -> None:
-        """Take in one verified draft."""
-        number = len(draft.token_ids)
-        self.accepted = self.decay * self.accepted + num_accepted
-        self.tried = self.decay * self.tried + min(num_accepted + 1, number)
-        self.gained = self.decay * self.gained + num_accepted
-        self.offered = self.decay * self.offered + number
-        self.num_drafts = self.decay * self.num_drafts + 1
-        self.is_tree = self.is_tree or draft.parents is not None
-
-    def gains(self, most: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Expected accepted tokens of each part of a draft of `most` tokens, and the size of that part.
-
-        The parts of a chain are its tokens; a tree is one part, as large as it was in the mean.
-        """
-        if self.is_tree:
-            size = min(most, self.offered / self.num_drafts)
-            return np.array([self.gained * size / self.offered]), np.array([size])
-        numbers = np.arange(1, min(most, LONGEST) + 1)
-        return np.power(self.rate, numbers, dtype=np.float64), np.ones(len(numbers))
-
-    def expected(self, number: int) -> float:
-        """Accepted tokens of a draft of so many."""
-        return float(self.gains(number)[0].sum()) if number else 0.0
-
-    def leaning(self, other: Belief) -> Belief:
-        """The same, as if some of what others see had been seen too: few drafts, or unlucky ones, say little."""
-        found = replace(self, accepted=self.accepted + LEAN * other.rate, tried=self.tried + LEAN)
-        if other.num_drafts and self.num_drafts:
-            share = PRIOR_STEPS / other.num_drafts
-            found.gained += share * other.gained
-            found.offered += share * other.offered
-            found.num_drafts += PRIOR_STEPS
-        return found
-
-    def inherited(self) -> Belief:
-        """The same, weighing no more than a prior: to begin with, or after a pause."""
-        share = min(1.0, PRIOR_STEPS / self.num_drafts) if self.num_drafts else 0.0
-        drafts = {name: share * getattr(self, name) for name in ("gained", "offered", "num_drafts")}
-        return Belief(accepted=self.rate * PRIOR_STEPS, tried=PRIOR_STEPS, is_tree=self.is_tree, **drafts)
-
-
-@dataclass(slots=True)
-class Drafting:
-    """One sequence and its drafter."""
-
-    belief: Belief = field(default_factory=Belief)
-    steps_left: int = TRIAL_STEPS  # on trial
-    pause: int = FIRST_PAUSE
-    resumes_at: int = 0  # token index of the next probe, while paused
-    reason: str | None = None  # why it is paused
-    asked: int = 0
-    is_behind: bool = True  # a draft model has the sequence, or what was added in a pause, to read before it drafts
-
-
-@dataclass(slots=True)
-class Record:
-    """What a drafter did for all sequences of a lane.
-
-    longest: most tokens that it gave; is_longest: it was asked for more. credit: plain steps that it may lose. turn: whose draft
-    shall show what it gives. Seconds are those per draft token of its last drafts: to make them, and to draw a token for each;
-    drafts that had to read a prompt first are left out, since that is paid once.
-    """
-
-    belief: Belief = field(default_factory=lambda: Belief(decay=LANE_DECAY))
-    steps_left: int = TRIAL_STEPS
-    longest: int = 0
-    is_longest: bool = False
-    credit: float = CREDIT
-    turn: int = 0
-    draft_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=9))
-    row_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=9))
-
-    @property
-    def most(self) -> int:
-        """Tokens that it might give; one more than it did, lest a text with short drafts should set the bound."""
-        return self.longest + 1 if self.is_longest else 2 * self.longest
-
-    @property
-    def per_token(self) -> float:
-        """Seconds of both together."""
-        return sum(median_low(seconds) for seconds in (self.draft_seconds, self.row_seconds) if seconds)
-
-    def saw(self, draft: Draft, num_accepted: int, num_asked: int, lost: float) -> None:
-        """Take in one verified draft and the plain steps that it lost (gained, if negative)."""
-        number = len(draft.token_ids)
-        self.is_longest = number < num_asked or (self.is_longest and number <= self.longest)
-        self.longest = max(self.longest, number)
-        self.belief.saw(draft, num_accepted)
-        self.steps_left = max(0, self.steps_left - 1)
-        self.credit = max(-CREDIT, min(CREDIT, self.credit - lost))
+CREDIT_PER_STEP = 0.01  # plain steps that a drafter may lose more with every step of the lane
 
 
 class Parts(NamedTuple):

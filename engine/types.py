@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pitlane.engine.batch import Operation
+    from pitlane.engine.belief import Drafting
     from pitlane.engine.detokenizer import Detokenizer
-    from pitlane.engine.governor import Drafting
     from pitlane.engine.lane import Lane
     from pitlane.engine.models.config import ModelConfig
     from pitlane.engine.plan import Plan

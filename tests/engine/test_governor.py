@@ -10,23 +10,16 @@ from typing import Any, cast
 import pytest
 
 from pitlane import Draft, Limits, Plugin, SamplingParams, Sequence, hookimpl
+from pitlane.engine.belief import CREDIT, FIRST_PAUSE, LANE_DECAY, PRIOR_STEPS, TRIAL_STEPS, Belief, Drafting, Record
 from pitlane.engine.clock import StepClock
 from pitlane.engine.governor import (
     CALIBRATED,
-    CREDIT,
     CREDIT_PER_STEP,
-    FIRST_PAUSE,
     FIRST_SIZE,
-    LANE_DECAY,
     LONGEST_PAUSE,
-    PRIOR_STEPS,
     PROBE_STEPS,
     TRIAL_SIZE,
-    TRIAL_STEPS,
-    Belief,
-    Drafting,
     Governor,
-    Record,
 )
 from pitlane.engine.registry import PluginRegistry
 

@@ -113,10 +113,10 @@ def test_its_cost_without_a_hit_is_small(make_engine: Any) -> None:
     """Even of a tiny model, whose step is a millisecond (of models with a use: tests/speed/test_prefix_cache.py)."""
     engine = make_engine(plugins=["prefix_cache"])
     engine.generate(tokens(0, 64), PARAMS)
-    before = engine.step_seconds
+    before = engine.loop.step_seconds
     spent = 0.0
     for seed in range(1, 9):
         result = engine.generate(tokens(seed, 300), SamplingParams(max_tokens=64, ignore_eos=True))
         assert result.stats["cached_tokens"] <= 2
         spent += result.stats["plugin_ms"]["prefix_cache"] / 1e3
-    assert spent < 0.03 * (engine.step_seconds - before)
+    assert spent < 0.03 * (engine.loop.step_seconds - before)

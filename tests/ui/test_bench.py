@@ -86,10 +86,10 @@ def test_sides_take_turns() -> None:
 
 def test_time_outside_the_forward_covers_decode_steps_only(make_engine: Callable[..., Any]) -> None:
     engine = make_engine()
-    before = engine.step_seconds
+    before = engine.loop.step_seconds
     blocks = EngineSide(engine).measure(list(range(40)), 12)
     assert len(blocks.outside_forward) == 1 and 0 < blocks.outside_forward[0] < 1
-    assert engine.step_seconds > before
+    assert engine.loop.step_seconds > before
 
 
 def test_ratio_is_of_medians_and_its_interval_holds_it() -> None:

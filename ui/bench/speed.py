@@ -71,9 +71,9 @@ class EngineSide:
         """Seconds of steps and of their forwards, read between two steps (they are added one after the other)."""
         found = (0.0, 0.0)
         for _ in range(100):
-            found = (self.engine.step_seconds, self.engine.forward_seconds)
+            found = (self.engine.loop.step_seconds, self.engine.loop.forward_seconds)
             time.sleep(2e-4)
-            if found == (self.engine.step_seconds, self.engine.forward_seconds):
+            if found == (self.engine.loop.step_seconds, self.engine.loop.forward_seconds):
                 break
         return found
 
