@@ -8,11 +8,9 @@ on-policy   the student continues the prompts of the data, the teacher scores ea
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,15 +32,12 @@ from pitlane.plugins.training.losses import (
     shared_vocabulary,
 )
 from pitlane.plugins.training.models import check_same_tokenizer, read_model, read_tokenizer, take_layers
+from pitlane.plugins.training.teacher import teacher_answers
 from pitlane.plugins.training.train import Data, Output, fit
 
 METHODS = ("kd", "sequence", "on-policy")
 TEACHER_FILE = "teacher_answers.jsonl"
-MAX_ANSWER = 96  # tokens
 MAX_PROMPT = 1024  # tokens
-PIECE = 400  # characters of a text before the teacher goes on
-GROUP = 16  # chats or texts that the teacher answers together
-Message = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +55,8 @@ class Method:
             raise TrainingError(f"no method {self.name!r}; choose {', '.join(METHODS)}")
 
 
-def sample(
-    model: Model, prompts: Sequence[Sequence[int]], end_id: int, max_tokens: int, greedy: bool
-) -> list[list[int]]:
-    """Continue prompts of token ids, together; return the new tokens of each, up to and with the end token."""
+def sample(model: Model, prompts: Sequence[Sequence[int]], end_id: int, max_tokens: int) -> list[list[int]]:
+    """Continue prompts of token ids, together, at temperature 1; return the new tokens of each, up to and with the end token."""
     longest = max(len(prompt) for prompt in prompts)
     device = next(model.parameters()).device
     ids = torch.tensor([[end_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
@@ -73,9 +66,8 @@ def sample(
     try:
         with torch.no_grad():
             rows = model.generate(
-                ids, attention_mask=mask, max_new_tokens=max_tokens, do_sample=not greedy, temperature=None if greedy else 1.0,
-                top_k=None if greedy else 0, top_p=None if greedy else 1.0, repetition_penalty=1.0, pad_token_id=end_id,
-                eos_token_id=end_id,
+                ids, attention_mask=mask, max_new_tokens=max_tokens, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                repetition_penalty=1.0, pad_token_id=end_id, eos_token_id=end_id,
             )  # fmt: skip
     finally:
         use_fast_attention(model)
@@ -94,7 +86,7 @@ class OnPolicyLoss:
     def __call__(self, model: Model, batch: Batch, step: int) -> Tensor:
         torch.manual_seed(step)
         prompts = [_prompt(ids, weights, step) for ids, weights in zip(batch.ids, batch.weights, strict=True)]
-        answers = sample(model, prompts, self.end_id, self.method.sampled_tokens, greedy=False)
+        answers = sample(model, prompts, self.end_id, self.method.sampled_tokens)
         rows = [([*prompt, *answer], len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
         length = max(len(ids) for ids, _ in rows)
         ids = torch.tensor([ids + [self.end_id] * (length - len(ids)) for ids, _ in rows], device=batch.ids.device)
@@ -123,33 +115,6 @@ def _prompt(ids: Tensor, weights: Tensor, step: int) -> list[int]:
     return [int(token) for token in ids[max(0, cut - MAX_PROMPT) : cut].tolist()]
 
 
-def teacher_chats(
-    teacher: Model, tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[Message]]
-) -> list[list[Message]]:
-    """Return the chats with every answer in the teacher's words (greedy), each after its own answers before."""
-    told: list[list[Message]] = [[] for _ in chats]
-    for place in range(max(map(len, chats))):
-        there = [number for number, chat in enumerate(chats) if place < len(chat)]
-        asked = [number for number in there if chats[number][place]["role"] == "assistant"]
-        prompts = [
-            tokenizer.apply_chat_template(told[number], tokenize=False, add_generation_prompt=True) for number in asked
-        ]
-        answers = dict(zip(asked, continuations(teacher, tokenizer, prompts), strict=True))
-        for number in there:
-            message = chats[number][place]
-            told[number].append(message | {"content": answers[number]} if number in answers else message)
-    return told
-
-
-def continuations(teacher: Model, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
-    """Return what the teacher writes after each text (greedy)."""
-    if not texts:
-        return []
-    prompts = [ids[-MAX_PROMPT:] for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
-    answers = sample(teacher, prompts, end_of(tokenizer), MAX_ANSWER, greedy=True)
-    return [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
-
-
 def end_of(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id of the token that ends an answer."""
     if tokenizer.eos_token_id is None:
@@ -157,31 +122,7 @@ def end_of(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def teacher_answers(
-    teacher: Model, tokenizer: PreTrainedTokenizerBase, records: Sequence[dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    """Yield chats with the teacher's answers, and every other piece of the texts with the teacher's continuation."""
-    for group in _groups(record["messages"] for record in records if "messages" in record):
-        yield from ({"messages": chat} for chat in teacher_chats(teacher, tokenizer, group))
-    pieces = (
-        record["text"][at : at + PIECE]
-        for record in records
-        if "text" in record
-        for at in range(0, len(record["text"]), 2 * PIECE)
-    )
-    for group in _groups(pieces):
-        yield from (
-            {"text": text + more} for text, more in zip(group, continuations(teacher, tokenizer, group), strict=True)
-        )
-
-
-def _groups(things: Iterable[Any]) -> Iterator[list[Any]]:
-    iterator = iter(things)
-    while group := list(islice(iterator, GROUP)):
-        yield group
-
-
-def write_teacher_answers(teacher: Model, folder: Path, data: Data, output: Output) -> Data:
+def write_teacher_answers(teacher: Path, data: Data, output: Output) -> Data:
     """Write the teacher's answers to a file, unless a run that goes on has it, and return the data with that file instead."""
     path = output.folder / TEACHER_FILE
     if not (output.resume and path.is_file()):
@@ -190,7 +131,7 @@ def write_teacher_answers(teacher: Model, folder: Path, data: Data, output: Outp
             replacing(path, str(path), "make room, or choose another --out") as part,
             part.open("w", encoding="utf-8") as lines,
         ):
-            for record in teacher_answers(teacher, read_tokenizer(folder), records):
+            for record in teacher_answers(teacher, output.device, records):
                 lines.write(json.dumps(record, ensure_ascii=False) + "\n")
     return replace(data, files=[path])
 
@@ -214,7 +155,7 @@ def distill(
         model, tokenizer_from = take_layers(teacher, student), teacher_folder
     output.prepare()
     if method.name == "sequence":
-        data = write_teacher_answers(teacher, teacher_folder, data, output)
+        data = write_teacher_answers(teacher_folder, data, output)
     loss: Loss
     if method.name == "kd":
         loss = DistillationLoss(teacher, method.temperature, method.hard)

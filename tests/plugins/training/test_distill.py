@@ -13,8 +13,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pitlane.plugins.training import distill as distilling
+from pitlane.plugins.training import teacher as teaching
 from pitlane.plugins.training.corpus import Weighting
-from pitlane.plugins.training.distill import Method, OnPolicyLoss, continuations, distill, sample, teacher_answers
+from pitlane.plugins.training.distill import Method, OnPolicyLoss, distill, sample
 from pitlane.plugins.training.errors import TrainingError
 from pitlane.plugins.training.loop import Settings, use_fast_attention
 from pitlane.plugins.training.losses import Batch, divergence
@@ -45,10 +46,10 @@ def teacher(tiny: MakeModel, tokenizer_folder: Path, text: Path, tmp_path_factor
     return folder / "out"
 
 
-def spread(model: PreTrainedModel) -> PreTrainedModel:
-    """Let random weights prefer some tokens clearly, by what stands before them."""
+def spread(model: PreTrainedModel, scale: float = 10) -> PreTrainedModel:
+    """Let random weights prefer some tokens clearly, by what stands before them; at a great scale one token has it all."""
     with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(10)
+        model.get_input_embeddings().weight.mul_(scale)
         for layer in model.model.layers:
             layer.self_attn.v_proj.weight.mul_(20)
             layer.self_attn.o_proj.weight.mul_(20)
@@ -72,24 +73,24 @@ def greedy(model: PreTrainedModel, prompt: Sequence[int], number: int) -> list[i
 
 
 def test_prompts_of_all_lengths_go_on_as_each_alone(tiny: MakeModel) -> None:
-    model = spread(tiny(3))
-    assert sample(model, PROMPTS, END, 12, greedy=True) == [greedy(model, prompt, 12) for prompt in PROMPTS]
+    model = spread(tiny(3), 1e4)
+    assert sample(model, PROMPTS, END, 12) == [greedy(model, prompt, 12) for prompt in PROMPTS]
 
 
 def test_rows_that_all_end_early_keep_nothing_of_their_prompts(tiny: MakeModel) -> None:
     model = tiny(3)
     with torch.no_grad():
         model.get_input_embeddings().weight.zero_()
-        model.get_input_embeddings().weight[:, 0] = 1.0
-        model.get_input_embeddings().weight[END, 0] = 2.0  # the end token wins everywhere
-    assert sample(model, PROMPTS, END, 12, greedy=True) == [[END]] * 4
+        model.get_input_embeddings().weight[:, 0] = 1e4
+        model.get_input_embeddings().weight[END, 0] = 2e4  # the end token wins everywhere
+    assert sample(model, PROMPTS, END, 12) == [[END]] * 4
 
 
 def test_sampling_leaves_the_model_as_it_was(tiny: MakeModel) -> None:
     model = tiny(3).train()
     use_fast_attention(model)
     before = model.config._attn_implementation
-    sample(model, PROMPTS, END, 2, greedy=False)
+    sample(model, PROMPTS, END, 2)
     assert model.training and model.config._attn_implementation == before
 
 
@@ -101,7 +102,7 @@ def test_samples_follow_the_distribution(tiny: MakeModel) -> None:
         model.get_input_embeddings().weight.mul_(20)
         p = model.eval()(torch.tensor([[0, 50]])).logits[0, -1].softmax(-1)
     torch.manual_seed(0)
-    drawn = torch.tensor([row[0] for row in sample(model, [[0, 50]] * 4000, END, 1, greedy=False)])
+    drawn = torch.tensor([row[0] for row in sample(model, [[0, 50]] * 4000, END, 1)])
     found = drawn.bincount(minlength=len(p)) / 4000
     assert (found - p).abs().max() < 5 * (p * (1 - p) / 4000).sqrt().max()
 
@@ -199,10 +200,11 @@ def test_an_unknown_method_lists_the_known() -> None:
 
 
 def test_every_answer_of_a_chat_is_the_teachers_after_its_own(
-    tiny: MakeModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+    tiny: MakeModel, written: Write, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distilling, "MAX_ANSWER", 6)
+    monkeypatch.setattr(teaching, "MAX_ANSWER", 6)
     model = spread(tiny(4))
+    folder = written(model, "teacher")
 
     def user(text: str) -> dict[str, str]:
         return {"role": "user", "content": text}
@@ -218,7 +220,10 @@ def test_every_answer_of_a_chat_is_the_teachers_after_its_own(
         chat("ice", "ships from north", "lay"),
         {"messages": [user("spring")]},
     ]
-    answered = list(teacher_answers(model, tokenizer, records))
+    threads = torch.get_num_threads()
+    answered = list(teaching.teacher_answers(folder, "cpu", records))
+    assert torch.get_num_threads() == threads
+    assert ["messages" in record for record in answered] == [True, False, False, True, True], "in their order"
     chats = [record["messages"] for record in answered if "messages" in record]
     assert [len(messages) for messages in chats] == [2, 6, 1]
     for messages in chats:
@@ -229,21 +234,33 @@ def test_every_answer_of_a_chat_is_the_teachers_after_its_own(
                 "input_ids"
             ]
             assert message["content"] == tokenizer.decode(greedy(model, ids, 6), skip_special_tokens=True)
-    texts = [record["text"] for record in answered if "text" in record]
-    assert len(texts) == 2 and texts[1].startswith("y" * 100)
-    assert texts[0] == "x" * 400 + continuations(model, tokenizer, ["x" * 400])[0]
+    for text, piece in zip(
+        [record["text"] for record in answered if "text" in record], ["x" * 400, "y" * 100], strict=True
+    ):
+        ids = tokenizer(piece)["input_ids"]
+        assert text == piece + tokenizer.decode(greedy(model, ids, 6), skip_special_tokens=True)
+
+
+def test_a_prompt_longer_than_the_context_is_cut_in_front(
+    tiny: MakeModel, written: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(2)
+    folder = written(model, "teacher")
+    monkeypatch.setattr(teaching, "PIECE", 100_000)
+    (record,) = teaching.teacher_answers(folder, "cpu", [{"text": "ice " * 5000}])
+    assert record["text"].startswith("ice ice") and len(record["text"]) >= 20_000
 
 
 def test_answers_are_kept_for_a_run_that_goes_on_and_made_anew_for_another(
     teacher: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distilling, "MAX_ANSWER", 2)
-    data, model = Data([text]), read_model(teacher)
+    monkeypatch.setattr(teaching, "MAX_ANSWER", 2)
+    data = Data([text])
     path = tmp_path / distilling.TEACHER_FILE
     path.write_text('{"text": "of another run"}\n')
-    kept = distilling.write_teacher_answers(model, teacher, data, Output(tmp_path, resume=True))
+    kept = distilling.write_teacher_answers(teacher, data, Output(tmp_path, resume=True))
     assert kept.files == [path] and "another run" in path.read_text()
-    distilling.write_teacher_answers(model, teacher, data, Output(tmp_path))
+    distilling.write_teacher_answers(teacher, data, Output(tmp_path))
     assert "another run" not in path.read_text()
     assert all(json.loads(line)["text"] for line in path.read_text().splitlines())
     assert replace(data, files=[path]) == kept
