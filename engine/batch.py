@@ -78,10 +78,11 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Write saved KV into n slots of every group; tensors are named `group.0`, ... each `[2, L, Hkv, n, D]`."""
+    """Write saved KV into n slots of every group: tokens `start` on of tensors `group.0`, ... each `[2, L, Hkv, N, D]`."""
 
     slots: list[list[int]]
     tensors: Mapping[str, Tensor]
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)

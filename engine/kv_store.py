@@ -58,8 +58,9 @@ class KVStore:
         """KV of n slots as a fresh host tensor [2, L, Hkv, n, D]."""
         return torch.cat([self.data[:, :, :, at] for at, _ in _runs(slots)], dim=3).cpu()
 
-    def load(self, slots: list[int], saved: Tensor) -> None:
-        """Write an exported tensor back into slots."""
+    def load(self, slots: list[int], saved: Tensor, start: int = 0) -> None:
+        """Write the tokens of an exported tensor from `start` on back into slots."""
+        saved = saved[:, :, :, start : start + len(slots)]
         assert saved.shape[3] == len(slots), f"KV of {saved.shape[3]} tokens for {len(slots)} slots"
         for at, part in _runs(slots):
             self.data[:, :, :, at].copy_(saved[:, :, :, part])
@@ -81,7 +82,7 @@ def execute(stores: list[KVStore], operations: list[Operation]) -> None:
             stores[operation.group].copy(operation.sources, operation.targets)
         elif isinstance(operation, Load):
             for index, (store, slots) in enumerate(zip(stores, operation.slots, strict=True)):
-                store.load(slots, operation.tensors[f"group.{index}"])
+                store.load(slots, operation.tensors[f"group.{index}"], operation.start)
         elif isinstance(operation, Save):
             operation.sink(
                 {f"group.{i}": s.export(n) for i, (s, n) in enumerate(zip(stores, operation.slots, strict=True))}

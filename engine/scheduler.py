@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from math import inf
 
 from pitlane.engine.batch import Copy, Load
 from pitlane.engine.budget import StepBudget
@@ -19,6 +20,8 @@ from pitlane.engine.clock import StepClock
 from pitlane.engine.errors import PromptTooLong
 from pitlane.engine.pool import Pool
 from pitlane.engine.types import PrefixMatch, Sequence
+
+LOAD_RATE = 1.5e9  # bytes a second that saved KV is written into the store with, at least: its pages are new
 
 Match = Callable[[Sequence, Pool], PrefixMatch | None]
 Reclaim = Callable[[Pool, int], None]
@@ -81,7 +84,8 @@ class Scheduler:
         budget = self._budget(decoding)
         if budget > 0:
             self._admit_all()
-        prompts = [seq for seq in self.running if seq not in decoding]
+        self._load(decoding)
+        prompts = [seq for seq in self.running if seq.prefix is None and seq not in decoding]
         for seq, count in zip(prompts, shares([_num_left(seq) for seq in prompts], budget), strict=True):
             seq.num_scheduled_tokens = count
         self._num_prompt_tokens = sum(seq.num_scheduled_tokens for seq in prompts)
@@ -180,20 +184,38 @@ class Scheduler:
     def _use_prefix(self, seq: Sequence, prefix: PrefixMatch) -> None:
         pool, size = self.pool, self.pool.block_size
         if prefix.loading is not None:
-            tensors = prefix.loading.result()
-            count = prefix.num_loading_tokens
+            seq.prefix = prefix  # until all of it is in the store
+            return
+        pool.adopt(seq, prefix.blocks)
+        seq.num_computed_tokens = len(prefix.blocks) * size
+        seq.num_sealed_blocks = len(prefix.blocks)
+        if prefix.tail is not None:
+            self._copy_tail(seq, *prefix.tail)
+        self._used_prefix(seq)
+
+    def _load(self, decoding: list[Sequence]) -> None:
+        """Write saved prefixes into the store; beside streams that are read, only what takes about as long as their own step."""
+        plain = self.clock.estimate(len(decoding)) if any(seq.is_streamed for seq in decoding) else None
+        room = inf if plain is None else plain * LOAD_RATE
+        for seq in self.running:
+            if seq.prefix is None or room <= 0:
+                continue
+            assert seq.prefix.loading is not None, "others are used at once"
+            tensors, count = seq.prefix.loading.result(), seq.prefix.num_loading_tokens
             assert tensors is not None, "unreadable prefixes are not admitted"
-            reserved = pool.reserve(seq, count)
-            assert reserved, "room was checked before admission"
-            slots = [pool.slots(seq, group, 0, count) for group in range(len(pool.groups))]
-            self.pool.operations.append(Load(slots, tensors))
-            seq.num_computed_tokens = count
-        else:
-            pool.adopt(seq, prefix.blocks)
-            seq.num_computed_tokens = len(prefix.blocks) * size
-            seq.num_sealed_blocks = len(prefix.blocks)
-            if prefix.tail is not None:
-                self._copy_tail(seq, *prefix.tail)
+            per_token = sum(tensor.nbytes for tensor in tensors.values()) / count
+            start = seq.num_computed_tokens
+            stop = min(count, start + 1 + int(min(count, room / max(1.0, per_token))))
+            slots = [self.pool.slots(seq, group, start, stop) for group in range(len(self.pool.groups))]
+            self.pool.operations.append(Load(slots, tensors, start))
+            room -= (stop - start) * per_token
+            seq.num_computed_tokens = stop
+            if stop == count:
+                seq.prefix = None
+                self._used_prefix(seq)
+
+    @staticmethod
+    def _used_prefix(seq: Sequence) -> None:
         assert seq.num_computed_tokens < seq.num_tokens, "a prefix leaves a token to compute"
         seq.num_cached_tokens = max(seq.num_cached_tokens, min(seq.num_computed_tokens, seq.num_prompt_tokens))
 

@@ -13,7 +13,7 @@ import torch
 from pitlane import Copy, Load, PrefixMatch, PromptTooLong, SamplingParams, Sequence
 from pitlane.engine.budget import StepBudget
 from pitlane.engine.pool import Pool
-from pitlane.engine.scheduler import Scheduler, shares
+from pitlane.engine.scheduler import LOAD_RATE, Scheduler, shares
 from pitlane.engine.types import Column, KVGroup, Timing
 
 SIZE = 4
@@ -496,6 +496,51 @@ def test_pending_loads_do_not_block_others() -> None:
     assert isinstance(load, Load) and load.tensors is tensors
     assert load.slots == [bench.pool.slots(slow, group, 0, 8) for group in (0, 1)]
     assert (slow.num_cached_tokens, slow.num_sealed_blocks, slow.prefix) == (8, 0, None)
+
+
+def loaded(bench: Bench, number: int, num_tokens: int) -> Sequence:
+    """A sequence of one token more than its saved prefix, 512 bytes a token."""
+    loading: Future[Any] = Future()
+    loading.set_result({f"group.{group}": torch.zeros(2, 1, 1, num_tokens, 32) for group in (0, 1)})
+    bench.matches[number] = PrefixMatch(loading=loading, num_loading_tokens=num_tokens)
+    return bench.add(number, num_tokens + 1)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_load_beside_a_stream_takes_pieces(streamed: bool) -> None:
+    """Each as long as a step of the stream: 20 tokens in 20 * 512 B / LOAD_RATE seconds, and one more."""
+    bench = Bench(budget=64)
+    bench.scheduler.clock.record(1, 0, 20 * 512 / LOAD_RATE)
+    stream = bench.add(0, 5)
+    stream.is_streamed = streamed
+    bench.step()
+    seq = loaded(bench, 1, 50)
+    pieces = []
+    while seq.num_computed_tokens < 50:
+        scheduled = [each.id for each in bench.scheduler.schedule()]
+        (load,) = bench.pool.operations
+        assert isinstance(load, Load) and load.slots[0] == bench.pool.slots(seq, 0, load.start, seq.num_computed_tokens)
+        pieces.append((load.start, seq.num_computed_tokens))
+        assert scheduled == ([0, 1] if seq.num_computed_tokens == 50 else [0])
+        bench.pool.operations.clear()
+        stream.num_scheduled_tokens = seq.num_scheduled_tokens = 0
+    assert pieces == ([(0, 21), (21, 42), (42, 50)] if streamed else [(0, 50)])
+    assert seq.prefix is None and seq.num_cached_tokens == 50
+
+
+def test_who_is_preempted_in_the_middle_of_a_load_starts_anew() -> None:
+    bench = Bench(num_blocks=16, budget=64)
+    bench.scheduler.clock.record(1, 0, 4 * 512 / LOAD_RATE)
+    stream = bench.add(0, 5)
+    stream.is_streamed = True
+    bench.step()
+    seq = loaded(bench, 1, 40)
+    bench.step()
+    assert 0 < seq.num_computed_tokens < 40 and seq.prefix is not None
+    bench.scheduler.preempt(seq)
+    assert seq.num_computed_tokens == 0 and seq.prefix is None and seq.block_tables == []
+    bench.scheduler.remove(stream)
+    assert bench.step() == {1: 1} and seq.num_cached_tokens == 40 and bench.asked.count(1) == 2
 
 
 @pytest.mark.parametrize("how", ["nothing", "error", "cancelled"])

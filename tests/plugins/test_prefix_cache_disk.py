@@ -102,6 +102,7 @@ def test_a_hit_in_memory_renews_the_date_of_use(make_engine: Any) -> None:
     engine = make_engine(plugins=["prefix_cache"])
     for seed in (1, 2, 1):
         engine.generate(chat((seed, 150)), PARAMS)
+        engine.default_plan.plugins[0]._disk._writer.submit(lambda: None).result()  # or it is written after its use
     engine.close()
     with Store() as store:
         assert [row.title for row in store.prefixes.list()] == ["1.pdf", "2.pdf"]
