@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SLOWDOWN = 1.9  # of a step with a prompt; leaves room for noise below 2.5 at the 95th percentile
-MIN_TOKENS = 16  # so much of a prompt is read in any step: with no more than that a forward takes little longer
+MIN_TOKENS = 8  # so much of a prompt is read in any step, however long the step
 LOWEST, HIGHEST = 0.7, 1.25  # one step moves the number by no more
 
 
@@ -19,7 +19,7 @@ LOWEST, HIGHEST = 0.7, 1.25  # one step moves the number by no more
 class StepBudget:
     """Prompt tokens per step while somebody reads along."""
 
-    size: float = 2.0 * MIN_TOKENS
+    size: float = 4.0 * MIN_TOKENS
     target: float | None = None  # seconds of the step under way
 
     @property
