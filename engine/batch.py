@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+MOST_SHORT = 72  # tokens of a short query: a draft of 64 and some
 
 
 class Span(NamedTuple):
@@ -26,16 +28,22 @@ class Span(NamedTuple):
 class Query:
     """The query tokens `[begin, end)` of one sequence in a batch, and the KV that they alone see, so not what `Reads` holds.
 
-    spans: per KV group, the slots of all tokens before this sequence's first query token (within the window).
-    own: per KV group, the same with the query tokens' own slots; used when there is one query token.
+    spans: per KV group, the slots of the tokens before this sequence's first query token (within the window); where the query is
+    short, those of its own tokens too, so that a token is computed alike alone and among draft tokens.
     ancestors: [n, n] bool for a draft tree (row sees column), None for causal; n = end - begin.
+    masks: what attention made of them for this batch, by group and span; the same in all layers.
     """
 
     begin: int
     end: int
     spans: list[list[Span]]
-    own: list[list[Span]]
     ancestors: Tensor | None = None
+    masks: dict[tuple[int, Span], Any] = field(default_factory=dict)
+
+    @property
+    def is_short(self) -> bool:
+        """One token, one with a draft, or so few that a mask over all that they see costs little."""
+        return self.end - self.begin <= MOST_SHORT
 
 
 @dataclass(frozen=True, slots=True)

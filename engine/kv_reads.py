@@ -71,10 +71,7 @@ def plan_reads(
         alone.difference_update(members)
         reads.gathers.append(_gather([readers[i] for i in members], len(queries), size, dtype, device))
     for i, (seq, query, reader) in enumerate(zip(seqs, queries, readers, strict=True)):
-        spans = pool.spans(seq, group, reader.low, reader.stop) if i in alone else []
-        single = query.end - query.begin == 1
-        query.own.append(spans if single else [])
-        query.spans.append([] if single else spans)
+        query.spans.append(pool.spans(seq, group, reader.low, reader.stop) if i in alone else [])
     return reads
 
 
@@ -98,10 +95,10 @@ def gathered(readers: SequenceOf[Reader], most: int) -> list[list[int]]:
 
 
 def _reader(seq: Sequence, query: Query, group: int, window: int | None, block_size: int) -> Reader:
-    """The stored KV that a sequence's queries see: of a query alone, its own token's too."""
+    """The stored KV that a sequence's queries see: of a short query, its own tokens' too."""
     first = seq.num_computed_tokens
     low = 0 if window is None else max(0, first - window + 1)
-    stop = first + 1 if query.end - query.begin == 1 else first
+    stop = first + query.end - query.begin if query.is_short else first
     num_shareable = first // block_size if window is None else 0
     return Reader(query.begin, query.end, seq.block_tables[group], low, stop, num_shareable)
 

@@ -99,10 +99,11 @@ class Lane:
         with self.pool.borrowed(num_tokens) as slots:
             if slots is None:
                 return
-            spans = [[Span(found[0], found[0] + 1, 0)] if num_tokens == 1 else [] for found in slots]
+            query = Query(0, num_tokens, [])
+            query.spans += [[Span(found[0], found[0] + num_tokens, 0)] if query.is_short else [] for found in slots]
             index = torch.arange(num_tokens, device=self.device)
             targets = [torch.tensor(found, device=self.device) for found in slots]
-            batch = Batch(torch.zeros_like(index), index, targets, [Query(0, num_tokens, spans, spans)], index[-1:])
+            batch = Batch(torch.zeros_like(index), index, targets, [query], index[-1:])
             for _ in range(2):
                 flight = self.runner.launch(batch)
                 flight.wait()
@@ -176,7 +177,7 @@ class Lane:
             last = first + len(token_ids) - begin
             for group, found in enumerate(slots):
                 found += self.pool.slots(seq, group, first, last)
-            queries.append(Query(begin, len(token_ids), [], [], ancestors))
+            queries.append(Query(begin, len(token_ids), [], ancestors))
         reads = [plan_reads(self.pool, group, seqs, queries, self.dtype, self.device) for group in range(len(slots))]
         operations, self.pool.operations = self.pool.operations, []
         return Batch(

@@ -51,9 +51,10 @@ class Harness:
         queries = []
         for seq, ids in chunks.items():
             first, stop = self.lengths[seq], self.lengths[seq] + len(ids)
-            spans = [self._seen(seq, first, first, group) for group in range(len(self.stores))]
-            own = [self._seen(seq, first, stop, group) for group in range(len(self.stores))]
-            queries.append(Query(len(token_ids), len(token_ids) + len(ids), spans, own))
+            query = Query(len(token_ids), len(token_ids) + len(ids), [])
+            end = stop if query.is_short else first
+            query.spans += [self._seen(seq, first, end, group) for group in range(len(self.stores))]
+            queries.append(query)
             token_ids += ids
             positions += range(first, stop)
             slots += [self.slot(seq, index) for index in range(first, stop)]
