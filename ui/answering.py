@@ -12,12 +12,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 from pitlane.engine.documents import load_document
 from pitlane.engine.engine import Engine
 from pitlane.engine.errors import PromptTooLong
+from pitlane.engine.plan import Plan
 from pitlane.engine.stream import Stream
 from pitlane.engine.types import PrefillProgress, Result, SamplingParams, TextDelta
 from pitlane.storage.db import Store
@@ -117,6 +118,16 @@ class Desk:
             for event in stream:
                 if isinstance(event, PrefillProgress):
                     yield event.num_computed_tokens / event.num_prompt_tokens
+
+    def prepare(self, plan: Plan) -> None:
+        """Open a plan's lane in the background, if its weights are there: the next answer need not wait for timed forwards."""
+
+        def open_lane() -> None:
+            with suppress(PitlaneError):  # it is raised, and shown, when somebody asks
+                self.engine.lane_of(plan)
+
+        if plan.lane_key in self.engine.lanes:
+            Thread(target=open_lane, daemon=True).start()
 
     # ---- conversations
 

@@ -219,6 +219,7 @@ class Handlers(View):
                 settings = controls.settings(values)
                 reason = controls.refusal(card, settings) or str(error)
                 return {self.ui.plan: refusal_html(reason)} | self._revert(card, settings)
+            self.desk.prepare(plan)
             return {self.ui.plan: plan_html(plan, plan.lane_key in self.desk.engine.lanes)}
 
         return handler

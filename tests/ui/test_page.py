@@ -258,6 +258,17 @@ def test_a_plugin_that_cannot_be_added_is_refused_with_the_holder_and_switched_b
     assert changes[card.switch] is False
 
 
+def test_a_drafter_is_made_ready_when_it_is_switched_on(page: Any) -> None:
+    card = next(card for card in page.handlers.ui.controls.cards if card.plugin.name == "prompt_lookup")
+    enabled = values(page, ("prompt_lookup",))[len(page.handlers.ui.sampling) :]
+    page.handlers.toggled(card)(*enabled)
+    plan = page.engine.plan(page.handlers.ui.controls.settings(enabled))
+    lane, deadline = page.engine.lanes[plan.lane_key], time.monotonic() + 20
+    while plan not in lane.opened and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert plan in lane.opened and lane.is_calibrated, "before anything is asked"
+
+
 def test_documents_are_read_saved_and_named_when_they_cannot_be(page: Any, tmp_path: Path) -> None:
     good, bad = tmp_path / "good.md", tmp_path / "bad.pdf"
     good.write_text("Facts. " * 60)
