@@ -3,7 +3,7 @@
 Each sequence's queries see: the spans before them (everything in them, but for a window), and themselves (causal, or the
 draft tree's ancestors). Every part is one softmax; parts merge exactly by their log-sum-exps (Dao et al. 2022, section 3.1).
 A token with a draft behind it is cut into the parts that it would have alone, and ATen sums each in the same order: in bfloat16
-all but one in a hundred outputs are then equal to the bit, and without this one in three is not.
+all but one or two in a hundred outputs are then equal to the bit, and without this one in three is not.
 What several sequences share is one part for all of them, and short contexts of single queries are gathered into one call.
 The G query heads of a KV head are folded into rows, so a draft window reads stored KV once; a long prompt's own part is not.
 Shapes: q [T, H, D]; stored KV [Hkv, S, D]; H = Hkv * G.
