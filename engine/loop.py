@@ -226,7 +226,7 @@ class Loop:
         except Exception as error:
             log.exception("a step failed")
             running = list(self.seqs.values())
-            for lane, seq in [(lane, seq) for lane, seq in running if seq.num_scheduled_tokens] or running:
+            for lane, seq in [(lane, seq) for lane, seq in running if seq.is_in_step] or running:
                 seq.error = error if isinstance(error, PitlaneError) else PitlaneError(f"the step failed: {error}")
                 self.end(lane, seq, "error")
 

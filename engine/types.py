@@ -279,6 +279,11 @@ class Sequence:
         return self.num_uncomputed_tokens == 1
 
     @property
+    def is_in_step(self) -> bool:
+        """The step under way computes tokens of it, or writes a piece of its saved prefix."""
+        return self.num_scheduled_tokens > 0 or (self.prefix is not None and self.num_computed_tokens > 0)
+
+    @property
     def num_remaining_tokens(self) -> int:
         return self.sampling.max_tokens - self.num_completion_tokens
 

@@ -18,9 +18,10 @@ from pitlane.testing import assert_only_ties_differ
 TEXT = (Path(__file__).resolve().parents[2] / "LICENSE").read_text()
 BATCH = 16
 CHUNKS = (7, 33)
-MORE_CHUNKS = (1, 3, 7, 31, 64)  # the batches of 16 are run with the whole budget of 512
+MORE_CHUNKS = (1, 2, 3, 7, 16, 31, 32, 33, 61, 64, 100, 512)
 MODES = pytest.mark.parametrize("mode", [{}, {"temperature": 0.9, "top_k": 20}], ids=["greedy", "sampled"])
-SIZES = pytest.mark.parametrize("count, max_tokens", [(6, 40), pytest.param(200, 64, marks=pytest.mark.slow)])
+AT_FULL_SIZE = [pytest.mark.slow, pytest.mark.timeout(3600)]
+SIZES = pytest.mark.parametrize("count, max_tokens", [(6, 40), pytest.param(200, 64, marks=AT_FULL_SIZE)])
 TIE = 1e-4  # in logits; float32 batch shapes differ by about 1e-5 here
 
 

@@ -515,12 +515,14 @@ def test_a_load_beside_a_stream_takes_pieces(streamed: bool) -> None:
     stream.is_streamed = streamed
     bench.step()
     seq = loaded(bench, 1, 50)
+    assert not seq.is_in_step
     pieces = []
     while seq.num_computed_tokens < 50:
         scheduled = [each.id for each in bench.scheduler.schedule()]
         (load,) = bench.pool.operations
         assert isinstance(load, Load) and load.slots[0] == bench.pool.slots(seq, 0, load.start, seq.num_computed_tokens)
         pieces.append((load.start, seq.num_computed_tokens))
+        assert seq.is_in_step, "a step that fails ends it too: what it was to write is not there"
         assert scheduled == ([0, 1] if seq.num_computed_tokens == 50 else [0])
         bench.pool.operations.clear()
         stream.num_scheduled_tokens = seq.num_scheduled_tokens = 0
