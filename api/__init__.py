@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from pitlane.engine.types import (
         StepStats as StepStats,
     )
+    from pitlane.engine.worker import release_threads as release_threads
     from pitlane.storage.errors import DocumentError as DocumentError
     from pitlane.storage.errors import StorageError as StorageError
     from pitlane.storage.types import Document as Document
@@ -86,6 +87,7 @@ _HOME = {
         "StepStats",
         "TextDelta",
     ],
+    "pitlane.engine.worker": ["release_threads"],
     "pitlane.storage.errors": ["DocumentError", "StorageError"],
     "pitlane.storage.types": ["Document", "Page"],
 }

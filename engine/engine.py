@@ -31,7 +31,7 @@ from pitlane.engine.types import (
     SamplingParams,
     Sequence,
 )
-from pitlane.engine.worker import Worker
+from pitlane.engine.worker import Worker, release_threads
 
 log = logging.getLogger("pitlane")
 GREEDY = SamplingParams()
@@ -41,14 +41,15 @@ class Engine:
     """Serves one model under any number of plans.
 
     model: `bundled`, a local folder, a Hugging Face id, or `random:<preset>`. plugins: settings of the default plan
-    ({name: {option: value}}); None = the default for the device. Raises PitlaneError for whatever a user can cause.
+    ({name: {option: value}}); None = what is on by default, and a function is given that and returns what shall be. Raises
+    PitlaneError for whatever a user can cause.
     """
 
     def __init__(
         self,
         model: str = "bundled",
         *,
-        plugins: Settings | None = None,
+        plugins: Settings | Callable[[Settings], Settings] | None = None,
         dtype: str | None = None,
         device: str | None = None,
         threads: int | None = None,
@@ -58,8 +59,8 @@ class Engine:
         registry: PluginRegistry | None = None,
     ) -> None:
         self.registry = registry or PluginRegistry.load()
-        self.planner = Planner(self.registry)
         self.loader = Loader(model, dtype, device, threads, context, kv_memory, max_step_tokens)
+        self.planner = Planner(self.registry, self.loader.build_context)
         self.tokenizer = self.loader.tokenizer
         self.lanes: dict[tuple[str, ...], Lane] = {}
         self._resources: dict[str, Any] = {}
@@ -70,7 +71,10 @@ class Engine:
         self.dispatch = Dispatcher(self.plan)
         self.loop = Loop(self.lanes, self.loader, self.dispatch)
         self.worker = Worker(lambda: bool(self.loop.ready_lanes()), self.loop.step_safely)
-        self.default_plan = self.plan(default_settings(self.loader.device) if plugins is None else plugins)
+        if plugins is None or callable(plugins):
+            default = default_settings(self.registry, self.loader.build_context)
+            plugins = plugins(default) if plugins else default
+        self.default_plan = self.plan(plugins)
         self.lane_of(self.default_plan)
         log.info(self.loader.describe_memory())
 
@@ -90,6 +94,7 @@ class Engine:
                 lane = self.loader.build_lane(plan, self._match, self._reclaim, self.worker.call)
                 warm = self.worker.call(lambda: lane.warm_up(self.loader.warm_up_tokens))
                 self.lanes[plan.lane_key] = lane
+                release_threads()
             else:
                 warm = None
         if warm is not None:
@@ -110,6 +115,7 @@ class Engine:
                 except HookError as error:
                     raise PluginFailed(f"{error}; take {error.plugin.name} out of the plan") from error
             lane.opened.add(plan)
+            release_threads()
 
     def submit(
         self,

@@ -17,12 +17,14 @@ from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.layers import Builder, Linear, LinearPart
 from pitlane.engine.models.registry import build_model, resolve
 from pitlane.engine.plan import HookError, Plan, Settings
+from pitlane.engine.registry import PluginRegistry
 from pitlane.engine.runner import Model
 from pitlane.engine.scheduler import Match, Reclaim
 from pitlane.engine.tokenizer import Tokenizer
 from pitlane.engine.types import BuildContext
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
+DEFAULT = ("prefix_cache", "packed_linear")
 MAX_LANES = 4  # each gets an equal share of KV memory
 MAX_SEQS = 64
 SMALL = 64 * 2**20
@@ -59,6 +61,7 @@ class Loader:
         check_fit(self.source.name, self.needs, min(self.kv_share, self._context_bytes), self.dtype, self.device)
         self.tokenizer = Tokenizer(self.source)
         self.eos_token_ids = frozenset(self.config.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
+        self.build_context = BuildContext(self.config, self.dtype, self.device)
         self._variants: WeakValueDictionary[tuple[str, ...], Any] = WeakValueDictionary()
 
     @property
@@ -134,7 +137,7 @@ class Loader:
         del lanes[min(idle, key=lambda key: idle[key].busy_seconds)]
 
     def _build(self, plan: Plan) -> Model:
-        context = BuildContext(self.config, self.dtype, self.device)
+        context = self.build_context
 
         def build_linear(parts: list[LinearPart]) -> Linear | None:
             try:
@@ -199,9 +202,9 @@ def is_small(config: ModelConfig) -> bool:
     return Needs.of(config, torch.float32).weights < SMALL
 
 
-def default_settings(device: torch.device) -> Settings:
-    """Plugins that are on when nothing is asked for, by device."""
-    return {"prefix_cache": {}}
+def default_settings(registry: PluginRegistry, context: BuildContext | None = None) -> Settings:
+    """Plugins that are on when nothing is asked for: those of `DEFAULT` that can serve the model, where it is known."""
+    return {name: {} for name in DEFAULT if context is None or registry.get(name).unavailable(context) is None}
 
 
 def choose_context(asked: int | None, most: int) -> int:

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pitlane.engine.errors import BadOption, PitlaneError, PlanConflict, PluginFailed
 from pitlane.engine.hookspecs import LANE_HOOKS, LOADING_HOOKS, VARIANT_HOOKS
 from pitlane.engine.plugin import Plugin
 from pitlane.engine.registry import PluginRegistry, arguments_of, hooks_of
+
+if TYPE_CHECKING:
+    from pitlane.engine.types import BuildContext
 
 Settings: TypeAlias = Mapping[str, Mapping[str, Any]]
 Charge: TypeAlias = Callable[[str, float], None]
@@ -119,8 +122,9 @@ class Plan:
 class Planner:
     """Resolves settings to plans; equal settings give the same plan, equal options the same plugin instance."""
 
-    def __init__(self, registry: PluginRegistry) -> None:
+    def __init__(self, registry: PluginRegistry, context: BuildContext | None = None) -> None:
         self.registry = registry
+        self.context = context  # of the model, once it is known
         self._plugins: dict[str, Plugin] = {}
         self._plans: dict[tuple[str, ...], Plan] = {}
 
@@ -143,6 +147,9 @@ class Planner:
         if self.registry.entries[name].serves_host:
             raise BadOption(f"{name} serves the host and is always on; it is no part of a plan")
         parsed = plugin_class.parse_options(options)
+        reason = plugin_class.unavailable(self.context) if self.context else None
+        if reason:
+            raise BadOption(f"{name} is unavailable: {reason}; take it out of the plan")
         key = f"{name}{parsed.model_dump_json()}"
         if key not in self._plugins:  # asked first: making one may open files and start threads
             try:

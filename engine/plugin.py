@@ -6,12 +6,15 @@ serve several plans at once; what belongs to one sequence lives in `seq.state[na
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import pluggy
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pitlane.engine.errors import BadOption
+
+if TYPE_CHECKING:
+    from pitlane.engine.types import BuildContext
 
 Exactness: TypeAlias = Literal["identical", "rounding", "approximate", "steering"]
 Role: TypeAlias = Literal["drafter", "attention", "kv_store", "eviction", "linear"]
@@ -53,6 +56,11 @@ class Plugin:
     def exactness_for(cls, options: PluginOptions) -> Exactness:
         """Exactness class under these options; override where it depends on them."""
         return cls.exactness
+
+    @classmethod
+    def unavailable(cls, context: BuildContext) -> str | None:
+        """Why it cannot serve this model on this device; None if it can. What is on by default is left out where it cannot."""
+        return None
 
     @classmethod
     def parse_options(cls, values: dict[str, Any]) -> PluginOptions:

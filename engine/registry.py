@@ -30,6 +30,7 @@ log = logging.getLogger("pitlane")
 GROUP = "pitlane"
 BUILT_IN = (
     "pitlane.plugins.prefix_cache",
+    "pitlane.plugins.packed_linear",
     "pitlane.plugins.prompt_lookup",
     "pitlane.plugins.speculative",
     "pitlane.plugins.self_speculation",

@@ -44,13 +44,16 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def make_engine(own_home: Path) -> Iterator[Callable[..., Any]]:
-    """Engines that are closed at the end: `make_engine(model="random:tiny", dtype="float64", plugins={}, **options)`."""
+    """Engines that are closed at the end: `make_engine(model="random:tiny", dtype="float64", plugins={}, **options)`.
+
+    plugins=None: those that are on by default.
+    """
     from pitlane.engine.engine import Engine
 
     made: list[Engine] = []
 
     def make(model: str = "random:tiny", *, dtype: str = "float64", plugins: Any = (), **options: Any) -> Engine:
-        settings = plugins if isinstance(plugins, dict) else {name: {} for name in plugins}
+        settings = plugins if plugins is None or isinstance(plugins, dict) else {name: {} for name in plugins}
         made.append(Engine(model, dtype=dtype, plugins=settings, **options))
         return made[-1]
 

@@ -183,7 +183,7 @@ def _right(engine: Engine) -> dict[str, Any]:
     with gr.Row(elem_classes=["titlebar"]):
         _html("<h3>Plugins</h3>")
     plan = _html(plan_html(engine.default_plan, True), elem_id="plan")
-    controls = PluginControls(engine.registry, engine.default_plan)
+    controls = PluginControls(engine.registry, engine.default_plan, engine.loader.build_context)
     _html(others_html(engine.registry), elem_id="others")
     with gr.Accordion("Sampling", open=False, elem_id="sampling"):
         sampling = [

@@ -15,6 +15,7 @@ from typing import Any
 from pitlane.engine.plan import Plan
 from pitlane.engine.plugin import Plugin
 from pitlane.engine.registry import PluginEntry, PluginRegistry
+from pitlane.engine.types import BuildContext
 from pitlane.ui.chat_flow import badge
 from pitlane.ui.offline_gradio import gr
 
@@ -35,9 +36,10 @@ class Card:
 class PluginControls:
     """All cards, and the settings that their values make. `inputs` is what a handler takes, in this order."""
 
-    def __init__(self, registry: PluginRegistry, default: Plan) -> None:
+    def __init__(self, registry: PluginRegistry, default: Plan, context: BuildContext) -> None:
         self.registry = registry
-        self.cards = [_card(registry.get(name), default.settings.get(name)) for name in sorted(registry.togglable())]
+        plugins = [registry.get(name) for name in sorted(registry.togglable())]
+        self.cards = [_card(each, default.settings.get(each.name), each.unavailable(context)) for each in plugins]
 
     @property
     def inputs(self) -> list[Any]:
@@ -94,13 +96,14 @@ def _number_widget(schema: dict[str, Any], whole: bool, common: dict[str, Any]) 
     return gr.Number(minimum=low, maximum=high, precision=0 if whole else None, **common)
 
 
-def _card(plugin: type[Plugin], settings: dict[str, Any] | None) -> Card:
+def _card(plugin: type[Plugin], settings: dict[str, Any] | None, reason: str | None) -> Card:
     options = settings if settings is not None else plugin.Options().model_dump()
     schemas = plugin.Options.model_json_schema().get("properties", {})
     with gr.Column(elem_classes=["card"], elem_id=f"card-{plugin.name}"):
         with gr.Row(elem_classes=["card-head"]):
             switch = gr.Checkbox(
                 value=settings is not None,
+                interactive=reason is None,
                 label=plugin.name,
                 elem_id=f"switch-{plugin.name}",
                 elem_classes=["switch"],
@@ -110,6 +113,8 @@ def _card(plugin: type[Plugin], settings: dict[str, Any] | None) -> Card:
         role = f" <em>{escape(plugin.role.replace('_', ' '))}</em>" if plugin.role else ""
         gr.HTML(f'<p class="summary">{escape(_sentence(plugin.summary()))}{role}</p>', apply_default_css=False)
         card = Card(plugin, switch)
+        if reason:
+            gr.HTML(f'<p class="summary unavailable">Unavailable: {escape(reason)}.</p>', apply_default_css=False)
         card.effect = gr.HTML("", elem_classes=["effect"], elem_id=f"effect-{plugin.name}", apply_default_css=False)
         if schemas:
             with gr.Accordion("Options", open=False, elem_classes=["card-options"]):

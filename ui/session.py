@@ -45,16 +45,17 @@ class EngineOptions:
     def build(self) -> Engine:
         """Load the plugins, check the set, load the model. Raises PitlaneError for whatever a user can cause."""
         from pitlane.engine.engine import Engine
+        from pitlane.engine.loader import default_settings
         from pitlane.engine.plan import Planner
         from pitlane.engine.registry import PluginRegistry
 
         registry = PluginRegistry.load(self.plugins_dir)
-        settings = self.settings(registry)
-        if settings is not None:
-            Planner(registry).resolve(settings)  # refused here, before a model is touched
+        Planner(registry).resolve(
+            self.settings(registry, default_settings(registry))
+        )  # refused before a model is touched
         return Engine(
             self.model,
-            plugins=settings,
+            plugins=lambda default: self.settings(registry, default),
             dtype=self.dtype,
             device=self.device,
             threads=self.threads,
@@ -63,20 +64,11 @@ class EngineOptions:
             registry=registry,
         )
 
-    def settings(self, registry: PluginRegistry) -> Settings | None:
-        """The plugin settings that were asked for, None for the default ones."""
+    def settings(self, registry: PluginRegistry, default: Settings) -> Settings:
+        """The plugin settings that were asked for, given what is on by default."""
         from pitlane.engine.plan import parse_settings
 
-        if self.plugins is None and not self.plugin_options:
-            return None
-        names = [name.strip() for name in (self.plugins or "").split(",")]
-        exact = self.plugins is not None and not any(name.startswith(("+", "-")) for name in names)
-        return parse_settings(self.plugins, self.plugin_options, {} if exact else self._default_settings(), registry)
-
-    def _default_settings(self) -> Settings:
-        from pitlane.engine.loader import choose_device, default_settings
-
-        return default_settings(choose_device(self.device))
+        return parse_settings(self.plugins, self.plugin_options, default, registry)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
-from pitlane import Segment, StorageError
+from pitlane import Segment, StorageError, release_threads
 from pitlane.plugins.prefix_cache import int8
 from pitlane.storage.types import SavedPrefix
 
@@ -62,7 +62,7 @@ class Disk:
             if prefixes.token_ids(saved) != token_ids:
                 raise StorageError(f"{saved.file} holds other tokens")
             tensors = prefixes.load(saved)
-            return (int8.unpack(tensors) if self.as_int8 else tensors), ""
+            return (self._unpacked(tensors) if self.as_int8 else tensors), ""
         except Exception as error:
             log.warning("the saved KV of %s is dropped and computed again: %s", saved.title or "a prefix", error)
             try:
@@ -119,7 +119,14 @@ class Disk:
 
         with torch.inference_mode():
             whole = {name: torch.cat([piece[name] for piece in pieces], dim=3) for name in pieces[0]}
-            return int8.pack(whole) if self.as_int8 else whole
+            packed = int8.pack(whole) if self.as_int8 else whole
+        release_threads()
+        return packed
+
+    def _unpacked(self, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        tensors = int8.unpack(packed)
+        release_threads()
+        return tensors
 
     def _form(self, fingerprint: str) -> str:
         """int8 is another KV: never read under a plan that wants the exact one."""

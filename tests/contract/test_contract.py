@@ -43,6 +43,16 @@ def settings_of(plugin: type[Plugin]) -> dict[str, Any]:
     return {plugin.name: OPTIONS.get(plugin.name, {})}
 
 
+def engine_for(make_engine: Any, plugin: type[Plugin]) -> Any:
+    """An engine of a dtype that the plugin serves."""
+    for dtype in ("float32", "bfloat16"):
+        engine = make_engine(dtype=dtype)
+        reason = plugin.unavailable(engine.loader.build_context)
+        if reason is None:
+            return engine
+    return pytest.skip(reason)
+
+
 def answers(engine: Any, settings: dict[str, Any], count: int, **sampling: Any) -> list[Result]:
     """Answers of 256 tokens to the prompts, in one batch, twice over (the second time caches are warm)."""
     plan, found = engine.plan(settings), []
@@ -81,7 +91,7 @@ def test_options_describe_themselves(plugin: type[Plugin]) -> None:
 @pytest.mark.usefixtures("cut_tiny")
 @pytest.mark.parametrize("plugin", TOGGLABLE, ids=lambda plugin: plugin.name)
 def test_on_and_off_leaves_the_engine_bit_identical(make_engine: Any, plugin: type[Plugin]) -> None:
-    engine = make_engine(dtype="float32")
+    engine = engine_for(make_engine, plugin)
     params = SamplingParams(max_tokens=64, ignore_eos=True, logprobs=5)
     before = engine.generate(prompts(2)[1], params)
     engine.generate(prompts(2)[1], params, plan=engine.plan(settings_of(plugin)))

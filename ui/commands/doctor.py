@@ -51,6 +51,7 @@ def examine() -> list[Check]:
         "pitlane": lambda: f"{version('pitlane')} on Python {platform.python_version()}, {platform.platform()}",
         "packages": _packages,
         "cpu": _cpu,
+        "cpu kernels": _kernels,
         "gpu": _gpu,
         "memory": _memory,
         "read bandwidth": _bandwidth,
@@ -82,6 +83,13 @@ def _packages() -> str:
 def _cpu() -> str:
     found = machine()
     return f"{found['cpu']}, {found['cores']} cores, {found['threads']} threads, {' '.join(found['features'])}"
+
+
+def _kernels() -> str:
+    from pitlane.kernels.linear import unavailable
+
+    reason = unavailable()
+    return f"bfloat16 linear: {'ok' if reason is None else reason}"
 
 
 def _gpu() -> str:

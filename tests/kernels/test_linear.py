@@ -1,0 +1,150 @@
+"""The C linear against its reference: any shape, any number of rows, the same bits in any batch; and as a plugin in the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pitlane import BadOption, BuildContext, PlanConflict, Plugin, SamplingParams
+from pitlane.engine.registry import PluginRegistry
+from pitlane.kernels import linear
+from pitlane.testing import assert_only_ties_differ
+
+here = pytest.mark.skipif(linear.unavailable() is not None, reason=str(linear.unavailable()))
+BF16_STEP = 2.0**-8  # half the distance of neighbours, relative
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def made(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).bfloat16()
+
+
+@here
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("outputs, inputs", [(1, 2), (32, 64), (31, 70), (33, 256), (200, 514), (1000, 1026)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 11, 12, 13, 24, 25, 100, 192, 193, 400])
+def test_is_within_a_rounding_of_the_exact_value(rows: int, outputs: int, inputs: int, bias: bool) -> None:
+    x, weight = made(rows, inputs), made(outputs, inputs, seed=1)
+    offset = made(outputs, seed=2) if bias else None
+    exact = x.double() @ weight.double().T
+    if offset is not None:
+        exact += offset.double()
+    size = x.double().abs() @ weight.double().abs().T  # float32 sums err by their terms
+    found = linear.Packed(weight, offset)(x)
+    assert found.shape == (rows, outputs) and found.dtype == torch.bfloat16
+    assert bool(((found.double() - exact).abs() <= BF16_STEP * exact.abs() + 1e-6 * size).all())
+
+
+@here
+@pytest.mark.usefixtures("threads")
+def test_a_row_is_the_same_in_any_batch() -> None:
+    weight, x = linear.Packed(made(320, 1500)), made(300, 1500)
+    whole = weight(x)
+    for first, last in [(0, 1), (7, 8), (0, 2), (5, 17), (3, 16), (0, 25), (100, 293), (299, 300)]:
+        assert torch.equal(weight(x[first:last]), whole[first:last])
+
+
+@here
+def test_takes_rows_that_are_strided_and_no_rows() -> None:
+    weight, x = linear.Packed(made(64, 32)), made(10, 96)
+    assert torch.equal(weight(x[:, 32:64]), weight(x[:, 32:64].clone()))
+    assert weight(x[:0, :32]).shape == (0, 64)
+
+
+@here
+def test_serves_threads_at_once() -> None:
+    weight, x = linear.Packed(made(512, 512)), [made(9, 512, seed=i) for i in range(4)]
+    expected, found = [weight(each) for each in x], [True] * 4
+
+    def run(i: int) -> None:
+        found[i] = all(torch.equal(weight(x[i]), expected[i]) for _ in range(200))
+
+    running = [Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    assert all(found)
+
+
+@here
+def test_packs_every_weight_once() -> None:
+    weight = made(45, 6)
+    packed = linear.pack(weight)  # [2 panels, 3 pairs, 2, 16, 2]
+    flat = packed.permute(0, 2, 3, 1, 4).reshape(64, 6)
+    assert torch.equal(flat[:45], weight) and not flat[45:].any()
+
+
+# ---- the plugin
+
+
+@here
+def test_answers_part_from_the_core_only_at_ties(make_engine: Any) -> None:
+    engine = make_engine("bundled", dtype="bfloat16", plugins=[])
+    prompts = ["Question: how much does it weigh?", "The machine has", "Page 1"]
+    params = [SamplingParams(max_tokens=40, logprobs=50, ignore_eos=True)] * len(prompts)
+    plain = engine.generate(prompts, params)
+    packed = engine.generate(prompts, params, plan=engine.plan({"packed_linear": {}}))
+    assert list(packed[0].stats["plugins"]) == ["packed_linear"] and packed[0].stats["exactness"] == "rounding"
+    # both round every product to bfloat16, at other places: a few steps of 2^-8 of logits about 10
+    assert_only_ties_differ(plain, packed, params[0], rounding=0.5)
+
+
+@here
+def test_every_linear_of_a_model_is_packed(make_engine: Any) -> None:
+    engine = make_engine("bundled", dtype="bfloat16", plugins=["packed_linear"])
+    model = engine.lane_of(engine.default_plan).runner.model
+    found = [model.head, *(x for layer in model.layers for x in (layer.qkv, layer.output, layer.gate_up, layer.down))]
+    assert all(isinstance(each, linear.Packed) for each in found)
+
+
+def test_is_on_by_default_where_it_serves_and_refused_with_a_reason_where_not(make_engine: Any) -> None:
+    engine = make_engine("random:tiny", dtype="float32", plugins=None)
+    assert engine.default_plan.names == ["prefix_cache"]
+    with pytest.raises(BadOption, match="packed_linear is unavailable: it is for bfloat16 on a CPU; the model runs in"):
+        engine.plan({"packed_linear": {}})
+    if linear.unavailable() is None:
+        assert make_engine("random:tiny", dtype="bfloat16", plugins=None).default_plan.names == [
+            "packed_linear",
+            "prefix_cache",
+        ]
+
+
+def test_without_a_compiler_it_is_left_out_and_says_why(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_cpu", None)
+    monkeypatch.setattr(linear, "unavailable", linear.unavailable.__wrapped__)
+    engine = make_engine("random:tiny", dtype="bfloat16", plugins=None)
+    assert engine.default_plan.names == ["prefix_cache"]
+    with pytest.raises(BadOption, match="built without a C compiler"):
+        engine.plan({"packed_linear": {}})
+
+
+def test_another_holder_of_its_role_replaces_it_and_both_are_refused(make_engine: Any) -> None:
+    class Other(Plugin):
+        name, role, exactness = "other", "linear", "approximate"
+
+    registry = PluginRegistry.load()
+    registry.add(Other)
+    engine = make_engine("random:tiny", dtype="bfloat16", plugins=[], registry=registry)
+    if linear.unavailable() is None:
+        with pytest.raises(PlanConflict, match="linear is held by packed_linear"):
+            engine.plan({"packed_linear": {}, "other": {}})
+
+
+def test_says_nothing_of_other_models_than_the_one_it_is_asked_for() -> None:
+    context = BuildContext(None, torch.bfloat16, torch.device("cuda"))  # type: ignore[arg-type]
+    reason = PluginRegistry.load().get("packed_linear").unavailable(context)
+    assert reason is not None and "cuda" in reason
