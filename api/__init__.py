@@ -7,12 +7,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pitlane.engine.attention import Attention as Attention
+    from pitlane.engine.attention import SpanAttention as SpanAttention
     from pitlane.engine.batch import Batch as Batch
     from pitlane.engine.batch import Copy as Copy
     from pitlane.engine.batch import Load as Load
+    from pitlane.engine.batch import Query as Query
     from pitlane.engine.batch import Save as Save
     from pitlane.engine.engine import Engine as Engine
     from pitlane.engine.errors import PitlaneError as PitlaneError
+    from pitlane.engine.kv_store import KVStore as KVStore
     from pitlane.engine.lane import Lane as Lane
     from pitlane.engine.models.layers import Linear as Linear
     from pitlane.engine.models.layers import LinearPart as LinearPart
@@ -54,7 +58,8 @@ if TYPE_CHECKING:
     from pitlane.storage.types import Page as Page
 
 _HOME = {
-    "pitlane.engine.batch": ["Batch", "Copy", "Load", "Save"],
+    "pitlane.engine.attention": ["Attention", "SpanAttention"],
+    "pitlane.engine.batch": ["Batch", "Copy", "Load", "Query", "Save"],
     "pitlane.engine.engine": ["Engine"],
     "pitlane.engine.errors": [
         "BadOption",
@@ -68,6 +73,7 @@ _HOME = {
         "UnknownPlugin",
         "UnsupportedModel",
     ],
+    "pitlane.engine.kv_store": ["KVStore"],
     "pitlane.engine.lane": ["Lane"],
     "pitlane.engine.models.layers": ["Linear", "LinearPart"],
     "pitlane.engine.plugin": ["Plugin", "PluginOptions", "hookimpl"],

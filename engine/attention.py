@@ -11,17 +11,26 @@ Shapes: q [T, H, D]; stored KV [Hkv, S, D]; H = Hkv * G.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from pitlane.engine import types
 from pitlane.engine.batch import MOST_SHORT, Batch, Gather, Query, Reads, Span
+from pitlane.engine.kv_reads import plan_reads
 from pitlane.engine.kv_store import KVStore
+from pitlane.engine.pool import Pool
 
 
 class Attention(Protocol):
-    """What `build_attention` returns and a model calls once per layer."""
+    """What `build_attention` returns: plans a step's reads of each KV group, and a model calls it once per layer."""
+
+    def plan(
+        self, pool: Pool, group: int, seqs: Sequence[types.Sequence], queries: list[Query], dtype: torch.dtype
+    ) -> Any:
+        """What `batch.reads[group]` shall be; every query is given its spans, those of the KV that it reads by itself."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
         """q [T, H, D], fresh k and v [T, Hkv, D] (already in the store) -> [T, H, D]."""
@@ -32,10 +41,22 @@ class SpanAttention:
 
     def __init__(self, scale: float, device: torch.device) -> None:
         self.scale = scale
+        self.device = device
         self.attend = _attend_flash_cpu if device.type == "cpu" else _attend_plain
 
+    def plan(
+        self, pool: Pool, group: int, seqs: Sequence[types.Sequence], queries: list[Query], dtype: torch.dtype
+    ) -> Reads:
+        return plan_reads(pool, group, seqs, queries, dtype, self.device)
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
-        reads = batch.reads[group] if batch.reads else Reads()
+        return self.run(q, k, v, store, layer, batch, group, batch.reads[group] if batch.reads else None)
+
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int, reads: Reads | None
+    ) -> Tensor:
+        """A call with these reads; rows [n, H, D] of queries without spans that no read names are not written."""
+        reads = reads or Reads()
         if len(reads.gathers) == 1 and reads.gathers[0].rows is None and not reads.shared:
             return self._gathered(q, store, layer, reads.gathers[0])[0]
         out = torch.empty_like(q)

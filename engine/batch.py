@@ -108,7 +108,7 @@ Operation: TypeAlias = Copy | Load | Save
 class Batch:
     """token_ids, positions: [T] int64; slots: per group [T] int64; logit_rows: [R] indices into T.
 
-    reads: per group; empty if every sequence reads its KV alone.
+    reads: per group, what the attention planned (the core's: `Reads`); empty if every sequence reads its KV alone.
     """
 
     token_ids: Tensor
@@ -117,7 +117,7 @@ class Batch:
     queries: list[Query]
     logit_rows: Tensor
     operations: list[Operation] = field(default_factory=list)
-    reads: list[Reads] = field(default_factory=list)
+    reads: list[Any] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:

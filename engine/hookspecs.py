@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from pitlane.engine.attention import Attention
     from pitlane.engine.lane import Lane
     from pitlane.engine.models.layers import Linear, LinearPart
     from pitlane.engine.pool import Pool
@@ -24,6 +25,7 @@ hookspec = pluggy.HookspecMarker("pitlane")
 COMBINE: Mapping[str, str] = {
     "load_document": "first",
     "build_linear": "first",
+    "build_attention": "first",
     "lane_opened": "all",
     "match_prefix": "first",
     "reclaim_blocks": "all",
@@ -54,6 +56,15 @@ def build_linear(parts: list[LinearPart], context: BuildContext) -> Linear | Non
     """Build one linear from its parts (fused: q, k, v or gate, up). Called at load: fused list first, then each part. First.
 
     Returns a callable [T, in_features] -> [T, sum of out_features], or None to decline. May change output as declared.
+    """
+
+
+@hookspec
+def build_attention(context: BuildContext) -> Attention | None:
+    """Make the attention of a lane. Called once per lane, at load. First.
+
+    Returns an object with `plan`, called once per step and KV group, and `__call__`, once per layer: q [T, H, D], fresh k and v
+    [T, Hkv, D] -> [T, H, D]. May change output as declared.
     """
 
 

@@ -16,12 +16,11 @@ from weakref import WeakSet
 
 import torch
 
-from pitlane.engine.attention import SpanAttention
+from pitlane.engine.attention import Attention, SpanAttention
 from pitlane.engine.batch import Batch, Copy, Query, Span
 from pitlane.engine.clock import StepClock
 from pitlane.engine.draft_model import DraftModel
 from pitlane.engine.governor import CALIBRATED, Governor
-from pitlane.engine.kv_reads import plan_reads
 from pitlane.engine.kv_store import KVStore
 from pitlane.engine.pool import Pool
 from pitlane.engine.runner import EarlyExit, Model, Runner
@@ -59,7 +58,7 @@ class Lane:
         self,
         model: Model,
         fingerprint: str,
-        scale: float,
+        attention: Attention,
         dtype: torch.dtype,
         device: torch.device,
         limits: LaneLimits,
@@ -75,7 +74,7 @@ class Lane:
         self.device = device
         self.stores = [KVStore(group, num_blocks * BLOCK_SIZE, dtype, device) for group in groups]
         self.pool = Pool(groups, num_blocks, BLOCK_SIZE, fingerprint)
-        self.runner = Runner(model, self.stores, SpanAttention(scale, device))
+        self.runner = Runner(model, self.stores, attention)
         self.clock = StepClock()
         self.scheduler = Scheduler(self.pool, limits.max_step_tokens, limits.max_seqs, match, reclaim, self.clock)
         self.governor = Governor(self.clock, limits.max_step_tokens)
@@ -131,7 +130,8 @@ class Lane:
         withheld = min(self.pool.num_free_blocks, rest - 1, -(-rest * extra // (own + extra)))
         self.pool.withhold(withheld)
         limits = replace(self.limits, kv_bytes=withheld * BLOCK_SIZE * own)
-        lane = Lane(model, "", scale, self.dtype, self.device, limits, _no_match, _no_reclaim)
+        attention = SpanAttention(scale, self.device)
+        lane = Lane(model, "", attention, self.dtype, self.device, limits, _no_match, _no_reclaim)
         self.draft_models[name] = DraftModel(lane, lane.runner, shares_kv=False)
 
     def early_exit(self, num_layers: int) -> DraftModel:
@@ -178,7 +178,8 @@ class Lane:
             for group, found in enumerate(slots):
                 found += self.pool.slots(seq, group, first, last)
             queries.append(Query(begin, len(token_ids), [], ancestors))
-        reads = [plan_reads(self.pool, group, seqs, queries, self.dtype, self.device) for group in range(len(slots))]
+        plan = self.runner.attention.plan
+        reads = [plan(self.pool, group, seqs, queries, self.dtype) for group in range(len(slots))]
         operations, self.pool.operations = self.pool.operations, []
         return Batch(
             torch.tensor(token_ids, device=self.device),

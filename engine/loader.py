@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from pitlane.engine.attention import SpanAttention
 from pitlane.engine.errors import BadOption, PluginFailed
 from pitlane.engine.lane import BLOCK_SIZE, Call, Lane, LaneLimits, fingerprint
 from pitlane.engine.memory import Needs, available, check_fit, gib
@@ -24,7 +25,7 @@ from pitlane.engine.tokenizer import Tokenizer
 from pitlane.engine.types import BuildContext
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
-DEFAULT = ("prefix_cache", "packed_linear")
+DEFAULT = ("prefix_cache", "packed_linear", "paged_attention")
 MAX_LANES = 4  # each gets an equal share of KV memory
 MAX_SEQS = 64
 SMALL = 64 * 2**20
@@ -110,7 +111,9 @@ class Loader:
             self.tokenizer.fingerprint(),
             *plan.kv_key,
         )
-        lane = Lane(model, digest, self.config.attention_scale, self.dtype, self.device, limits, match, reclaim)
+        attention = _first(plan, "build_attention", context=self.build_context)
+        attention = attention or SpanAttention(self.config.attention_scale, self.device)
+        lane = Lane(model, digest, attention, self.dtype, self.device, limits, match, reclaim)
         lane.load_drafter, lane.call = self.load_drafter, call
         return lane
 
@@ -137,18 +140,20 @@ class Loader:
         del lanes[min(idle, key=lambda key: idle[key].busy_seconds)]
 
     def _build(self, plan: Plan) -> Model:
-        context = self.build_context
-
         def build_linear(parts: list[LinearPart]) -> Linear | None:
-            try:
-                built: Linear | None = plan.first("build_linear", lambda *_: None, parts=parts, context=context)
-                return built
-            except HookError as error:
-                raise PluginFailed(f"{error}; take {error.plugin.name} out of the plan") from error
+            built: Linear | None = _first(plan, "build_linear", parts=parts, context=self.build_context)
+            return built
 
         with torch.inference_mode():
             builder = Builder(self.config, self.source.weights, self.dtype, self.device, build_linear)
             return build_model(self.config, builder)
+
+
+def _first(plan: Plan, hook: str, **values: Any) -> Any:
+    try:
+        return plan.first(hook, lambda *_: None, **values)
+    except HookError as error:
+        raise PluginFailed(f"{error}; take {error.plugin.name} out of the plan") from error
 
 
 def kv_share(kv_memory: int | None, needs: Needs, context: int, device: torch.device) -> int:

@@ -31,6 +31,7 @@ GROUP = "pitlane"
 BUILT_IN = (
     "pitlane.plugins.prefix_cache",
     "pitlane.plugins.packed_linear",
+    "pitlane.plugins.paged_attention",
     "pitlane.plugins.prompt_lookup",
     "pitlane.plugins.speculative",
     "pitlane.plugins.self_speculation",

@@ -2,14 +2,15 @@
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
 
+#include "attention_bf16.h"
 #include "linear_bf16.h"
 
-#define MOST_ARGUMENTS 16
+#define MOST_ARGUMENTS 17
 
-/* Addresses and sizes from a call's arguments; 0 with an exception set if one is no integer or their number is not `count`. */
-static int read_integers(PyObject *const *args, Py_ssize_t given, Py_ssize_t count, int64_t *values) {
-    if (given != count) {
-        PyErr_Format(PyExc_TypeError, "takes %zd integers, got %zd", count, given);
+/* Addresses and sizes from the first `count` of `all` arguments; 0 with an exception set if they are not integers, or not so many. */
+static int read_integers(PyObject *const *args, Py_ssize_t given, Py_ssize_t count, Py_ssize_t all, int64_t *values) {
+    if (given != all) {
+        PyErr_Format(PyExc_TypeError, "takes %zd arguments, got %zd", all, given);
         return 0;
     }
     for (Py_ssize_t i = 0; i < count; i++) {
@@ -23,7 +24,7 @@ static int read_integers(PyObject *const *args, Py_ssize_t given, Py_ssize_t cou
 static PyObject *call_linear_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     int64_t v[MOST_ARGUMENTS];
     (void)self;
-    if (!read_integers(args, given, 9, v))
+    if (!read_integers(args, given, 9, 9, v))
         return NULL;
     Py_BEGIN_ALLOW_THREADS;
     linear_bf16((uint16_t *)v[0], (uint16_t *)v[1], (uint16_t *)v[2], (uint16_t *)v[3], (uint16_t *)v[4], v[5], v[6], v[7], (int)v[8]);
@@ -36,7 +37,33 @@ static PyObject *call_has_linear_bf16(PyObject *self, PyObject *unused) {
     return PyBool_FromLong(has_linear_bf16());
 }
 
+static PyObject *call_attention_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    int64_t v[MOST_ARGUMENTS];
+    (void)self;
+    if (!read_integers(args, given, 17, 18, v))
+        return NULL;
+    Attention job = {(uint16_t *)v[0], (uint16_t *)v[1], (uint16_t *)v[2], (uint16_t *)v[3], (float *)v[4], (int32_t *)v[5],
+                     (int64_t *)v[6], (int64_t *)v[7], (int64_t *)v[8], v[9], v[10], v[11], v[12], v[13], v[14], v[15], 0};
+    job.scale = (float)PyFloat_AsDouble(args[17]);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    attention_bf16(&job, (int)v[16]);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_has_attention_bf16(PyObject *self, PyObject *dim) {
+    (void)self;
+    long long size = PyLong_AsLongLong(dim);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(has_attention_bf16(size));
+}
+
 static PyMethodDef methods[] = {
+    {"attention_bf16", (PyCFunction)(void (*)(void))call_attention_bf16, METH_FASTCALL,
+     "attention_bf16(q, keys, values, out, partial, slots, tasks, members, rows, num_tasks, num_rows, heads, kv_heads, dim, "
+     "q_stride, head_stride, threads, scale): see attention_bf16.h"},
+    {"has_attention_bf16", call_has_attention_bf16, METH_O, "Whether attention_bf16 runs on this CPU with heads of a size"},
     {"linear_bf16", (PyCFunction)(void (*)(void))call_linear_bf16, METH_FASTCALL,
      "linear_bf16(x, w, bias, y, scratch, rows, outs, ins, threads): see linear_bf16.h"},
     {"has_linear_bf16", call_has_linear_bf16, METH_NOARGS, "Whether linear_bf16 runs on this CPU"},

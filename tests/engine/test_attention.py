@@ -17,6 +17,8 @@ from pitlane.engine.batch import Batch
 from pitlane.engine.lane import Lane, LaneLimits
 from pitlane.engine.types import KVGroup, Timing
 from pitlane.engine.verify import depths
+from pitlane.kernels import attention as kernel
+from pitlane.plugins.paged_attention import Paged
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6}
@@ -57,9 +59,9 @@ class Setting:
         _, _, kv_heads, _, dim = store.data.shape
         q = self.queries = self.random(batch.num_tokens, self.heads, dim)
         k, v = (self.random(batch.num_tokens, kv_heads, dim) for _ in "kv")
-        attention = SpanAttention(dim**-0.5, CPU)
+        attention = self.lane.runner.attention
         if plain:
-            attention.attend = _attend_plain
+            cast(SpanAttention, attention).attend = _attend_plain
         store.write(1, batch.slots[0], k, v)
         found = attention(q, k, v, store, 1, batch, 0)
         assert found.shape == q.shape and found.dtype == q.dtype
@@ -103,12 +105,13 @@ def make_setting(
     window: int | None = None,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
+    attention: Any = SpanAttention,
 ) -> Setting:
     """seqs: (tokens computed, tokens scheduled, draft), their blocks out of order in pairs."""
     group = KVGroup((0, 1), heads[1], dim, window)
     total = sum(first + count + 100 for first, count, _ in seqs)
     limits = LaneLimits(group.bytes_per_token(dtype) * 2 * total, 10_000, 10_000)
-    lane = Lane(Groups((group,)), "", dim**-0.5, dtype, CPU, limits, lambda *_: None, lambda *_: None)
+    lane = Lane(Groups((group,)), "", attention(dim**-0.5, CPU), dtype, CPU, limits, lambda *_: None, lambda *_: None)
     made = []
     for number, (first, count, draft) in enumerate(seqs):
         seq = Sequence(
@@ -350,3 +353,98 @@ def torch_attention(setting: Setting) -> Tensor:
         enable_gqa=True,
     )
     return out[0].transpose(0, 1).double()
+
+
+# ---- the kernel in C, under the plugin's attention
+
+here = pytest.mark.skipif(kernel.unavailable(64) is not None, reason=str(kernel.unavailable(64)))
+BF16_STEP = 2.0**-8  # half the distance of neighbours, relative
+
+
+def assert_rounded(found: Tensor, expected: Tensor) -> None:
+    """Each output is the exact one rounded, but for float32 sums of values about 1; the core's, for long queries, twice that."""
+    assert bool(((found.double() - expected).abs() <= BF16_STEP * expected.abs() + 1e-5).all())
+
+
+@here
+@pytest.mark.parametrize("window", [None, 1, 2, 7, 33, 61, 1000])
+@pytest.mark.parametrize("heads, dim", [((4, 4), 32), ((6, 2), 64), ((5, 1), 96), ((40, 2), 128), ((3, 3), 256)])
+def test_paged_a_mixed_batch(heads: tuple[int, int], dim: int, window: int | None) -> None:
+    setting = make_setting(MIXED, heads=heads, dim=dim, window=window, dtype=torch.bfloat16, attention=Paged)
+    assert_rounded(*setting.run())
+
+
+@here
+@pytest.mark.parametrize("window", [None, 900])
+def test_paged_contexts_of_many_pieces_beside_a_long_prompt(window: int | None) -> None:
+    seqs = [(first, 1, None) for first in (0, 510, 511, 512, 513, 1023, 1024, 1700)]
+    drafts = [(first, 1, TREE) for first in (500, 505, 510, 511, 1019, 1500)]
+    setting = make_setting([*seqs, *drafts], dim=64, window=window, dtype=torch.bfloat16, attention=Paged)
+    assert_rounded(*setting.run())
+    mixed = make_setting([(700, 200, None), *seqs], dim=64, window=window, dtype=torch.bfloat16, attention=Paged)
+    found, expected = mixed.run()
+    assert_rounded(found[200:], expected[200:])
+    assert float((found[:200].double() - expected[:200]).abs().max()) < 0.02  # the core's, whose weights are bfloat16
+
+
+@here
+def test_paged_shared_blocks_are_one_task() -> None:
+    seqs = [(1100, 1, None), (1090, 1, None), (1050, 1, TREE), (600, 1, None), (31, 1, None)]
+    setting = make_setting(seqs, dim=64, dtype=torch.bfloat16, attention=Paged)
+    share(setting, [(0, 1, 33), (0, 2, 32), (0, 3, 16)])
+    parts = setting.lane.build_batch(setting.seqs).reads[0].parts
+    lengths = sorted(zip(parts.tasks[:, 1].tolist(), parts.tasks[:, 3].tolist(), strict=True))
+    assert lengths[-2:] == [(512, 12), (512, 13)]  # 2 tokens and a tree of 10 read both, one token the first alone
+    assert len(parts.tasks) == 2 + 2 + 10 + 1 + 1
+    assert_rounded(*setting.run())
+
+
+@here
+@pytest.mark.parametrize("first", [3, 100, 505, 511, 512, 1020])
+@pytest.mark.parametrize("window", [None, 40, 600])
+def test_paged_a_draft_token_gets_the_bits_of_a_last_known_token(first: int, window: int | None) -> None:
+    """A chain of drafts, a tree whose path it is, and plain decoding, in batches of others and with other blocks."""
+    size = 9
+    chain = Draft([1] * size)
+    one = make_setting([(first, 1, chain)], dim=64, window=window, dtype=torch.bfloat16, attention=Paged)
+    found, _ = one.run()
+    least = 0 if window is None else max(0, first - window + 1)
+    slots = [0] * least + one.lane.pool.slots(one.seqs[0], 0, least, first + 1 + size)
+
+    def answer(seqs: list[tuple[int, int, Draft | None]], index: int, path: list[int], rows: list[int]) -> Tensor:
+        """What tokens of another batch get, given the same queries, keys and values: `path` are nodes of `seqs[index]`."""
+        other = make_setting(seqs, dim=64, window=window, dtype=torch.bfloat16, attention=Paged, seed=len(path))
+        batch, seq = other.lane.build_batch(other.seqs), other.seqs[index]
+        own, begin = seq.num_computed_tokens, batch.queries[index].begin
+        low = 0 if window is None else max(0, own - window + 1)
+        nodes = other.lane.pool.slots(seq, 0, low, own + size + 1 if seq.draft else own + 1)
+        nodes = [*nodes[: own - low], *(nodes[own - low + node] for node in path)]
+        store = other.lane.stores[0]
+        store.data[:, 1][:, :, nodes] = one.lane.stores[0].data[:, 1][:, :, slots[low : low + len(nodes)]]
+        q = other.random(batch.num_tokens, 4, 64)
+        wanted = [begin + node for node in path]
+        q[wanted] = one.queries[rows]
+        result: Tensor = other.lane.runner.attention(q, q[:, :2], q[:, :2], store, 1, batch, 0)
+        return result[wanted]
+
+    for length in range(1 + size):  # the token at `first + length`, decoded by itself
+        batch: list[tuple[int, int, Draft | None]] = [(40, 1, None), (first + length, 1, None), (7, 1, TREE)]
+        assert torch.equal(answer(batch, 1, [0], [length])[0], found[length])
+    tree = Draft([1] * size, [-1, -1, 0, 1, 2, 3, 4, 5, 6])  # two chains, woven
+    path = [0, 1, 3, 5, 7, 9]  # the last known token, and one of them
+    assert torch.equal(answer([(first, 1, tree)], 0, path, list(range(len(path)))), found[: len(path)])
+
+
+@here
+def test_paged_large_scores_and_equal_ones() -> None:
+    """No overflow, and no weight for what is far below."""
+    q = torch.zeros(1, 2, 64).bfloat16()
+    q[0, 0, 0], q[0, 1, 0] = 200.0, 0.0
+    keys = torch.zeros(1, 600, 64).bfloat16()
+    keys[0, :, 0] = torch.linspace(-200, 200, 600)
+    values = torch.randn(1, 600, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    slots = torch.arange(600).int().numpy()
+    out = torch.empty_like(q)
+    kernel.attend(q, keys, values, kernel.Parts.of([kernel.Seen(0, slots, [(0, slots[:0])])]), 1.0, out)
+    assert torch.equal(out[0, 0], values[0, 599])
+    assert_rounded(out[0, 1], values[0].double().mean(0))
