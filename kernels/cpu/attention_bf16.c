@@ -17,6 +17,7 @@
 #define LANES 16
 #define MOST_GROUP 16 /* query heads of a KV head that are scored at a time */
 #define SUMS 16       /* registers of weighted values at a time */
+#define AHEAD 128     /* keys from a key's use to its prefetch */
 
 /* exp(x) for x <= 0, to 2 units in the last place; 0 far below. */
 TARGET INLINE __m512 exponential(__m512 x) {
@@ -51,10 +52,37 @@ TARGET INLINE __m512 widened(const uint16_t *x) {
     return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16);
 }
 
-/* Scores [group][MOST_KEYS] of a token's query heads over keys, -inf up to a whole number of lanes. */
-TARGET INLINE void score(const uint16_t *q, long group, const uint16_t *keys, const int32_t *slots, long num_keys, const int dim,
-                         float scale, float *scores) {
+/* The keys and values of one task and KV head. */
+typedef struct {
+    const uint16_t *keys, *values;
+    const int32_t *slots;
+    long num_keys;
+} Piece;
+
+INLINE Piece piece_of(const Attention *job, long item) {
+    const int64_t *task = job->tasks + item / job->kv_heads * 4;
+    long head = item % job->kv_heads * job->head_stride;
+    return (Piece){job->keys + head, job->values + head, job->slots + task[0], task[1]};
+}
+
+/* Prefetch 16 keys and values from `at` on into the second cache. */
+TARGET INLINE void fetch(const Piece *piece, long at, const int dim) {
+    for (long stop = at + LANES < piece->num_keys ? at + LANES : piece->num_keys; at < stop; at++)
+        UNROLLED for (int d = 0; d < dim; d += 32) {
+            _mm_prefetch((const char *)(piece->keys + (long)piece->slots[at] * dim + d), _MM_HINT_T1);
+            _mm_prefetch((const char *)(piece->values + (long)piece->slots[at] * dim + d), _MM_HINT_T1);
+        }
+}
+
+/* Scores [group][MOST_KEYS] of a token's query heads over keys, -inf up to a whole number of lanes. Prefetches this and the next piece. */
+TARGET INLINE void score(const uint16_t *q, long group, const Piece *piece, const Piece *next, const int dim, float scale,
+                         float *scores) {
+    const uint16_t *keys = piece->keys;
+    const int32_t *slots = piece->slots;
+    long num_keys = piece->num_keys;
     for (long at = 0; at < num_keys; at += LANES) {
+        fetch(next, at, dim);
+        fetch(piece, at + AHEAD, dim);
         const uint16_t *key[LANES];
         for (long i = 0; i < LANES; i++)
             key[i] = keys + (long)slots[at + i < num_keys ? at + i : num_keys - 1] * dim;
@@ -89,13 +117,12 @@ TARGET INLINE void weigh(float *scores, long num_keys, float *total, float *larg
 }
 
 /* sums [count][dim] of values by weights [count][MOST_KEYS], for `count` heads; key after key. */
-TARGET INLINE void add_values(const float *weights, const uint16_t *values, const int32_t *slots, long num_keys, const int dim,
-                              const int count, float *sums, long stride) {
+TARGET INLINE void add_values(const float *weights, const Piece *piece, const int dim, const int count, float *sums, long stride) {
     __m512 sum[SUMS];
     UNROLLED for (int i = 0; i < count * dim / LANES; i++)
         sum[i] = _mm512_setzero_ps();
-    for (long k = 0; k < num_keys; k++) {
-        const uint16_t *value = values + (long)slots[k] * dim;
+    for (long k = 0; k < piece->num_keys; k++) {
+        const uint16_t *value = piece->values + (long)piece->slots[k] * dim;
         UNROLLED for (int d = 0; d < dim / LANES; d++) {
             __m512 part = widened(value + d * LANES);
             UNROLLED for (int g = 0; g < count; g++)
@@ -109,24 +136,23 @@ TARGET INLINE void add_values(const float *weights, const uint16_t *values, cons
 }
 
 /* One part of one token and one KV head. */
-TARGET INLINE void one_part(const Attention *job, const int64_t *task, const int64_t *member, long kv_head, const int dim) {
-    long group = job->heads / job->kv_heads, first_head = kv_head * group, num_keys = task[1], stride = dim + 2;
-    const int32_t *slots = job->slots + task[0];
-    const uint16_t *keys = job->keys + kv_head * job->head_stride, *values = job->values + kv_head * job->head_stride;
+TARGET INLINE void one_part(const Attention *job, const Piece *piece, const Piece *next, const int64_t *member, long kv_head,
+                            const int dim) {
+    long group = job->heads / job->kv_heads, first_head = kv_head * group, stride = dim + 2;
     const uint16_t *q = job->q + member[0] * job->q_stride;
     const int together = SUMS * LANES / dim;
     float scores[MOST_GROUP * MOST_KEYS];
     for (long begin = 0; begin < group; begin += MOST_GROUP) {
         long count = group - begin < MOST_GROUP ? group - begin : MOST_GROUP;
         float *sums = job->partial + (member[1] * job->heads + first_head + begin) * stride;
-        score(q + (first_head + begin) * dim, count, keys, slots, num_keys, dim, job->scale, scores);
+        score(q + (first_head + begin) * dim, count, piece, next, dim, job->scale, scores);
         for (long g = 0; g < count; g++)
-            weigh(scores + g * MOST_KEYS, num_keys, sums + g * stride + dim, sums + g * stride + dim + 1);
+            weigh(scores + g * MOST_KEYS, piece->num_keys, sums + g * stride + dim, sums + g * stride + dim + 1);
         long g = 0;
         for (; g + together <= count; g += together)
-            add_values(scores + g * MOST_KEYS, values, slots, num_keys, dim, together, sums + g * stride, stride);
+            add_values(scores + g * MOST_KEYS, piece, dim, together, sums + g * stride, stride);
         for (; g < count; g++)
-            add_values(scores + g * MOST_KEYS, values, slots, num_keys, dim, 1, sums + g * stride, stride);
+            add_values(scores + g * MOST_KEYS, piece, dim, 1, sums + g * stride, stride);
     }
 }
 
@@ -165,8 +191,9 @@ TARGET INLINE void work(Shared *shared, Worker worker, const int dim) {
     long items = job->num_tasks * job->kv_heads;
     for (long item = atomic_fetch_add(&shared->next_part, 1); item < items; item = atomic_fetch_add(&shared->next_part, 1)) {
         const int64_t *task = job->tasks + item / job->kv_heads * 4;
+        Piece piece = piece_of(job, item), next = piece_of(job, item + worker.count < items ? item + worker.count : item);
         for (long i = 0; i < task[3]; i++)
-            one_part(job, task, job->members + (task[2] + i) * 2, item % job->kv_heads, dim);
+            one_part(job, &piece, &next, job->members + (task[2] + i) * 2, item % job->kv_heads, dim);
     }
     wait_for_all(&shared->arrived, worker.count);
     for (long row = atomic_fetch_add(&shared->next_row, 1); row < job->num_rows; row = atomic_fetch_add(&shared->next_row, 1))
