@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from pitlane import Engine, SamplingParams
+from pitlane import Engine, SamplingParams, release_threads
 from pitlane.ui.bench.speed import TransformersSide
 
 pytestmark = pytest.mark.slow
@@ -24,10 +24,15 @@ LENGTHS = [16 + 240 * i // 31 for i in range(32)]  # 16 to 256, 136 on average
 STEPS = 24  # decode steps of transformers a block
 
 
+def without_cache(default: Any) -> Any:
+    """What is on by default, but nothing is known from before."""
+    return {name: options for name, options in default.items() if name != "prefix_cache"}
+
+
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Any]:
     torch.set_num_threads(2)
-    with Engine(MODEL, dtype="bfloat16", plugins={}, context=1024) as made:
+    with Engine(MODEL, dtype="bfloat16", plugins=without_cache, context=1024) as made:
         yield made
     torch.set_num_threads(1)
 
@@ -49,6 +54,7 @@ def submit(engine: Engine, token_ids: list[list[int]], outputs: list[int]) -> tu
     streams = [engine.submit(ids, params) for ids, params in zip(token_ids, sampling, strict=True)]
     results = [stream.result() for stream in streams]
     seconds = perf_counter() - started
+    engine.worker.call(release_threads).result()  # each side runs with its own threads alone
     assert [len(result.token_ids) for result in results] == outputs
     return seconds, median(result.stats["tpot_ms"]["p50"] for result in results) / 1e3
 
@@ -63,6 +69,7 @@ def equal_batch(peer: Any, token_ids: list[list[int]]) -> float:
             started = perf_counter()
             out = peer(token, past_key_values=out.past_key_values, use_cache=True)
             times.append(perf_counter() - started)
+    release_threads()
     return median(times)
 
 
@@ -77,6 +84,7 @@ def padded_batch(peer: Any, token_ids: list[list[int]], most: int) -> float:
             ids, attention_mask=mask, max_new_tokens=most, do_sample=False, pad_token_id=0, eos_token_id=None
         )
     seconds = perf_counter() - started
+    release_threads()
     assert out.shape == (len(token_ids), width + most)
     return seconds
 

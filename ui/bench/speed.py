@@ -15,12 +15,13 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pitlane.engine.types import Finished, SamplingParams, TextDelta
+from pitlane.engine.worker import release_threads
 from pitlane.ui.bench.summary import ratio, summary
 
 if TYPE_CHECKING:
     from pitlane.engine.engine import Engine
 
-PAUSE = 0.2  # seconds between blocks: idle threads of the other side stop spinning
+PAUSE = 0.2  # seconds between blocks
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ class Side(Protocol):
 
 
 class EngineSide:
-    """The engine under its default plan."""
+    """The engine under its default plan. Each side gives its threads back when it is measured (`release_threads`)."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -63,6 +64,7 @@ class EngineSide:
             elif isinstance(event, Finished):
                 stats = event.result.stats
         step, forward = (b - a for a, b in zip(begin, self._accumulators(), strict=True))
+        self.engine.worker.call(release_threads).result()
         seconds = stats["prefill_ms"] / 1e3
         decode = stats["tpot_ms"]["p50"] or 0.0
         return Blocks([len(token_ids) / seconds], [decode], [1 - forward / step] if step > 0 else [])
@@ -111,6 +113,7 @@ class TransformersSide:
                 token = out.logits[:, -1:].argmax(-1)
                 token.item()  # a token that nobody reads is no token
                 times.append(time.perf_counter() - start)
+        release_threads()
         return Blocks([len(token_ids) / prefill], [1e3 * median(times)])
 
 
