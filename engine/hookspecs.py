@@ -6,7 +6,7 @@ fold = each gets the previous one's result. Implementations run by `Plugin.stage
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ hookspec = pluggy.HookspecMarker("pitlane")
 COMBINE: Mapping[str, str] = {
     "load_document": "first",
     "build_linear": "first",
+    "build_op": "first",
     "build_attention": "first",
     "lane_opened": "all",
     "match_prefix": "first",
@@ -56,6 +57,15 @@ def build_linear(parts: list[LinearPart], context: BuildContext) -> Linear | Non
     """Build one linear from its parts (fused: q, k, v or gate, up). Called at load: fused list first, then each part. First.
 
     Returns a callable [T, in_features] -> [T, sum of out_features], or None to decline. May change output as declared.
+    """
+
+
+@hookspec
+def build_op(kind: str, context: BuildContext) -> Callable[..., Any] | None:
+    """Give a lane's model one of its operations. Called once per lane and kind, at load. First.
+
+    kind: `rms_norm` (x [T, D], weight [D], eps -> [T, D], fresh) or `silu_mul` ([T, 2 I] -> [T, I], fresh). May change output
+    as declared.
     """
 
 

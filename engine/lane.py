@@ -51,6 +51,7 @@ class LaneLimits:
 class Lane:
     """One way to run one variant: `draft_limit`, `build_batch`, `rows`, `commit`; `open_drafter` and `early_exit` for drafters."""
 
+    variant: Model  # whose weights it runs; shared while a lane holds it
     load_drafter: Callable[[str], tuple[Model, float]]
     call: Call
 

@@ -5,6 +5,7 @@ The default plan and dtype come from a table of device and instruction set, not 
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -15,17 +16,17 @@ from pitlane.engine.errors import BadOption, PluginFailed
 from pitlane.engine.lane import BLOCK_SIZE, Call, Lane, LaneLimits, fingerprint
 from pitlane.engine.memory import Needs, available, check_fit, gib
 from pitlane.engine.models.config import ModelConfig
-from pitlane.engine.models.layers import Builder, Linear, LinearPart
+from pitlane.engine.models.layers import Builder, Linear, LinearPart, Ops
+from pitlane.engine.models.llama import Llama
 from pitlane.engine.models.registry import build_model, resolve
 from pitlane.engine.plan import HookError, Plan, Settings
 from pitlane.engine.registry import PluginRegistry
-from pitlane.engine.runner import Model
 from pitlane.engine.scheduler import Match, Reclaim
 from pitlane.engine.tokenizer import Tokenizer
 from pitlane.engine.types import BuildContext
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
-DEFAULT = ("prefix_cache", "packed_linear", "paged_attention")
+DEFAULT = ("prefix_cache", "packed_linear", "paged_attention", "fused_ops")
 MAX_LANES = 4  # each gets an equal share of KV memory
 MAX_SEQS = 64
 SMALL = 64 * 2**20
@@ -113,11 +114,11 @@ class Loader:
         )
         attention = _first(plan, "build_attention", context=self.build_context)
         attention = attention or SpanAttention(self.config.attention_scale, self.device)
-        lane = Lane(model, digest, attention, self.dtype, self.device, limits, match, reclaim)
-        lane.load_drafter, lane.call = self.load_drafter, call
+        lane = Lane(model.with_ops(self._ops(plan)), digest, attention, self.dtype, self.device, limits, match, reclaim)
+        lane.variant, lane.load_drafter, lane.call = model, self.load_drafter, call
         return lane
 
-    def load_drafter(self, name: str) -> tuple[Model, float]:
+    def load_drafter(self, name: str) -> tuple[Llama, float]:
         """A model that drafts for this one, and its attention scale: of the same tokenizer, dtype and device."""
         source = resolve(name)
         tokenizer = Tokenizer(source)
@@ -139,7 +140,13 @@ class Loader:
             raise BadOption(f"{MAX_LANES} ways to run the model are busy; wait for an answer, or toggle fewer plugins")
         del lanes[min(idle, key=lambda key: idle[key].busy_seconds)]
 
-    def _build(self, plan: Plan) -> Model:
+    def _ops(self, plan: Plan) -> Ops:
+        found = {
+            each.name: _first(plan, "build_op", kind=each.name, context=self.build_context) for each in fields(Ops)
+        }
+        return Ops(**{name: op for name, op in found.items() if op is not None})
+
+    def _build(self, plan: Plan) -> Llama:
         def build_linear(parts: list[LinearPart]) -> Linear | None:
             built: Linear | None = _first(plan, "build_linear", parts=parts, context=self.build_context)
             return built

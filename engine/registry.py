@@ -32,6 +32,7 @@ BUILT_IN = (
     "pitlane.plugins.prefix_cache",
     "pitlane.plugins.packed_linear",
     "pitlane.plugins.paged_attention",
+    "pitlane.plugins.fused_ops",
     "pitlane.plugins.prompt_lookup",
     "pitlane.plugins.speculative",
     "pitlane.plugins.self_speculation",

@@ -95,18 +95,6 @@ class Concat:
         return torch.cat([linear(x) for linear in self.linears], -1)
 
 
-class RMSNorm:
-    """x / rms(x) * weight over the last dimension; ATen computes half dtypes in float32, others in their own."""
-
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        self.weight = weight
-        self.shape = tuple(weight.shape)
-        self.eps = eps
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.shape, self.weight, self.eps)
-
-
 class Embedding:
     """Token ids [T] -> [T, hidden]. On a CPU the table stays a view of the file, and rows are cast when looked up."""
 
@@ -118,10 +106,23 @@ class Embedding:
         return F.embedding(token_ids, self.weight).to(self.dtype)
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over rows [T, D]; ATen computes half dtypes in float32, others in their own."""
+    return F.rms_norm(x, tuple(weight.shape), weight, eps)
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     """[T, 2 I] -> silu(gate) * up [T, I]."""
     gate, up = gate_up.chunk(2, -1)
     return F.silu(gate).mul_(up)
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """The operations that a lane's model calls, each of which a plugin may give (`build_op`)."""
+
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
+    silu_mul: Callable[[Tensor], Tensor] = silu_mul
 
 
 class Builder:
@@ -160,8 +161,9 @@ class Builder:
         self.num_bytes += linear.num_bytes
         return linear
 
-    def norm(self, name: str) -> RMSNorm:
-        return RMSNorm(self.tensor(f"{name}.weight"), self.config.rms_norm_eps)
+    def norm(self, name: str) -> Tensor:
+        """The weight of a norm [D]."""
+        return self.tensor(f"{name}.weight")
 
     def embedding(self, name: str) -> Embedding:
         weight = self.source.get(f"{name}.weight")

@@ -7,6 +7,8 @@ Hkv KV heads of size D; q, k and v are views of one tensor, so their rows are st
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +17,7 @@ from pitlane.engine.attention import Attention
 from pitlane.engine.batch import Batch
 from pitlane.engine.kv_store import KVStore
 from pitlane.engine.models.config import ModelConfig
-from pitlane.engine.models.layers import Builder, silu_mul
+from pitlane.engine.models.layers import Builder, Ops
 from pitlane.engine.models.rope import Rope
 from pitlane.engine.types import KVGroup
 
@@ -48,6 +50,7 @@ class Llama:
 
     def __init__(self, config: ModelConfig, build: Builder) -> None:
         self.config = config
+        self.ops = Ops()
         self.num_layers, self.exit_layers = config.num_layers, config.exit_layers
         windows = list(dict.fromkeys(config.windows))
         members = [tuple(i for i, window in enumerate(config.windows) if window == each) for each in windows]
@@ -73,11 +76,19 @@ class Llama:
         """
         x = self.embedding(batch.token_ids)
         angles = self.rope.angles(batch.positions)
+        norm, silu_mul, eps = self.ops.rms_norm, self.ops.silu_mul, self.config.rms_norm_eps
         for layer in self.layers[:num_layers]:
-            x += self._attend(layer, layer.attention_norm(x), angles, batch, stores[layer.group], attention)
-            x += layer.down(silu_mul(layer.gate_up(layer.mlp_norm(x))))
-        logits: Tensor = self.head(self.norm(x.index_select(0, batch.logit_rows)))
+            normed = norm(x, layer.attention_norm, eps)
+            x += self._attend(layer, normed, angles, batch, stores[layer.group], attention)
+            x += layer.down(silu_mul(layer.gate_up(norm(x, layer.mlp_norm, eps))))
+        logits: Tensor = self.head(norm(x.index_select(0, batch.logit_rows), self.norm, eps))
         return logits
+
+    def with_ops(self, ops: Ops) -> Llama:
+        """The same weights, run with other operations."""
+        other = copy(self)
+        other.ops = ops
+        return other
 
     def _attend(
         self,

@@ -6,34 +6,13 @@
  */
 #include "attention_bf16.h"
 #include "threads.h"
+#include "vectors.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLLED _Pragma("GCC unroll 16")
+#if defined(PITLANE_VECTORS)
 #define MOST_KEYS 512
-#define LANES 16
 #define MOST_GROUP 16 /* query heads of a KV head that are scored at a time */
 #define SUMS 16       /* registers of weighted values at a time */
 #define AHEAD 128     /* keys from a key's use to its prefetch */
-
-/* exp(x) for x <= 0, to 2 units in the last place; 0 far below. */
-TARGET INLINE __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-150.0f));
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504089f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_scalef_ps(p, n);
-}
 
 /* Sums of 16 vectors, vector i's in lane i; every one by the same tree. */
 TARGET INLINE __m512 sums_of(__m512 *a) {
@@ -46,10 +25,6 @@ TARGET INLINE __m512 sums_of(__m512 *a) {
     UNROLLED for (int i = 0; i < 2; i++) /* quarters 0 + 1 and 2 + 3 of both */
         a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88), _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xdd));
     return _mm512_add_ps(_mm512_shuffle_f32x4(a[0], a[1], 0x88), _mm512_shuffle_f32x4(a[0], a[1], 0xdd));
-}
-
-TARGET INLINE __m512 widened(const uint16_t *x) {
-    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16);
 }
 
 /* The keys and values of one task and KV head. */
@@ -222,7 +197,7 @@ static Work work_for(int64_t dim) {
 }
 
 int has_attention_bf16(int64_t dim) {
-    return work_for(dim) && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512dq");
+    return work_for(dim) && has_vectors();
 }
 
 void attention_bf16(const Attention *job, int threads) {

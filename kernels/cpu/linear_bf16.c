@@ -7,12 +7,9 @@
  */
 #include "linear_bf16.h"
 #include "threads.h"
+#include "vectors.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
-#define UNROLLED _Pragma("GCC unroll 16")
+#if defined(PITLANE_VECTORS)
 #define OUTS 32        /* outputs of a panel */
 #define LINE 64        /* bytes */
 #define STEP (2 * LINE) /* of weights, for one pair of inputs */
@@ -145,7 +142,7 @@ static void work(void *arg, Worker worker) {
     }
 }
 
-int has_linear_bf16(void) { return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw"); }
+int has_linear_bf16(void) { return has_vectors(); }
 
 void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, uint16_t *y, uint16_t *scratch, long rows, long outs,
                  long ins, int threads) {

@@ -4,6 +4,7 @@
 
 #include "attention_bf16.h"
 #include "linear_bf16.h"
+#include "ops_bf16.h"
 
 #define MOST_ARGUMENTS 17
 
@@ -53,6 +54,36 @@ static PyObject *call_attention_bf16(PyObject *self, PyObject *const *args, Py_s
     Py_RETURN_NONE;
 }
 
+static PyObject *call_rms_norm_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    int64_t v[MOST_ARGUMENTS];
+    (void)self;
+    if (!read_integers(args, given, 6, 7, v))
+        return NULL;
+    float eps = (float)PyFloat_AsDouble(args[6]);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    rms_norm_bf16((uint16_t *)v[0], (uint16_t *)v[1], (uint16_t *)v[2], v[3], v[4], eps, (int)v[5]);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_silu_mul_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    int64_t v[MOST_ARGUMENTS];
+    (void)self;
+    if (!read_integers(args, given, 5, 5, v))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    silu_mul_bf16((uint16_t *)v[0], (uint16_t *)v[1], v[2], v[3], (int)v[4]);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_has_ops_bf16(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyBool_FromLong(has_ops_bf16());
+}
+
 static PyObject *call_has_attention_bf16(PyObject *self, PyObject *dim) {
     (void)self;
     long long size = PyLong_AsLongLong(dim);
@@ -67,6 +98,11 @@ static PyMethodDef methods[] = {
     {"linear_bf16", (PyCFunction)(void (*)(void))call_linear_bf16, METH_FASTCALL,
      "linear_bf16(x, w, bias, y, scratch, rows, outs, ins, threads): see linear_bf16.h"},
     {"has_linear_bf16", call_has_linear_bf16, METH_NOARGS, "Whether linear_bf16 runs on this CPU"},
+    {"rms_norm_bf16", (PyCFunction)(void (*)(void))call_rms_norm_bf16, METH_FASTCALL,
+     "rms_norm_bf16(x, w, y, rows, dim, threads, eps): see ops_bf16.h"},
+    {"silu_mul_bf16", (PyCFunction)(void (*)(void))call_silu_mul_bf16, METH_FASTCALL,
+     "silu_mul_bf16(x, y, rows, dim, threads): see ops_bf16.h"},
+    {"has_ops_bf16", call_has_ops_bf16, METH_NOARGS, "Whether the operations of ops_bf16.h run on this CPU"},
     {NULL, NULL, 0, NULL},
 };
 

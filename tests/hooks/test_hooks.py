@@ -28,6 +28,7 @@ from pitlane import (
     Rows,
     SamplingParams,
     Sequence,
+    SpanAttention,
     StepStats,
     hookimpl,
 )
@@ -78,6 +79,61 @@ def test_hook_build_linear(make_engine: Any) -> None:
 
     result, plugin, engine = run(make_engine, Recorder)
     assert plugin.asked[:4] == [["q_proj", "k_proj", "v_proj"], ["q_proj"], ["k_proj"], ["v_proj"]]
+    assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
+
+
+def test_hook_build_op(make_engine: Any) -> None:
+    class Normer(Plugin):
+        name, exactness = "normer", "identical"
+
+        def __init__(self, options: Any = None) -> None:
+            super().__init__(options)
+            self.kinds: list[str] = []
+            self.shapes: list[tuple[int, ...]] = []
+
+        @hookimpl
+        def build_op(self, kind: str, context: BuildContext) -> Any:
+            self.kinds.append(kind)
+            assert context.config.head_dim == 64
+            return self.norm if kind == "rms_norm" else None
+
+        def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+            self.shapes.append((*x.shape, *weight.shape))
+            return torch.nn.functional.rms_norm(x, tuple(weight.shape), weight, eps)
+
+    result, plugin, engine = run(make_engine, Normer)
+    assert plugin.kinds == ["rms_norm", "silu_mul"]
+    assert (len(PROMPT), 128, 128) in plugin.shapes and (1, 128, 128) in plugin.shapes
+    assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
+    assert len(engine.lanes) == 2
+
+
+def test_hook_build_attention(make_engine: Any) -> None:
+    class Attender(Plugin):
+        name, role, exactness = "attender", "attention", "identical"
+
+        def __init__(self, options: Any = None) -> None:
+            super().__init__(options)
+            self.planned, self.called = 0, 0
+
+        @hookimpl
+        def build_attention(self, context: BuildContext) -> Any:
+            outer = self
+
+            class Counting(SpanAttention):
+                def plan(self, *arguments: Any) -> Any:
+                    outer.planned += 1
+                    return super().plan(*arguments)
+
+                def __call__(self, *arguments: Any) -> torch.Tensor:
+                    outer.called += 1
+                    return super().__call__(*arguments)
+
+            return Counting(context.config.attention_scale, context.device)
+
+    result, plugin, engine = run(make_engine, Attender)
+    steps = result.stats["steps"]
+    assert plugin.planned >= steps and plugin.called >= 2 * steps  # of two layers
     assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
 
 

@@ -72,19 +72,24 @@ class Scripted(Plugin):
 '''
 
 
+def without_cache(default: Any) -> Any:
+    """What is on by default, but nothing is known from before."""
+    return {name: options for name, options in default.items() if name != "prefix_cache"}
+
+
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("plugins")
     (folder / "drafting.py").write_text(PLUGINS)
-    torch.set_num_threads(2)
-    with Engine(MODEL, dtype="bfloat16", plugins={}, context=2048, registry=PluginRegistry.load(folder)) as made:
+    registry = PluginRegistry.load(folder)
+    with Engine(MODEL, dtype="bfloat16", plugins=without_cache, context=2048, threads=2, registry=registry) as made:
         yield made
     torch.set_num_threads(1)
 
 
 def seconds_per_token(engine: Engine, settings: dict[str, Any], num_tokens: int = NUM_TOKENS) -> tuple[float, Any]:
     sampling = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
-    result = engine.generate(PROMPT, sampling, plan=engine.plan(settings))
+    result = engine.generate(PROMPT, sampling, plan=engine.plan(engine.default_plan.settings | settings))
     return result.stats["decode_ms"] / 1e3 / (num_tokens - 1), result
 
 

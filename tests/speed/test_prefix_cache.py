@@ -42,7 +42,7 @@ def test_sixteen_questions_on_one_document(make_engine: Any) -> None:
     seconds: dict[str, float] = {}
     prompts = [tokens(0, 1024) + tokens(seed, 16) for seed in range(1, 17)]
     for name in ("prefix_cache", ""):
-        engine = make_engine("random:llama-1b", dtype="bfloat16", plugins=[name] if name else [])
+        engine = make_engine("random:llama-1b", dtype="bfloat16", plugins=[name] if name else [], threads=2)
         engine.generate(tokens(99, 300), SamplingParams(max_tokens=4))
         started = perf_counter()
         streams = [engine.submit(prompt, SamplingParams(max_tokens=8, ignore_eos=True)) for prompt in prompts]

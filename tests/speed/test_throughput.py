@@ -31,8 +31,7 @@ def without_cache(default: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Any]:
-    torch.set_num_threads(2)
-    with Engine(MODEL, dtype="bfloat16", plugins=without_cache, context=1024) as made:
+    with Engine(MODEL, dtype="bfloat16", plugins=without_cache, context=1024, threads=2) as made:
         yield made
     torch.set_num_threads(1)
 

@@ -1,0 +1,65 @@
+"""Operations in C against their references: any shape, extreme values, rows that do not depend on others; and in the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pitlane.kernels import ops
+
+here = pytest.mark.skipif(ops.unavailable() is not None, reason=str(ops.unavailable()))
+BF16_STEP = 2.0**-8  # half the distance of neighbours, relative
+
+
+def made(*shape: int) -> Tensor:
+    return (3 * torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))).bfloat16()
+
+
+@here
+@pytest.mark.parametrize("dim", [1, 15, 16, 17, 64, 70, 512, 2048])
+@pytest.mark.parametrize("rows", [1, 2, 7, 100])
+def test_rms_norm_is_within_a_rounding(rows: int, dim: int) -> None:
+    x, weight = made(rows, dim), made(dim)
+    wide = x.double()
+    exact = wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    found = ops.rms_norm(x, weight, 1e-5)
+    assert bool(((found.double() - exact).abs() <= (BF16_STEP + 1e-5) * exact.abs()).all())
+    assert all(torch.equal(ops.rms_norm(x[i : i + 1], weight, 1e-5)[0], found[i]) for i in range(rows))
+
+
+@here
+@pytest.mark.parametrize("dim", [1, 16, 33, 5632])
+@pytest.mark.parametrize("rows", [1, 3, 20])
+def test_silu_mul_is_within_a_rounding(rows: int, dim: int) -> None:
+    x = made(rows, 2 * dim)
+    gate, up = x.double().chunk(2, -1)
+    found, exact = ops.silu_mul(x), gate * torch.sigmoid(gate) * up
+    assert bool(((found.double() - exact).abs() <= (BF16_STEP + 1e-5) * exact.abs()).all())
+    assert all(torch.equal(ops.silu_mul(x[i : i + 1])[0], found[i]) for i in range(rows))
+
+
+@here
+def test_silu_of_extreme_gates() -> None:
+    gate = torch.tensor([-3e38, -200.0, -90.0, -0.0, 0.0, 90.0, 3e38, float("inf")]).bfloat16()
+    found = ops.silu_mul(torch.cat([gate, torch.ones(8).bfloat16()])[None])[0]
+    assert found[:5].abs().max() < 1e-30 and torch.equal(found[5:], gate[5:])
+
+
+@here
+def test_takes_strided_rows() -> None:
+    x, weight = made(4, 96), made(32)
+    assert torch.equal(ops.rms_norm(x[:, 32:64], weight, 1e-5), ops.rms_norm(x[:, 32:64].clone(), weight, 1e-5))
+    assert torch.equal(ops.silu_mul(x[:, 16:80]), ops.silu_mul(x[:, 16:80].clone()))
+
+
+@here
+def test_lanes_of_one_variant_share_weights_and_differ_in_operations(make_engine: Any) -> None:
+    engine = make_engine("random:tiny", dtype="bfloat16", plugins=["packed_linear"])
+    plain = engine.lane_of(engine.default_plan)
+    fused = engine.lane_of(engine.plan({"packed_linear": {}, "fused_ops": {}}))
+    assert fused is not plain and fused.variant is plain.variant
+    assert fused.runner.model.layers is plain.runner.model.layers
+    assert fused.runner.model.ops.rms_norm is ops.rms_norm is not plain.runner.model.ops.rms_norm
