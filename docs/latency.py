@@ -69,7 +69,7 @@ def beside_a_stream(engine: Engine, first_token: int) -> dict[str, Any]:
 
 def measure() -> dict[str, Any]:
     """Lists of gaps in milliseconds, and seconds to the first token of the long prompt."""
-    with Engine(MODEL, dtype="bfloat16", plugins={}, threads=2) as engine:
+    with Engine(MODEL, dtype="bfloat16", threads=2) as engine:
         engine.generate(list(range(64)), SamplingParams(max_tokens=8, ignore_eos=True))
         started, stopped = seconds_of_prompt(engine, 1000)
         found = {"alone_seconds": stopped - started, "read": beside_a_stream(engine, 1001)}

@@ -64,6 +64,12 @@ def make_engine(own_home: Path) -> Iterator[Callable[..., Any]]:
             lane.pool.check_integrity(())
 
 
+@pytest.fixture(scope="session")
+def without_cache() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """For `Engine(plugins=without_cache)`: what is on by default, but nothing is known from before."""
+    return lambda default: {name: options for name, options in default.items() if name != "prefix_cache"}
+
+
 @pytest.fixture
 def engine(make_engine: Callable[..., Any]) -> Any:
     """The bare core on a tiny random model in float64."""

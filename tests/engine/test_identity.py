@@ -18,6 +18,7 @@ import pytest
 from pitlane import Draft, Limits, Plugin, PluginOptions, Result, SamplingParams, hookimpl
 from pitlane import Sequence as Seq
 from pitlane.engine.registry import PluginRegistry
+from pitlane.kernels import linear
 from pitlane.testing import assert_only_ties_differ, first_difference
 
 Settings = dict[str, dict[str, Any]]
@@ -205,6 +206,26 @@ def test_all_tokens_are_plain_tokens_in_float64(
     print(
         f"\n{model} float64 {mode or 'greedy'} piece {piece}: {BATCH * len(prompts)} answers plain; accepted {accepted}"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("varied_draft")
+@pytest.mark.skipif(bool(linear.unavailable()), reason=str(linear.unavailable()))
+@each_mode
+@each_piece(NUM_PIECES)
+def test_all_tokens_are_plain_tokens_in_bfloat16_by_the_kernels_in_c(
+    make_bench: Callable[..., Bench], shared_data: Path, piece: int, mode: dict[str, Any]
+) -> None:
+    """The same 200 prompts on the bundled model, whose every operation keeps a row's order whatever stands beside it."""
+    engine, settings = make_bench("bundled", dtype="bfloat16")
+    kernels: Settings = {"packed_linear": {}, "paged_attention": {}, "fused_ops": {}}
+    prompts = prompts_of_piece(engine, shared_data, piece)
+    plain = answers(engine, prompts, lambda i: kernels, BATCH, 256, **mode)
+    for shift in range(BATCH):
+        chosen = rotated([kernels | each for each in settings], shift)
+        assert_equal(answers(engine, prompts, chosen, BATCH, 256, **mode), plain, f"{mode}, shift {shift}")
+    print(f"\nbundled bfloat16 kernels {mode or 'greedy'} piece {piece}: {BATCH * len(prompts)} answers plain")
 
 
 @pytest.mark.slow

@@ -72,13 +72,8 @@ class Scripted(Plugin):
 '''
 
 
-def without_cache(default: Any) -> Any:
-    """What is on by default, but nothing is known from before."""
-    return {name: options for name, options in default.items() if name != "prefix_cache"}
-
-
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def engine(tmp_path_factory: pytest.TempPathFactory, without_cache: Any) -> Any:
     folder = tmp_path_factory.mktemp("plugins")
     (folder / "drafting.py").write_text(PLUGINS)
     registry = PluginRegistry.load(folder)

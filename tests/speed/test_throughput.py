@@ -24,13 +24,8 @@ LENGTHS = [16 + 240 * i // 31 for i in range(32)]  # 16 to 256, 136 on average
 STEPS = 24  # decode steps of transformers a block
 
 
-def without_cache(default: Any) -> Any:
-    """What is on by default, but nothing is known from before."""
-    return {name: options for name, options in default.items() if name != "prefix_cache"}
-
-
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Any]:
+def engine(without_cache: Any) -> Iterator[Any]:
     with Engine(MODEL, dtype="bfloat16", plugins=without_cache, context=1024, threads=2) as made:
         yield made
     torch.set_num_threads(1)
