@@ -12,18 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from importlib import import_module
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-try:
-    _cpu: Any = import_module("pitlane.kernels._cpu")
-except ImportError:  # built without a C compiler
-    _cpu = None
+from pitlane.kernels.extension import MISSING, cpu
 
 PIECE = 512
 Slots: TypeAlias = npt.NDArray[np.int32]
@@ -92,7 +88,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, parts: Parts, scale: float, 
     assert q.stride()[1:] == (dim, 1) and out.is_contiguous(), f"strides {q.stride()}, {out.stride()}"
     assert keys.stride() == values.stride() and keys.stride()[1:] == (dim, 1), f"strides {keys.stride()}"
     partial = torch.empty(len(parts.members) * heads * (dim + 2))
-    _cpu.attention_bf16(
+    cpu.attention_bf16(
         q.data_ptr(),
         keys.data_ptr(),
         values.data_ptr(),
@@ -117,9 +113,9 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, parts: Parts, scale: float, 
 @cache
 def unavailable(head_dim: int) -> str | None:
     """Why `attend` cannot be used on this machine; None if it can. Checked against the reference, once per head size."""
-    if _cpu is None:
-        return "the package was built without a C compiler"
-    if not _cpu.has_attention_bf16(head_dim):
+    if cpu is None:
+        return MISSING
+    if not cpu.has_attention_bf16(head_dim):
         return f"this CPU has no AVX-512 BF16, or heads of {head_dim} are not among 32, 64, 96, 128 and 256"
     generator = torch.Generator().manual_seed(0)
     q, keys, values = (

@@ -9,16 +9,11 @@ Source: GotoBLAS (Goto and van de Geijn 2008) for panels and tiles; the dot prod
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
-from typing import Any
 
 import torch
 from torch import Tensor
 
-try:
-    _cpu: Any = import_module("pitlane.kernels._cpu")
-except ImportError:  # built without a C compiler
-    _cpu = None
+from pitlane.kernels.extension import MISSING, cpu
 
 PANEL = 32
 
@@ -57,7 +52,7 @@ class Packed:
         assert x.dtype == torch.bfloat16 and inputs == self.num_inputs, f"{x.dtype} [{rows}, {inputs}]"
         y = x.new_empty(rows, self.num_outputs)
         scratch = torch.empty_like(x)
-        _cpu.linear_bf16(
+        cpu.linear_bf16(
             x.data_ptr(),
             self.weight.data_ptr(),
             0 if self.bias is None else self.bias.data_ptr(),
@@ -74,9 +69,9 @@ class Packed:
 @cache
 def unavailable() -> str | None:
     """Why `Packed` cannot be used on this machine; None if it can. Checked against the reference, once per process."""
-    if _cpu is None:
-        return "the package was built without a C compiler"
-    if not _cpu.has_linear_bf16():
+    if cpu is None:
+        return MISSING
+    if not cpu.has_linear_bf16():
         return "this CPU has no AVX-512 BF16"
     generator = torch.Generator().manual_seed(0)
     for rows in (1, 5, 27):

@@ -7,16 +7,11 @@ rms_norm: y [T, D] = x / sqrt(mean(x^2) + eps) * w; bytes moved 4 T D. silu_mul:
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
-from typing import Any
 
 import torch
 from torch import Tensor
 
-try:
-    _cpu: Any = import_module("pitlane.kernels._cpu")
-except ImportError:  # built without a C compiler
-    _cpu = None
+from pitlane.kernels.extension import MISSING, cpu
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -37,7 +32,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     y = torch.empty_like(x)
     rows, dim = x.shape
     assert x.dtype == weight.dtype == torch.bfloat16 and weight.shape == (dim,), f"{x.dtype} {tuple(weight.shape)}"
-    _cpu.rms_norm_bf16(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, dim, torch.get_num_threads(), eps)
+    cpu.rms_norm_bf16(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, dim, torch.get_num_threads(), eps)
     return y
 
 
@@ -47,16 +42,16 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     rows, dim = gate_up.shape[0], gate_up.shape[1] // 2
     assert gate_up.dtype == torch.bfloat16 and gate_up.shape[1] % 2 == 0, f"{gate_up.dtype} {tuple(gate_up.shape)}"
     y = gate_up.new_empty(rows, dim)
-    _cpu.silu_mul_bf16(gate_up.data_ptr(), y.data_ptr(), rows, dim, torch.get_num_threads())
+    cpu.silu_mul_bf16(gate_up.data_ptr(), y.data_ptr(), rows, dim, torch.get_num_threads())
     return y
 
 
 @cache
 def unavailable() -> str | None:
     """Why these cannot be used on this machine; None if they can. Checked against the references, once per process."""
-    if _cpu is None:
-        return "the package was built without a C compiler"
-    if not _cpu.has_ops_bf16():
+    if cpu is None:
+        return MISSING
+    if not cpu.has_ops_bf16():
         return "this CPU has no AVX-512 BF16"
     x = torch.randn(3, 74, generator=torch.Generator().manual_seed(0)).bfloat16()
     pairs = (rms_norm(x, x[0], 1e-5), rms_norm_ref(x, x[0], 1e-5)), (silu_mul(x), silu_mul_ref(x))

@@ -21,13 +21,10 @@ class FusedOps(Plugin):
 
     @classmethod
     def unavailable(cls, context: BuildContext) -> str | None:
-        import torch
+        from pitlane.kernels import ops
+        from pitlane.kernels.extension import unsupported
 
-        from pitlane.kernels.ops import unavailable
-
-        if context.device.type != "cpu" or context.dtype != torch.bfloat16:
-            return f"it is for bfloat16 on a CPU; the model runs in {context.dtype} on {context.device}"
-        return unavailable()
+        return unsupported(context.dtype, context.device) or ops.unavailable()
 
     @hookimpl
     def build_op(self, kind: str, context: BuildContext) -> Callable[..., Any] | None:

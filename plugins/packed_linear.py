@@ -22,13 +22,10 @@ class PackedLinear(Plugin):
 
     @classmethod
     def unavailable(cls, context: BuildContext) -> str | None:
-        import torch
+        from pitlane.kernels import linear
+        from pitlane.kernels.extension import unsupported
 
-        from pitlane.kernels.linear import unavailable
-
-        if context.device.type != "cpu" or context.dtype != torch.bfloat16:
-            return f"it is for bfloat16 on a CPU; the model runs in {context.dtype} on {context.device}"
-        return unavailable()
+        return unsupported(context.dtype, context.device) or linear.unavailable()
 
     @hookimpl
     def build_linear(self, parts: list[LinearPart], context: BuildContext) -> Linear | None:

@@ -28,13 +28,10 @@ class PagedAttention(Plugin):
 
     @classmethod
     def unavailable(cls, context: BuildContext) -> str | None:
-        import torch
+        from pitlane.kernels import attention
+        from pitlane.kernels.extension import unsupported
 
-        from pitlane.kernels.attention import unavailable
-
-        if context.device.type != "cpu" or context.dtype != torch.bfloat16:
-            return f"it is for bfloat16 on a CPU; the model runs in {context.dtype} on {context.device}"
-        return unavailable(context.config.head_dim)
+        return unsupported(context.dtype, context.device) or attention.unavailable(context.config.head_dim)
 
     @hookimpl
     def build_attention(self, context: BuildContext) -> Attention:

@@ -258,6 +258,13 @@ def test_a_plugin_that_cannot_be_added_is_refused_with_the_holder_and_switched_b
     assert changes[card.switch] is False
 
 
+def test_a_plugin_that_cannot_serve_the_model_has_no_switch_to_turn(page: Any) -> None:
+    cards = {card.plugin.name: card for card in page.handlers.ui.controls.cards}
+    assert str(page.engine.loader.dtype) == "torch.float64"
+    assert cards["packed_linear"].switch.interactive is False and cards["packed_linear"].switch.value is False
+    assert cards["prompt_lookup"].switch.interactive is not False
+
+
 def test_a_drafter_is_made_ready_when_it_is_switched_on(page: Any) -> None:
     card = next(card for card in page.handlers.ui.controls.cards if card.plugin.name == "prompt_lookup")
     enabled = values(page, ("prompt_lookup",))[len(page.handlers.ui.sampling) :]

@@ -1,0 +1,22 @@
+"""The kernels in C (kernels/cpu), if this build has them, and where they serve: bfloat16 on a CPU."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+
+MISSING = "the package was built without a C compiler"
+
+try:
+    cpu: Any = import_module("pitlane.kernels._cpu")
+except ImportError:
+    cpu = None
+
+
+def unsupported(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why they do not serve a model of this dtype and device; None if they do."""
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        return None
+    return f"it is for bfloat16 on a CPU; the model runs in {str(dtype).removeprefix('torch.')} on {device}"
