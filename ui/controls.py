@@ -38,8 +38,10 @@ class PluginControls:
 
     def __init__(self, registry: PluginRegistry, default: Plan, context: BuildContext) -> None:
         self.registry = registry
-        plugins = [registry.get(name) for name in sorted(registry.togglable())]
-        self.cards = [_card(each, default.settings.get(each.name), each.unavailable(context)) for each in plugins]
+        plugins = [registry.get(name) for name in registry.togglable()]
+        found = [(each.unavailable(context), each) for each in plugins]
+        found.sort(key=lambda pair: (pair[0] is not None, pair[1].name))  # what cannot be switched on comes last
+        self.cards = [_card(each, default.settings.get(each.name), reason) for reason, each in found]
 
     @property
     def inputs(self) -> list[Any]:
@@ -99,7 +101,7 @@ def _number_widget(schema: dict[str, Any], whole: bool, common: dict[str, Any]) 
 def _card(plugin: type[Plugin], settings: dict[str, Any] | None, reason: str | None) -> Card:
     options = settings if settings is not None else plugin.Options().model_dump()
     schemas = plugin.Options.model_json_schema().get("properties", {})
-    with gr.Column(elem_classes=["card"], elem_id=f"card-{plugin.name}"):
+    with gr.Column(elem_classes=["card", *(["unavailable"] if reason else [])], elem_id=f"card-{plugin.name}"):
         with gr.Row(elem_classes=["card-head"]):
             switch = gr.Checkbox(
                 value=settings is not None,
@@ -114,7 +116,7 @@ def _card(plugin: type[Plugin], settings: dict[str, Any] | None, reason: str | N
         gr.HTML(f'<p class="summary">{escape(_sentence(plugin.summary()))}{role}</p>', apply_default_css=False)
         card = Card(plugin, switch)
         if reason:
-            gr.HTML(f'<p class="summary unavailable">Unavailable: {escape(reason)}.</p>', apply_default_css=False)
+            gr.HTML(f'<p class="summary">Unavailable: {escape(reason)}.</p>', apply_default_css=False)
         card.effect = gr.HTML("", elem_classes=["effect"], elem_id=f"effect-{plugin.name}", apply_default_css=False)
         if schemas:
             with gr.Accordion("Options", open=False, elem_classes=["card-options"]):

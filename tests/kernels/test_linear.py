@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pitlane import BadOption, BuildContext, PlanConflict, Plugin, SamplingParams
 from pitlane.engine.registry import PluginRegistry
-from pitlane.kernels import linear
+from pitlane.kernels import attention, linear, ops
 from pitlane.testing import assert_only_ties_differ
 
 here = pytest.mark.skipif(linear.unavailable() is not None, reason=str(linear.unavailable()))
@@ -117,19 +117,19 @@ def test_is_on_by_default_where_it_serves_and_refused_with_a_reason_where_not(ma
     with pytest.raises(BadOption, match="packed_linear is unavailable: .* the model runs in float32 on cpu"):
         engine.plan({"packed_linear": {}})
     if linear.unavailable() is None:
-        assert make_engine("random:tiny", dtype="bfloat16", plugins=None).default_plan.names == [
-            "packed_linear",
-            "prefix_cache",
-        ]
+        names = make_engine("random:tiny", dtype="bfloat16", plugins=None).default_plan.names
+        assert names == ["fused_ops", "packed_linear", "paged_attention", "prefix_cache"]
 
 
 def test_without_a_compiler_it_is_left_out_and_says_why(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "cpu", None)
-    monkeypatch.setattr(linear, "unavailable", linear.unavailable.__wrapped__)
+    for module in (linear, attention, ops):
+        monkeypatch.setattr(module, "cpu", None)
+        monkeypatch.setattr(module, "unavailable", module.unavailable.__wrapped__)
     engine = make_engine("random:tiny", dtype="bfloat16", plugins=None)
     assert engine.default_plan.names == ["prefix_cache"]
-    with pytest.raises(BadOption, match="built without a C compiler"):
-        engine.plan({"packed_linear": {}})
+    for name in ("packed_linear", "paged_attention", "fused_ops"):
+        with pytest.raises(BadOption, match=f"{name} is unavailable: the package was built without a C compiler"):
+            engine.plan({name: {}})
 
 
 def test_another_holder_of_its_role_replaces_it_and_both_are_refused(make_engine: Any) -> None:
