@@ -50,7 +50,9 @@ class Paged:
 
     def __init__(self, scale: float, device: torch.device) -> None:
         from pitlane import SpanAttention
+        from pitlane.kernels.attention import attend
 
+        self.attend = attend
         self.scale = scale
         self.core = SpanAttention(scale, device)
 
@@ -69,14 +71,12 @@ class Paged:
         return Reads(Parts.of(seen) if seen else None, core)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
-        from pitlane.kernels.attention import attend
-
         parts, core = batch.reads[group] if batch.reads else (None, None)
         out = (
             q.new_empty(q.shape) if core is None and parts else self.core.run(q, k, v, store, layer, batch, group, core)
         )
         if parts:
-            attend(q, store.data[0, layer], store.data[1, layer], parts, self.scale, out)
+            self.attend(q, store.data[0, layer], store.data[1, layer], parts, self.scale, out)
         return out
 
 

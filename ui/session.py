@@ -50,9 +50,8 @@ class EngineOptions:
         from pitlane.engine.registry import PluginRegistry
 
         registry = PluginRegistry.load(self.plugins_dir)
-        Planner(registry).resolve(
-            self.settings(registry, default_settings(registry))
-        )  # refused before a model is touched
+        if self.plugins is not None or self.plugin_options:  # refused here, before a model is touched
+            Planner(registry).resolve(self.settings(registry, default_settings(registry)))
         return Engine(
             self.model,
             plugins=lambda default: self.settings(registry, default),

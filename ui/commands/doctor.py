@@ -86,10 +86,10 @@ def _cpu() -> str:
 
 
 def _kernels() -> str:
-    from pitlane.kernels.linear import unavailable
+    from pitlane.kernels import attention, linear, ops
 
-    reason = unavailable()
-    return f"bfloat16 linear: {'ok' if reason is None else reason}"
+    reasons = {"linear": linear.unavailable(), "attention": attention.unavailable(64), "ops": ops.unavailable()}
+    return ", ".join(f"{name}: {reason or 'ok'}" for name, reason in reasons.items())
 
 
 def _gpu() -> str:
