@@ -1,19 +1,23 @@
 """Prompt lookup: draft the continuation of an earlier match of the last tokens.
 
-Changes in the loop: `propose` returns up to `num_draft_tokens` tokens copied from the sequence itself;
-several continuations are one tree.
-Exactness: identical. Costs: one index lookup per step, no model. Helps when the answer quotes the prompt.
-Source: Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding
+Changes in the loop: `propose` returns up to `num_draft_tokens` tokens copied from the sequence itself, or from earlier answers
+to the same user; several continuations are one tree.
+Exactness: identical. Costs: one index lookup per step, no model. Helps when the answer quotes the prompt, or says what others
+of its kind said. Answers are remembered by salt, so no user's text is drafted for another.
+Source: Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding; earlier answers: Oliaro et al. 2024, arXiv:2411.04975
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence as SequenceOf
 
 from pydantic import Field, model_validator
 
 from pitlane import BadOption, Draft, Limits, Plugin, PluginOptions, Sequence, hookimpl
+
+MAX_USERS = 256  # whose answers are remembered at a time
+END = -1  # between answers; no token
 
 
 class PromptLookup(Plugin):
@@ -24,6 +28,9 @@ class PromptLookup(Plugin):
         max_ngram: int = Field(4, ge=1, le=16, description="longest match of the last tokens that is tried")
         num_candidates: int = Field(1, ge=1, le=8, description="continuations tried per step, of the latest matches")
         min_ngram: int = Field(2, ge=1, le=16, description="shortest match that is good enough to draft from")
+        history: int = Field(
+            8192, ge=0, le=1_000_000, description="tokens of a user's earlier answers to draft from too"
+        )
 
         @model_validator(mode="after")
         def _ordered(self) -> PromptLookup.Options:
@@ -31,44 +38,86 @@ class PromptLookup(Plugin):
                 raise BadOption(f"min_ngram must be at most max_ngram, got {self.min_ngram} and {self.max_ngram}")
             return self
 
+    def __init__(self, options: PluginOptions | None = None) -> None:
+        super().__init__(options)
+        self.histories: OrderedDict[str, History] = OrderedDict()  # by salt, the least recently used first
+
     @hookimpl
     def propose(self, seqs: SequenceOf[Sequence], limits: Limits) -> list[Draft | None]:
         return [self._draft(seq, limit) for seq, limit in zip(seqs, limits.num_draft_tokens, strict=True)]
 
     def _draft(self, seq: Sequence, limit: int) -> Draft | None:
-        index = seq.state.setdefault(self.name, NgramIndex(self.options))
+        own: NgramIndex = seq.state.setdefault(self.name, NgramIndex(self.options))
+        own.extend(seq.token_ids)
         count = min(limit, self.options.num_draft_tokens)
-        starts = index.find(seq.token_ids) if count > 0 else []
-        if not starts:
+        if count <= 0:
             return None
-        chains = [seq.token_ids[start : start + count] for start in starts]
-        return Draft(chains[0]) if len(chains) == 1 else Draft.merged(chains)
+        known = self.histories.get(seq.salt)
+        chains = self._continuations(seq.token_ids, [own, *(known.indexes if known else ())], count)
+        return Draft.merged(chains) if len(chains) > 1 else Draft(chains[0]) if chains else None
+
+    def _continuations(self, token_ids: list[int], indexes: list[NgramIndex], count: int) -> list[list[int]]:
+        """What came behind the longest known suffixes, the best first: longer ones, the sequence's own, the latest."""
+        found: list[list[int]] = []
+        for n in range(min(self.options.max_ngram, len(token_ids)), self.options.min_ngram - 1, -1):
+            suffix = tuple(token_ids[-n:])
+            for index in indexes:
+                for chain in index.behind(suffix, count):
+                    if chain and chain not in found:
+                        found.append(chain)
+                    if len(found) == self.options.num_candidates:
+                        return found
+        return found
+
+    @hookimpl
+    def sequence_finished(self, seq: Sequence) -> None:
+        if not self.options.history or not seq.num_completion_tokens:
+            return
+        known = self.histories.setdefault(seq.salt, History(self.options))
+        self.histories.move_to_end(seq.salt)
+        known.add(seq.token_ids[max(0, seq.num_prompt_tokens - self.options.max_ngram) :])
+        if len(self.histories) > MAX_USERS:
+            self.histories.popitem(last=False)
 
 
 class NgramIndex:
-    """Where the tokens behind each n-gram of a growing sequence stand; constant time per token and per lookup."""
+    """Where the tokens behind each n-gram of a growing text stand; constant time per token and per lookup."""
 
     def __init__(self, options: PromptLookup.Options) -> None:
         self.options = options
+        self.token_ids: list[int] = []
         self.num_indexed = 0
         self.next_indices: dict[tuple[int, ...], deque[int]] = {}
 
-    def find(self, token_ids: list[int]) -> list[int]:
-        """Indices of the tokens behind earlier occurrences of the longest known suffixes, the best first."""
-        self._extend(token_ids)
-        found: dict[int, None] = {}
-        for n in range(min(self.options.max_ngram, len(token_ids) - 1), self.options.min_ngram - 1, -1):
-            for index in self.next_indices.get(tuple(token_ids[-n:]), ()):
-                found[index] = None
-                if len(found) == self.options.num_candidates:
-                    return list(found)
-        return list(found)
-
-    def _extend(self, token_ids: list[int]) -> None:
-        """Index the n-grams that end before the last token, so that a suffix never finds itself."""
+    def extend(self, token_ids: list[int]) -> None:
+        """Take in a text that begins as before: n-grams that end before its last token, so that a suffix never finds itself."""
+        self.token_ids = token_ids
         most = self.options.num_candidates
         for stop in range(self.num_indexed + 1, len(token_ids)):
             for n in range(self.options.min_ngram, min(self.options.max_ngram, stop) + 1):
                 places = self.next_indices.setdefault(tuple(token_ids[stop - n : stop]), deque(maxlen=most))
                 places.appendleft(stop)
         self.num_indexed = max(self.num_indexed, len(token_ids) - 1)
+
+    def behind(self, ngram: tuple[int, ...], count: int) -> list[list[int]]:
+        """Up to `count` tokens behind each of the latest occurrences of an n-gram, the latest first."""
+        return [self._text(start, count) for start in self.next_indices.get(ngram, ())]
+
+    def _text(self, start: int, count: int) -> list[int]:
+        tokens = self.token_ids[start : start + count]
+        return tokens[: tokens.index(END)] if END in tokens else tokens
+
+
+class History:
+    """The latest answers to one user, at least half of `history` tokens: the older half goes when the newer one is full."""
+
+    def __init__(self, options: PromptLookup.Options) -> None:
+        self.options = options
+        self.indexes = [NgramIndex(options)]  # the newest first
+
+    def add(self, token_ids: SequenceOf[int]) -> None:
+        """Remember an answer and the few tokens before it."""
+        newest, most = self.indexes[0], self.options.history // 2
+        newest.extend([*newest.token_ids, *token_ids[-most:], END])
+        if len(newest.token_ids) > most:
+            self.indexes = [NgramIndex(self.options), newest]

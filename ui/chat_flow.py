@@ -11,6 +11,7 @@ from html import escape
 from typing import Any, Literal
 
 from pitlane.engine.plugin import EXACTNESS
+from pitlane.testing import first_difference
 from pitlane.ui.render import milliseconds
 
 Stats = Mapping[str, Any]
@@ -19,6 +20,7 @@ NEAR_TIE = (
     "Identical plugins give the same tokens where arithmetic is exact enough (float64). In shorter types a forward over several "
     "tokens rounds differently from one over a single token, which can tip a choice between two nearly equal tokens."
 )
+CUT = {"length": "cut at the token limit", "aborted": "stopped"}  # ends that are not the answer's own
 SMALL_MS = 0.1  # what is below is noise of the clock
 
 
@@ -96,8 +98,7 @@ def _about(stats: Stats, name: str) -> str:
 
 
 def _ending(stats: Stats) -> str:
-    reason = stats.get("finish_reason")
-    said = {"length": "cut at the token limit", "aborted": "stopped"}.get(str(reason))
+    said = CUT.get(str(stats.get("finish_reason")))
     return f'<span class="ending">{said}</span>' if said else ""
 
 
@@ -120,13 +121,16 @@ def lap_html(stats: Stats) -> str:
 
 
 def compare(before_ids: Sequence[int], before: Stats, after_ids: Sequence[int], after: Stats) -> dict[str, Any]:
-    """How an answer differs from the one it replaces: first differing token (None: none), speed, plugins of before."""
-    pairs = zip(before_ids, after_ids, strict=False)
-    first = next((index for index, (a, b) in enumerate(pairs) if a != b), None)
-    if first is None and len(before_ids) != len(after_ids):
-        first = min(len(before_ids), len(after_ids))
+    """How an answer differs from the one it replaces: first differing token (None: none), speed, plugins of before.
+
+    An answer that was stopped, or cut at its limit, differs in no token from one that goes on behind it.
+    """
+    first = first_difference(before_ids, after_ids)
+    shorter = before if len(before_ids) < len(after_ids) else after
+    is_cut = first == min(len(before_ids), len(after_ids)) and shorter.get("finish_reason") in CUT
     return {
-        "first_difference": first,
+        "first_difference": None if is_cut else first,
+        "num_same": first if is_cut else None,
         "before": {key: before.get(key) for key in ("tokens_per_second", "ttft_ms")},
         "plugins": list(before["plugins"]),
         "same_seed": before.get("seed") == after.get("seed") or before.get("temperature") == 0,
@@ -140,7 +144,8 @@ def compared_html(stats: Stats) -> str:
         return ""
     first, before = compared["first_difference"], compared["before"]
     if first is None:
-        parts = ['<b class="good">same tokens as before</b>']
+        cut = f" as far as the shorter one goes, {compared['num_same']}" if compared.get("num_same") is not None else ""
+        parts = [f'<b class="good">same tokens as before</b>{cut}']
     else:
         seed = "" if compared["same_seed"] else "another seed, "
         parts = [f"{seed}first difference at token <b>{first + 1}</b>"]

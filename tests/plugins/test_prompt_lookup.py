@@ -9,49 +9,99 @@ import pytest
 
 from pitlane import BadOption, Draft, Limits, SamplingParams, Sequence
 from pitlane.engine.types import Timing
-from pitlane.plugins.prompt_lookup import NgramIndex, PromptLookup
+from pitlane.plugins.prompt_lookup import MAX_USERS, PromptLookup
 
 
-def index_of(min_ngram: int, max_ngram: int, num_candidates: int = 1) -> NgramIndex:
-    return NgramIndex(PromptLookup.Options(min_ngram=min_ngram, max_ngram=max_ngram, num_candidates=num_candidates))
+def plugin_of(**options: int) -> PromptLookup:
+    return PromptLookup(PromptLookup.parse_options(options))
 
 
-def propose(plugin: PromptLookup, token_ids: list[int], limit: int) -> Draft | None:
+def sequence(token_ids: list[int], num_prompt_tokens: int | None = None, salt: str = "") -> Sequence:
+    count = len(token_ids) if num_prompt_tokens is None else num_prompt_tokens
     nothing = cast(Any, None)
-    seq = Sequence(0, token_ids, len(token_ids), SamplingParams(), 0, nothing, nothing, Timing(0.0), frozenset())
-    return plugin.propose([seq], Limits([limit], nothing))[0]
+    return Sequence(0, token_ids, count, SamplingParams(), 0, nothing, nothing, Timing(0.0), frozenset(), salt=salt)
 
 
-def test_index_finds_the_latest_longest_match() -> None:
-    index = index_of(1, 3)
-    assert index.find([1, 2, 3]) == []
-    assert index.find([1, 2, 3, 9, 2, 3]) == [3]  # behind the earlier "2 3"
-    assert index.find([1, 2, 3, 9, 2, 3, 7, 2, 3]) == [6]  # the latest one
-    assert index.find([1, 2, 3, 9, 2, 3, 7, 2, 3, 5, 1, 2, 3]) == [3]  # a longer match beats a later shorter one
-    assert index.find([1, 2, 3, 9, 2, 3, 7, 2, 3, 5, 1, 2, 3, 8]) == []
+def propose(plugin: PromptLookup, token_ids: list[int], limit: int, salt: str = "") -> Draft | None:
+    return plugin.propose([sequence(token_ids, salt=salt)], Limits([limit], cast(Any, None)))[0]
+
+
+def chains(tokens: list[int], **options: int) -> list[list[int]]:
+    """Continuations of one token each, the best first."""
+    draft = propose(plugin_of(num_draft_tokens=1, history=0, **options), tokens, 1)
+    return [] if draft is None else [list(draft.token_ids)] if draft.parents is None else [[t] for t in draft.token_ids]
+
+
+def test_the_latest_longest_match_is_found() -> None:
+    options = {"min_ngram": 1, "max_ngram": 3}
+    assert chains([1, 2, 3], **options) == []
+    assert chains([1, 2, 3, 9, 2, 3], **options) == [[9]]  # behind the earlier "2 3"
+    assert chains([1, 2, 3, 9, 2, 3, 7, 2, 3], **options) == [[7]]  # the latest one
+    assert chains([1, 2, 3, 9, 2, 3, 7, 2, 3, 5, 1, 2, 3], **options) == [
+        [9]
+    ]  # a longer match beats a later shorter one
+    assert chains([1, 2, 3, 9, 2, 3, 7, 2, 3, 5, 1, 2, 3, 8], **options) == []
 
 
 def test_several_matches_come_the_longest_and_latest_first_and_once() -> None:
     tokens = [1, 2, 3, 9, 2, 3, 7, 2, 3, 5, 1, 2, 3]
-    assert index_of(1, 3, 2).find(tokens) == [3, 9]
-    assert index_of(1, 3, 8).find(tokens) == [3, 9, 6]
-    assert index_of(3, 3, 8).find(tokens) == [3]
+    for count, expected in ((2, [9, 5]), (8, [9, 5, 7])):
+        draft = propose(plugin_of(min_ngram=1, max_ngram=3, num_candidates=count, num_draft_tokens=1), tokens, 9)
+        assert draft == Draft(expected, [-1] * len(expected))
+    assert chains(tokens, min_ngram=3, max_ngram=3, num_candidates=8) == [[9]]
 
 
 @pytest.mark.parametrize("num_candidates", [1, 3])
-def test_index_grows_in_one_pass(num_candidates: int) -> None:
+def test_an_index_that_grew_finds_what_one_made_at_once_does(num_candidates: int) -> None:
     generator = random.Random(0)
     tokens = [generator.randrange(4) for _ in range(300)]
-    grown = index_of(2, 4, num_candidates)
-    for stop in range(1, len(tokens) + 1):
-        assert grown.find(tokens[:stop]) == index_of(2, 4, num_candidates).find(tokens[:stop])
+    grown, seq = plugin_of(num_candidates=num_candidates), sequence(tokens[:1])
+    limits = Limits([8], cast(Any, None))
+    for stop in range(2, len(tokens) + 1):
+        seq.token_ids.append(tokens[stop - 1])
+        found = grown.propose([seq], limits)[0]
+        assert found == propose(plugin_of(num_candidates=num_candidates), tokens[:stop], 8)
+
+
+def test_earlier_answers_to_the_same_user_are_drafted_from() -> None:
+    plugin = plugin_of(num_draft_tokens=4)
+    plugin.sequence_finished(sequence([50, 51, 8, 9, 1, 2, 3, 4, 5], num_prompt_tokens=4, salt="ann"))
+    assert propose(plugin, [60, 8, 9], 4, salt="ann") == Draft([1, 2, 3, 4]), "behind what ended the prompt"
+    assert propose(plugin, [60, 3, 4], 4, salt="ann") == Draft([5]), "nothing behind the end of an answer"
+    assert propose(plugin, [60, 4, 5], 4, salt="ann") is None
+    assert propose(plugin, [3, 4, 7, 3, 4], 4, salt="ann") == Draft([7, 3, 4]), "its own text comes first"
+    assert propose(plugin, [2, 3, 4, 60, 3, 4, 7, 2, 3, 4], 1, salt="ann") == Draft([60])
+    assert propose(plugin, [60, 8, 9], 4, salt="bob") is propose(plugin, [60, 8, 9], 4) is None, "nobody else's"
+
+
+def test_no_answer_is_remembered_where_none_was_given_or_none_is_wanted() -> None:
+    plugin = plugin_of(history=0)
+    plugin.sequence_finished(sequence([8, 9, 1, 2, 3], num_prompt_tokens=2))
+    assert propose(plugin, [8, 9], 4) is None and not plugin.histories
+    plugin = plugin_of()
+    plugin.sequence_finished(sequence([8, 9, 1, 2, 3]))  # a prompt alone
+    assert not plugin.histories
+
+
+def test_what_is_remembered_is_bounded_the_oldest_goes_first() -> None:
+    plugin = plugin_of(history=100)
+    for start in range(1000, 9000, 10):
+        plugin.sequence_finished(sequence(list(range(start, start + 10)), num_prompt_tokens=2))
+    assert 50 <= sum(len(index.token_ids) for index in plugin.histories[""].indexes) <= 120
+    assert propose(plugin, [8952, 8953], 2) == Draft([8954, 8955])
+    assert propose(plugin, [8802, 8803], 2) is None
+    plugin.sequence_finished(sequence(list(range(500)), num_prompt_tokens=2))
+    assert propose(plugin, [497, 498], 2) == Draft([499]), "of a long answer its end"
+    for user in range(MAX_USERS):
+        plugin.sequence_finished(sequence([1, 2, 3, 4], num_prompt_tokens=2, salt=str(user)))
+    assert len(plugin.histories) == MAX_USERS and "" not in plugin.histories
 
 
 def test_one_continuation_is_a_chain_and_several_are_a_tree() -> None:
     tokens = [1, 2, 3, 4, 5, 1, 2, 3, 6, 7, 1, 2]
-    one = PromptLookup(PromptLookup.parse_options({}))
+    one = plugin_of()
     assert propose(one, tokens, 3) == Draft([3, 6, 7])
-    several = PromptLookup(PromptLookup.parse_options({"num_candidates": 4}))
+    several = plugin_of(num_candidates=4)
     assert propose(several, tokens, 3) == Draft([3, 6, 7, 4, 5], [-1, 0, 1, 0, 3])
     assert propose(several, tokens[:7], 3) == Draft([3, 4, 5])
     for plugin in (one, several):

@@ -58,6 +58,23 @@ def test_plans_give_the_same_ids_in_float64(tmp_path: Path) -> None:
     assert "tokens/step" in text
 
 
+def test_no_repeat_drafts_from_what_another_answered(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"{word} first, then the rest of it" for word in ("apples", "pears")))
+    common = ["plugins", "--model", "random:tiny", "--dtype", "float64", "--prompts", str(prompts), "--max-tokens", "8"]
+    once, thrice = (
+        last_line(*common, "--set", "prompt_lookup", "--set", "prefix_cache,prompt_lookup", "--repeats", str(repeats))[
+            0
+        ]
+        for repeats in (1, 3)
+    )
+    for one, three in zip(once["sets"], thrice["sets"], strict=True):
+        assert three["accepted_tokens"] == 3 * one["accepted_tokens"], (
+            "a second answer to a prompt was copied from the first"
+        )
+    assert not (tmp_path / "home").exists() or not list((tmp_path / "home").rglob("*.safetensors"))
+
+
 def test_a_prompt_file_without_prompts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     result = CliRunner().invoke(

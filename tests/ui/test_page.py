@@ -74,15 +74,18 @@ def test_stats_line_shows_failed_and_paused_plugins_escaped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("after", "says"),
+    ("after", "reason", "says"),
     [
-        ([1, 2, 3], "same tokens as before"),
-        ([1, 9, 3], "first difference at token <b>2</b>"),
-        ([1, 2], "token <b>3</b>"),
+        ([1, 2, 3], "stop", "same tokens as before</b>"),
+        ([1, 9, 3], "length", "first difference at token <b>2</b>"),
+        ([1, 2], "stop", "first difference at token <b>3</b>"),
+        ([1, 2], "length", "same tokens as before</b> as far as the shorter one goes, 2"),
+        ([1, 2], "aborted", "same tokens as before</b> as far as the shorter one goes, 2"),
+        ([1, 2, 3, 4], "aborted", "first difference at token <b>4</b>"),  # the one before had come to its end
     ],
 )
-def test_a_retry_is_compared_token_by_token(after: list[int], says: str) -> None:
-    now = stats(tokens_per_second=106.4)
+def test_a_retry_is_compared_token_by_token(after: list[int], reason: str, says: str) -> None:
+    now = stats(tokens_per_second=106.4, finish_reason=reason)
     now["compared"] = chat_flow.compare([1, 2, 3], stats(), after, now)
     html = chat_flow.compared_html(now)
     assert says in html and "×2.00" in html and "prefix_cache, prompt_lookup" in html

@@ -1,13 +1,17 @@
 """Plugin sets side by side on the same prompts: tokens per step, speed, and whether the ids are the same.
 
-Sets take turns on every prompt (A B A B). The first set is what the others are compared with.
+Sets take turns on every prompt (A B A B). The first set is what the others are compared with. Each repeat of each set is a user
+of its own (a salt), in a data folder of its own: what plugins remember comes from the same repeat's earlier prompts alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pitlane.engine.types import Finished, SamplingParams, TextDelta
@@ -60,6 +64,20 @@ class PlanRow:
         }
 
 
+@contextmanager
+def own_home() -> Iterator[None]:
+    """For engines made inside: a data folder that is empty before and gone after, so that saved KV neither helps nor stays."""
+    before = os.environ.get("PITLANE_HOME")
+    with TemporaryDirectory(prefix="pitlane-bench-") as folder:
+        os.environ["PITLANE_HOME"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["PITLANE_HOME"]
+            if before is not None:
+                os.environ["PITLANE_HOME"] = before
+
+
 def compare_plans(
     engine: Engine,
     plans: dict[str, Plan],
@@ -77,7 +95,7 @@ def compare_plans(
             for row in rows:
                 advance(done, total)
                 done += 1
-                found[row.label].append(_answer(engine, prompt, sampling, row.plan))
+                found[row.label].append(_answer(engine, prompt, sampling, row.plan, f"{repeat} {row.label}"))
         if repeat:
             for row in rows:
                 _add(row, found[row.label])
@@ -92,9 +110,9 @@ class _Answer:
     stats: dict[str, Any]
 
 
-def _answer(engine: Engine, prompt: Prompt, sampling: SamplingParams, plan: Plan) -> _Answer:
+def _answer(engine: Engine, prompt: Prompt, sampling: SamplingParams, plan: Plan, salt: str) -> _Answer:
     num_steps = 0
-    for event in engine.submit(prompt, sampling, plan=plan):
+    for event in engine.submit(prompt, sampling, plan=plan, salt=salt):
         if isinstance(event, TextDelta) and event.token_ids:
             num_steps += 1
         elif isinstance(event, Finished):

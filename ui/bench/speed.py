@@ -109,7 +109,7 @@ class TransformersSide:
             prefill = time.perf_counter() - start
             for _ in range(num_steps):
                 start = time.perf_counter()
-                out = self.model(token, past_key_values=out.past_key_values, use_cache=True)
+                out = self.model(token, None, None, out.past_key_values, use_cache=True)  # by position: 5.24 renamed it
                 token = out.logits[:, -1:].argmax(-1)
                 token.item()  # a token that nobody reads is no token
                 times.append(time.perf_counter() - start)

@@ -104,12 +104,12 @@ def plugins(
     """Compare plugin sets on the same prompts: tokens per step, speed, and whether the ids are the same."""
     from pitlane.engine.plan import parse_settings
     from pitlane.engine.types import SamplingParams
-    from pitlane.ui.bench.plans import PROMPTS, compare_plans
+    from pitlane.ui.bench.plans import PROMPTS, compare_plans, own_home
 
     sampling = SamplingParams(max_tokens, temperature, seed=seed)
     texts = _lines(prompts) if prompts else list(PROMPTS)
     documents = add_documents(doc, options.plugins_dir)
-    with options.build() as engine:
+    with own_home(), options.build() as engine:
         default, registry = engine.default_plan.settings, engine.registry
         names = sets or ("", *sorted(registry.togglable()))
         plans = {name: engine.plan(parse_settings(name, (), default, registry)) for name in names}
