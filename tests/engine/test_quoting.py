@@ -16,7 +16,7 @@ from pitlane import SamplingParams
 from pitlane.engine.documents import load_document
 
 QUESTIONS = json.loads((Path(__file__).parents[1] / "plugins" / "sample_questions.json").read_text(encoding="utf-8"))
-LEAST = {"prompt_lookup": 0.4, "speculative": 2.0, "self_speculation": 2.0, "jacobi": 0.1, "lookahead": 0.2}
+LEAST = {"prompt_lookup": 1.2, "speculative": 2.0, "self_speculation": 2.0, "jacobi": 0.1, "lookahead": 0.2}
 
 
 @pytest.mark.usefixtures("always_draft")
