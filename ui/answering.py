@@ -28,7 +28,6 @@ from pitlane.ui.chat_flow import compare
 from pitlane.ui.panels import DocumentRow, Live, counted
 from pitlane.ui.session import Chat
 
-FRAME_SECONDS = 0.04  # 25 updates of the page a second, however fast tokens come
 SAMPLE = "sample.pdf"
 Key = tuple[str, str]
 
@@ -150,7 +149,7 @@ class Desk:
             )
 
     def answer(self, key: Key, conversation_id: str, ask: Ask) -> Iterator[Live]:
-        """Answer the last message of a conversation, at most 25 times a second; what there is at the end is stored."""
+        """Answer the last message of a conversation, with every event; what there is at the end is stored."""
         conversation = self.store.conversations.get(conversation_id)
         chat = self._chat(conversation.document_ids, _turns(conversation.messages), ask.system, ask.thinking)
         plan = self.engine.plan(ask.settings)
@@ -162,7 +161,7 @@ class Desk:
         yield live
         with self._registered(key, stream):
             try:
-                yield from _frames(stream, live)
+                yield from _followed(stream, live)
             finally:
                 stream.abort()
                 with suppress(PitlaneError, AssertionError):  # an error was raised to the caller already
@@ -225,11 +224,10 @@ def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.text} for message in messages]
 
 
-def _frames(stream: Stream, live: Live) -> Iterator[Live]:
-    """Fold events into `live`; yield it when a frame is due."""
-    shown, first = 0.0, 0.0
+def _followed(stream: Stream, live: Live) -> Iterator[Live]:
+    """Fold each event into `live`."""
+    first = 0.0
     for event in stream:
-        now = time.perf_counter()
         if isinstance(event, PrefillProgress):
             live.done, live.total, live.cached = (
                 event.num_computed_tokens,
@@ -237,6 +235,7 @@ def _frames(stream: Stream, live: Live) -> Iterator[Live]:
                 event.num_cached_tokens,
             )
         elif isinstance(event, TextDelta):
+            now = time.perf_counter()
             first = first or now
             live.text += event.text
             live.num_tokens += len(event.token_ids)
@@ -245,6 +244,4 @@ def _frames(stream: Stream, live: Live) -> Iterator[Live]:
         else:
             live.result = event.result
             return
-        if now - shown >= FRAME_SECONDS:
-            shown = now
-            yield live
+        yield live

@@ -204,7 +204,11 @@ def _right(engine: Engine) -> dict[str, Any]:
 
 
 def _join(page: Any, handlers: Handlers, widgets: Widgets, anchor: Any) -> None:
-    """Join events to handlers. Those that answer may run at once in several tabs; the rest take milliseconds."""
+    """Join events to handlers. Those that answer may run at once in several tabs; the rest take milliseconds.
+
+    An answer that begins changes `live`, and that is the event which draws it as it comes: Gradio runs one event of a widget after
+    the other.
+    """
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "outputs": widgets.outputs}
     asking = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "answers"}
     values = [widgets.tab, *widgets.sampling, *widgets.controls.inputs]
@@ -215,6 +219,8 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets, anchor: Any) -> None:
     widgets.thread.retry(handlers.retry, values, **asking)
     widgets.thread.edit(handlers.edit, values, **asking)
     getattr(widgets.thread, "try")(handlers.try_sample, values, **asking)
+    drawing = asking | {"outputs": [widgets.live], "concurrency_id": "drawing"}
+    widgets.live.change(handlers.watch, [], trigger_mode="once", **drawing)
     widgets.stop.click(handlers.stop, [], **quiet)
 
     widgets.new.click(handlers.new, [widgets.tab], **quiet)

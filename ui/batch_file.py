@@ -56,7 +56,7 @@ def _item(number: int, key: str, raw: bytes) -> Item:
     try:
         value = json.loads(raw)
     except ValueError as error:
-        return Item(number, key, error=f"not a line of JSON ({error})")
+        return Item(number, key, error=f'not a line of JSON ({error}); write {{"prompt": "..."}}')
     value = {"prompt": value} if isinstance(value, str) else value
     prompt = value.get("prompt") if isinstance(value, dict) else None
     if not isinstance(prompt, str) or not prompt.strip():

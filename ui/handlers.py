@@ -1,7 +1,9 @@
 """What happens on the page: one method per event. Each takes values of widgets and returns changes of widgets.
 
 Generators yield while an answer is written or a document is read; when Gradio closes one (the tab is gone) the request
-behind it is stopped. Errors that people can cause are shown in the page.
+behind it is stopped. What stands in the answer so far is drawn by an event of its own (`watch`), which changes one widget: for a
+change of any of several, Gradio makes all of them anew, 20 ms of Python that the engine's thread would wait for 25 times a second.
+Errors that people can cause are shown in the page.
 """
 
 from __future__ import annotations
@@ -9,25 +11,42 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from pitlane.engine.types import SamplingParams
 from pitlane.storage.errors import PitlaneError
-from pitlane.storage.types import Message
-from pitlane.ui.answering import Ask, seed_of
+from pitlane.storage.types import Document, Message
+from pitlane.ui.answering import Ask, Desk, Key, seed_of
 from pitlane.ui.controls import Card, Settings, plan_html, refusal_html
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.page_view import Changes, Tab, View, new_tab
+from pitlane.ui.page_view import Changes, Tab, View, Widgets, new_tab
 from pitlane.ui.panels import Live, error_html, live_html
 
 THINKING = {"auto": None, "on": True, "off": False}
 SAVE_SECONDS = 1.0  # how long a list waits for KV that is being written to disk
+FRAME_SECONDS = 0.04  # 25 updates of an answer a second, however fast tokens come
+ALIVE_SECONDS = 1.0  # how often an answer's own event can be closed
+
+
+@dataclass(slots=True)
+class Writing:
+    """An answer that is being written, and how many events draw it."""
+
+    live: Live
+    documents: Sequence[Document]
+    num_watching: int = 0
+    is_over: bool = False
 
 
 class Handlers(View):
     """Events of all tabs, over one desk."""
+
+    def __init__(self, desk: Desk, widgets: Widgets) -> None:
+        super().__init__(desk, widgets)
+        self.writing: dict[Key, Writing] = {}
 
     # ---- the page as a whole
 
@@ -43,6 +62,7 @@ class Handlers(View):
         """The tab is gone: stop what it asked for."""
         for purpose in ("answer", "reading"):
             self.desk.stop((str(request.session_hash), purpose))
+        self.writing.pop((str(request.session_hash), "answer"), None)
 
     def new(self, request: gr.Request, tab: Tab) -> Changes:
         """An empty conversation over the same documents."""
@@ -190,21 +210,39 @@ class Handlers(View):
     def _answer(
         self, request: gr.Request, tab: Tab, values: Sequence[Any], replaced: Message | None = None
     ) -> Iterator[Changes]:
-        """Stream the answer to a conversation's last message into the page."""
+        """Answer a conversation's last message; `watch` draws it."""
         key = (str(request.session_hash), "answer")
         self.desk.stop((key[0], "reading"))  # what it computed so far is found in the cache
-        documents = self.desk.documents(tab["documents"])
-        problem = ""
-        yield self.everything(tab, answering=True) | {self.ui.live: live_html(Live(), documents), **self.buttons(True)}
+        writing = self.writing[key] = Writing(Live(), self.desk.documents(tab["documents"]))
+        problem, shown = "", time.monotonic()
+        yield self.everything(tab, answering=True) | {self.ui.live: _drawn(writing), **self.buttons(True)}
         try:
             ask = self._ask(values, replaced)
-            for live in self.desk.answer(key, str(tab["conversation"]), ask):
-                yield {self.ui.live: live_html(live, documents)}
+            for writing.live in self.desk.answer(key, str(tab["conversation"]), ask):
+                if time.monotonic() - shown > ALIVE_SECONDS:
+                    shown = time.monotonic()
+                    yield {self.ui.box: gr.skip()}
         except PitlaneError as error:
             problem = error_html(str(error))
         finally:
             self.desk.stop(key)
+            writing.is_over = True
+        while writing.num_watching and time.monotonic() - shown < 2 * ALIVE_SECONDS:
+            time.sleep(FRAME_SECONDS / 10)  # or its last frame would come behind this
         yield self.everything(tab) | {self.ui.live: problem, **self.buttons(False)}
+
+    def watch(self, request: gr.Request) -> Iterator[Changes]:
+        """Draw the answer that this tab is waiting for, until it is there."""
+        writing = self.writing.get((str(request.session_hash), "answer"))
+        if writing is None:
+            return
+        writing.num_watching += 1
+        try:
+            while not writing.is_over:
+                yield {self.ui.live: _drawn(writing)}
+                time.sleep(FRAME_SECONDS)
+        finally:
+            writing.num_watching -= 1
 
     # ---- plugins
 
@@ -252,3 +290,7 @@ class Handlers(View):
             seed=None if seed is None else int(seed),
         )
         return Ask(settings, sampling, system.strip() or None, THINKING[thinking], replaced)
+
+
+def _drawn(writing: Writing) -> str:
+    return live_html(writing.live, writing.documents)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import time
 from html.parser import HTMLParser
+from itertools import islice
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -240,9 +243,7 @@ def test_an_edit_asks_again_from_the_edited_message(page: Any) -> None:
 def test_closing_a_tab_stops_compute_and_keeps_what_there_is(page: Any) -> None:
     page.engine.loader.eos_token_ids = frozenset()  # so that it does not end by itself
     answer = page.handlers.ask(TAB, "Go on", {"conversation": None, "documents": []}, *values(page, max_tokens=4000))
-    for changes in answer:
-        if "writing" in str(changes.get(page.handlers.ui.live)):
-            break
+    list(islice(answer, 3))  # the third comes while it is written
     answer.close()
     deadline = time.monotonic() + 5
     while page.engine.loop.seqs and time.monotonic() < deadline:
@@ -250,6 +251,36 @@ def test_closing_a_tab_stops_compute_and_keeps_what_there_is(page: Any) -> None:
     assert not page.engine.loop.seqs
     message = page.store.conversations.get(page.store.conversations.list()[0].id).messages[-1]
     assert message.role == "assistant" and message.stats["finish_reason"] == "aborted" and message.token_ids
+
+
+def test_an_answer_is_drawn_as_it_is_written_by_an_event_of_its_own(page: Any) -> None:
+    page.engine.loader.eos_token_ids = frozenset()
+    live, order = page.handlers.ui.live, list[str]()
+
+    def ask() -> None:
+        changes = last(
+            page.handlers.ask(TAB, "Go on", {"conversation": None, "documents": []}, *values(page, max_tokens=300))
+        )
+        order.append(changes[live])
+
+    asking = Thread(target=ask)
+    asking.start()
+    while not page.handlers.writing:
+        time.sleep(0.001)
+    drawn = [changes[live] for changes in page.handlers.watch(TAB)]
+    order.append("drawn")
+    asking.join()
+    counts = [int(found[1]) for html in drawn if (found := re.search(r"<b>(\d+)</b> tokens", html))]
+    assert len(set(counts)) >= 2 and counts == sorted(counts) and counts[-1] <= 300
+    assert order == ["drawn", ""], "the last frame comes before the finished answer"
+
+
+def test_nothing_is_drawn_where_nothing_is_written(page: Any) -> None:
+    assert list(page.handlers.watch(TAB)) == []
+    last(page.handlers.ask(TAB, "Hello", {"conversation": None, "documents": []}, *values(page)))
+    assert list(page.handlers.watch(TAB)) == []
+    page.handlers.close(TAB)
+    assert not page.handlers.writing
 
 
 def test_a_plugin_that_cannot_be_added_is_refused_with_the_holder_and_switched_back(page: Any) -> None:
