@@ -1,16 +1,16 @@
-"""Attention of single tokens over paged KV, in bfloat16: softmax(scale q K^T) V over the slots that each token sees.
+"""Attention over paged KV in bfloat16: softmax(scale q K^T) V over the slots that each token sees.
 
 A token's keys are cut where their index is a multiple of 512; each piece is one softmax over slots in their order, and pieces
-merge by their largest score and sum (Milakov and Gimelshein 2018). A piece that several tokens see whole is one task for all of
-them, so a shared document is read once. What a token gets depends on its keys and their order alone: a draft token's is equal to
-the bit to what it would get as the last known token. Bytes moved: 4 D for every key of a task and KV head, operations 4 D for each
-of its members and query heads.
-Source: Kwon et al. 2023 (PagedAttention); Juravsky et al. 2024 (Hydragen) for shared pieces.
+merge by their largest score and sum (Milakov and Gimelshein 2018). A piece that several tokens see, or each a part of it, is a task
+for all of them, so a shared document is read once. What a token gets depends on its keys and their order alone: it is equal to the
+bit whether it is decoded, drafted or part of a long prompt. Bytes moved: 4 D for every key of a task and KV head; operations: 4 D
+for each of its members and query heads.
+Source: Kwon et al. 2023 (PagedAttention); Dao et al. 2022 (FlashAttention); Juravsky et al. 2024 (Hydragen) for shared pieces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple, TypeAlias
 
@@ -22,19 +22,23 @@ from torch import Tensor
 from pitlane.kernels.extension import MISSING, cpu
 
 PIECE = 512
+MOST_MEMBERS = 64  # of a task, so that there are tasks for all threads
 Slots: TypeAlias = npt.NDArray[np.int32]
+Indices: TypeAlias = npt.NDArray[np.int64]
 
 
 class Seen(NamedTuple):
-    """Slots that some query tokens see: all of them `stored`, the tokens from index `first` on, then each its own path."""
+    """Key `first + i` lies in slots[i]; query token tokens[j] sees keys [lows[j], highs[j]) of them. first: a multiple of PIECE."""
 
     first: int
-    stored: Slots
-    paths: Sequence[tuple[int, Slots]]  # query token and the slots behind `stored`, at least one of both
+    slots: Slots
+    tokens: Indices
+    lows: Indices
+    highs: Indices
 
 
 class Parts(NamedTuple):
-    """What `attend` works on, by kernels/cpu/attention_bf16.h: slots int32; tasks [n, 4], members [P, 2], rows [R, 3] int64."""
+    """What `attend` works on, by kernels/cpu/attention_bf16.h: slots int32; tasks [n, 4], members [P, 4], rows [R, 3] int64."""
 
     slots: Tensor
     tasks: Tensor
@@ -42,35 +46,43 @@ class Parts(NamedTuple):
     rows: Tensor
 
     @classmethod
-    def of(cls, seen: Sequence[Seen]) -> Parts:
-        pieces: dict[bytes, tuple[Slots, list[tuple[int, int]]]] = {}
-        rows: list[tuple[int, int, int]] = []
-        num_parts = 0
-        for first, stored, paths in seen:
-            whole = max(0, (first + len(stored)) // PIECE * PIECE - first)
-            common = _pieces(first, stored[:whole])
-            for token, path in paths:
-                own = _pieces(first + whole, np.concatenate([stored[whole:], path]))
-                for part, piece in enumerate([*common, *own], num_parts):
-                    pieces.setdefault(piece.tobytes(), (piece, []))[1].append((token, part))
-                rows.append((token, num_parts, len(common) + len(own)))
-                num_parts += rows[-1][2]
+    def of(cls, seen: Iterable[Seen], num_tokens: int) -> Parts:
+        """Of query tokens below `num_tokens`; what several of `seen` say of a token is in the order of its keys."""
+        num_parts = np.zeros(num_tokens, np.int64)
+        pieces: dict[bytes, tuple[Slots, list[Indices]]] = {}
+        for one in seen:
+            for at in range(0, len(one.slots), PIECE):
+                piece, start = one.slots[at : at + PIECE], one.first + at
+                members = _members(one, start, start + len(piece), num_parts)
+                if len(members):
+                    num_parts[members[:, 0]] += 1
+                    pieces.setdefault(piece.tobytes(), (piece, []))[1].append(members)
+        tokens = np.flatnonzero(num_parts)
+        counts = num_parts[tokens]
+        firsts = np.cumsum(num_parts) - num_parts
         tasks: list[tuple[int, int, int, int]] = []
-        at = members = 0
+        at = end = 0
         for piece, sharing in pieces.values():
-            tasks.append((at, len(piece), members, len(sharing)))
-            at, members = at + len(piece), members + len(sharing)
+            begin, end = end, end + sum(map(len, sharing))
+            for low in range(begin, end, MOST_MEMBERS):
+                tasks.append((at, len(piece), low, min(MOST_MEMBERS, end - low)))
+            at += len(piece)
+        members = np.concatenate([some for _, sharing in pieces.values() for some in sharing])
+        members[:, 1] += firsts[members[:, 0]]
         return cls(
             torch.from_numpy(np.concatenate([piece for piece, _ in pieces.values()])),
             torch.tensor(tasks),
-            torch.tensor([member for _, sharing in pieces.values() for member in sharing]),
-            torch.tensor(rows),
+            torch.from_numpy(members),
+            torch.from_numpy(np.stack((tokens, firsts[tokens], counts), 1)),
         )
 
 
-def _pieces(first: int, slots: Slots) -> list[Slots]:
-    cuts = range(-first % PIECE, len(slots), PIECE)
-    return [piece for piece in np.split(slots, list(cuts)) if len(piece)]
+def _members(one: Seen, start: int, stop: int, num_parts: Indices) -> Indices:
+    """[m, 4]: the tokens that see some of the keys [start, stop), how many parts they have so far, and which of the keys."""
+    inside = (one.lows < stop) & (one.highs > start)
+    tokens = one.tokens[inside]
+    lows, highs = np.maximum(one.lows[inside] - start, 0), np.minimum(one.highs[inside], stop) - start
+    return np.stack((tokens, num_parts[tokens], lows, highs), 1)
 
 
 def attend_ref(q: Tensor, keys: Tensor, values: Tensor, slots: Slots, scale: float) -> Tensor:
@@ -116,16 +128,17 @@ def unavailable(head_dim: int) -> str | None:
     if cpu is None:
         return MISSING
     if not cpu.has_attention_bf16(head_dim):
-        return f"this CPU has no AVX-512 BF16, or heads of {head_dim} are not among 32, 64, 96, 128 and 256"
+        return f"this CPU has no AVX-512 BF16, or heads of {head_dim} are no multiple of 32 up to 256"
     generator = torch.Generator().manual_seed(0)
     q, keys, values = (
         torch.randn(shape, generator=generator).bfloat16()
         for shape in ((2, 6, head_dim), (2, 700, head_dim), (2, 700, head_dim))
     )
     slots = torch.randperm(700, generator=generator).numpy().astype(np.int32)
-    out = torch.empty_like(q)
-    attend(q, keys, values, Parts.of([Seen(0, slots[:600], [(0, slots[:0]), (1, slots[600:])])]), head_dim**-0.5, out)
-    for token, count in enumerate((600, 700)):
+    out, counts = torch.empty_like(q), np.array((600, 700))
+    seen = Seen(0, slots, np.arange(2), np.zeros(2, np.int64), counts)
+    attend(q, keys, values, Parts.of([seen], 2), head_dim**-0.5, out)
+    for token, count in enumerate(counts):
         expected = attend_ref(q[token], keys, values, slots[:count], head_dim**-0.5)
         if not torch.allclose(out[token].float(), expected.float(), rtol=2**-6, atol=2e-3):
             return "its result differs from the reference on this machine; please report it"

@@ -1,17 +1,18 @@
-"""Paged attention: decoded tokens and drafts read their KV where it lies, in one call a layer, in C.
+"""Paged attention: all tokens, decoded, drafted or of a long prompt, read their KV where it lies, in C.
 
-Changes in the loop: `build_attention` plans each step's reads as lists of slots (kernels/attention.py); prompts of more than 72
-tokens stay with the core's attention.
+Changes in the loop: `build_attention` plans each step's reads as lists of slots (kernels/attention.py).
 Exactness: rounding. Scores and weights are in float32, outputs within a bfloat16 rounding (2^-8 of the largest value) of exact;
-what a token gets depends on the keys that it sees alone, so with `packed_linear` no draft and no batch changes a bit of it.
-Costs: nothing. Helps most where many sequences decode at once: their contexts are not copied side by side first.
-Source: Kwon et al. 2023, arXiv:2309.06180; Juravsky et al. 2024, arXiv:2402.05099
+what a token gets depends on the keys that it sees alone, so with `packed_linear` no draft, no batch, no chunk of a prompt and no
+cache changes a bit of it.
+Costs: nothing. Helps most where many sequences decode at once, whose contexts are not copied side by side first, and long prompts.
+Source: Kwon et al. 2023, arXiv:2309.06180; Dao et al. 2022, arXiv:2205.14135; Juravsky et al. 2024, arXiv:2402.05099
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from pitlane import Plugin, hookimpl
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     from pitlane import Attention, Batch, BuildContext, KVStore, Pool, Query, Sequence
     from pitlane.kernels.attention import Parts, Seen, Slots
+
+
+MOST_PARTS = 2048  # of a call: llama-1b's are 8 kB each, 17 MB
 
 
 class PagedAttention(Plugin):
@@ -38,15 +42,8 @@ class PagedAttention(Plugin):
         return Paged(context.config.attention_scale, context.device)
 
 
-class Reads(NamedTuple):
-    """Of one step and KV group. parts: of short queries; core: what the core's attention planned for long ones."""
-
-    parts: Parts | None
-    core: Any
-
-
 class Paged:
-    """Short queries by the kernel, long ones by the core's attention."""
+    """Each step's short queries in one call a layer, and long ones in pieces that keep what they hold in between small."""
 
     def __init__(self, scale: float, device: torch.device) -> None:
         from pitlane import SpanAttention
@@ -58,48 +55,61 @@ class Paged:
 
     def plan(
         self, pool: Pool, group: int, seqs: SequenceOf[Sequence], queries: list[Query], dtype: torch.dtype
-    ) -> Reads:
+    ) -> list[Parts]:
         from pitlane.kernels.attention import Parts
 
-        pairs = list(zip(seqs, queries, strict=True))
-        seen = [one for seq, query in pairs if query.is_short for one in _seen(pool, group, seq, query)]
-        long = [(seq, query) for seq, query in pairs if not query.is_short]
-        for query in queries:
+        num_tokens = queries[-1].end
+        short: list[Seen] = []
+        found: list[Parts] = []
+        for seq, query in zip(seqs, queries, strict=True):
+            query.spans.append([])
             if query.is_short:
-                query.spans.append([])
-        core = self.core.plan(pool, group, [s for s, _ in long], [q for _, q in long], dtype) if long else None
-        return Reads(Parts.of(seen) if seen else None, core)
+                short += _seen(pool, group, seq, query)
+            else:
+                found += [Parts.of([some], num_tokens) for one in _seen(pool, group, seq, query) for some in _cut(one)]
+        return [Parts.of(short, num_tokens), *found] if short else found
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
-        parts, core = batch.reads[group] if batch.reads else (None, None)
-        out = (
-            q.new_empty(q.shape) if core is None and parts else self.core.run(q, k, v, store, layer, batch, group, core)
-        )
-        if parts:
+        if not batch.reads:
+            return self.core.run(q, k, v, store, layer, batch, group, None)
+        out = q.new_empty(q.shape)
+        for parts in batch.reads[group]:
             self.attend(q, store.data[0, layer], store.data[1, layer], parts, self.scale, out)
         return out
 
 
 def _seen(pool: Pool, group: int, seq: Sequence, query: Query) -> list[Seen]:
-    """The slots that a short query's tokens see: what is stored before them, and their paths among themselves."""
+    """What a query's tokens see: all the same slots, each up to its own; of a draft tree what is stored, and then each its path."""
     import numpy as np
 
-    from pitlane.kernels.attention import Seen
+    from pitlane.kernels.attention import PIECE, Seen
 
     first, count, window = seq.num_computed_tokens, query.end - query.begin, pool.groups[group].window
-    low = 0 if window is None else max(0, first - window + 1)
+    base = 0 if window is None else max(0, first - window + 1) // PIECE * PIECE
     size = pool.block_size
-    blocks = np.asarray(seq.block_tables[group][low // size : -(-(first + count) // size)], dtype=np.int32)
-    slots: Slots = (blocks[:, None] * size + np.arange(size, dtype=np.int32)).astype(np.int32).ravel()[low % size :]
-    stored, own = slots[: first - low], slots[first - low : first - low + count]
+    blocks = np.asarray(seq.block_tables[group][base // size : -(-(first + count) // size)], dtype=np.int32)
+    blocks = np.where(blocks < 0, blocks[-1], blocks)  # dropped ones, which nobody sees any more
+    slots: Slots = (blocks[:, None] * size + np.arange(size, dtype=np.int32)).astype(np.int32).ravel()
+    slots, own = slots[: first + count - base], slots[first - base : first + count - base]
+    tokens = np.arange(query.begin, query.end)
     tree = None if query.ancestors is None else query.ancestors.numpy()
-    paths = [own[: i + 1] if tree is None else own[tree[i]] for i in range(count)]
-    tokens = range(query.begin, query.end)
-    if window is None:
-        return [Seen(0, stored, list(zip(tokens, paths, strict=True)))]
-    alone = []
-    for token, path in zip(tokens, paths, strict=True):
-        start = max(low, first + len(path) - window)  # the first index that this token sees
-        rest = max(0, start - first)  # more than all that is stored is out of sight
-        alone.append(Seen(start, stored[min(start, first) - low :], [(token, path[rest:])]))
-    return alone
+    highs = first + (np.arange(1, count + 1) if tree is None else tree.sum(1))
+    lows = np.maximum(0, highs - window) if window is not None else np.zeros_like(highs)
+    if tree is None:
+        return [Seen(base, slots, tokens, lows, highs)]
+    whole = first // PIECE * PIECE
+    found = [Seen(base, slots[: whole - base], tokens, lows, highs)]
+    for i in range(count):
+        path = np.concatenate((slots[whole - base : first - base], own[tree[i]]))
+        found.append(Seen(whole, path, tokens[i : i + 1], lows[i : i + 1], highs[i : i + 1]))
+    return found
+
+
+def _cut(seen: Seen) -> Iterator[Seen]:
+    """A long query by so many tokens that they have at most `MOST_PARTS` parts."""
+    from pitlane.kernels.attention import PIECE
+
+    count = max(1, MOST_PARTS * PIECE // max(PIECE, len(seen.slots)))
+    for at in range(0, len(seen.tokens), count):
+        some = slice(at, at + count)
+        yield seen._replace(tokens=seen.tokens[some], lows=seen.lows[some], highs=seen.highs[some])

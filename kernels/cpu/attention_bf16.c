@@ -1,8 +1,10 @@
-/* bfloat16 attention of single tokens over paged keys and values: scores by AVX-512 BF16's dot products, the rest in float32.
+/* bfloat16 attention over paged keys and values: scores by AVX-512 BF16's dot products, the rest in float32.
  *
- * A part is a softmax over at most 512 keys, computed in the order of its keys: dot products by one tree for every key, weights by
- * lanes of 16, values one after another. Parts merge in their order. So what a token gets depends on the keys that it sees and
- * on their order alone, not on its batch, nor on where the keys lie, nor on whether it is a draft.
+ * A part is a softmax over the keys that one token sees of a piece, at most 512 whose first index is a multiple of 512. A row is a
+ * query head of a token; 12 rows are scored at a time, against keys that were turned into pairs once for all rows of the piece.
+ * Every score is one chain of sums over ascending pairs of dimensions, weights are summed by lanes of 16, values one after another,
+ * and parts merge in their order. So what a token gets depends on the keys that it sees and on their order alone: not on its batch,
+ * nor on where the keys lie, nor on whether it is decoded, drafted or read as part of a long prompt.
  */
 #include "attention_bf16.h"
 #include "threads.h"
@@ -10,29 +12,35 @@
 
 #if defined(PITLANE_VECTORS)
 #define MOST_KEYS 512
-#define MOST_GROUP 16 /* query heads of a KV head that are scored at a time */
-#define SUMS 16       /* registers of weighted values at a time */
-#define AHEAD 128     /* keys from a key's use to its prefetch */
+#define MOST_DIM 256
+#define ROWS 12     /* most rows scored at a time: two accumulators for each */
+#define SUMMED 6    /* most rows whose values are summed at a time: four accumulators for each */
+#define KEYS 32     /* keys scored at a time */
+#define LINE 64     /* bytes */
+#define AHEAD 128   /* keys from a key's use to its prefetch */
 
-/* Sums of 16 vectors, vector i's in lane i; every one by the same tree. */
-TARGET INLINE __m512 sums_of(__m512 *a) {
-    UNROLLED for (int i = 0; i < 8; i++) /* a[i] holds vectors 2i and 2i + 1 */
-        a[i] = _mm512_add_ps(_mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]), _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]));
-    UNROLLED for (int i = 0; i < 4; i++) { /* four vectors, one in each lane of each 128 bits */
-        __m512d low = _mm512_castps_pd(a[2 * i]), high = _mm512_castps_pd(a[2 * i + 1]);
-        a[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)), _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
-    }
-    UNROLLED for (int i = 0; i < 2; i++) /* quarters 0 + 1 and 2 + 3 of both */
-        a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88), _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xdd));
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a[0], a[1], 0x88), _mm512_shuffle_f32x4(a[0], a[1], 0xdd));
-}
+/* What a thread works with. keys: of each 32 keys [dim / 2 pairs][32]. q: [dim / 2 pairs][rows]. */
+typedef struct {
+    uint32_t keys[MOST_KEYS * MOST_DIM / 2], q[ROWS * MOST_DIM / 2];
+    float scores[ROWS * MOST_KEYS];
+} __attribute__((aligned(LINE))) Scratch;
 
-/* The keys and values of one task and KV head. */
+/* Keys and values of one task and KV head. */
 typedef struct {
     const uint16_t *keys, *values;
     const int32_t *slots;
     long num_keys;
 } Piece;
+
+/* A query head of a member: it sees keys [low, high) of the piece. */
+typedef struct {
+    const uint32_t *q;
+    float *sums; /* [dim], then the sum of its weights, then its largest score */
+    long low, high;
+} Row;
+
+static long least(long a, long b) { return a < b ? a : b; }
+static long most(long a, long b) { return a > b ? a : b; }
 
 INLINE Piece piece_of(const Attention *job, long item) {
     const int64_t *task = job->tasks + item / job->kv_heads * 4;
@@ -40,116 +48,214 @@ INLINE Piece piece_of(const Attention *job, long item) {
     return (Piece){job->keys + head, job->values + head, job->slots + task[0], task[1]};
 }
 
-/* Prefetch 16 keys and values from `at` on into the second cache. */
-TARGET INLINE void fetch(const Piece *piece, long at, const int dim) {
-    for (long stop = at + LANES < piece->num_keys ? at + LANES : piece->num_keys; at < stop; at++)
-        UNROLLED for (int d = 0; d < dim; d += 32) {
+/* Prefetch `count` keys and values from `at` on into the second cache. */
+TARGET INLINE void fetch(const Piece *piece, long at, long count, long dim) {
+    for (long stop = least(at + count, piece->num_keys); at < stop; at++)
+        for (long d = 0; d < dim; d += 32) {
             _mm_prefetch((const char *)(piece->keys + (long)piece->slots[at] * dim + d), _MM_HINT_T1);
             _mm_prefetch((const char *)(piece->values + (long)piece->slots[at] * dim + d), _MM_HINT_T1);
         }
 }
 
-/* Scores [group][MOST_KEYS] of a token's query heads over keys, -inf up to a whole number of lanes. Prefetches this and the next piece. */
-TARGET INLINE void score(const uint16_t *q, long group, const Piece *piece, const Piece *next, const int dim, float scale,
-                         float *scores) {
-    const uint16_t *keys = piece->keys;
-    const int32_t *slots = piece->slots;
-    long num_keys = piece->num_keys;
-    for (long at = 0; at < num_keys; at += LANES) {
-        fetch(next, at, dim);
-        fetch(piece, at + AHEAD, dim);
-        const uint16_t *key[LANES];
-        for (long i = 0; i < LANES; i++)
-            key[i] = keys + (long)slots[at + i < num_keys ? at + i : num_keys - 1] * dim;
-        __mmask16 here = num_keys - at < LANES ? (__mmask16)((1u << (num_keys - at)) - 1) : (__mmask16)0xffff;
-        for (long g = 0; g < group; g++) {
-            __m512 sums[LANES];
+/* 16 vectors of 16 pairs -> 16 pairs of 16 vectors, KEYS apart. */
+TARGET INLINE void turn(const __m512i *key, uint32_t *target) {
+    __m512i a[16], b[16];
+    UNROLLED for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_epi32(key[i], key[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32(key[i], key[i + 1]);
+    }
+    UNROLLED for (int i = 0; i < 16; i += 4) { /* b[i + c]: pair 4 L + c of vectors i to i + 3 in lane L of 128 bits */
+        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    UNROLLED for (int c = 0; c < 4; c++) {
+        __m512i even = _mm512_shuffle_i32x4(b[c], b[c + 4], 0x88), more_even = _mm512_shuffle_i32x4(b[c + 8], b[c + 12], 0x88);
+        __m512i odd = _mm512_shuffle_i32x4(b[c], b[c + 4], 0xdd), more_odd = _mm512_shuffle_i32x4(b[c + 8], b[c + 12], 0xdd);
+        _mm512_store_si512(target + c * KEYS, _mm512_shuffle_i32x4(even, more_even, 0x88));
+        _mm512_store_si512(target + (4 + c) * KEYS, _mm512_shuffle_i32x4(odd, more_odd, 0x88));
+        _mm512_store_si512(target + (8 + c) * KEYS, _mm512_shuffle_i32x4(even, more_even, 0xdd));
+        _mm512_store_si512(target + (12 + c) * KEYS, _mm512_shuffle_i32x4(odd, more_odd, 0xdd));
+    }
+}
+
+/* Turn keys [low, high) of a piece into pairs; prefetches this and the next piece. low is a multiple of KEYS. */
+TARGET static void turn_keys(const Piece *piece, const Piece *next, long low, long high, long dim, uint32_t *target) {
+    for (long at = low; at < high; at += LANES) {
+        fetch(next, at, LANES, dim);
+        fetch(piece, at + AHEAD, LANES, dim);
+        for (long d = 0; d < dim; d += 32) {
+            __m512i key[LANES];
             UNROLLED for (int i = 0; i < LANES; i++)
-                sums[i] = _mm512_setzero_ps();
-            UNROLLED for (int d = 0; d < dim; d += 32) {
-                __m512bh part = (__m512bh)_mm512_loadu_si512(q + g * dim + d);
-                UNROLLED for (int i = 0; i < LANES; i++)
-                    sums[i] = _mm512_dpbf16_ps(sums[i], part, (__m512bh)_mm512_loadu_si512(key[i] + d));
-            }
-            __m512 found = _mm512_mul_ps(sums_of(sums), _mm512_set1_ps(scale));
-            _mm512_storeu_ps(scores + g * MOST_KEYS + at, _mm512_mask_mov_ps(_mm512_set1_ps(-__builtin_inff()), here, found));
+                key[i] = _mm512_loadu_si512(piece->keys + (long)piece->slots[least(at + i, piece->num_keys - 1)] * dim + d);
+            turn(key, target + at / KEYS * (KEYS * dim / 2) + d / 2 * KEYS + at % KEYS);
         }
     }
 }
 
-/* Turn scores into exp(score - largest); their sum, and the largest. */
-TARGET INLINE void weigh(float *scores, long num_keys, float *total, float *largest) {
-    __m512 most = _mm512_set1_ps(-__builtin_inff()), sum = _mm512_setzero_ps();
-    for (long at = 0; at < num_keys; at += LANES)
-        most = _mm512_max_ps(most, _mm512_loadu_ps(scores + at));
-    *largest = _mm512_reduce_max_ps(most);
-    for (long at = 0; at < num_keys; at += LANES) {
-        __m512 weight = exponential(_mm512_sub_ps(_mm512_loadu_ps(scores + at), _mm512_set1_ps(*largest)));
+typedef void (*Score)(const uint32_t *q, const uint32_t *keys, long pairs, float *scores, float scale);
+
+/* scores [rows][MOST_KEYS] of 32 keys: scale times q [pairs][rows] times keys [pairs][32]. */
+#define DEFINE_SCORE(COUNT)                                                                                                          \
+    TARGET static void score_##COUNT(const uint32_t *q, const uint32_t *keys, long pairs, float *scores, float scale) {              \
+        __m512 low[COUNT], high[COUNT];                                                                                              \
+        UNROLLED for (int r = 0; r < COUNT; r++) {                                                                                   \
+            low[r] = _mm512_setzero_ps();                                                                                            \
+            high[r] = _mm512_setzero_ps();                                                                                           \
+        }                                                                                                                            \
+        for (; pairs > 0; pairs--, q += COUNT, keys += KEYS) {                                                                       \
+            __m512bh first = (__m512bh)_mm512_load_si512(keys), second = (__m512bh)_mm512_load_si512(keys + LANES);                  \
+            UNROLLED for (int r = 0; r < COUNT; r++) {                                                                               \
+                __m512bh pair = (__m512bh)_mm512_set1_epi32((int)q[r]);                                                              \
+                low[r] = _mm512_dpbf16_ps(low[r], first, pair);                                                                      \
+                high[r] = _mm512_dpbf16_ps(high[r], second, pair);                                                                   \
+            }                                                                                                                        \
+        }                                                                                                                            \
+        UNROLLED for (int r = 0; r < COUNT; r++) {                                                                                   \
+            _mm512_store_ps(scores + r * MOST_KEYS, _mm512_mul_ps(low[r], _mm512_set1_ps(scale)));                                   \
+            _mm512_store_ps(scores + r * MOST_KEYS + LANES, _mm512_mul_ps(high[r], _mm512_set1_ps(scale)));                          \
+        }                                                                                                                            \
+    }
+DEFINE_SCORE(1)
+DEFINE_SCORE(2)
+DEFINE_SCORE(3)
+DEFINE_SCORE(4)
+DEFINE_SCORE(5)
+DEFINE_SCORE(6)
+DEFINE_SCORE(7)
+DEFINE_SCORE(8)
+DEFINE_SCORE(9)
+DEFINE_SCORE(10)
+DEFINE_SCORE(11)
+DEFINE_SCORE(12)
+static const Score score[ROWS + 1] = {0,       score_1, score_2, score_3,  score_4,  score_5, score_6,
+                                      score_7, score_8, score_9, score_10, score_11, score_12};
+
+/* Which of the lanes from `at` on a row sees. */
+INLINE __mmask16 seen(const Row *row, long at) {
+    uint32_t from = (uint32_t)least(most(row->low - at, 0), LANES), to = (uint32_t)least(most(row->high - at, 0), LANES);
+    return (__mmask16)(((1u << to) - 1) & ~((1u << from) - 1));
+}
+
+/* Turn scores of keys [low, high) into exp(score - largest), 0 where the row sees none; their sum, and the largest. */
+TARGET static void weigh(float *scores, const Row *row, long low, long high, long dim) {
+    __m512 largest = _mm512_set1_ps(-__builtin_inff()), sum = _mm512_setzero_ps();
+    for (long at = low; at < high; at += LANES)
+        largest = _mm512_mask_max_ps(largest, seen(row, at), largest, _mm512_load_ps(scores + at));
+    float top = _mm512_reduce_max_ps(largest);
+    for (long at = low; at < high; at += LANES) {
+        __m512 weight = exponential(_mm512_sub_ps(_mm512_load_ps(scores + at), _mm512_set1_ps(top)));
+        weight = _mm512_maskz_mov_ps(seen(row, at), weight);
         sum = _mm512_add_ps(sum, weight);
-        _mm512_storeu_ps(scores + at, weight);
+        _mm512_store_ps(scores + at, weight);
     }
-    *total = _mm512_reduce_add_ps(sum);
+    row->sums[dim] = _mm512_reduce_add_ps(sum);
+    row->sums[dim + 1] = top;
 }
 
-/* sums [count][dim] of values by weights [count][MOST_KEYS], for `count` heads; key after key. */
-TARGET INLINE void add_values(const float *weights, const Piece *piece, const int dim, const int count, float *sums, long stride) {
-    __m512 sum[SUMS];
-    UNROLLED for (int i = 0; i < count * dim / LANES; i++)
-        sum[i] = _mm512_setzero_ps();
-    for (long k = 0; k < piece->num_keys; k++) {
-        const uint16_t *value = piece->values + (long)piece->slots[k] * dim;
-        UNROLLED for (int d = 0; d < dim / LANES; d++) {
-            __m512 part = widened(value + d * LANES);
-            UNROLLED for (int g = 0; g < count; g++)
-                sum[g * dim / LANES + d] =
-                    _mm512_fmadd_ps(part, _mm512_set1_ps(weights[g * MOST_KEYS + k]), sum[g * dim / LANES + d]);
+typedef void (*Sum)(const float *weights, const Piece *piece, long low, long high, long dim, long d, const Row *rows);
+
+/* WIDTH vectors, from dimension d on, of the values [low, high) by weights [rows][MOST_KEYS]; key after key. */
+#define DEFINE_SUM(COUNT, WIDTH)                                                                                                     \
+    TARGET static void sum_##COUNT##_##WIDTH(const float *weights, const Piece *piece, long low, long high, long dim, long d,        \
+                                             const Row *rows) {                                                                      \
+        __m512 sum[COUNT][WIDTH];                                                                                                    \
+        UNROLLED for (int r = 0; r < COUNT; r++)                                                                                     \
+            UNROLLED for (int i = 0; i < WIDTH; i++)                                                                                 \
+                sum[r][i] = _mm512_setzero_ps();                                                                                     \
+        for (long k = low; k < high; k++) {                                                                                          \
+            const uint16_t *value = piece->values + (long)piece->slots[k] * dim + d;                                                 \
+            __m512 part[WIDTH];                                                                                                      \
+            UNROLLED for (int i = 0; i < WIDTH; i++)                                                                                 \
+                part[i] = widened(value + i * LANES);                                                                                \
+            UNROLLED for (int r = 0; r < COUNT; r++) {                                                                               \
+                __m512 weight = _mm512_set1_ps(weights[r * MOST_KEYS + k]);                                                          \
+                UNROLLED for (int i = 0; i < WIDTH; i++)                                                                             \
+                    sum[r][i] = _mm512_fmadd_ps(part[i], weight, sum[r][i]);                                                         \
+            }                                                                                                                        \
+        }                                                                                                                            \
+        UNROLLED for (int r = 0; r < COUNT; r++)                                                                                     \
+            UNROLLED for (int i = 0; i < WIDTH; i++)                                                                                 \
+                _mm512_storeu_ps(rows[r].sums + d + i * LANES, sum[r][i]);                                                           \
+    }
+#define DEFINE_SUMS(COUNT) DEFINE_SUM(COUNT, 2) DEFINE_SUM(COUNT, 4)
+DEFINE_SUMS(1)
+DEFINE_SUMS(2)
+DEFINE_SUMS(3)
+DEFINE_SUMS(4)
+DEFINE_SUMS(5)
+DEFINE_SUMS(6)
+static const Sum narrow[SUMMED + 1] = {0, sum_1_2, sum_2_2, sum_3_2, sum_4_2, sum_5_2, sum_6_2};
+static const Sum wide[SUMMED + 1] = {0, sum_1_4, sum_2_4, sum_3_4, sum_4_4, sum_5_4, sum_6_4};
+
+TARGET static void sum_values(const float *weights, const Piece *piece, long low, long high, long dim, const Row *rows, long count) {
+    for (long d = 0; d < dim; d += 4 * LANES)
+        (dim - d < 4 * LANES ? narrow : wide)[count](weights, piece, low, high, dim, d, rows);
+}
+
+/* Up to ROWS rows of one piece. */
+TARGET static void some_rows(const Piece *piece, const Row *rows, long count, long dim, float scale, Scratch *scratch) {
+    long low = piece->num_keys, high = 0, pairs = dim / 2;
+    for (long r = 0; r < count; r++) {
+        low = least(low, rows[r].low / KEYS * KEYS);
+        high = most(high, rows[r].high);
+        for (long p = 0; p < pairs; p++)
+            scratch->q[p * count + r] = rows[r].q[p];
+    }
+    for (long at = low; at < high; at += KEYS)
+        score[count](scratch->q, scratch->keys + at * pairs, pairs, scratch->scores + at, scale);
+    for (long r = 0; r < count; r++)
+        weigh(scratch->scores + r * MOST_KEYS, rows + r, low, high, dim);
+    for (long r = 0; r < count; r += SUMMED)
+        sum_values(scratch->scores + r * MOST_KEYS, piece, low, high, dim, rows + r, least(SUMMED, count - r));
+}
+
+/* All members of one task over one KV head. */
+TARGET static void one_item(const Attention *job, long item, long following, Scratch *scratch) {
+    const int64_t *task = job->tasks + item / job->kv_heads * 4, *members = job->members + task[2] * 4;
+    long dim = job->dim, group = job->heads / job->kv_heads, first_head = item % job->kv_heads * group;
+    Piece piece = piece_of(job, item), next = piece_of(job, following);
+    long low = piece.num_keys, high = 0, num_rows = task[3] * group;
+    for (long i = 0; i < task[3]; i++) {
+        low = least(low, members[i * 4 + 2]);
+        high = most(high, members[i * 4 + 3]);
+    }
+    turn_keys(&piece, &next, low / KEYS * KEYS, high, dim, scratch->keys);
+    for (long begin = 0; begin < num_rows; begin += ROWS) {
+        Row rows[ROWS];
+        long count = least(ROWS, num_rows - begin);
+        for (long r = 0; r < count; r++) {
+            const int64_t *member = members + (begin + r) / group * 4;
+            long head = first_head + (begin + r) % group;
+            rows[r].q = (const uint32_t *)(job->q + member[0] * job->q_stride + head * dim);
+            rows[r].sums = job->partial + (member[1] * job->heads + head) * (dim + 2);
+            rows[r].low = member[2];
+            rows[r].high = member[3];
         }
-    }
-    UNROLLED for (int g = 0; g < count; g++)
-        UNROLLED for (int d = 0; d < dim / LANES; d++)
-            _mm512_storeu_ps(sums + g * stride + d * LANES, sum[g * dim / LANES + d]);
-}
-
-/* One part of one token and one KV head. */
-TARGET INLINE void one_part(const Attention *job, const Piece *piece, const Piece *next, const int64_t *member, long kv_head,
-                            const int dim) {
-    long group = job->heads / job->kv_heads, first_head = kv_head * group, stride = dim + 2;
-    const uint16_t *q = job->q + member[0] * job->q_stride;
-    const int together = SUMS * LANES / dim;
-    float scores[MOST_GROUP * MOST_KEYS];
-    for (long begin = 0; begin < group; begin += MOST_GROUP) {
-        long count = group - begin < MOST_GROUP ? group - begin : MOST_GROUP;
-        float *sums = job->partial + (member[1] * job->heads + first_head + begin) * stride;
-        score(q + (first_head + begin) * dim, count, piece, next, dim, job->scale, scores);
-        for (long g = 0; g < count; g++)
-            weigh(scores + g * MOST_KEYS, piece->num_keys, sums + g * stride + dim, sums + g * stride + dim + 1);
-        long g = 0;
-        for (; g + together <= count; g += together)
-            add_values(scores + g * MOST_KEYS, piece, dim, together, sums + g * stride, stride);
-        for (; g < count; g++)
-            add_values(scores + g * MOST_KEYS, piece, dim, 1, sums + g * stride, stride);
+        some_rows(&piece, rows, count, dim, job->scale, scratch);
     }
 }
 
 /* A token's output from its parts. */
-TARGET INLINE void merge(const Attention *job, const int64_t *row, const int dim) {
-    long stride = dim + 2, next = job->heads * stride;
+TARGET static void merge(const Attention *job, const int64_t *row) {
+    long dim = job->dim, stride = dim + 2, next = job->heads * stride;
     for (long head = 0; head < job->heads; head++) {
         const float *part = job->partial + (row[1] * job->heads + head) * stride;
-        float most = part[dim + 1], total = 0;
+        float top = part[dim + 1], total = 0;
         for (long i = 1; i < row[2]; i++)
-            most = part[i * next + dim + 1] > most ? part[i * next + dim + 1] : most;
-        __m512 sum[SUMS];
-        UNROLLED for (int d = 0; d < dim / LANES; d++)
+            top = part[i * next + dim + 1] > top ? part[i * next + dim + 1] : top;
+        __m512 sum[MOST_DIM / LANES];
+        for (long d = 0; d < dim / LANES; d++)
             sum[d] = _mm512_setzero_ps();
         for (long i = 0; i < row[2]; i++) {
-            float weight = _mm512_cvtss_f32(exponential(_mm512_set1_ps(part[i * next + dim + 1] - most)));
+            float weight = _mm512_cvtss_f32(exponential(_mm512_set1_ps(part[i * next + dim + 1] - top)));
             total += weight * part[i * next + dim];
-            UNROLLED for (int d = 0; d < dim / LANES; d++)
+            for (long d = 0; d < dim / LANES; d++)
                 sum[d] = _mm512_fmadd_ps(_mm512_loadu_ps(part + i * next + d * LANES), _mm512_set1_ps(weight), sum[d]);
         }
         uint16_t *out = job->out + (row[0] * job->heads + head) * dim;
-        UNROLLED for (int d = 0; d < dim / LANES; d++)
+        for (long d = 0; d < dim / LANES; d++)
             _mm256_storeu_si256((__m256i *)(out + d * LANES),
                                 (__m256i)_mm512_cvtneps_pbh(_mm512_div_ps(sum[d], _mm512_set1_ps(total))));
     }
@@ -157,52 +263,27 @@ TARGET INLINE void merge(const Attention *job, const int64_t *row, const int dim
 
 typedef struct {
     const Attention *job;
-    atomic_long next_part, next_row;
+    atomic_long next_item, next_row;
     atomic_int arrived;
 } Shared;
 
-TARGET INLINE void work(Shared *shared, Worker worker, const int dim) {
+static void work(void *arg, Worker worker) {
+    static _Thread_local Scratch scratch;
+    Shared *shared = arg;
     const Attention *job = shared->job;
     long items = job->num_tasks * job->kv_heads;
-    for (long item = atomic_fetch_add(&shared->next_part, 1); item < items; item = atomic_fetch_add(&shared->next_part, 1)) {
-        const int64_t *task = job->tasks + item / job->kv_heads * 4;
-        Piece piece = piece_of(job, item), next = piece_of(job, item + worker.count < items ? item + worker.count : item);
-        for (long i = 0; i < task[3]; i++)
-            one_part(job, &piece, &next, job->members + (task[2] + i) * 2, item % job->kv_heads, dim);
-    }
+    for (long item = atomic_fetch_add(&shared->next_item, 1); item < items; item = atomic_fetch_add(&shared->next_item, 1))
+        one_item(job, item, item + worker.count < items ? item + worker.count : item, &scratch);
     wait_for_all(&shared->arrived, worker.count);
     for (long row = atomic_fetch_add(&shared->next_row, 1); row < job->num_rows; row = atomic_fetch_add(&shared->next_row, 1))
-        merge(job, job->rows + row * 3, dim);
+        merge(job, job->rows + row * 3);
 }
 
-#define DEFINE_WORK(DIM)                                                                                                             \
-    TARGET static void work_##DIM(void *shared, Worker worker) { work(shared, worker, DIM); }
-DEFINE_WORK(32)
-DEFINE_WORK(64)
-DEFINE_WORK(96)
-DEFINE_WORK(128)
-DEFINE_WORK(256)
-
-typedef void (*Work)(void *, Worker);
-
-static Work work_for(int64_t dim) {
-    switch (dim) {
-    case 32: return work_32;
-    case 64: return work_64;
-    case 96: return work_96;
-    case 128: return work_128;
-    case 256: return work_256;
-    default: return 0;
-    }
-}
-
-int has_attention_bf16(int64_t dim) {
-    return work_for(dim) && has_vectors();
-}
+int has_attention_bf16(int64_t dim) { return dim > 0 && dim % 32 == 0 && dim <= MOST_DIM && has_vectors(); }
 
 void attention_bf16(const Attention *job, int threads) {
     Shared shared = {.job = job};
-    run_parallel(work_for(job->dim), &shared, threads);
+    run_parallel(work, &shared, threads);
 }
 
 #else

@@ -1,6 +1,7 @@
 """The same tokens whatever the batch: alone, among fifteen others, in chunks of any size, preempted, from cache, as samples.
 
-On the bundled model. In float64 every id is equal; in float32 answers may part at a tie, which is shown to be one.
+On the bundled model. In float64 every id is equal, and in bfloat16 by the kernels in C; in float32 answers may part at a tie, which
+is shown to be one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from pitlane import Result, SamplingParams
+from pitlane.kernels import linear
 from pitlane.testing import assert_only_ties_differ
 
 TEXT = (Path(__file__).resolve().parents[2] / "LICENSE").read_text()
@@ -22,6 +24,7 @@ MORE_CHUNKS = (1, 2, 3, 7, 16, 31, 32, 33, 61, 64, 100, 512)
 MODES = pytest.mark.parametrize("mode", [{}, {"temperature": 0.9, "top_k": 20}], ids=["greedy", "sampled"])
 AT_FULL_SIZE = [pytest.mark.slow, pytest.mark.timeout(3600)]
 SIZES = pytest.mark.parametrize("count, max_tokens", [(6, 40), pytest.param(200, 64, marks=AT_FULL_SIZE)])
+KERNELS: dict[str, dict[str, Any]] = {"packed_linear": {}, "paged_attention": {}, "fused_ops": {}}
 TIE = 1e-4  # in logits; float32 batch shapes differ by about 1e-5 here
 
 
@@ -35,7 +38,8 @@ def prompts_of(engine: Any, count: int) -> list[list[int]]:
 @pytest.fixture
 def bundled(make_engine: Callable[..., Any]) -> Callable[..., Any]:
     def make(**options: Any) -> Any:
-        return make_engine("bundled", plugins={}, **{"kv_memory": 2**32, **options})  # untouched pages cost nothing
+        defaults: dict[str, Any] = {"plugins": {}, "kv_memory": 2**32}  # untouched pages cost nothing
+        return make_engine("bundled", **{**defaults, **options})
 
     return make
 
@@ -59,9 +63,17 @@ def chunks_of(engine: Any, size: int) -> Iterator[None]:
     scheduler.max_step_tokens = before
 
 
-def every_way(bundled: Any, dtype: str, prompts: int, max_tokens: int, mode: dict[str, Any], same: Any) -> None:
+def all_equal(references: list[Result], found: list[Result], how: str) -> None:
+    parted = [i for i, (a, b) in enumerate(zip(references, found, strict=True)) if a.token_ids != b.token_ids]
+    assert not parted, f"{how}: the answers to prompts {parted} differ"
+
+
+def every_way(
+    bundled: Any, dtype: str, prompts: int, max_tokens: int, mode: dict[str, Any], same: Any, plugins: Any = ()
+) -> None:
     """Answer all prompts in every way; `same(references, results, how)` compares with the answers alone."""
-    engine = bundled(dtype=dtype)
+    options = {"dtype": dtype, "plugins": dict(plugins)}
+    engine = bundled(**options)
     texts = prompts_of(engine, prompts)
     params = [params_of(index, max_tokens, mode) for index in range(prompts)]
     alone = [engine.generate(text, one) for text, one in zip(texts, params, strict=True)]
@@ -70,7 +82,7 @@ def every_way(bundled: Any, dtype: str, prompts: int, max_tokens: int, mode: dic
         few = 32 if size < 16 else prompts
         with chunks_of(engine, size):
             same(alone[:few], in_batches(engine, texts[:few], params[:few]), f"in chunks of {size}")
-    cached = engine.plan({"prefix_cache": {"save_documents": False}})
+    cached = engine.plan({**options["plugins"], "prefix_cache": {"save_documents": False}})
     for turn in ("filling", "from"):
         found = in_batches(engine, texts, params, plan=cached)
         same(alone, found, f"{turn} the cache")
@@ -78,7 +90,7 @@ def every_way(bundled: Any, dtype: str, prompts: int, max_tokens: int, mode: dic
     assert hits > 0.8 * prompts, "what was asked before is in the cache"
     per_block = 32 * engine.loader.needs.kv_per_token
     longest = -(-max(len(text) + max_tokens for text in texts) // 32)
-    tight = bundled(dtype=dtype, kv_memory=4 * per_block * (longest + 1))
+    tight = bundled(**options, kv_memory=4 * per_block * (longest + 1))
     found = in_batches(tight, texts, params)
     same(alone, found, "preempted and resumed")
     preempted, lengths = sum(result.stats["preemptions"] > 0 for result in found), sorted(map(len, texts))
@@ -93,11 +105,17 @@ def every_way(bundled: Any, dtype: str, prompts: int, max_tokens: int, mode: dic
 def test_the_same_tokens_however_they_are_run(
     bundled: Callable[..., Any], count: int, max_tokens: int, mode: dict[str, Any]
 ) -> None:
-    def same(references: list[Result], found: list[Result], how: str) -> None:
-        parted = [i for i, (a, b) in enumerate(zip(references, found, strict=True)) if a.token_ids != b.token_ids]
-        assert not parted, f"{how}: the answers to prompts {parted} differ"
+    every_way(bundled, "float64", count, max_tokens, mode, all_equal)
 
-    every_way(bundled, "float64", count, max_tokens, mode, same)
+
+@pytest.mark.skipif(bool(linear.unavailable()), reason=str(linear.unavailable()))
+@SIZES
+@MODES
+def test_in_bfloat16_by_the_kernels_in_c_too(
+    bundled: Callable[..., Any], count: int, max_tokens: int, mode: dict[str, Any]
+) -> None:
+    """Every operation keeps a row's order, however many rows stand beside it and however its prompt was cut."""
+    every_way(bundled, "bfloat16", count, max_tokens, mode, all_equal, KERNELS)
 
 
 @pytest.mark.slow

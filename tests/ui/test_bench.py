@@ -144,7 +144,9 @@ def test_history_has_the_lap_times_of_answers() -> None:
 
 def test_plans_are_compared_over_a_document(tmp_path: Path) -> None:
     (tmp_path / "guide.txt").write_text("The track opens at nine. " * 6)
-    (tmp_path / "prompts.txt").write_text("When?\nFrom when?\nAt what time?\n")  # the first of each repeat reads the document
+    (tmp_path / "prompts.txt").write_text(
+        "When?\nFrom when?\nAt what time?\n"
+    )  # the first of each repeat reads the document
     report, _ = last_line(
         "plugins", "--model", "random:tiny", "--dtype", "float64", "--prompts", str(tmp_path / "prompts.txt"), "--doc",
         str(tmp_path / "guide.txt"), "--set", "", "--set", "prefix_cache", "--max-tokens", "8", "--repeats", "2",
