@@ -229,7 +229,8 @@ def test_all_tokens_are_plain_tokens_in_bfloat16_by_the_kernels_in_c(
     prompts = prompts_of_piece(engine, shared_data, piece)
     plain = answers(engine, prompts, lambda i: kernels, BATCH, 256, **mode)
     chosen = all_shifts([kernels | each for each in settings])
-    assert_equal(answers(engine, prompts * BATCH, chosen, BATCH, 256, **mode), plain * BATCH, f"{mode}")
+    size = BATCH if piece < NUM_PIECES_ALONE else BATCH * BATCH
+    assert_equal(answers(engine, prompts * BATCH, chosen, size, 256, **mode), plain * BATCH, f"{mode}")
     print(f"\nbundled bfloat16 kernels {mode or 'greedy'} piece {piece}: {BATCH * len(prompts)} answers plain")
 
 
