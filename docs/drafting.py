@@ -40,11 +40,12 @@ def texts(engine: Engine, pattern: str) -> list[list[int]]:
 def tokens_per_forward(
     engine: Engine, prompts: list[list[int]], settings: Any, temperature: float, whole: bool
 ) -> float:
-    """Tokens behind the first of each answer, over the forwards that gave them."""
+    """Tokens behind the first of each answer, over the forwards that gave them; one user's, who asked nothing before."""
     tokens = forwards = 0
+    user = f"{settings} {temperature} {hash(tuple(map(tuple, prompts)))}"
     for seed, prompt in enumerate(prompts):
         sampling = SamplingParams(max_tokens=NEW_TOKENS, temperature=temperature, seed=seed, ignore_eos=not whole)
-        for event in engine.submit(prompt, sampling, plan=engine.plan(settings)):
+        for event in engine.submit(prompt, sampling, plan=engine.plan(settings), salt=user):
             if isinstance(event, TextDelta) and event.token_ids:
                 forwards += 1
                 tokens += len(event.token_ids)

@@ -26,6 +26,7 @@ from pitlane.engine.requests import check_length, is_batch, make_sequence
 from pitlane.engine.stream import Stream
 from pitlane.engine.tokenizer import Prompt
 from pitlane.engine.types import (
+    BuildContext,
     PrefixMatch,
     Result,
     SamplingParams,
@@ -59,7 +60,14 @@ class Engine:
         registry: PluginRegistry | None = None,
     ) -> None:
         self.registry = registry or PluginRegistry.load()
-        self.loader = Loader(model, dtype, device, threads, context, kv_memory, max_step_tokens)
+
+        def wanted(context: BuildContext) -> Settings:
+            if plugins is not None and not callable(plugins):
+                return plugins
+            default = default_settings(self.registry, context)
+            return plugins(default) if plugins else default
+
+        self.loader = Loader(model, dtype, device, threads, context, kv_memory, max_step_tokens, wanted)
         self.planner = Planner(self.registry, self.loader.build_context)
         self.tokenizer = self.loader.tokenizer
         self.lanes: dict[tuple[str, ...], Lane] = {}
@@ -71,10 +79,7 @@ class Engine:
         self.dispatch = Dispatcher(self.plan)
         self.loop = Loop(self.lanes, self.loader, self.dispatch)
         self.worker = Worker(lambda: bool(self.loop.ready_lanes()), self.loop.step_safely)
-        if plugins is None or callable(plugins):
-            default = default_settings(self.registry, self.loader.build_context)
-            plugins = plugins(default) if plugins else default
-        self.default_plan = self.plan(plugins)
+        self.default_plan = self.plan(wanted(self.loader.build_context))
         self.lane_of(self.default_plan)
         log.info(self.loader.describe_memory())
 

@@ -16,7 +16,7 @@ from weakref import WeakSet
 
 import torch
 
-from pitlane.engine.attention import Attention, SpanAttention
+from pitlane.engine.attention import Attention
 from pitlane.engine.batch import Batch, Copy, Query, Span
 from pitlane.engine.clock import StepClock
 from pitlane.engine.draft_model import DraftModel
@@ -52,7 +52,7 @@ class Lane:
     """One way to run one variant: `draft_limit`, `build_batch`, `rows`, `commit`; `open_drafter` and `early_exit` for drafters."""
 
     variant: Model  # whose weights it runs; shared while a lane holds it
-    load_drafter: Callable[[str], tuple[Model, float]]
+    load_drafter: Callable[[str], tuple[Model, Attention]]
     call: Call
 
     def __init__(
@@ -120,18 +120,17 @@ class Lane:
         Its KV is charged to this lane: so many free blocks are withheld that both can hold the same tokens.
         """
         if name not in self.draft_models:
-            model, scale = self.load_drafter(name)
-            self.call(lambda: self._attach(name, model, scale)).result()
+            model, attention = self.load_drafter(name)
+            self.call(lambda: self._attach(name, model, attention)).result()
         return self.draft_models[name]
 
-    def _attach(self, name: str, model: Model, scale: float) -> None:
+    def _attach(self, name: str, model: Model, attention: Attention) -> None:
         own = sum(group.bytes_per_token(self.dtype) for group in self.pool.groups)
         extra = sum(group.bytes_per_token(self.dtype) for group in model.kv_groups)
         rest = self.pool.num_blocks - self.pool.num_withheld
         withheld = min(self.pool.num_free_blocks, rest - 1, -(-rest * extra // (own + extra)))
         self.pool.withhold(withheld)
         limits = replace(self.limits, kv_bytes=withheld * BLOCK_SIZE * own)
-        attention = SpanAttention(scale, self.device)
         lane = Lane(model, "", attention, self.dtype, self.device, limits, _no_match, _no_reclaim)
         self.draft_models[name] = DraftModel(lane, lane.runner, shares_kv=False)
 

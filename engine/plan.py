@@ -99,6 +99,13 @@ class Plan:
     def _keys(self, wanted: frozenset[str]) -> tuple[str, ...]:
         return tuple(plugin.key for plugin in self.plugins if wanted & set(hooks_of(type(plugin))))
 
+    def for_drafter(self, context: BuildContext) -> Plan:
+        """The plugins that would build a draft model too: those that can serve it, and keep its function."""
+        found = {p for p in self.plugins if p.exactness_for(p.options) in ("identical", "rounding")}
+        found = {p for p in found if p.unavailable(context) is None}
+        hooks = {name: tuple(hook for hook in hooks if hook.plugin in found) for name, hooks in self.hooks.items()}
+        return Plan(tuple(p for p in self.plugins if p in found), hooks)
+
     def first(self, name: str, charge: Charge, check: Callable[[Any], Any] | None = None, /, **values: Any) -> Any:
         """First result that is not None, passed through `check`, whose exceptions count as the plugin's.
 

@@ -158,9 +158,15 @@ def compared_html(stats: Stats) -> str:
         parts.append(f"<b>×{new / old:.2f}</b> tok/s, {old:.0f} → {new:.0f}")
     if before["ttft_ms"] is not None:
         parts.append(f"TTFT {milliseconds(before['ttft_ms'])} → <b>{milliseconds(stats['ttft_ms'])}</b>")
-    names = ", ".join(compared["plugins"]) or "no plugins"
-    line = dotted([f"against <em>{escape(names)}</em>", *parts])
+    line = dotted([_changes(compared["plugins"], stats["plugins"]), *parts])
     return f'<div class="compared"><p class="dots">{line}</p></div>'
+
+
+def _changes(before: Iterable[str], after: Iterable[str]) -> str:
+    """Which plugins an answer had beside those of the one before, and which it did without."""
+    added, left_out = (", ".join(sorted(set(a) - set(b))) for a, b in ((after, before), (before, after)))
+    said = [f"{word} <em>{escape(names)}</em>" for word, names in (("with", added), ("without", left_out)) if names]
+    return " and ".join(said) or "with the same plugins"
 
 
 def effect(name: str, stats: Stats | None, roles: Roles) -> tuple[Literal["", "good", "bad", "idle"], str]:
@@ -179,7 +185,8 @@ def effect(name: str, stats: Stats | None, roles: Roles) -> tuple[Literal["", "g
         return "bad", f"lost {milliseconds(-gain)} in the last answer"
     if gain is not None:
         return "idle", f"bought nothing in the last answer, cost {milliseconds(cost)}"
-    return "idle", f"cost {milliseconds(cost)}; its gain shows when you retry without it"
+    spent = f"cost {milliseconds(cost)}; " if cost >= SMALL_MS else ""
+    return "idle", f"{spent}its gain shows when you ask again without it"
 
 
 def meter_html(used: int, document: int, context: int) -> str:

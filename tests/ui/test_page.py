@@ -91,7 +91,21 @@ def test_a_retry_is_compared_token_by_token(after: list[int], reason: str, says:
     now = stats(tokens_per_second=106.4, finish_reason=reason)
     now["compared"] = chat_flow.compare([1, 2, 3], stats(), after, now)
     html = chat_flow.compared_html(now)
-    assert says in html and "×2.00" in html and "prefix_cache, prompt_lookup" in html
+    assert says in html and "×2.00" in html and "with the same plugins" in html
+
+
+@pytest.mark.parametrize(
+    ("before", "says"),
+    [
+        ({"prefix_cache": {}}, "with <em>prompt_lookup</em></span>"),
+        ({"prefix_cache": {}, "prompt_lookup": {}, "jacobi": {}}, "without <em>jacobi</em>"),
+        ({"jacobi": {}}, "with <em>prefix_cache, prompt_lookup</em> and without <em>jacobi</em>"),
+    ],
+)
+def test_a_retry_says_which_plugins_changed(before: dict[str, dict[str, Any]], says: str) -> None:
+    now = stats()
+    now["compared"] = chat_flow.compare([1], stats(plugins=before), [1], now)
+    assert says in chat_flow.compared_html(now)
 
 
 def test_a_difference_under_identical_plugins_is_explained_by_rounding_only_in_short_types() -> None:

@@ -64,13 +64,14 @@ def estimate(
 ) -> dict[str, Any]:
     """Bytes that a model takes, and the longest context and largest batch that the free memory allows."""
     from pitlane.engine.lane import BLOCK_SIZE
-    from pitlane.engine.loader import MAX_LANES, choose_context, choose_device, choose_dtype, kv_share
+    from pitlane.engine.loader import MAX_LANES, choose_context, choose_device, choose_dtype, default_settings, kv_share
     from pitlane.engine.memory import RESERVE, Needs, available
     from pitlane.engine.models.registry import resolve
+    from pitlane.engine.registry import PluginRegistry
 
     place = choose_device(device)
     config = resolve(model).config
-    kind = choose_dtype(dtype, place, config)
+    kind = choose_dtype(dtype, place, config, lambda context: default_settings(PluginRegistry.load(), context))
     tokens = context or choose_context(None, config.max_position)
     needs, free = Needs.of(config, kind), available(place)
     room = max(0, free - needs.weights - RESERVE) // needs.kv_per_token
