@@ -75,6 +75,18 @@ def test_no_repeat_drafts_from_what_another_answered(tmp_path: Path) -> None:
     assert not (tmp_path / "home").exists() or not list((tmp_path / "home").rglob("*.safetensors"))
 
 
+def test_without_sets_each_plugin_is_switched_and_what_cannot_serve_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("one two one two\n")
+    result = CliRunner().invoke(
+        main, ["bench", "plugins", "--model", "random:tiny", "--dtype", "float64", "--prompts",
+               str(tmp_path / "prompts.txt"), "--max-tokens", "4", "--repeats", "1"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    labels = [row["plugins"] for row in json.loads(result.stdout.splitlines()[-1])["sets"]]
+    assert labels[0] == "default" and {"-prefix_cache", "+prompt_lookup", "+jacobi"} <= set(labels)
+    assert "+packed_linear" not in labels and "left out +packed_linear: " in result.stderr
+
+
 def test_a_prompt_file_without_prompts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     result = CliRunner().invoke(

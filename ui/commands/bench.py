@@ -17,6 +17,7 @@ from pitlane.ui.session import Chat, EngineOptions, add_documents
 
 if TYPE_CHECKING:
     from pitlane.engine.engine import Engine
+    from pitlane.engine.plan import Plan
     from pitlane.engine.tokenizer import Prompt
     from pitlane.storage.types import Document, Run, StoredDocument
     from pitlane.ui.bench.speed import Side
@@ -81,7 +82,7 @@ def bench(
     multiple=True,
     metavar="SET",
     help="A plugin set, as in --plugins. Repeatable; the first "
-    "is compared with.  [default: none, then each plugin alone]",
+    "is compared with.  [default: what is on, then with each other plugin and without each of those]",
 )
 @click.option("--prompts", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="One prompt a line.")
 @click.option("--doc", multiple=True, metavar="FILE", help="Ask over this document. Repeatable.")
@@ -102,7 +103,6 @@ def plugins(
     as_json: bool,
 ) -> None:
     """Compare plugin sets on the same prompts: tokens per step, speed, and whether the ids are the same."""
-    from pitlane.engine.plan import parse_settings
     from pitlane.engine.types import SamplingParams
     from pitlane.ui.bench.plans import PROMPTS, compare_plans, own_home
 
@@ -110,17 +110,7 @@ def plugins(
     texts = _lines(prompts) if prompts else list(PROMPTS)
     documents = add_documents(doc, options.plugins_dir)
     with own_home(), options.build() as engine:
-        default, registry = engine.default_plan.settings, engine.registry
-        names = sets or ("", *sorted(registry.togglable()))
-        plans = {name: engine.plan(parse_settings(name, (), default, registry)) for name in names}
-        for name, plan in list(plans.items()):
-            try:
-                engine.lane_of(plan)
-            except PitlaneError as error:
-                if sets:
-                    raise
-                note(f"left out {name}: {error}")
-                del plans[name]
+        plans = _plans(engine, sets)
         with progress("Measuring") as advance:
             rows = compare_plans(engine, plans, _prompts(engine, texts, documents), sampling, repeats, advance)
         report = _head(engine) | {"prompts": len(texts), "max_tokens": max_tokens, "temperature": temperature}
@@ -154,6 +144,25 @@ def _history_row(run: Run) -> list[Any]:
     counts = [stats[f"{name}_tokens"] for name in ("prompt", "cached", "completion")]
     speed = "-" if stats["tokens_per_second"] is None else f"{stats['tokens_per_second']:.1f}"
     return [when, stats["model"], names, *counts[:2], f"{stats['ttft_ms']:.1f}", counts[2], speed]
+
+
+def _plans(engine: Engine, sets: Sequence[str]) -> dict[str, Plan]:
+    """The plans of the sets that were named; else the default one, and one for each plugin switched, where that can serve."""
+    from pitlane.engine.plan import parse_settings
+
+    default, registry = engine.default_plan.settings, engine.registry
+    names = sets or [f"{'-' if name in default else '+'}{name}" for name in sorted(registry.togglable())]
+    plans = {} if sets else {"default": engine.default_plan}
+    for name in names:
+        try:
+            plans[name] = engine.plan(parse_settings(name, (), default, registry))
+            engine.lane_of(plans[name])
+        except PitlaneError as error:
+            if sets:
+                raise
+            note(f"left out {name}: {error}")
+            plans.pop(name, None)
+    return plans
 
 
 def _head(engine: Engine) -> dict[str, Any]:
