@@ -131,4 +131,8 @@ class Record:
         self.longest = max(self.longest, number)
         self.belief.saw(draft, num_accepted)
         self.steps_left = max(0, self.steps_left - 1)
+        self.spend(lost)
+
+    def spend(self, lost: float) -> None:
+        """Charge plain steps that were lost."""
         self.credit = max(-CREDIT, min(CREDIT, self.credit - lost))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect, insort
+from collections import Counter, deque
 from dataclasses import dataclass, field
+from math import inf
 from statistics import median
 
 import numpy as np
@@ -20,16 +22,29 @@ class StepClock:
     by_tokens: dict[int, float] = field(default_factory=dict)
     prompt_rates: deque[float] = field(default_factory=lambda: deque(maxlen=15))
     overheads: deque[float] = field(default_factory=lambda: deque(maxlen=15))
-    _decoded: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT))  # sizes of steps without prompts
-    _curve: tuple[NDArray[np.int64], NDArray[np.float64]] | None = None
+    _sizes: list[int] = field(default_factory=list)  # of `by_tokens`, sorted
+    _decoded: deque[int] = field(default_factory=deque)  # sizes of the last steps without prompts
+    _counts: Counter[int] = field(default_factory=Counter)  # of `_decoded`
+    _known: dict[float, float] = field(default_factory=dict)  # estimates since the last step
+
+    def __post_init__(self) -> None:
+        self._sizes = sorted(self.by_tokens)
 
     def record(self, num_tokens: int, num_prompt_tokens: int, seconds: float) -> None:
         """Take in a forward of `num_tokens`, `num_prompt_tokens` of which were prompt."""
+        if num_tokens not in self.by_tokens:
+            insort(self._sizes, num_tokens)
         before = self.by_tokens.get(num_tokens, seconds)
         self.by_tokens[num_tokens] = (1 - FORGET) * before + FORGET * seconds
-        self._curve = None
+        self._known.clear()
         if num_prompt_tokens == 0:
             self._decoded.append(num_tokens)
+            self._counts[num_tokens] += 1
+            if len(self._decoded) > RECENT:
+                oldest = self._decoded.popleft()
+                self._counts[oldest] -= 1
+                if not self._counts[oldest]:
+                    del self._counts[oldest]
         if num_prompt_tokens >= 32:
             self.prompt_rates.append(seconds / num_tokens)
 
@@ -49,7 +64,7 @@ class StepClock:
 
     def estimate(self, num_tokens: int) -> float | None:
         """Seconds of a forward over `num_tokens`; None before any was seen."""
-        return float(self.estimates([num_tokens])[0]) if self.by_tokens else None
+        return self._at(num_tokens) if self.by_tokens else None
 
     def estimates(self, sizes: ArrayLike) -> NDArray[np.float64]:
         """Seconds of forwards over so many tokens: between the sizes that were seen, or beyond them by the prompt rate.
@@ -57,13 +72,24 @@ class StepClock:
         No size is held to take longer than a larger one did of late, so one slow moment does not condemn a size for good.
         Prompts do not count for that: they see less KV and want fewer logits.
         """
-        if self._curve is None:
-            numbers = np.array(sorted(self.by_tokens))
-            seconds = np.array([self.by_tokens[number] for number in numbers.tolist()])
-            ceilings = np.where(np.isin(numbers, self._decoded), seconds, np.inf)
-            self._curve = numbers, np.minimum(seconds, np.minimum.accumulate(ceilings[::-1])[::-1])
-        numbers, seconds = self._curve
-        wanted = np.asarray(sizes)
-        slope = min(self.per_prompt_token or 0.0, float(seconds[-1]))
-        found: NDArray[np.float64] = np.interp(wanted, numbers, seconds) + np.maximum(0, wanted - numbers[-1]) * slope
+        return np.array([self._at(size) for size in np.asarray(sizes).tolist()])
+
+    def _at(self, size: float) -> float:
+        if size in self._known:
+            return self._known[size]
+        if size in self.by_tokens:
+            found = min(self.by_tokens[int(size)], self._ceiling(size))
+        else:
+            at = bisect(self._sizes, size)
+            low, high = self._sizes[max(0, at - 1)], self._sizes[min(at, len(self._sizes) - 1)]
+            found = self._at(low)
+            if size > high:
+                found += (size - high) * min(self.per_prompt_token or 0.0, found)
+            elif size > low:
+                found += (size - low) / (high - low) * (self._at(high) - found)
+        self._known[size] = found
         return found
+
+    def _ceiling(self, size: float) -> float:
+        """What the larger sizes, and this one, took of late."""
+        return min((self.by_tokens[number] for number in self._counts if number >= size), default=inf)

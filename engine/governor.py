@@ -101,8 +101,12 @@ class Governor:
                 self.step.add(seq.drafting.belief, len(seq.draft.token_ids), 0.0)
                 number += len(seq.draft.token_ids)
                 reading, seq.drafting.is_behind = reading or seq.drafting.is_behind, False
+        record = self.records[drafter]
         if number and not reading:
-            self.records[drafter].draft_seconds.append(seconds / number)
+            record.draft_seconds.append(seconds / number)
+        elif self.clock.by_tokens:  # what is paid once is no price of a token, but it is time
+            plain = float(self._seconds(record, self.step.num_scheduled, [0])[0])
+            record.spend(max(0.0, seconds - number * record.per_token) / plain)
 
     def verified_rows(self, drafter: Plugin, num_rows: int, seconds: float) -> None:
         """Take in what it took to draw a token for every row of its drafts, accepted or not."""

@@ -9,7 +9,6 @@ Source: Fu et al. 2024, arXiv:2402.02057
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
@@ -67,14 +66,18 @@ class Pool:
     def __init__(self, ngram: int, most: int) -> None:
         self.ngram, self.most = ngram, most
         self.num_indexed = 0
-        self.found: dict[int, OrderedDict[tuple[int, ...], None]] = {}
+        self.found: dict[int, dict[tuple[int, ...], None]] = {}
 
     def add(self, ngram: tuple[int, ...]) -> None:
-        rests = self.found.setdefault(ngram[0], OrderedDict())
-        rests[ngram[1:]] = None
-        rests.move_to_end(ngram[1:])
+        first, rest = ngram[0], ngram[1:]
+        rests = self.found.get(first)
+        if rests is None:
+            self.found[first] = {rest: None}
+            return
+        rests.pop(rest, None)
+        rests[rest] = None
         if len(rests) > self.most:
-            rests.popitem(last=False)
+            del rests[next(iter(rests))]
 
     def grow(self, token_ids: list[int]) -> None:
         """Add the n-grams of the sequence itself, prompt and answer."""

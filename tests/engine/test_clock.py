@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 
 from pitlane.engine.clock import RECENT, StepClock
@@ -59,10 +62,27 @@ def test_beyond_all_sizes_each_token_costs_what_a_prompt_token_does() -> None:
 
 
 def test_a_token_beyond_never_costs_more_than_a_whole_step() -> None:
-    clock = StepClock()
-    clock.record(32, 32, 64.0)
-    clock.by_tokens = {1: 0.5}
+    clock = StepClock({1: 0.5})
+    clock.prompt_rates.append(2.0)
     assert clock.estimate(3) == pytest.approx(0.5 + 2 * 0.5)
+
+
+def test_estimates_are_those_of_the_whole_curve() -> None:
+    """Against its definition: the sizes that were seen, none above what a larger one without prompts took, with lines between."""
+    generator = random.Random(1)
+    for _ in range(40):
+        clock = StepClock()
+        decoded: list[int] = []
+        for _ in range(generator.randrange(1, 120)):
+            size = generator.choice([1, 1, 2, 5, 9, 17, generator.randrange(1, 600)])
+            is_prompt = generator.random() < 0.3
+            clock.record(size, size if is_prompt else 0, generator.random() * size)
+            decoded = [*decoded, *([] if is_prompt else [size])][-RECENT:]
+        sizes = sorted(clock.by_tokens)
+        held = [min([clock.by_tokens[n], *(clock.by_tokens[d] for d in decoded if d >= n)]) for n in sizes]
+        wanted = [generator.choice([generator.randrange(1, 700), 700 * generator.random()]) for _ in range(20)]
+        beyond = np.maximum(0, np.array(wanted) - sizes[-1]) * min(clock.per_prompt_token or 0.0, held[-1])
+        np.testing.assert_allclose(clock.estimates(wanted), np.interp(wanted, sizes, held) + beyond)
 
 
 def test_only_steps_with_a_prompt_tell_of_prompts() -> None:

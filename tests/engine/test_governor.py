@@ -115,6 +115,18 @@ def none(number: int) -> int:
     return 0
 
 
+def test_reading_a_prompt_first_is_charged_though_it_is_no_price_of_a_token() -> None:
+    lane = Lane(clock_of(flat)).believe(believed(0.9))
+    prices = list(lane.record.draft_seconds)
+    assert lane.drafting.is_behind and lane.step(none, seconds=2.0)[0] > 0
+    assert lane.record.credit == pytest.approx(CREDIT - 2.0), "two plain steps"
+    assert list(lane.record.draft_seconds) == prices
+    lane.believe(believed(0.9)).drafting.is_behind = False
+    number = lane.step(none, seconds=0.5)[0]
+    assert lane.record.credit == pytest.approx(CREDIT - 2.0 + CREDIT_PER_STEP)
+    assert lane.record.draft_seconds[-1] == pytest.approx(0.5 / number)
+
+
 # ---- what is believed
 
 
