@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from pitlane import BadOption, Draft, Limits, Plugin, PluginOptions, Sequence, hookimpl
 
-MAX_USERS = 256  # whose answers are remembered at a time
+MAX_USERS = 32  # whose answers are remembered at a time; 8,192 tokens of one take 6 MB
 END = -1  # between answers; no token
 
 
