@@ -104,7 +104,7 @@ class Governor:
         record = self.records[drafter]
         if number and not reading:
             record.draft_seconds.append(seconds / number)
-        elif self.clock.by_tokens:  # what is paid once is no price of a token, but it is time
+        elif reading and self.clock.by_tokens:  # what is paid once is no price of a token, but it is time
             plain = float(self._seconds(record, self.step.num_scheduled, [0])[0])
             record.spend(max(0.0, seconds - number * record.per_token) / plain)
 

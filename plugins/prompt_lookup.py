@@ -123,7 +123,7 @@ class History:
 
     def add(self, token_ids: SequenceOf[int]) -> None:
         """Remember an answer and the few tokens before it."""
-        newest, most = self.indexes[0], self.options.history // 2
+        newest, most = self.indexes[0], max(1, self.options.history // 2)
         newest.extend([*newest.token_ids, *token_ids[-most:], END])
         if len(newest.token_ids) > most:
             self.indexes = [NgramIndex(self.options), newest]

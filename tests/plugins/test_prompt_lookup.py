@@ -92,6 +92,9 @@ def test_what_is_remembered_is_bounded_the_oldest_goes_first() -> None:
     assert propose(plugin, [8802, 8803], 2) is None
     plugin.sequence_finished(sequence(list(range(500)), num_prompt_tokens=2))
     assert propose(plugin, [497, 498], 2) == Draft([499]), "of a long answer its end"
+    least = plugin_of(history=1)
+    least.sequence_finished(sequence(list(range(500)), num_prompt_tokens=2))
+    assert sum(len(index.token_ids) for index in least.histories[""].indexes) <= 2
     for user in range(MAX_USERS):
         plugin.sequence_finished(sequence([1, 2, 3, 4], num_prompt_tokens=2, salt=str(user)))
     assert len(plugin.histories) == MAX_USERS and "" not in plugin.histories
