@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 import re
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pitlane.engine.errors import ModelError
+from pitlane.engine.models.config import ARCHITECTURES
 from pitlane.engine.types import Segment
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pitlane.engine.models.registry import ModelSource
     from pitlane.storage.types import Document
 
@@ -192,6 +197,19 @@ def _tokens_inside(offsets: list[tuple[int, int]], begin: int, end: int) -> tupl
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
 
 
+def _named_class(source: ModelSource, folder: Path) -> SimpleNamespace | None:
+    """What AutoTokenizer reads of a model's config where `tokenizer_config.json` names the class; else None.
+
+    Left to itself it makes the whole config, for which transformers imports torch.distributed and sympy: 0.65 s of a start.
+    """
+    try:
+        named = json.loads((folder / "tokenizer_config.json").read_text()).get("tokenizer_class")
+    except (OSError, ValueError, AttributeError):
+        return None
+    model_type = ARCHITECTURES[source.config.architecture].model_type
+    return SimpleNamespace(model_type=model_type, _name_or_path=str(folder)) if named else None
+
+
 def _load(source: ModelSource) -> Any:
     if source.tokenizer_folder is None:
         from pitlane.engine.models.byte_tokenizer import byte_tokenizer
@@ -199,13 +217,13 @@ def _load(source: ModelSource) -> Any:
         return byte_tokenizer(source.config.vocab_size)
     from transformers import AutoTokenizer
 
+    folder = source.tokenizer_folder
+    known = {"config": named} if (named := _named_class(source, folder)) else {}
     try:
-        inner = AutoTokenizer.from_pretrained(
-            str(source.tokenizer_folder), local_files_only=True, trust_remote_code=False
-        )
+        inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **known)
     except Exception as error:  # transformers raises many kinds for a file that is missing, damaged, or needs a package
         line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(f"no tokenizer in {source.tokenizer_folder} ({line}); add tokenizer.json") from None
+        raise ModelError(f"no tokenizer in {folder} ({line}); add tokenizer.json") from None
     if not inner.is_fast:
         raise ModelError(f"{source.name} has no tokenizer.json; convert its tokenizer with transformers")
     return inner

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pitlane.engine.errors import ModelError
+from pitlane.engine.models.config import ARCHITECTURES
 from pitlane.engine.models.registry import ModelSource, resolve
 from pitlane.engine.tokenizer import JOINER, Tokenizer
 from pitlane.storage.types import Document, Page
@@ -224,3 +229,34 @@ def test_real_tokenizers(name: str, shared_data: Path) -> None:
     prompt = tokenizer.render_chat(user(text), [document("the cat sat")])
     segment = prompt.segments[0]
     assert "the cat sat" in tokenizer.decode(prompt.token_ids[segment.start : segment.end])
+
+
+@pytest.mark.parametrize("named", [None, "PreTrainedTokenizerFast", "Qwen2Tokenizer", "LlamaTokenizerFast", "Unheard"])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "smollm3"])
+def test_the_tokenizer_is_the_one_that_transformers_would_take(
+    model_type: str, named: str | None, tmp_path: Path
+) -> None:
+    """The class is found without the model's whole config, for speed: it must be the same class, with the same ids."""
+    from transformers import AutoTokenizer
+
+    make(tmp_path, CHATML)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": named}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    source = resolve("random:tiny")
+    architecture = next(name for name, one in ARCHITECTURES.items() if one.model_type == model_type)
+    config = replace(source.config, architecture=architecture)
+    ours = Tokenizer(ModelSource("made", config, source.weights, tmp_path))
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path), local_files_only=True)
+    assert type(ours._inner) is type(theirs)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(text)
+    assert ours.fingerprint() == hashlib.sha256((theirs.backend_tokenizer.to_str() + CHATML).encode()).hexdigest()
+
+
+def test_loading_a_tokenizer_imports_no_more_than_it_needs() -> None:
+    code = (
+        "import sys; from pitlane.engine.models.registry import resolve; from pitlane.engine.tokenizer import Tokenizer\n"
+        "Tokenizer(resolve('bundled')); sys.exit('torch.distributed.tensor' in sys.modules or 'sympy' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
