@@ -1,9 +1,10 @@
-"""Linear: y [M, N] = x [M, K] w [N, K]^T + bias, in bfloat16 with sums in float32, by AVX-512 BF16 on a CPU.
+"""Linear: y [M, N] = x [M, K] w [N, K]^T + bias, in bfloat16 with sums in float32, by AVX-512 BF16 or AMX on a CPU.
 
 Weights are packed once, as `_cpu` reads them (kernels/cpu/linear_bf16.c): panels of 32 outputs, in each all pairs of inputs,
-of each the 32 outputs' pairs side by side; so a forward reads them in one stream. Bytes moved: 2 N K for the weights once per 192
-rows, 2 M (K + N) for the rest. Operations: 2 M N K. A row's result is the same to the bit in any batch.
-Source: GotoBLAS (Goto and van de Geijn 2008) for panels and tiles; the dot products are Intel's VDPBF16PS.
+of each the 32 outputs' pairs side by side; so a forward reads them in one stream, and AMX's tiles are read from the same. Bytes
+moved: 2 N K for the weights once per 192 rows (AMX: 512), 2 M (K + N) for the rest. Operations: 2 M N K. A row's result is the
+same to the bit in any batch.
+Source: GotoBLAS (Goto and van de Geijn 2008) for panels and tiles; the dot products are Intel's VDPBF16PS and TDPBF16PS.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from pitlane.kernels.extension import MISSING, cpu
 
 PANEL = 32
+AMX_INPUTS = 32  # of a step
 
 
 def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -38,10 +40,14 @@ def pack(weight: Tensor) -> Tensor:
 
 
 class Packed:
-    """A packed weight [N, K] and its bias [N], bfloat16; called with x [M, K] it gives y [M, N], fresh."""
+    """A packed weight [N, K] and its bias [N], bfloat16; called with x [M, K] it gives y [M, N], fresh.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    amx: multiply by AMX's tiles if K is a multiple of 32; only where `has_amx()`.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, amx: bool = False) -> None:
         self.num_outputs, self.num_inputs = weight.shape
+        self.amx = amx and self.num_inputs % AMX_INPUTS == 0
         self.weight = pack(weight)
         self.bias = bias
         self.num_bytes = 2 * (self.weight.numel() + (0 if bias is None else bias.numel()))
@@ -61,6 +67,7 @@ class Packed:
             rows,
             self.num_outputs,
             inputs,
+            self.amx,
             torch.get_num_threads(),
         )
         return y
@@ -73,12 +80,25 @@ def unavailable() -> str | None:
         return MISSING
     if not cpu.has_linear_bf16():
         return "this CPU has no AVX-512 BF16"
+    return (
+        None
+        if _agrees(num_inputs=70, amx=False)
+        else "its result differs from the reference on this machine; please report it"
+    )
+
+
+@cache
+def has_amx() -> bool:
+    """Whether this CPU and its kernel have AMX, with the reference's result; asked once per process."""
+    return unavailable() is None and cpu.has_amx_bf16() and _agrees(num_inputs=96, amx=True)
+
+
+def _agrees(num_inputs: int, amx: bool) -> bool:
     generator = torch.Generator().manual_seed(0)
-    for rows in (1, 5, 27):
-        x, weight, bias = (
-            torch.randn(shape, generator=generator).bfloat16() for shape in ((rows, 70), (75, 70), (75,))
-        )
-        found, expected = Packed(weight, bias)(x).float(), linear_ref(x, weight, bias).float()
+    for rows in (1, 5, 27, 50):
+        shapes = (rows, num_inputs), (75, num_inputs), (75,)
+        x, weight, bias = (torch.randn(shape, generator=generator).bfloat16() for shape in shapes)
+        found, expected = Packed(weight, bias, amx)(x).float(), linear_ref(x, weight, bias).float()
         if not torch.allclose(found, expected, rtol=2**-7, atol=1e-3):
-            return "its result differs from the reference on this machine; please report it"
-    return None
+            return False
+    return True

@@ -1,17 +1,20 @@
-"""Packed linears: bfloat16 weights laid out for AVX-512 BF16, read at the speed of memory.
+"""Packed linears: bfloat16 weights laid out for AVX-512 BF16 and AMX, read at the speed of memory.
 
 Changes in the loop: `build_linear` packs dense weights for a kernel in C (kernels/linear.py) that keeps every row's order of sums.
 Exactness: rounding. Sums are in float32 as without it, in another order: outputs are within a bfloat16 rounding (2^-8 relative)
 of their exact value, and a row's result is equal to the bit in any batch. Costs: packing at load, no memory. Helps everywhere: a
-step of one sequence is bound by reading the weights, one of 16 by operations, and this does both at once.
+step of one sequence is bound by reading the weights, one of 16 by operations, and this does both at once. AMX takes the weights as
+they lie for AVX-512, and sums 32 inputs at a time.
 Source: GotoBLAS, Goto and van de Geijn 2008
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from pitlane import Plugin, hookimpl
+from pydantic import Field
+
+from pitlane import BadOption, Plugin, PluginOptions, hookimpl
 
 if TYPE_CHECKING:
     from pitlane import BuildContext, Linear, LinearPart
@@ -19,6 +22,11 @@ if TYPE_CHECKING:
 
 class PackedLinear(Plugin):
     name, role, exactness = "packed_linear", "linear", "rounding"
+
+    class Options(PluginOptions):
+        products: Literal["auto", "amx", "vectors"] = Field(
+            "auto", description="how to multiply: by AMX's tiles, by AVX-512's vectors, or by AMX where the CPU has it"
+        )
 
     @classmethod
     def unavailable(cls, context: BuildContext) -> str | None:
@@ -31,8 +39,11 @@ class PackedLinear(Plugin):
     def build_linear(self, parts: list[LinearPart], context: BuildContext) -> Linear | None:
         import torch
 
-        from pitlane.kernels.linear import Packed
+        from pitlane.kernels.linear import Packed, has_amx
 
+        amx = self.options.products != "vectors" and has_amx()
+        if self.options.products == "amx" and not amx:
+            raise BadOption("packed_linear.products = amx: this CPU has no AMX, or its kernel keeps it back; use auto")
         if any("weight" not in part.tensors or part.in_features % 2 for part in parts):
             return None
         weight = torch.cat([part.tensors["weight"].to(context.dtype) for part in parts])
@@ -40,4 +51,4 @@ class PackedLinear(Plugin):
         if any("bias" in part.tensors for part in parts):
             each = [part.tensors.get("bias", torch.zeros(part.out_features)) for part in parts]
             bias = torch.cat([one.to(context.dtype) for one in each])
-        return Packed(weight, bias)
+        return Packed(weight, bias, amx)

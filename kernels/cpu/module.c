@@ -25,10 +25,11 @@ static int read_integers(PyObject *const *args, Py_ssize_t given, Py_ssize_t cou
 static PyObject *call_linear_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     int64_t v[MOST_ARGUMENTS];
     (void)self;
-    if (!read_integers(args, given, 9, 9, v))
+    if (!read_integers(args, given, 10, 10, v))
         return NULL;
     Py_BEGIN_ALLOW_THREADS;
-    linear_bf16((uint16_t *)v[0], (uint16_t *)v[1], (uint16_t *)v[2], (uint16_t *)v[3], (uint16_t *)v[4], v[5], v[6], v[7], (int)v[8]);
+    linear_bf16((uint16_t *)v[0], (uint16_t *)v[1], (uint16_t *)v[2], (uint16_t *)v[3], (uint16_t *)v[4], v[5], v[6], v[7], (int)v[8],
+                (int)v[9]);
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
 }
@@ -36,6 +37,11 @@ static PyObject *call_linear_bf16(PyObject *self, PyObject *const *args, Py_ssiz
 static PyObject *call_has_linear_bf16(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     return PyBool_FromLong(has_linear_bf16());
+}
+
+static PyObject *call_has_amx_bf16(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyBool_FromLong(has_amx_bf16());
 }
 
 static PyObject *call_attention_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
@@ -96,8 +102,9 @@ static PyMethodDef methods[] = {
      "q_stride, head_stride, threads, scale): see attention_bf16.h"},
     {"has_attention_bf16", call_has_attention_bf16, METH_O, "Whether attention_bf16 runs on this CPU with heads of a size"},
     {"linear_bf16", (PyCFunction)(void (*)(void))call_linear_bf16, METH_FASTCALL,
-     "linear_bf16(x, w, bias, y, scratch, rows, outs, ins, threads): see linear_bf16.h"},
+     "linear_bf16(x, w, bias, y, scratch, rows, outs, ins, amx, threads): see linear_bf16.h"},
     {"has_linear_bf16", call_has_linear_bf16, METH_NOARGS, "Whether linear_bf16 runs on this CPU"},
+    {"has_amx_bf16", call_has_amx_bf16, METH_NOARGS, "Whether linear_bf16 runs with AMX on this CPU"},
     {"rms_norm_bf16", (PyCFunction)(void (*)(void))call_rms_norm_bf16, METH_FASTCALL,
      "rms_norm_bf16(x, w, y, rows, dim, threads, eps): see ops_bf16.h"},
     {"silu_mul_bf16", (PyCFunction)(void (*)(void))call_silu_mul_bf16, METH_FASTCALL,

@@ -89,7 +89,9 @@ def _kernels() -> str:
     from pitlane.kernels import attention, linear, ops
 
     reasons = {"linear": linear.unavailable(), "attention": attention.unavailable(64), "ops": ops.unavailable()}
-    return ", ".join(f"{name}: {reason or 'ok'}" for name, reason in reasons.items())
+    found = {name: reason or "ok" for name, reason in reasons.items()}
+    found["linear"] += " with AMX" if linear.has_amx() else ""
+    return ", ".join(f"{name}: {state}" for name, state in found.items())
 
 
 def _gpu() -> str:

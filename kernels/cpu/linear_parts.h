@@ -1,0 +1,50 @@
+/* What the ways of `linear_bf16` share: the work, and how sums become outputs. */
+#ifndef PITLANE_LINEAR_PARTS_H
+#define PITLANE_LINEAR_PARTS_H
+
+#include "threads.h"
+#include "vectors.h"
+
+#if defined(PITLANE_VECTORS)
+#define OUTS 32 /* outputs of a panel */
+#define LINE 64 /* bytes */
+#define PAIR (2 * LINE) /* bytes of a panel's weights, for one pair of inputs */
+
+typedef struct {
+    const uint32_t *x; /* pairs of inputs: [rows][pairs], or as a way has packed them */
+    const char *w;
+    const uint16_t *bias;
+    uint16_t *y;
+    uint32_t *packed;
+    long rows, outs, pairs, panels, chunk, block; /* most panels and most rows that a thread takes at a time */
+    int amx;
+    atomic_int arrived;
+    atomic_long next;
+} Job;
+
+/* Rows from `first` on times panels from `panel` to `end`: on AVX-512's vectors, where x is packed, and on AMX's tiles. */
+void by_vectors(const Job *job, long first, long rows, long panel, long end);
+void by_tiles(const Job *job, long first, long rows, long panel, long end);
+enum { VECTOR_ROWS = 192, VECTOR_PANELS = 8, TILE_ROWS = 512, TILE_PANELS = 4 };
+
+/* Turn rows of pairs into pairs of rows for `by_vectors`: the worker's part of the inputs. */
+void pack_rows(const Job *job, Worker worker);
+
+INLINE long least(long a, long b) { return a < b ? a : b; }
+INLINE long divided(long a, long b) { return (a + b - 1) / b; }
+
+/* A panel's sums [OUTS] of a row, its bias added, become outputs. */
+TARGET INLINE void store(const Job *job, const float *sums, long row, long panel) {
+    long left = job->outs - panel * OUTS;
+    __mmask32 mask = left < OUTS ? ((__mmask32)1 << left) - 1 : ~(__mmask32)0;
+    __m512 low = _mm512_loadu_ps(sums), high = _mm512_loadu_ps(sums + 16);
+    if (job->bias) {
+        __m512i bias = _mm512_maskz_loadu_epi16(mask, job->bias + panel * OUTS);
+        low = _mm512_add_ps(low, (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(bias)), 16));
+        high = _mm512_add_ps(high, (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(bias, 1)), 16));
+    }
+    _mm512_mask_storeu_epi16(job->y + row * job->outs + panel * OUTS, mask, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+
+#endif
+#endif

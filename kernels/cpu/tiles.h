@@ -1,0 +1,27 @@
+/* AMX's eight tiles: up to 16 rows of up to 64 bytes each, and the sums of products of bfloat16 pairs on them. */
+#ifndef PITLANE_TILES_H
+#define PITLANE_TILES_H
+
+#include <stdint.h>
+
+#if defined(EMULATED_TILES)
+#include EMULATED_TILES
+#elif defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+#define PITLANE_TILES
+
+#define tiles_release() __asm__ volatile("tilerelease")
+#define tile_zero(t) __asm__ volatile("tilezero %%tmm" #t ::)
+#define tile_load(t, from, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(from), "r"((long)(stride)) : "memory")
+#define tile_store(t, to, stride) __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(to), "r"((long)(stride)) : "memory")
+#define tile_dot(sums, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sums ::) /* sums[m][n] += a[m][k] b[k][n] */
+#define tiles_configure(shapes) __asm__ volatile("ldtilecfg %0" : : "m"(*(shapes)))
+#endif
+
+/* What `ldtilecfg` reads: the rows of each tile and the bytes of a row; none of a tile that is not used. */
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} TileShapes;
+
+#endif

@@ -1,0 +1,107 @@
+"""The C linear on AMX's tiles: emulated in C, as Intel's manual writes them, and by the CPU where it has them."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import torch
+from torch import Tensor
+
+from pitlane import BadOption, BuildContext, LinearPart
+from pitlane.kernels import linear
+from pitlane.plugins.packed_linear import PackedLinear
+
+CPU = Path(__file__).parents[2] / "kernels" / "cpu"
+SOURCES = [CPU / name for name in ("linear_bf16.c", "linear_vectors.c", "linear_tiles.c", "threads.c")]
+COMPILER = shutil.which("cc") or shutil.which("gcc")
+Multiply: TypeAlias = Callable[..., Tensor]
+
+here = pytest.mark.skipif(linear.unavailable() is not None, reason=str(linear.unavailable()))
+with_amx = pytest.mark.skipif(not linear.has_amx(), reason="no AMX")
+
+
+def made(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).bfloat16()
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Multiply:
+    """y of x, a packed weight, its number of outputs and a bias: the kernel, compiled with emulated tiles."""
+    if COMPILER is None or not CPU.is_dir():
+        pytest.skip("no compiler, or no sources")
+    library = tmp_path_factory.mktemp("tiles") / "linear.so"
+    tiles = f'-DEMULATED_TILES="{Path(__file__).with_name("emulated_tiles.h")}"'
+    flags = ["-std=c11", "-O2", "-ffp-contract=off", "-mfma", "-shared", "-fPIC", tiles]
+    subprocess.run([COMPILER, *flags, *map(str, SOURCES), "-o", str(library), "-lm"], check=True)
+    run = ctypes.CDLL(str(library)).linear_bf16
+    run.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_long] * 3 + [ctypes.c_int] * 2
+
+    def multiply(x: Tensor, packed: Tensor, outputs: int, bias: Tensor | None, threads: int = 1) -> Tensor:
+        y = torch.full((len(x) + 1, outputs), torch.nan, dtype=torch.bfloat16)  # a row beyond, to stay as it is
+        addresses = [x.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr(), 0]
+        run(*addresses, len(x), outputs, x.shape[1], 1, threads)
+        assert y[-1].isnan().all()
+        return y[:-1]
+
+    return multiply
+
+
+@here
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("outputs, inputs", [(1, 32), (32, 64), (31, 96), (200, 544), (70, 1056)])
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 31, 32, 33, 48, 50, 511, 513, 600])
+def test_is_within_a_rounding_of_the_exact_value(
+    rows: int, outputs: int, inputs: int, threads: int, emulated: Multiply
+) -> None:
+    x, weight, bias = made(rows, inputs), made(outputs, inputs, seed=1), made(outputs, seed=2)
+    exact = x.double() @ weight.double().T + bias.double()
+    size = x.double().abs() @ weight.double().abs().T  # float32 sums err by their terms
+    found = emulated(x, linear.pack(weight), outputs, bias, threads)
+    assert bool(((found.double() - exact).abs() <= 2.0**-8 * exact.abs() + 1e-6 * size).all())
+
+
+@here
+def test_a_row_is_the_same_in_any_batch(emulated: Multiply) -> None:
+    weight, x = linear.pack(made(160, 1536)), made(560, 1536)
+    whole = emulated(x, weight, 160, None)
+    for first, last in [(0, 1), (7, 8), (0, 2), (5, 17), (3, 19), (0, 33), (100, 293), (20, 533), (559, 560)]:
+        assert torch.equal(emulated(x[first:last].contiguous(), weight, 160, None), whole[first:last])
+
+
+@with_amx
+@pytest.mark.parametrize("rows", [1, 16, 17, 33, 100, 600])
+def test_the_cpu_does_as_the_emulation(rows: int, emulated: Multiply) -> None:
+    x, weight = made(rows, 1056), made(200, 1056, seed=1)
+    packed = linear.Packed(weight, amx=True)
+    assert torch.equal(packed(x), emulated(x, packed.weight, 200, None))
+
+
+@here
+def test_inputs_that_fill_no_step_go_by_vectors() -> None:
+    assert not linear.Packed(made(8, 48), amx=True).amx and linear.Packed(made(8, 64), amx=True).amx
+
+
+@here
+def test_amx_is_refused_with_a_reason_where_there_is_none(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "has_amx", lambda: False)
+    engine = make_engine("random:tiny", dtype="bfloat16", plugins=[])
+    plan = engine.plan({"packed_linear": {"products": "amx"}})
+    with pytest.raises(BadOption, match=r"packed_linear.products = amx: .* has no AMX.*use auto"):
+        engine.generate(["a"], plan=plan)
+    assert engine.generate(["a"], plan=engine.plan({"packed_linear": {}}))[0].token_ids
+
+
+@here
+@pytest.mark.parametrize("products, amx", [("auto", True), ("amx", True), ("vectors", False)])
+def test_products_choose_the_way(products: str, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "has_amx", lambda: True)
+    plugin = PackedLinear(PackedLinear.parse_options({"products": products}))
+    part = LinearPart("q", {"weight": made(8, 64)}, 64, 8)
+    built = plugin.build_linear([part], BuildContext(None, torch.bfloat16, torch.device("cpu")))  # type: ignore[arg-type]
+    assert isinstance(built, linear.Packed) and built.amx is amx
