@@ -132,7 +132,7 @@ def _database() -> str:
         if "ok" not in answer.values():
             raise PitlaneError(f"{store.path} is damaged: {next(iter(answer.values()))}; move it away")
         num_documents, num_bytes = len(store.documents.list()), store.prefixes.total_bytes()
-        return f"{store.path}, {num_documents} documents, {size(num_bytes)} of saved KV"
+        return f"{store.path}, {num_documents} document{'s' * (num_documents != 1)}, {size(num_bytes)} of saved KV"
 
 
 def _bundled() -> str:
