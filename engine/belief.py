@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, repeat
+from operator import mul
 from statistics import median_low
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pitlane.engine.types import Draft
 
@@ -51,20 +50,20 @@ class Belief:
         self.num_drafts = self.decay * self.num_drafts + 1
         self.is_tree = self.is_tree or draft.parents is not None
 
-    def gains(self, most: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def gains(self, most: int) -> tuple[list[float], list[float]]:
         """Expected accepted tokens of each part of a draft of `most` tokens, and the size of that part.
 
         The parts of a chain are its tokens; a tree is one part, as large as it was in the mean.
         """
         if self.is_tree:
             size = min(most, self.offered / self.num_drafts)
-            return np.array([self.gained * size / self.offered]), np.array([size])
-        numbers = np.arange(1, min(most, LONGEST) + 1)
-        return np.power(self.rate, numbers, dtype=np.float64), np.ones(len(numbers))
+            return [self.gained * size / self.offered], [size]
+        number = min(most, LONGEST)
+        return list(accumulate(repeat(self.rate, number), mul)), [1.0] * number
 
     def expected(self, number: int) -> float:
         """Accepted tokens of a draft of so many."""
-        return float(self.gains(number)[0].sum()) if number else 0.0
+        return sum(self.gains(number)[0]) if number else 0.0
 
     def leaning(self, other: Belief) -> Belief:
         """The same, as if some of what others see had been seen too: few drafts, or unlucky ones, say little."""
@@ -93,6 +92,7 @@ class Drafting:
     resumes_at: int = 0  # token index of the next probe, while paused
     reason: str | None = None  # why it is paused
     asked: int = 0
+    stands_until: int = 0  # token index up to which it is asked for as many again
     is_behind: bool = True  # a draft model has the sequence, or what was added in a pause, to read before it drafts
 
 
@@ -100,9 +100,9 @@ class Drafting:
 class Record:
     """What a drafter did for all sequences of a lane.
 
-    longest: most tokens that it gave; is_longest: it was asked for more. credit: plain steps that it may lose. turn: whose draft
-    shall show what it gives. Seconds are those per draft token of its last drafts: to make them, and to draw a token for each;
-    drafts that had to read a prompt first are left out, since that is paid once.
+    longest: most tokens that it gave; is_longest: it was asked for more. credit: plain steps that it may lose, earned up to step
+    `seen_steps` of the lane. turn: whose draft shall show what it gives. Seconds are those per draft token of its last drafts: to
+    make them, and to draw a token for each; drafts that had to read a prompt first are left out, since that is paid once.
     """
 
     belief: Belief = field(default_factory=lambda: Belief(decay=LANE_DECAY))
@@ -110,6 +110,7 @@ class Record:
     longest: int = 0
     is_longest: bool = False
     credit: float = CREDIT
+    seen_steps: int = field(default=0, compare=False)
     turn: int = 0
     draft_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=9))
     row_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=9))
@@ -132,6 +133,11 @@ class Record:
         self.belief.saw(draft, num_accepted)
         self.steps_left = max(0, self.steps_left - 1)
         self.spend(lost)
+
+    def earn(self, per_step: float, num_steps: int) -> None:
+        """Credit the steps of the lane up to step `num_steps`."""
+        self.credit = min(CREDIT, self.credit + per_step * (num_steps - self.seen_steps))
+        self.seen_steps = num_steps
 
     def spend(self, lost: float) -> None:
         """Charge plain steps that were lost."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect, insort
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 from statistics import median
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 FORGET = 0.2  # weight of the latest step in the estimate of its size
 RECENT = 64  # steps; what a size took before them says nothing of smaller sizes now
@@ -66,13 +64,13 @@ class StepClock:
         """Seconds of a forward over `num_tokens`; None before any was seen."""
         return self._at(num_tokens) if self.by_tokens else None
 
-    def estimates(self, sizes: ArrayLike) -> NDArray[np.float64]:
+    def estimates(self, sizes: Iterable[float]) -> list[float]:
         """Seconds of forwards over so many tokens: between the sizes that were seen, or beyond them by the prompt rate.
 
         No size is held to take longer than a larger one did of late, so one slow moment does not condemn a size for good.
         Prompts do not count for that: they see less KV and want fewer logits.
         """
-        return np.array([self._at(size) for size in np.asarray(sizes).tolist()])
+        return [self._at(size) for size in sizes]
 
     def _at(self, size: float) -> float:
         if size in self._known:

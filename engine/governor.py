@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import ceil
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from pitlane.engine.belief import CREDIT, FIRST_PAUSE, Belief, Drafting, Record
 from pitlane.engine.clock import StepClock
@@ -29,6 +28,7 @@ CALIBRATED = (2, 5, 9, 17, 33, 65)  # tokens of forwards that are timed before t
 FIRST_SIZE = 8  # tokens asked for, of one sequence a step, while it is unknown what the drafter gives and takes
 PROBE_STEPS = 1  # steps with drafts of a drafter that the lane knows, and after a pause, before it may be paused
 TRIAL_SIZE = 4  # tokens of a chain asked for on trial where none seem to pay
+STANDS = 16  # tokens for which a drafter that found nothing is asked for as many again: nothing has changed
 LONGEST_PAUSE = 1024  # tokens until the next probe; every probe that fails doubles them
 MARGIN = 0.02  # tokens that a draft must promise beyond what its time is worth
 CREDIT_PER_STEP = 0.01  # plain steps that a drafter may lose more with every step of the lane
@@ -40,8 +40,8 @@ class Parts(NamedTuple):
     place: int
     most: int
     drafting: Drafting
-    gains: NDArray[np.float64]
-    sizes: NDArray[np.float64]
+    gains: list[float]
+    sizes: list[float]
 
 
 @dataclass(slots=True)
@@ -68,27 +68,33 @@ class Governor:
     def __init__(self, clock: StepClock, max_step_tokens: int) -> None:
         self.clock, self.max_step_tokens = clock, max_step_tokens
         self.records: WeakKeyDictionary[Plugin, Record] = WeakKeyDictionary()
+        self.num_steps = 0
         self.step = Step()
         self._settled = self.step  # without drafts that are asked for and not there yet
 
     def start_step(self, num_tokens: int, num_decoding: int) -> None:
         """Begin with a step of `num_tokens` scheduled tokens, which yields a token for each decoding sequence."""
         self.step = Step(num_tokens, num_decoding, num_tokens, num_decoding)
-        for record in self.records.values():
-            record.credit = min(CREDIT, record.credit + CREDIT_PER_STEP)
+        self.num_steps += 1
 
     def ask(self, drafter: Plugin, seqs: SequenceOf[Sequence], limits: SequenceOf[int]) -> list[int]:
         """How many tokens to draft for each sequence, at most `limits[i]` and 0 while paused."""
-        record = self.records.setdefault(drafter, Record())
-        self._settled, numbers = replace(self.step), []
-        for seq, number in zip(seqs, self._numbers(record, seqs, limits), strict=True):
-            number = max(0, min(number, self.max_step_tokens - self.step.num_tokens))
-            if number:
-                drafting = self._drafting(record, seq)
-                drafting.asked = number
-                self.step.add(drafting.belief, number, number * record.per_token)
-            numbers.append(number)
+        record = self.records.get(drafter)
+        if record is None:
+            record = self.records[drafter] = Record(seen_steps=self.num_steps)
+        record.earn(CREDIT_PER_STEP, self.num_steps)
+        numbers = self._numbers(record, seqs, limits)
         record.turn += 1
+        if not any(numbers):
+            return numbers
+        self._settled = replace(self.step)
+        for index, (seq, number) in enumerate(zip(seqs, numbers, strict=True)):
+            numbers[index] = number = max(0, min(number, self.max_step_tokens - self.step.num_tokens))
+            if number:
+                self._drafting(record, seq)
+            if seq.drafting is not None:
+                seq.drafting.asked = number
+                self.step.add(seq.drafting.belief, number, number * record.per_token)
         return numbers
 
     def drafted(self, drafter: Plugin, seqs: SequenceOf[Sequence], seconds: float) -> None:
@@ -97,15 +103,20 @@ class Governor:
         self.step.seconds += seconds
         number, reading = 0, False
         for seq in seqs:
-            if seq.draft is not None and seq.drafting is not None:
-                self.step.add(seq.drafting.belief, len(seq.draft.token_ids), 0.0)
+            drafting = seq.drafting
+            if drafting is None or not drafting.asked:
+                continue
+            if seq.draft is not None:
+                self.step.add(drafting.belief, len(seq.draft.token_ids), 0.0)
                 number += len(seq.draft.token_ids)
-                reading, seq.drafting.is_behind = reading or seq.drafting.is_behind, False
+                reading, drafting.is_behind, drafting.stands_until = reading or drafting.is_behind, False, 0
+            elif seq.num_tokens >= drafting.stands_until:
+                drafting.stands_until = seq.num_tokens + STANDS
         record = self.records[drafter]
         if number and not reading:
             record.draft_seconds.append(seconds / number)
         elif reading and self.clock.by_tokens:  # what is paid once is no price of a token, but it is time
-            plain = float(self._seconds(record, self.step.num_scheduled, [0])[0])
+            (plain,) = self._seconds(record, self.step.num_scheduled, [0])
             record.spend(max(0.0, seconds - number * record.per_token) / plain)
 
     def verified_rows(self, drafter: Plugin, num_rows: int, seconds: float) -> None:
@@ -118,16 +129,20 @@ class Governor:
         assert drafting is not None, "only who was asked has a draft"
         lost = 0.0
         if self.clock.by_tokens:
-            plain, taken = self._seconds(record, step.num_scheduled, [0, len(draft.token_ids)]).tolist()
+            plain, taken = self._seconds(record, step.num_scheduled, [0, len(draft.token_ids)])
             lost = taken / plain - 1 - num_accepted / step.num_decoding
         record.saw(draft, num_accepted, drafting.asked, lost)
         drafting.belief.saw(draft, num_accepted)
         drafting.steps_left = max(0, drafting.steps_left - 1)
 
-    def _seconds(self, record: Record, num_tokens: int, sizes: ArrayLike) -> NDArray[np.float64]:
+    def _seconds(self, record: Record, num_tokens: int, sizes: SequenceOf[float]) -> list[float]:
         """Of a step over `num_tokens` and drafts of such sizes."""
-        sizes = np.asarray(sizes)
-        return self.clock.estimates(num_tokens + sizes) + self.clock.overhead + sizes * record.per_token
+        forwards, overhead, per_token = (
+            self.clock.estimates(num_tokens + s for s in sizes),
+            self.clock.overhead,
+            record.per_token,
+        )
+        return [seconds + overhead + size * per_token for seconds, size in zip(forwards, sizes, strict=True)]
 
     @staticmethod
     def _drafting(record: Record, seq: Sequence) -> Drafting:
@@ -151,6 +166,9 @@ class Governor:
                 continue
             if drafting.reason:
                 drafting.reason, drafting.steps_left, drafting.is_behind = None, PROBE_STEPS, True
+            if seq.num_tokens < drafting.stands_until:
+                numbers[index] = min(limit, drafting.asked)
+                continue
             most = min(limit, record.most)
             belief = drafting.belief.leaning(record.belief) if len(seqs) > 1 else drafting.belief
             parts.append(Parts(index, most, drafting, *belief.gains(most)))
@@ -168,40 +186,41 @@ class Governor:
 
     def _share(self, record: Record, parts: list[Parts], numbers: list[int]) -> None:
         """Take the parts that promise most per token, as many as are best for the step."""
-        gains, sizes = (np.concatenate([getattr(part, name) for part in parts]) for name in ("gains", "sizes"))
-        owners = np.repeat(np.arange(len(parts)), [len(part.gains) for part in parts])
-        order = np.argsort(-gains / sizes, kind="stable")
-        number = self._best(record, np.cumsum(gains[order]), np.cumsum(sizes[order]))[0]
-        taken = np.bincount(owners[order[:number]], minlength=len(parts)).tolist()
-        for part, count in zip(parts, taken, strict=True):
-            if count:
-                numbers[part.place] = part.most if part.drafting.belief.is_tree else count
-                if not part.drafting.steps_left:
-                    part.drafting.pause = FIRST_PAUSE
+        found = [
+            (gain / size, gain, size, part) for part in parts for gain, size in zip(part.gains, part.sizes, strict=True)
+        ]
+        found.sort(key=itemgetter(0), reverse=True)
+        number = self._best(record, [gain for _, gain, _, _ in found], [size for _, _, size, _ in found])[0]
+        for _, _, _, part in found[:number]:
+            numbers[part.place] = part.most if part.drafting.belief.is_tree else numbers[part.place] + 1
+            if not part.drafting.steps_left:
+                part.drafting.pause = FIRST_PAUSE
 
-    def _best(self, record: Record, gains: NDArray[np.float64], sizes: NDArray[np.float64]) -> tuple[int, int, float]:
-        """Which of several drafts to add to the step, from 1 on (0: none), which is least bad, and its time in plain steps."""
+    def _best(self, record: Record, gains: list[float], sizes: list[float]) -> tuple[int, int, float]:
+        """How many of several parts to add to the step (0: none pays), how many are least bad, and their time in plain steps."""
         step = self.step
-        plain, *_ = seconds = self._seconds(record, step.num_tokens, np.concatenate(([0.0], sizes))) + step.seconds
-        speeds = (1 + gains / step.num_expected) * plain / seconds[1:]
-        best = int(speeds.argmax())
+        plain, *seconds = [s + step.seconds for s in self._seconds(record, step.num_tokens, [0.0, *accumulate(sizes)])]
+        speeds = [
+            (1 + gain / step.num_expected) * plain / s for gain, s in zip(accumulate(gains), seconds, strict=True)
+        ]
+        best = max(range(len(speeds)), key=speeds.__getitem__)
         pays = speeds[best] >= 1 + MARGIN / step.num_expected
-        return (best + 1 if pays else 0), best + 1, float(seconds[best + 1] / plain)
+        return (best + 1 if pays else 0), best + 1, seconds[best] / plain
 
     def _try(self, record: Record, parts: list[Parts], numbers: list[int], seqs: SequenceOf[Sequence]) -> None:
         """Pause what would not pay if it were alone in the step either, after a trial if there is one left and it can be paid."""
         credit = record.credit
         for part in parts:
             drafting = part.drafting
-            gains, sizes = np.cumsum(part.gains), np.cumsum(part.sizes)
-            pays, best, taken = self._best(record, gains, sizes)
+            pays, best, taken = self._best(record, part.gains, part.sizes)
             if pays:
                 continue
+            gains, sizes = list(accumulate(part.gains)), list(accumulate(part.sizes))
             wait = drafting.pause
             if drafting.steps_left:
                 trial = min(best, TRIAL_SIZE)
                 plain, seconds = self._seconds(record, self.step.num_scheduled, [0.0, sizes[trial - 1]])
-                cost = float(seconds / plain) - 1
+                cost = seconds / plain - 1
                 if credit >= min(cost, CREDIT):
                     credit -= cost
                     numbers[part.place] = part.most if drafting.belief.is_tree else trial

@@ -124,8 +124,8 @@ def adjust_logits(rows: Rows) -> Any:
 
 
 @hookspec
-def after_verify(seq: Sequence, draft: Draft | None, targets: list[int], accepted: list[int]) -> None:
-    """Told what the target says about a draft. Called after each verification, before it is committed. All.
+def after_verify(seq: Sequence, draft: Draft, targets: list[int], accepted: list[int]) -> None:
+    """Told what the target says about a draft. Called after a draft is verified, before it is committed. All.
 
     targets: the target's token after the last known token, then after every draft token, rejected ones too. accepted: indices
     of the accepted draft tokens, in order. Cannot change output.

@@ -121,11 +121,11 @@ class Loop:
         self.dispatch.tell(hooks.values(), stats=stats)
 
     def _verify(self, lane: Lane, rows: Rows) -> list[tuple[Sequence, Verified]]:
-        """Verify the sequences of one plan; under `after_verify` every row is drawn, which the governor reckons with."""
+        """Verify the sequences of one plan; drafts under `after_verify` are drawn in every row, which the governor reckons with."""
         plan, started = rows.seqs[0].plan, perf_counter()
-        wants_targets = "after_verify" in plan.hooks
+        wants_targets = "after_verify" in plan.hooks and len(rows.parents) > len(rows.seqs)
         found = verify_rows(rows, self.dispatch.adjust_logits, wants_targets)
-        if wants_targets and plan.drafter is not None and len(rows.parents) > len(rows.seqs):
+        if wants_targets and plan.drafter is not None:
             lane.governor.verified_rows(plan.drafter, len(rows.parents), perf_counter() - started)
         return found
 
@@ -141,10 +141,10 @@ class Loop:
             if seq.finish_reason:
                 break
         accepted = min(len(verified.nodes), len(tokens))
-        if verified.targets:
-            values = {"draft": seq.draft, "targets": verified.targets, "accepted": verified.nodes}
-            self.dispatch.each(seq, "after_verify", seq=seq, **values)
         if seq.draft is not None:
+            if verified.targets:
+                values = {"draft": seq.draft, "targets": verified.targets, "accepted": verified.nodes}
+                self.dispatch.each(seq, "after_verify", seq=seq, **values)
             if seq.plan.drafter is not None:
                 lane.governor.verified(seq.plan.drafter, seq, seq.draft, len(verified.nodes))
             timing.num_draft_tokens += len(seq.draft.token_ids)

@@ -32,6 +32,6 @@ class Jacobi(Plugin):
         return Draft(guesses[:limit]) if limit else None
 
     @hookimpl
-    def after_verify(self, seq: Sequence, draft: Draft | None, targets: list[int], accepted: list[int]) -> None:
-        if draft is not None and self.name in seq.state:
+    def after_verify(self, seq: Sequence, draft: Draft, targets: list[int], accepted: list[int]) -> None:
+        if self.name in seq.state:
             seq.state[self.name] = targets[len(accepted) + 1 :]

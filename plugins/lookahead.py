@@ -50,9 +50,9 @@ class Lookahead(Plugin):
         return Draft(tokens[:limit], parents[:limit])
 
     @hookimpl
-    def after_verify(self, seq: Sequence, draft: Draft | None, targets: list[int], accepted: list[int]) -> None:
+    def after_verify(self, seq: Sequence, draft: Draft, targets: list[int], accepted: list[int]) -> None:
         state, width = seq.state.get(self.name), self.options.window
-        if draft is None or state is None:
+        if state is None:
             return
         stop = state.window_start + width * len(state.levels)
         if len(draft.token_ids) < stop:

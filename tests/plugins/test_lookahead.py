@@ -100,7 +100,6 @@ def test_a_window_that_was_cut_off_waits() -> None:
 def test_nothing_is_proposed_where_nothing_is_allowed() -> None:
     lookahead, seq = plugin(), make_seq([1, 2, 3])
     assert propose(lookahead, seq, 0) is None and seq.state == {}
-    lookahead.after_verify(seq, None, [4], [])
     lookahead.after_verify(seq, Draft([1]), [4, 5], [])
     assert seq.state == {}
 
