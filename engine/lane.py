@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -181,15 +181,10 @@ class Lane:
         plan = self.runner.attention.plan
         reads = [plan(self.pool, group, seqs, queries, self.dtype) for group in range(len(slots))]
         operations, self.pool.operations = self.pool.operations, []
-        return Batch(
-            torch.tensor(token_ids, device=self.device),
-            torch.tensor(positions, device=self.device),
-            [torch.tensor(found, device=self.device) for found in slots],
-            queries,
-            torch.tensor(logit_rows, dtype=torch.int64, device=self.device),
-            operations,
-            reads,
-        )
+        lists = [token_ids, positions, logit_rows, *slots]
+        flat = torch.tensor(list(chain.from_iterable(lists)), device=self.device)  # one copy to the device, not four
+        ids, places, rows, *targets = flat.split([len(each) for each in lists])
+        return Batch(ids, places, targets, queries, rows, operations, reads)
 
     def rows(self, logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> list[Rows]:
         """Split logits [R, V] by plan; sequences whose last known token was computed have rows."""

@@ -25,16 +25,20 @@ PIECE = 512
 MOST_MEMBERS = 64  # of a task, so that there are tasks for all threads
 Slots: TypeAlias = npt.NDArray[np.int32]
 Indices: TypeAlias = npt.NDArray[np.int64]
+Members: TypeAlias = Indices | list[tuple[int, int, int, int]]
 
 
 class Seen(NamedTuple):
-    """Key `first + i` lies in slots[i]; query token tokens[j] sees keys [lows[j], highs[j]) of them. first: a multiple of PIECE."""
+    """Key `first + i` lies in slots[i]; query token tokens[j] sees keys [lows[j], highs[j]) of them. first: a multiple of PIECE.
+
+    Of one token the last three may be lists, of more they are arrays.
+    """
 
     first: int
     slots: Slots
-    tokens: Indices
-    lows: Indices
-    highs: Indices
+    tokens: Indices | list[int]
+    lows: Indices | list[int]
+    highs: Indices | list[int]
 
 
 class Parts(NamedTuple):
@@ -49,17 +53,13 @@ class Parts(NamedTuple):
     def of(cls, seen: Iterable[Seen], num_tokens: int) -> Parts:
         """Of query tokens below `num_tokens`; what several of `seen` say of a token is in the order of its keys."""
         num_parts = np.zeros(num_tokens, np.int64)
-        pieces: dict[bytes, tuple[Slots, list[Indices]]] = {}
+        pieces: dict[bytes, tuple[Slots, list[Members]]] = {}
         for one in seen:
             for at in range(0, len(one.slots), PIECE):
                 piece, start = one.slots[at : at + PIECE], one.first + at
-                members = _members(one, start, start + len(piece), num_parts)
-                if len(members):
-                    num_parts[members[:, 0]] += 1
-                    pieces.setdefault(piece.tobytes(), (piece, []))[1].append(members)
-        tokens = np.flatnonzero(num_parts)
-        counts = num_parts[tokens]
-        firsts = np.cumsum(num_parts) - num_parts
+                found = _members(one, start, start + len(piece), num_parts)
+                if len(found):
+                    pieces.setdefault(piece.tobytes(), (piece, []))[1].append(found)
         tasks: list[tuple[int, int, int, int]] = []
         at = end = 0
         for piece, sharing in pieces.values():
@@ -67,22 +67,34 @@ class Parts(NamedTuple):
             for low in range(begin, end, MOST_MEMBERS):
                 tasks.append((at, len(piece), low, min(MOST_MEMBERS, end - low)))
             at += len(piece)
+        (tokens,), firsts = num_parts.nonzero(), num_parts.cumsum() - num_parts
         members = np.concatenate([some for _, sharing in pieces.values() for some in sharing])
         members[:, 1] += firsts[members[:, 0]]
-        return cls(
-            torch.from_numpy(np.concatenate([piece for piece, _ in pieces.values()])),
-            torch.tensor(tasks),
-            torch.from_numpy(members),
-            torch.from_numpy(np.stack((tokens, firsts[tokens], counts), 1)),
-        )
+        rows = np.empty((len(tokens), 3), np.int64)
+        rows[:, 0], rows[:, 1], rows[:, 2] = tokens, firsts[tokens], num_parts[tokens]
+        slots = np.concatenate([piece for piece, _ in pieces.values()])
+        return cls(*map(torch.from_numpy, (slots, np.array(tasks), members, rows)))
 
 
-def _members(one: Seen, start: int, stop: int, num_parts: Indices) -> Indices:
-    """[m, 4]: the tokens that see some of the keys [start, stop), how many parts they have so far, and which of the keys."""
-    inside = (one.lows < stop) & (one.highs > start)
-    tokens = one.tokens[inside]
-    lows, highs = np.maximum(one.lows[inside] - start, 0), np.minimum(one.highs[inside], stop) - start
-    return np.stack((tokens, num_parts[tokens], lows, highs), 1)
+def _members(one: Seen, start: int, stop: int, num_parts: Indices) -> Members:
+    """[m, 4]: the tokens that see some of the keys [start, stop), how many parts they have so far, and which of the keys.
+
+    Their parts are counted. One token is done in plain numbers: numpy's calls would take longer than its attention.
+    """
+    if len(one.tokens) == 1:
+        (token,), (low,), (high,) = one.tokens, one.lows, one.highs
+        if low >= stop or high <= start:
+            return []
+        number = int(num_parts[token])
+        num_parts[token] = number + 1
+        return [(token, number, max(low - start, 0), min(high, stop) - start)]
+    every_low, every_high = np.asarray(one.lows), np.asarray(one.highs)
+    inside = (every_low < stop) & (every_high > start)
+    tokens = np.asarray(one.tokens)[inside]
+    lows, highs = np.maximum(every_low[inside] - start, 0), np.minimum(every_high[inside], stop) - start
+    found = np.stack((tokens, num_parts[tokens], lows, highs), 1)
+    num_parts[tokens] += 1
+    return found
 
 
 def attend_ref(q: Tensor, keys: Tensor, values: Tensor, slots: Slots, scale: float) -> Tensor:

@@ -87,10 +87,14 @@ def _seen(pool: Pool, group: int, seq: Sequence, query: Query) -> list[Seen]:
     first, count, window = seq.num_computed_tokens, query.end - query.begin, pool.groups[group].window
     base = 0 if window is None else max(0, first - window + 1) // PIECE * PIECE
     size = pool.block_size
-    blocks = np.asarray(seq.block_tables[group][base // size : -(-(first + count) // size)], dtype=np.int32)
-    blocks = np.where(blocks < 0, blocks[-1], blocks)  # dropped ones, which nobody sees any more
-    slots: Slots = (blocks[:, None] * size + np.arange(size, dtype=np.int32)).astype(np.int32).ravel()
-    slots, own = slots[: first + count - base], slots[first - base : first + count - base]
+    table = seq.block_tables[group][base // size : -(-(first + count) // size)]
+    starts = np.array(table, dtype=np.int32) * size
+    if min(table) < 0:  # dropped ones, which nobody sees any more
+        starts[starts < 0] = starts[-1]
+    slots: Slots = (starts[:, None] + np.arange(size, dtype=np.int32)).ravel()[: first + count - base]
+    if count == 1:
+        return [Seen(base, slots, [query.begin], [max(0, first + 1 - window) if window else 0], [first + 1])]
+    own = slots[first - base :]
     tokens = np.arange(query.begin, query.end)
     tree = None if query.ancestors is None else query.ancestors.numpy()
     highs = first + (np.arange(1, count + 1) if tree is None else tree.sum(1))
