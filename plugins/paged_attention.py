@@ -91,7 +91,7 @@ def _seen(pool: Pool, group: int, seq: Sequence, query: Query) -> list[Seen]:
     starts = np.array(table, dtype=np.int32) * size
     if min(table) < 0:  # dropped ones, which nobody sees any more
         starts[starts < 0] = starts[-1]
-    slots: Slots = (starts[:, None] + np.arange(size, dtype=np.int32)).ravel()[: first + count - base]
+    slots: Slots = np.add.outer(starts, np.arange(size, dtype=np.int32)).ravel()[: first + count - base]
     if count == 1:
         return [Seen(base, slots, [query.begin], [max(0, first + 1 - window) if window else 0], [first + 1])]
     own = slots[first - base :]
