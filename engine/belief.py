@@ -95,6 +95,10 @@ class Drafting:
     stands_until: int = 0  # token index up to which it is asked for as many again
     is_behind: bool = True  # a draft model has the sequence, or what was added in a pause, to read before it drafts
 
+    def is_paused(self, num_tokens: int) -> bool:
+        """Whether it is left alone for a sequence of so many tokens."""
+        return self.reason is not None and num_tokens < self.resumes_at
+
 
 @dataclass(slots=True)
 class Record:
@@ -102,7 +106,8 @@ class Record:
 
     longest: most tokens that it gave; is_longest: it was asked for more. credit: plain steps that it may lose, earned up to step
     `seen_steps` of the lane. turn: whose draft shall show what it gives. Seconds are those per draft token of its last drafts: to
-    make them, and to draw a token for each; drafts that had to read a prompt first are left out, since that is paid once.
+    make them, and to draw a token for each; drafts that had to read a prompt first are left out, since that is paid once; and those
+    of its steps besides drafts and forward.
     """
 
     belief: Belief = field(default_factory=lambda: Belief(decay=LANE_DECAY))
@@ -114,6 +119,7 @@ class Record:
     turn: int = 0
     draft_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=9))
     row_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=9))
+    overheads: deque[float] = field(default_factory=lambda: deque(maxlen=9))
 
     @property
     def most(self) -> int:

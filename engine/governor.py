@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import ceil
 from operator import itemgetter
+from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -71,11 +72,18 @@ class Governor:
         self.num_steps = 0
         self.step = Step()
         self._settled = self.step  # without drafts that are asked for and not there yet
+        self._drafters: list[Plugin] = []  # that gave drafts for it
 
     def start_step(self, num_tokens: int, num_decoding: int) -> None:
         """Begin with a step of `num_tokens` scheduled tokens, which yields a token for each decoding sequence."""
         self.step = Step(num_tokens, num_decoding, num_tokens, num_decoding)
         self.num_steps += 1
+        self._drafters.clear()
+
+    @staticmethod
+    def is_paused(seqs: SequenceOf[Sequence]) -> bool:
+        """Whether no draft is wanted for any of these: then `ask` would say so too, at more cost."""
+        return all(seq.drafting is not None and seq.drafting.is_paused(seq.num_tokens) for seq in seqs)
 
     def ask(self, drafter: Plugin, seqs: SequenceOf[Sequence], limits: SequenceOf[int]) -> list[int]:
         """How many tokens to draft for each sequence, at most `limits[i]` and 0 while paused."""
@@ -113,11 +121,18 @@ class Governor:
             elif seq.num_tokens >= drafting.stands_until:
                 drafting.stands_until = seq.num_tokens + STANDS
         record = self.records[drafter]
+        if number:
+            self._drafters.append(drafter)
         if number and not reading:
             record.draft_seconds.append(seconds / number)
         elif reading and self.clock.by_tokens:  # what is paid once is no price of a token, but it is time
             (plain,) = self._seconds(record, self.step.num_scheduled, [0])
             record.spend(max(0.0, seconds - number * record.per_token) / plain)
+
+    def stepped(self, seconds: float) -> None:
+        """Take in what a step of decoding took besides its forward, for the drafter if there was just one."""
+        if len(self._drafters) == 1:
+            self.records[self._drafters[0]].overheads.append(seconds - self.step.seconds)
 
     def verified_rows(self, drafter: Plugin, num_rows: int, seconds: float) -> None:
         """Take in what it took to draw a token for every row of its drafts, accepted or not."""
@@ -137,12 +152,10 @@ class Governor:
 
     def _seconds(self, record: Record, num_tokens: int, sizes: SequenceOf[float]) -> list[float]:
         """Of a step over `num_tokens` and drafts of such sizes."""
-        forwards, overhead, per_token = (
-            self.clock.estimates(num_tokens + s for s in sizes),
-            self.clock.overhead,
-            record.per_token,
-        )
-        return [seconds + overhead + size * per_token for seconds, size in zip(forwards, sizes, strict=True)]
+        plain = self.clock.overhead
+        drafted, per_token = max(plain, median(record.overheads or [0.0])), record.per_token
+        forwards = self.clock.estimates(num_tokens + size for size in sizes)
+        return [f + (drafted if size else plain) + size * per_token for f, size in zip(forwards, sizes, strict=True)]
 
     @staticmethod
     def _drafting(record: Record, seq: Sequence) -> Drafting:
@@ -162,7 +175,7 @@ class Governor:
             if limit <= 0:
                 continue
             drafting = self._drafting(record, seq)
-            if drafting.reason and seq.num_tokens < drafting.resumes_at:
+            if drafting.is_paused(seq.num_tokens):
                 continue
             if drafting.reason:
                 drafting.reason, drafting.steps_left, drafting.is_behind = None, PROBE_STEPS, True

@@ -73,6 +73,8 @@ class Loop:
             if plan.drafter is None:
                 continue
             mine = [seq for seq in seqs if seq.plan is plan and seq.is_decoding]
+            if governor.is_paused(mine):
+                continue
             limits = governor.ask(plan.drafter, mine, [lane.draft_limit(seq) for seq in mine])
             if not any(limits):
                 continue
@@ -114,8 +116,8 @@ class Loop:
         seconds = perf_counter() - started
         self.step_seconds += seconds
         lane.busy_seconds += seconds
-        if not num_draft and not num_prompt:
-            lane.clock.record_overhead(seconds - flight.seconds)
+        if not num_prompt:
+            (lane.governor.stepped if num_draft else lane.clock.record_overhead)(seconds - flight.seconds)
         stats = StepStats(len(seqs), num_tokens, num_draft, accepted, flight.seconds, seconds)
         hooks = {id(hook.plugin): hook for seq in seqs for hook in seq.plan.hooks.get("step_finished", ())}
         self.dispatch.tell(hooks.values(), stats=stats)

@@ -18,6 +18,7 @@ from pitlane.engine.governor import (
     FIRST_SIZE,
     LONGEST_PAUSE,
     PROBE_STEPS,
+    STANDS,
     TRIAL_SIZE,
     Governor,
 )
@@ -677,3 +678,63 @@ def test_a_loser_is_paused_in_the_engine_and_the_stats_say_so(make_engine: Any) 
     assert asked[0] == FIRST_SIZE and all(0 < number <= 64 for number in asked)
     again = engine.generate(prompt, params, plan=plan)
     assert len(plan.plugins[0].asked) - len(asked) <= 4 and "hopeless" in again.stats["paused"], "it is known by now"
+
+
+# ---- what a step pays for it
+
+
+def test_where_nothing_was_found_the_order_stands_and_then_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    lane = Lane(clock_of(line(0.01))).believe(believed(0.8))
+    made: list[int] = []
+    share = Governor._share
+    monkeypatch.setattr(Governor, "_share", lambda *args: made.append(lane.seqs[0].num_tokens) or share(*args))
+    first = lane.seqs[0].num_tokens
+    asked = [lane.step(none, most=0)[0] for _ in range(2 * STANDS)]
+    assert set(asked) == {asked[0]} and asked[0] > 0
+    assert made == [first, first + STANDS]
+    assert lane.step(none, most=0)[0] > 0 and lane.step(none)[0] > 0, "a draft comes"
+    made.clear()
+    lane.step(none)
+    assert len(made) == 1, "and what is believed has changed"
+
+
+def test_a_standing_order_keeps_within_the_limit() -> None:
+    lane = Lane(clock_of(line(0.01))).believe(believed(0.9))
+    assert lane.step(none, most=0)[0] > 3
+    assert lane.ask(limit=3) == [3]
+    assert lane.ask(limit=0) == [0]
+
+
+def test_steps_with_drafts_are_reckoned_with_what_they_take_besides() -> None:
+    lane = Lane(clock_of(line(0.01))).believe(believed(0.4))
+    assert lane.step(none)[0] > 0
+    for _ in range(9):
+        lane.ask()
+        lane.seqs[0].draft = chain(2)
+        lane.governor.drafted(lane.drafter, cast(Any, lane.seqs), 0.25)
+        lane.governor.stepped(0.25 + 1.0)  # a plain step of one token takes as long as that
+        lane.seqs[0].draft = None
+    lane.believe(believed(0.4))
+    assert lane.ask() == [0], "two thirds of a token do not pay a second step"
+
+
+def test_a_step_of_two_drafters_says_nothing_of_either() -> None:
+    lane = Lane(clock_of(line(0.01)), 2).believe(believed(0.8))
+    other = cast(Any, Hopeless())
+    lane.governor.records[other] = Record(longest=10)
+    lane.governor.start_step(2, 2)
+    for drafter, seq in ((lane.drafter, lane.seqs[0]), (other, lane.seqs[1])):
+        lane.governor.ask(drafter, [cast(Any, seq)], [8])
+        seq.draft = chain(2)
+        lane.governor.drafted(drafter, [cast(Any, seq)], 0.1)
+    lane.governor.stepped(3.0)
+    assert not lane.record.overheads and not lane.governor.records[other].overheads
+
+
+def test_who_is_paused_is_not_asked() -> None:
+    lane = Lane(clock_of(line(0.05)), known=False)
+    assert not lane.governor.is_paused(cast(Any, lane.seqs))
+    lose(lane)
+    assert lane.governor.is_paused(cast(Any, lane.seqs)) and lane.ask() == [0]
+    lane.seqs[0].num_tokens = lane.drafting.resumes_at
+    assert not lane.governor.is_paused(cast(Any, lane.seqs))
