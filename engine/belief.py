@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, repeat
+from math import log
 from operator import mul
 from statistics import median_low
 
 from pitlane.engine.types import Draft
 
 LONGEST = 64  # tokens of a chain
+LEAST = 0.01  # chance of acceptance that a token of a chain is worth a thought
 LEAN = 10.0  # tested tokens of other sequences that a sequence's belief leans on
 PRIOR_RATE, PRIOR_STEPS = 0.75, 2.0  # what a new drafter is believed to do, as if it had been seen in so many steps
 DECAY, LANE_DECAY = 0.9, 0.98  # weight of what was seen before, per draft: of one sequence, of all of a lane
@@ -53,17 +55,19 @@ class Belief:
     def gains(self, most: int) -> tuple[list[float], list[float]]:
         """Expected accepted tokens of each part of a draft of `most` tokens, and the size of that part.
 
-        The parts of a chain are its tokens; a tree is one part, as large as it was in the mean.
+        The parts of a chain are its tokens, less those that are hardly ever accepted; a tree is one part, of the mean size.
         """
         if self.is_tree:
             size = min(most, self.offered / self.num_drafts)
             return [self.gained * size / self.offered], [size]
-        number = min(most, LONGEST)
+        number = min(most, LONGEST, 1 + int(log(LEAST, self.rate)) if self.rate > LEAST else 1)
         return list(accumulate(repeat(self.rate, number), mul)), [1.0] * number
 
     def expected(self, number: int) -> float:
         """Accepted tokens of a draft of so many."""
-        return sum(self.gains(number)[0]) if number else 0.0
+        if self.is_tree or not number:
+            return self.gains(number)[0][0] if number else 0.0
+        return self.rate * (1 - self.rate**number) / (1 - self.rate)
 
     def leaning(self, other: Belief) -> Belief:
         """The same, as if some of what others see had been seen too: few drafts, or unlucky ones, say little."""
