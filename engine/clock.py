@@ -15,14 +15,20 @@ RECENT = 64  # steps; what a size took before them says nothing of smaller sizes
 
 @dataclass(slots=True)
 class StepClock:
-    """Seconds of a forward by its number of tokens, per prompt token, and of what a step does besides its forward."""
+    """Seconds of a forward by its number of tokens, per prompt token, and of what a step does besides its forward.
+
+    by_tokens: as each was seen last. pace: how much slower the machine has become, told by the sizes that are seen; the others are
+    held to have become slower by as much since they were seen.
+    """
 
     by_tokens: dict[int, float] = field(default_factory=dict)
+    pace: float = 1.0
     prompt_rates: deque[float] = field(default_factory=lambda: deque(maxlen=15))
     overheads: deque[float] = field(default_factory=lambda: deque(maxlen=15))
     _sizes: list[int] = field(default_factory=list)  # of `by_tokens`, sorted
     _decoded: deque[int] = field(default_factory=deque)  # sizes of the last steps without prompts
     _counts: Counter[int] = field(default_factory=Counter)  # of `_decoded`
+    _paces: dict[int, float] = field(default_factory=dict)  # when each size was seen last
     _known: dict[float, float] = field(default_factory=dict)  # estimates since the last step
 
     def __post_init__(self) -> None:
@@ -32,10 +38,12 @@ class StepClock:
         """Take in a forward of `num_tokens`, `num_prompt_tokens` of which were prompt."""
         if num_tokens not in self.by_tokens:
             insort(self._sizes, num_tokens)
-        before = self.by_tokens.get(num_tokens, seconds)
-        self.by_tokens[num_tokens] = (1 - FORGET) * before + FORGET * seconds
+            self.by_tokens[num_tokens] = seconds
+        before = self.seen(num_tokens)
+        self.by_tokens[num_tokens] = now = (1 - FORGET) * before + FORGET * seconds
         self._known.clear()
         if num_prompt_tokens == 0:
+            self.pace *= (now / before) ** (self._counts[num_tokens] / max(1, len(self._decoded)))
             self._decoded.append(num_tokens)
             self._counts[num_tokens] += 1
             if len(self._decoded) > RECENT:
@@ -43,8 +51,13 @@ class StepClock:
                 self._counts[oldest] -= 1
                 if not self._counts[oldest]:
                     del self._counts[oldest]
+        self._paces[num_tokens] = self.pace
         if num_prompt_tokens >= 32:
             self.prompt_rates.append(seconds / num_tokens)
+
+    def seen(self, num_tokens: int) -> float:
+        """Seconds that a size which was seen would take now."""
+        return self.by_tokens[num_tokens] * self.pace / self._paces.get(num_tokens, self.pace)
 
     def record_overhead(self, seconds: float) -> None:
         """Take in what a step without drafts took besides its forward."""
@@ -76,7 +89,7 @@ class StepClock:
         if size in self._known:
             return self._known[size]
         if size in self.by_tokens:
-            found = min(self.by_tokens[int(size)], self._ceiling(size))
+            found = min(self.seen(int(size)), self._ceiling(size))
         else:
             at = bisect(self._sizes, size)
             low, high = self._sizes[max(0, at - 1)], self._sizes[min(at, len(self._sizes) - 1)]
@@ -90,4 +103,4 @@ class StepClock:
 
     def _ceiling(self, size: float) -> float:
         """What the larger sizes, and this one, took of late."""
-        return min((self.by_tokens[number] for number in self._counts if number >= size), default=inf)
+        return min((self.seen(number) for number in self._counts if number >= size), default=inf)

@@ -58,7 +58,7 @@ def test_beyond_all_sizes_each_token_costs_what_a_prompt_token_does() -> None:
     for seconds in (50.0, 3.2, 3.2):  # the first step of a process is slow
         clock.record(64, 64, seconds)
     assert clock.per_prompt_token == pytest.approx(0.05)
-    assert clock.estimate(164) == pytest.approx(clock.by_tokens[64] + 100 * 0.05)
+    assert clock.estimate(164) == pytest.approx(clock.by_tokens[64] + 100 * 0.05), "prompts tell nothing of the pace"
 
 
 def test_a_token_beyond_never_costs_more_than_a_whole_step() -> None:
@@ -79,7 +79,7 @@ def test_estimates_are_those_of_the_whole_curve() -> None:
             clock.record(size, size if is_prompt else 0, generator.random() * size)
             decoded = [*decoded, *([] if is_prompt else [size])][-RECENT:]
         sizes = sorted(clock.by_tokens)
-        held = [min([clock.by_tokens[n], *(clock.by_tokens[d] for d in decoded if d >= n)]) for n in sizes]
+        held = [min([clock.seen(n), *(clock.seen(d) for d in decoded if d >= n)]) for n in sizes]
         wanted = [generator.choice([generator.randrange(1, 700), 700 * generator.random()]) for _ in range(20)]
         beyond = np.maximum(0, np.array(wanted) - sizes[-1]) * min(clock.per_prompt_token or 0.0, held[-1])
         np.testing.assert_allclose(clock.estimates(wanted), np.interp(wanted, sizes, held) + beyond)
@@ -108,7 +108,32 @@ def test_a_size_that_was_slow_once_is_not_condemned() -> None:
     for _ in range(RECENT):
         clock.record(1, 0, 2.0)
     assert clock.estimate(1) == pytest.approx(2.0, rel=1e-4), "the text has grown since"
-    assert clock.estimate(5) == 9.0
+    assert 9.0 < clock.estimate(5) <= 18.0, "what made 1 slower made 5 so"
+
+
+def test_sizes_that_are_not_seen_keep_pace_with_those_that_are() -> None:
+    """A machine that becomes faster makes all steps faster, also of sizes that are left alone since they seemed too slow."""
+    clock = StepClock()
+    for number in (1, 5, 9):
+        clock.record(number, 0, 1.0 + 0.1 * number)
+    for seconds in [1.1] * RECENT + [0.55] * 60:
+        clock.record(1, 0, seconds)
+    assert clock.estimate(9) == pytest.approx(0.5 * 1.9, rel=0.05)
+    clock.record(9, 0, 0.8)
+    for _ in range(100):
+        for number in (1, 5, 9):
+            clock.record(number, 0, 1.0 + 0.1 * number)
+    assert [clock.estimate(n) for n in (1, 5, 9)] == pytest.approx([1.1, 1.5, 1.9], rel=0.01), "what is seen counts"
+
+
+def test_noise_does_not_drive_the_pace_away() -> None:
+    clock, generator = StepClock(), random.Random(3)
+    clock.record(33, 0, 3.0)
+    for _ in range(3000):
+        number = generator.choice([1, 1, 1, 9])
+        clock.record(number, 0, (1.0 if number == 1 else 1.5) * generator.gauss(1.0, 0.1))
+    assert clock.estimate(33) == pytest.approx(3.0, rel=0.25)
+    assert clock.estimate(1) == pytest.approx(1.0, rel=0.1) and clock.estimate(9) == pytest.approx(1.5, rel=0.1)
 
 
 def test_overhead_is_the_median_of_late() -> None:
