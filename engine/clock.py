@@ -10,6 +10,7 @@ from math import inf
 from statistics import median
 
 FORGET = 0.2  # weight of the latest step in the estimate of its size
+MOST_CHANGE = 2.0  # times that a size which is not seen is held to have become slower, or faster
 RECENT = 64  # steps; what a size took before them says nothing of smaller sizes now
 
 
@@ -57,7 +58,8 @@ class StepClock:
 
     def seen(self, num_tokens: int) -> float:
         """Seconds that a size which was seen would take now."""
-        return self.by_tokens[num_tokens] * self.pace / self._paces.get(num_tokens, self.pace)
+        change = self.pace / self._paces.get(num_tokens, self.pace)
+        return self.by_tokens[num_tokens] * min(MOST_CHANGE, max(1 / MOST_CHANGE, change))
 
     def record_overhead(self, seconds: float) -> None:
         """Take in what a step without drafts took besides its forward."""

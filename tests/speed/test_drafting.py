@@ -223,4 +223,4 @@ def test_nor_does_it_cost_a_small_model(name: str) -> None:
     sampling = SamplingParams(max_tokens=1024, ignore_eos=True, temperature=2.0, seed=1)
     with Engine("bundled") as engine:
         speed, _ = by_turns(engine, sampling, engine.default_plan.settings, {name: {}})
-    assert speed >= 0.96
+    assert speed >= 0.95
