@@ -367,17 +367,35 @@ def test_two_processes_save_and_load_the_same_documents_at_once(server: Any, exp
     assert 0 in cached and max(cached) == LENGTH
 
 
+def has_half_a_file(folder: Path) -> bool:
+    return any(blobs.temporary(path) for path in folder.rglob("prefixes/*"))
+
+
+def pause_in_a_save(pid: int, folder: Path, chance: random.Random) -> None:
+    """Stop a process that saves for ever where a file of its is not whole yet."""
+    for _ in range(2000):
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.002)  # until it stands still
+        if has_half_a_file(folder):
+            return
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(chance.uniform(0.0, 0.01))
+    raise AssertionError("it never saves")
+
+
 @pytest.mark.parametrize("num_kills", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_in_the_middle_of_a_save(
     server: Any, make_engine: Any, own_home: Path, expected: list[int], num_kills: int
 ) -> None:
     chance, num_whole, num_left = random.Random(num_kills), 0, 0
-    for _ in range(num_kills):
+    for index in range(num_kills):
         tell(server, "save_for_ever 0")
         ready, pid = hear(server)
         time.sleep(chance.uniform(0.05, 0.4))
+        if index % 5 == 0:  # at least these find a file half written
+            pause_in_a_save(int(pid), own_home, chance)
         os.kill(int(pid), signal.SIGKILL)
-        num_left += any(blobs.temporary(path) for path in own_home.rglob("prefixes/*"))
+        num_left += has_half_a_file(own_home)
         with Store() as store:
             rows = store.prefixes.list()
             for row in rows:
