@@ -43,7 +43,9 @@ class PackedLinear(Plugin):
 
         amx = self.options.products != "vectors" and has_amx()
         if self.options.products == "amx" and not amx:
-            raise BadOption("packed_linear.products = amx: this CPU has no AMX, or the operating system keeps it back; use auto")
+            raise BadOption(
+                "packed_linear.products = amx: this CPU has no AMX, or the operating system keeps it back; use auto"
+            )
         if any("weight" not in part.tensors or part.in_features % 2 for part in parts):
             return None
         weight = torch.cat([part.tensors["weight"].to(context.dtype) for part in parts])
