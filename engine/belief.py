@@ -65,8 +65,10 @@ class Belief:
 
     def expected(self, number: int) -> float:
         """Accepted tokens of a draft of so many."""
-        if self.is_tree or not number:
-            return self.gains(number)[0][0] if number else 0.0
+        if not number:
+            return 0.0
+        if self.is_tree:
+            return self.gains(number)[0][0]
         return self.rate * (1 - self.rate**number) / (1 - self.rate)
 
     def leaning(self, other: Belief) -> Belief:

@@ -203,7 +203,7 @@ def _named_class(source: ModelSource, folder: Path) -> SimpleNamespace | None:
     Left to itself it makes the whole config, for which transformers imports torch.distributed and sympy: 0.65 s of a start.
     """
     try:
-        named = json.loads((folder / "tokenizer_config.json").read_text()).get("tokenizer_class")
+        named = json.loads((folder / "tokenizer_config.json").read_text("utf-8")).get("tokenizer_class")
     except (OSError, ValueError, AttributeError):
         return None
     model_type = ARCHITECTURES[source.config.architecture].model_type

@@ -80,16 +80,14 @@ def unavailable() -> str | None:
         return MISSING
     if not cpu.has_linear_bf16():
         return "this CPU has no AVX-512 BF16"
-    return (
-        None
-        if _agrees(num_inputs=70, amx=False)
-        else "its result differs from the reference on this machine; please report it"
-    )
+    if not _agrees(num_inputs=70, amx=False):
+        return "its result differs from the reference on this machine; please report it"
+    return None
 
 
 @cache
 def has_amx() -> bool:
-    """Whether this CPU and its kernel have AMX, with the reference's result; asked once per process."""
+    """Whether this CPU has AMX, the operating system gives it, and the result is the reference's; asked once per process."""
     return unavailable() is None and cpu.has_amx_bf16() and _agrees(num_inputs=96, amx=True)
 
 

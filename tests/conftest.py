@@ -17,9 +17,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # models of a few thousand weights lose by threads, and stall when a core is busy
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # of a shell's background job; the commands under test would inherit it
+# A shell's background job ignores Ctrl-C, and the commands under test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

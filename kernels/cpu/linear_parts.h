@@ -11,7 +11,7 @@
 #define PAIR (2 * LINE) /* bytes of a panel's weights, for one pair of inputs */
 
 typedef struct {
-    const uint32_t *x; /* pairs of inputs: [rows][pairs], or as a way has packed them */
+    const uint32_t *x; /* pairs of inputs [rows][pairs]; packed: the same as `pack_rows` leaves them, or NULL */
     const char *w;
     const uint16_t *bias;
     uint16_t *y;
@@ -22,7 +22,7 @@ typedef struct {
     atomic_long next;
 } Job;
 
-/* Rows from `first` on times panels from `panel` to `end`: on AVX-512's vectors, where x is packed, and on AMX's tiles. */
+/* Rows from `first` on times panels from `panel` to `end`: by AVX-512's vectors, and by AMX's tiles. */
 void by_vectors(const Job *job, long first, long rows, long panel, long end);
 void by_tiles(const Job *job, long first, long rows, long panel, long end);
 enum { VECTOR_ROWS = 192, VECTOR_PANELS = 8, TILE_ROWS = 512, TILE_PANELS = 4 };

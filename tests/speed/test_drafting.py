@@ -219,7 +219,7 @@ def test_a_drafter_that_is_never_right_costs_next_to_nothing(engine: Engine, nam
 
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_nor_does_it_cost_a_small_model(name: str) -> None:
-    """Noise of the bundled model, whose tokens take 1.4 ms: every microsecond of a paused drafter shows."""
+    """Noise of the bundled model, of which some is guessed; its tokens take 1.4 ms, so every microsecond of a drafter shows."""
     sampling = SamplingParams(max_tokens=1024, ignore_eos=True, temperature=2.0, seed=1)
     with Engine("bundled") as engine:
         speed, _ = by_turns(engine, sampling, engine.default_plan.settings, {name: {}})
