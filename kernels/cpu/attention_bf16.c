@@ -263,26 +263,26 @@ TARGET static void merge(const Attention *job, const int64_t *row) {
 
 typedef struct {
     const Attention *job;
-    atomic_long next_item, next_row;
-    atomic_int arrived;
+    long threads;
+    Phase scoring, merging;
 } Shared;
 
-static void work(void *arg, Worker worker) {
+static void work(void *arg) {
     static _Thread_local Scratch scratch;
     Shared *shared = arg;
     const Attention *job = shared->job;
     long items = job->num_tasks * job->kv_heads;
-    for (long item = atomic_fetch_add(&shared->next_item, 1); item < items; item = atomic_fetch_add(&shared->next_item, 1))
-        one_item(job, item, item + worker.count < items ? item + worker.count : item, &scratch);
-    wait_for_all(&shared->arrived, worker.count);
-    for (long row = atomic_fetch_add(&shared->next_row, 1); row < job->num_rows; row = atomic_fetch_add(&shared->next_row, 1))
+    for (long item; (item = take(&shared->scoring, items)) < items; finish(&shared->scoring))
+        one_item(job, item, item + shared->threads < items ? item + shared->threads : item, &scratch);
+    wait_for(&shared->scoring, items);
+    for (long row; (row = take(&shared->merging, job->num_rows)) < job->num_rows;)
         merge(job, job->rows + row * 3);
 }
 
 int has_attention_bf16(int64_t dim) { return dim > 0 && dim % 32 == 0 && dim <= MOST_DIM && has_vectors(); }
 
 void attention_bf16(const Attention *job, int threads) {
-    Shared shared = {.job = job};
+    Shared shared = {.job = job, .threads = threads};
     run_parallel(work, &shared, threads);
 }
 

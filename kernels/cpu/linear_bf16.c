@@ -7,14 +7,15 @@
 #include "linear_parts.h"
 
 #if defined(PITLANE_VECTORS)
-static void work(void *arg, Worker worker) {
+static void work(void *arg) {
     Job *job = arg;
     if (job->packed) {
-        pack_rows(job, worker);
-        wait_for_all(&job->arrived, worker.count);
+        for (long item; (item = take(&job->packing, job->parts)) < job->parts; finish(&job->packing))
+            pack_rows(job, item);
+        wait_for(&job->packing, job->parts);
     }
     long chunks = divided(job->panels, job->chunk), items = chunks * divided(job->rows, job->block);
-    for (long item = atomic_fetch_add(&job->next, 1); item < items; item = atomic_fetch_add(&job->next, 1)) {
+    for (long item; (item = take(&job->products, items)) < items;) {
         long first = item / chunks * job->block, panel = item % chunks * job->chunk;
         (job->amx ? by_tiles : by_vectors)(job, first, least(job->rows - first, job->block), panel,
                                            least(panel + job->chunk, job->panels));
@@ -28,6 +29,7 @@ void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, uin
     Job job = {.x = (const uint32_t *)x, .w = (const char *)w, .bias = bias, .y = y, .rows = rows, .outs = outs, .amx = amx};
     job.packed = rows > 1 && !amx ? (uint32_t *)scratch : 0;
     job.pairs = ins / 2;
+    job.parts = least(4 * threads, divided(job.pairs, LINE));
     job.panels = divided(outs, OUTS);
     job.block = amx ? TILE_ROWS : VECTOR_ROWS;
     job.chunk = least(amx ? TILE_PANELS : VECTOR_PANELS, divided(job.panels, 4 * threads));

@@ -17,9 +17,9 @@ typedef struct {
     uint16_t *y;
     uint32_t *packed;
     long rows, outs, pairs, panels, chunk, block; /* most panels and most rows that a thread takes at a time */
+    long parts; /* into which the inputs are divided to be packed */
     int amx;
-    atomic_int arrived;
-    atomic_long next;
+    Phase packing, products;
 } Job;
 
 /* Rows from `first` on times panels from `panel` to `end`: by AVX-512's vectors, and by AMX's tiles. */
@@ -27,8 +27,8 @@ void by_vectors(const Job *job, long first, long rows, long panel, long end);
 void by_tiles(const Job *job, long first, long rows, long panel, long end);
 enum { VECTOR_ROWS = 192, VECTOR_PANELS = 8, TILE_ROWS = 512, TILE_PANELS = 4 };
 
-/* Turn rows of pairs into pairs of rows for `by_vectors`: the worker's part of the inputs. */
-void pack_rows(const Job *job, Worker worker);
+/* Turn rows of pairs into pairs of rows for `by_vectors`: one of the parts of the inputs. */
+void pack_rows(const Job *job, long part);
 
 INLINE long least(long a, long b) { return a < b ? a : b; }
 INLINE long divided(long a, long b) { return (a + b - 1) / b; }

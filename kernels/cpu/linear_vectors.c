@@ -59,8 +59,8 @@ static const Tile tiles[TILE + 1] = {0,      tile_1, tile_2, tile_3, tile_4,  ti
 /* Tile i of a block of rows: rows from share(rows, n, i) to share(rows, n, i + 1). */
 static long share(long rows, long n, long i) { return rows * i / n; }
 
-void pack_rows(const Job *job, Worker worker) {
-    long begin = share(job->pairs, worker.count, worker.index), end = share(job->pairs, worker.count, worker.index + 1);
+void pack_rows(const Job *job, long part) {
+    long begin = share(job->pairs, job->parts, part), end = share(job->pairs, job->parts, part + 1);
     for (long block = 0; block < job->rows; block += job->block) {
         long rows = least(job->rows - block, job->block), n = divided(rows, TILE);
         for (long i = 0; i < n; i++) {

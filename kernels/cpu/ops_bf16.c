@@ -4,13 +4,16 @@
 #include "vectors.h"
 
 #if defined(PITLANE_VECTORS)
-#define WORTH_THREADS 32768 /* elements, below which waking a thread costs more than it brings */
+#define ITEM 16384 /* elements that a thread takes at a time; fewer cost less than waking a thread */
 
-typedef struct {
+typedef struct Job {
+    void (*operation)(const struct Job *, int64_t row, int64_t end);
     const uint16_t *x, *w;
     uint16_t *y;
     int64_t rows, dim;
     float eps;
+    int64_t height; /* rows that a thread takes at a time */
+    Phase phase;
 } Job;
 
 TARGET INLINE __mmask16 left_of(int64_t dim, int64_t at) {
@@ -25,10 +28,9 @@ TARGET INLINE void store(uint16_t *y, __mmask16 mask, __m512 value) {
     _mm256_mask_storeu_epi16(y, mask, (__m256i)_mm512_cvtneps_pbh(value));
 }
 
-TARGET static void norm_rows(void *arg, Worker worker) {
-    const Job *job = arg;
-    int64_t dim = job->dim, end = job->rows * (worker.index + 1) / worker.count;
-    for (int64_t row = job->rows * worker.index / worker.count; row < end; row++) {
+TARGET static void norm_rows(const Job *job, int64_t row, int64_t end) {
+    int64_t dim = job->dim;
+    for (; row < end; row++) {
         const uint16_t *x = job->x + row * dim;
         __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
         for (int64_t at = 0; at < dim; at += LANES) {
@@ -46,11 +48,10 @@ TARGET static void norm_rows(void *arg, Worker worker) {
     }
 }
 
-TARGET static void silu_rows(void *arg, Worker worker) {
-    const Job *job = arg;
-    int64_t dim = job->dim, end = job->rows * (worker.index + 1) / worker.count;
+TARGET static void silu_rows(const Job *job, int64_t row, int64_t end) {
+    int64_t dim = job->dim;
     __m512 one = _mm512_set1_ps(1.0f), zero = _mm512_setzero_ps();
-    for (int64_t row = job->rows * worker.index / worker.count; row < end; row++)
+    for (; row < end; row++)
         for (int64_t at = 0; at < dim; at += LANES) {
             __mmask16 mask = left_of(dim, at);
             __m512 gate = load(job->x + 2 * row * dim + at, mask), up = load(job->x + (2 * row + 1) * dim + at, mask);
@@ -61,16 +62,28 @@ TARGET static void silu_rows(void *arg, Worker worker) {
         }
 }
 
+static void work(void *arg) {
+    Job *job = arg;
+    long items = (job->rows + job->height - 1) / job->height;
+    for (long item; (item = take(&job->phase, items)) < items;) {
+        int64_t row = item * job->height, end = row + job->height;
+        job->operation(job, row, end < job->rows ? end : job->rows);
+    }
+}
+
+static void run(Job job, int threads) {
+    job.height = ITEM < job.dim ? 1 : ITEM / job.dim;
+    run_parallel(work, &job, job.rows < 2 * job.height ? 1 : threads);
+}
+
 int has_ops_bf16(void) { return has_vectors(); }
 
 void rms_norm_bf16(const uint16_t *x, const uint16_t *w, uint16_t *y, int64_t rows, int64_t dim, float eps, int threads) {
-    Job job = {x, w, y, rows, dim, eps};
-    run_parallel(norm_rows, &job, rows * dim < WORTH_THREADS ? 1 : threads);
+    run((Job){.operation = norm_rows, .x = x, .w = w, .y = y, .rows = rows, .dim = dim, .eps = eps}, threads);
 }
 
 void silu_mul_bf16(const uint16_t *x, uint16_t *y, int64_t rows, int64_t dim, int threads) {
-    Job job = {x, 0, y, rows, dim, 0};
-    run_parallel(silu_rows, &job, rows * dim < WORTH_THREADS ? 1 : threads);
+    run((Job){.operation = silu_rows, .x = x, .y = y, .rows = rows, .dim = dim}, threads);
 }
 
 #else

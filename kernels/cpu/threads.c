@@ -2,59 +2,137 @@
 #include "threads.h"
 
 #if defined(__linux__)
-#include <dlfcn.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
 
-typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
-typedef int (*Number)(void);
+#define MOST_HELPERS 127
+#define OPEN 128u                /* in `state`: helpers may join the job */
+#define JOINED 127u              /* in `state`: how many helpers have joined */
+#define JOB 256u                 /* in `state`: jobs are counted from this bit on */
+#define SPINS_TO_YIELD 256       /* pauses between two looks at the clock and the run queue: 5 to 15 microseconds */
+#define SPIN_NANOSECONDS 300000  /* then a helper sleeps; the Python code between two operations takes 10 to 100 microseconds */
 
-static pthread_once_t looked_up = PTHREAD_ONCE_INIT;
-static Parallel parallel;
-static Number omp_index, omp_count;
-
-static void look_up(void) {
-    void *runtimes[] = {RTLD_DEFAULT, dlopen("libgomp.so.1", RTLD_NOW | RTLD_NOLOAD)};
-    for (int i = 0; i < 2 && !parallel; i++) {
-        omp_index = (Number)dlsym(runtimes[i], "omp_get_thread_num");
-        omp_count = (Number)dlsym(runtimes[i], "omp_get_num_threads");
-        parallel = omp_index && omp_count ? (Parallel)dlsym(runtimes[i], "GOMP_parallel") : 0;
-    }
-}
-
-typedef struct {
-    void (*body)(void *, Worker);
+static struct {
+    atomic_uint state, sleeping;
+    atomic_flag taken; /* one job at a time: a second caller works alone */
+    void (*body)(void *);
     void *job;
-} Call;
+    atomic_uint wanted; /* helpers of the job */
+    unsigned started; /* helpers, ever */
+} pool = {.taken = ATOMIC_FLAG_INIT};
 
-static void on_thread(void *call) {
-    ((Call *)call)->body(((Call *)call)->job, (Worker){omp_index(), omp_count()});
+static inline void pause_briefly(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
 }
 
-void run_parallel(void (*body)(void *, Worker), void *job, int threads) {
-    pthread_once(&looked_up, look_up);
-    if (threads > 1 && parallel)
-        parallel(on_thread, &(Call){body, job}, (unsigned)threads, 0);
-    else
-        body(job, (Worker){0, 1});
+static long long nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
-void wait_for_all(atomic_int *arrived, int count) {
-    atomic_fetch_add(arrived, 1);
-    for (int spins = 0; atomic_load_explicit(arrived, memory_order_acquire) < count; spins++)
-        if (spins > 1000)
-            sched_yield();
+/* Spin until `state` differs from `seen`; sleep after SPIN_NANOSECONDS. */
+static unsigned next_state(unsigned seen) {
+    unsigned state;
+    long long start = nanoseconds();
+    for (int spins = 1; (state = atomic_load(&pool.state)) == seen; spins++) {
+        pause_briefly();
+        if (spins % SPINS_TO_YIELD)
+            continue;
+        sched_yield();
+        if (nanoseconds() - start < SPIN_NANOSECONDS)
+            continue;
+        atomic_fetch_add(&pool.sleeping, 1);
+        syscall(SYS_futex, &pool.state, FUTEX_WAIT_PRIVATE, seen, 0, 0, 0);
+        atomic_fetch_sub(&pool.sleeping, 1);
+        start = nanoseconds();
+    }
+    return state;
+}
+
+static void *help(void *unused) {
+    (void)unused;
+    for (unsigned state = atomic_load(&pool.state);;) {
+        unsigned job = state / JOB;
+        if (state & OPEN && (state & JOINED) < pool.wanted) {
+            if (!atomic_compare_exchange_weak(&pool.state, &state, state + 1))
+                continue;
+            pool.body(pool.job);
+            atomic_fetch_sub(&pool.state, 1);
+            state = atomic_load(&pool.state);
+        }
+        while (state / JOB == job)
+            state = next_state(state);
+    }
+    return 0;
+}
+
+/* In a forked child there are no helpers, and nobody works on the parent's job. */
+static void forget_helpers(void) {
+    atomic_store(&pool.state, atomic_load(&pool.state) / JOB * JOB);
+    atomic_store(&pool.sleeping, 0);
+    atomic_flag_clear(&pool.taken);
+    pool.started = 0;
+}
+
+static void start_helpers(unsigned wanted) {
+    static int registered;
+    sigset_t all, before;
+    pthread_attr_t detached;
+    if (!registered)
+        registered = pthread_atfork(0, 0, forget_helpers) == 0;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for Python's threads */
+    pthread_attr_init(&detached);
+    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    pthread_t thread;
+    while (registered && pool.started < wanted && pthread_create(&thread, &detached, help, 0) == 0)
+        pool.started++;
+    pthread_attr_destroy(&detached);
+    pthread_sigmask(SIG_SETMASK, &before, 0);
+}
+
+void run_parallel(void (*body)(void *), void *job, int threads) {
+    unsigned wanted = threads > 1 ? (unsigned)threads - 1 : 0;
+    wanted = wanted > MOST_HELPERS ? MOST_HELPERS : wanted;
+    if (!wanted || atomic_flag_test_and_set(&pool.taken)) {
+        body(job);
+        return;
+    }
+    if (pool.started < wanted)
+        start_helpers(wanted);
+    pool.body = body;
+    pool.job = job;
+    pool.wanted = wanted;
+    atomic_store(&pool.state, (atomic_load(&pool.state) / JOB + 1) * JOB | OPEN);
+    if (atomic_load(&pool.sleeping))
+        syscall(SYS_futex, &pool.state, FUTEX_WAKE_PRIVATE, wanted, 0, 0, 0);
+    body(job);
+    atomic_fetch_and(&pool.state, ~OPEN);
+    for (int spins = 1; atomic_load(&pool.state) & JOINED; spins++)
+        spins % SPINS_TO_YIELD ? pause_briefly() : (void)sched_yield();
+    atomic_flag_clear(&pool.taken);
+}
+
+void wait_for(Phase *phase, long items) {
+    for (int spins = 1; atomic_load_explicit(&phase->done, memory_order_acquire) < items; spins++)
+        spins % SPINS_TO_YIELD ? pause_briefly() : (void)sched_yield();
 }
 
 #else
 
-void run_parallel(void (*body)(void *, Worker), void *job, int threads) {
+void run_parallel(void (*body)(void *), void *job, int threads) {
     (void)threads;
-    body(job, (Worker){0, 1});
+    body(job);
 }
 
-void wait_for_all(atomic_int *arrived, int count) {
-    (void)arrived, (void)count;
-}
+void wait_for(Phase *phase, long items) { (void)phase, (void)items; }
 
 #endif

@@ -1,18 +1,35 @@
-/* Work shared by the threads that torch already has: the OpenMP runtime is looked up in the process, not linked, because a
- * second one would have threads of its own that wait, spinning, on the same cores. Without one, work runs on the caller. */
+/* Threads that share the work of one kernel call.
+ *
+ * The caller never waits for a helper thread to arrive. It publishes the job, takes items itself, and waits only for helpers that
+ * have joined, until each has finished its item. So a helper that the operating system has suspended, because another process
+ * uses its core, costs nothing; a helper that is suspended inside an item costs the rest of that item.
+ *
+ * Idle helpers spin for a short time, because the next operation of a forward comes within microseconds, and then sleep.
+ */
 #ifndef PITLANE_THREADS_H
 #define PITLANE_THREADS_H
 
 #include <stdatomic.h>
 
+/* A counter from which threads take the items of one phase of a job, in order; starts as zeros. */
 typedef struct {
-    int index, count;
-} Worker;
+    atomic_long next, done;
+} Phase;
 
-/* Run body(job, worker) on up to `threads` threads and return when all are done. */
-void run_parallel(void (*body)(void *job, Worker worker), void *job, int threads);
+/* Run body(job) on the caller, and on up to `threads` - 1 helpers that come in time. Return when the caller and all helpers that
+ * joined have returned from it. Every thread must take its items from a Phase: the caller may be the only one. */
+void run_parallel(void (*body)(void *job), void *job, int threads);
 
-/* Wait until `count` threads have come here; `arrived` starts at 0 and serves once. */
-void wait_for_all(atomic_int *arrived, int count);
+/* The next item of [0, items), or `items` when all are taken. */
+static inline long take(Phase *phase, long items) {
+    long item = atomic_load_explicit(&phase->next, memory_order_relaxed);
+    return item < items && (item = atomic_fetch_add(&phase->next, 1)) < items ? item : items;
+}
+
+/* Say that a taken item is finished. Needed where a later phase reads the results: see wait_for. */
+static inline void finish(Phase *phase) { atomic_fetch_add_explicit(&phase->done, 1, memory_order_release); }
+
+/* Wait until all items of a phase are finished; none may be left to take. */
+void wait_for(Phase *phase, long items);
 
 #endif
