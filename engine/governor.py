@@ -242,8 +242,8 @@ class Governor:
             else:
                 drafting.pause = min(2 * drafting.pause, LONGEST_PAUSE)
             drafting.reason = (
-                f"{sizes[best - 1]:.0f} draft tokens were to add {gains[best - 1]:.2f} to the {self.step.num_expected:.2f} "
-                f"tokens of a step, in the time of {taken:.2f} plain steps"
+                f"drafts cost more than they saved ({sizes[best - 1]:.0f} draft tokens in a step would add {gains[best - 1]:.2f} "
+                f"tokens to {self.step.num_expected:.2f}, and take as long as {taken:.2f} plain steps)"
             )
             drafting.resumes_at = seqs[part.place].num_tokens + wait
             drafting.belief = drafting.belief.inherited()
