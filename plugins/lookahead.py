@@ -23,7 +23,11 @@ class Lookahead(Plugin):
     class Options(PluginOptions):
         window: int = Field(4, ge=1, le=32, title="Window", description="tokens guessed ahead; W in the paper")
         ngram: int = Field(
-            4, ge=2, le=8, title="N-gram length", description="tokens of an n-gram, with the known first one; N in the paper"
+            4,
+            ge=2,
+            le=8,
+            title="N-gram length",
+            description="tokens of an n-gram, with the known first one; N in the paper",
         )
         candidates: int = Field(
             4, ge=1, le=32, title="Candidates", description="most n-grams verified per step; G in the paper"

@@ -65,7 +65,9 @@ def stat_parts(stats: Stats, roles: Roles) -> list[str]:
         words = work(stats, name, drafter)
         if words:
             parts.append(f"<em>{escape(name)}</em> {', '.join(words)}")
-    parts += [f'<em class="idle">{escape(name)} paused</em>: {reason_html(why)}' for name, why in stats["paused"].items()]
+    parts += [
+        f'<em class="idle">{escape(name)} paused</em>: {reason_html(why)}' for name, why in stats["paused"].items()
+    ]
     parts += [f'<em class="bad">{escape(name)} failed</em>: {escape(why)}' for name, why in stats["failed"].items()]
     return parts
 
@@ -142,7 +144,7 @@ def _compared_times(compared: Mapping[str, Any], stats: Stats) -> list[str]:
     elif before.get("replayed_tokens"):
         parts.append(f"the answer before replayed <b>{before['replayed_tokens']}</b> tokens of earlier answers")
     if num_tokens < MIN_COMPARED_TOKENS:
-        parts.append(f"{num_tokens} tokens are too short to compare speed, at least {MIN_COMPARED_TOKENS} are needed")
+        parts.append(f"too short to compare speed: {num_tokens} tokens, at least {MIN_COMPARED_TOKENS} are needed")
     elif old and new:
         speeds = f"{old:.0f} → {new:.0f} tok/s"
         if parts:

@@ -82,7 +82,12 @@ def option_label(name: str, schema: dict[str, Any]) -> str:
 
 def option_widget(name: str, schema: dict[str, Any], value: Any) -> Any:
     """The widget of one option, from its JSON schema."""
-    common = {"label": option_label(name, schema), "info": schema.get("description"), "value": value, "elem_classes": ["field"]}
+    common = {
+        "label": option_label(name, schema),
+        "info": schema.get("description"),
+        "value": value,
+        "elem_classes": ["field"],
+    }
     if "anyOf" in schema:  # optional: an empty widget is None
         schema = schema | next(part for part in schema["anyOf"] if part.get("type") != "null")
     kind = schema.get("type")

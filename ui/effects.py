@@ -51,7 +51,11 @@ def effect(name: str, stats: Stats | None, roles: Roles) -> tuple[Literal["", "g
 def reason_html(why: str) -> str:
     """A reason for people; its figures, in brackets behind it, as a tooltip."""
     head, _, figures = why.partition(" (")
-    return f'<span class="why" title="{escape(figures.removesuffix(")"))}">{escape(head)}</span>' if figures else escape(why)
+    return (
+        f'<span class="why" title="{escape(figures.removesuffix(")"))}">{escape(head)}</span>'
+        if figures
+        else escape(why)
+    )
 
 
 def work(stats: Stats, name: str, drafter: str | None) -> list[str]:
