@@ -242,8 +242,8 @@ class Governor:
             else:
                 drafting.pause = min(2 * drafting.pause, LONGEST_PAUSE)
             drafting.reason = (
-                f"drafts cost more than they saved ({sizes[best - 1]:.0f} draft tokens in a step would add {gains[best - 1]:.2f} "
-                f"tokens to {self.step.num_expected:.2f}, and take as long as {taken:.2f} plain steps)"
+                f"drafts cost more than they saved (drafts of length {sizes[best - 1]:.0f} would add {gains[best - 1]:.2f} tokens "
+                f"to the {self.step.num_expected:.2f} of a step, and make it as long as {taken:.2f} plain steps)"
             )
             drafting.resumes_at = seqs[part.place].num_tokens + wait
             drafting.belief = drafting.belief.inherited()

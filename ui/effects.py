@@ -28,12 +28,13 @@ def effect(name: str, stats: Stats | None, roles: Roles) -> tuple[Literal["", "g
     if stats is None:
         return "", ""
     if name in stats["failed"]:  # which took it out of the plan
-        return "bad", f"failed: {escape(stats['failed'][name])}"
+        return "bad", f"failed in the last answer: {escape(stats['failed'][name])}"
     if name not in stats["plugins"]:
         return "", ""
     lost, gain, cost = _lost(stats, name), _bought(stats, name), cost_ms(stats, name)
     if name in stats["paused"]:
-        return "idle", f"paused: {reason_html(stats['paused'][name])}" + (f", {lost}" if lost else "")
+        loss = f", {lost}" if lost else ""
+        return "idle", f"paused in the last answer: {reason_html(stats['paused'][name])}{loss}"
     has_no_draft = name == drafter_of(stats, roles) and not stats["draft_tokens"]
     if cost - (gain or 0.0) > SLOW_SHARE * (stats["prefill_ms"] + stats["decode_ms"]):
         more = f", {lost}" if lost else ", without a draft" if has_no_draft else ""

@@ -14,7 +14,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from pitlane.storage.types import Conversation, Document, Message, SavedPrefix, SearchHit, StoredDocument
-from pitlane.ui.chat_flow import Roles, dotted, number, reading_html, stats_html
+from pitlane.ui.chat_flow import dotted, number, reading_html, stats_html
+from pitlane.ui.effects import Roles
 from pitlane.ui.markup import highlighted, markdown_html, plain_html
 from pitlane.ui.render import size
 
@@ -107,7 +108,7 @@ def hits_html(hits: Sequence[SearchHit], text: str, current: str | None) -> str:
         )
         for hit in found.values()
     )
-    return "".join(rows) or f'<p class="quiet">Nothing holds “{escape(text.strip())}”.</p>'
+    return "".join(rows) or f'<p class="quiet">Nothing found for “{escape(text.strip())}”.</p>'
 
 
 def _conversation(key: str, title: str, current: str | None, snippet: str = "") -> str:
@@ -144,7 +145,7 @@ def _document(row: DocumentRow) -> str:
         facts.append(f'<span title="computed once, read back from disk">KV saved{share}</span>')
     bar = f'<span class="bar"><i style="width:{100 * row.reading:.0f}%"></i></span>' if row.reading is not None else ""
     state = "true" if row.attached else "false"
-    hint = "In this conversation: take it out" if row.attached else "Ask about it in this conversation"
+    hint = "Take it out of this conversation" if row.attached else "Ask about it in this conversation"
     return (
         f'<div class="item document"><button type="button" class="attach" role="checkbox" aria-checked="{state}" '
         f'data-do="attach" data-id="{stored.id}" title="{hint}"><i class="tick"></i>'

@@ -95,7 +95,8 @@ def test_every_conversation_and_document_can_be_clicked(
 def test_hover_changes_no_line_of_a_list(open_page: Open) -> None:
     tab = open_page(DESK)
     for item in ("#conversations .item", "#documents .item"):
-        boxes = "item => [...document.querySelectorAll(item + ' button:first-child')].map(b => JSON.stringify(b.getBoundingClientRect()))"
+        boxes = """item => [...document.querySelectorAll(item + ' button:first-child')]
+            .map(button => JSON.stringify(button.getBoundingClientRect()))"""
         before = tab.evaluate(boxes, item)
         tab.locator(item).first.hover()
         tool = tab.locator(f"{item} .tool").first
@@ -140,7 +141,8 @@ def small_targets(tab: Any) -> list[str]:
     """What is on screen to be tapped, and smaller than a finger; a label counts for what it labels, sliders have a field."""
     return tab.evaluate(  # type: ignore[no-any-return]
         """least => [...document.querySelectorAll('button, input, textarea, [role=checkbox], a[href], summary')]
-            .filter(e => e.checkVisibility() && e.type !== 'file').map(e => [e, (e.closest('label, #ask') || e).getBoundingClientRect()])
+            .filter(e => e.checkVisibility() && e.type !== 'file')
+            .map(e => [e, (e.closest('label') || e).getBoundingClientRect()])
             .filter(([e, box]) => box.height > 0 && (box.height < least || box.width < least))
             .map(([e, box]) => `${e.outerHTML.slice(0, 160)} ${box.width} x ${box.height}`)""",
         TARGET,
@@ -152,6 +154,7 @@ def test_a_switch_shows_that_it_has_the_focus(open_page: Open) -> None:
     tab.focus("#switch-jacobi input")
     tab.keyboard.press("Tab")
     tab.keyboard.press("Shift+Tab")
-    ring = "() => { const style = getComputedStyle(document.activeElement); return [document.activeElement.type, style.outlineStyle, style.outlineWidth]; }"
-    assert tab.evaluate(ring) == ["checkbox", "solid", "2px"]
+    assert tab.evaluate("document.activeElement.type") == "checkbox"
+    ring = tab.evaluate("(style => [style.outlineStyle, style.outlineWidth])(getComputedStyle(document.activeElement))")
+    assert ring == ["solid", "2px"]
     tab.context.close()

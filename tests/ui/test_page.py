@@ -166,11 +166,11 @@ def test_effect_of_a_plugin_is_told_also_when_there_was_none() -> None:
 
 def test_a_card_says_that_its_plugin_failed_or_was_paused() -> None:
     gone = stats(plugins={}, failed={"prompt_lookup": "propose: <boom>"})  # a failed plugin is taken out of the plan
-    assert effect("prompt_lookup", gone, ROLES) == ("bad", "failed: propose: &lt;boom&gt;")
+    assert effect("prompt_lookup", gone, ROLES) == ("bad", "failed in the last answer: propose: &lt;boom&gt;")
     paused = stats(paused={"prompt_lookup": "drafts cost more than they saved (1.33 plain steps)"})
     tone, text = effect("prompt_lookup", paused, ROLES)
-    assert tone == "idle" and "paused: " in text and ">drafts cost more than they saved</span>" in text
-    assert 'title="1.33 plain steps"' in text
+    assert tone == "idle" and text.startswith("paused in the last answer: ")
+    assert 'title="1.33 plain steps">drafts cost more than they saved</span>' in text
 
 
 def test_a_plugin_that_takes_its_time_is_called_slow_and_its_loss_is_said_once() -> None:
