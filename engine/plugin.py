@@ -30,7 +30,7 @@ hookimpl = pluggy.HookimplMarker("pitlane")
 
 
 class PluginOptions(BaseModel):
-    """Options of a plugin: pydantic fields with title (the label on the page), description and range; page, flags and docs use them."""
+    """Options of a plugin: pydantic fields with title (the page's label), description, range; page, flags and docs use them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
