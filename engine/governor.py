@@ -242,8 +242,8 @@ class Governor:
             else:
                 drafting.pause = min(2 * drafting.pause, LONGEST_PAUSE)
             drafting.reason = (
-                f"{sizes[best - 1]:.0f} draft tokens were to add {gains[best - 1]:.2f} to the {self.step.num_expected:.2f} "
-                f"tokens of a step, in the time of {taken:.2f} plain steps"
+                f"drafts cost more than they saved (drafts of length {sizes[best - 1]:.0f} would add {gains[best - 1]:.2f} tokens "
+                f"to the {self.step.num_expected:.2f} of a step, and make it as long as {taken:.2f} plain steps)"
             )
             drafting.resumes_at = seqs[part.place].num_tokens + wait
             drafting.belief = drafting.belief.inherited()

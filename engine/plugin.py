@@ -30,7 +30,7 @@ hookimpl = pluggy.HookimplMarker("pitlane")
 
 
 class PluginOptions(BaseModel):
-    """Options of a plugin: pydantic fields with description and range; page, flags and docs come from them."""
+    """Options of a plugin: pydantic fields with title (the page's label), description, range; page, flags and docs use them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

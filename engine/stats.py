@@ -2,11 +2,15 @@
 
 `plugin_ms` is what a plugin's hooks cost; `bought_ms` what it saved. Here it is modelled from the run itself: a drafter
 saves its accepted tokens times the time of a plain step, less the extra time of steps with drafts; a prefix hit saves its
-tokens times the prefill time per token. Times are milliseconds.
+tokens times the prefill time per token. Estimates made on a busier machine would claim too much, so this request's own
+times bound both: an accepted token saves at most one of its decode steps (the median or the mean, whichever is shorter),
+a cached token at most the time of a prompt token that it computed. Times are milliseconds.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
+from statistics import fmean, median_low
 from typing import Any
 
 from pitlane.engine.lane import Lane
@@ -19,7 +23,7 @@ def request_stats(seq: Sequence, lane: Lane, model: dict[str, Any]) -> dict[str,
     finished = timing.finished or timing.submitted
     admitted = timing.admitted or finished
     first = timing.first_token or finished
-    gaps = [1e3 * (b - a) for a, b in zip(timing.token_times, timing.token_times[1:], strict=False)]
+    gaps = [1e3 * (b - a) for a, b in pairwise(timing.token_times)]
     decode = finished - first
     count = seq.num_completion_tokens
     return model | {
@@ -54,11 +58,12 @@ def _bought(seq: Sequence, lane: Lane) -> dict[str, dict[str, Any]]:
         if plugin.role == "drafter":
             timing = seq.timing
             saved = timing.plain_step_seconds - timing.draft_extra_seconds
+            saved = min(saved, timing.num_accepted_tokens * _own_step(seq))
             bought[plugin.name] = {"ms": _ms(saved), "how": "modelled"}
     holder = next((hook.plugin.name for hook in seq.plan.hooks.get("match_prefix", ())), None)
     if holder is not None:
-        rate = lane.clock.per_prompt_token or _own_rate(seq)
-        bought[holder] = {"ms": _ms(seq.num_cached_tokens * rate), "how": "modelled"}
+        rates = [rate for rate in (lane.clock.per_prompt_token, _own_rate(seq)) if rate]
+        bought[holder] = {"ms": _ms(seq.num_cached_tokens * min(rates, default=0.0)), "how": "modelled"}
     return bought
 
 
@@ -66,6 +71,12 @@ def _paused(seq: Sequence) -> dict[str, str]:
     """Why the governor left the drafter alone when the request ended."""
     drafter, drafting = seq.plan.drafter, seq.drafting
     return {drafter.name: drafting.reason} if drafter and drafting and drafting.reason else {}
+
+
+def _own_step(seq: Sequence) -> float:
+    """Seconds of a decode step of this request; the tokens of one step have one time."""
+    steps = [after - before for before, after in pairwise(dict.fromkeys(seq.timing.token_times))]
+    return min(median_low(steps), fmean(steps)) if steps else 0.0
 
 
 def _own_rate(seq: Sequence) -> float:

@@ -19,7 +19,7 @@ class Jacobi(Plugin):
     name, role, exactness = "jacobi", "drafter", "identical"
 
     class Options(PluginOptions):
-        window: int = Field(6, ge=1, le=64, description="tokens guessed ahead")
+        window: int = Field(6, ge=1, le=64, title="Window", description="tokens guessed ahead")
 
     @hookimpl
     def propose(self, seqs: SequenceOf[Sequence], limits: Limits) -> list[Draft | None]:

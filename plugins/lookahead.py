@@ -21,9 +21,17 @@ class Lookahead(Plugin):
     name, role, exactness = "lookahead", "drafter", "identical"
 
     class Options(PluginOptions):
-        window: int = Field(4, ge=1, le=32, description="W: places guessed ahead")
-        ngram: int = Field(4, ge=2, le=8, description="N: tokens of an n-gram, its first one known")
-        candidates: int = Field(4, ge=1, le=32, description="G: most n-grams verified per step")
+        window: int = Field(4, ge=1, le=32, title="Window", description="tokens guessed ahead; W in the paper")
+        ngram: int = Field(
+            4,
+            ge=2,
+            le=8,
+            title="N-gram length",
+            description="tokens of an n-gram, with the known first one; N in the paper",
+        )
+        candidates: int = Field(
+            4, ge=1, le=32, title="Candidates", description="most n-grams verified per step; G in the paper"
+        )
 
     @hookimpl
     def propose(self, seqs: SequenceOf[Sequence], limits: Limits) -> list[Draft | None]:

@@ -25,7 +25,9 @@ class PackedLinear(Plugin):
 
     class Options(PluginOptions):
         products: Literal["auto", "amx", "vectors"] = Field(
-            "auto", description="how to multiply: by AMX's tiles, by AVX-512's vectors, or by AMX where the CPU has it"
+            "auto",
+            title="Instructions",
+            description="amx multiplies with AMX tiles, vectors with AVX-512; auto takes AMX where the CPU has it",
         )
 
     @classmethod

@@ -24,9 +24,12 @@ class SelfSpeculation(Plugin):
 
     class Options(PluginOptions):
         num_layers: int = Field(
-            0, ge=0, description="layers that draft; 0: the model's trained exit, or a quarter of it"
+            0,
+            ge=0,
+            title="Drafting layers",
+            description="how many first layers draft; 0 takes the model's trained exit, or a quarter of its layers",
         )
-        num_draft_tokens: int = Field(4, ge=1, le=32, description="most tokens drafted per step")
+        num_draft_tokens: int = Field(4, ge=1, le=32, title="Draft length", description="most tokens drafted per step")
 
     @hookimpl
     def lane_opened(self, lane: Lane) -> None:

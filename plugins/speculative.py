@@ -23,9 +23,19 @@ class Speculative(Plugin):
     name, role, exactness = "speculative", "drafter", "identical"
 
     class Options(PluginOptions):
-        model: str = Field("bundled-drafter", description="draft model: bundled-drafter, a folder or a Hugging Face id")
-        num_draft_tokens: int = Field(6, ge=1, le=32, description="depth of the draft: most tokens accepted per step")
-        branching: int = Field(1, ge=1, le=4, description="children of each node of the first two levels; 1 is a chain")
+        model: str = Field(
+            "bundled-drafter", title="Draft model", description="bundled-drafter, a folder or a Hugging Face id"
+        )
+        num_draft_tokens: int = Field(
+            6, ge=1, le=32, title="Draft length", description="depth of the draft: most tokens accepted per step"
+        )
+        branching: int = Field(
+            1,
+            ge=1,
+            le=4,
+            title="Branches",
+            description="candidates for each of the first two draft tokens; 1 drafts a single chain",
+        )
 
     @hookimpl
     def lane_opened(self, lane: Lane) -> None:

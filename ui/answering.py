@@ -92,14 +92,11 @@ class Desk:
 
     def rows(self, attached: Sequence[str], reading: Mapping[str, float] | None = None) -> list[DocumentRow]:
         """The document list of a tab. Tokens are counted for what is attached, and known for what once was."""
-        saved: dict[str, int] = {}
-        for prefix in self.store.prefixes.list():
-            if prefix.document_hash:
-                saved[prefix.document_hash] = saved.get(prefix.document_hash, 0) + prefix.num_bytes
         for document_id in attached:
             with suppress(NotFound):
                 self.num_tokens(document_id)
-        return counted(self.store.documents.list(), attached, self._tokens.get, saved, reading or {})
+        stored, prefixes = self.store.documents.list(), self.store.prefixes.list()
+        return counted(stored, attached, self._tokens.get, prefixes, reading or {})
 
     def forget(self, document_id: str) -> None:
         """Remove a document with its saved KV."""

@@ -1,27 +1,27 @@
-"""What an answer's stats say, as HTML for the page: the stats line, the lap bar, the context meter, what a plugin did.
+"""What an answer's stats say, as HTML for the page: the stats line, the lap bar, the comparison, the context meter.
 
 Pure functions of the stats record (engine/stats.py) and of token ids; knows no Gradio, no engine and no store. All text
-is escaped here. `roles` maps plugin names to their roles, which says whose the draft tokens are.
+is escaped here. What each plugin did is said by ui/effects.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any, Literal
+from typing import Any
 
 from pitlane.engine.plugin import EXACTNESS
 from pitlane.testing import first_difference
+from pitlane.ui.effects import Roles, Stats, cost_ms, drafter_of, reason_html, replayed_tokens, work
 from pitlane.ui.render import milliseconds
 
-Stats = Mapping[str, Any]
-Roles = Mapping[str, str | None]
 NEAR_TIE = (
     "Identical plugins give the same tokens where arithmetic is exact enough (float64). In shorter types a forward over several "
     "tokens rounds differently from one over a single token, which can tip a choice between two nearly equal tokens."
 )
 CUT = {"length": "cut at the token limit", "aborted": "stopped"}  # ends that are not the answer's own
-SMALL_MS = 0.1  # what is below is noise of the clock
+COMPARED_KEYS = ("tokens_per_second", "ttft_ms", "completion_tokens", "cached_tokens")
+MIN_COMPARED_TOKENS = 32  # speeds of shorter answers differ by chance
 
 
 def number(value: float) -> str:
@@ -38,11 +38,6 @@ def badge(exactness: str) -> str:
     """The exactness class as a small label with its meaning as tooltip."""
     meaning = EXACTNESS.get(exactness, "")  # type: ignore[call-overload]
     return f'<span class="badge {escape(exactness)}" title="{escape(meaning)}">{escape(exactness)}</span>'
-
-
-def drafter_of(stats: Stats, roles: Roles) -> str | None:
-    """The plugin of this answer that drafts."""
-    return next((name for name in stats["plugins"] if roles.get(name) == "drafter"), None)
 
 
 def stats_html(stats: Stats, roles: Roles, tools: str = "") -> str:
@@ -67,34 +62,14 @@ def stat_parts(stats: Stats, roles: Roles) -> list[str]:
         parts.append(f"<b>{stats['tokens_per_second']:.1f}</b> tok/s")
     drafter = drafter_of(stats, roles)
     for name in stats["plugins"]:
-        words = _work(stats, name, drafter)
+        words = work(stats, name, drafter)
         if words:
             parts.append(f"<em>{escape(name)}</em> {', '.join(words)}")
-    for word in ("paused", "failed"):
-        parts += [f'<em class="bad">{escape(name)} {word}</em> {escape(why)}' for name, why in stats[word].items()]
+    parts += [
+        f'<em class="idle">{escape(name)} paused</em>: {reason_html(why)}' for name, why in stats["paused"].items()
+    ]
+    parts += [f'<em class="bad">{escape(name)} failed</em>: {escape(why)}' for name, why in stats["failed"].items()]
     return parts
-
-
-def _work(stats: Stats, name: str, drafter: str | None) -> list[str]:
-    words = []
-    if name == drafter and stats["draft_tokens"]:
-        words.append(f"<b>{stats['accepted_tokens']}/{stats['draft_tokens']}</b> accepted")
-    cost, gain = stats["plugin_ms"].get(name, 0.0), _bought(stats, name)
-    if cost >= SMALL_MS:
-        words.append(f"cost {milliseconds(cost)}")
-    if gain is not None and abs(gain) >= SMALL_MS:
-        words.append(f"bought {_about(stats, name)}{milliseconds(gain)}" if gain > 0 else f"lost {milliseconds(-gain)}")
-    return words
-
-
-def _bought(stats: Stats, name: str) -> float | None:
-    found = stats["bought_ms"].get(name)
-    return None if found is None else float(found["ms"])
-
-
-def _about(stats: Stats, name: str) -> str:
-    """`~` where the gain is modelled, nothing where it was measured by a paired run."""
-    return "~" if stats["bought_ms"].get(name, {}).get("how") == "modelled" else ""
 
 
 def _ending(stats: Stats) -> str:
@@ -104,7 +79,7 @@ def _ending(stats: Stats) -> str:
 
 def lap_html(stats: Stats) -> str:
     """The answer's time as a bar: waiting, reading, writing, and hatched behind it what the plugins bought."""
-    bought = sum(max(0.0, float(gain["ms"])) for gain in stats["bought_ms"].values())
+    bought = sum(max(0.0, float(gain["ms"]) - cost_ms(stats, name)) for name, gain in stats["bought_ms"].items())
     spans = (
         ("queue", stats["queue_ms"], "waited"),
         ("read", stats["prefill_ms"], "read the prompt"),
@@ -121,7 +96,7 @@ def lap_html(stats: Stats) -> str:
 
 
 def compare(before_ids: Sequence[int], before: Stats, after_ids: Sequence[int], after: Stats) -> dict[str, Any]:
-    """How an answer differs from the one it replaces: first differing token (None: none), speed, plugins of before.
+    """How an answer differs from the one it replaces: first differing token (None: none), figures and plugins of before.
 
     An answer that was stopped, or cut at its limit, differs in no token from one that goes on behind it.
     """
@@ -131,18 +106,19 @@ def compare(before_ids: Sequence[int], before: Stats, after_ids: Sequence[int], 
     return {
         "first_difference": None if is_cut else first,
         "num_same": first if is_cut else None,
-        "before": {key: before.get(key) for key in ("tokens_per_second", "ttft_ms")},
+        "before": {key: before.get(key) for key in COMPARED_KEYS} | {"replayed_tokens": replayed_tokens(before)},
         "plugins": list(before["plugins"]),
+        "same_settings": before["plugins"] == after["plugins"],
         "same_seed": before.get("seed") == after.get("seed") or before.get("temperature") == 0,
     }
 
 
 def compared_html(stats: Stats) -> str:
-    """The comparison with the answer that was retried, if there was one."""
+    """The comparison with the answer that this one replaced, if there was one."""
     compared = stats.get("compared")
     if not compared:
         return ""
-    first, before = compared["first_difference"], compared["before"]
+    first = compared["first_difference"]
     if first is None:
         cut = f" as far as the shorter one goes, {compared['num_same']}" if compared.get("num_same") is not None else ""
         parts = [f'<b class="good">same tokens as before</b>{cut}']
@@ -153,40 +129,48 @@ def compared_html(stats: Stats) -> str:
             parts.append(
                 f'<span class="why" title="{NEAR_TIE}">a near-tie in {escape(str(stats.get("dtype")))}?</span>'
             )
-    old, new = before["tokens_per_second"], stats["tokens_per_second"]
-    if old and new:
-        parts.append(f"<b>×{new / old:.2f}</b> tok/s, {old:.0f} → {new:.0f}")
-    if before["ttft_ms"] is not None:
-        parts.append(f"TTFT {milliseconds(before['ttft_ms'])} → <b>{milliseconds(stats['ttft_ms'])}</b>")
-    line = dotted([_changes(compared["plugins"], stats["plugins"]), *parts])
+    line = dotted([_changes(compared, stats["plugins"]), *parts, *_compared_times(compared, stats)])
     return f'<div class="compared"><p class="dots">{line}</p></div>'
 
 
-def _changes(before: Iterable[str], after: Iterable[str]) -> str:
+def _compared_times(compared: Mapping[str, Any], stats: Stats) -> list[str]:
+    """Speed and TTFT beside those of before; a ratio only where the change of plugins can explain it."""
+    before, replayed = compared["before"], replayed_tokens(stats)
+    old, new = before["tokens_per_second"], stats["tokens_per_second"]
+    num_tokens = min(stats["completion_tokens"], before.get("completion_tokens") or stats["completion_tokens"])
+    parts = []
+    if replayed:
+        parts.append(f"<b>{replayed} of {stats['accepted_tokens']}</b> accepted tokens replayed from earlier answers")
+    elif before.get("replayed_tokens"):
+        parts.append(f"the answer before replayed <b>{before['replayed_tokens']}</b> tokens of earlier answers")
+    if num_tokens < MIN_COMPARED_TOKENS:
+        parts.append(f"too short to compare speed: {num_tokens} tokens, at least {MIN_COMPARED_TOKENS} are needed")
+    elif old and new:
+        speeds = f"{old:.0f} → {new:.0f} tok/s"
+        if parts:
+            parts.append(f"{speeds}, which says nothing about new text")
+        elif _is_same(compared, stats["plugins"]):
+            parts.append(f"{speeds}: the difference is noise")
+        else:
+            parts.append(f"<b>×{new / old:.2f}</b> tok/s, {old:.0f} → {new:.0f}")
+    if before["ttft_ms"] is not None and not _is_same(compared, stats["plugins"]):
+        had, has = before.get("cached_tokens", stats["cached_tokens"]), stats["cached_tokens"]
+        why = f" with {number(has)} tokens from cache instead of {number(had)}" if had != has else ""
+        parts.append(f"TTFT {milliseconds(before['ttft_ms'])} → <b>{milliseconds(stats['ttft_ms'])}</b>{why}")
+    return parts
+
+
+def _is_same(compared: Mapping[str, Any], plugins: Mapping[str, Any]) -> bool:
+    """Whether both answers had the same plugins with the same options (not noted in answers of earlier versions)."""
+    return bool(compared.get("same_settings", set(compared["plugins"]) == set(plugins)))
+
+
+def _changes(compared: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Which plugins an answer had beside those of the one before, and which it did without."""
+    before = compared["plugins"]
     added, left_out = (", ".join(sorted(set(a) - set(b))) for a, b in ((after, before), (before, after)))
     said = [f"{word} <em>{escape(names)}</em>" for word, names in (("with", added), ("without", left_out)) if names]
-    return " and ".join(said) or "with the same plugins"
-
-
-def effect(name: str, stats: Stats | None, roles: Roles) -> tuple[Literal["", "good", "bad", "idle"], str]:
-    """What a plugin did in the last answer, for its card: a tone and a line of text."""
-    if stats is None or name not in stats["plugins"]:
-        return "", ""
-    for word in ("failed", "paused"):
-        if name in stats[word]:
-            return "bad", f"{word}: {stats[word][name]}"
-    gain, cost = _bought(stats, name), stats["plugin_ms"].get(name, 0.0)
-    if name == drafter_of(stats, roles) and not stats["draft_tokens"]:
-        return "idle", "not used in the last answer: no match"
-    if gain is not None and abs(gain) >= SMALL_MS:
-        if gain > 0:
-            return "good", f"bought {_about(stats, name)}{milliseconds(gain)} in the last answer"
-        return "bad", f"lost {milliseconds(-gain)} in the last answer"
-    if gain is not None:
-        return "idle", f"bought nothing in the last answer, cost {milliseconds(cost)}"
-    spent = f"cost {milliseconds(cost)}; " if cost >= SMALL_MS else ""
-    return "idle", f"{spent}its gain shows when you ask again without it"
+    return " and ".join(said) or ("with the same plugins" if _is_same(compared, after) else "with other options")
 
 
 def meter_html(used: int, document: int, context: int) -> str:

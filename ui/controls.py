@@ -20,6 +20,10 @@ from pitlane.ui.chat_flow import badge
 from pitlane.ui.offline_gradio import gr
 
 MAX_STEPS = 1000  # a slider over more values cannot be set by hand
+ABBREVIATIONS = {
+    "max": "maximum", "min": "minimum", "ngram": "n-gram", "kv": "KV",
+    "ms": "(ms)", "kb": "(kB)", "mb": "(MB)", "gb": "(GB)",
+}  # fmt: skip
 Settings = dict[str, dict[str, Any]]
 
 
@@ -67,15 +71,23 @@ class PluginControls:
         return f"{role} is held by {holder}; take it out to enable {name}" if holder else None
 
 
-def split_name(name: str) -> str:
-    """`num_draft_tokens` as people write it."""
-    words = name.replace("num_", "").replace("_", " ")
-    return words[:1].upper() + words[1:]
+def option_label(name: str, schema: dict[str, Any]) -> str:
+    """The title of the option's `Field`; without one, its name as people write it: `max_disk_gb` is "Maximum disk (GB)"."""
+    title = str(schema.get("title") or "")
+    if title and title != name.replace("_", " ").title():  # pydantic makes this one where the field has none
+        return title
+    label = " ".join(ABBREVIATIONS.get(word, word) for word in name.removeprefix("num_").split("_"))
+    return label[:1].upper() + label[1:]
 
 
 def option_widget(name: str, schema: dict[str, Any], value: Any) -> Any:
     """The widget of one option, from its JSON schema."""
-    common = {"label": split_name(name), "info": schema.get("description"), "value": value, "elem_classes": ["field"]}
+    common = {
+        "label": option_label(name, schema),
+        "info": schema.get("description"),
+        "value": value,
+        "elem_classes": ["field"],
+    }
     if "anyOf" in schema:  # optional: an empty widget is None
         schema = schema | next(part for part in schema["anyOf"] if part.get("type") != "null")
     kind = schema.get("type")

@@ -3,20 +3,28 @@
 (() => {
   const frame = () => document.getElementById("frame").classList;  // Gradio scopes the style sheet below body
   const confirming = new Set(["remove", "discard"]);
+  const action = (label, css, run) => {
+    const button = document.createElement("button");
+    button.type = "button"; button.textContent = label; button.className = css; button.addEventListener("click", run);
+    return button;
+  };
   const editor = (host, text, label, done) => {
-    const field = document.createElement("textarea");
-    field.value = text; field.className = "inline-editor"; field.setAttribute("aria-label", label);
+    const field = document.createElement("textarea"), actions = document.createElement("div"), box = document.createElement("div");
+    field.value = text; field.rows = 1; field.className = "inline-editor"; field.setAttribute("aria-label", label);
     const kept = [...host.children].map((child) => [child, child.style.display]);
     kept.forEach(([child]) => (child.style.display = "none"));
     let open = true;  // removing a field that has the focus blurs it, which comes back here
-    const close = () => { if (!open) return; open = false; field.remove(); kept.forEach(([child, display]) => (child.style.display = display)); };
+    const close = () => { if (!open) return; open = false; box.remove(); kept.forEach(([child, display]) => (child.style.display = display)); };
+    const save = () => { const value = field.value; close(); done(value); };
     field.addEventListener("keydown", (event) => {
       if (event.key === "Escape") { event.preventDefault(); close(); }
-      if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); const value = field.value; close(); done(value); }
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); save(); }
     });
-    field.addEventListener("blur", () => { if (field.value === text) close(); });
-    field.title = "Enter: done. Escape: leave it as it was.";
-    host.append(field);
+    box.addEventListener("focusout", (event) => { if (field.value === text && !box.contains(event.relatedTarget)) close(); });
+    actions.addEventListener("mousedown", (event) => event.preventDefault());  // the field keeps the focus until the click
+    actions.append(action("Cancel", "cancel", close), action("Save", "save", save));
+    box.className = "editor"; actions.className = "editor-actions"; field.title = "Enter: save. Escape: cancel.";
+    box.append(field, actions); host.append(box);
     const fit = () => { field.style.height = "auto"; field.style.height = field.scrollHeight + "px"; };
     field.addEventListener("input", fit); field.focus(); fit();
   };

@@ -14,8 +14,9 @@ from typing import Any, TypedDict
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.storage.types import Conversation, Message
 from pitlane.ui.answering import Desk
-from pitlane.ui.chat_flow import effect, meter_html
+from pitlane.ui.chat_flow import meter_html
 from pitlane.ui.controls import PluginControls
+from pitlane.ui.effects import effect
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.panels import conversations_html, documents_html, hits_html, last_stats, thread_html
 

@@ -6,14 +6,16 @@ what it is about. Everything that comes from people, files or models is escaped.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from pitlane.storage.types import Conversation, Document, Message, SearchHit, StoredDocument
-from pitlane.ui.chat_flow import Roles, dotted, number, reading_html, stats_html
+from pitlane.storage.types import Conversation, Document, Message, SavedPrefix, SearchHit, StoredDocument
+from pitlane.ui.chat_flow import dotted, number, reading_html, stats_html
+from pitlane.ui.effects import Roles
 from pitlane.ui.markup import highlighted, markdown_html, plain_html
 from pitlane.ui.render import size
 
@@ -37,12 +39,16 @@ _ICONS = {
 
 @dataclass(frozen=True, slots=True)
 class DocumentRow:
-    """A stored document as the page lists it. tokens: None where not counted; reading: share of it that is computed."""
+    """A stored document as the page lists it.
+
+    tokens: None where they are not counted. saved_bytes: its own share of saved KV; None where nothing is saved, 0 where
+    its tokens are not counted. reading: share of it that is computed.
+    """
 
     stored: StoredDocument
     attached: bool
     tokens: int | None
-    saved_bytes: int
+    saved_bytes: int | None
     reading: float | None = None
 
 
@@ -102,7 +108,7 @@ def hits_html(hits: Sequence[SearchHit], text: str, current: str | None) -> str:
         )
         for hit in found.values()
     )
-    return "".join(rows) or f'<p class="quiet">Nothing holds “{escape(text.strip())}”.</p>'
+    return "".join(rows) or f'<p class="quiet">Nothing found for “{escape(text.strip())}”.</p>'
 
 
 def _conversation(key: str, title: str, current: str | None, snippet: str = "") -> str:
@@ -111,7 +117,7 @@ def _conversation(key: str, title: str, current: str | None, snippet: str = "") 
     return (
         f'<div class="item"{here}><button type="button" class="open" data-do="open" data-id="{key}">'
         f"<span>{escape(title or 'New conversation')}</span>{more}</button>"
-        f"{button('rename', key, 'Rename')}{button('remove', key, 'Delete')}</div>"
+        f'<span class="tools">{button("rename", key, "Rename")}{button("remove", key, "Delete")}</span></div>'
     )
 
 
@@ -134,16 +140,18 @@ def _document(row: DocumentRow) -> str:
     facts.append(f"{number(row.tokens)} tokens" if row.tokens is not None else f"{number(stored.num_chars)} characters")
     if row.reading is not None:
         facts = [f"reading {100 * row.reading:.0f} %"]
-    elif row.saved_bytes:
-        facts.append(f'<span title="computed once, read back from disk">KV saved, {size(row.saved_bytes)}</span>')
+    elif row.saved_bytes is not None:
+        share = f", {size(row.saved_bytes)}" if row.saved_bytes else ""
+        facts.append(f'<span title="computed once, read back from disk">KV saved{share}</span>')
     bar = f'<span class="bar"><i style="width:{100 * row.reading:.0f}%"></i></span>' if row.reading is not None else ""
     state = "true" if row.attached else "false"
-    hint = "In this conversation: take it out" if row.attached else "Ask about it in this conversation"
+    hint = "Take it out of this conversation" if row.attached else "Ask about it in this conversation"
     return (
         f'<div class="item document"><button type="button" class="attach" role="checkbox" aria-checked="{state}" '
         f'data-do="attach" data-id="{stored.id}" title="{hint}"><i class="tick"></i>'
         f'<span>{escape(stored.title)}<small class="dots">{dotted(facts)}</small></span></button>'
-        f"{button('discard', stored.id, 'Remove the document and its saved KV', 'remove')}{bar}</div>"
+        f'<span class="tools">{button("discard", stored.id, "Remove the document and its saved KV", "remove")}</span>'
+        f"{bar}</div>"
     )
 
 
@@ -215,10 +223,10 @@ def empty_html(documents: Sequence[Document]) -> str:
         )
     questions = "".join(button_text("try", question, question) for question in SAMPLE_QUESTIONS)
     return (
-        '<div class="empty"><h2>Ask a document</h2><p>Add a PDF on the left, or drop one anywhere on this page. '
+        '<div class="empty"><h2>Ask a document</h2><p>Add a PDF under Documents, or drop one anywhere on this page. '
         "Or ask the sample, a four-page track guide:</p>"
         f'<div class="questions">{questions}</div>'
-        '<p class="quiet">Then switch a plugin on the right and retry: each answer shows what the plugin bought, and whether '
+        '<p class="quiet">Then switch a plugin on or off and ask again: each answer shows what the plugin bought, and whether '
         "it is still the same, token by token.</p></div>"
     )
 
@@ -227,16 +235,27 @@ def counted(
     documents: Iterable[StoredDocument],
     attached: Iterable[str],
     tokens: Callable[[str], int | None],
-    saved: Mapping[str, int],
+    prefixes: Iterable[SavedPrefix],
     reading: Mapping[str, float],
 ) -> list[DocumentRow]:
     """Rows of the document list, those of this conversation first."""
-    here = list(attached)
+    here, saved = list(attached), defaultdict[str | None, list[SavedPrefix]](list)
+    for prefix in prefixes:
+        saved[prefix.document_hash].append(prefix)
     rows = [
-        DocumentRow(row, row.id in here, tokens(row.id), saved.get(row.content_hash, 0), reading.get(row.id))
+        DocumentRow(
+            row, row.id in here, tokens(row.id), own_bytes(tokens(row.id), saved[row.content_hash]), reading.get(row.id)
+        )
         for row in documents
     ]
     return sorted(rows, key=lambda row: not row.attached)
+
+
+def own_bytes(num_tokens: int | None, prefixes: Sequence[SavedPrefix]) -> int | None:
+    """A document's share of the files saved for it, which hold the KV of all that stands before it too."""
+    if not prefixes:
+        return None
+    return sum(each.num_bytes * min(num_tokens or 0, each.num_tokens) // each.num_tokens for each in prefixes)
 
 
 def last_stats(messages: Sequence[Message]) -> Mapping[str, Any] | None:

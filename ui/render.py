@@ -49,9 +49,12 @@ def stats_line(stats: Mapping[str, Any], drafter: str | None = None) -> str:
     for name in sorted({*stats["bought_ms"], *([drafter] if drafter else [])}):
         drafted = name == drafter and stats["draft_tokens"]
         words = [f"{stats['accepted_tokens']}/{stats['draft_tokens']} accepted"] if drafted else []
+        replayed = stats.get("notes", {}).get(name, {}).get("replayed_tokens")
+        words += [f"{replayed} of them replayed from earlier answers"] if replayed else []
         bought = stats["bought_ms"].get(name, {}).get("ms", 0.0)
+        lost = stats.get("plugin_ms", {}).get(name, 0.0) - bought
         if abs(bought) >= 0.1:
-            words.append(f"{'bought' if bought > 0 else 'cost'} {milliseconds(abs(bought))}")
+            words.append(f"lost {milliseconds(lost)}" if lost > 0 else f"bought {milliseconds(bought)}")
         if words:
             parts.append(f"{name} {', '.join(words)}")
     parts += [f"{name} {word}: {why}" for word in ("paused", "failed") for name, why in stats[word].items()]

@@ -34,10 +34,22 @@ class PrefixCache(Plugin):
     name, exactness = "prefix_cache", "identical"
 
     class Options(PluginOptions):
-        save_documents: bool = Field(True, description="save the KV of documents, to be read back after a restart")
-        disk_gb: float = Field(10.0, gt=0, le=10_000, description="most disk space for saved KV, in GB")
-        min_tokens: int = Field(64, ge=1, le=1_000_000, description="shorter documents are not saved")
-        int8: bool = Field(False, description="save KV as int8: half the disk space, and approximate")
+        save_documents: bool = Field(
+            True, title="Save documents", description="save the KV of documents, to read it back after a restart"
+        )
+        disk_gb: float = Field(
+            10.0, gt=0, le=10_000, title="Disk space (GB)", description="most disk space that saved KV may take, in GB"
+        )
+        min_tokens: int = Field(
+            64,
+            ge=1,
+            le=1_000_000,
+            title="Shortest saved document",
+            description="documents of fewer tokens are not saved",
+        )
+        int8: bool = Field(
+            False, title="Store as int8", description="saved KV takes half the disk space, and is approximate"
+        )
 
     def __init__(self, options: PluginOptions | None = None) -> None:
         super().__init__(options)

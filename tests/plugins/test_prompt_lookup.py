@@ -74,6 +74,35 @@ def test_earlier_answers_to_the_same_user_are_drafted_from() -> None:
     assert propose(plugin, [60, 8, 9], 4, salt="bob") is propose(plugin, [60, 8, 9], 4) is None, "nobody else's"
 
 
+def test_accepted_tokens_that_came_from_earlier_answers_are_noted() -> None:
+    plugin, limits = plugin_of(num_draft_tokens=4), Limits([4], cast(Any, None))
+    plugin.sequence_finished(sequence([8, 9, 1, 2, 3, 4], num_prompt_tokens=2))
+    seq = sequence([50, 51, 60, 50, 51, 70, 8, 9], num_prompt_tokens=8)
+
+    def step(accepted: int, *token_ids: int) -> None:
+        plugin.propose([seq], limits)
+        seq.timing.num_accepted_tokens += accepted
+        seq.token_ids.extend(token_ids)
+
+    step(3, 1, 2, 3, 50)  # three of the four that the earlier answer had
+    step(0, 51)  # no match
+    step(2, 70, 8, 5)  # from its own text
+    plugin.sequence_finished(seq)
+    assert seq.notes["prompt_lookup"] == {"replayed_tokens": 3} and seq.timing.num_accepted_tokens == 5
+
+
+@pytest.mark.parametrize("num_candidates", [1, 3])
+def test_an_answer_given_twice_is_noted_as_replayed(make_engine: Any, always_draft: None, num_candidates: int) -> None:
+    engine = make_engine(plugins={"prompt_lookup": {"num_candidates": num_candidates}})
+    params = SamplingParams(
+        max_tokens=40, temperature=1.0, seed=3, ignore_eos=True
+    )  # random enough not to repeat itself
+    prompt = list(range(100, 140))
+    first, second = (engine.generate(prompt, params).stats for _ in range(2))
+    assert first["notes"]["prompt_lookup"]["replayed_tokens"] == 0
+    assert second["notes"]["prompt_lookup"]["replayed_tokens"] == second["accepted_tokens"] > 30
+
+
 def test_no_answer_is_remembered_where_none_was_given_or_none_is_wanted() -> None:
     plugin = plugin_of(history=0)
     plugin.sequence_finished(sequence([8, 9, 1, 2, 3], num_prompt_tokens=2))

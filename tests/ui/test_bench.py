@@ -143,6 +143,8 @@ def test_numbers_for_people() -> None:
     }  # fmt: skip
     expected = "512 prompt (480 cached) · TTFT 41 ms · 53.2 tok/s · prompt_lookup 37/52 accepted, bought 410 ms · x failed: broke"
     assert stats_line(stats, "prompt_lookup") == expected
+    losing = stats | {"plugin_ms": {"prompt_lookup": 436.0}, "notes": {"prompt_lookup": {"replayed_tokens": 19}}}
+    assert "37/52 accepted, 19 of them replayed from earlier answers, lost 26 ms" in stats_line(losing, "prompt_lookup")
 
 
 def test_history_has_the_lap_times_of_answers() -> None:

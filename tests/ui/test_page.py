@@ -6,6 +6,7 @@ import asyncio
 import re
 import socket
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import islice
 from pathlib import Path
@@ -17,17 +18,19 @@ import pytest
 from pydantic import Field
 
 from pitlane.engine.plugin import Plugin, PluginOptions, hookimpl
+from pitlane.engine.registry import PluginRegistry
 from pitlane.engine.types import Draft
 from pitlane.storage.db import Store
 from pitlane.storage.errors import PitlaneError
-from pitlane.storage.types import Document, Page
+from pitlane.storage.types import Document, Page, SavedPrefix, StoredDocument
 from pitlane.ui import chat_flow
 from pitlane.ui.answering import Desk
 from pitlane.ui.app import build_page, free_port
-from pitlane.ui.controls import option_widget
+from pitlane.ui.controls import option_label, option_widget
+from pitlane.ui.effects import effect
 from pitlane.ui.handlers import Handlers
 from pitlane.ui.markup import citation_html, markdown_html, plain_html
-from pitlane.ui.panels import Live, live_html, thread_html
+from pitlane.ui.panels import Live, counted, documents_html, empty_html, live_html, thread_html
 
 ROLES = {"prompt_lookup": "drafter", "prefix_cache": None}
 TAB = SimpleNamespace(session_hash="tab-1")
@@ -89,9 +92,48 @@ def test_stats_line_shows_failed_and_paused_plugins_escaped() -> None:
 )
 def test_a_retry_is_compared_token_by_token(after: list[int], reason: str, says: str) -> None:
     now = stats(tokens_per_second=106.4, finish_reason=reason)
-    now["compared"] = chat_flow.compare([1, 2, 3], stats(), after, now)
+    now["compared"] = chat_flow.compare([1, 2, 3], stats(plugins={"prefix_cache": {}}), after, now)
     html = chat_flow.compared_html(now)
-    assert says in html and "×2.00" in html and "with the same plugins" in html
+    assert says in html and "×2.00" in html and "with <em>prompt_lookup</em>" in html
+
+
+def compared(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What is said of an answer beside the one that it replaces; both have the same tokens."""
+    return chat_flow.compared_html(after | {"compared": chat_flow.compare([1], before, [1], after)})
+
+
+def test_a_change_of_speed_with_the_same_plugins_is_called_noise() -> None:
+    html = compared(stats(), stats(tokens_per_second=106.4, ttft_ms=12.0))
+    assert "with the same plugins" in html and "53 → 106 tok/s: the difference is noise" in html
+    assert "×" not in html and "TTFT" not in html
+    other = compared(stats(plugins={"jacobi": {"window": 4}}), stats(plugins={"jacobi": {"window": 8}}))
+    assert "with other options" in other and "×1.00" in other
+
+
+def test_short_answers_are_not_compared() -> None:
+    for counts in ((19, 60), (60, 19)):
+        before, after = (stats(completion_tokens=count, plugins={str(count): {}}) for count in counts)
+        html = compared(before, after)
+        assert "too short to compare speed: 19 tokens, at least 32 are needed" in html and "×" not in html
+    assert "×" in compared(stats(completion_tokens=32, plugins={}), stats(completion_tokens=32))
+
+
+def test_replayed_history_is_named_and_is_no_speed_up() -> None:
+    replaying = stats(accepted_tokens=19, notes={"prompt_lookup": {"replayed_tokens": 19}})
+    html = compared(stats(plugins={}), replaying)
+    assert "<b>19 of 19</b> accepted tokens replayed from earlier answers" in html and "×" not in html
+    assert "the answer before replayed <b>19</b> tokens" in compared(replaying, stats(plugins={}))
+    assert "<b>19</b> of them replayed from earlier answers" in chat_flow.stats_html(replaying, ROLES)
+
+
+def test_a_shorter_wait_says_how_much_came_from_cache() -> None:
+    html = compared(stats(plugins={}, cached_tokens=0, ttft_ms=400.0), stats(ttft_ms=12.0))
+    assert "TTFT 400 ms → <b>12 ms</b> with 480 tokens from cache instead of 0" in html
+
+
+def test_an_answer_stored_by_an_earlier_version_is_compared() -> None:
+    old = {"first_difference": None, "before": {"tokens_per_second": 50.0, "ttft_ms": 9.0}, "plugins": ["prefix_cache"]}
+    assert "×1.06" in chat_flow.compared_html(stats(compared=old | {"num_same": None, "same_seed": True}))
 
 
 @pytest.mark.parametrize(
@@ -116,10 +158,35 @@ def test_a_difference_under_identical_plugins_is_explained_by_rounding_only_in_s
 
 
 def test_effect_of_a_plugin_is_told_also_when_there_was_none() -> None:
-    assert chat_flow.effect("prompt_lookup", stats(), ROLES) == ("good", "bought ~410 ms in the last answer")
-    assert "no match" in chat_flow.effect("prompt_lookup", stats(draft_tokens=0), ROLES)[1]
-    assert chat_flow.effect("prompt_lookup", stats(paused={"prompt_lookup": "loses time"}), ROLES)[0] == "bad"
-    assert chat_flow.effect("other", stats(), ROLES) == ("", "")
+    assert effect("prompt_lookup", stats(), ROLES) == ("good", "bought ~410 ms in the last answer")
+    assert "no match" in effect("prompt_lookup", stats(draft_tokens=0), ROLES)[1]
+    assert effect("other", stats(), ROLES) == ("", "")
+    assert effect("fused_ops", stats(plugins={"fused_ops": {}}), ROLES)[0] == "idle"
+
+
+def test_a_card_says_that_its_plugin_failed_or_was_paused() -> None:
+    gone = stats(plugins={}, failed={"prompt_lookup": "propose: <boom>"})  # a failed plugin is taken out of the plan
+    assert effect("prompt_lookup", gone, ROLES) == ("bad", "failed in the last answer: propose: &lt;boom&gt;")
+    paused = stats(paused={"prompt_lookup": "drafts cost more than they saved (1.33 plain steps)"})
+    tone, text = effect("prompt_lookup", paused, ROLES)
+    assert tone == "idle" and text.startswith("paused in the last answer: ")
+    assert 'title="1.33 plain steps">drafts cost more than they saved</span>' in text
+
+
+def test_a_plugin_that_takes_its_time_is_called_slow_and_its_loss_is_said_once() -> None:
+    slow = stats(draft_tokens=0, bought_ms={"prompt_lookup": {"ms": 0.0, "how": "modelled"}})
+    slow["plugin_ms"] = {"prompt_lookup": 900.0}
+    assert effect("prompt_lookup", slow, ROLES) == (
+        "bad", "slow: its own work took 900 ms of the last answer, without a draft",
+    )  # fmt: skip
+    assert effect("other", slow | {"plugins": {"other": {}}, "plugin_ms": {"other": 436.0}}, ROLES)[1].startswith(
+        "slow"
+    )
+    losing = stats(bought_ms={"prompt_lookup": {"ms": -25.0, "how": "modelled"}}, plugin_ms={"prompt_lookup": 36.0})
+    line = " ".join(chat_flow.stat_parts(losing, ROLES))
+    assert ">lost ~61 ms</span>" in line and "cost" not in line
+    assert 'title="its own work took 36 ms, its drafts took 25 ms more than they saved"' in line
+    assert effect("prompt_lookup", losing, ROLES)[0] == "bad"
 
 
 def test_meter_and_reading_progress() -> None:
@@ -175,6 +242,43 @@ def test_option_widgets_follow_the_schema() -> None:
     kinds = {name: type(widget).__name__ for name, widget in made.items()}
     assert kinds == {"count": "Slider", "size": "Number", "eager": "Checkbox", "mode": "Dropdown", "name": "Textbox"}
     assert (made["count"].minimum, made["count"].maximum, made["count"].info) == (1, 64, "how many")
+
+
+def test_options_are_labelled_by_their_titles_and_else_by_their_names_as_people_write_them() -> None:
+    class Options(PluginOptions):
+        disk_gb: float = Field(10.0, title="Disk space (GB)")
+        max_ngram: int = 4
+        num_draft_tokens: int = 8
+        wait_ms: int = 5
+
+    schemas = Options.model_json_schema()["properties"]
+    labels = [option_label(name, schema) for name, schema in schemas.items()]
+    assert labels == ["Disk space (GB)", "Maximum n-gram", "Draft tokens", "Wait (ms)"]
+
+
+def test_every_option_of_our_plugins_has_a_title() -> None:
+    for entry in PluginRegistry.load():
+        assert entry.plugin is not None
+        for name, field in entry.plugin.Options.model_fields.items():
+            assert field.title and field.title[0].isupper(), f"{entry.name}.{name}"
+
+
+def test_a_document_shows_its_own_share_of_the_kv_saved_with_what_stands_before_it() -> None:
+    stored = StoredDocument("ab", "b.txt", "text/plain", "ab" * 32, 1, 300, 0.0)
+    prefix = SavedPrefix(1, "f", "h", 1500, "file", 15_000_000, "c", "b.txt", stored.content_hash, False, 0.0, 0.0)
+
+    def listed(tokens: int | None, *prefixes: SavedPrefix) -> str:
+        return documents_html(counted([stored], [], lambda key: tokens, prefixes, {}))
+
+    assert "KV saved, 710.0 kB" in listed(71, prefix)
+    assert "KV saved, 1.4 MB" in listed(71, prefix, replace(prefix, id=2))
+    assert "KV saved</span>" in listed(None, prefix), "its share is not known before its tokens are counted"
+    assert "KV saved" not in listed(71) and "KV saved" not in listed(71, replace(prefix, document_hash="other"))
+
+
+def test_no_word_of_the_empty_page_depends_on_the_width() -> None:
+    text = empty_html(())
+    assert "left" not in text and "right" not in text and "retry" not in text
 
 
 async def built(engine: Any, store: Store) -> Any:

@@ -1,0 +1,42 @@
+"""Stats: what plugins are said to have bought is bounded by the times of the request itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pitlane import SamplingParams
+from pitlane.engine.clock import StepClock
+
+PARAMS = SamplingParams(max_tokens=48, ignore_eos=True)
+
+
+def test_a_drafter_claims_no_more_than_its_accepted_tokens_took_in_this_run(
+    make_engine: Callable[..., Any], always_draft: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(plugins={"prompt_lookup": {}})
+    prompt = [5, 6, 7, 8] * 12
+    engine.generate(prompt, PARAMS)  # then its answer is drafted from
+    monkeypatch.setattr(StepClock, "estimate", lambda clock, num_tokens: 10.0)  # as on a machine that was busy before
+    stats = engine.generate(prompt, PARAMS).stats
+    assert stats["accepted_tokens"] > 10
+    num_steps = stats["steps"] - 1  # the first one reads the prompt
+    bound = stats["accepted_tokens"] * stats["decode_ms"] / num_steps
+    assert 0 < stats["bought_ms"]["prompt_lookup"]["ms"] <= bound * 1.01
+
+
+def test_a_prefix_hit_claims_no_more_than_its_tokens_would_have_taken_in_this_run(
+    make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(plugins={"prefix_cache": {}})
+    prompt = [number % 251 for number in range(300)]
+    engine.generate(prompt, PARAMS)
+    monkeypatch.setattr(StepClock, "per_prompt_token", property(lambda clock: 10.0))
+    stats = engine.generate([*prompt[:256], *range(44)], PARAMS).stats
+    computed = stats["prompt_tokens"] - stats["cached_tokens"]
+    assert stats["cached_tokens"] >= 256 and computed > 0
+    assert (
+        0 < stats["bought_ms"]["prefix_cache"]["ms"] <= stats["cached_tokens"] * stats["prefill_ms"] / computed * 1.01
+    )

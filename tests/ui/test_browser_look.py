@@ -1,0 +1,160 @@
+"""How the page behaves in a real Chromium beside its answers: long lists, hover, touch, keyboard."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pitlane.storage.db import Store
+from pitlane.storage.types import Document, Page
+from tests.ui.test_browser import ARGUMENTS, CHROMIUM, served
+
+pytestmark = pytest.mark.browser
+DESK, PHONE = (1440, 900), (390, 844)
+TARGET = 40  # pixels; what a finger hits
+Open = Callable[..., Any]
+
+
+def fill(home: Path, number: int) -> None:
+    """Have so many conversations and documents; the first of each list is the newest."""
+    with Store(home / "pitlane.db") as store:
+        for index in range(len(store.conversations.list(limit=1000)), number):
+            key = store.conversations.create("m").id
+            store.conversations.append(key, "user", f"Question {index} about the opening hours of the track in winter")
+            store.conversations.append(key, "assistant", f"Answer {index}")
+        for index in range(len(store.documents.list()), number):
+            title = f"Minutes-of-the-annual-meeting-of-the-karting-club-{index}.pdf"
+            digest = hashlib.sha256(title.encode()).hexdigest()
+            store.documents.add(Document(title, "application/pdf", (Page(0, "1", "Open."),), digest))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("look")
+
+
+@pytest.fixture(scope="module")
+def address(home: Path) -> Iterator[str]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
+    fill(home, 15)
+    with served(home) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def open_page(address: str) -> Iterator[Open]:
+    """`open_page((width, height), **context options)`: a new tab on the page."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+
+        def make(size: tuple[int, int], **options: Any) -> Any:
+            viewport = {"width": size[0], "height": size[1]}
+            page = browser.new_context(viewport=viewport, **options).new_page()
+            page.set_default_timeout(20_000)
+            page.goto(address)
+            page.wait_for_selector(".meter")
+            return page
+
+        yield make
+        browser.close()
+
+
+def show(tab: Any, side: str) -> None:
+    """Have a side panel on screen, which on a phone takes a button."""
+    if not tab.is_visible(f"#{side}"):
+        tab.click(f"header [data-side={side}]")
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE])
+@pytest.mark.parametrize("number", [15, 100])
+def test_every_conversation_and_document_can_be_clicked(
+    open_page: Open, home: Path, number: int, size: tuple[int, int]
+) -> None:
+    fill(home, number)
+    tab = open_page(size)
+    show(tab, "left")
+    marks = tab.locator("#documents .attach")
+    assert marks.count() >= number
+    marks.last.click(trial=True)
+    marks.first.click()
+    tab.wait_for_selector("#documents [aria-checked=true]")
+    last = tab.locator("#conversations .open").last
+    index = last.inner_text().split()[1]
+    last.click()
+    tab.wait_for_selector(f"#thread :text-is('Answer {index}')")
+    tab.context.close()
+
+
+def test_hover_changes_no_line_of_a_list(open_page: Open) -> None:
+    tab = open_page(DESK)
+    for item in ("#conversations .item", "#documents .item"):
+        boxes = """item => [...document.querySelectorAll(item + ' button:first-child')]
+            .map(button => JSON.stringify(button.getBoundingClientRect()))"""
+        before = tab.evaluate(boxes, item)
+        tab.locator(item).first.hover()
+        tool = tab.locator(f"{item} .tool").first
+        tab.wait_for_function(
+            "tool => getComputedStyle(tool.closest('.tools')).opacity === '1'", arg=tool.element_handle()
+        )
+        assert tab.evaluate(boxes, item) == before
+    tab.context.close()
+
+
+def test_a_finger_can_edit_rename_and_hit_every_target(open_page: Open) -> None:
+    tab = open_page(PHONE, has_touch=True, is_mobile=True)
+    show(tab, "left")
+    tab.locator("#conversations [data-do=rename]").first.tap()
+    tab.fill(".inline-editor", "Another title")
+    tab.tap(".editor .save")
+    tab.wait_for_selector("#conversations :text('Another title')")
+    assert small_targets(tab) == []
+    tab.locator("#conversations .open").first.tap()
+    tab.wait_for_selector(".message.user .tools")
+    shown = tab.eval_on_selector_all(".message .tools", "all => all.map(tools => getComputedStyle(tools).opacity)")
+    assert shown and set(shown) == {"1"}
+    tab.tap(".message.user [data-do=edit]")
+    tab.fill(".inline-editor", "Never mind")
+    assert small_targets(tab) == []
+    tab.tap(".editor .cancel")
+    assert tab.locator(".editor").count() == 0 and "Never mind" not in tab.inner_text("#thread")
+    show(tab, "right")
+    tab.tap("#card-prefix_cache .label-wrap")
+    tab.tap("#sampling .label-wrap")
+    assert small_targets(tab) == []
+    tab.tap("#middle", position={"x": 20, "y": 300})
+    tab.tap(".message.user [data-do=edit]")
+    tab.fill(".inline-editor", "Another question")
+    tab.tap(".editor .save")
+    tab.wait_for_selector(".message.user :text('Another question')")
+    tab.tap("#stop")
+    tab.context.close()
+
+
+def small_targets(tab: Any) -> list[str]:
+    """What is on screen to be tapped, and smaller than a finger; a label counts for what it labels, sliders have a field."""
+    return tab.evaluate(  # type: ignore[no-any-return]
+        """least => [...document.querySelectorAll('button, input, textarea, [role=checkbox], a[href], summary')]
+            .filter(e => e.checkVisibility() && e.type !== 'file')
+            .map(e => [e, (e.closest('label') || e).getBoundingClientRect()])
+            .filter(([e, box]) => box.height > 0 && (box.height < least || box.width < least))
+            .map(([e, box]) => `${e.outerHTML.slice(0, 160)} ${box.width} x ${box.height}`)""",
+        TARGET,
+    )
+
+
+def test_a_switch_shows_that_it_has_the_focus(open_page: Open) -> None:
+    tab = open_page(DESK)
+    tab.focus("#switch-jacobi input")
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Shift+Tab")
+    assert tab.evaluate("document.activeElement.type") == "checkbox"
+    ring = tab.evaluate("(style => [style.outlineStyle, style.outlineWidth])(getComputedStyle(document.activeElement))")
+    assert ring == ["solid", "2px"]
+    tab.context.close()

@@ -1,0 +1,108 @@
+"""What one plugin did in an answer, as HTML for the stats line and for the plugin's card.
+
+Pure functions of the stats record (engine/stats.py). All text is escaped here. `roles` maps plugin names to their roles,
+which says whose the draft tokens are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any, Literal
+
+from pitlane.ui.render import milliseconds
+
+Stats = Mapping[str, Any]
+Roles = Mapping[str, str | None]
+SMALL_MS = 0.1  # what is below is noise of the clock
+SLOW_SHARE = 0.1  # of an answer's time: a plugin that takes more of it than it gives back is called slow
+
+
+def drafter_of(stats: Stats, roles: Roles) -> str | None:
+    """The plugin of this answer that drafts."""
+    return next((name for name in stats["plugins"] if roles.get(name) == "drafter"), None)
+
+
+def effect(name: str, stats: Stats | None, roles: Roles) -> tuple[Literal["", "good", "bad", "idle"], str]:
+    """What a plugin did in the last answer, for its card: a tone and a line of HTML."""
+    if stats is None:
+        return "", ""
+    if name in stats["failed"]:  # which took it out of the plan
+        return "bad", f"failed in the last answer: {escape(stats['failed'][name])}"
+    if name not in stats["plugins"]:
+        return "", ""
+    lost, gain, cost = _lost(stats, name), _bought(stats, name), cost_ms(stats, name)
+    if name in stats["paused"]:
+        loss = f", {lost}" if lost else ""
+        return "idle", f"paused in the last answer: {reason_html(stats['paused'][name])}{loss}"
+    has_no_draft = name == drafter_of(stats, roles) and not stats["draft_tokens"]
+    if cost - (gain or 0.0) > SLOW_SHARE * (stats["prefill_ms"] + stats["decode_ms"]):
+        more = f", {lost}" if lost else ", without a draft" if has_no_draft else ""
+        return "bad", f"slow: its own work took {milliseconds(cost)} of the last answer{more}"
+    if has_no_draft:
+        return "idle", "no match in the last answer, so nothing was drafted"
+    if gain is None:
+        spent = f"cost {milliseconds(cost)}; " if cost >= SMALL_MS else ""
+        return "idle", f"{spent}its gain shows when you ask again without it"
+    if lost or gain < SMALL_MS:
+        return ("bad", f"{lost} in the last answer") if lost else ("idle", "bought nothing in the last answer")
+    return "good", f"bought {_about(stats, name)}{milliseconds(gain)} in the last answer"
+
+
+def reason_html(why: str) -> str:
+    """A reason for people; its figures, in brackets behind it, as a tooltip."""
+    head, _, figures = why.partition(" (")
+    return (
+        f'<span class="why" title="{escape(figures.removesuffix(")"))}">{escape(head)}</span>'
+        if figures
+        else escape(why)
+    )
+
+
+def work(stats: Stats, name: str, drafter: str | None) -> list[str]:
+    """What a plugin did, in words for the stats line: accepted drafts, its own time, what it bought or lost in all."""
+    words = []
+    if name == drafter and stats["draft_tokens"]:
+        words.append(f"<b>{stats['accepted_tokens']}/{stats['draft_tokens']}</b> accepted")
+        replayed = replayed_tokens(stats)
+        words += [f"<b>{replayed}</b> of them replayed from earlier answers"] if replayed else []
+    lost, gain, cost = _lost(stats, name), _bought(stats, name), cost_ms(stats, name)
+    if lost:
+        return [*words, lost]
+    if cost >= SMALL_MS:
+        words.append(f"cost {milliseconds(cost)}")
+    if gain is not None and gain >= SMALL_MS:
+        words.append(f"bought {_about(stats, name)}{milliseconds(gain)}")
+    return words
+
+
+def cost_ms(stats: Stats, name: str) -> float:
+    """What a plugin's hooks took."""
+    return float(stats["plugin_ms"].get(name, 0.0))
+
+
+def _bought(stats: Stats, name: str) -> float | None:
+    found = stats["bought_ms"].get(name)
+    return None if found is None else float(found["ms"])
+
+
+def _lost(stats: Stats, name: str) -> str:
+    """What a plugin lost in all, its own time included; nothing if it saved time, or if its gain is not known."""
+    gain, cost = _bought(stats, name), cost_ms(stats, name)
+    if gain is None or abs(gain) < SMALL_MS or cost - gain < SMALL_MS:
+        return ""
+    saved = f"saved {milliseconds(gain)}" if gain > 0 else f"took {milliseconds(-gain)} more than they saved"
+    subject = "its drafts" if stats["draft_tokens"] else "it"
+    why = f"its own work took {milliseconds(cost)}, {subject} {saved}"
+    return f'<span class="why" title="{why}">lost {_about(stats, name)}{milliseconds(cost - gain)}</span>'
+
+
+def replayed_tokens(stats: Stats) -> int:
+    """Accepted tokens that a drafter took from earlier answers."""
+    counts = [notes.get("replayed_tokens") for notes in stats.get("notes", {}).values()]
+    return sum(count for count in counts if isinstance(count, int))
+
+
+def _about(stats: Stats, name: str) -> str:
+    """`~` where the gain is modelled, nothing where it was measured by a paired run."""
+    return "~" if stats["bought_ms"].get(name, {}).get("how") == "modelled" else ""
