@@ -2,8 +2,8 @@
 
 Wraps the tokenizer of transformers, from local files only and without code of the model's; chat templates run in its
 sandbox. Documents come first, as the head of a system message, byte for byte the same each time, so that their KV can
-be shared. A user's text cannot pose as a control token: a zero-width joiner is put behind the first letter of any it
-contains.
+be shared. No text of a user becomes a special token, not even a text that the tokenizer's normaliser turns into one
+(full width, capitals): a zero-width joiner breaks it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import datetime
 import hashlib
 import json
 import re
+import sys
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from pitlane.engine.errors import ModelError
+from pitlane.engine.errors import BadOption, ModelError
 from pitlane.engine.models.config import ARCHITECTURES
 from pitlane.engine.types import Segment
 
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from pitlane.storage.types import Document
 
 JOINER = "\u200d"
+UNREADABLE = "\ufffd"
+MAX_TEMPLATE_LINES = 2_000_000  # about a second; a conversation of 1000 turns takes some 20,000
+MAX_TEMPLATE_CHARS = 200_000_000
 DATE_CODES = ("%a", "%A", "%b", "%B", "%d", "%m", "%y", "%Y", "%j", "%H", "%I", "%M", "%S", "%p")
 # Templates get plain data only, no functions (transformers 5.23), so the clock that they call is a macro over strings.
 FROZEN_CLOCK = (
@@ -49,15 +55,16 @@ class Prompt:
 
 
 class Tokenizer:
-    """Encodes, decodes, and lays out prompts for one model."""
+    """Encodes, decodes, and lays out prompts for one model. specials: matches the text of any special token."""
 
     def __init__(self, source: ModelSource) -> None:
         self._inner = _load(source)
         self._inner.model_max_length = 10**9  # the engine says what is too long, with numbers
         specials = {token.content for token in self._inner.added_tokens_decoder.values() if token.special}
         specials.update(self._inner.all_special_tokens)
-        ordered = sorted((text for text in specials if len(text) > 1), key=len, reverse=True)
-        self._specials = re.compile("|".join(map(re.escape, ordered)) or "(?!)")
+        self.specials = _any_of(specials)
+        self._special_ids = set(self._inner.convert_tokens_to_ids(sorted(specials)))
+        self._folded_specials = _any_of(specials | set(map(self._folded, specials)))
         self._system_role: bool | None = None
 
     @property
@@ -104,7 +111,7 @@ class Tokenizer:
         A leading system message of `messages` counts as system text, after `system`. thinking: given to templates that
         know it. date: what templates that print one shall print. Without a template, contents with empty lines between.
         """
-        turns = [{**message, "content": self.defuse(message["content"])} for message in messages]
+        turns = [{name: self.defuse(text) for name, text in _checked(message).items()} for message in messages]
         texts = [self.defuse(document.text) for document in documents]
         head = [self.defuse(system)] if system else []
         while turns and turns[0]["role"] == "system":
@@ -123,8 +130,40 @@ class Tokenizer:
         return self._prompt("\n\n".join([*texts, _clean(text)]), texts, documents, True)
 
     def defuse(self, text: str) -> str:
-        """The text with a zero-width joiner inside whatever would be read as a special token."""
-        return self._specials.sub(lambda match: match[0][0] + JOINER + match[0][1:], _clean(text))
+        """The text with a zero-width joiner inside whatever would be read as a special token.
+
+        What a joiner does not break, a space does; where that fails too, and a letter alone cannot be broken, it is
+        replaced or left out.
+        """
+        text = self.specials.sub(lambda match: _broken(match[0], JOINER), _clean(text))
+        for mark in (JOINER, " "):
+            for begin, end in reversed(self._forged(text)):
+                text = text[:begin] + _broken(text[begin:end], mark) + text[end:]
+        while forged := self._forged(text):
+            for begin, end in reversed(forged):
+                text = text[:begin] + text[end:]
+        return text
+
+    def _forged(self, text: str) -> list[tuple[int, int]]:
+        """Characters `[begin, end)` of what the tokenizer reads as special tokens; encodes only where some may be."""
+        if not self._folded_specials.search(self._folded(text)):
+            return []
+        encoded = self._inner(text, add_special_tokens=False, return_offsets_mapping=True)
+        found = []
+        for token_id, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            end = max(end, begin + 1)
+            # A letter that the vocabulary lacks is the unknown token too, and forges nothing.
+            is_unknown = token_id == self._inner.unk_token_id
+            if token_id in self._special_ids and not (
+                is_unknown and not self._folded_specials.search(self._folded(text[begin:end]))
+            ):
+                found.append((begin, end))
+        return found
+
+    def _folded(self, text: str) -> str:
+        """The text as the tokenizer's normaliser leaves it."""
+        normalizer = self._inner.backend_tokenizer.normalizer
+        return str(normalizer.normalize_str(text)) if normalizer else text
 
     def _with_system(self, content: str, turns: list[dict[str, str]]) -> list[dict[str, str]]:
         if self._system_role is None:
@@ -155,12 +194,15 @@ class Tokenizer:
             if "strftime_now" in template:
                 template = FROZEN_CLOCK + template
                 variables["frozen_date"] = {code: date.strftime(code) for code in DATE_CODES}
-            text: str = self._inner.apply_chat_template(
-                turns, chat_template=template, tokenize=False, add_generation_prompt=True, **variables
-            )
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
-            raise ModelError(f"the model's chat template refuses this conversation: {error}; try --raw") from None
-        return text
+            with _bounded_template():
+                text: str = self._inner.apply_chat_template(
+                    turns, chat_template=template, tokenize=False, add_generation_prompt=True, **variables
+                )
+        except Exception as error:  # a template is a program of the model's author: it may raise anything
+            words = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+            words = " ".join(words.split()).rstrip(": ")[:500]
+            raise ModelError(f"the model's chat template refuses this conversation: {words}; try --raw") from None
+        return _clean(text)
 
     def _prompt(self, text: str, texts: list[str], documents: SequenceOf[Document], add_special_tokens: bool) -> Prompt:
         if not documents:
@@ -176,6 +218,50 @@ class Tokenizer:
                 start, end = _tokens_inside(offsets, begin, cursor)
                 segments.append(Segment(start, end, document.content_hash, document.title))
         return Prompt(list(encoded["input_ids"]), tuple(segments), text)
+
+
+def _checked(message: dict[str, str]) -> dict[str, str]:
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        raise BadOption(f"a message needs a role and a content, got {message!r:.200}")
+    for name, text in message.items():
+        if not isinstance(text, str):
+            raise BadOption(f"the {name} of a message must be text, got {text!r:.200}")
+    return message
+
+
+def _any_of(texts: set[str]) -> re.Pattern[str]:
+    """Matches any of the texts, the longest first; nothing where there is none."""
+    ordered = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered)) or "(?!)")
+
+
+def _broken(text: str, mark: str) -> str:
+    return text[0] + mark + text[1:] if len(text) > 1 else UNREADABLE
+
+
+@contextmanager
+def _bounded_template() -> Iterator[None]:
+    """End a template that runs or writes without end: its lines are traced, and what it yields is counted."""
+    from jinja2 import TemplateError
+
+    lines = chars = 0
+
+    def trace(frame: FrameType, event: str, value: Any) -> Any:
+        nonlocal lines, chars
+        if frame.f_code.co_filename != "<template>":
+            return None
+        lines += event == "line"
+        chars += len(value) if event == "return" and isinstance(value, str) else 0
+        if lines > MAX_TEMPLATE_LINES or chars > MAX_TEMPLATE_CHARS:
+            raise TemplateError(f"it ran {lines} lines and wrote {chars} characters without an end")
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def _clean(text: str) -> str:
