@@ -27,9 +27,7 @@ class Detokenizer:
     text: all that `push` and `flush` have returned.
     """
 
-    def __init__(
-        self, tokenizer: Decodes, stop: SequenceOf[str] = (), specials: re.Pattern[str] | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Decodes, stop: SequenceOf[str] = (), specials: re.Pattern[str] | None = None) -> None:
         self.tokenizer = tokenizer
         self.stop = tuple(text for text in stop if text)
         self.stopped = False
