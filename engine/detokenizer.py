@@ -1,7 +1,8 @@
 """Token ids to text as they come: whole characters only, cut before a stop string.
 
-An answer never ends with a replacement character: a character that is incomplete at the end is left out. Decodes a short tail, not the whole answer: the text of a token depends on the ones before it (spaces, bytes of one
-character), so a few already printed tokens are decoded along (as vLLM and TGI do).
+An answer never ends with a replacement character: a character that is incomplete at the end is left out. Decodes a
+short tail, not the whole answer: the text of a token depends on the ones before it (spaces, bytes of one character), so
+a few tokens whose text is known are decoded along (as vLLM and TGI do).
 """
 
 from __future__ import annotations

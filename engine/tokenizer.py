@@ -1,9 +1,9 @@
 """Text to token ids and back, and the one way in which a prompt is laid out.
 
-Wraps the tokenizer of transformers, from local files only and without code of the model's; chat templates run in its
-sandbox. Documents come first, as the head of a system message, byte for byte the same each time, so that their KV can
-be shared. No text of a user becomes a special token, not even a text that the tokenizer's normaliser turns into one
-(full width, capitals): a zero-width joiner breaks it.
+Wraps the tokenizer of transformers, from local files only and without code of the model's. Documents come first, as the
+head of a system message, byte for byte the same each time, so that their KV can be shared. No text of a user becomes a
+special token, not even a text that the tokenizer's normaliser turns into one (full width, capitals): a zero-width joiner
+breaks it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ import datetime
 import hashlib
 import json
 import re
-import sys
-from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from pitlane.engine.chat_template import apply_template
 from pitlane.engine.errors import BadOption, ModelError
 from pitlane.engine.models.config import ARCHITECTURES
 from pitlane.engine.types import Segment
@@ -32,16 +30,6 @@ if TYPE_CHECKING:
 
 JOINER = "\u200d"
 UNREADABLE = "\ufffd"
-MAX_TEMPLATE_LINES = 2_000_000  # about a second; a conversation of 1000 turns takes some 20,000
-MAX_TEMPLATE_CHARS = 200_000_000
-DATE_CODES = ("%a", "%A", "%b", "%B", "%d", "%m", "%y", "%Y", "%j", "%H", "%I", "%M", "%S", "%p")
-# Templates get plain data only, no functions (transformers 5.23), so the clock that they call is a macro over strings.
-FROZEN_CLOCK = (
-    "{%- macro strftime_now(format) -%}{%- set now = namespace(text=format) -%}"
-    "{%- for code, text in frozen_date.items() -%}"
-    "{%- set now.text = now.text | replace('%-' ~ code[1], text.lstrip('0')) | replace(code, text) -%}"
-    "{%- endfor -%}{{- now.text -}}{%- endmacro -%}{{ '' }}"
-)
 PROBE = "pitlane-system-probe"
 
 
@@ -149,16 +137,10 @@ class Tokenizer:
         if not self._folded_specials.search(self._folded(text)):
             return []
         encoded = self._inner(text, add_special_tokens=False, return_offsets_mapping=True)
-        found = []
-        for token_id, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            end = max(end, begin + 1)
-            # A letter that the vocabulary lacks is the unknown token too, and forges nothing.
-            is_unknown = token_id == self._inner.unk_token_id
-            if token_id in self._special_ids and not (
-                is_unknown and not self._folded_specials.search(self._folded(text[begin:end]))
-            ):
-                found.append((begin, end))
-        return found
+        pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        found = [(begin, max(end, begin + 1)) for token_id, (begin, end) in pairs if token_id in self._special_ids]
+        # A letter that the vocabulary lacks is the unknown token too, and forges nothing.
+        return [pair for pair in found if self._folded_specials.search(self._folded(text[slice(*pair)]))]
 
     def _folded(self, text: str) -> str:
         """The text as the tokenizer's normaliser leaves it."""
@@ -184,25 +166,7 @@ class Tokenizer:
             return False
 
     def _apply(self, turns: list[dict[str, str]], thinking: bool | None, date: datetime.date) -> str:
-        from jinja2 import TemplateError
-
-        variables: dict[str, Any] = {"date_string": date.strftime("%d %b %Y")}
-        if thinking is not None:
-            variables["enable_thinking"] = thinking
-        try:
-            template = self._inner.get_chat_template()
-            if "strftime_now" in template:
-                template = FROZEN_CLOCK + template
-                variables["frozen_date"] = {code: date.strftime(code) for code in DATE_CODES}
-            with _bounded_template():
-                text: str = self._inner.apply_chat_template(
-                    turns, chat_template=template, tokenize=False, add_generation_prompt=True, **variables
-                )
-        except Exception as error:  # a template is a program of the model's author: it may raise anything
-            words = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
-            words = " ".join(words.split()).rstrip(": ")[:500]
-            raise ModelError(f"the model's chat template refuses this conversation: {words}; try --raw") from None
-        return _clean(text)
+        return _clean(apply_template(self._inner, turns, thinking, date))
 
     def _prompt(self, text: str, texts: list[str], documents: SequenceOf[Document], add_special_tokens: bool) -> Prompt:
         if not documents:
@@ -237,31 +201,6 @@ def _any_of(texts: set[str]) -> re.Pattern[str]:
 
 def _broken(text: str, mark: str) -> str:
     return text[0] + mark + text[1:] if len(text) > 1 else UNREADABLE
-
-
-@contextmanager
-def _bounded_template() -> Iterator[None]:
-    """End a template that runs or writes without end: its lines are traced, and what it yields is counted."""
-    from jinja2 import TemplateError
-
-    lines = chars = 0
-
-    def trace(frame: FrameType, event: str, value: Any) -> Any:
-        nonlocal lines, chars
-        if frame.f_code.co_filename != "<template>":
-            return None
-        lines += event == "line"
-        chars += len(value) if event == "return" and isinstance(value, str) else 0
-        if lines > MAX_TEMPLATE_LINES or chars > MAX_TEMPLATE_CHARS:
-            raise TemplateError(f"it ran {lines} lines and wrote {chars} characters without an end")
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
 
 
 def _clean(text: str) -> str:
