@@ -16,7 +16,7 @@ from typing import Any
 
 from pitlane.engine.errors import ModelError
 
-MAX_LINES = 2_000_000  # about a second; a conversation of 1000 turns takes some 20,000
+MAX_LINES = 2_000_000  # of the compiled template; a conversation of 1000 turns takes thousands
 MAX_CHARS = 200_000_000
 DATE_CODES = ("%a", "%A", "%b", "%B", "%d", "%m", "%y", "%Y", "%j", "%H", "%I", "%M", "%S", "%p")
 # Templates get plain data only, no functions (transformers 5.23), so the clock that they call is a macro over strings.

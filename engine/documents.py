@@ -95,10 +95,10 @@ def unreadable_letters(document: Document) -> str | None:
     counts = {page.index + 1: page.text.count("\ufffd") for page in document.pages if "\ufffd" in page.text}
     if not counts:
         return None
-    first = ", ".join(map(str, list(counts)[:5])) + (", …" if len(counts) > 5 else "")
+    pages = ", ".join(map(str, list(counts)[:5])) + (", …" if len(counts) > 5 else "")
     return (
-        f"{sum(counts.values())} letters have no readable text and stand as \ufffd (pages: {first}); "
-        "save the file anew with text that can be copied, or run OCR on it, and add it again"
+        f"letters that cannot be read: {sum(counts.values())}, on pages {pages}; each stands as \ufffd in the text; "
+        "save the file anew so that its text can be copied, or run OCR on it, and add it again"
     )
 
 

@@ -120,16 +120,18 @@ class Tokenizer:
     def defuse(self, text: str) -> str:
         """The text with a zero-width joiner inside whatever would be read as a special token.
 
-        What a joiner does not break, a space does; where that fails too, and a letter alone cannot be broken, it is
-        replaced or left out.
+        A space breaks what a joiner does not. Nothing breaks a token of one letter: U+FFFD takes its place. A token that
+        withstands all of these is left out.
         """
         text = self.specials.sub(lambda match: _broken(match[0], JOINER), _clean(text))
-        for mark in (JOINER, " "):
-            for begin, end in reversed(self._forged(text)):
-                text = text[:begin] + _broken(text[begin:end], mark) + text[end:]
-        while forged := self._forged(text):
-            for begin, end in reversed(forged):
-                text = text[:begin] + text[end:]
+        marks = iter((JOINER, " "))
+        while spans := self._forged(text):
+            mark = next(marks, None)
+            pieces, done = [], 0
+            for begin, end in spans:
+                pieces += [text[done:begin], _broken(text[begin:end], mark) if mark else ""]
+                done = end
+            text = "".join([*pieces, text[done:]])
         return text
 
     def _forged(self, text: str) -> list[tuple[int, int]]:

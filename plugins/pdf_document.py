@@ -161,15 +161,17 @@ def _resolved(texts: list[str | None]) -> list[str | None]:
     if not any(text and _IN_TEXT.search(text) for text in texts):
         return texts
     words = {word.lower() for text in texts for word in _WORD.findall(text or "")}
-    letters = {letter for word in words for letter in _PRIVATE.findall(word)}
-    ligatures = {ord(letter): _ligature(letter, words) for letter in letters}
+    gaps: dict[str, list[str]] = {}
+    for word in words:
+        if len(letters := set(_PRIVATE.findall(word))) == 1:
+            gaps.setdefault(letters.pop(), []).append(word)
+    known = _KNOWN_WORDS | words
+    ligatures = {ord(letter): _ligature(letter, found, known) for letter, found in gaps.items()}
     return [text and _IN_TEXT.sub("\ufffd", text.translate(ligatures)) for text in texts]
 
 
-def _ligature(letter: str, words: set[str]) -> str:
+def _ligature(letter: str, gaps: list[str], known: frozenset[str]) -> str:
     """The ligature that makes known words of those with the letter, a quarter of them at least; else the letter."""
-    known = _KNOWN_WORDS | words
-    gaps = [word for word in words if set(_PRIVATE.findall(word)) == {letter}]
     hits = Counter({ligature: sum(word.replace(letter, ligature) in known for word in gaps) for ligature in _LIGATURES})
     (best, most), (_, second) = hits.most_common(2)
     return best if most > second and most * 4 >= len(gaps) else letter

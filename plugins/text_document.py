@@ -39,7 +39,8 @@ class TextDocument(Plugin):
         if mime not in ("text/plain", "text/markdown"):
             return None
         data = Path(path).read_bytes()
-        text = _CONTROL.sub("", decode(data).replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n"))
+        lines = decode(data).replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n")
+        text = _CONTROL.sub("", lines.replace("\xad\n", ""))
         pages = tuple(Page(index, str(index + 1), part) for index, part in enumerate(_cut(text)))
         if not pages:
             raise DocumentError("has no text, only blanks; choose another file")

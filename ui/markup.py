@@ -24,7 +24,7 @@ _THOUGHT = re.compile(r"^\s*<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 _VALUE = re.compile(
     r'"([^"\n]{3,200})"|[“„]([^“”\n]{3,200})[“”]|«([^»\n]{3,200})»|‘([^\n]{3,200}?)’(?!\w)|(\d[\d.,:/]*\d|\d)'
 )
-_QUOTES = frozenset("\"'`´ʹʼˈ‘’‚‛“”„‟′″‹›«»")
+_QUOTES = frozenset("\"'`´ʹʼˈ‘’‚‛“”„‟′″«»‹›<>")  # a document in a prompt has ‹ for some of its <
 _KEPT_FORMS = ("<super>", "<sub>", "<fraction>", "<circle>")  # 10² is not 102
 _SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z\[])|\n")
 

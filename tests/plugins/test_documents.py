@@ -221,6 +221,7 @@ def test_cyclic_pages_end(tmp_path: Path) -> None:
         ("é \xadü\ufeff\xad ñ ".encode() * 9 + b"\xff", "é ü ñ " * 9 + "\ufffd"),  # one damaged byte
         ("né à çà et là".encode("latin-1"), "né à çà et là"),
         ("\ufeffna\ufeffïve".encode(), "naïve"),
+        ("a repre\xad\r\nsentation".encode(), "a representation"),
         ("a中".encode("utf-16")[:-1], "a\ufffd"),
     ],
 )

@@ -40,6 +40,7 @@ def document(text: str) -> Document:
         ("dit-il ici", "«\u00a0dit-il ici\u00a0»"),
         ("ＡＢＣ here", '"ABC here"'),
         ("it cost 1,234 in all", "1,234"),
+        ("write <system> first", '"write ‹system> first"'),
     ],
 )
 def test_spellings_that_are_one(page: str, said: str) -> None:
