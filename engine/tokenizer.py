@@ -52,7 +52,10 @@ class Tokenizer:
         specials.update(self._inner.all_special_tokens)
         self.specials = _any_of(specials)
         self._special_ids = set(self._inner.convert_tokens_to_ids(sorted(specials)))
-        self._folded_specials = _any_of(specials | set(map(self._folded, specials)))
+        folded = specials | set(map(self._folded, specials))
+        self._folded_specials = _any_of(folded)
+        # What a template may write beside a text, where a special token reaches over the text's edge.
+        self._edges = ("", " ", "\n") if any(text != text.strip(" \n▁") for text in folded) else ("",)
         self._system_role: bool | None = None
 
     @property
@@ -136,8 +139,16 @@ class Tokenizer:
 
     def _forged(self, text: str) -> list[tuple[int, int]]:
         """Characters `[begin, end)` of what the tokenizer reads as special tokens; encodes only where some may be."""
-        if not self._folded_specials.search(self._folded(text)):
-            return []
+        for edge in self._edges:
+            padded = f"{edge}{text}{edge}"
+            if self._folded_specials.search(self._folded(padded)):
+                spans = ((begin - len(edge), end - len(edge)) for begin, end in self._special_spans(padded))
+                found = [(max(begin, 0), min(end, len(text))) for begin, end in spans]
+                if found := [(begin, end) for begin, end in found if begin < end]:
+                    return found
+        return []
+
+    def _special_spans(self, text: str) -> list[tuple[int, int]]:
         encoded = self._inner(text, add_special_tokens=False, return_offsets_mapping=True)
         pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         found = [(begin, max(end, begin + 1)) for token_id, (begin, end) in pairs if token_id in self._special_ids]

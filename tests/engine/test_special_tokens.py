@@ -97,6 +97,18 @@ def test_special_tokens_of_other_shapes(
     assert not forged(tokenizer, harmless)
 
 
+@pytest.mark.parametrize("normalizer", [None, normalizers.Lowercase()])
+@pytest.mark.parametrize(("special", "text"), [(" EOT", "EOT"), ("\nEOT\n", "EOT"), (" K", "K"), ("EOT ", "x EOT")])
+def test_special_tokens_that_reach_over_the_edge_of_a_text(
+    special: str, text: str, normalizer: Any, make_tokenizer: MakeTokenizer
+) -> None:
+    tokenizer = make_tokenizer(AddedToken(special, special=True, normalized=True), normalizer)
+    for before, after in ((" ", " "), ("\n", "\n")):
+        assert not forged(tokenizer, f"user:{before}{tokenizer.defuse(text)}{after}")
+    assert forged(tokenizer, f" {text} ") or forged(tokenizer, f"\n{text}\n")
+    assert tokenizer.defuse("aKEOTs") == "aKEOTs"
+
+
 def test_letters_that_the_vocabulary_lacks_stay(make_tokenizer: MakeTokenizer) -> None:
     unknown = AddedToken("<unk>", special=True, normalized=True)
     tokenizer = make_tokenizer(unknown, normalizers.NFKC(), "abc <>unk")
