@@ -25,6 +25,7 @@ _UNREADABLE = "[this page could not be read]"
 
 # Characters that pdfium gives for a glyph without a Unicode value: its code in the font, or what a wrong table says.
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd-\uffff]")
+_ANY_GLYPH = frozenset({0, 0xFFFD, 0xFFFE, 0xFFFF})  # values that a wrong table gives to different glyphs
 _MAYBE_TEXT = re.compile(r"[\t\n\r]")  # text where pdfium reports no error
 _FIRST_LETTER = 0xF0000  # each such glyph of a font is a character of its own, from here on, until it is resolved
 _PRIVATE = re.compile(r"[\ue000-\uf8ff\U000f0000-\U000ffffd]")
@@ -139,7 +140,8 @@ def _with_letters(text_page: Any, text: str, letters: dict[tuple[bytes, int], st
         wrong = _NO_TEXT.match(chr(code)) or (code < 32 and raw.FPDFText_HasUnicodeMapError(text_page, index))
         if not wrong or raw.FPDFText_IsGenerated(text_page, index) or raw.FPDFText_IsHyphen(text_page, index):
             continue
-        letter = letters.setdefault((_font(text_page, index), code), chr(_FIRST_LETTER + len(letters) % 0xFFFE))
+        glyph = -len(letters) if code in _ANY_GLYPH else code
+        letter = letters.setdefault((_font(text_page, index), glyph), chr(_FIRST_LETTER + len(letters) % 0xFFFE))
         pieces += [text[done : at if at >= 0 else place + 1], letter]
         done = place + 1
     return "".join([*pieces, text[done:]])

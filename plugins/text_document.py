@@ -56,7 +56,8 @@ def decode(data: bytes) -> str:
     if encoding:
         return data.decode(encoding, errors="replace")
     text = data.decode("utf-8", errors="replace")
-    if text.count("\ufffd") * 10 <= sum(letter > "\x7f" for letter in text):
+    num_foreign = len(text) - len(text.encode("ascii", "ignore"))
+    if text.count("\ufffd") * 10 <= num_foreign:
         return text
     try:
         return data.decode("cp1252")

@@ -125,6 +125,9 @@ FINAL_FLOW = lines(r"The \001nal \002ow")
         ("", {1: "00660069", 2: "0066006C"}),
         ("", {1: "0003", 2: "0002"}),
         ("", {1: "E0A1", 2: "E0A2"}),
+        ("", {1: "FFFD", 2: "FFFD"}),
+        ("", {1: "0000", 2: "0000"}),
+        ("", {1: "FFFE", 2: "FFFF"}),
     ],
 )
 def test_ligatures_without_a_unicode_value(font: str, unicode_values: dict[int, str] | None, tmp_path: Path) -> None:
