@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import signal
@@ -21,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from pitlane.storage.errors import DocumentError
-from pitlane.storage.types import MAX_CHARS, MAX_PAGES, Document, Page
+from pitlane.storage.types import MAX_CHARS, MAX_PAGES, Document, Page, utf16_without_mark
 
+log = logging.getLogger("pitlane")
 _SNIFF_BYTES = 65_536
 _PDF_HEADER = re.compile(rb"^%PDF-\d", re.MULTILINE)
 _MAGIC = (
@@ -82,7 +84,22 @@ def load_document(
         pages = tuple(Page(index, str(label), str(text)) for index, (label, text) in enumerate(answer["pages"]))
     except DocumentError as error:
         raise DocumentError(f"{name}: {_one_line(str(error))}") from None
-    return Document(name, mime, pages, content_hash)
+    document = Document(name, mime, pages, content_hash)
+    if warning := unreadable_letters(document):
+        log.warning("%s: %s", name, warning)
+    return document
+
+
+def unreadable_letters(document: Document) -> str | None:
+    """One line for people where letters of a document could not be read, and stand as U+FFFD in its text."""
+    counts = {page.index + 1: page.text.count("\ufffd") for page in document.pages if "\ufffd" in page.text}
+    if not counts:
+        return None
+    pages = ", ".join(map(str, list(counts)[:5])) + (", …" if len(counts) > 5 else "")
+    return (
+        f"letters that cannot be read: {sum(counts.values())}, on pages {pages}; each stands as \ufffd in the text; "
+        "save the file anew so that its text can be copied, or run OCR on it, and add it again"
+    )
 
 
 def sniff(head: bytes) -> str:
@@ -94,8 +111,11 @@ def sniff(head: bytes) -> str:
             return mime
     if head.startswith(_TEXT_MARKS):
         return "text/plain"
+    if utf16_without_mark(head):
+        return "text/plain"
     num_odd = sum(byte < 32 and byte not in _BLANKS for byte in head)
-    return "text/plain" if b"\0" not in head and num_odd * 50 <= len(head) else "application/octet-stream"
+    is_text = head.count(0) * 1000 <= len(head) and num_odd * 50 <= len(head)  # a damaged log may hold some zeros
+    return "text/plain" if is_text else "application/octet-stream"
 
 
 def _inspect(path: Path, limits: DocumentLimits) -> tuple[str, bytes]:

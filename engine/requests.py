@@ -45,7 +45,7 @@ def make_sequence(
             sampling=replace(sampling, sample_index=sampling.sample_index + number),
             seed=seed,
             plan=plan,
-            detokenizer=Detokenizer(loader.tokenizer, sampling.stop),
+            detokenizer=Detokenizer(loader.tokenizer, sampling.stop, loader.tokenizer.specials),
             timing=Timing(submitted),
             stop_token_ids=stop_token_ids | frozenset(sampling.stop_token_ids),
             segments=segments,

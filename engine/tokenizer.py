@@ -1,9 +1,9 @@
 """Text to token ids and back, and the one way in which a prompt is laid out.
 
-Wraps the tokenizer of transformers, from local files only and without code of the model's; chat templates run in its
-sandbox. Documents come first, as the head of a system message, byte for byte the same each time, so that their KV can
-be shared. A user's text cannot pose as a control token: a zero-width joiner is put behind the first letter of any it
-contains.
+Wraps the tokenizer of transformers, from local files only and without code of the model's. Documents come first, as the
+head of a system message, byte for byte the same each time, so that their KV can be shared. No text of a user becomes a
+special token, not even a text that the tokenizer's normaliser turns into one (full width, capitals): a zero-width joiner
+breaks it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from pitlane.engine.errors import ModelError
+from pitlane.engine.chat_template import apply_template
+from pitlane.engine.errors import BadOption, ModelError
 from pitlane.engine.models.config import ARCHITECTURES
 from pitlane.engine.types import Segment
 
@@ -28,14 +29,7 @@ if TYPE_CHECKING:
     from pitlane.storage.types import Document
 
 JOINER = "\u200d"
-DATE_CODES = ("%a", "%A", "%b", "%B", "%d", "%m", "%y", "%Y", "%j", "%H", "%I", "%M", "%S", "%p")
-# Templates get plain data only, no functions (transformers 5.23), so the clock that they call is a macro over strings.
-FROZEN_CLOCK = (
-    "{%- macro strftime_now(format) -%}{%- set now = namespace(text=format) -%}"
-    "{%- for code, text in frozen_date.items() -%}"
-    "{%- set now.text = now.text | replace('%-' ~ code[1], text.lstrip('0')) | replace(code, text) -%}"
-    "{%- endfor -%}{{- now.text -}}{%- endmacro -%}{{ '' }}"
-)
+UNREADABLE = "\ufffd"
 PROBE = "pitlane-system-probe"
 
 
@@ -49,15 +43,19 @@ class Prompt:
 
 
 class Tokenizer:
-    """Encodes, decodes, and lays out prompts for one model."""
+    """Encodes, decodes, and lays out prompts for one model. specials: matches the text of any special token."""
 
     def __init__(self, source: ModelSource) -> None:
         self._inner = _load(source)
         self._inner.model_max_length = 10**9  # the engine says what is too long, with numbers
         specials = {token.content for token in self._inner.added_tokens_decoder.values() if token.special}
         specials.update(self._inner.all_special_tokens)
-        ordered = sorted((text for text in specials if len(text) > 1), key=len, reverse=True)
-        self._specials = re.compile("|".join(map(re.escape, ordered)) or "(?!)")
+        self.specials = _any_of(specials)
+        self._special_ids = set(self._inner.convert_tokens_to_ids(sorted(specials)))
+        folded = specials | set(map(self._folded, specials))
+        self._folded_specials = _any_of(folded)
+        # What a template may write beside a text, where a special token reaches over the text's edge.
+        self._edges = ("", " ", "\n") if any(text != text.strip(" \n▁") for text in folded) else ("",)
         self._system_role: bool | None = None
 
     @property
@@ -104,7 +102,7 @@ class Tokenizer:
         A leading system message of `messages` counts as system text, after `system`. thinking: given to templates that
         know it. date: what templates that print one shall print. Without a template, contents with empty lines between.
         """
-        turns = [{**message, "content": self.defuse(message["content"])} for message in messages]
+        turns = [{name: self.defuse(text) for name, text in _checked(message).items()} for message in messages]
         texts = [self.defuse(document.text) for document in documents]
         head = [self.defuse(system)] if system else []
         while turns and turns[0]["role"] == "system":
@@ -123,8 +121,44 @@ class Tokenizer:
         return self._prompt("\n\n".join([*texts, _clean(text)]), texts, documents, True)
 
     def defuse(self, text: str) -> str:
-        """The text with a zero-width joiner inside whatever would be read as a special token."""
-        return self._specials.sub(lambda match: match[0][0] + JOINER + match[0][1:], _clean(text))
+        """The text with a zero-width joiner inside whatever would be read as a special token.
+
+        A space breaks what a joiner does not. Nothing breaks a token of one letter: U+FFFD takes its place. A token that
+        withstands all of these is left out.
+        """
+        text = self.specials.sub(lambda match: _broken(match[0], JOINER), _clean(text))
+        marks = iter((JOINER, " "))
+        while spans := self._forged(text):
+            mark = next(marks, None)
+            pieces, done = [], 0
+            for begin, end in spans:
+                pieces += [text[done:begin], _broken(text[begin:end], mark) if mark else ""]
+                done = end
+            text = "".join([*pieces, text[done:]])
+        return text
+
+    def _forged(self, text: str) -> list[tuple[int, int]]:
+        """Characters `[begin, end)` of what the tokenizer reads as special tokens; encodes only where some may be."""
+        for edge in self._edges:
+            padded = f"{edge}{text}{edge}"
+            if self._folded_specials.search(self._folded(padded)):
+                spans = ((begin - len(edge), end - len(edge)) for begin, end in self._special_spans(padded))
+                found = [(max(begin, 0), min(end, len(text))) for begin, end in spans]
+                if found := [(begin, end) for begin, end in found if begin < end]:
+                    return found
+        return []
+
+    def _special_spans(self, text: str) -> list[tuple[int, int]]:
+        encoded = self._inner(text, add_special_tokens=False, return_offsets_mapping=True)
+        pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        found = [(begin, max(end, begin + 1)) for token_id, (begin, end) in pairs if token_id in self._special_ids]
+        # A letter that the vocabulary lacks is the unknown token too, and forges nothing.
+        return [pair for pair in found if self._folded_specials.search(self._folded(text[slice(*pair)]))]
+
+    def _folded(self, text: str) -> str:
+        """The text as the tokenizer's normaliser leaves it."""
+        normalizer = self._inner.backend_tokenizer.normalizer
+        return str(normalizer.normalize_str(text)) if normalizer else text
 
     def _with_system(self, content: str, turns: list[dict[str, str]]) -> list[dict[str, str]]:
         if self._system_role is None:
@@ -145,22 +179,7 @@ class Tokenizer:
             return False
 
     def _apply(self, turns: list[dict[str, str]], thinking: bool | None, date: datetime.date) -> str:
-        from jinja2 import TemplateError
-
-        variables: dict[str, Any] = {"date_string": date.strftime("%d %b %Y")}
-        if thinking is not None:
-            variables["enable_thinking"] = thinking
-        try:
-            template = self._inner.get_chat_template()
-            if "strftime_now" in template:
-                template = FROZEN_CLOCK + template
-                variables["frozen_date"] = {code: date.strftime(code) for code in DATE_CODES}
-            text: str = self._inner.apply_chat_template(
-                turns, chat_template=template, tokenize=False, add_generation_prompt=True, **variables
-            )
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
-            raise ModelError(f"the model's chat template refuses this conversation: {error}; try --raw") from None
-        return text
+        return _clean(apply_template(self._inner, turns, thinking, date))
 
     def _prompt(self, text: str, texts: list[str], documents: SequenceOf[Document], add_special_tokens: bool) -> Prompt:
         if not documents:
@@ -176,6 +195,25 @@ class Tokenizer:
                 start, end = _tokens_inside(offsets, begin, cursor)
                 segments.append(Segment(start, end, document.content_hash, document.title))
         return Prompt(list(encoded["input_ids"]), tuple(segments), text)
+
+
+def _checked(message: dict[str, str]) -> dict[str, str]:
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        raise BadOption(f"a message needs a role and a content, got {message!r:.200}")
+    for name, text in message.items():
+        if not isinstance(text, str):
+            raise BadOption(f"the {name} of a message must be text, got {text!r:.200}")
+    return message
+
+
+def _any_of(texts: set[str]) -> re.Pattern[str]:
+    """Matches any of the texts, the longest first; nothing where there is none."""
+    ordered = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered)) or "(?!)")
+
+
+def _broken(text: str, mark: str) -> str:
+    return text[0] + mark + text[1:] if len(text) > 1 else UNREADABLE
 
 
 def _clean(text: str) -> str:

@@ -2,13 +2,15 @@
 
 Changes in the loop: none; `load_document` turns files of type application/pdf into pages of text.
 Exactness: identical. Costs: about 2 ms per page once, in a child process; nothing per token.
-Words that a line break divided are joined again; scans (images without text) are refused, not guessed at.
+Words that a line break divided are joined again; scans (images without text) are refused, not guessed at. A ligature
+without a Unicode value is read where the words tell which one it is; any other letter without one becomes U+FFFD.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,32 @@ _BREAK = re.compile(r"(\w+(?:-\w+)*)[\ufffe\u00ad](?:\r?\n)?(\w+)")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufffe\uffff\u00ad\ufeff]")
 _ENCRYPTED = "is encrypted; save a copy without a password (for example by printing it to a PDF) and add that"
 _UNREADABLE = "[this page could not be read]"
+
+# Characters that pdfium gives for a glyph without a Unicode value: its code in the font, or what a wrong table says.
+_NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd-\uffff]")
+_ANY_GLYPH = frozenset({0, 0xFFFD, 0xFFFE, 0xFFFF})  # values that a wrong table gives to different glyphs
+_MAYBE_TEXT = re.compile(r"[\t\n\r]")  # text where pdfium reports no error
+_FIRST_LETTER = 0xF0000  # each such glyph of a font is a character of its own, from here on, until it is resolved
+_PRIVATE = re.compile(r"[\ue000-\uf8ff\U000f0000-\U000ffffd]")
+_ALONE = re.compile(r"(?<!\S)[\U000f0000-\U000ffffd](?!\S)")  # a bullet or an icon
+_IN_TEXT = re.compile(rf"(?<=\S){_PRIVATE.pattern}|{_PRIVATE.pattern}(?=\S)")
+_WORD = re.compile(rf"(?:\w|{_PRIVATE.pattern})+")
+_LIGATURES = ("ff", "fi", "fl", "ffi", "ffl")
+_PRIVATE_LIGATURES = {0xF001: "fi", 0xF002: "fl"}  # as fonts of Apple and Microsoft have them
+_KNOWN_WORDS = frozenset(
+    """affect affected affects benefit benefits briefly brief certificate certified classification classified coefficient
+    coefficients configuration confidence confidential confirm confirmed conflict conflicts deficit define defined
+    defines definition definitions differ difference differences different differential differs difficult difficulty
+    effect effective effectively effects efficiency efficient efficiently effort efforts fiction field fields fifteen
+    fifth fifty fig fight figure figures file filed files fill filled film filter filters final finally finance financial
+    find finding findings finds fine fingers finish finished finite fire firm firms first fiscal fish fit fits five fix
+    fixed flag flat flexible flight flights float floating flood floor floors flow flows fluid fly identification
+    identified identifies identify inflation influence infinite insufficient justified justify magnificent modified
+    modify notification office officer officers offices official officials off offer offered offers offset overflow
+    profile profit profits reflect reflected reflects satisfied satisfy scientific significance significant
+    significantly simplified specific specifically specification specified specifies specify staff stiff stuff
+    suffer suffered suffering sufficient sufficiently traffic unified verified verify workflow""".split()
+)
 
 
 class PdfDocument(Plugin):
@@ -60,23 +88,29 @@ def _pages(pdf: Any) -> tuple[Page, ...]:
     if not 0 < len(pdf) <= MAX_PAGES:
         raise DocumentError(f"has {len(pdf)} pages, 1 to {MAX_PAGES} can be read; split it")
     texts: list[str | None] = []
+    letters: dict[tuple[bytes, int], str] = {}
     num_chars = 0
     for index in range(len(pdf)):
-        texts.append(_page_text(pdf, index))
+        texts.append(_page_text(pdf, index, letters))
         num_chars += len(texts[-1] or "")
         if num_chars > MAX_CHARS:
             raise DocumentError(f"has more than {MAX_CHARS} characters by page {index + 1}; split it")
-    if not any(text and text.strip() for text in texts):
+    if not any(text and _CONTROL.sub("", _PRIVATE.sub("", text)).strip() for text in texts):
         raise DocumentError(_no_text(pdf, texts))
-    whole = (_BREAK.sub(" ", text or "") for text in texts)
-    words = set(re.findall(r"\w+(?:-\w+)*", "\n".join(whole).lower()))
+    texts = _resolved(texts)
+    words = _words(texts)
     return tuple(
         Page(index, _label(pdf, index), _UNREADABLE if text is None else _clean(text, words))
         for index, text in enumerate(texts)
     )
 
 
-def _page_text(pdf: Any, index: int) -> str | None:
+def _words(texts: list[str | None]) -> set[str]:
+    whole = (_BREAK.sub(" ", text or "") for text in texts)
+    return set(re.findall(r"\w+(?:-\w+)*", "\n".join(whole).lower()))
+
+
+def _page_text(pdf: Any, index: int, letters: dict[tuple[bytes, int], str]) -> str | None:
     """Raw text, or None where pdfium cannot read the page."""
     import pypdfium2
 
@@ -84,11 +118,65 @@ def _page_text(pdf: Any, index: int) -> str | None:
         page = pdf[index]
         text_page = page.get_textpage()
         text = str(text_page.get_text_range())
+        odd = _NO_TEXT.search(text) or _MAYBE_TEXT.search(text.replace("\r\n", ""))
+        if odd or text_page.count_chars() != len(text):
+            text = _with_letters(text_page, text, letters)
         text_page.close()
         page.close()
     except pypdfium2.PdfiumError:
         return None
     return text
+
+
+def _with_letters(text_page: Any, text: str, letters: dict[tuple[bytes, int], str]) -> str:
+    """Put a private character for each glyph without a Unicode value, which pdfium leaves out or gives as its code."""
+    from pypdfium2 import raw
+
+    pieces, done, place = [], 0, -1
+    for index in range(text_page.count_chars()):
+        at = raw.FPDFText_GetTextIndexFromCharIndex(text_page, index)
+        place = at if at >= 0 else place
+        code = raw.FPDFText_GetUnicode(text_page, index)
+        wrong = _NO_TEXT.match(chr(code)) or (code < 32 and raw.FPDFText_HasUnicodeMapError(text_page, index))
+        if not wrong or raw.FPDFText_IsGenerated(text_page, index) or raw.FPDFText_IsHyphen(text_page, index):
+            continue
+        glyph = -len(letters) if code in _ANY_GLYPH else code
+        letter = letters.setdefault((_font(text_page, index), glyph), chr(_FIRST_LETTER + len(letters) % 0xFFFE))
+        pieces += [text[done : at if at >= 0 else place + 1], letter]
+        done = place + 1
+    return "".join([*pieces, text[done:]])
+
+
+def _font(text_page: Any, index: int) -> bytes:
+    from ctypes import c_int, create_string_buffer
+
+    from pypdfium2 import raw
+
+    name = create_string_buffer(128)
+    raw.FPDFText_GetFontInfo(text_page, index, name, len(name), c_int())
+    return name.value
+
+
+def _resolved(texts: list[str | None]) -> list[str | None]:
+    """Ligatures for the private characters that stand for one, U+FFFD for others inside text; lone ones are dropped."""
+    texts = [text and _ALONE.sub("", text.translate(_PRIVATE_LIGATURES)) for text in texts]
+    if not any(text and _IN_TEXT.search(text) for text in texts):
+        return texts
+    words = {word.lower() for text in texts for word in _WORD.findall(text or "")}
+    gaps: dict[str, list[str]] = {}
+    for word in words:
+        if len(letters := set(_PRIVATE.findall(word))) == 1:
+            gaps.setdefault(letters.pop(), []).append(word)
+    known = _KNOWN_WORDS | words
+    ligatures = {ord(letter): _ligature(letter, found, known) for letter, found in gaps.items()}
+    return [text and _IN_TEXT.sub("\ufffd", text.translate(ligatures)) for text in texts]
+
+
+def _ligature(letter: str, gaps: list[str], known: frozenset[str]) -> str:
+    """The ligature that makes known words of those with the letter, a quarter of them at least; else the letter."""
+    hits = Counter({ligature: sum(word.replace(letter, ligature) in known for word in gaps) for ligature in _LIGATURES})
+    (best, most), (_, second) = hits.most_common(2)
+    return best if most > second and most * 4 >= len(gaps) else letter
 
 
 def _label(pdf: Any, index: int) -> str:

@@ -39,6 +39,15 @@ def storable(text: str) -> str:
     return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
 
 
+def utf16_without_mark(data: bytes) -> str | None:
+    """The encoding of bytes that are UTF-16 without a mark: in Latin text, most first or most second bytes are zero."""
+    sample = data[:4096]
+    zeros = sample[::2].count(0), sample[1::2].count(0)
+    if len(sample) < 4 or max(zeros) * 10 < len(sample) * 3 or min(zeros) * 50 > len(sample):
+        return None
+    return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """One page: `index` from 0, `label` as printed ("iv"), `text` as extracted."""

@@ -2,13 +2,15 @@
 
 Images are left out because a model's answer could otherwise make the browser fetch any address; links open elsewhere and
 send no referrer. A citation `[p. 3]` becomes a chip: its page exists or not, and the figures and quotes of its sentence
-stand on that page or not. Knows no Gradio.
+stand on that page or not, in whatever way quotation marks, dashes, accents and ligatures are written. Knows no Gradio.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from html import escape
 from typing import Any
 
@@ -16,10 +18,14 @@ from markdown_it import MarkdownIt
 
 from pitlane.storage.types import Document
 
-_CITATION = re.compile(r"\[p\. ?(\d{1,5})\]")
+_CITATION = re.compile(r"\[p\.\s?(\d{1,5})\]")
 _MARK = re.compile("\ue000(\\d+)\ue001")
 _THOUGHT = re.compile(r"^\s*<think>(.*?)(?:</think>|\Z)", re.DOTALL)
-_VALUE = re.compile(r'"([^"\n]{3,200})"|“([^”\n]{3,200})”|(\d[\d.,:/]*\d|\d)')
+_VALUE = re.compile(
+    r'"([^"\n]{3,200})"|[“„]([^“”\n]{3,200})[“”]|«([^»\n]{3,200})»|‘([^\n]{3,200}?)’(?!\w)|(\d[\d.,:/]*\d|\d)'
+)
+_QUOTES = frozenset("\"'`´ʹʼˈ‘’‚‛“”„‟′″«»‹›<>")  # a document in a prompt has ‹ for some of its <
+_KEPT_FORMS = ("<super>", "<sub>", "<fraction>", "<circle>")  # 10² is not 102
 _SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z\[])|\n")
 
 
@@ -93,12 +99,39 @@ def _values(sentence: str) -> list[str]:
 
 
 def _has(text: str, value: str) -> bool:
-    squeezed, wanted = (" ".join(part.split()).casefold() for part in (text, value))
-    edge = r"(?<![\d.,:])", r"(?![.,:]?\d)"
-    return (
-        re.search(f"{edge[0]}{re.escape(wanted)}{edge[1]}" if value[0].isdigit() else re.escape(wanted), squeezed)
-        is not None
-    )
+    wanted = re.escape(folded(value).strip(" .,;:-"))
+    if not wanted:
+        return value in text
+    if value[0].isdigit():
+        wanted = rf"(?<![\d.,:]){wanted}(?![.,:]?\d)"
+    return re.search(wanted, folded(text)) is not None
+
+
+@lru_cache(maxsize=64)
+def folded(text: str) -> str:
+    """Text in the one spelling in which quotations are compared: composed, small letters, plain quotes and dashes.
+
+    What cannot be seen (soft hyphens, joiners) is left out; blanks and line breaks are single spaces.
+    """
+    plain = "".join(map(_plain, unicodedata.normalize("NFC", text)))
+    plain = re.sub("'+", "'", re.sub(r"\s*-[\s-]*", "-", plain))
+    return unicodedata.normalize("NFC", " ".join(plain.split()).casefold())
+
+
+@lru_cache(maxsize=4096)
+def _plain(letter: str) -> str:
+    if letter.isalnum() and letter.isascii():
+        return letter
+    if letter in _QUOTES:
+        return "'"
+    category = unicodedata.category(letter)
+    if category == "Cf":
+        return ""
+    if category == "Pd" or letter == "\u2212":
+        return "-"
+    if unicodedata.decomposition(letter).startswith(_KEPT_FORMS):
+        return letter
+    return unicodedata.normalize("NFKC", letter)
 
 
 def highlighted(snippet: str, words: Iterable[str]) -> str:

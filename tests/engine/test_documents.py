@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pitlane.engine.documents import DocumentLimits, load_document, sniff
+from pitlane.engine.documents import DocumentLimits, load_document, sniff, unreadable_letters
 from pitlane.storage.errors import DocumentError
 
 SIMPLE_PDF = b"""%PDF-1.4
@@ -86,6 +86,11 @@ def test_pdf_and_text_come_back(tmp_path: Path) -> None:
         ("naïve".encode("latin-1"), "text/plain"),
         ("naïve".encode("utf-16"), "text/plain"),
         (b"a\0b", "application/octet-stream"),
+        ("naïve text".encode("utf-16-le"), "text/plain"),
+        ("naïve text".encode("utf-16-be"), "text/plain"),
+        (b"a line of a log\n" * 100 + b"\0" + b"the next line\n" * 100, "text/plain"),
+        (b"a" * 200 + b"\0" * 4, "application/octet-stream"),
+        (b"\0" * 1000, "application/octet-stream"),
         (bytes(range(1, 32)) * 10, "application/octet-stream"),
         (b"PK\x03\x04rest", "application/zip"),
         (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -101,6 +106,19 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert "is empty (0 bytes)" in refused(write(tmp_path, "empty.pdf", b""))
     assert "at most 0.0 MB" in refused(write(tmp_path, "big.txt", b"x" * 999), limits=DocumentLimits(file_bytes=100))
     assert "no loaded plugin reads image/png" in refused(write(tmp_path, "a.png", b"\x89PNG\r\n\x1a\n"))
+
+
+def test_letters_that_could_not_be_read_are_named_in_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_document(write(tmp_path, "good.txt", "Grüße".encode()))
+    assert not caplog.messages
+    document = load_document(write(tmp_path, "bad.pdf", SIMPLE_PDF.replace(b"Hello lane", rb"x\001y \002z")))
+    warning = unreadable_letters(document)
+    assert warning and warning.startswith(
+        "letters that cannot be read: 2, on pages 1; each stands as \ufffd in the text; save"
+    )
+    assert caplog.messages == [f"bad.pdf: {warning}"]
 
 
 @POSIX

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pitlane.engine.errors import ModelError
+from pitlane.engine.errors import BadOption, ModelError
 from pitlane.engine.models.config import ARCHITECTURES
 from pitlane.engine.models.registry import ModelSource, resolve
 from pitlane.engine.tokenizer import JOINER, Tokenizer
@@ -29,6 +29,10 @@ NO_SYSTEM = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 )
 DROPS_SYSTEM = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}\n{% endif %}{% endfor %}"
+ALTERNATES = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}[{{ m.role }}] {{ m.content }} {% endfor %}"
+)
 DATED = "Today is {{ strftime_now('%d %B %Y, %-d') }} ({{ date_string }}).\n" + CHATML
 TEXTS = ["The lake is deep.\n\nVery deep, says Ann.", "Second: Grüße aus 世界, 👩‍👩‍👧!  Two spaces.", " x "]
 
@@ -153,16 +157,32 @@ def test_template_without_system_role(template: str, tmp_path: Path) -> None:
     assert len(prompt.segments) == 1
 
 
-def test_template_that_refuses(tmp_path: Path) -> None:
-    tokenizer = make(tmp_path, "{{ raise_exception('users must alternate') }}")
-    with pytest.raises(ModelError, match=r"users must alternate.*--raw"):
-        tokenizer.render_chat(user("Why?"))
+def test_a_template_that_refuses_one_conversation_takes_the_next(tmp_path: Path) -> None:
+    tokenizer = make(tmp_path, ALTERNATES)
+    with pytest.raises(ModelError, match=r"conversation: roles must alternate; try --raw"):
+        tokenizer.render_chat([*user("one"), *user("two")])
+    prompt = tokenizer.render_chat(user("Why?"), [document(TEXTS[0])], system="Be brief.")
+    assert prompt.text.startswith("[user] <document") and prompt.text.endswith("Be brief.\n\nWhy? ")
 
 
-def test_template_runs_in_a_sandbox(tmp_path: Path) -> None:
-    tokenizer = make(tmp_path, "{{ messages.__class__.__mro__[1].__subclasses__() }}")
-    with pytest.raises(ModelError, match="refuses"):
-        tokenizer.render_chat(user("Why?"))
+def test_a_template_may_write_lone_surrogates(tmp_path: Path) -> None:
+    tokenizer = make(tmp_path, "{{ '\\ud800' }}" + CHATML)
+    assert tokenizer.render_chat(user("Why?"), [document(TEXTS[0])]).text.startswith("?<|im_start|>")
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"role": "user", "content": None}, "the content of a message must be text, got None"),
+        ({"role": 1, "content": "x"}, "the role of a message must be text, got 1"),
+        ({"content": "x"}, "a message needs a role and a content, got {'content': 'x'}"),
+        ("hi", "a message needs a role and a content, got 'hi'"),
+    ],
+)
+def test_messages_of_other_types_are_refused(message: Any, says: str, tokenizer: Tokenizer) -> None:
+    with pytest.raises(BadOption) as caught:
+        tokenizer.render_chat([message])
+    assert str(caught.value) == says
 
 
 def test_date_is_frozen(tmp_path: Path) -> None:

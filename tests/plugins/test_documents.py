@@ -15,15 +15,30 @@ PDF, TEXT = "application/pdf", "text/plain"
 
 
 def make_pdf(
-    pages: list[str], *, catalog: str = "", resources: str = "/Font << /F 3 0 R >>", trailer: str = ""
+    pages: list[str],
+    *,
+    catalog: str = "",
+    resources: str = "/Font << /F 3 0 R >>",
+    trailer: str = "",
+    font: str = "/Encoding /WinAnsiEncoding",
+    unicode_values: dict[int, str] | None = None,
 ) -> bytes:
-    """A PDF of one content stream per page; without a table of objects, which readers then rebuild."""
+    """A PDF of one content stream per page; without a table of objects, which readers then rebuild.
+
+    unicode_values: what the font's table says for a code beside those of ASCII, in hex.
+    """
     kids = " ".join(f"{10 + 2 * index} 0 R" for index in range(len(pages)))
     objects = {
         1: f"<< /Type /Catalog /Pages 2 0 R {catalog} >>",
         2: f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} /MediaBox [0 0 600 800] >>",
-        3: "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
+        3: f"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica {font} >>",
     }
+    if unicode_values is not None:
+        values = {**{code: f"{code:04X}" for code in range(32, 127)}, **unicode_values}
+        rows = "\n".join(f"<{code:02X}> <{value}>" for code, value in values.items())
+        table = f"1 begincodespacerange <00> <FF> endcodespacerange\n{len(values)} beginbfchar\n{rows}\nendbfchar"
+        objects[3] = objects[3].replace(font, f"{font} /ToUnicode 4 0 R")
+        objects[4] = f"<< /Length {len(table)} >>\nstream\n{table}\nendstream"
     for index, content in enumerate(pages):
         objects[10 + 2 * index] = (
             f"<< /Type /Page /Parent 2 0 R /Resources << {resources} >> /Contents {11 + 2 * index} 0 R >>"
@@ -92,6 +107,71 @@ def test_divided_words_are_joined(tmp_path: Path, given: tuple[str, ...], expect
     assert load_pdf(tmp_path, make_pdf([lines(*given)])).pages[0].text == expected
 
 
+FINAL_FLOW = lines(r"The \001nal \002ow")
+
+
+@pytest.mark.parametrize(
+    ("font", "unicode_values"),
+    [
+        ("", None),
+        ("/Encoding /WinAnsiEncoding", None),
+        ("/Encoding << /Differences [1 /fi /fl] >>", None),
+        ("/Encoding << /Differences [1 /uniFB01 /uniFB02] >>", None),
+        ("/Encoding << /Differences [1 /f_i /f_l] >>", None),
+        ("/Encoding << /Differences [1 /g33 /g34] >>", None),
+        ("", {}),
+        ("", {1: "F001", 2: "F002"}),
+        ("", {1: "FB01", 2: "FB02"}),
+        ("", {1: "00660069", 2: "0066006C"}),
+        ("", {1: "0003", 2: "0002"}),
+        ("", {1: "E0A1", 2: "E0A2"}),
+        ("", {1: "FFFD", 2: "FFFD"}),
+        ("", {1: "0000", 2: "0000"}),
+        ("", {1: "FFFE", 2: "FFFF"}),
+    ],
+)
+def test_ligatures_without_a_unicode_value(font: str, unicode_values: dict[int, str] | None, tmp_path: Path) -> None:
+    data = make_pdf([FINAL_FLOW], font=font, unicode_values=unicode_values)
+    assert load_pdf(tmp_path, data).pages[0].text == "The final flow"
+
+
+def test_ligatures_of_tex(tmp_path: Path) -> None:
+    text = lines(r"the o\016ce \014les a di\013erent \015oor plan, \014nally")
+    assert load_pdf(tmp_path, make_pdf([text])).pages[0].text == "the office files a different floor plan, finally"
+
+
+def test_the_other_words_of_a_document_tell_a_ligature(tmp_path: Path) -> None:
+    text = lines("Fiddleford fiddles.", r"\005ddles, Fi\004", r"x\006y")
+    assert load_pdf(tmp_path, make_pdf([text])).pages[0].text == "Fiddleford fiddles.\nfiddles, Fi\ufffd\nx\ufffdy"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (r"d\001sir, \001tat, \001cole", "d\ufffdsir, \ufffdtat, \ufffdcole"),  # no ligature
+        (r"Total \001\002\003 EUR", "Total \ufffd\ufffd\ufffd EUR"),
+        (r"a\012b c\011d e\015f", "a\ufffdb c\ufffdd e\ufffdf"),  # codes that look like blanks
+        (r"e\200a \202", "e\ufffda"),
+        (r"\003 a bullet", " a bullet"),
+    ],
+)
+def test_other_letters_without_a_unicode_value_are_marked(content: str, expected: str, tmp_path: Path) -> None:
+    data = make_pdf([lines(content)], font="")
+    assert load_pdf(tmp_path, data).pages[0].text == expected
+
+
+def test_private_characters_in_words_are_marked_and_bullets_stay(tmp_path: Path) -> None:
+    data = make_pdf([lines(r"\001 The \002nal")], unicode_values={1: "F0B7", 2: "E777"})
+    assert load_pdf(tmp_path, data).pages[0].text == "\uf0b7 The final"
+    data = make_pdf([lines(r"x\001y \002z")], unicode_values={1: "E001", 2: "FFFD"})
+    assert load_pdf(tmp_path, data).pages[0].text == "x\ufffdy \ufffdz"
+
+
+def test_a_pdf_of_letters_without_any_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DocumentError, match="has no text"):
+        load_pdf(tmp_path, make_pdf([lines(r"\001\002\003 \004\005")], font=""))
+
+
 def test_a_pdf_without_text_says_so(tmp_path: Path) -> None:
     image = "BI /W 1 /H 1 /CS /G /BPC 8 ID \x80 EI"
     with pytest.raises(DocumentError, match=r"has no text \(2 of 3 pages are images\); run OCR"):
@@ -139,6 +219,13 @@ def test_cyclic_pages_end(tmp_path: Path) -> None:
         (b"na\xefve \x93quoted\x94", "naïve “quoted”"),
         (b"na\xefve \x81", "naïve"),
         (b"a\r\nb\rc  \nd\x07\x00e\n\n", "a\nb\nc\nde"),
+        ("naïve text".encode("utf-16-le"), "naïve text"),
+        ("naïve text".encode("utf-16-be"), "naïve text"),
+        ("é \xadü\ufeff\xad ñ ".encode() * 9 + b"\xff", "é ü ñ " * 9 + "\ufffd"),  # one damaged byte
+        ("né à çà et là".encode("latin-1"), "né à çà et là"),
+        ("\ufeffna\ufeffïve".encode(), "naïve"),
+        ("a repre\xad\r\nsentation".encode(), "a representation"),
+        ("a中".encode("utf-16")[:-1], "a\ufffd"),
     ],
 )
 def test_text_encodings(tmp_path: Path, data: bytes, expected: str) -> None:
