@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from pitlane.engine.errors import ModelError
-from pitlane.engine.models import weights
+from pitlane.engine.models import weight_hashes
 from pitlane.engine.models.presets import preset
 from pitlane.engine.models.weights import RandomWeights, SafetensorsFolder, shapes_of
 
@@ -61,7 +61,7 @@ def test_fingerprint_is_of_the_content_and_cached(tmp_path: Path, monkeypatch: p
     file = write(tmp_path / "m")
     first = SafetensorsFolder(tmp_path / "m").fingerprint()
     read = []
-    monkeypatch.setattr(weights, "_sha256", lambda handle: read.append(handle.name) or "other")
+    monkeypatch.setattr(weight_hashes, "_sha256", lambda handle: read.append(handle.name) or "other")
     assert SafetensorsFolder(tmp_path / "m").fingerprint() == first
     assert not read, "a known file was read again"
     os.utime(file, (1, 1))
