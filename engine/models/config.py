@@ -184,8 +184,8 @@ def _no_rope(raw: ConfigFile, known: Architecture) -> frozenset[int]:
 
 
 def _windows(raw: ConfigFile, known: Architecture) -> tuple[int | None, ...]:
-    """The window of each layer. `layer_types`, where given, must say the same: a kind of layer is not built by another's rule."""
-    layers, types = range(raw.num_hidden_layers), raw.layer_types
+    """The window of each layer; `layer_types`, where given, must agree with it."""
+    layers = range(raw.num_hidden_layers)
     window = raw.sliding_window if "sliding_window" in raw.model_fields_set else known.window
     if known.switched_window:
         window = window if raw.use_sliding_window else None
@@ -193,12 +193,20 @@ def _windows(raw: ConfigFile, known: Architecture) -> tuple[int | None, ...]:
     else:
         window, local = window if known.window else None, set(layers)
     windows = tuple(window if layer in local else None for layer in layers)
-    expected = ["full_attention" if each is None else "sliding_attention" for each in windows]
-    if types is not None and types != expected:
-        raise UnsupportedModel(
-            f"layer_types {short(types)} is not built here: by its other keys the model has {short(expected)}"
-        )
+    if raw.layer_types is not None:
+        _check_types(raw.layer_types, windows)
     return windows
+
+
+def _check_types(types: list[str], windows: tuple[int | None, ...]) -> None:
+    if len(types) != len(windows):
+        raise ModelError(f"layer_types must have an entry for each of {len(windows)} layers, got {len(types)}")
+    for index, (kind, window) in enumerate(zip(types, windows, strict=True)):
+        expected = "full_attention" if window is None else "sliding_attention"
+        if kind != expected:
+            raise UnsupportedModel(
+                f"layer_types[{index}] {short(kind)} is not built here: by the other keys of config.json it is {expected}"
+            )
 
 
 def _local_layers(raw: ConfigFile, known: Architecture) -> set[int]:

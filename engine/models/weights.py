@@ -165,12 +165,12 @@ def checked(config: ModelConfig, weights: SafetensorsFolder) -> ModelConfig:
     declared = shapes_of(untied)
     _none_of([name for name in declared if name not in weights.owner], weights.folder, "lacks")
     unknown = [name for name in weights.owner if name not in declared and not name.endswith(COMPUTED)]
-    _none_of(unknown, weights.folder, "holds what its config.json does not declare:")
+    _none_of(unknown, weights.folder, "holds tensors that its config.json does not declare:")
     for name, shape in declared.items():
         if weights.shape(name) != shape:
             raise ModelError(f"{weights.folder}: {name} must be {shape} by config.json, got {weights.shape(name)}")
         if weights.dtype(name) not in FLOATS:
-            raise ModelError(f"{weights.folder}: {name} must be of {', '.join(FLOATS)}, got {weights.dtype(name)}")
+            raise ModelError(f"{weights.folder}: {name} must be {' or '.join(FLOATS)}, got {weights.dtype(name)}")
     if not tied or HEAD not in weights.owner or _are_equal(weights.get(HEAD), weights.get(EMBEDDING)):
         return config
     log.warning("%s: config.json ties head and embedding, but they differ; the head is used", weights.folder)
