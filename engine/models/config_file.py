@@ -7,6 +7,7 @@ finite, and in a range that some model could have. Keys that no architecture rea
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -39,10 +40,11 @@ class JsonFile(BaseModel):
     @classmethod
     def read(cls, file: Path) -> Self:
         """Read a file, or raise a ModelError that names it."""
+        raw = read_json(file)
         try:
-            return cls.of(read_json(file))
+            return cls.of(raw)
         except ModelError as error:
-            raise ModelError(f"{file} {error}") from None
+            raise ModelError(f"{file}: {error}") from None
 
     @classmethod
     def of(cls, raw: dict[str, Any], name: str = "") -> Self:
@@ -53,9 +55,9 @@ class JsonFile(BaseModel):
             first = error.errors(include_url=False, include_context=False)[0]
         key = ".".join(map(str, (*filter(None, [name]), *first["loc"])))
         if first["type"] == "missing":
-            raise ModelError(f"lacks {key}; download the model again or add it")
-        must = first["msg"].replace("Input should", "must")
-        raise ModelError(f"holds a value that cannot be: {key} {must}, got {short(first['input'])}; correct it")
+            raise ModelError(f"the file lacks {key}; download the model again or add it")
+        must = re.sub("^(Input|Dictionary) should", "must", first["msg"])
+        raise ModelError(f"{key} {must}, got {short(first['input'])}; correct it")
 
 
 class ConfigFile(JsonFile):
@@ -127,15 +129,17 @@ class IndexFile(JsonFile):
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object that a file holds; the ModelError's sentence goes on after the file's name."""
+    """The object that a file holds."""
     try:
         if file.stat().st_size > MOST_BYTES:
-            raise ModelError(f"has {file.stat().st_size:,} bytes, more than any model's; download the model again")
+            raise ModelError(
+                f"{file} has {file.stat().st_size:,} bytes, more than any model's; download the model again"
+            )
         value = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"is damaged and cannot be read as JSON ({error}); download the model again") from None
+        raise ModelError(f"{file} is damaged and cannot be read as JSON ({error}); download the model again") from None
     if not isinstance(value, dict):
-        raise ModelError(f"holds {type(value).__name__}, not an object; download the model again")
+        raise ModelError(f"{file} holds {short(value)}, not an object; download the model again")
     return value
 
 
