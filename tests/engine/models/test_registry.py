@@ -95,8 +95,9 @@ def test_folders(tmp_path: Path) -> None:
     for path in ("./nowhere", "/nowhere/at/all", "~/nowhere-at-all", "a/b/c"):
         with pytest.raises(ModelError, match=r"no such folder: .*give a folder"):
             resolve(path)
-    with pytest.raises(ModelError, match=r"no such folder"):
-        resolve("")
+    for path in ("", "a" * 300, "/" + "a" * 5000, "~nobody-of-this-name/m"):
+        with pytest.raises(ModelError, match=r"no such folder"):
+            resolve(path)
 
 
 def test_hub_from_the_cache(cache: Path) -> None:
