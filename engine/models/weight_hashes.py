@@ -39,11 +39,9 @@ def state_of(file: Path) -> str:
 def hashes(states: Mapping[Path, str]) -> list[str]:
     """SHA-256 of each file, given its state."""
     known: dict[str, str] = {}
-    with suppress(OSError, ValueError, RecursionError, StorageError):  # a cache that cannot be read is as good as none
+    with suppress(OSError, ValueError, AttributeError, RecursionError, StorageError):  # unreadable: as good as none
         found = json.loads(_cache().read_text(encoding="utf-8"))
-        known = (
-            {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
-        )
+        known = {key: value for key, value in found.items() if isinstance(value, str)}
     before = len(known)
     for file, state in states.items():
         if state not in known:

@@ -52,8 +52,8 @@ class SafetensorsFolder:
     def __init__(self, path: str | Path) -> None:
         self.folder = Path(path)
         self.files = weight_files(self.folder)
-        self.states = {file: state_of(file) for file in self.files}
         self.handles = {file: _open(file) for file in self.files}
+        self.inodes = [file.stat().st_ino for file in self.files]
         self.owner: dict[str, Path] = {}
         for file, handle in self.handles.items():
             for name in handle.keys():  # noqa: SIM118
@@ -82,10 +82,11 @@ class SafetensorsFolder:
         return str(self.handles[self.owner[name]].get_slice(name).get_dtype())
 
     def fingerprint(self) -> str:
-        for file, state in self.states.items():
-            if state_of(file) != state:
+        states = {file: state_of(file) for file in self.files}
+        for file, inode in zip(self.files, self.inodes, strict=True):
+            if file.stat().st_ino != inode:
                 raise ModelError(f"{file} was replaced while it was in use; open the model again")
-        return hashlib.sha256("".join(hashes(self.states)).encode()).hexdigest()
+        return hashlib.sha256("".join(hashes(states)).encode()).hexdigest()
 
 
 class RandomWeights:

@@ -153,6 +153,10 @@ def test_weights_replaced_while_they_are_in_use_have_no_fingerprint(tmp_path: Pa
     """What is mapped are the old weights, so their KV must not be saved as that of the new ones."""
     file = write(tmp_path)
     source = SafetensorsFolder(tmp_path)
+    first = source.fingerprint()
+    file.chmod(0o600)
+    os.link(file, tmp_path / "backup")
+    assert source.fingerprint() == first, "the content is the same"
     other = write(tmp_path, "other", value=2.0)
     os.replace(other, file)
     with pytest.raises(ModelError, match=r"model\.safetensors was replaced while it was in use; open the model again"):
