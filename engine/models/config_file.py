@@ -53,7 +53,7 @@ class JsonFile(BaseModel):
             return cls.model_validate(raw)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
-        key = ".".join(map(str, (*filter(None, [name]), *first["loc"])))
+        key = escaped(".".join(map(str, (*filter(None, [name]), *first["loc"]))))
         if first["type"] == "missing":
             raise ModelError(f"the file lacks {key}; download the model again or add it")
         must = re.sub("^(Input|Dictionary) should", "must", first["msg"])
@@ -141,6 +141,11 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{file} holds {short(value)}, not an object; download the model again")
     return value
+
+
+def escaped(text: str) -> str:
+    """A name of any length in a message: one line, without quotes."""
+    return short(text)[1:-1]
 
 
 def short(value: object) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pitlane.engine.errors import ModelError
 from pitlane.engine.models.config import ModelConfig
-from pitlane.engine.models.config_file import IndexFile, short
+from pitlane.engine.models.config_file import IndexFile, escaped
 from pitlane.engine.models.weight_hashes import hashes, state_of
 
 log = logging.getLogger("pitlane")
@@ -58,7 +58,9 @@ class SafetensorsFolder:
         for file, handle in self.handles.items():
             for name in handle.keys():  # noqa: SIM118
                 if name in self.owner:
-                    raise ModelError(f"{self.folder}: {self.owner[name].name} and {file.name} both hold {_shown(name)}")
+                    raise ModelError(
+                        f"{self.folder}: {self.owner[name].name} and {file.name} both hold {escaped(name)}"
+                    )
                 self.owner[name] = file
 
     @property
@@ -180,13 +182,9 @@ def checked(config: ModelConfig, weights: SafetensorsFolder) -> ModelConfig:
 
 def _none_of(names: list[str], folder: Path, problem: str) -> None:
     if names:
-        first = ", ".join(map(_shown, names[:3]))
+        first = ", ".join(map(escaped, names[:3]))
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ModelError(f"{folder} {problem} {first}{more}; correct config.json, or download the model again")
-
-
-def _shown(name: str) -> str:
-    return short(name)[1:-1]
 
 
 def _are_equal(one: Tensor, other: Tensor) -> bool:
@@ -212,7 +210,7 @@ def _shards(folder: Path, index: Path) -> list[Path]:
     missing = [shard for shard in shards if shard not in present]
     if missing:
         raise ModelError(
-            f"{folder} lacks {len(missing)} of {len(shards)} shards ({_shown(missing[0])}); download it again"
+            f"{folder} lacks {len(missing)} of {len(shards)} shards ({escaped(missing[0])}); download it again"
         )
     if SINGLE in present and SINGLE not in shards:
         raise ModelError(f"{folder} holds {SINGLE} and an index of other files; remove {SINGLE}, or {INDEX}")
@@ -223,4 +221,6 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(str(file), framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file} is truncated or damaged ({error}); delete it and download it again") from None
+        raise ModelError(
+            f"{file} is truncated or damaged ({escaped(str(error))}); delete it and download it again"
+        ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from pitlane.engine.errors import ModelError
 from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.config_file import MOST_BYTES
-from pitlane.engine.models.weights import SafetensorsFolder
+from pitlane.engine.models.registry import ModelSource, resolve
+from pitlane.engine.models.weights import RandomWeights, SafetensorsFolder
+from pitlane.engine.tokenizer import Tokenizer
 from tests.engine.models.test_config import LLAMA, read
 
 NO_OBJECT = {
@@ -77,6 +80,17 @@ def test_files_that_hold_no_object(name: str, content: bytes, tmp_path: Path) ->
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=rf"{name} (is damaged|holds .*, not an object).*; download the model again"):
         SafetensorsFolder(tmp_path) if "index" in name else ModelConfig.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("content", NO_OBJECT.values(), ids=NO_OBJECT)
+def test_a_tokenizer_config_that_holds_no_object(content: bytes, tmp_path: Path) -> None:
+    bundled = resolve("bundled").tokenizer_folder
+    assert bundled is not None
+    shutil.copy(bundled / "tokenizer.json", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_bytes(content)
+    config = read(tmp_path)
+    with pytest.raises(ModelError, match="no tokenizer in"):
+        Tokenizer(ModelSource("m", config, RandomWeights(config), tmp_path))
 
 
 @pytest.mark.parametrize("key", SIZES + OPTIONAL_SIZES)

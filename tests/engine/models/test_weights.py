@@ -41,10 +41,12 @@ def test_what_can_be_wrong_with_a_folder(tmp_path: Path) -> None:
         SafetensorsFolder(tmp_path)
     file = write(tmp_path)
     whole = file.read_bytes()
-    for damaged in (whole[:-8], whole[:20], b"", b"\xff" * 64):
+    named = whole.replace(b"a.bias", b"a\x1b[31m").replace(b"[0,64]", b"[0,99]")
+    for damaged in (whole[:-8], whole[:20], b"", b"\xff" * 64, named):
         file.write_bytes(damaged)
-        with pytest.raises(ModelError, match="truncated or damaged"):
+        with pytest.raises(ModelError, match="truncated or damaged") as error:
             SafetensorsFolder(tmp_path)
+        assert str(error.value).isprintable()
 
 
 def test_missing_shard_and_damaged_index(tmp_path: Path) -> None:
@@ -73,12 +75,13 @@ def test_shards_outside_of_the_folder_are_missing(shard: str, tmp_path: Path) ->
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("found", [None, [], {}, {"a": 1}, {"a": None}, {"a": ["model.safetensors"]}])
+@pytest.mark.parametrize("found", [None, [], {}, {"a": 1}, {"a": None}, {"a": ["model.safetensors"]}, {"a\x1b": 1}])
 def test_an_index_of_other_kinds(found: Any, tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": found}))
-    with pytest.raises(ModelError, match=r"index\.json: weight_map.* must .*, got"):
+    with pytest.raises(ModelError, match=r"index\.json: weight_map.* must .*, got") as error:
         SafetensorsFolder(tmp_path)
+    assert str(error.value).isprintable()
 
 
 def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
