@@ -16,7 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pitlane.engine.errors import ModelError
 
-MOST_BYTES = 2**26  # of a JSON file; the largest known index has 9 MB
+MOST_LAYERS = 4096
+MOST_BYTES = 2**24  # of a JSON file; the largest known index has 9 MB
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 80
 
@@ -27,7 +28,8 @@ def _listed(value: object) -> object:
 
 Size = Annotated[int, Field(ge=1, le=2**24)]
 NumTokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]] | None, BeforeValidator(_listed)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenIds = Annotated[list[TokenId] | None, Field(max_length=1024), BeforeValidator(_listed)]
 Theta = Annotated[float, Field(gt=1, le=1e15)]
 Factor = Annotated[float, Field(ge=1e-3, le=1e6)]
 
@@ -56,18 +58,18 @@ class JsonFile(BaseModel):
         key = escaped(".".join(map(str, (*filter(None, [name]), *first["loc"]))))
         if first["type"] == "missing":
             raise ModelError(f"the file lacks {key}; download the model again or add it")
-        must = re.sub("^(Input|Dictionary) should", "must", first["msg"])
+        must = re.sub("^(Input|List|Dictionary) should", "must", first["msg"])
         raise ModelError(f"{key} {must}, got {short(first['input'])}; correct it")
 
 
 class ConfigFile(JsonFile):
     """`config.json`, in the spelling of transformers 4 or 5."""
 
-    architectures: list[str] | None = None
+    architectures: list[str] | None = Field(None, max_length=16)
     model_type: str | None = None
     hidden_size: Size
     intermediate_size: Size
-    num_hidden_layers: int = Field(ge=1, le=4096)
+    num_hidden_layers: int = Field(ge=1, le=MOST_LAYERS)
     num_attention_heads: Size
     num_key_value_heads: Size | None = None
     head_dim: Size | None = None
@@ -86,10 +88,10 @@ class ConfigFile(JsonFile):
     use_sliding_window: bool | None = None
     sliding_window: NumTokens | None = None
     max_window_layers: int = Field(28, ge=0)
-    layer_types: list[str] | None = None
-    no_rope_layers: list[Literal[0, 1]] | None = None
+    layer_types: list[str] | None = Field(None, max_length=MOST_LAYERS)
+    no_rope_layers: list[Literal[0, 1]] | None = Field(None, max_length=MOST_LAYERS)
     no_rope_layer_interval: Size | None = None
-    exit_layers: list[int] | None = None
+    exit_layers: list[int] | None = Field(None, max_length=MOST_LAYERS)
     eos_token_id: TokenIds = None
     dtype: str | None = None
     torch_dtype: str | None = None
@@ -125,7 +127,7 @@ class GenerationFile(JsonFile):
 class IndexFile(JsonFile):
     """`model.safetensors.index.json`: the shard of each tensor."""
 
-    weight_map: dict[str, str] = Field(min_length=1)
+    weight_map: dict[str, str] = Field(min_length=1, max_length=2**18)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,17 @@ def test_layers_without_end_are_refused_before_they_are_counted(tmp_path: Path) 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     with open(tmp_path / "config.json", "wb") as file:
         file.truncate(MOST_BYTES + 1)  # sparse
-    assert "67,108,865 bytes" in refused(tmp_path)
+    assert "16,777,217 bytes" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["architectures", "layer_types", "no_rope_layers", "exit_layers", "eos_token_id"])
+def test_a_list_without_end_is_refused_at_its_limit(key: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {key: [{}] * 100_000}))
+    tracemalloc.start()
+    message = refused(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert f"config.json: {key}" in message and peak < 60 * 2**20
 
 
 def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
