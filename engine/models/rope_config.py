@@ -35,7 +35,7 @@ class RopeConfig:
 
 
 def read_rope(raw: ConfigFile, usual_theta: float) -> RopeConfig:
-    """The kind and the parameters that it reads. `rope_scaling` goes before `rope_parameters`, as in transformers 5."""
+    """The kind and its parameters. `rope_scaling` goes before `rope_parameters`, as in transformers 5."""
     name = "rope_scaling" if raw.rope_scaling else "rope_parameters"
     given = getattr(raw, name) or {}
     if any(isinstance(value, dict) for value in given.values()):
@@ -64,7 +64,7 @@ def longest(raw: ConfigFile, rope: RopeConfig) -> int:
 
 
 def _parameters(raw: ConfigFile, rope: RopeFile, kind: str) -> dict[str, float]:
-    """Those that the kind reads. The trained context beside `rope_parameters` goes before the one inside, as in transformers 5."""
+    """The parameters that the kind reads. A trained length beside `rope_scaling` goes before one inside, as in transformers 5."""
     trained = raw.original_max_position_embeddings or rope.original_max_position_embeddings
     rope = rope.model_copy(update={"original_max_position_embeddings": trained or raw.max_position_embeddings})
     missing = [key for key in ROPE_KINDS[kind] if getattr(rope, key) is None]
