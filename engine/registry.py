@@ -179,7 +179,8 @@ def _classes_of(module: ModuleType) -> list[type[Plugin]]:
 
 def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"pitlane_file_{path.stem}", path)
-    assert spec and spec.loader, f"no loader for {path}"
+    if not spec or not spec.loader:
+        raise TypeError("a plugin is a file whose name ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

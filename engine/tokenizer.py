@@ -242,7 +242,7 @@ def _named_class(source: ModelSource, folder: Path) -> SimpleNamespace | None:
     """
     try:
         named = json.loads((folder / "tokenizer_config.json").read_text("utf-8")).get("tokenizer_class")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     model_type = ARCHITECTURES[source.config.architecture].model_type
     return SimpleNamespace(model_type=model_type, _name_or_path=str(folder)) if named else None

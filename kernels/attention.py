@@ -108,9 +108,17 @@ def attend_ref(q: Tensor, keys: Tensor, values: Tensor, slots: Slots, scale: flo
 def attend(q: Tensor, keys: Tensor, values: Tensor, parts: Parts, scale: float, out: Tensor) -> None:
     """Write the rows of out [T, H, D] that `parts` names. q [T, H, D], its tokens may be strided; keys, values [Hkv, S, D]."""
     num_tokens, heads, dim = q.shape
-    kv_heads, num_slots, _ = keys.shape
-    assert q.stride()[1:] == (dim, 1) and out.is_contiguous(), f"strides {q.stride()}, {out.stride()}"
-    assert keys.stride() == values.stride() and keys.stride()[1:] == (dim, 1), f"strides {keys.stride()}"
+    kv_heads = keys.shape[0]
+    if not q.dtype == keys.dtype == values.dtype == out.dtype == torch.bfloat16:
+        raise ValueError(
+            f"q, keys, values and out must be bfloat16, got {q.dtype}, {keys.dtype}, {values.dtype}, {out.dtype}"
+        )
+    if out.shape != q.shape or keys.shape != values.shape or keys.shape[2] != dim or heads % kv_heads:
+        raise ValueError(f"shapes do not fit: q {q.shape}, keys {keys.shape}, values {values.shape}, out {out.shape}")
+    if q.stride()[1:] != (dim, 1) or not out.is_contiguous():
+        raise ValueError(f"rows of q and out must lie whole, got strides {q.stride()}, {out.stride()}")
+    if keys.stride() != values.stride() or keys.stride()[1:] != (dim, 1):
+        raise ValueError(f"slots of a head must follow each other, got strides {keys.stride()}, {values.stride()}")
     partial = torch.empty(len(parts.members) * heads * (dim + 2))
     cpu.attention_bf16(
         q.data_ptr(),

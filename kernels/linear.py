@@ -29,7 +29,8 @@ def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def pack(weight: Tensor) -> Tensor:
     """A bfloat16 weight [N, K], K even -> [ceil(N / 32), K / 2, 2, 16, 2], zeros beyond N."""
     rows, inputs = weight.shape
-    assert weight.dtype == torch.bfloat16 and inputs % 2 == 0, f"{weight.dtype} [{rows}, {inputs}] cannot be packed"
+    if weight.dtype != torch.bfloat16 or inputs % 2:
+        raise ValueError(f"a packed weight is bfloat16 with even inputs, got {weight.dtype} [{rows}, {inputs}]")
     packed = weight.new_zeros(-(-rows // PANEL), inputs // 2, PANEL, 2).view(torch.int32).squeeze(-1)
     pairs = weight.contiguous().view(torch.int32)
     whole = rows // PANEL
@@ -49,13 +50,16 @@ class Packed:
         self.num_outputs, self.num_inputs = weight.shape
         self.amx = amx and self.num_inputs % AMX_INPUTS == 0
         self.weight = pack(weight)
-        self.bias = bias
+        if bias is not None and (bias.dtype != torch.bfloat16 or bias.shape != (self.num_outputs,)):
+            raise ValueError(f"the bias must be bfloat16 [{self.num_outputs}], got {bias.dtype} {list(bias.shape)}")
+        self.bias = None if bias is None else bias.contiguous()
         self.num_bytes = 2 * (self.weight.numel() + (0 if bias is None else bias.numel()))
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
         rows, inputs = x.shape
-        assert x.dtype == torch.bfloat16 and inputs == self.num_inputs, f"{x.dtype} [{rows}, {inputs}]"
+        if x.dtype != torch.bfloat16 or inputs != self.num_inputs:
+            raise ValueError(f"x must be bfloat16 [M, {self.num_inputs}], got {x.dtype} [{rows}, {inputs}]")
         y = x.new_empty(rows, self.num_outputs)
         scratch = torch.empty_like(x)
         cpu.linear_bf16(

@@ -31,7 +31,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x = x.contiguous()
     y = torch.empty_like(x)
     rows, dim = x.shape
-    assert x.dtype == weight.dtype == torch.bfloat16 and weight.shape == (dim,), f"{x.dtype} {tuple(weight.shape)}"
+    if not x.dtype == weight.dtype == torch.bfloat16 or weight.shape != (dim,) or not weight.is_contiguous():
+        raise ValueError(f"x and weight must be bfloat16 [T, {dim}] and [{dim}], got {x.dtype}, {_of(weight)}")
     cpu.rms_norm_bf16(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, dim, torch.get_num_threads(), eps)
     return y
 
@@ -40,10 +41,15 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     """[T, 2 I] -> [T, I], fresh."""
     gate_up = gate_up.contiguous()
     rows, dim = gate_up.shape[0], gate_up.shape[1] // 2
-    assert gate_up.dtype == torch.bfloat16 and gate_up.shape[1] % 2 == 0, f"{gate_up.dtype} {tuple(gate_up.shape)}"
+    if gate_up.dtype != torch.bfloat16 or gate_up.shape[1] % 2:
+        raise ValueError(f"gate_up must be bfloat16 [T, 2 I], got {_of(gate_up)}")
     y = gate_up.new_empty(rows, dim)
     cpu.silu_mul_bf16(gate_up.data_ptr(), y.data_ptr(), rows, dim, torch.get_num_threads())
     return y
+
+
+def _of(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)} with strides {tensor.stride()}"
 
 
 @cache

@@ -2,30 +2,20 @@
 
 Knows no weights and no torch. What architectures differ in and their files do not say stands in `ARCHITECTURES`; all
 else is a field, so that one decoder serves them all. Anything the decoder does not build is refused by name here,
-before weights are touched.
+before weights are touched. `config_file.py` checks the kind and the range of each value.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from pitlane.engine.errors import ModelError, UnsupportedModel
+from pitlane.engine.models.config_file import ConfigFile, GenerationFile, short
+from pitlane.engine.models.rope_config import RopeConfig as RopeConfig
+from pitlane.engine.models.rope_config import longest, read_rope
 
-ROPE_KINDS: Mapping[str, tuple[str, ...]] = {  # kind -> the parameters it must have
-    "default": (),
-    "linear": ("factor",),
-    "yarn": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-}
-REFUSED_ROPE: Mapping[str, str] = {
-    "dynamic": "its angles change with the length of the prompt, so stored keys would go stale",
-    "longrope": "its angles change with the length of the prompt, so stored keys would go stale",
-}
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -37,6 +27,7 @@ class Architecture:
     rope_theta: float = 10000.0
     tied: bool = False
     attention_bias: bool | None = None  # q, k, v bias; None: `attention_bias` says, of the output projection too
+    has_mlp_bias: bool = False  # `mlp_bias` says
     qk_norm: bool = False
     head_dim: int | None = None
     window: int | None = None  # where `sliding_window` is absent
@@ -45,21 +36,14 @@ class Architecture:
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "LlamaForCausalLM": Architecture("llama"),
+    "LlamaForCausalLM": Architecture("llama", has_mlp_bias=True),
     "MistralForCausalLM": Architecture("mistral", attention_bias=False, window=4096),
-    "Qwen2ForCausalLM": Architecture("qwen2", attention_bias=True, switched_window=True),
-    "Qwen3ForCausalLM": Architecture("qwen3", qk_norm=True, head_dim=128, switched_window=True),
-    "SmolLM3ForCausalLM": Architecture("smollm3", 2000000.0, True, switched_window=True, no_rope_interval=4),
+    "Qwen2ForCausalLM": Architecture("qwen2", attention_bias=True, window=4096, switched_window=True),
+    "Qwen3ForCausalLM": Architecture("qwen3", qk_norm=True, head_dim=128, window=4096, switched_window=True),
+    "SmolLM3ForCausalLM": Architecture(
+        "smollm3", 2000000.0, True, has_mlp_bias=True, switched_window=True, no_rope_interval=4
+    ),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class RopeConfig:
-    """Rotary embedding. parameters: those of the kind (factor, beta_fast, ...), by their names in `config.json`."""
-
-    theta: float = 10000.0
-    kind: str = "default"
-    parameters: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,144 +91,134 @@ class ModelConfig:
         file = folder / "config.json"
         if not file.is_file():
             raise ModelError(f"no config.json in {folder}; give the folder of a model in Hugging Face format")
-        raw = _read_json(file)
+        raw = ConfigFile.read(file)
         try:
-            config = _from_json(raw, file)
-        except (TypeError, ValueError, IndexError, AttributeError) as error:
-            raise ModelError(f"{file} holds a value that cannot be: {error}; correct it") from None
+            config = _declared(raw)
+        except UnsupportedModel:
+            raise
+        except ModelError as error:
+            raise ModelError(f"{file}: {error}") from None
         generation = folder / "generation_config.json"
-        ends = _read_json(generation).get("eos_token_id") if generation.is_file() else None
-        return replace(config, eos_token_ids=_ids(raw.get("eos_token_id") if ends is None else ends))
+        ends = GenerationFile.read(generation).eos_token_id if generation.is_file() else None
+        return replace(config, eos_token_ids=tuple((raw.eos_token_id if ends is None else ends) or ()))
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{file} cannot be read as JSON ({error}); download the model again") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{file} holds {type(value).__name__}, not an object; download the model again")
-    return value
-
-
-def _from_json(raw: dict[str, Any], file: Path) -> ModelConfig:
-    name, known = _architecture(raw, file)
+def _declared(raw: ConfigFile) -> ModelConfig:
+    name, known = _architecture(raw)
     _refuse(raw, name)
-    hidden, heads = _need(raw, "hidden_size", file), _need(raw, "num_attention_heads", file)
-    layers = _need(raw, "num_hidden_layers", file)
-    bias = bool(raw.get("attention_bias", False))
-    head_dim = raw.get("head_dim") or known.head_dim or hidden // heads
-    kv_heads = raw.get("num_key_value_heads") or heads
+    heads, kv_heads = raw.num_attention_heads, raw.num_key_value_heads or raw.num_attention_heads
     if heads % kv_heads:
-        raise ModelError(f"{file}: num_attention_heads must divide by num_key_value_heads, got {heads} and {kv_heads}")
+        raise ModelError(f"num_attention_heads must divide by num_key_value_heads, got {heads} and {kv_heads}")
+    bias, rope = bool(raw.attention_bias), read_rope(raw, known.rope_theta)
     return ModelConfig(
         architecture=name,
-        hidden_size=hidden,
-        intermediate_size=_need(raw, "intermediate_size", file),
-        num_layers=layers,
+        hidden_size=raw.hidden_size,
+        intermediate_size=raw.intermediate_size,
+        num_layers=raw.num_hidden_layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        vocab_size=_need(raw, "vocab_size", file),
-        max_position=_need(raw, "max_position_embeddings", file),
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", known.tied)),
+        head_dim=_head_dim(raw, known),
+        vocab_size=raw.vocab_size,
+        max_position=longest(raw, rope),
+        rms_norm_eps=raw.rms_norm_eps,
+        tie_word_embeddings=known.tied if raw.tie_word_embeddings is None else raw.tie_word_embeddings,
         attention_bias=bias if known.attention_bias is None else known.attention_bias,
         output_bias=bias and known.attention_bias is None,
-        mlp_bias=bool(raw.get("mlp_bias", False)),
+        mlp_bias=bool(raw.mlp_bias) and known.has_mlp_bias,
         qk_norm=known.qk_norm,
-        rope=_rope(raw, known, file),
-        no_rope_layers=_no_rope(raw, known, layers),
-        windows=_windows(raw, known, layers),
-        exit_layers=tuple(layer for layer in raw.get("exit_layers", ()) if 0 < layer < layers),
+        rope=rope,
+        no_rope_layers=_no_rope(raw, known),
+        windows=_windows(raw, known),
+        exit_layers=tuple(layer for layer in raw.exit_layers or () if 0 < layer < raw.num_hidden_layers),
         dtype=_dtype(raw),
     )
 
 
-def _architecture(raw: dict[str, Any], file: Path) -> tuple[str, Architecture]:
-    named = raw.get("architectures") or [n for n, a in ARCHITECTURES.items() if a.model_type == raw.get("model_type")]
+def _architecture(raw: ConfigFile) -> tuple[str, Architecture]:
+    named = raw.architectures or [n for n, a in ARCHITECTURES.items() if a.model_type == raw.model_type]
     if not named:
-        raise ModelError(f"{file} names no architecture; known: {', '.join(ARCHITECTURES)}")
+        raise ModelError(f"names no architecture; known: {', '.join(ARCHITECTURES)}")
     if named[0] not in ARCHITECTURES:
-        raise UnsupportedModel(f"architecture {named[0]} is not built here; known: {', '.join(ARCHITECTURES)}")
+        raise UnsupportedModel(f"architecture {short(named[0])} is not built here; known: {', '.join(ARCHITECTURES)}")
     return named[0], ARCHITECTURES[named[0]]
 
 
-def _refuse(raw: dict[str, Any], name: str) -> None:
-    quantization = raw.get("quantization_config") or raw.get("compression_config")
+def _refuse(raw: ConfigFile, name: str) -> None:
+    quantization = raw.quantization_config or raw.compression_config
     if quantization:
         method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
-        raise UnsupportedModel(f"the checkpoint is quantized ({method}), which is not read here; use the plain one")
-    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise UnsupportedModel(f"{name} with hidden_act {raw['hidden_act']!r} is not built here; known: silu")
-    if raw.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedModel(f"{name} with partial_rotary_factor {raw['partial_rotary_factor']} is not built here")
+        raise UnsupportedModel(
+            f"the checkpoint is quantized ({short(method)}), which is not read here; use the plain one"
+        )
+    if raw.hidden_act not in (None, "silu", "swish"):
+        raise UnsupportedModel(f"{name} with hidden_act {short(raw.hidden_act)} is not built here; known: silu")
+    if raw.partial_rotary_factor not in (None, 1.0):
+        raise UnsupportedModel(f"{name} with partial_rotary_factor {raw.partial_rotary_factor} is not built here")
 
 
-def _need(raw: dict[str, Any], key: str, file: Path) -> int:
-    if key not in raw:
-        raise ModelError(f"{file} lacks {key}; download the model again or add it")
-    value = raw[key]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelError(f"{file}: {key} must be a whole number of at least 1, got {value!r}")
-    return value
+def _head_dim(raw: ConfigFile, known: Architecture) -> int:
+    size = raw.head_dim or known.head_dim
+    if size is None:
+        size, rest = divmod(raw.hidden_size, raw.num_attention_heads)
+        if rest:
+            raise ModelError(
+                f"hidden_size must divide by num_attention_heads where head_dim is not given, "
+                f"got {raw.hidden_size} and {raw.num_attention_heads}"
+            )
+    if size % 2:
+        raise UnsupportedModel(f"head_dim must be even, because RoPE turns pairs, got {size}")
+    return size
 
 
-def _rope(raw: dict[str, Any], known: Architecture, file: Path) -> RopeConfig:
-    given: dict[str, Any] = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    if any(isinstance(value, dict) for value in given.values()):
-        raise UnsupportedModel(f"{file}: RoPE that differs by layer type ({', '.join(given)}) is not built here")
-    kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
-    given.pop("type", None)
-    theta = float(given.pop("rope_theta", None) or raw.get("rope_theta") or known.rope_theta)
-    if kind not in ROPE_KINDS:
-        reason = REFUSED_ROPE.get(kind, "it is not known")
-        raise UnsupportedModel(f"RoPE kind {kind!r} is not built here: {reason}; known: {', '.join(ROPE_KINDS)}")
-    missing = [key for key in ROPE_KINDS[kind] if given.get(key) is None]
-    if missing:
-        raise ModelError(f"{file}: RoPE kind {kind!r} lacks {', '.join(missing)}")
-    if given.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedModel("RoPE on a part of the head (partial_rotary_factor) is not built here")
-    parameters = {} if kind == "default" else {key: float(v) for key, v in given.items() if isinstance(v, int | float)}
-    if kind in ("yarn", "llama3"):
-        original = raw.get("original_max_position_embeddings") or raw["max_position_embeddings"]
-        parameters.setdefault("original_max_position_embeddings", float(original))
-    if not all(math.isfinite(value) for value in (theta, *parameters.values())) or theta <= 0:
-        raise ModelError(f"{file}: RoPE parameters must be finite and theta above 0, got {theta} and {parameters}")
-    return RopeConfig(theta, kind, parameters)
-
-
-def _no_rope(raw: dict[str, Any], known: Architecture, layers: int) -> frozenset[int]:
+def _no_rope(raw: ConfigFile, known: Architecture) -> frozenset[int]:
     """`no_rope_layers` of the file holds 1 where RoPE is used, against its name."""
     if known.no_rope_interval is None:
         return frozenset()
-    interval = raw.get("no_rope_layer_interval") or known.no_rope_interval
-    uses = raw.get("no_rope_layers") or [(layer + 1) % interval != 0 for layer in range(layers)]
-    return frozenset(layer for layer in range(layers) if not uses[layer])
+    layers, uses = range(raw.num_hidden_layers), raw.no_rope_layers
+    interval = raw.no_rope_layer_interval or known.no_rope_interval
+    if uses is None:
+        return frozenset(layer for layer in layers if (layer + 1) % interval == 0)
+    if len(uses) < len(layers):
+        raise ModelError(f"no_rope_layers must have an entry for each of {len(layers)} layers, got {len(uses)}")
+    return frozenset(layer for layer in layers if not uses[layer])
 
 
-def _windows(raw: dict[str, Any], known: Architecture, layers: int) -> tuple[int | None, ...]:
-    window = raw.get("sliding_window", known.window)
-    if not known.switched_window:
-        return (window if known.window else None,) * layers
-    if not raw.get("use_sliding_window", False) or window is None:
-        return (None,) * layers
-    types = raw.get("layer_types")
-    if types is not None:
-        local = {layer for layer in range(layers) if types[layer] == "sliding_attention"}
-    elif known.no_rope_interval is not None:
-        local = set(_no_rope(raw, known, layers))
+def _windows(raw: ConfigFile, known: Architecture) -> tuple[int | None, ...]:
+    """The window of each layer; `layer_types`, where given, must agree with it."""
+    layers = range(raw.num_hidden_layers)
+    window = raw.sliding_window if "sliding_window" in raw.model_fields_set else known.window
+    if known.switched_window:
+        window = window if raw.use_sliding_window else None
+        local = _local_layers(raw, known)
     else:
-        local = set(range(raw.get("max_window_layers", 28), layers))
-    return tuple(window if layer in local else None for layer in range(layers))
+        window, local = window if known.window else None, set(layers)
+    windows = tuple(window if layer in local else None for layer in layers)
+    if raw.layer_types is not None:
+        _check_types(raw.layer_types, windows)
+    return windows
 
 
-def _dtype(raw: dict[str, Any]) -> str:
-    dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
+def _check_types(types: list[str], windows: tuple[int | None, ...]) -> None:
+    if len(types) != len(windows):
+        raise ModelError(f"layer_types must have an entry for each of {len(windows)} layers, got {len(types)}")
+    for index, (kind, window) in enumerate(zip(types, windows, strict=True)):
+        expected = "full_attention" if window is None else "sliding_attention"
+        if kind != expected:
+            raise UnsupportedModel(
+                f"layer_types[{index}] {short(kind)} is not built here: by the other keys of config.json it is {expected}"
+            )
+
+
+def _local_layers(raw: ConfigFile, known: Architecture) -> set[int]:
+    if raw.layer_types is not None:
+        return {layer for layer, kind in enumerate(raw.layer_types) if kind == "sliding_attention"}
+    if known.no_rope_interval is not None:
+        return set(_no_rope(raw, known))
+    return set(range(raw.max_window_layers, raw.num_hidden_layers))
+
+
+def _dtype(raw: ConfigFile) -> str:
+    dtype = (raw.dtype or raw.torch_dtype or "float32").removeprefix("torch.")
     if dtype not in DTYPES:
-        raise UnsupportedModel(f"weights of dtype {dtype!r} are not read here; known: {', '.join(DTYPES)}")
+        raise UnsupportedModel(f"weights of dtype {short(dtype)} are not read here; known: {', '.join(DTYPES)}")
     return dtype
-
-
-def _ids(value: int | list[int] | None) -> tuple[int, ...]:
-    return () if value is None else tuple(value) if isinstance(value, list) else (value,)

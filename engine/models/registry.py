@@ -15,10 +15,11 @@ from pathlib import Path
 from pitlane.engine.errors import ModelError
 from pitlane.engine.models import hub
 from pitlane.engine.models.config import ModelConfig
+from pitlane.engine.models.config_file import short
 from pitlane.engine.models.layers import Builder
 from pitlane.engine.models.llama import Llama
 from pitlane.engine.models.presets import preset
-from pitlane.engine.models.weights import RandomWeights, SafetensorsFolder, WeightSource
+from pitlane.engine.models.weights import RandomWeights, SafetensorsFolder, WeightSource, checked
 
 MODELS: Mapping[str, type[Llama]] = {
     "LlamaForCausalLM": Llama,
@@ -28,6 +29,7 @@ MODELS: Mapping[str, type[Llama]] = {
     "SmolLM3ForCausalLM": Llama,
 }
 
+WAY_OUT = "give a folder, a Hugging Face id, `bundled` or `random:<preset>`"
 BUNDLED = {"bundled": "pitlane.storage.bundled", "bundled-drafter": "pitlane.storage.bundled.drafter"}
 
 
@@ -52,13 +54,17 @@ def resolve(model: str) -> ModelSource:
         return ModelSource(model, config, RandomWeights(config))
     if model in BUNDLED:
         return _from_folder(model, _bundled_folder(BUNDLED[model]))
-    folder = Path(model).expanduser()
-    if model and folder.is_dir():
+    try:
+        folder = Path(model).expanduser()
+        is_folder, is_file = bool(model) and folder.is_dir(), folder.is_file()
+    except (OSError, RuntimeError):  # a name that is too long, a home of nobody
+        raise ModelError(f"no such folder: {short(model)}; {WAY_OUT}") from None
+    if is_folder:
         return _from_folder(model, folder)
-    if folder.is_file():
+    if is_file:
         raise ModelError(f"{model} is a file; give the folder that holds config.json and *.safetensors")
     if _looks_like_a_path(model):
-        raise ModelError(f"no such folder: {model}; give a folder, a Hugging Face id, `bundled` or `random:<preset>`")
+        raise ModelError(f"no such folder: {model}; {WAY_OUT}")
     return _from_folder(model, hub.fetch(model))
 
 
@@ -68,7 +74,8 @@ def build_model(config: ModelConfig, builder: Builder) -> Llama:
 
 
 def _from_folder(name: str, folder: Path) -> ModelSource:
-    return ModelSource(name, ModelConfig.from_folder(folder), SafetensorsFolder(folder), folder)
+    config, weights = ModelConfig.from_folder(folder), SafetensorsFolder(folder)
+    return ModelSource(name, checked(config, weights), weights, folder)
 
 
 def _bundled_folder(package: str) -> Path:

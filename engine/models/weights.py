@@ -1,17 +1,15 @@
 """Where weights come from: a folder of safetensors files, or random numbers at a real shape.
 
 Knows no layer. A source hands out tensors as stored; the caller casts and moves them. Nothing here reads a pickle.
-Files are memory-mapped, so a tensor costs no memory until it is read.
+Files are memory-mapped, so a tensor costs no memory until it is read. `checked` compares every tensor of a folder with what
+`shapes_of` declares, before one is read, so no later code checks shapes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,10 +19,14 @@ from torch import Tensor
 
 from pitlane.engine.errors import ModelError
 from pitlane.engine.models.config import ModelConfig
-from pitlane.storage.errors import StorageError
-from pitlane.storage.home import home
+from pitlane.engine.models.config_file import IndexFile, escaped
+from pitlane.engine.models.weight_hashes import hashes, state_of
 
-INDEX = "model.safetensors.index.json"
+log = logging.getLogger("pitlane")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+COMPUTED = "rotary_emb.inv_freq"  # buffers of old checkpoints, whose numbers follow from the config
+FLOATS = ("F64", "F32", "F16", "BF16")
 POOL = 20_000_003  # numbers; prime, so that rows of a tensor that is larger never repeat in step
 
 
@@ -51,7 +53,15 @@ class SafetensorsFolder:
         self.folder = Path(path)
         self.files = weight_files(self.folder)
         self.handles = {file: _open(file) for file in self.files}
-        self.owner = {name: file for file, handle in self.handles.items() for name in handle.keys()}  # noqa: SIM118
+        self.inodes = [file.stat().st_ino for file in self.files]
+        self.owner: dict[str, Path] = {}
+        for file, handle in self.handles.items():
+            for name in handle.keys():  # noqa: SIM118
+                if name in self.owner:
+                    raise ModelError(
+                        f"{self.folder}: {self.owner[name].name} and {file.name} both hold {escaped(name)}"
+                    )
+                self.owner[name] = file
 
     @property
     def num_bytes(self) -> int:
@@ -66,8 +76,19 @@ class SafetensorsFolder:
         tensor: Tensor = self.handles[self.owner[name]].get_tensor(name)
         return tensor
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.handles[self.owner[name]].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """As safetensors spells it: F32, BF16, I64, ..."""
+        return str(self.handles[self.owner[name]].get_slice(name).get_dtype())
+
     def fingerprint(self) -> str:
-        return hashlib.sha256("".join(_file_hashes(self.files)).encode()).hexdigest()
+        states = {file: state_of(file) for file in self.files}
+        for file, inode in zip(self.files, self.inodes, strict=True):
+            if file.stat().st_ino != inode:
+                raise ModelError(f"{file} was replaced while it was in use; open the model again")
+        return hashlib.sha256("".join(hashes(states)).encode()).hexdigest()
 
 
 class RandomWeights:
@@ -97,7 +118,7 @@ class RandomWeights:
         if name.endswith("norm.weight"):
             return torch.ones(shape, dtype=self.dtype)
         width = shape[-1] if len(shape) > 1 else 2500  # biases get a standard deviation of 0.02
-        if name == "model.embed_tokens.weight" and not self.config.tie_word_embeddings:
+        if name == EMBEDDING and not self.config.tie_word_embeddings:
             width = 1  # as large as what layers add, so that the text does not settle into one token
         if width not in self.pools:
             self.pools[width] = self.pools[1] * width**-0.5
@@ -116,7 +137,7 @@ def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of a Llama-like checkpoint: name -> shape."""
     hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.num_heads * dim, config.num_kv_heads * dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
     for layer in range(config.num_layers):
         at = f"model.layers.{layer}."
         linears = {"q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden)}
@@ -130,27 +151,52 @@ def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         if config.qk_norm:
             shapes |= {f"{at}self_attn.{name}_norm.weight": (dim,) for name in "qk"}
     shapes["model.norm.weight"] = (hidden,)
-    return shapes if config.tie_word_embeddings else shapes | {"lm_head.weight": (config.vocab_size, hidden)}
+    return shapes if config.tie_word_embeddings else shapes | {HEAD: (config.vocab_size, hidden)}
 
 
 def _linear(name: str, shape: tuple[int, int], bias: bool) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": shape} | ({f"{name}.bias": shape[:1]} if bias else {})
 
 
+def checked(config: ModelConfig, weights: SafetensorsFolder) -> ModelConfig:
+    """Compare every tensor with the config; a missing tensor, an unknown one, another shape or dtype is a ModelError.
+
+    Returns the config, untied if the file holds a head that differs from the embedding: transformers 5 uses that head too.
+    """
+    tied = config.tie_word_embeddings
+    untied = replace(config, tie_word_embeddings=tied and HEAD not in weights.owner)
+    declared = shapes_of(untied)
+    _none_of([name for name in declared if name not in weights.owner], weights.folder, "lacks")
+    unknown = [name for name in weights.owner if name not in declared and not name.endswith(COMPUTED)]
+    _none_of(unknown, weights.folder, "holds tensors that its config.json does not declare:")
+    for name, shape in declared.items():
+        if weights.shape(name) != shape:
+            raise ModelError(f"{weights.folder}: {name} must be {shape} by config.json, got {weights.shape(name)}")
+        if weights.dtype(name) not in FLOATS:
+            raise ModelError(f"{weights.folder}: {name} must be {' or '.join(FLOATS)}, got {weights.dtype(name)}")
+    if not tied or HEAD not in weights.owner or _are_equal(weights.get(HEAD), weights.get(EMBEDDING)):
+        return config
+    log.warning("%s: config.json ties head and embedding, but they differ; the head is used", weights.folder)
+    return untied
+
+
+def _none_of(names: list[str], folder: Path, problem: str) -> None:
+    if names:
+        first = ", ".join(map(escaped, names[:3]))
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ModelError(f"{folder} {problem} {first}{more}; correct config.json, or download the model again")
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model, or a ModelError that says what is wrong with the folder."""
-    index = folder / INDEX
+    single, index = folder / SINGLE, folder / INDEX
     if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise ModelError(f"{index} is damaged; download the model again") from None
-        missing = [shard for shard in shards if not (folder / shard).is_file()]
-        if missing:
-            raise ModelError(f"{folder} lacks {len(missing)} of {len(shards)} shards ({missing[0]}); download it again")
-        return [folder / shard for shard in shards]
-    files = [folder / "model.safetensors"] if (folder / "model.safetensors").is_file() else []
-    files = files or sorted(folder.glob("*.safetensors"))
+        return _shards(folder, index)
+    files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
     if not files and (any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))):
         raise ModelError(f"{folder} holds only pickle weights, which can run code; convert them to safetensors")
     if not files:
@@ -158,47 +204,23 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def _shards(folder: Path, index: Path) -> list[Path]:
+    shards = sorted(set(IndexFile.read(index).weight_map.values()))
+    present = {file.name for file in folder.glob("*.safetensors")}
+    missing = [shard for shard in shards if shard not in present]
+    if missing:
+        raise ModelError(
+            f"{folder} lacks {len(missing)} of {len(shards)} shards ({escaped(missing[0])}); download it again"
+        )
+    if SINGLE in present and SINGLE not in shards:
+        raise ModelError(f"{folder} holds {SINGLE} and an index of other files; remove {SINGLE}, or {INDEX}")
+    return [folder / shard for shard in shards]
+
+
 def _open(file: Path) -> Any:
     try:
         return safe_open(str(file), framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file} is truncated or damaged ({error}); delete it and download it again") from None
-
-
-def _file_hashes(files: Iterable[Path]) -> list[str]:
-    """SHA-256 of each file; known ones come from a cache by path, size and time of change."""
-    known: dict[str, str] = {}
-    with suppress(OSError, ValueError, StorageError):  # a cache that cannot be read is as good as none
-        found = json.loads(_cache().read_text(encoding="utf-8"))
-        known = found if isinstance(found, dict) else {}
-    hashes, before = [], len(known)
-    for file in files:
-        state = file.stat()
-        key = f"{file.resolve()}|{state.st_size}|{state.st_mtime_ns}"
-        if key not in known:
-            with open(file, "rb") as handle:
-                known[key] = _sha256(handle)
-        hashes.append(known[key])
-    if len(known) > before:
-        with suppress(OSError, StorageError):  # one that cannot be written is done without
-            _replace(_cache(), json.dumps(known))
-    return hashes
-
-
-def _sha256(handle: Any) -> str:
-    digest = hashlib.sha256()
-    while chunk := handle.read(1 << 22):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _cache() -> Path:
-    return home() / "cache" / "weight_hashes.json"
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file in one step, so that no reader sees half of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as handle:
-        handle.write(text)
-    os.replace(handle.name, file)
+        raise ModelError(
+            f"{file} is truncated or damaged ({escaped(str(error))}); delete it and download it again"
+        ) from None

@@ -1,4 +1,5 @@
-/* The Python module `pitlane.kernels._cpu`: kernels take addresses and sizes; their callers in kernels/ check shapes and dtypes. */
+/* The Python module `pitlane.kernels._cpu`: kernels take addresses and sizes. Their callers in kernels/ check shapes and dtypes; here
+ * sizes are checked that no memory could have, or that a kernel would divide by. */
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
 
@@ -22,10 +23,20 @@ static int read_integers(PyObject *const *args, Py_ssize_t given, Py_ssize_t cou
     return 1;
 }
 
+/* Whether `holds`; 0 with an exception set if not. */
+static int check(int holds, const char *message) {
+    if (!holds)
+        PyErr_SetString(PyExc_ValueError, message);
+    return holds;
+}
+
 static PyObject *call_linear_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     int64_t v[MOST_ARGUMENTS];
     (void)self;
-    if (!read_integers(args, given, 10, 10, v))
+    if (!read_integers(args, given, 10, 10, v) || !check(has_linear_bf16() && (!v[8] || has_amx_bf16()), "this CPU cannot run it") ||
+        !check(v[5] >= 0 && v[6] > 0 && v[7] > 0 && v[7] % (v[8] ? 32 : 2) == 0 && v[9] > 0,
+               "needs rows >= 0, outs > 0, ins a multiple of 2 (with AMX of 32), threads > 0") ||
+        !check(v[5] == 0 || (v[0] && v[1] && v[3] && (v[4] || v[8] || v[5] == 1)), "an address is 0"))
         return NULL;
     Py_BEGIN_ALLOW_THREADS;
     linear_bf16((uint16_t *)v[0], (uint16_t *)v[1], (uint16_t *)v[2], (uint16_t *)v[3], (uint16_t *)v[4], v[5], v[6], v[7], (int)v[8],
@@ -47,8 +58,13 @@ static PyObject *call_has_amx_bf16(PyObject *self, PyObject *unused) {
 static PyObject *call_attention_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     int64_t v[MOST_ARGUMENTS];
     (void)self;
-    if (!read_integers(args, given, 17, 18, v))
+    if (!read_integers(args, given, 17, 18, v) || !check(has_attention_bf16(v[13]), "this CPU cannot run it with heads of this size") ||
+        !check(v[9] >= 0 && v[10] >= 0 && v[12] > 0 && v[11] > 0 && v[11] % v[12] == 0 && v[16] > 0,
+               "needs num_tasks, num_rows >= 0, heads a multiple of kv_heads, threads > 0"))
         return NULL;
+    for (int i = 0; i < 9; i++)
+        if (!check(v[i] || v[9] == 0, "an address is 0"))
+            return NULL;
     Attention job = {(uint16_t *)v[0], (uint16_t *)v[1], (uint16_t *)v[2], (uint16_t *)v[3], (float *)v[4], (int32_t *)v[5],
                      (int64_t *)v[6], (int64_t *)v[7], (int64_t *)v[8], v[9], v[10], v[11], v[12], v[13], v[14], v[15], 0};
     job.scale = (float)PyFloat_AsDouble(args[17]);
@@ -63,7 +79,9 @@ static PyObject *call_attention_bf16(PyObject *self, PyObject *const *args, Py_s
 static PyObject *call_rms_norm_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     int64_t v[MOST_ARGUMENTS];
     (void)self;
-    if (!read_integers(args, given, 6, 7, v))
+    if (!read_integers(args, given, 6, 7, v) || !check(has_ops_bf16(), "this CPU cannot run it") ||
+        !check(v[3] >= 0 && v[4] > 0 && v[5] > 0, "needs rows >= 0, dim > 0, threads > 0") ||
+        !check(v[3] == 0 || (v[0] && v[1] && v[2]), "an address is 0"))
         return NULL;
     float eps = (float)PyFloat_AsDouble(args[6]);
     if (PyErr_Occurred())
@@ -77,7 +95,9 @@ static PyObject *call_rms_norm_bf16(PyObject *self, PyObject *const *args, Py_ss
 static PyObject *call_silu_mul_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     int64_t v[MOST_ARGUMENTS];
     (void)self;
-    if (!read_integers(args, given, 5, 5, v))
+    if (!read_integers(args, given, 5, 5, v) || !check(has_ops_bf16(), "this CPU cannot run it") ||
+        !check(v[2] >= 0 && v[3] > 0 && v[4] > 0, "needs rows >= 0, dim > 0, threads > 0") ||
+        !check(v[2] == 0 || (v[0] && v[1]), "an address is 0"))
         return NULL;
     Py_BEGIN_ALLOW_THREADS;
     silu_mul_bf16((uint16_t *)v[0], (uint16_t *)v[1], v[2], v[3], (int)v[4]);

@@ -81,7 +81,10 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Read the tokenizer of a model folder; it must be a fast one, whose tokens know their characters."""
     if not (folder / "tokenizer.json").is_file():
         raise TrainingError(f"no tokenizer.json in {folder}; give the folder of a model with its tokenizer")
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers raises many kinds for files that are damaged
+        raise TrainingError(f"cannot read the tokenizer in {folder}: {_first_line(error)}") from None
     return tokenizer
 
 
@@ -89,14 +92,21 @@ def read_model(folder: Path) -> Model:
     """Read a model in float32 from a folder."""
     if not (folder / "config.json").is_file():
         raise TrainingError(f"no config.json in {folder}; give the folder of a model")
-    family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    try:
+        family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise TrainingError(f"cannot read {folder / 'config.json'} ({error}); download the model again") from None
     if family not in FAMILIES:
         raise TrainingError(f"{folder} holds a {family!r} model; trained are {', '.join(FAMILIES)}")
     try:
         model: Model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise TrainingError(f"cannot read the model in {folder}: {error}") from None
+    except Exception as error:  # transformers raises many kinds for a config and tensors that do not fit
+        raise TrainingError(f"cannot read the model in {folder}: {_first_line(error)}") from None
     return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def take_layers(teacher: Model, layers: Sequence[int]) -> Model:

@@ -37,7 +37,7 @@ def memory(context: int | None, batch: int, dtype: str | None, device: str | Non
         ["KV per token", size(needs["kv_bytes_per_token"]), formula],
         ["KV", size(needs["kv_bytes"]), f"context {needs['context']:,} x batch {batch}"],
         ["work space", size(needs["reserve_bytes"]), "activations and the rest"],
-        ["together", size(needs["total_bytes"]), "fits" if needs["fits"] else "does not fit"],
+        ["together", size(needs["total_bytes"]), _verdict(needs)],
         ["free", size(needs["free_bytes"]), f"on {needs['device']}"],
         [
             "longest context",
@@ -59,10 +59,16 @@ def memory(context: int | None, batch: int, dtype: str | None, device: str | Non
     print_table([model, "", ""], rows)
 
 
+def _verdict(needs: dict[str, Any]) -> str:
+    if needs["context"] > needs["max_position"]:
+        return f"does not fit: the model was made for a context of at most {needs['max_position']:,}"
+    return "fits" if needs["fits"] else "does not fit in the free memory"
+
+
 def estimate(
     model: str, context: int | None = None, batch: int = 1, dtype: str | None = None, device: str | None = None
 ) -> dict[str, Any]:
-    """Bytes that a model takes, and the longest context and largest batch that the free memory allows."""
+    """Bytes that a model takes, and the longest context and largest batch that the free memory and the model allow."""
     from pitlane.engine.lane import BLOCK_SIZE
     from pitlane.engine.loader import MAX_LANES, choose_context, choose_device, choose_dtype, default_settings, kv_share
     from pitlane.engine.memory import RESERVE, Needs, available
@@ -75,6 +81,7 @@ def estimate(
     tokens = context or choose_context(None, config.max_position)
     needs, free = Needs.of(config, kind), available(place)
     room = max(0, free - needs.weights - RESERVE) // needs.kv_per_token
+    is_reached = tokens <= config.max_position
     share = kv_share(None, needs, tokens, place)
     total = needs.weights + needs.kv_per_token * tokens * batch + RESERVE
     return {
@@ -96,10 +103,10 @@ def estimate(
         "reserve_bytes": RESERVE,
         "total_bytes": total,
         "free_bytes": free,
-        "fits": total <= free,
+        "fits": total <= free and is_reached,
         "max_position": config.max_position,
         "max_context": min(room // batch, config.max_position),
-        "max_batch": room // tokens,
+        "max_batch": room // tokens if is_reached else 0,
         "default_kv_bytes": share,
         "default_kv_tokens": share // needs.kv_per_token,
         "kv_memory": MAX_LANES * needs.kv_per_token * (tokens + BLOCK_SIZE) * batch,

@@ -63,6 +63,8 @@ def test_biases_and_norms_by_architecture(tmp_path: Path) -> None:
     assert (qwen2.attention_bias, qwen2.output_bias) == (True, False)
     llama = read(tmp_path, attention_bias=True)
     assert (llama.attention_bias, llama.output_bias) == (True, True)
+    assert llama.mlp_bias is False and read(tmp_path, mlp_bias=True).mlp_bias is True
+    assert read(tmp_path, architectures=["Qwen2ForCausalLM"], mlp_bias=True).mlp_bias is False, "its layers have none"
     qwen3 = read(tmp_path, architectures=["Qwen3ForCausalLM"])
     assert (qwen3.qk_norm, qwen3.head_dim) == (True, 128)
 
@@ -76,6 +78,55 @@ def test_windows(tmp_path: Path) -> None:
     assert later.windows == (None, None, None, 8)
     types = ["sliding_attention", "full_attention"] * 2
     assert read(tmp_path, **qwen2, use_sliding_window=True, layer_types=types).windows == (8, None, 8, None)
+
+
+def test_a_window_that_the_file_leaves_out_is_the_architecture_s_own(tmp_path: Path) -> None:
+    for name in ("Qwen2", "Qwen3"):
+        changes = {"architectures": [f"{name}ForCausalLM"], "use_sliding_window": True, "max_window_layers": 2}
+        assert read(tmp_path, **changes).windows == (None, None, 4096, 4096)
+        assert read(tmp_path, **changes, sliding_window=None).windows == (None,) * 4
+    assert read(tmp_path, architectures=["SmolLM3ForCausalLM"], use_sliding_window=True).windows == (None,) * 4
+
+
+def test_layer_types_agree_with_the_windows(tmp_path: Path) -> None:
+    full, sliding = ["full_attention"] * 4, ["sliding_attention"] * 4
+    assert read(tmp_path, layer_types=full).windows == (None,) * 4
+    assert (
+        read(tmp_path, architectures=["MistralForCausalLM"], layer_types=sliding, sliding_window=8).windows == (8,) * 4
+    )
+    for family, types in (("Llama", sliding), ("Mistral", full), ("Qwen2", sliding), ("Qwen3", [*full[:3], "mamba"])):
+        with pytest.raises(UnsupportedModel, match=r"layer_types\[\d\] '\w+' is not built here: .*_attention"):
+            read(tmp_path, architectures=[f"{family}ForCausalLM"], layer_types=types)
+    with pytest.raises(ModelError, match="layer_types must have an entry for each of 4 layers, got 3"):
+        read(tmp_path, layer_types=full[:3])
+
+
+def test_rope_scaling_goes_before_rope_parameters(tmp_path: Path) -> None:
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    default = {"rope_type": "default", "rope_theta": 5000.0}
+    both = read(tmp_path, rope_parameters=default, rope_scaling=yarn, rope_theta=20000.0)
+    assert both == read(tmp_path, rope_scaling=yarn, rope_theta=20000.0)
+    assert both.rope.kind == "yarn" and both.rope.theta == 20000.0
+    for nothing in (None, {}):
+        assert read(tmp_path, rope_parameters=default, rope_scaling=nothing).rope == RopeConfig(5000.0)
+    beside = read(tmp_path, rope_scaling=yarn, original_max_position_embeddings=32)
+    assert beside.rope.parameters["original_max_position_embeddings"] == 32
+
+
+@pytest.mark.parametrize(
+    ("rope", "most"),
+    [
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 1024),
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}, 256),
+        ({"type": "yarn", "factor": 4.0}, 1024),
+        ({"type": "linear", "factor": 2}, 512),
+        ({"type": "llama3", **LLAMA3}, 256),
+        ({"type": "default"}, 256),
+    ],
+)
+def test_a_scaled_rope_reaches_beyond_the_trained_length(rope: dict[str, Any], most: int, tmp_path: Path) -> None:
+    assert read(tmp_path, rope_scaling=rope).max_position == most
 
 
 def test_trained_exits(tmp_path: Path) -> None:
@@ -100,6 +151,9 @@ def test_layers_without_rope(tmp_path: Path) -> None:
         ({"partial_rotary_factor": 0.5}, ["0.5"]),
         ({"hidden_act": "gelu"}, ["gelu", "silu"]),
         ({"dtype": "int8"}, ["int8", "bfloat16"]),
+        ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, ["longrope", "length of the prompt"]),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}, ["part of the head"]),
+        ({"head_dim": 15}, ["even", "15"]),
     ],
 )
 def test_refused_by_name(changes: dict[str, Any], words: list[str], tmp_path: Path) -> None:
@@ -116,6 +170,10 @@ def test_refused_by_name(changes: dict[str, Any], words: list[str], tmp_path: Pa
         ({"num_key_value_heads": 3}, ["4", "3"]),
         ({"rope_scaling": {"type": "yarn"}}, ["yarn", "factor"]),
         ({"rope_theta": "far"}, ["far"]),
+        ({"rope_scaling": {"factor": 2.0}}, ["rope_scaling", "rope_type", "factor"]),
+        ({"rope_scaling": {"type": "llama3", **LLAMA3, "high_freq_factor": 1.0}}, ["high_freq_factor", "1.0"]),
+        ({"hidden_size": 63}, ["hidden_size", "63", "4"]),
+        ({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 0]}, ["no_rope_layers", "4", "2"]),
         ({"architectures": None, "model_type": "bert"}, ["architecture", "LlamaForCausalLM"]),
     ],
 )

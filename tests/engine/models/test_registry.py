@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 
 from pitlane.engine.errors import ModelError
 from pitlane.engine.models import hub
-from pitlane.engine.models.config import ARCHITECTURES
+from pitlane.engine.models.config import ARCHITECTURES, ModelConfig
 from pitlane.engine.models.presets import ALIASES, PRESETS, preset
 from pitlane.engine.models.registry import MODELS, resolve
 from pitlane.engine.models.weights import RandomWeights, shapes_of
 from tests.engine.models.harness import Harness, load
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TENSORS = shapes_of(ModelConfig("LlamaForCausalLM", 8, 8, 1, 1, 1, 8, 300, 16))  # of `write_model`
 
 
 def write_model(folder: Path, **changes: Any) -> Path:
@@ -29,7 +30,7 @@ def write_model(folder: Path, **changes: Any) -> Path:
     config = {"architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     config |= {"num_attention_heads": 1, "vocab_size": 300, "max_position_embeddings": 16} | changes
     (folder / "config.json").write_text(json.dumps(config))
-    save_file({"a": torch.zeros(4)}, folder / "model.safetensors")
+    save_file({name: torch.zeros(shape) for name, shape in TENSORS.items()}, folder / "model.safetensors")
     return folder
 
 
@@ -94,8 +95,9 @@ def test_folders(tmp_path: Path) -> None:
     for path in ("./nowhere", "/nowhere/at/all", "~/nowhere-at-all", "a/b/c"):
         with pytest.raises(ModelError, match=r"no such folder: .*give a folder"):
             resolve(path)
-    with pytest.raises(ModelError, match=r"no such folder"):
-        resolve("")
+    for path in ("", "a" * 300, "/" + "a" * 5000, "~nobody-of-this-name/m"):
+        with pytest.raises(ModelError, match=r"no such folder"):
+            resolve(path)
 
 
 def test_hub_from_the_cache(cache: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from pitlane.engine.errors import ModelError
-from pitlane.engine.models import weights
+from pitlane.engine.models import weight_hashes
 from pitlane.engine.models.presets import preset
 from pitlane.engine.models.weights import RandomWeights, SafetensorsFolder, shapes_of
 
@@ -39,10 +41,12 @@ def test_what_can_be_wrong_with_a_folder(tmp_path: Path) -> None:
         SafetensorsFolder(tmp_path)
     file = write(tmp_path)
     whole = file.read_bytes()
-    for damaged in (whole[:-8], whole[:20], b"", b"\xff" * 64):
+    named = whole.replace(b"a.bias", b"a\x1b[31m").replace(b"[0,64]", b"[0,99]")
+    for damaged in (whole[:-8], whole[:20], b"", b"\xff" * 64, named):
         file.write_bytes(damaged)
-        with pytest.raises(ModelError, match="truncated or damaged"):
+        with pytest.raises(ModelError, match="truncated or damaged") as error:
             SafetensorsFolder(tmp_path)
+        assert str(error.value).isprintable()
 
 
 def test_missing_shard_and_damaged_index(tmp_path: Path) -> None:
@@ -56,12 +60,55 @@ def test_missing_shard_and_damaged_index(tmp_path: Path) -> None:
         SafetensorsFolder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "shard",
+    ["../model.safetensors", "/etc/passwd", "", ".", "..", "\0", "\ud800", "x" * 500, "config.json", "a/b.safetensors"],
+)
+def test_shards_outside_of_the_folder_are_missing(shard: str, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    (folder / "a").mkdir(parents=True)
+    for file in (write(tmp_path), write(folder / "a", "b.safetensors"), folder / "config.json"):
+        file.touch()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a.weight": shard}}))
+    with pytest.raises(ModelError, match="lacks 1 of 1 shards") as error:
+        SafetensorsFolder(folder)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("found", [None, [], {}, {"a": 1}, {"a": None}, {"a": ["model.safetensors"]}, {"a\x1b": 1}])
+def test_an_index_of_other_kinds(found: Any, tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": found}))
+    with pytest.raises(ModelError, match=r"index\.json: weight_map.* must .*, got") as error:
+        SafetensorsFolder(tmp_path)
+    assert str(error.value).isprintable()
+
+
+def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
+    names = [write(tmp_path, f"model-{number}.safetensors").name for number in (1, 2)]
+    index = {"weight_map": dict(zip(("a.weight", "a.bias"), names, strict=True))}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"model-1\.safetensors and model-2\.safetensors both hold a\."):
+        SafetensorsFolder(tmp_path)
+
+
+def test_an_index_beside_a_file_that_it_does_not_name(tmp_path: Path) -> None:
+    write(tmp_path)
+    write(tmp_path, "model-1.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    with pytest.raises(ModelError, match=r"holds model\.safetensors and an index of other files; remove"):
+        SafetensorsFolder(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    assert SafetensorsFolder(tmp_path).files == [tmp_path / "model.safetensors"]
+
+
 def test_fingerprint_is_of_the_content_and_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "m").mkdir()
     file = write(tmp_path / "m")
     first = SafetensorsFolder(tmp_path / "m").fingerprint()
     read = []
-    monkeypatch.setattr(weights, "_sha256", lambda handle: read.append(handle.name) or "other")
+    monkeypatch.setattr(weight_hashes, "_sha256", lambda handle: read.append(handle.name) or "other")
     assert SafetensorsFolder(tmp_path / "m").fingerprint() == first
     assert not read, "a known file was read again"
     os.utime(file, (1, 1))
@@ -72,11 +119,61 @@ def test_fingerprint_is_of_the_content_and_cached(tmp_path: Path, monkeypatch: p
     assert SafetensorsFolder(tmp_path / "m").fingerprint() != first
 
 
+def set_back(file: Path, before: os.stat_result) -> None:
+    """As `cp -p` and `rsync -t` do it."""
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_weights_replaced_under_their_old_date_are_noticed(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    first, before = SafetensorsFolder(tmp_path).fingerprint(), file.stat()
+    write(tmp_path, value=2.0)
+    set_back(file, before)
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert SafetensorsFolder(tmp_path).fingerprint() != first
+
+
+@pytest.mark.parametrize("has_system_time", [True, False])
+def test_one_changed_byte_of_a_large_file_is_noticed(
+    has_system_time: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the time at which the system saw the change; where a file system has none, if it lies in one of the pieces."""
+    file, size = tmp_path / "large", 2**20
+    file.write_bytes(bytes(size))
+    before = file.stat()
+    if not has_system_time:
+        monkeypatch.setattr(weight_hashes.os, "fstat", lambda handle: before)
+    first = weight_hashes.state_of(file)
+    time.sleep(0.02)  # the system's clock of files may tick every 4 ms
+    with open(file, "r+b") as handle:
+        handle.seek(size // 2 - 20_000 if has_system_time else size - 1)
+        handle.write(b"x")
+    set_back(file, before)
+    assert weight_hashes.state_of(file) != first
+
+
+def test_weights_replaced_while_they_are_in_use_have_no_fingerprint(tmp_path: Path) -> None:
+    """What is mapped are the old weights, so their KV must not be saved as that of the new ones."""
+    file = write(tmp_path)
+    source = SafetensorsFolder(tmp_path)
+    first = source.fingerprint()
+    file.chmod(0o600)
+    os.link(file, tmp_path / "backup")
+    assert source.fingerprint() == first, "the content is the same"
+    other = write(tmp_path, "other", value=2.0)
+    os.replace(other, file)
+    with pytest.raises(ModelError, match=r"model\.safetensors was replaced while it was in use; open the model again"):
+        source.fingerprint()
+    file.unlink()
+    with pytest.raises(ModelError, match=r"model\.safetensors cannot be read \(No such file"):
+        source.fingerprint()
+
+
 def test_fingerprint_survives_a_damaged_cache(tmp_path: Path, own_home: Path) -> None:
     write(tmp_path)
     first = SafetensorsFolder(tmp_path).fingerprint()
     cache = Path(os.environ["PITLANE_HOME"]) / "cache" / "weight_hashes.json"
-    for text in ("{", "[]", "3"):
+    for text in ("{", "[]", "3", "[" * 100_000, json.dumps(dict.fromkeys(json.loads(cache.read_text()), 5))):
         cache.write_text(text)
         assert SafetensorsFolder(tmp_path).fingerprint() == first
 

@@ -152,6 +152,33 @@ def test_broken_weights_are_named(tiny: MakeModel, written: Write) -> None:
         read_model(folder)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000], ids=lambda content: content[:4]
+)
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [("config.json", read_model), ("tokenizer_config.json", read_tokenizer)],
+    ids=["config", "tokenizer"],
+)
+def test_a_damaged_file_is_named(
+    name: str, read: Callable[[Path], Any], content: bytes, tiny: MakeModel, written: Write
+) -> None:
+    folder = written(tiny())
+    (folder / name).write_bytes(content)
+    with pytest.raises(TrainingError, match="cannot read ") as error:
+        read(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_config_that_the_weights_do_not_fit_is_named(tiny: MakeModel, written: Write) -> None:
+    folder = written(tiny())
+    raw = json.loads((folder / "config.json").read_text())
+    for changes in ({"vocab_size": 299}, {"hidden_size": "many"}, {"num_attention_heads": 0}):
+        (folder / "config.json").write_text(json.dumps(raw | changes))
+        with pytest.raises(TrainingError, match="cannot read the model in"):
+            read_model(folder)
+
+
 @pytest.mark.parametrize("read", [read_model, read_tokenizer])
 def test_a_folder_without_a_model(read: Callable[[Path], Any], tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="give the folder of a model"):
