@@ -6,6 +6,7 @@ Importing this imports no torch; `EngineOptions.build` does. Knows no terminal a
 from __future__ import annotations
 
 import datetime
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,15 @@ from pitlane.storage.errors import DocumentError, NotFound
 
 if TYPE_CHECKING:
     from pitlane.engine.engine import Engine
-    from pitlane.engine.plan import Settings
+    from pitlane.engine.plan import ParsedSettings, Replacement, Settings
     from pitlane.engine.registry import PluginRegistry
     from pitlane.engine.stream import Stream
     from pitlane.engine.tokenizer import Prompt, Tokenizer
     from pitlane.engine.types import Result
     from pitlane.storage.db import Store
     from pitlane.storage.types import Document, StoredDocument
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +54,18 @@ class EngineOptions:
 
         registry = PluginRegistry.load(self.plugins_dir)
         if self.plugins is not None or self.plugin_options:  # refused here, before a model is touched
-            Planner(registry).resolve(self.settings(registry, default_settings(registry)))
-        return Engine(
+            Planner(registry).resolve(self.settings(registry, default_settings(registry)).settings)
+
+        replaced: set[Replacement] = set()
+
+        def chosen(default: Settings) -> Settings:  # the engine asks more than once
+            settings, found = self.settings(registry, default)
+            replaced.update(found)
+            return settings
+
+        engine = Engine(
             self.model,
-            plugins=lambda default: self.settings(registry, default),
+            plugins=chosen,
             dtype=self.dtype,
             device=self.device,
             threads=self.threads,
@@ -62,8 +73,11 @@ class EngineOptions:
             kv_memory=self.kv_memory,
             registry=registry,
         )
+        for replacement in sorted(replaced):
+            log.warning("%s", replacement)
+        return engine
 
-    def settings(self, registry: PluginRegistry, default: Settings) -> Settings:
+    def settings(self, registry: PluginRegistry, default: Settings) -> ParsedSettings:
         """The plugin settings that were asked for, given what is on by default."""
         from pitlane.engine.plan import parse_settings
 

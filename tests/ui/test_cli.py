@@ -192,6 +192,13 @@ def test_conflicting_plugins_are_refused_with_a_reason() -> None:
     assert_one_line(result, "drafter is held by", "parrot", "prompt_lookup")
 
 
+def test_a_plugin_that_takes_the_place_of_another_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pitlane.engine.loader.DEFAULT", ("prompt_lookup",))
+    result = invoke("run", *TINY, "--max-tokens", "1", "--json", "--plugins", "+jacobi", "x")
+    assert result.stderr == "pitlane: jacobi replaces prompt_lookup; a plan has one drafter\n"
+    assert list(json.loads(result.stdout)["stats"]["plugins"]) == ["jacobi"]
+
+
 def test_a_model_that_does_not_fit_is_refused_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pitlane.engine.memory.available", lambda device: 10**9)
     assert_one_line(invoke("run", "--model", "random:llama-1b", "--dtype", "bfloat16", "x"), "2.1 GiB", "953.7 MiB")

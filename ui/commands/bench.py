@@ -155,8 +155,11 @@ def _plans(engine: Engine, sets: Sequence[str]) -> dict[str, Plan]:
     plans = {} if sets else {"default": engine.default_plan}
     for name in names:
         try:
-            plans[name] = engine.plan(parse_settings(name, (), default, registry))
+            settings, replaced = parse_settings(name, (), default, registry)
+            plans[name] = engine.plan(settings)
             engine.lane_of(plans[name])
+            for replacement in replaced:
+                note(str(replacement))
         except PitlaneError as error:
             if sets:
                 raise

@@ -169,8 +169,11 @@ class Repl:
         from pitlane.engine.plan import parse_settings
 
         if text:
-            settings = parse_settings("" if text == "none" else text, (), self.plan.settings, self.engine.registry)
+            text = "" if text == "none" else text
+            settings, replaced = parse_settings(text, (), self.plan.settings, self.engine.registry)
             self.plan = self.engine.plan(settings)
+            for replacement in replaced:
+                note(str(replacement))
         note(self._plugins())
 
     def do_set(self, text: str) -> None:
@@ -180,7 +183,7 @@ class Repl:
         if "." in name:
             from pitlane.engine.plan import parse_settings
 
-            settings = parse_settings(None, [f"{name}={value}"], self.plan.settings, self.engine.registry)
+            settings, _ = parse_settings(None, [f"{name}={value}"], self.plan.settings, self.engine.registry)
             self.plan = self.engine.plan(settings)
         elif name == "system":
             self.chat.system = value or None
