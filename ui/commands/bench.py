@@ -1,4 +1,4 @@
-"""`pitlane bench`: tables for people, then one JSON document as the last line of standard output."""
+"""`pitlane bench`: a table for people, or with `--json` one JSON document."""
 
 from __future__ import annotations
 
@@ -176,11 +176,12 @@ def _head(engine: Engine) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any], rows: list[list[str]], headers: Sequence[str], as_json: bool) -> None:
-    if not as_json:
-        machine = report["machine"]
-        title = f"{report['model']}, {report['dtype']}, {machine['threads']} threads, {machine['cpu']}"
-        print_table(headers, rows, title)
-    print_json(report)
+    if as_json:
+        print_json(report)
+        return
+    machine = report["machine"]
+    title = f"{report['model']}, {report['dtype']}, {machine['threads']} threads, {machine['cpu']}"
+    print_table(headers, rows, title)
 
 
 def _speed_rows(report: dict[str, Any], names: list[str]) -> list[list[str]]:
