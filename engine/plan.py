@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pitlane.engine.errors import BadOption, PitlaneError, PlanConflict, PluginFailed
 from pitlane.engine.hookspecs import LANE_HOOKS, LOADING_HOOKS, VARIANT_HOOKS
-from pitlane.engine.plugin import Plugin
+from pitlane.engine.plugin import Plugin, PluginOptions
 from pitlane.engine.registry import PluginRegistry, arguments_of, hooks_of
 
 if TYPE_CHECKING:
@@ -136,29 +136,29 @@ class Planner:
         self._plans: dict[tuple[str, ...], Plan] = {}
 
     def resolve(self, settings: Settings) -> Plan:
-        """Raises UnknownPlugin, BadOption or PlanConflict."""
+        """Raises UnknownPlugin, BadOption, PlanConflict or PluginFailed."""
+        self.check(settings)
         asked = [self._plugin(name, dict(options)) for name, options in settings.items()]
         plugins = sorted(asked, key=lambda plugin: (plugin.stage, plugin.name))
         key = tuple(plugin.key for plugin in plugins)
         if key not in self._plans:
-            _check(asked)
             self._plans[key] = Plan(tuple(plugins), _flatten(plugins))
         return self._plans[key]
+
+    def check(self, settings: Settings) -> None:
+        """Refuse what `resolve` refuses, before a plugin is made: making one may open files and start threads."""
+        for name, options in settings.items():
+            self._parse(name, dict(options))
+        _check([self.registry.get(name) for name in settings])
 
     def live_hooks(self, name: str) -> tuple[Hook, ...]:
         """A hook of every plugin that some plan has used."""
         return _flatten(list(self._plugins.values())).get(name, ())
 
     def _plugin(self, name: str, options: dict[str, Any]) -> Plugin:
-        plugin_class = self.registry.get(name)
-        if self.registry.entries[name].serves_host:
-            raise BadOption(f"{name} serves the host and is always on; it is no part of a plan")
-        parsed = plugin_class.parse_options(options)
-        reason = plugin_class.unavailable(self.context) if self.context else None
-        if reason:
-            raise BadOption(f"{name} is unavailable: {reason}; take it out of the plan")
+        plugin_class, parsed = self.registry.get(name), self._parse(name, options)
         key = f"{name}{parsed.model_dump_json()}"
-        if key not in self._plugins:  # asked first: making one may open files and start threads
+        if key not in self._plugins:
             try:
                 self._plugins[key] = plugin_class(parsed)
             except PitlaneError:
@@ -167,8 +167,18 @@ class Planner:
                 raise PluginFailed(f"{name} cannot start: {type(error).__name__}: {error}") from error
         return self._plugins[key]
 
+    def _parse(self, name: str, options: dict[str, Any]) -> PluginOptions:
+        plugin_class = self.registry.get(name)
+        if self.registry.entries[name].serves_host:
+            raise BadOption(f"{name} serves the host and is always on; it is no part of a plan")
+        parsed = plugin_class.parse_options(options)
+        reason = plugin_class.unavailable(self.context) if self.context else None
+        if reason:
+            raise BadOption(f"{name} is unavailable: {reason}; take it out of the plan")
+        return parsed
 
-def _check(plugins: Sequence[Plugin]) -> None:
+
+def _check(plugins: Sequence[type[Plugin]]) -> None:
     """Refuse what cannot be together; plugins come in the order in which they were asked for."""
     _check_roles(plugins)
     names = {plugin.name for plugin in plugins}
@@ -181,7 +191,7 @@ def _check(plugins: Sequence[Plugin]) -> None:
                 raise PlanConflict(f"{plugin.name} requires {other}; enable it too")
 
 
-def _check_roles(plugins: Sequence[Plugin | type[Plugin]]) -> None:
+def _check_roles(plugins: Sequence[type[Plugin]]) -> None:
     """Refuse two plugins of one role."""
     holders: dict[str, str] = {}
     for plugin in plugins:

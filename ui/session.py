@@ -54,8 +54,7 @@ class EngineOptions:
 
         registry = PluginRegistry.load(self.plugins_dir)
         if self.plugins is not None or self.plugin_options:  # refused here, before a model is touched
-            Planner(registry).resolve(self.settings(registry, default_settings(registry)).settings)
-
+            Planner(registry).check(self.settings(registry, default_settings(registry)).settings)
         replaced: set[Replacement] = set()
 
         def chosen(default: Settings) -> Settings:  # the engine asks more than once

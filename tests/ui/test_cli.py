@@ -151,6 +151,34 @@ def test_a_drafter_changes_no_token(args: Sequence[str]) -> None:
     assert plain["token_ids"] == drafted["token_ids"]
 
 
+def unusable_home(home: Path, how: str) -> None:
+    if how == "home is a file":
+        home.write_text("")
+    else:
+        (home / "pitlane.db").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("how", ["home is a file", "database is a folder"])
+def test_run_answers_without_a_home_and_warns_once(own_home: Path, how: str) -> None:
+    unusable_home(own_home, how)
+    result = invoke("run", *TINY, "--json", "--max-tokens", "2", "hello")
+    assert result.exit_code == 0 and json.loads(result.stdout)["token_ids"]
+    (warning,) = result.stderr.splitlines()
+    assert warning.startswith("pitlane: the lap times of this answer are not kept: ") and str(own_home) in warning
+
+
+@pytest.mark.parametrize("how", ["home is a file", "database is a folder"])
+@pytest.mark.parametrize(
+    "args", [("run", "--doc", "README.md", "x"), ("chat",), ("docs", "add", "README.md"), ("ui",)], ids=" ".join
+)
+def test_what_needs_a_home_says_so_before_a_model_is_loaded(
+    own_home: Path, how: str, args: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unusable_home(own_home, how)
+    monkeypatch.setattr("pitlane.engine.engine.Engine.__init__", None)
+    assert_one_line(invoke(*args), str(own_home), "PITLANE_HOME")
+
+
 # ---- errors
 
 
