@@ -13,12 +13,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
 
 from pitlane.storage.errors import PitlaneError
-from pitlane.ui.commands.config import apply_config
+from pitlane.ui.commands.config import bind, explain, given, places
 
 COMMANDS = {
     "run": "Answer one prompt, over documents if given.",
@@ -33,6 +34,7 @@ COMMANDS = {
     "bench": "Measure speed here, beside transformers if wanted.",
     "doctor": "Check this installation and this machine.",
 }
+VALUES = f"{__name__}.values"  # in a context: gives the values from the environment and from config.toml
 ENTRY_POINTS = "pitlane.commands"
 INTERRUPTED = 130
 
@@ -46,9 +48,23 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command = _load(cmd_name)
         if command is not None:
-            _read_environment(command)
-            apply_config(cmd_name, command)
+            bind(cmd_name, command, _all_commands)
+            ctx.meta[VALUES] = lambda: given(cmd_name, command)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click's, but an error says where the value stands that it is about, if not on the command line."""
+        try:
+            return super().invoke(ctx)
+        except click.BadParameter as error:
+            message = explain(error, ctx.meta[VALUES]()) if VALUES in ctx.meta else None
+            if message is None:
+                raise
+            raise click.UsageError(message, error.ctx) from error
+        except PitlaneError as error:
+            for place in places(str(error), ctx.meta[VALUES]() if VALUES in ctx.meta else ()):
+                error.add_note(place)
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = list(COMMANDS.items())
@@ -79,7 +95,7 @@ class LazyGroup(click.Group):
                 sys.exit(2)
             _fail(error.format_message() + _help_hint(error))
         except PitlaneError as error:
-            _fail(str(error))
+            _fail("; ".join([str(error), *getattr(error, "__notes__", ())]))
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -121,11 +137,15 @@ def _load(name: str) -> click.Command | None:
     return found
 
 
-def _read_environment(command: click.Command) -> None:
-    """Let every option of a command be given as PITLANE_<OPTION>, whatever the command."""
-    command.context_settings.setdefault("auto_envvar_prefix", "PITLANE")
-    for child in command.commands.values() if isinstance(command, click.Group) else ():
-        _read_environment(child)
+def _all_commands() -> dict[str, click.Command]:
+    """All commands that load, by name."""
+    found: dict[str, click.Command] = {}
+    for name in [*COMMANDS, *(point.name for point in _foreign())]:
+        with suppress(click.ClickException):
+            command = _load(name)
+            if command is not None:
+                found[name] = command
+    return found
 
 
 def _foreign() -> list[importlib.metadata.EntryPoint]:
