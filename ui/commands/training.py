@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,8 +102,8 @@ def _job(values: dict[str, Any]) -> Job:
 
 def run_job(train: Callable[[Report], Progress], job: Job, as_json: bool) -> None:
     """Train under a line of progress, then say how it ended."""
-    with _progress_line() as report:
-        last = train(report)
+    with _progress_line() as report, _ending_between_steps(report) as stoppable:
+        last = train(stoppable)
     result = asdict(last) | {"model": str(job.output.folder)}
     if as_json:
         print_json(result)
@@ -118,6 +119,32 @@ def layer_list(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise click.BadParameter(f"{text!r} is not a list of layer numbers; write 0,3,7") from None
+
+
+@contextmanager
+def _ending_between_steps(report: Report) -> Iterator[Report]:
+    """Ctrl-C ends the run after the step that is computed, with its state saved; before the first step, or twice: at once."""
+    is_stepping = is_asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal is_asked
+        if is_asked or not is_stepping:
+            raise KeyboardInterrupt
+        is_asked = True
+
+    def stoppable(progress: Progress) -> None:
+        nonlocal is_stepping
+        is_stepping = True
+        report(progress)
+        if is_asked:
+            note(f"stopped after step {progress.step} of {progress.steps}, which is saved; go on with --resume")
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stoppable
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
