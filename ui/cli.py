@@ -18,8 +18,10 @@ from typing import Any, NoReturn
 
 import click
 
-from pitlane.storage.errors import PitlaneError
-from pitlane.ui.commands.config import bind, explain, given, places
+from pitlane.storage.errors import PitlaneError, reason_of
+from pitlane.ui.commands.config import bind, explain, given, places, suggestion
+from pitlane.ui.render import say
+from pitlane.ui.streams import close_output, open_streams
 
 COMMANDS = {
     "run": "Answer one prompt, over documents if given.",
@@ -37,6 +39,7 @@ COMMANDS = {
 VALUES = f"{__name__}.values"  # in a context: gives the values from the environment and from config.toml
 ENTRY_POINTS = "pitlane.commands"
 INTERRUPTED = 130
+LONGEST = 900  # characters of an error
 
 
 class LazyGroup(click.Group):
@@ -51,6 +54,15 @@ class LazyGroup(click.Group):
             bind(cmd_name, command, _all_commands)
             ctx.meta[VALUES] = lambda: given(cmd_name, command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, but an unknown command is compared with those that are not imported."""
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}; {suggestion(args[0], known)}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """As click's, but an error says where the value stands that it is about, if not on the command line."""
@@ -85,6 +97,7 @@ class LazyGroup(click.Group):
         if not standalone_mode or os.environ.get("PITLANE_DEBUG", "0") not in ("", "0"):
             return super().main(args, name, complete_var, standalone_mode, **extra)
         _log_in_lines()
+        open_streams()
         try:
             code = super().main(args, name, complete_var, standalone_mode=False, **extra)
         except click.Abort:
@@ -94,6 +107,9 @@ class LazyGroup(click.Group):
                 error.show()
                 sys.exit(2)
             _fail(error.format_message() + _help_hint(error))
+        except OSError as error:  # of a file that no other error names, or of standard output, which has no name
+            where = f"cannot use {error.filename}" if error.filename else "cannot write the output"
+            _fail(f"{where}: {reason_of(error)}")
         except PitlaneError as error:
             _fail("; ".join([str(error), *getattr(error, "__notes__", ())]))
         sys.exit(code if isinstance(code, int) else 0)
@@ -103,7 +119,7 @@ class _OneLine(logging.Handler):
     """Warnings of the engine and of plugins, without tracebacks."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo("pitlane: " + " ".join(record.getMessage().split()), err=True)
+        say("pitlane: " + " ".join(record.getMessage().split()), err=True)
 
 
 def _log_in_lines() -> None:
@@ -113,7 +129,11 @@ def _log_in_lines() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    click.echo("pitlane: " + " ".join(message.split()), err=True)
+    line = " ".join(message.split())
+    if len(line) > LONGEST:  # a value of any length; the way out stands at the end
+        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    say(f"pitlane: {line}", err=True)
+    close_output()
     sys.exit(2)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pitlane.storage.errors import DocumentError, NotFound
+from pitlane.storage.types import whole_text
 
 if TYPE_CHECKING:
     from pitlane.engine.engine import Engine
@@ -132,10 +133,7 @@ def add_document(store: Store, file: str, plugins_dir: str | None = None) -> tup
     """
     from pitlane.engine.documents import load_document
 
-    if not Path(file).expanduser().exists():
-        stored = _find(store, file)
-    else:
-        stored = store.documents.add(load_document(file, plugins_dir=plugins_dir))
+    stored = store.documents.add(load_document(file, plugins_dir=plugins_dir)) if _exists(file) else _find(store, file)
     return store.documents.load(stored.id), stored
 
 
@@ -176,7 +174,17 @@ def read_answer(stream: Stream, on_text: Callable[[str], None], on_prefill: Call
     raise AssertionError("a stream ends with Finished or an error")
 
 
+def _exists(file: str) -> bool:
+    try:
+        return Path(file).expanduser().exists()
+    except PermissionError:  # reading it says so
+        return True
+    except (OSError, RuntimeError):  # a name that is too long, or the home of an unknown user
+        return False
+
+
 def _find(store: Store, name: str) -> StoredDocument:
+    name = whole_text(name)
     try:
         stored = store.documents.get(name)
     except NotFound:

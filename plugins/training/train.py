@@ -56,6 +56,10 @@ class Data:
     eval_share: float = 0.02
     eval_files: Sequence[Path] = ()
 
+    def __post_init__(self) -> None:
+        if self.length < 2:
+            raise TrainingError(f"a row must have at least 2 tokens, got {self.length}; choose a larger --length")
+
     def rows(self, tokenizer_folder: Path, seed: int) -> tuple[Rows, Rows]:
         """Return training and evaluation rows."""
         pack_one = partial(

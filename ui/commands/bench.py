@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pitlane.storage.errors import PitlaneError
-from pitlane.ui.commands.options import as_json, engine_options
+from pitlane.ui.commands.options import MOST, as_json, engine_options
 from pitlane.ui.render import note, print_json, print_table, progress
 from pitlane.ui.session import Chat, EngineOptions, add_documents
 
@@ -122,7 +122,7 @@ def plugins(
 
 
 @bench.command()
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N")
+@click.option("--limit", type=click.IntRange(1, MOST), default=20, show_default=True, metavar="N")
 @as_json
 def history(limit: int, as_json: bool) -> None:
     """Lap times of the last answers on this machine (run, chat and page), newest first."""

@@ -14,7 +14,7 @@ import click
 
 from pitlane.engine.types import MAX_SAMPLES, Result, SamplingParams
 from pitlane.storage.errors import StorageError
-from pitlane.ui.commands.options import as_json, engine_options, prompt_options, sampling_options
+from pitlane.ui.commands.options import TEXT, as_json, engine_options, prompt_options, sampling_options
 from pitlane.ui.render import note, print_json, printable, progress, stats_line
 from pitlane.ui.session import Chat, EngineOptions, add_documents, read_answer
 
@@ -33,7 +33,7 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--batch", type=EXISTING, metavar="FILE", help='Answer every line of FILE: {"prompt": "..."} each.')
 @click.option("--out", type=FILE, metavar="FILE", help="Where the answers of --batch go, a line of JSON each.")
 @as_json
-@click.argument("prompt", required=False)
+@click.argument("prompt", type=TEXT, required=False)
 @click.pass_context
 def run(
     ctx: click.Context,
