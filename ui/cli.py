@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from pitlane.storage.errors import PitlaneError, reason_of
-from pitlane.ui.commands.config import bind, explain, given, places, suggestion
+from pitlane.ui.commands.config import Given, bind, explain, given, places, suggestion
 from pitlane.ui.render import say
 from pitlane.ui.streams import close_output, open_streams
 
@@ -36,7 +36,6 @@ COMMANDS = {
     "bench": "Measure speed here, beside transformers if wanted.",
     "doctor": "Check this installation and this machine.",
 }
-VALUES = f"{__name__}.values"  # in a context: gives the values from the environment and from config.toml
 ENTRY_POINTS = "pitlane.commands"
 INTERRUPTED = 130
 LONGEST = 900  # characters of an error
@@ -52,7 +51,6 @@ class LazyGroup(click.Group):
         command = _load(cmd_name)
         if command is not None:
             bind(cmd_name, command, _all_commands)
-            ctx.meta[VALUES] = lambda: given(cmd_name, command)
         return command
 
     def resolve_command(
@@ -69,12 +67,12 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except click.BadParameter as error:
-            message = explain(error, ctx.meta[VALUES]()) if VALUES in ctx.meta else None
+            message = explain(error, _values(ctx))
             if message is None:
                 raise
             raise click.UsageError(message, error.ctx) from error
         except PitlaneError as error:
-            for place in places(str(error), ctx.meta[VALUES]() if VALUES in ctx.meta else ()):
+            for place in places(str(error), _values(ctx)):
                 error.add_note(place)
             raise
 
@@ -155,6 +153,16 @@ def _load(name: str) -> click.Command | None:
             raise click.ClickException(f"command {name} of {_package(point)} did not load: {error}") from error
     assert isinstance(found, click.Command), f"{name} is not a click command"
     return found
+
+
+def _values(ctx: click.Context) -> list[Given]:
+    """What the environment and config.toml say for the command of a call; nothing if they cannot be read."""
+    name = ctx.invoked_subcommand
+    command = _load(name) if name else None
+    try:
+        return given(name, command) if name and command else []
+    except PitlaneError:  # it is the error that is raised
+        return []
 
 
 def _all_commands() -> dict[str, click.Command]:

@@ -305,7 +305,9 @@ def test_an_empty_plugin_set_in_the_environment_is_the_bare_core() -> None:
 def test_a_config_file_that_cannot_be_is_named(own_home: Path, text: str, words: list[str]) -> None:
     own_home.mkdir()
     (own_home / "config.toml").write_text(text)
-    assert_one_line(invoke("run", *TINY, "x"), str(own_home / "config.toml"), *words)
+    result = invoke("run", *TINY, "x")
+    assert_one_line(result, str(own_home / "config.toml"), *words)
+    assert result.stderr.count("config.toml") == 1
 
 
 def test_a_value_of_the_command_line_is_not_blamed_on_the_file(own_home: Path) -> None:

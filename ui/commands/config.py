@@ -90,7 +90,7 @@ def places(message: str, values: Iterable[Given]) -> list[str]:
     found: dict[str, str] = {}
     for given in values:
         is_named = given.param in words or len(given.value) >= SHORTEST
-        if is_named and given.value in message:
+        if is_named and given.value in message and given.place not in message:
             found.setdefault(given.param, f"it is set in {given.where}")
     return list(found.values())
 
