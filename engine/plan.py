@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pitlane.engine.errors import BadOption, PitlaneError, PlanConflict, PluginFailed
 from pitlane.engine.hookspecs import LANE_HOOKS, LOADING_HOOKS, VARIANT_HOOKS
-from pitlane.engine.plugin import Plugin
+from pitlane.engine.plugin import Plugin, PluginOptions
 from pitlane.engine.registry import PluginRegistry, arguments_of, hooks_of
 
 if TYPE_CHECKING:
@@ -136,29 +136,29 @@ class Planner:
         self._plans: dict[tuple[str, ...], Plan] = {}
 
     def resolve(self, settings: Settings) -> Plan:
-        """Raises UnknownPlugin, BadOption or PlanConflict."""
+        """Raises UnknownPlugin, BadOption, PlanConflict or PluginFailed."""
+        self.check(settings)
         asked = [self._plugin(name, dict(options)) for name, options in settings.items()]
         plugins = sorted(asked, key=lambda plugin: (plugin.stage, plugin.name))
         key = tuple(plugin.key for plugin in plugins)
         if key not in self._plans:
-            _check(asked)
             self._plans[key] = Plan(tuple(plugins), _flatten(plugins))
         return self._plans[key]
+
+    def check(self, settings: Settings) -> None:
+        """Refuse what `resolve` refuses, before a plugin is made: making one may open files and start threads."""
+        for name, options in settings.items():
+            self._parse(name, dict(options))
+        _check([self.registry.get(name) for name in settings])
 
     def live_hooks(self, name: str) -> tuple[Hook, ...]:
         """A hook of every plugin that some plan has used."""
         return _flatten(list(self._plugins.values())).get(name, ())
 
     def _plugin(self, name: str, options: dict[str, Any]) -> Plugin:
-        plugin_class = self.registry.get(name)
-        if self.registry.entries[name].serves_host:
-            raise BadOption(f"{name} serves the host and is always on; it is no part of a plan")
-        parsed = plugin_class.parse_options(options)
-        reason = plugin_class.unavailable(self.context) if self.context else None
-        if reason:
-            raise BadOption(f"{name} is unavailable: {reason}; take it out of the plan")
+        plugin_class, parsed = self.registry.get(name), self._parse(name, options)
         key = f"{name}{parsed.model_dump_json()}"
-        if key not in self._plugins:  # asked first: making one may open files and start threads
+        if key not in self._plugins:
             try:
                 self._plugins[key] = plugin_class(parsed)
             except PitlaneError:
@@ -167,22 +167,37 @@ class Planner:
                 raise PluginFailed(f"{name} cannot start: {type(error).__name__}: {error}") from error
         return self._plugins[key]
 
+    def _parse(self, name: str, options: dict[str, Any]) -> PluginOptions:
+        plugin_class = self.registry.get(name)
+        if self.registry.entries[name].serves_host:
+            raise BadOption(f"{name} serves the host and is always on; it is no part of a plan")
+        parsed = plugin_class.parse_options(options)
+        reason = plugin_class.unavailable(self.context) if self.context else None
+        if reason:
+            raise BadOption(f"{name} is unavailable: {reason}; take it out of the plan")
+        return parsed
 
-def _check(plugins: Sequence[Plugin]) -> None:
+
+def _check(plugins: Sequence[type[Plugin]]) -> None:
     """Refuse what cannot be together; plugins come in the order in which they were asked for."""
+    _check_roles(plugins)
     names = {plugin.name for plugin in plugins}
-    holders: dict[str, str] = {}
     for plugin in plugins:
-        if plugin.role and plugin.role in holders:
-            raise PlanConflict(f"{plugin.role} is held by {holders[plugin.role]}; take it out to enable {plugin.name}")
-        if plugin.role:
-            holders[plugin.role] = plugin.name
         for other in plugin.conflicts:
             if other in names:
                 raise PlanConflict(f"{plugin.name} cannot run with {other}; take one of them out")
         for other in plugin.requires:
             if other not in names:
                 raise PlanConflict(f"{plugin.name} requires {other}; enable it too")
+
+
+def _check_roles(plugins: Sequence[type[Plugin]]) -> None:
+    """Refuse two plugins of one role."""
+    holders: dict[str, str] = {}
+    for plugin in plugins:
+        holder = holders.setdefault(plugin.role, plugin.name) if plugin.role else plugin.name
+        if holder != plugin.name:
+            raise PlanConflict(f"{plugin.role} is held by {holder}; take it out to enable {plugin.name}")
 
 
 def _flatten(plugins: Sequence[Plugin]) -> dict[str, tuple[Hook, ...]]:
@@ -194,10 +209,31 @@ def _flatten(plugins: Sequence[Plugin]) -> dict[str, tuple[Hook, ...]]:
     return {name: tuple(found) for name, found in hooks.items()}
 
 
-def parse_settings(text: str | None, options: Sequence[str], default: Settings, registry: PluginRegistry) -> Settings:
-    """Settings from a command line: `a,b` exactly these, `+a,-b` changes the default, `''` none; options `a.key=value`.
+class Replacement(NamedTuple):
+    """`new` took the place of `old`: both have this role, and a plan has one plugin per role."""
 
-    A plugin added with `+` replaces a default holder of its role.
+    new: str
+    old: str
+    role: str
+
+    def __str__(self) -> str:
+        return f"{self.new} replaces {self.old}; a plan has one {self.role}"
+
+
+class ParsedSettings(NamedTuple):
+    """What a text of `--plugins` means, and what to tell its author."""
+
+    settings: Settings
+    replaced: tuple[Replacement, ...]
+
+
+def parse_settings(
+    text: str | None, options: Sequence[str], default: Settings, registry: PluginRegistry
+) -> ParsedSettings:
+    """Settings from a command line, from `/plugins` in chat and from a switch of the page. `default` is not changed.
+
+    text: `a,b` exactly these; `+a,-b` changes the default, and `+a` replaces any holder of its role; `''` none. A text
+    that names two plugins of one role is refused (PlanConflict). options: `plugin.key=value` each.
     """
     settings = {name: dict(values) for name, values in default.items()}
     names = [name.strip() for name in (text or "").split(",") if name.strip()]
@@ -206,24 +242,28 @@ def parse_settings(text: str | None, options: Sequence[str], default: Settings, 
         raise BadOption(f"--plugins {text!r} mixes names with +name and -name; write either a list or changes")
     if text is not None and not changes:
         settings = {registry.get(name).name: {} for name in names}
-    for change in changes:
-        _change(settings, change[0], change[1:], default, registry)
+    removed = [registry.get(name[1:]).name for name in changes if name[0] == "-"]
+    added = [registry.get(name[1:]) for name in changes if name[0] == "+"]
+    for plugin in added:
+        if plugin.name in removed:
+            raise BadOption(f"--plugins {text!r} both adds and removes {plugin.name}; keep one of the two")
+    _check_roles(added or [registry.get(name) for name in names if not changes])
+    for name in removed:
+        settings.pop(name, None)
+    replaced = [replacement for plugin in added for replacement in _add(settings, plugin, registry)]
     for option in options:
         _set_option(settings, option)
-    return settings
+    return ParsedSettings(settings, tuple(replaced))
 
 
-def _change(
-    settings: dict[str, dict[str, Any]], sign: str, name: str, default: Settings, registry: PluginRegistry
-) -> None:
-    role = registry.get(name).role
-    if sign == "-":
-        settings.pop(name, None)
-        return
-    for other in [other for other in settings if other in default and other != name]:
-        if role and registry.get(other).role == role:
-            del settings[other]
-    settings.setdefault(name, {})
+def _add(settings: dict[str, dict[str, Any]], plugin: type[Plugin], registry: PluginRegistry) -> list[Replacement]:
+    """Put a plugin in, in the place of the holder of its role."""
+    role = plugin.role
+    others = [name for name in settings if role and name != plugin.name and registry.get(name).role == role]
+    for name in others:
+        del settings[name]
+    settings.setdefault(plugin.name, {})
+    return [Replacement(plugin.name, name, role) for name in others if role]
 
 
 def _set_option(settings: dict[str, dict[str, Any]], option: str) -> None:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pitlane.storage.errors import PrefixMismatch, StorageError
+from pitlane.storage.errors import PrefixMismatch, StorageError, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,10 @@ def write(folder: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str,
 
     needed, free = tensor_bytes(tensors) + _SPARE_BYTES, shutil.disk_usage(folder).free
     if needed > free:
-        raise StorageError(_no_room(folder, f"{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free"))
+        raise StorageError(
+            f"cannot save a prefix in {folder}: {needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free; "
+            "free some disk space or remove saved prefixes"
+        )
     path = folder / f"{os.getpid()}-{secrets.token_hex(6)}{TEMPORARY}"
     try:
         save_file(_unshared(tensors), path, metadata=metadata)
@@ -50,7 +53,8 @@ def write(folder: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str,
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError | SafetensorError):
-            raise StorageError(_no_room(folder, str(error))) from error
+            reason = reason_of(error) if isinstance(error, OSError) else str(error)
+            raise StorageError(f"cannot save a prefix in {folder}: {reason}") from error
         raise
     return path
 
@@ -61,7 +65,7 @@ def publish(written: Path, final: Path) -> None:
         os.replace(written, final)
         sync_folder(final.parent)
     except OSError as error:
-        raise StorageError(f"cannot write {final} ({error.strerror}); check the folder's permissions") from error
+        raise StorageError(f"cannot write {final}: {reason_of(error)}") from error
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -135,7 +139,3 @@ def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         result[name] = plain.clone() if pointer in seen else plain
         seen.add(pointer)
     return result
-
-
-def _no_room(folder: Path, reason: str) -> str:
-    return f"cannot save a prefix in {folder}: {reason}; free some disk space or remove saved prefixes"

@@ -8,6 +8,7 @@ lock. A store does not survive `fork`; open a new one in the child.
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import threading
 import time
@@ -22,19 +23,25 @@ from sqlite_utils import Database
 from pitlane.storage import migrations
 from pitlane.storage.conversations import Conversations
 from pitlane.storage.documents import Documents
-from pitlane.storage.errors import StorageError
+from pitlane.storage.errors import StorageError, reason_of
 from pitlane.storage.home import home
-from pitlane.storage.prefixes import DEFAULT_QUOTA_BYTES, Prefixes
+from pitlane.storage.prefixes import Prefixes
 from pitlane.storage.runs import Runs
+from pitlane.storage.types import storable
 
 BUSY_SECONDS = 10.0
+_LEAST_BYTES = 1 << 20
+_SPACE = "files of saved KV beside it, in `prefixes`, may be deleted"
 
 
 class Store:
     """Everything Pitlane keeps. Safe to use from several threads and processes."""
 
-    def __init__(self, path: Path | None = None, *, quota_bytes: int = DEFAULT_QUOTA_BYTES) -> None:
-        """Open or make the database at `path` (default: pitlane.db in the data folder); prefixes lie beside it."""
+    def __init__(self, path: Path | None = None, *, quota_bytes: int | None = None) -> None:
+        """Open or make the database at `path` (default: pitlane.db in the data folder); prefixes lie beside it.
+
+        quota_bytes: prefixes are trimmed to it now and before each save. None: nothing is trimmed now.
+        """
         self.path = (path if path is not None else home() / "pitlane.db").absolute()
         self._lock = threading.RLock()
         with self._named_errors():
@@ -53,7 +60,9 @@ class Store:
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Run a query and return its rows as dictionaries."""
         with self._lock, self._named_errors():
-            cursor = self._db.execute(sql, parameters)
+            cursor = self._db.execute(
+                sql, [storable(value) if isinstance(value, str) else value for value in parameters]
+            )
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
@@ -111,7 +120,7 @@ def _open(path: Path) -> Any:
         if connection is not None:
             connection.close()
         if isinstance(error, OSError):
-            raise StorageError(f"cannot open {path} ({error.strerror}); set PITLANE_HOME to another folder") from None
+            raise StorageError(f"cannot open {path} ({reason_of(error)}); set PITLANE_HOME to another folder") from None
         raise
 
 
@@ -147,11 +156,28 @@ def _migrate(db: Any, path: Path) -> None:
 
 
 def _explain(path: Path, error: sqlite3.DatabaseError) -> str:
+    """What happened, and the way out. Only damage that SQLite has found itself is called damage."""
     reason = str(error)
+    elsewhere = "or set PITLANE_HOME to another folder"
     if "locked" in reason or "busy" in reason:
         return f"{path} is in use by another process (waited {BUSY_SECONDS:.0f} s); try again, or close the other one"
-    if "full" in reason:
-        return f"{path} cannot grow: the disk is full; free some space, for example by removing saved prefixes"
-    if "readonly" in reason or "unable to open" in reason:
-        return f"{path} cannot be written ({reason}); check its permissions, or set PITLANE_HOME to another folder"
-    return f"{path} is damaged or not a Pitlane database ({reason}); move it away to start with an empty one"
+    if "full" in reason or ("I/O" in reason and _is_full(path.parent)):
+        return f"{path} cannot be written ({reason}): the disk is full; free some space ({_SPACE}), {elsewhere}"
+    if "I/O" in reason:
+        return (
+            f"{path} cannot be read or written ({reason}): the disk or your share of it may be full, or it fails; "
+            f"free some space ({_SPACE}), {elsewhere}"
+        )
+    if "readonly" in reason or "unable to open" in reason or "denied" in reason:
+        return f"{path} cannot be opened for writing ({reason}); check its permissions and its disk, {elsewhere}"
+    if "malformed" in reason or "not a database" in reason or "no such table" in reason or "no such column" in reason:
+        return f"{path} is damaged or not a Pitlane database ({reason}); move it away to start with an empty one"
+    return f"{path} cannot be used ({reason}); try again, {elsewhere}"
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether a folder's disk has no room for the smallest files of SQLite."""
+    try:
+        return shutil.disk_usage(folder).free < _LEAST_BYTES
+    except OSError:
+        return False

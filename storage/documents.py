@@ -39,7 +39,7 @@ class Documents:
 
     def get(self, name: str) -> StoredDocument:
         """Find by id, by title, or by the beginning of either (ids from 4 digits); refuse what fits several."""
-        stored = self.list()
+        stored, name = self.list(), storable(name)
         wanted = name.casefold()
         for fits in (
             [row for row in stored if row.id == wanted],

@@ -9,6 +9,11 @@ PitlaneError                 engine/errors.py grows further branches
 
 from __future__ import annotations
 
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EPERM)
+
 
 class PitlaneError(Exception):
     """Root of everything a user can cause: what, the value, what to do."""
@@ -28,3 +33,13 @@ class PrefixMismatch(StorageError):
 
 class DocumentError(PitlaneError):
     """A file given as a document cannot be read as one."""
+
+
+def reason_of(error: OSError) -> str:
+    """Why the system refused a file, and what to do about it."""
+    reason = error.strerror or str(error)
+    if error.errno in FULL:
+        return f"{reason}: the disk is full, or your share of it; free some space"
+    if error.errno == errno.EROFS:
+        return f"{reason}; choose another disk, or make this one writable"
+    return f"{reason}; check its permissions" if error.errno in FORBIDDEN else reason

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import platformdirs
 
-from pitlane.storage.errors import StorageError
+from pitlane.storage.errors import StorageError, reason_of
 
 
 def home() -> Path:
@@ -17,6 +17,6 @@ def home() -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        reason = "it is a file" if folder.is_file() else (error.strerror or str(error))
+        reason = "it is a file" if folder.is_file() else reason_of(error)
         raise StorageError(f"the data folder {folder} cannot be made ({reason}); set PITLANE_HOME to another") from None
     return folder.absolute()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pitlane.storage import blobs
-from pitlane.storage.errors import NotFound, PrefixMismatch, StorageError
+from pitlane.storage.errors import NotFound, PrefixMismatch, StorageError, reason_of
 from pitlane.storage.types import SavedPrefix, storable
 
 if TYPE_CHECKING:
@@ -36,18 +36,25 @@ _COLUMNS = ", ".join(field.name for field in fields(SavedPrefix))
 class Prefixes:
     """Save, find, load, pin and prune."""
 
-    def __init__(self, store: Store, folder: Path, *, quota_bytes: int = DEFAULT_QUOTA_BYTES) -> None:
-        """Use (and clean) `folder`, which belongs to this store alone; keep at most `quota_bytes` in it."""
+    def __init__(self, store: Store, folder: Path, *, quota_bytes: int | None = None) -> None:
+        """Use (and clean) `folder`, which belongs to this store alone; keep at most `quota_bytes` in it.
+
+        None: a store that is opened to read must not trim what another quota allows; saves keep to the default.
+        """
         self._store = store
         self.folder = folder
-        self.quota_bytes = quota_bytes
+        self.quota_bytes = DEFAULT_QUOTA_BYTES if quota_bytes is None else quota_bytes
         self._touched: dict[int, float] = {}
         self._flushed = time.monotonic()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._clean()
         except OSError as error:
-            raise StorageError(f"cannot make {folder} ({error.strerror}); set PITLANE_HOME to another folder") from None
-        self._clean()
+            raise StorageError(
+                f"cannot use {folder} ({reason_of(error)}); set PITLANE_HOME to another folder"
+            ) from None
+        if quota_bytes is not None:
+            self.prune(quota_bytes)
 
     def save(
         self,
@@ -68,6 +75,7 @@ class Prefixes:
         temporary = blobs.write(self.folder, tensors, _metadata(fingerprint, block_hash, len(token_ids)))
         try:
             num_bytes, checksum = temporary.stat().st_size, blobs.checksum(temporary)
+            self._make_room(num_bytes)  # a file is larger than its tensors
             with self._store.transaction() as db:
                 known = self._intact(fingerprint, block_hash)  # another process may have been faster
                 if known:

@@ -23,6 +23,7 @@ _NAMED = rf"\s*/?\s*(?:{_MARK_NAMES})(?:\s[^<>\n]{{0,200}})?\s*>"
 _BARRED = r"[|｜][^<>\n]{0,100}[|｜]>"
 _MARK = re.compile(rf"<(?={_NAMED}|{_BARRED})", re.IGNORECASE)
 _OPEN_FRAME = re.compile(r"<(?=\s*/?\s*document\b)", re.IGNORECASE)
+_LONE = re.compile("[\\ud800-\\udc7f\\udd00-\\udfff]")  # those that stand for no byte
 _BRACKET = re.compile(r"\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w+)\]|p\. \d+\])")
 
 
@@ -34,9 +35,17 @@ def neutralise(text: str) -> str:
     return _BRACKET.sub("［", _OPEN_FRAME.sub("‹", _MARK.sub("‹", text)))
 
 
+def whole_text(text: str) -> str:
+    """Text without lone surrogates, which are what a C locale makes of the bytes of letters: they become these letters.
+
+    Bytes that are no UTF-8 become U+FFFD, other lone surrogates question marks.
+    """
+    return _LONE.sub("?", text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def storable(text: str) -> str:
-    """Text that can be written as UTF-8: lone surrogates become question marks, NUL is dropped."""
-    return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+    """Text that can be written as UTF-8, without NUL."""
+    return whole_text(text.replace("\0", ""))
 
 
 def utf16_without_mark(data: bytes) -> str | None:

@@ -37,16 +37,16 @@ EVENTS = "open rename remove attach discard retry edit try"  # what page.js make
 def launch(options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True) -> None:
     """Load the model, serve the page until Ctrl-C. Raises PitlaneError for whatever a user can cause."""
     port = free_port(host, port)
-    engine = options.build()
-    try:
-        with Store() as store, tempfile.TemporaryDirectory(prefix="pitlane-uploads-") as uploads:
-            os.environ["GRADIO_TEMP_DIR"] = uploads  # a file lies here until it is read into the store
-            page = build_page(engine, store)
-            note(engine.loader.describe_memory())
-            print(f"Pitlane is at http://{host}:{port} (Ctrl-C ends it)", flush=True)
-            serve(page, host=host, port=port, open_browser=open_browser)
-    finally:
-        engine.close()
+    with (
+        Store() as store,  # first: a home that cannot be used is said before a model is loaded
+        options.build() as engine,
+        tempfile.TemporaryDirectory(prefix="pitlane-uploads-") as uploads,
+    ):
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # a file lies here until it is read into the store
+        page = build_page(engine, store)
+        note(engine.loader.describe_memory())
+        print(f"Pitlane is at http://{host}:{port} (Ctrl-C ends it)", flush=True)
+        serve(page, host=host, port=port, open_browser=open_browser)
 
 
 def serve(page: Any, *, host: str, port: int, open_browser: bool = False, block: bool = True) -> Any:

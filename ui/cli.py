@@ -13,12 +13,15 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
 
-from pitlane.storage.errors import PitlaneError
-from pitlane.ui.commands.config import apply_config
+from pitlane.storage.errors import PitlaneError, reason_of
+from pitlane.ui.commands.config import Given, bind, explain, given, places, suggestion
+from pitlane.ui.render import say
+from pitlane.ui.streams import close_output, open_streams
 
 COMMANDS = {
     "run": "Answer one prompt, over documents if given.",
@@ -35,6 +38,7 @@ COMMANDS = {
 }
 ENTRY_POINTS = "pitlane.commands"
 INTERRUPTED = 130
+LONGEST = 900  # characters of an error
 
 
 class LazyGroup(click.Group):
@@ -46,9 +50,31 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command = _load(cmd_name)
         if command is not None:
-            _read_environment(command)
-            apply_config(cmd_name, command)
+            bind(cmd_name, command, _all_commands)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, but an unknown command is compared with those that are not imported."""
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}; {suggestion(args[0], known)}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click's, but an error says where the value stands that it is about, if not on the command line."""
+        try:
+            return super().invoke(ctx)
+        except click.BadParameter as error:
+            message = explain(error, _values(ctx))
+            if message is None:
+                raise
+            raise click.UsageError(message, error.ctx) from error
+        except PitlaneError as error:
+            for place in places(str(error), _values(ctx)):
+                error.add_note(place)
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = list(COMMANDS.items())
@@ -69,6 +95,7 @@ class LazyGroup(click.Group):
         if not standalone_mode or os.environ.get("PITLANE_DEBUG", "0") not in ("", "0"):
             return super().main(args, name, complete_var, standalone_mode, **extra)
         _log_in_lines()
+        open_streams()
         try:
             code = super().main(args, name, complete_var, standalone_mode=False, **extra)
         except click.Abort:
@@ -78,8 +105,11 @@ class LazyGroup(click.Group):
                 error.show()
                 sys.exit(2)
             _fail(error.format_message() + _help_hint(error))
+        except OSError as error:  # of a file that no other error names, or of standard output, which has no name
+            where = f"cannot use {error.filename}" if error.filename else "cannot write the output"
+            _fail(f"{where}: {reason_of(error)}")
         except PitlaneError as error:
-            _fail(str(error))
+            _fail("; ".join([str(error), *getattr(error, "__notes__", ())]))
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -87,7 +117,7 @@ class _OneLine(logging.Handler):
     """Warnings of the engine and of plugins, without tracebacks."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo("pitlane: " + " ".join(record.getMessage().split()), err=True)
+        say("pitlane: " + " ".join(record.getMessage().split()), err=True)
 
 
 def _log_in_lines() -> None:
@@ -97,7 +127,11 @@ def _log_in_lines() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    click.echo("pitlane: " + " ".join(message.split()), err=True)
+    line = " ".join(message.split())
+    if len(line) > LONGEST:  # a value of any length; the way out stands at the end
+        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    say(f"pitlane: {line}", err=True)
+    close_output()
     sys.exit(2)
 
 
@@ -121,11 +155,25 @@ def _load(name: str) -> click.Command | None:
     return found
 
 
-def _read_environment(command: click.Command) -> None:
-    """Let every option of a command be given as PITLANE_<OPTION>, whatever the command."""
-    command.context_settings.setdefault("auto_envvar_prefix", "PITLANE")
-    for child in command.commands.values() if isinstance(command, click.Group) else ():
-        _read_environment(child)
+def _values(ctx: click.Context) -> list[Given]:
+    """What the environment and config.toml say for the command of a call; nothing if they cannot be read."""
+    name = ctx.invoked_subcommand
+    command = _load(name) if name else None
+    try:
+        return given(name, command) if name and command else []
+    except PitlaneError:  # it is the error that is raised
+        return []
+
+
+def _all_commands() -> dict[str, click.Command]:
+    """All commands that load, by name."""
+    found: dict[str, click.Command] = {}
+    for name in [*COMMANDS, *(point.name for point in _foreign())]:
+        with suppress(click.ClickException):
+            command = _load(name)
+            if command is not None:
+                found[name] = command
+    return found
 
 
 def _foreign() -> list[importlib.metadata.EntryPoint]:

@@ -6,6 +6,7 @@ Results go to standard output, everything about them to standard error, so that 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # control characters, line ends, bidi overrides
+NARROWEST = 8  # characters of a column
 Advance = Callable[[int, int], None]
 
 
@@ -62,8 +65,19 @@ def stats_line(stats: Mapping[str, Any], drafter: str | None = None) -> str:
 
 
 def note(text: str) -> None:
-    """A dim line on standard error."""
-    click.echo(click.style(text, dim=True), err=True)
+    """A dim line on standard error; plain where NO_COLOR is set."""
+    text = one_line(text)
+    click.echo(text if os.environ.get("NO_COLOR") else click.style(text, dim=True), err=True)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """A line that may hold names from elsewhere: titles, files, models."""
+    click.echo(one_line(text), err=err)
+
+
+def one_line(text: str) -> str:
+    """Text on one line, without characters that a terminal would obey: a name may hold escape sequences."""
+    return _UNSEEN.sub("\ufffd", text)
 
 
 def printable(text: str) -> str:
@@ -83,14 +97,16 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], title: st
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    heading = Text(one_line(title)) if title else None
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=heading, title_justify="left", title_style="bold")
     for index, header in enumerate(headers):
         cells = [str(row[index]) for row in rows if row[index] not in (None, "", "-")]
         numeric = bool(cells) and all(re.match(r"[+-]?\d", cell) for cell in cells)
         table.add_column(header, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*[Text("-" if cell is None else str(cell)) for cell in row])
+        table.add_row(*[Text("-" if cell is None else one_line(str(cell))) for cell in row])
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.width = max(console.width, NARROWEST * len(headers))  # rich leaves columns out where it finds no room
     console.print(table)
 
 
@@ -119,10 +135,11 @@ def progress(label: str) -> Iterator[Advance]:
 
 def _bar(label: str, total: int) -> Progress:
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task(label, total=total)
+    bar.add_task(escape(one_line(label)), total=total)
     bar.start()
     return bar

@@ -6,22 +6,26 @@ Importing this imports no torch; `EngineOptions.build` does. Knows no terminal a
 from __future__ import annotations
 
 import datetime
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pitlane.storage.errors import DocumentError, NotFound
+from pitlane.storage.types import whole_text
 
 if TYPE_CHECKING:
     from pitlane.engine.engine import Engine
-    from pitlane.engine.plan import Settings
+    from pitlane.engine.plan import ParsedSettings, Replacement, Settings
     from pitlane.engine.registry import PluginRegistry
     from pitlane.engine.stream import Stream
     from pitlane.engine.tokenizer import Prompt, Tokenizer
     from pitlane.engine.types import Result
     from pitlane.storage.db import Store
     from pitlane.storage.types import Document, StoredDocument
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +55,17 @@ class EngineOptions:
 
         registry = PluginRegistry.load(self.plugins_dir)
         if self.plugins is not None or self.plugin_options:  # refused here, before a model is touched
-            Planner(registry).resolve(self.settings(registry, default_settings(registry)))
-        return Engine(
+            Planner(registry).check(self.settings(registry, default_settings(registry)).settings)
+        replaced: set[Replacement] = set()
+
+        def chosen(default: Settings) -> Settings:  # the engine asks more than once
+            settings, found = self.settings(registry, default)
+            replaced.update(found)
+            return settings
+
+        engine = Engine(
             self.model,
-            plugins=lambda default: self.settings(registry, default),
+            plugins=chosen,
             dtype=self.dtype,
             device=self.device,
             threads=self.threads,
@@ -62,8 +73,11 @@ class EngineOptions:
             kv_memory=self.kv_memory,
             registry=registry,
         )
+        for replacement in sorted(replaced):
+            log.warning("%s", replacement)
+        return engine
 
-    def settings(self, registry: PluginRegistry, default: Settings) -> Settings:
+    def settings(self, registry: PluginRegistry, default: Settings) -> ParsedSettings:
         """The plugin settings that were asked for, given what is on by default."""
         from pitlane.engine.plan import parse_settings
 
@@ -119,10 +133,7 @@ def add_document(store: Store, file: str, plugins_dir: str | None = None) -> tup
     """
     from pitlane.engine.documents import load_document
 
-    if not Path(file).expanduser().exists():
-        stored = _find(store, file)
-    else:
-        stored = store.documents.add(load_document(file, plugins_dir=plugins_dir))
+    stored = store.documents.add(load_document(file, plugins_dir=plugins_dir)) if _exists(file) else _find(store, file)
     return store.documents.load(stored.id), stored
 
 
@@ -163,7 +174,17 @@ def read_answer(stream: Stream, on_text: Callable[[str], None], on_prefill: Call
     raise AssertionError("a stream ends with Finished or an error")
 
 
+def _exists(file: str) -> bool:
+    try:
+        return Path(file).expanduser().exists()
+    except PermissionError:  # reading it says so
+        return True
+    except (OSError, RuntimeError):  # a name that is too long, or the home of an unknown user
+        return False
+
+
 def _find(store: Store, name: str) -> StoredDocument:
+    name = whole_text(name)
     try:
         stored = store.documents.get(name)
     except NotFound:

@@ -126,7 +126,7 @@ class PrefixCache(Plugin):
         """A saved prefix that is longer than what memory has: first its rows are looked up, then it is read."""
         disk = self._disk
         ends = [s.end for s in seq.segments if self.options.min_tokens <= s.end < seq.num_tokens]
-        if disk is None or disk.failed or not ends:
+        if disk is None or not ends or disk.is_missed():
             return None
         fingerprint, saved = chain.pool.fingerprint, chain.saved
         if saved is None:

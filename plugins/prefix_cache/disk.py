@@ -35,11 +35,19 @@ class Disk:
         self._opening: Future[Store] = self._reader.submit(_open_store, quota_bytes)
         self._lock = threading.Lock()
         self._num_waiting = 0  # bytes
+        self._was_failure_said = False
 
     @property
     def failed(self) -> bool:
         """Whether the store could not be opened; not known until it was tried."""
         return self._opening.done() and self._opening.exception() is not None
+
+    def is_missed(self) -> bool:
+        """Whether a document needs the store and it could not be opened. Warns once: a request without documents needs no store."""
+        if self.failed and not self._was_failure_said:
+            self._was_failure_said = True
+            log.warning("documents are cached in memory only: %s", self._opening.exception())
+        return self.failed
 
     def submit(self, task: Callable[[], Result]) -> Future[Result]:
         """Have the reading thread do something."""
@@ -47,7 +55,7 @@ class Disk:
 
     def find(self, fingerprint: str, keys: list[str]) -> list[SavedPrefix]:
         """What is saved under these keys, the longest first."""
-        if self.failed:
+        if self.is_missed():
             return []
         try:
             return self._opening.result().prefixes.find(self._form(fingerprint), keys)
@@ -80,7 +88,7 @@ class Disk:
         document: Segment,
     ) -> None:
         """Have the KV of tokens written, pieces of it along the token axis `[2, L, Hkv, n, D]`."""
-        if self.failed:
+        if self.is_missed():
             return
         num_bytes = sum(tensor.nbytes for piece in pieces for tensor in piece.values())
         with self._lock:
@@ -134,10 +142,6 @@ class Disk:
 
 
 def _open_store(quota_bytes: int) -> Store:
-    try:
-        from pitlane.storage.db import Store
+    from pitlane.storage.db import Store
 
-        return Store(quota_bytes=quota_bytes)
-    except Exception as error:
-        log.warning("documents are cached in memory only: %s", error)
-        raise
+    return Store(quota_bytes=quota_bytes)

@@ -145,7 +145,7 @@ class Trainer:
         self.step, self.curve = progress["step"], progress["curve"]
 
     def run(self) -> Progress:
-        """Train to the last step and return its report."""
+        """Train to the last step and return its report. KeyboardInterrupt out of `report` ends the run with its state saved."""
         settings, last = self.settings, None
         tokens = self.update_rows * self.rows.ids.shape[1]
         started, first = time.monotonic(), self.step
@@ -162,7 +162,11 @@ class Trainer:
             self.curve.append(
                 {key: value for key, value in asdict(last).items() if value is not None and key not in FIXED}
             )
-            self.report(last)
+            try:
+                self.report(last)
+            except KeyboardInterrupt:  # between two steps: weights and optimizers are of one step
+                self.save()
+                raise
             if ended or self.step % settings.save_every == 0:
                 self.save()
         if last is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +23,7 @@ from pitlane.plugins.training.losses import LabelLoss, Loss
 from pitlane.plugins.training.models import Shape, build, read_model, read_tokenizer, write_model
 from pitlane.plugins.training.tokenizer import save_tokenizer, train_tokenizer
 
+log = logging.getLogger(__name__)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 PARALLEL_BYTES = 50_000_000  # below, starting processes takes longer than it saves
 T = TypeVar("T")
@@ -54,6 +56,10 @@ class Data:
     eval_share: float = 0.02
     eval_files: Sequence[Path] = ()
 
+    def __post_init__(self) -> None:
+        if self.length < 2:
+            raise TrainingError(f"a row must have at least 2 tokens, got {self.length}; choose a larger --length")
+
     def rows(self, tokenizer_folder: Path, seed: int) -> tuple[Rows, Rows]:
         """Return training and evaluation rows."""
         pack_one = partial(
@@ -79,13 +85,22 @@ class Output:
     device: str = "cpu"
     resume: bool = False
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether a saved state is resumed; a run that ended before its first save begins again."""
+        return self.resume and (self.folder / checkpoint.FILE).is_file()
+
     def prepare(self) -> None:
         """Make the folder; neither a run that can be resumed nor a model is overwritten by accident."""
-        if not self.resume:
+        if self.resume and not self.folder.is_dir():
+            raise TrainingError(f"nothing to resume: there is no folder {self.folder}; start without --resume")
+        if not self.goes_on:
             if (self.folder / checkpoint.FILE).is_file():
                 raise TrainingError(f"{self.folder} holds a run; go on with --resume, or choose another --out")
             if (self.folder / "config.json").is_file():
                 raise TrainingError(f"{self.folder} holds a model; choose another --out")
+            if self.resume:
+                log.warning("%s holds no saved state yet: the run begins again at its first step", self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -99,7 +114,7 @@ def fit(
     rows, held_out = data.rows(tokenizer_from, settings.seed)
     export = partial(write_model, tokenizer_from=tokenizer_from, folder=output.folder, dtype=DTYPES[output.dtype])
     trainer = Trainer(model.to(output.device), rows, held_out, loss, settings, output.folder, export, report)
-    if output.resume:
+    if output.goes_on:
         trainer.resume()
     last = trainer.run()
     curve.draw(trainer.curve, output.folder)
@@ -136,7 +151,7 @@ def train(
 
 def _new_tokenizer(data: Data, vocab_size: int, output: Output, context: int) -> Path:
     """Train a tokenizer on the files into the output folder, unless a resumed run has made it already."""
-    if not (output.resume and (output.folder / "tokenizer.json").is_file()):
+    if not (output.goes_on and (output.folder / "tokenizer.json").is_file()):
         texts = texts_of(record for path in data.files for record in read_records(path))
         try:
             save_tokenizer(train_tokenizer(texts, vocab_size), output.folder, context)

@@ -298,7 +298,7 @@ DEFAULT = {"tree": {}, "packed": {"bits": 4}}
 def test_settings_from_text(
     registry: PluginRegistry, text: str | None, options: list[str], expected: dict[str, Any]
 ) -> None:
-    assert parse_settings(text, options, DEFAULT, registry) == expected
+    assert parse_settings(text, options, DEFAULT, registry).settings == expected
     assert DEFAULT == {"tree": {}, "packed": {"bits": 4}}, "the default is not changed"
 
 
@@ -306,6 +306,7 @@ def test_settings_from_text(
     "text, options, error, message",
     [
         ("chain,+tree", [], BadOption, r"'chain,\+tree' mixes names with \+name and -name"),
+        ("-chain,+chain", [], BadOption, r"'-chain,\+chain' both adds and removes chain"),
         ("nothing", [], UnknownPlugin, "unknown plugin 'nothing'; known:"),
         ("+nothing", [], UnknownPlugin, "unknown plugin 'nothing'; known:"),
         ("-nothing", [], UnknownPlugin, "unknown plugin 'nothing'; known:"),
@@ -323,6 +324,30 @@ def test_bad_settings_are_named(
         parse_settings(text, options, DEFAULT, registry)
 
 
-def test_two_added_holders_of_a_role_are_refused_when_resolved(registry: PluginRegistry, planner: Planner) -> None:
-    with pytest.raises(PlanConflict, match="drafter is held by"):
-        planner.resolve(parse_settings("+chain,+tree", [], {"packed": {}}, registry))
+@pytest.mark.parametrize("text", ["+chain,+tree", "chain,tree", "-packed,+chain,+tree"])
+def test_a_text_that_names_two_plugins_of_a_role_is_refused(registry: PluginRegistry, text: str) -> None:
+    with pytest.raises(PlanConflict, match="drafter is held by chain; take it out to enable tree"):
+        parse_settings(text, [], DEFAULT, registry)
+
+
+@pytest.mark.parametrize(
+    "text, replaced",
+    [
+        ("+chain", ["chain replaces tree; a plan has one drafter"]),
+        ("+chain,-tree", []),
+        ("+tree", []),
+        ("+costly", []),
+        ("chain", []),
+        ("", []),
+    ],
+)
+def test_an_added_plugin_says_which_plugin_it_replaces(
+    registry: PluginRegistry, text: str, replaced: list[str]
+) -> None:
+    assert [str(replacement) for replacement in parse_settings(text, [], DEFAULT, registry).replaced] == replaced
+
+
+def test_a_plugin_that_was_added_before_is_replaced_too(registry: PluginRegistry, planner: Planner) -> None:
+    settings = parse_settings("+chain", [], {}, registry).settings
+    settings, replaced = parse_settings("+tree", [], settings, registry)
+    assert planner.resolve(settings).names == ["tree"] and replaced[0].old == "chain"

@@ -76,6 +76,30 @@ def test_the_stats_say_where_a_hit_came_from(make_engine: Any) -> None:
     assert notes(disk) == {"memory_tokens": 0, "disk_tokens": 150, "documents": ["1.pdf"], "discarded": []}
 
 
+def test_a_lower_quota_trims_what_is_saved_when_the_engine_starts(make_engine: Any) -> None:
+    first = make_engine(plugins=["prefix_cache"])
+    first.generate(chat((1, 150)), PARAMS)
+    first.close()
+    make_engine(plugins={"prefix_cache": {"disk_gb": 10.0}}).close()
+    with Store() as store:
+        assert len(store.prefixes.list()) == 1
+    make_engine(plugins={"prefix_cache": {"disk_gb": 1e-6}}).close()
+    with Store() as store:
+        assert store.prefixes.list() == [] and not list(store.prefixes.folder.iterdir())
+
+
+def test_a_store_that_cannot_be_opened_is_said_once_and_only_to_documents(
+    make_engine: Any, own_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own_home.write_text("")
+    engine = make_engine(plugins=["prefix_cache"])
+    engine.generate(tokens(5, 40), PARAMS)
+    assert caplog.messages == []
+    for seed in (1, 2):
+        engine.generate(chat((seed, 150)), PARAMS)
+    assert [message.partition(":")[0] for message in caplog.messages] == ["documents are cached in memory only"]
+
+
 def test_a_shorter_saved_prefix_serves_where_the_longest_is_damaged(make_engine: Any, own_home: Path) -> None:
     first = make_engine(plugins=["prefix_cache"])
     expected = first.generate(chat((1, 150), (2, 200)), PARAMS).token_ids

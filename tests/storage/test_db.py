@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
@@ -9,12 +10,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pitlane.storage import migrations
 from pitlane.storage.db import Store
-from pitlane.storage.errors import PitlaneError, StorageError
+from pitlane.storage.errors import NotFound, PitlaneError, StorageError
 from pitlane.storage.home import home
 
 TABLES = {"documents", "document_pages", "prefixes", "conversations", "conversation_documents", "messages", "runs"}
@@ -85,6 +87,68 @@ def test_damage_found_later_is_named_too(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(StorageError, match="damaged"), Store(path) as store:
         store.conversations.get(key)
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("database or disk is full", "the disk is full; free some space"),
+        ("disk I/O error", "the disk or your share of it may be full, or it fails; free some space"),
+        ("attempt to write a readonly database", "check its permissions and its disk"),
+        ("unable to open database file", "check its permissions and its disk"),
+        ("something new", "cannot be used"),
+    ],
+)
+def test_a_disk_that_cannot_be_written_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, words: str
+) -> None:
+    def fail(connection: object) -> None:
+        raise sqlite3.OperationalError(reason)
+
+    monkeypatch.setattr("pitlane.storage.db._use_wal", fail)
+    with pytest.raises(StorageError, match=r"pitlane.db cannot .*set PITLANE_HOME to another folder$") as caught:
+        Store(tmp_path / "pitlane.db")
+    assert f"({reason})" in str(caught.value) and words in str(caught.value)
+    assert "damaged" not in str(caught.value) and "move it away" not in str(caught.value)
+
+
+def test_an_io_error_on_a_full_disk_is_called_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite says `disk I/O error` where its log cannot be made."""
+    with Store(tmp_path / "pitlane.db") as store:
+        monkeypatch.setattr("pitlane.storage.db.shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+        with pytest.raises(StorageError, match="the disk is full"), store.transaction():
+            raise sqlite3.OperationalError("disk I/O error")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "the disk is full, or your share of it; free some space"),
+        (errno.EDQUOT, "the disk is full, or your share of it; free some space"),
+        (errno.EROFS, "choose another disk"),
+        (errno.EACCES, "check its permissions"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    def fail(path: Path, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", fail)
+    for make in (home, lambda: Store(tmp_path / "pitlane.db")):
+        with pytest.raises(StorageError, match=f"{os.strerror(number)}.*{words}.*set PITLANE_HOME to another"):
+            make()
+
+
+def test_a_name_in_another_encoding_is_not_found(tmp_path: Path) -> None:
+    """Bytes of an argument that are not UTF-8 arrive as lone surrogates."""
+    with Store(tmp_path / "pitlane.db") as store:
+        with pytest.raises(NotFound):
+            store.conversations.get("\udcff")
+        with pytest.raises(NotFound):
+            store.documents.get("\udcff")
+        assert store.conversations.search("\udcff", 5) == []
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -130,6 +130,32 @@ def test_save_stays_within_the_quota(tmp_path: Path) -> None:
         assert len(store.prefixes.list()) == 2
 
 
+def test_a_quota_holds_after_a_restart_and_a_lower_one_trims_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "pitlane.db"
+    with Store(path) as store:
+        sizes = [save(store, f"h{number}", number + 1).num_bytes for number in range(4)]
+        store.prefixes.pin(store.prefixes.list()[-1].id)
+    with Store(path) as store:
+        assert len(store.prefixes.list()) == 4, "a store that is opened to read trims nothing"
+    for _ in range(2):
+        with Store(path, quota_bytes=3 * max(sizes)) as store:
+            assert [prefix.block_hash for prefix in store.prefixes.list()] == ["h3", "h2", "h0"]
+    with Store(path, quota_bytes=1) as store:
+        assert [prefix.block_hash for prefix in store.prefixes.list()] == ["h0"], "what is pinned stays"
+        assert files(store) == [store.prefixes.list()[0].file]
+
+
+def test_what_was_saved_under_a_quota_is_within_it_after_a_restart(tmp_path: Path) -> None:
+    path, quota = tmp_path / "pitlane.db", 3 * KV_BYTES + 100
+    with Store(path, quota_bytes=quota) as store:
+        for number in range(4):
+            save(store, f"h{number}")
+        kept = files(store)
+        assert kept and store.prefixes.total_bytes() <= quota
+    with Store(path, quota_bytes=quota) as store:
+        assert files(store) == kept
+
+
 def test_remove_and_unknown_ids(store: Store) -> None:
     saved = save(store)
     with pytest.raises(NotFound, match=f"no saved prefix 99; saved are: {saved.id}"):

@@ -151,6 +151,34 @@ def test_a_drafter_changes_no_token(args: Sequence[str]) -> None:
     assert plain["token_ids"] == drafted["token_ids"]
 
 
+def unusable_home(home: Path, how: str) -> None:
+    if how == "home is a file":
+        home.write_text("")
+    else:
+        (home / "pitlane.db").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("how", ["home is a file", "database is a folder"])
+def test_run_answers_without_a_home_and_warns_once(own_home: Path, how: str) -> None:
+    unusable_home(own_home, how)
+    result = invoke("run", *TINY, "--json", "--max-tokens", "2", "hello")
+    assert result.exit_code == 0 and json.loads(result.stdout)["token_ids"]
+    (warning,) = result.stderr.splitlines()
+    assert warning.startswith("pitlane: the lap times of this answer are not kept: ") and str(own_home) in warning
+
+
+@pytest.mark.parametrize("how", ["home is a file", "database is a folder"])
+@pytest.mark.parametrize(
+    "args", [("run", "--doc", "README.md", "x"), ("chat",), ("docs", "add", "README.md"), ("ui",)], ids=" ".join
+)
+def test_what_needs_a_home_says_so_before_a_model_is_loaded(
+    own_home: Path, how: str, args: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unusable_home(own_home, how)
+    monkeypatch.setattr("pitlane.engine.engine.Engine.__init__", None)
+    assert_one_line(invoke(*args), str(own_home), "PITLANE_HOME")
+
+
 # ---- errors
 
 
@@ -190,6 +218,13 @@ def test_an_error_is_one_line_and_exit_code_2(args: Sequence[str], words: list[s
 def test_conflicting_plugins_are_refused_with_a_reason() -> None:
     result = invoke("run", *TINY, "--plugins-dir", LOOSE, "--plugins", "parrot,prompt_lookup", "x")
     assert_one_line(result, "drafter is held by", "parrot", "prompt_lookup")
+
+
+def test_a_plugin_that_takes_the_place_of_another_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pitlane.engine.loader.DEFAULT", ("prompt_lookup",))
+    result = invoke("run", *TINY, "--max-tokens", "1", "--json", "--plugins", "+jacobi", "x")
+    assert result.stderr == "pitlane: jacobi replaces prompt_lookup; a plan has one drafter\n"
+    assert list(json.loads(result.stdout)["stats"]["plugins"]) == ["jacobi"]
 
 
 def test_a_model_that_does_not_fit_is_refused_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,12 +283,78 @@ def test_an_empty_plugin_set_in_the_environment_is_the_bare_core() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "word"), [("[run\n", "config.toml"), ("model = 'x'\n", "[defaults]"), ("[run]\nmodle = 'x'\n", "modle")]
-)
-def test_a_config_file_that_cannot_be_is_named(own_home: Path, text: str, word: str) -> None:
+    ("text", "words"),
+    [
+        ("[run\n", ["config.toml", "line 1"]),
+        ("model = 'x'\n", ["line 1: model stands outside a table", "[defaults]"]),
+        ("[run]\nmodle = 'x'\n", ["line 2: [run] has no option 'modle'", "did you mean model?"]),
+        ("# top\n[defaults]\n\nmax-tokes = 3\n", ["line 4: [defaults] has no option 'max-tokes'", "did you mean max-tokens?"]),
+        ("[defaults]\nzzz = 3\n", ["line 2: [defaults] has no option 'zzz'; known: ", "model", "port"]),
+        ("[defualts]\nmodel = 'x'\n", ["line 1: there is no command 'defualts'; did you mean defaults?"]),
+        ("[caht]\n", ["line 1", "did you mean chat?"]),
+        ('[run]\nsystem = """\nmax-tokens = 1\n"""\nmax-tokens = "many"\n', ["line 5, max-tokens: 'many' is not a valid integer"]),
+        ("[defaults]\nmax-tokens = 2.5\n", ["line 2, max-tokens: '2.5' is not a valid integer"]),
+        ("[defaults]\nmax-tokens = true\n", ["line 2, max-tokens: True is neither a text nor a number"]),
+        ("[defaults]\nmax-tokens = [3]\n", ["line 2, max-tokens: [3] is neither a text nor a number"]),
+        ("[defaults]\njson = 'yes'\n", ["line 2, json: 'yes' is neither true nor false"]),
+        ("[defaults]\ntop-p = 7\n", ["top_p must be in", "it is set in", "line 2, top-p"]),
+        ("run.plugins = 'turbo'\n", ["unknown plugin 'turbo'", "line 1, plugins"]),
+        ("[run]\ndoc = 'no-such.pdf'\n", ["no-such.pdf: there is no such file", "line 2, doc"]),
+    ],
+)  # fmt: skip
+def test_a_config_file_that_cannot_be_is_named(own_home: Path, text: str, words: list[str]) -> None:
     own_home.mkdir()
     (own_home / "config.toml").write_text(text)
-    assert_one_line(invoke("run", *TINY, "x"), word)
+    result = invoke("run", *TINY, "x")
+    assert_one_line(result, str(own_home / "config.toml"), *words)
+    assert result.stderr.count("config.toml") == 1
+
+
+def test_a_value_of_the_command_line_is_not_blamed_on_the_file(own_home: Path) -> None:
+    own_home.mkdir()
+    (own_home / "config.toml").write_text("[defaults]\nmax-tokens = 7\ntop-p = 7\n")
+    result = invoke("run", *TINY, "--max-tokens", "many", "x")
+    assert_one_line(result, "'--max-tokens': 'many' is not a valid integer")
+    assert_one_line(invoke("run", *TINY, "--top-p", "9", "x"), "top_p must be")
+    assert "config.toml" not in result.stderr + invoke("run", *TINY, "--top-p", "9", "x").stderr
+
+
+def test_a_text_for_a_repeatable_option_is_one_value(own_home: Path) -> None:
+    own_home.mkdir()
+    (own_home / "config.toml").write_text(
+        "[defaults]\nplugins = 'prompt_lookup'\noption = 'prompt_lookup.max_ngram=2'\n"
+    )
+    plugins = answer("--max-tokens", "1", "x")["stats"]["plugins"]  # type: ignore[index]
+    assert plugins["prompt_lookup"]["max_ngram"] == 2
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"PITLANE_MAX_TOKENS": "many"}, ["PITLANE_MAX_TOKENS: 'many' is not a valid integer"]),
+        ({"PITLANE_TOP_P": "7"}, ["top_p must be in", "it is set in PITLANE_TOP_P"]),
+        ({"PITLANE_OPTION": "prompt_lookup.max_ngram=2"}, ["prompt_lookup is not in the plan", "PITLANE_OPTION"]),
+        ({"PITLANE_MODEL": "./nowhere"}, ["./nowhere", "it is set in PITLANE_MODEL"]),
+    ],
+)
+def test_a_bad_value_in_the_environment_is_named(env: dict[str, str], words: list[str]) -> None:
+    model = () if "PITLANE_MODEL" in env else TINY
+    assert_one_line(invoke("run", *model, "x", env=env), *words)
+
+
+def test_a_misspelt_variable_is_named_and_one_of_another_command_is_not() -> None:
+    env = {"PITLANE_MODLE": "x", "PITLANE_VERY_OWN": "1", "PITLANE_PORT": "1", "PITLANE_MODEL": "random:tiny"}
+    result = invoke("memory", "--json", env=env)
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "pitlane: PITLANE_MODLE is set, but nothing reads it; did you mean PITLANE_MODEL?",
+        "pitlane: PITLANE_VERY_OWN is set, but nothing reads it",
+    ]
+
+
+def test_the_variable_that_names_plugin_packages_is_no_conversation() -> None:
+    result = CliRunner().invoke(main, ["chat", *TINY], input="/exit\n", env={"PITLANE_LOAD": "no_such_package"})
+    assert result.exit_code == 0, result.stderr
 
 
 # ---- a process: signals and pipes

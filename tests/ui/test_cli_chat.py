@@ -64,6 +64,13 @@ def test_plugins_are_toggled_for_the_next_turn() -> None:
     assert sets == [["prefix_cache"], ["prefix_cache", "prompt_lookup"], []]
 
 
+def test_a_plugin_takes_the_place_of_another_of_its_role_and_says_so() -> None:
+    result = chat("/plugins prompt_lookup", "/plugins +jacobi", "/plugins jacobi,prompt_lookup", "/plugins +jacobi")
+    assert result.stderr.count("jacobi replaces prompt_lookup; a plan has one drafter") == 1
+    assert "pitlane: drafter is held by jacobi; take it out to enable prompt_lookup" in result.stderr
+    assert result.stderr.splitlines()[-1] == "plugins: jacobi"
+
+
 def test_set_changes_sampling_and_refuses_nonsense() -> None:
     result = chat("/set max_tokens 2", "/set seed 9", "hello", "/set top_p 7", "/set colour red", "/set seed x")
     assert "top_p must be" in result.stderr and "colour" in result.stderr and "seed cannot be 'x'" in result.stderr

@@ -51,6 +51,33 @@ def test_an_added_document_is_listed_and_its_kv_is_read_back(text_file: str) -> 
     assert by_id["prompt_tokens"] == stats["prompt_tokens"]
 
 
+def test_files_that_cannot_be_read_are_named_and_the_others_are_added_with_kv(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"good{number}.txt").write_text(f"Page {number} of the harbour book. " * 20)
+    (tmp_path / "empty.txt").write_text("")
+    files = [str(tmp_path / name) for name in ("good1.txt", "empty.txt", "good2.txt")]
+    result = CliRunner().invoke(main, ["docs", "add", *TINY, *files])
+    assert result.exit_code == 1
+    assert "good1.txt: 1 pages" in result.stdout and "good2.txt: 1 pages" in result.stdout
+    assert result.stdout.count("of KV saved") == 2
+    assert "empty.txt: is empty (0 bytes)" in result.stderr
+    result = CliRunner().invoke(main, ["docs", "add", "--no-prefill", "--json", *files])
+    first, second, failed = json.loads(result.stdout)
+    assert (first["title"], second["title"]) == ("good1.txt", "good2.txt")
+    assert failed["file"] == files[1] and "is empty" in failed["error"]
+
+
+def test_kv_that_cannot_be_computed_keeps_no_other_document_from_its_own(tmp_path: Path) -> None:
+    for name, length in (("long", 4000), ("short", 20)):
+        (tmp_path / f"{name}.txt").write_text("harbour " * length)
+    files = [str(tmp_path / f"{name}.txt") for name in ("long", "short")]
+    result = CliRunner().invoke(main, ["docs", "add", *TINY, *files])
+    assert (
+        result.exit_code == 1 and "long.txt is stored as" in result.stderr and "KV cannot be computed" in result.stderr
+    )
+    assert result.stdout.count("of KV saved") == 1
+
+
 def test_a_copy_under_another_name_has_the_same_prompt(text_file: str, tmp_path: Path) -> None:
     copy = tmp_path / "copy.txt"
     copy.write_bytes(Path(text_file).read_bytes())

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from pitlane.plugins.training.loop import Trainer
 from pitlane.ui.cli import main
 
 PITLANE = [sys.executable, "-c", "from pitlane.ui.cli import main; main(prog_name='pitlane')"]
@@ -172,6 +173,30 @@ def test_errors_of_train_are_one_line(content: str | None, flags: Sequence[str],
 
 def test_an_output_that_is_no_folder(text_file: str) -> None:
     assert_one_line(("train", text_file, "--out", text_file + "/out", *SHAPE, *STEPS), "cannot make the folder")
+
+
+@pytest.mark.parametrize("first_step", [0, 1], ids=["before the first step", "between two steps"])
+def test_a_run_that_ctrl_c_ended_before_its_first_save_is_resumed(
+    text_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_step: int
+) -> None:
+    def interrupted(trainer: Trainer, rate: float) -> float:
+        if trainer.step == first_step:
+            signal.raise_signal(signal.SIGINT)
+        return step(trainer, rate)
+
+    train = ("train", text_file, *SHAPE, *STEPS)
+    whole = loaded(*train, "--out", str(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        step = Trainer._train_step
+        patch.setattr(Trainer, "_train_step", interrupted)
+        stopped = invoke(*train, "--out", str(tmp_path / "out"))
+    assert stopped.exit_code == 130 and "Traceback" not in stopped.stderr
+    assert ("stopped after step 2 of 3, which is saved; go on with --resume" in stopped.stderr) == bool(first_step)
+    assert (tmp_path / "out" / "training_state.safetensors").is_file() == bool(first_step)
+    resumed = invoke(*train, "--out", str(tmp_path / "out"), "--resume", "--json")
+    assert ("begins again at its first step" in resumed.stderr) == (not first_step)
+    assert json.loads(resumed.stdout)["eval_loss"] == pytest.approx(whole["eval_loss"], abs=1e-6)
+    assert len(json.loads((tmp_path / "out" / "loss_curve.json").read_text())) == 3
 
 
 # ---- distill

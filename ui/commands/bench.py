@@ -1,4 +1,4 @@
-"""`pitlane bench`: tables for people, then one JSON document as the last line of standard output."""
+"""`pitlane bench`: a table for people, or with `--json` one JSON document."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pitlane.storage.errors import PitlaneError
-from pitlane.ui.commands.options import as_json, engine_options
+from pitlane.ui.commands.options import MOST, as_json, engine_options
 from pitlane.ui.render import note, print_json, print_table, progress
 from pitlane.ui.session import Chat, EngineOptions, add_documents
 
@@ -122,7 +122,7 @@ def plugins(
 
 
 @bench.command()
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N")
+@click.option("--limit", type=click.IntRange(1, MOST), default=20, show_default=True, metavar="N")
 @as_json
 def history(limit: int, as_json: bool) -> None:
     """Lap times of the last answers on this machine (run, chat and page), newest first."""
@@ -155,8 +155,11 @@ def _plans(engine: Engine, sets: Sequence[str]) -> dict[str, Plan]:
     plans = {} if sets else {"default": engine.default_plan}
     for name in names:
         try:
-            plans[name] = engine.plan(parse_settings(name, (), default, registry))
+            settings, replaced = parse_settings(name, (), default, registry)
+            plans[name] = engine.plan(settings)
             engine.lane_of(plans[name])
+            for replacement in replaced:
+                note(str(replacement))
         except PitlaneError as error:
             if sets:
                 raise
@@ -173,11 +176,12 @@ def _head(engine: Engine) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any], rows: list[list[str]], headers: Sequence[str], as_json: bool) -> None:
-    if not as_json:
-        machine = report["machine"]
-        title = f"{report['model']}, {report['dtype']}, {machine['threads']} threads, {machine['cpu']}"
-        print_table(headers, rows, title)
-    print_json(report)
+    if as_json:
+        print_json(report)
+        return
+    machine = report["machine"]
+    title = f"{report['model']}, {report['dtype']}, {machine['threads']} threads, {machine['cpu']}"
+    print_table(headers, rows, title)
 
 
 def _speed_rows(report: dict[str, Any], names: list[str]) -> list[list[str]]:

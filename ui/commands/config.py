@@ -1,78 +1,206 @@
-"""Defaults from `config.toml` in PITLANE_HOME: `[defaults]` for every command, `[<command>]` for one.
+"""Values of options that stand elsewhere than on the command line: in the environment, and in `config.toml` of PITLANE_HOME.
 
-    [defaults]
+    [defaults]                      # every command that has the option
     model = "Qwen/Qwen3-0.6B"
-    [chat]
+    [chat]                          # one command
     temperature = 0.7
 
-Keys are the long options without dashes in front. What a file cannot say is refused with its path.
+Keys are the long options without dashes in front; `PITLANE_MAX_TOKENS` is `--max-tokens`. A value means what it means after
+a flag. What stands there and cannot be is named with the variable, or with the file and the line.
 """
 
 from __future__ import annotations
 
-import tomllib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
+from click.core import ParameterSource
 
 from pitlane.storage.errors import PitlaneError, StorageError
 from pitlane.storage.home import home
+from pitlane.ui.commands.config_file import SHARED, ConfigFile, key_of
+
+log = logging.getLogger(__name__)
+PREFIX = "PITLANE_"
+SETTINGS = tuple(PREFIX + name for name in ("HOME", "DEBUG", "LOAD"))  # variables that are no options
+SHORTEST = 3  # characters of a value that is recognised in a message by itself
 
 
-def apply_config(name: str, command: click.Command) -> None:
-    """Give a command, and each command below it, its defaults from the file."""
-    try:
-        path = home() / "config.toml"
-    except StorageError:  # whatever needs the folder says so; `doctor` and `--help` do not
-        return
-    config = read_config(path)
-    shared, own = _keys(config.get("defaults", {})), _keys(config.get(name, {}))
-    unknown = [key for key in own if key not in _options(command)]
-    if unknown:
-        raise PitlaneError(f"{path}: [{name}] has no option {unknown[0]!r}; see pitlane {name} --help")
-    _set_defaults(command, shared | own)
+class Given(NamedTuple):
+    """A value from the environment or from the file. place: the variable, or the file and line."""
+
+    param: str
+    key: str
+    value: str
+    place: str
+
+    @property
+    def where(self) -> str:
+        return self.place if self.place == self.key else f"{self.place}, {self.key}"
 
 
-def read_config(path: Path) -> dict[str, dict[str, Any]]:
-    """Tables of a configuration file, none if there is no such file."""
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise PitlaneError(f"{path} cannot be read ({error}); correct it or move it away") from None
-    for name, table in found.items():
-        if not isinstance(table, dict):
-            raise PitlaneError(f"{path}: {name} stands outside a table; put it under [defaults]")
+Commands = Callable[[], Mapping[str, click.Command]]  # all of them by name, loaded when it is called
+
+
+def bind(name: str, command: click.Command, commands: Commands) -> None:
+    """Give a command, and each command below it, its values from the environment and from the file."""
+    _name_variables(command)
+    _check_variables(command, commands)
+    file = _config_file()
+    _check_names(file, name, command, commands)
+    _set_defaults(file, name, command)
+
+
+def given(name: str, command: click.Command) -> list[Given]:
+    """The values that `bind` found, those of the environment first."""
+    parameters = [pair for each in _family(command) for pair in _parameters(each).items()]
+    variables = [(param.name or "", key, _variable(key) or "") for key, param in parameters]
+    found = [Given(param, name, os.environ[name], name) for param, _, name in variables if name in os.environ]
+    file = _config_file()
+    for key, param in parameters:
+        for section, written in file.keys(name).get(key, ())[-1:]:
+            value = file.tables[section][written]
+            found.append(Given(param.name or "", written, str(value), file.place(section, written)))
     return found
 
 
-def _set_defaults(command: click.Command, values: dict[str, Any]) -> None:
-    names = _parameters(command)
-    command.context_settings["default_map"] = {names[key]: value for key, value in values.items() if key in names}
-    for child in _children(command):
-        _set_defaults(child, values)
+def explain(error: click.BadParameter, values: Iterable[Given]) -> str | None:
+    """The message of a bad value with the place where it stands; None if it stands on the command line."""
+    if error.ctx is None or error.param is None or error.param.name is None:
+        return None
+    source = error.ctx.get_parameter_source(error.param.name)
+    if source not in (ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP):
+        return None
+    is_variable = source is ParameterSource.ENVIRONMENT
+    for value in values:
+        if value.param == error.param.name and value.place.startswith(PREFIX) == is_variable:
+            return f"{value.where}: {error.message}"
+    return None
+
+
+def places(message: str, values: Iterable[Given]) -> list[str]:
+    """Where the values stand that a message is about: those named in it."""
+    words = set(re.findall(r"\w+", message))
+    found: dict[str, str] = {}
+    for given in values:
+        is_named = given.param in words or len(given.value) >= SHORTEST
+        if is_named and given.value in message and given.place not in message:
+            found.setdefault(given.param, f"it is set in {given.where}")
+    return list(found.values())
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`did you mean ...?`, or what is known."""
+    known = sorted(set(known))
+    close = get_close_matches(word, known, 1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+
+
+# ---- the environment
+
+
+def _variable(key: str) -> str | None:
+    """The variable of an option; None for `chat --load`: PITLANE_LOAD names plugin packages."""
+    name = PREFIX + key.upper()
+    return None if name in SETTINGS else name
+
+
+def _name_variables(command: click.Command) -> None:
+    for each in _family(command):
+        for key, param in _parameters(each).items():
+            param.envvar = param.envvar or _variable(key)
+
+
+def _check_variables(command: click.Command, commands: Commands) -> None:
+    """Warn of variables that nothing reads."""
+    settings = {name.removeprefix(PREFIX) for name in SETTINGS}
+    given = {name.removeprefix(PREFIX) for name in os.environ if name.startswith(PREFIX)}
+    unknown = given - settings - {key.upper() for key in _options(command)}
+    known = settings | {key.upper() for other in commands().values() for key in _options(other)} if unknown else set()
+    for name in sorted(unknown - known):
+        close = get_close_matches(name, sorted(known), 1)
+        words = f"; did you mean {PREFIX}{close[0]}?" if close else ""
+        log.warning("%s%s is set, but nothing reads it%s", PREFIX, name, words)
+
+
+# ---- the file
+
+
+def _config_file() -> ConfigFile:
+    try:
+        return ConfigFile.read(home() / "config.toml")
+    except StorageError:  # a command that needs the folder says so; `doctor` and `--help` do not need it
+        return ConfigFile(Path(), "", {})
+
+
+def _check_names(file: ConfigFile, name: str, command: click.Command, commands: Commands) -> None:
+    """Refuse a section that is no command, and a key that is no option."""
+    for section in file.tables:
+        if section not in (SHARED, name) and section not in commands():
+            words = suggestion(section, [SHARED, *commands()])
+            raise PitlaneError(f"{file.place(section)}: there is no command {section!r}; {words}")
+    for key, places in file.keys(name).items():
+        for section, written in places:
+            known = _options(command)
+            if key not in known and section == SHARED:
+                known = {option for other in commands().values() for option in _options(other)}
+            if key not in known:
+                words = suggestion(key.replace("_", "-"), (option.replace("_", "-") for option in known))
+                raise PitlaneError(f"{file.place(section, written)}: [{section}] has no option {written!r}; {words}")
+
+
+def _set_defaults(file: ConfigFile, name: str, command: click.Command) -> None:
+    found = file.keys(name)
+    for each in _family(command):
+        values = each.context_settings["default_map"] = {}
+        for key, param in _parameters(each).items():
+            for section, written in found.get(key, ())[-1:]:
+                value = file.tables[section][written]
+                try:
+                    values[param.name or ""] = _as_typed(param, value)
+                except ValueError as error:
+                    raise PitlaneError(f"{file.place(section, written)}, {written}: {error}") from None
+
+
+def _as_typed(param: click.Parameter, value: Any) -> Any:
+    """The value as if it had been typed: as text, but for flags and for options that may be repeated."""
+    if getattr(param, "is_flag", False):
+        if not isinstance(value, bool):
+            raise ValueError(f"{value!r} is neither true nor false")
+        return value
+    if getattr(param, "multiple", False):
+        return [_text(part) for part in (value if isinstance(value, list) else [value])]
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{value!r} is neither a text nor a number")
+    return str(value)
+
+
+# ---- options of a command
 
 
 def _options(command: click.Command) -> set[str]:
     """Options of a command and of those below it."""
-    return set(_parameters(command)).union(*(_options(child) for child in _children(command)))
+    return {key for each in _family(command) for key in _parameters(each)}
 
 
-def _parameters(command: click.Command) -> dict[str, str]:
-    """Parameter names by option."""
+def _parameters(command: click.Command) -> dict[str, click.Parameter]:
+    """Parameters by long option, in the form of a variable: `max_tokens`."""
     params = [param for param in command.params if isinstance(param, click.Option) or param.envvar]
-    return {_key(text): param.name or "" for param in params for text in param.opts}
+    return {key_of(text): param for param in params for text in param.opts if len(key_of(text)) > 1}
 
 
-def _children(command: click.Command) -> list[click.Command]:
-    return list(command.commands.values()) if isinstance(command, click.Group) else []
-
-
-def _keys(table: dict[str, Any]) -> dict[str, Any]:
-    return {_key(key): value for key, value in table.items()}
-
-
-def _key(option: str) -> str:
-    return option.lstrip("-").replace("-", "_")
+def _family(command: click.Command) -> Iterator[click.Command]:
+    """A command and those below it."""
+    yield command
+    for child in command.commands.values() if isinstance(command, click.Group) else ():
+        yield from _family(child)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pitlane.ui.commands.training import PATH, SHARE, Job, layer_list, run_job, training_options
+from pitlane.ui.commands.training import PATH, POSITIVE, SHARE, Job, layer_list, run_job, training_options
 
 LAYERS = "layers:"
 
@@ -16,9 +16,7 @@ LAYERS = "layers:"
 @click.argument("student")
 @training_options
 @click.option("--method", type=click.Choice(["kd", "sequence", "on-policy"]), default="kd", show_default=True)
-@click.option(
-    "--temperature", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True, metavar="T", help="Of kd."
-)
+@click.option("--temperature", type=POSITIVE, default=2.0, show_default=True, metavar="T", help="Of kd.")
 @click.option(
     "--hard", type=SHARE, default=0.1, show_default=True, metavar="W", help="Weight of the data's own labels."
 )

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pitlane.storage.errors import PitlaneError
-from pitlane.ui.commands.options import BYTES, as_json, engine_options
-from pitlane.ui.render import note, print_json, print_table, progress, size
-from pitlane.ui.session import Chat, EngineOptions, add_documents, read_answer
+from pitlane.storage.types import whole_text
+from pitlane.ui.commands.options import BYTES, MOST, as_json, engine_options
+from pitlane.ui.render import note, print_json, print_table, progress, say, size
+from pitlane.ui.session import Chat, EngineOptions, add_document, read_answer
 
 if TYPE_CHECKING:
     from pitlane.engine.tokenizer import Prompt
@@ -31,23 +33,62 @@ def docs() -> None:
 @click.option("--prefill/--no-prefill", default=True, show_default=True, help="Compute and save the KV now.")
 @as_json
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-def add(options: EngineOptions, prefill: bool, as_json: bool, files: tuple[str, ...]) -> None:
-    """Store documents, and compute their KV so that the first question starts fast."""
-    found = add_documents(files, options.plugins_dir)
-    rows = [asdict(stored) for _, stored in found]
+@click.pass_context
+def add(ctx: click.Context, options: EngineOptions, prefill: bool, as_json: bool, files: tuple[str, ...]) -> None:
+    """Store documents, and compute their KV so that the first question starts fast.
+
+    A file that cannot be read is named, and the others are added. The exit code is 1 then, and 2 if all files failed.
+    """
+    added, failed = _store(files, options.plugins_dir)
+    if not added:
+        ctx.exit(2)
     if prefill:
         with options.build() as engine:
-            for row, (document, stored) in zip(rows, found, strict=True):
-                row["prefill"] = _prefill(engine, document, stored)
+            for row, document, stored in added:
+                try:
+                    row["prefill"] = _prefill(engine, document, stored)
+                except PitlaneError as error:
+                    row |= _failure(stored.title, error)
+    rows = [row for row, _, _ in added]
     sizes = _saved_bytes()
     for row in rows:
         row["kv_bytes"] = sizes.get(row["content_hash"], 0)
+    _report(rows, failed, prefill, as_json)
+    num_failed = len(failed) + sum("error" in row for row in rows)
+    if num_failed:
+        ctx.exit(1 if num_failed < len(files) else 2)
+
+
+def _store(
+    files: Sequence[str], plugins_dir: str | None
+) -> tuple[list[tuple[dict[str, Any], Document, StoredDocument]], list[dict[str, str]]]:
+    """Store every file that can be read: a row of the report each, and what was said of the others."""
+    from pitlane.storage.db import Store
+
+    added, failed = [], []
+    with Store() as store:
+        for file in files:
+            try:
+                document, stored = add_document(store, file, plugins_dir)
+            except PitlaneError as error:
+                failed.append(_failure(file, error))
+            else:
+                added.append((asdict(stored), document, stored))
+    return added, failed
+
+
+def _failure(file: str, error: PitlaneError) -> dict[str, str]:
+    say(f"pitlane: {error}", err=True)
+    return {"file": whole_text(file), "error": str(error)}
+
+
+def _report(rows: list[dict[str, Any]], failed: list[dict[str, str]], prefill: bool, as_json: bool) -> None:
     if as_json:
-        print_json(rows)
+        print_json([*rows, *failed])
         return
     for row in rows:
         kv = f", {size(row['kv_bytes'])} of KV saved" if row["kv_bytes"] else ""
-        click.echo(f"{row['id']}  {row['title']}: {row['num_pages']} pages, {row['num_chars']} characters{kv}")
+        say(f"{row['id']}  {row['title']}: {row['num_pages']} pages, {row['num_chars']} characters{kv}")
     if prefill and not all(row["kv_bytes"] for row in rows):
         note("KV is saved by the plugin prefix_cache, for documents from its min_tokens on")
 
@@ -106,7 +147,7 @@ def rm(name: str) -> None:
     with Store() as store:
         stored = store.documents.get(name)
         store.documents.remove(stored.id)
-    click.echo(f"removed {stored.id} ({stored.title})")
+    say(f"removed {stored.id} ({stored.title})")
 
 
 @docs.group()
@@ -158,21 +199,21 @@ def prune(keep: int | None, as_json: bool) -> None:
         print_json({"removed": [prefix.id for prefix in removed], "freed_bytes": freed, "left_bytes": left})
         return
     for prefix in removed:
-        click.echo(f"{prefix.id}  {prefix.title}: {prefix.num_tokens} tokens, {size(prefix.num_bytes)}")
-    click.echo(f"removed {len(removed)}, freed {size(freed)}, {size(left)} left")
+        say(f"{prefix.id}  {prefix.title}: {prefix.num_tokens} tokens, {size(prefix.num_bytes)}")
+    say(f"removed {len(removed)}, freed {size(freed)}, {size(left)} left")
     if left > (keep or 0):
         note("what is left is pinned; let it go with: pitlane docs cache unpin ID")
 
 
 @cache.command()
-@click.argument("prefix_ids", type=int, nargs=-1, required=True, metavar="ID...")
+@click.argument("prefix_ids", type=click.IntRange(1, MOST), nargs=-1, required=True, metavar="ID...")
 def pin(prefix_ids: tuple[int, ...]) -> None:
     """Keep saved KV from being pruned (by the numbers that `ls` shows)."""
     _pin(prefix_ids, True)
 
 
 @cache.command()
-@click.argument("prefix_ids", type=int, nargs=-1, required=True, metavar="ID...")
+@click.argument("prefix_ids", type=click.IntRange(1, MOST), nargs=-1, required=True, metavar="ID...")
 def unpin(prefix_ids: tuple[int, ...]) -> None:
     """Let pinned KV be pruned again."""
     _pin(prefix_ids, False)
@@ -188,7 +229,7 @@ def _pin(prefix_ids: tuple[int, ...], pinned: bool) -> None:
                 store.prefixes.pin(prefix_id, pinned)
         titles = {prefix.id: prefix.title for prefix in store.prefixes.list()}
     for prefix_id in prefix_ids:
-        click.echo(f"{'pinned' if pinned else 'unpinned'} {prefix_id} ({titles[prefix_id]})")
+        say(f"{'pinned' if pinned else 'unpinned'} {prefix_id} ({titles[prefix_id]})")
 
 
 def _marks(row: dict[str, Any]) -> str:

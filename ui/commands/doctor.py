@@ -14,12 +14,13 @@ from importlib.metadata import version
 
 import click
 
-from pitlane.storage.errors import PitlaneError
+from pitlane.storage.errors import PitlaneError, reason_of
 from pitlane.ui.bench.machine import machine, read_bandwidth, versions
 from pitlane.ui.commands.options import as_json
 from pitlane.ui.render import print_json, print_table, size
 
 PACKAGES = ("torch", "transformers", "gradio", "safetensors", "pluggy", "pydantic", "sqlite-utils", "pypdfium2")
+PROBE_BYTES = 1 << 16  # a full disk still takes an empty file
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +116,11 @@ def _home() -> str:
     folder = home()
     probe = folder / f".doctor-{os.getpid()}"
     try:
-        probe.write_bytes(b"")
-        probe.unlink()
+        probe.write_bytes(bytes(PROBE_BYTES))
     except OSError as error:
-        raise PitlaneError(
-            f"{folder} cannot be written ({error.strerror}); set PITLANE_HOME to another folder"
-        ) from None
+        raise PitlaneError(f"{folder} cannot be written ({reason_of(error)}); set PITLANE_HOME to another") from None
+    finally:
+        probe.unlink(missing_ok=True)
     return str(folder)
 
 

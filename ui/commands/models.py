@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pitlane.ui.commands.options import as_json
-from pitlane.ui.render import note, print_json, print_table, size
+from pitlane.ui.render import note, print_json, print_table, say, size
 
 
 @click.group()
@@ -47,7 +47,7 @@ def pull(name: str) -> None:
 
     path = hub.pull(name)
     ModelConfig.from_folder(path)  # says now, not at the first question, if it cannot be run
-    click.echo(str(path))
+    say(str(path))
 
 
 @models.command()
@@ -59,4 +59,4 @@ def rm(yes: bool, name: str) -> None:
 
     if not yes and sys.stdin.isatty():
         click.confirm(f"Delete {name} from the Hugging Face cache?", abort=True)
-    click.echo(f"removed {name}, freed {size(hub.remove(name))}")
+    say(f"removed {name}, freed {size(hub.remove(name))}")

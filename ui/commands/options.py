@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pitlane.storage.types import whole_text
 from pitlane.ui.session import EngineOptions
 
 if TYPE_CHECKING:
     from pitlane.engine.types import SamplingParams
 
     IntType = click.ParamType[int]
+    TextType = click.ParamType[str]
 else:
-    IntType = click.ParamType  # generic from click 8.5 on
+    IntType = TextType = click.ParamType  # generic from click 8.5 on
 
+MOST = 1 << 62  # of a count; the database and torch take 64 bits
+THREADS = click.IntRange(1, 1024)
 DTYPES = ["float64", "float32", "bfloat16", "float16"]
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _SIZES |= {f"{unit}i": 1024 ** (power + 1) for power, unit in enumerate("kmgt")}
@@ -36,7 +40,7 @@ class TokenCount(IntType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         found = _NUMBER.fullmatch(str(value).strip())
         unit = {"": 1, "k": 1024, "m": 1024**2}.get(found[2].lower()) if found else None
-        if found is None or unit is None or float(found[1]) * unit < 1:
+        if found is None or unit is None or not 1 <= float(found[1]) * unit <= MOST:
             self.fail(f"{value!r} is not a number of tokens; write 4096 or 32k", param, ctx)
         return int(float(found[1]) * unit)
 
@@ -49,9 +53,18 @@ class ByteCount(IntType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         found = _NUMBER.fullmatch(str(value).strip())
         size = _SIZES.get(found[2].lower().removesuffix("b")) if found else None
-        if found is None or size is None or float(found[1]) * size < 1:
+        if found is None or size is None or not 1 <= float(found[1]) * size <= MOST:
             self.fail(f"{value!r} is not a number of bytes; write 500MB, 2GB or 2GiB", param, ctx)
         return int(float(found[1]) * size)
+
+
+class Text(TextType):
+    """A text for the model. Its letters are read as UTF-8, whatever the locale."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return whole_text(str(value))
 
 
 class PluginSet(click.Option):
@@ -66,7 +79,7 @@ class PluginSet(click.Option):
         return self.resolve_envvar_value(ctx)
 
 
-TOKENS, BYTES = TokenCount(), ByteCount()
+TOKENS, BYTES, TEXT = TokenCount(), ByteCount(), Text()
 _ENGINE_OPTIONS = [
     click.option("--model", "-m", default="bundled", show_default=True, metavar="M",
                  help="bundled, a local folder, a Hugging Face id, or random:<preset>."),
@@ -76,7 +89,7 @@ _ENGINE_OPTIONS = [
                  help="Set an option of a plugin. Repeatable."),
     click.option("--dtype", type=click.Choice(DTYPES), help="Of weights and KV.  [default: by the machine]"),
     click.option("--device", metavar="D", help="cpu, cuda or cuda:N.  [default: cuda where there is one]"),
-    click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads."),
+    click.option("--threads", type=THREADS, metavar="N", help="CPU threads."),
     click.option("--context", type=TOKENS, metavar="N", help="Most tokens of prompt and answer, as 4096 or 32k."),
     click.option("--kv-memory", type=BYTES, metavar="BYTES", help="Memory for KV, as 500MB or 2GB."),
     click.option("--plugins-dir", type=click.Path(exists=True, file_okay=False), metavar="DIR",
@@ -89,12 +102,12 @@ _SAMPLING_OPTIONS = [
     click.option("--top-p", type=float, default=1.0, metavar="P", help="Sample within this share of probability."),
     click.option("--min-p", type=float, default=0.0, metavar="P", help="Least probability, relative to the likeliest."),
     click.option("--seed", type=int, metavar="S", help="Same seed, same answer.  [default: random, reported]"),
-    click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends the answer. Repeatable."),
+    click.option("--stop", multiple=True, type=TEXT, metavar="TEXT", help="Text that ends the answer. Repeatable."),
 ]
 _PROMPT_OPTIONS = [
     click.option("--doc", "-d", multiple=True, metavar="FILE",
                  help="A PDF, text or markdown file to answer over, or a stored document's id. Repeatable."),
-    click.option("--system", metavar="TEXT", help="System prompt."),
+    click.option("--system", type=TEXT, metavar="TEXT", help="System prompt."),
     click.option("--think/--no-think", "think", default=None, help="Let models that can reason first do so, or not."),
 ]  # fmt: skip
 as_json = click.option("--json", "as_json", is_flag=True, envvar="PITLANE_JSON", help="Print one JSON document.")

@@ -15,8 +15,9 @@ from click.exceptions import Exit
 
 from pitlane.engine.errors import BadOption, PitlaneError
 from pitlane.engine.types import SamplingParams
+from pitlane.storage.types import whole_text
 from pitlane.ui.commands.transcript import Entry, Transcript
-from pitlane.ui.render import note, printable, progress, stats_line
+from pitlane.ui.render import note, printable, progress, say, stats_line
 from pitlane.ui.session import Chat, EngineOptions, add_document, read_answer
 
 if TYPE_CHECKING:
@@ -71,12 +72,13 @@ class Repl:
             except Exit as leaving:
                 return leaving.exit_code
             except PitlaneError as error:
-                click.echo(f"pitlane: {error}", err=True)
+                say(f"pitlane: {error}", err=True)
             except KeyboardInterrupt:
                 if self._interrupted:
                     return INTERRUPTED
                 self._interrupted = True
-                note("\nCtrl-C again or /exit leaves")
+                click.echo(err=True)
+                note("Ctrl-C again or /exit leaves")
 
     def _read(self) -> str:
         """One line, or the lines between triple quotes."""
@@ -160,7 +162,7 @@ class Repl:
             self.chat.documents.clear()
             self.chat.date = None
         for document in self.chat.documents:
-            click.echo(f"{document.content_hash[:12]}  {document.title}", err=True)
+            say(f"{document.content_hash[:12]}  {document.title}", err=True)
         if not self.chat.documents:
             note("no documents")
 
@@ -169,8 +171,11 @@ class Repl:
         from pitlane.engine.plan import parse_settings
 
         if text:
-            settings = parse_settings("" if text == "none" else text, (), self.plan.settings, self.engine.registry)
+            text = "" if text == "none" else text
+            settings, replaced = parse_settings(text, (), self.plan.settings, self.engine.registry)
             self.plan = self.engine.plan(settings)
+            for replacement in replaced:
+                note(str(replacement))
         note(self._plugins())
 
     def do_set(self, text: str) -> None:
@@ -180,7 +185,7 @@ class Repl:
         if "." in name:
             from pitlane.engine.plan import parse_settings
 
-            settings = parse_settings(None, [f"{name}={value}"], self.plan.settings, self.engine.registry)
+            settings, _ = parse_settings(None, [f"{name}={value}"], self.plan.settings, self.engine.registry)
             self.plan = self.engine.plan(settings)
         elif name == "system":
             self.chat.system = value or None
@@ -196,7 +201,7 @@ class Repl:
     def do_stats(self, _: str) -> None:
         """/stats: all numbers of the last answer"""
         for name, value in (self.transcript.last_stats() or {}).items():
-            click.echo(f"{name:<20} {value}", err=True)
+            say(f"{name:<20} {value}", err=True)
 
     def do_retry(self, _: str) -> None:
         """/retry: answer the last message again"""
@@ -229,7 +234,7 @@ class Repl:
             self.load(name)
             return
         for row in self.store.conversations.list(20):
-            click.echo(f"{row.id}  {row.num_messages:>3} messages  {row.title}", err=True)
+            say(f"{row.id}  {row.num_messages:>3} messages  {row.title}", err=True)
 
     def load(self, conversation_id: str) -> None:
         """Replace the conversation by a saved one, documents included."""
@@ -243,7 +248,7 @@ class Repl:
         """/search TEXT: find saved conversations by their words"""
         hits = self.store.conversations.search(text, 20)
         for hit in hits:
-            click.echo(f"{hit.conversation_id}  {hit.title}: {' '.join(hit.snippet.split())}", err=True)
+            say(f"{hit.conversation_id}  {hit.title}: {' '.join(hit.snippet.split())}", err=True)
         if not hits:
             note("nothing found")
 
@@ -259,11 +264,11 @@ def commands() -> list[str]:
 
 def _input(prompt: str) -> str:
     if sys.stdin.isatty():
-        return input(prompt)
+        return whole_text(input(prompt))
     line = sys.stdin.readline()
     if not line:
         raise EOFError
-    return line.rstrip("\n")
+    return whole_text(line.rstrip("\n"))
 
 
 def _parse(name: str, value: str) -> Any:

@@ -5,6 +5,7 @@ Text streams to standard output, a line of stats follows on standard error.
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ from pathlib import Path
 import click
 
 from pitlane.engine.types import MAX_SAMPLES, Result, SamplingParams
-from pitlane.ui.commands.options import as_json, engine_options, prompt_options, sampling_options
+from pitlane.storage.errors import StorageError
+from pitlane.ui.commands.options import TEXT, as_json, engine_options, prompt_options, sampling_options
 from pitlane.ui.render import note, print_json, printable, progress, stats_line
 from pitlane.ui.session import Chat, EngineOptions, add_documents, read_answer
 
+log = logging.getLogger(__name__)
 INTERRUPTED = 130
 FILE = click.Path(dir_okay=False, path_type=Path)
 EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -30,7 +33,7 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--batch", type=EXISTING, metavar="FILE", help='Answer every line of FILE: {"prompt": "..."} each.')
 @click.option("--out", type=FILE, metavar="FILE", help="Where the answers of --batch go, a line of JSON each.")
 @as_json
-@click.argument("prompt", required=False)
+@click.argument("prompt", type=TEXT, required=False)
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -74,8 +77,8 @@ def run(
 
             result = read_answer(stream, on_text, advance)
         drafter = next((plugin.name for plugin in engine.default_plan.plugins if plugin.role == "drafter"), None)
-    _remember(result)
     _report(result, as_json, drafter)
+    _remember(result)
     if result.finish_reason == "aborted":
         ctx.exit(INTERRUPTED)
 
@@ -92,11 +95,14 @@ def read_prompt(prompt: str | None) -> str:
 
 
 def _remember(result: Result) -> None:
-    """Keep the lap times (not the text) for `bench history`."""
+    """Keep the lap times (not the text) for `bench history`, where the data folder can be written."""
     from pitlane.storage.db import Store
 
-    with Store() as store:
-        store.runs.add(result.stats)
+    try:
+        with Store() as store:
+            store.runs.add(result.stats)
+    except StorageError as error:
+        log.warning("the lap times of this answer are not kept: %s", error)
 
 
 def _report(result: Result, as_json: bool, drafter: str | None) -> None:

@@ -16,7 +16,14 @@ SIZE = click.IntRange(1)
 @training_options
 @click.option("--start", type=PATH, metavar="DIR", help="Fine-tune the model in this folder.  [default: a new model]")
 @click.option("--tokenizer", type=PATH, metavar="DIR", help="Tokenizer of a new model.  [default: trained on the data]")
-@click.option("--vocab-size", type=SIZE, default=4096, show_default=True, metavar="N", help="Of a trained tokenizer.")
+@click.option(
+    "--vocab-size",
+    type=click.IntRange(264),
+    default=4096,
+    show_default=True,
+    metavar="N",
+    help="Of a trained tokenizer.",
+)
 @click.option("--hidden-size", type=SIZE, default=256, show_default=True, metavar="N", help="Of a new model.")
 @click.option("--intermediate-size", type=SIZE, default=640, show_default=True, metavar="N")
 @click.option("--layers", "num_layers", type=SIZE, default=4, show_default=True, metavar="N")

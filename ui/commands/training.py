@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,16 +14,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from pitlane.ui.commands.options import TOKENS, as_json
-from pitlane.ui.render import note, print_json
+from pitlane.ui.commands.options import THREADS, TOKENS, as_json
+from pitlane.ui.render import note, print_json, say
 
 if TYPE_CHECKING:
     from pitlane.plugins.training.loop import Progress, Report, Settings
     from pitlane.plugins.training.train import Data, Output
 
 PATH = click.Path(path_type=Path)
-SHARE = click.FloatRange(0, 1)
-POSITIVE = click.FloatRange(0, min_open=True)
+
+
+class Finite(click.FloatRange):
+    """A number in a range; `nan` is in none, and `inf` is no number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+SHARE, POSITIVE = Finite(0, 1), Finite(0, min_open=True)
 
 OPTIONS = (
     click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE..."),
@@ -41,7 +54,7 @@ OPTIONS = (
     click.option("--embedding-lr", type=POSITIVE, metavar="R", help="That of embeddings and norms.  [default: --lr]"),
     click.option("--final-lr", type=SHARE, default=0.1, show_default=True, metavar="P", help="Share of it at the end."),
     click.option("--warmup", type=SHARE, default=0.03, show_default=True, metavar="P", help="Share of the steps."),
-    click.option("--weight-decay", type=click.FloatRange(0), default=0.01, show_default=True, metavar="R"),
+    click.option("--weight-decay", type=Finite(0), default=0.01, show_default=True, metavar="R"),
     click.option("--clip", type=POSITIVE, default=1.0, show_default=True, metavar="N", help="Greatest norm of gradients."),
     click.option("--eval-every", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="Steps."),
     click.option("--save-every", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="Steps."),
@@ -49,7 +62,7 @@ OPTIONS = (
     click.option("--compile", is_flag=True, help="Fuse the steps first: a minute, needs a C++ compiler."),
     click.option("--save-dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True),
     click.option("--device", metavar="D", help="cpu, cuda or cuda:N.  [default: cuda if there is one]"),
-    click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads.  [default: all cores]"),
+    click.option("--threads", type=THREADS, metavar="N", help="CPU threads.  [default: all cores]"),
 )  # fmt: skip
 
 
@@ -101,15 +114,15 @@ def _job(values: dict[str, Any]) -> Job:
 
 def run_job(train: Callable[[Report], Progress], job: Job, as_json: bool) -> None:
     """Train under a line of progress, then say how it ended."""
-    with _progress_line() as report:
-        last = train(report)
+    with _progress_line() as report, _ending_between_steps(report) as stoppable:
+        last = train(stoppable)
     result = asdict(last) | {"model": str(job.output.folder)}
     if as_json:
         print_json(result)
         return
     right = f", {last.right:.1%} of the tokens right" if last.right is not None else ""
     note(f"held-out loss {last.eval_loss:.4f}{right}")
-    click.echo(f"{job.output.folder}: try it with  pitlane chat --model {job.output.folder}")
+    say(f"{job.output.folder}: try it with  pitlane chat --model {job.output.folder}")
 
 
 def layer_list(text: str) -> tuple[int, ...]:
@@ -118,6 +131,32 @@ def layer_list(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise click.BadParameter(f"{text!r} is not a list of layer numbers; write 0,3,7") from None
+
+
+@contextmanager
+def _ending_between_steps(report: Report) -> Iterator[Report]:
+    """Ctrl-C ends the run after the step that is computed, with its state saved; before the first step, or twice: at once."""
+    is_stepping = is_asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal is_asked
+        if is_asked or not is_stepping:
+            raise KeyboardInterrupt
+        is_asked = True
+
+    def stoppable(progress: Progress) -> None:
+        nonlocal is_stepping
+        is_stepping = True
+        report(progress)
+        if is_asked:
+            note(f"stopped after step {progress.step} of {progress.steps}, which is saved; go on with --resume")
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stoppable
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
