@@ -22,7 +22,7 @@ from pitlane.engine.loop import Loop
 from pitlane.engine.plan import HookError, Plan, Planner, Settings
 from pitlane.engine.pool import Pool
 from pitlane.engine.registry import PluginRegistry
-from pitlane.engine.requests import check_length, is_batch, make_sequence
+from pitlane.engine.requests import check_length, check_request, is_batch, make_sequence
 from pitlane.engine.stream import Stream
 from pitlane.engine.tokenizer import Prompt
 from pitlane.engine.types import (
@@ -131,7 +131,8 @@ class Engine:
         salt: str = "",
     ) -> Stream:
         """Queue a request; the stream of its events. Text is taken as it is (`tokenizer.render_chat` makes chats)."""
-        plan = plan or self.default_plan
+        plan = self.default_plan if plan is None else plan
+        check_request(sampling, plan, salt)
         ids = [next(self._ids) for _ in range(sampling.n)]
         seq = make_sequence(ids, prompt, sampling, plan, salt, self.loader)
         lane = self.lane_of(plan)
@@ -167,7 +168,7 @@ class Engine:
         """
         if not is_batch(prompt):
             return self.submit(prompt, sampling, **options).result()
-        each = [sampling] * len(prompt) if isinstance(sampling, SamplingParams) else list(sampling)
+        each = list(sampling) if isinstance(sampling, (list, tuple)) else [sampling] * len(prompt)
         if len(each) != len(prompt):
             raise BadOption(f"{len(prompt)} prompts came with {len(each)} SamplingParams; give one, or one for each")
         with ExitStack() as streams:  # which stops those that are not read to their end

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pitlane.engine.border import shown
 from pitlane.engine.errors import BadOption, PitlaneError, PlanConflict, PluginFailed
 from pitlane.engine.hookspecs import LANE_HOOKS, LOADING_HOOKS, VARIANT_HOOKS
 from pitlane.engine.plugin import Plugin
@@ -137,6 +138,8 @@ class Planner:
 
     def resolve(self, settings: Settings) -> Plan:
         """Raises UnknownPlugin, BadOption or PlanConflict."""
+        if not isinstance(settings, Mapping) or not all(isinstance(options, Mapping) for options in settings.values()):
+            raise BadOption(f"plugins must be {{name: {{option: value}}}}, got {shown(settings)}")
         asked = [self._plugin(name, dict(options)) for name, options in settings.items()]
         plugins = sorted(asked, key=lambda plugin: (plugin.stage, plugin.name))
         key = tuple(plugin.key for plugin in plugins)

@@ -402,7 +402,7 @@ def test_logprobs_are_the_log_softmax() -> None:
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
         ({"top_p": 1.01}, r"top_p must be in \(0, 1\], got 1.01"),
         ({"min_p": 1.5}, r"min_p must be in \[0, 1\], got 1.5"),
-        ({"repetition_penalty": 0.0}, r"repetition_penalty must be in \(0, inf\), got 0.0"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty must be in \[0.01, 100\], got 0.0"),
         ({"presence_penalty": 101.0}, r"presence_penalty must be in \[-100, 100\], got 101.0"),
         ({"frequency_penalty": float("nan")}, r"frequency_penalty must be in \[-100, 100\], got nan"),
         ({"seed": -1}, r"seed must be in \[0, 2\*\*63\), got -1"),
