@@ -224,6 +224,9 @@ class Loop:
     def ready_lanes(self) -> list[Lane]:
         return [lane for lane in list(self.lanes.values()) if lane.has_work and not lane.scheduler.is_loading]
 
+    def has_ready_lanes(self) -> bool:
+        return bool(self.ready_lanes())
+
     def step_safely(self) -> None:
         """A step that fails ends the requests that were in it, not the engine."""
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -135,18 +136,20 @@ class Planner:
         self.context = context  # of the model, once it is known
         self._plugins: dict[str, Plugin] = {}
         self._plans: dict[tuple[str, ...], Plan] = {}
+        self._lock = Lock()  # the engine's thread plans too, and never waits for a load
 
     def resolve(self, settings: Settings) -> Plan:
         """Raises UnknownPlugin, BadOption or PlanConflict."""
         if not isinstance(settings, Mapping) or not all(isinstance(options, Mapping) for options in settings.values()):
             raise BadOption(f"plugins must be {{name: {{option: value}}}}, got {shown(settings)}")
-        asked = [self._plugin(name, dict(options)) for name, options in settings.items()]
-        plugins = sorted(asked, key=lambda plugin: (plugin.stage, plugin.name))
-        key = tuple(plugin.key for plugin in plugins)
-        if key not in self._plans:
-            _check(asked)
-            self._plans[key] = Plan(tuple(plugins), _flatten(plugins))
-        return self._plans[key]
+        with self._lock:
+            asked = [self._plugin(name, dict(options)) for name, options in settings.items()]
+            plugins = sorted(asked, key=lambda plugin: (plugin.stage, plugin.name))
+            key = tuple(plugin.key for plugin in plugins)
+            if key not in self._plans:
+                _check(asked)
+                self._plans[key] = Plan(tuple(plugins), _flatten(plugins))
+            return self._plans[key]
 
     def live_hooks(self, name: str) -> tuple[Hook, ...]:
         """A hook of every plugin that some plan has used."""
