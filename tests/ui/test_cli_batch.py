@@ -77,7 +77,7 @@ def test_bad_lines_are_named_and_spoil_nothing(tmp_path: Path) -> None:
         3: "not a line of JSON",
         4: "no prompt",
         5: "'temprature' is unknown",
-        6: "wrong type",
+        6: "max_tokens must be an integer, got 'many'",
         7: "top_p must be in",
     }
     for number, words in {**wanted, 8: "the context holds"}.items():
