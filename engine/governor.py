@@ -99,7 +99,7 @@ class Governor:
         for index, (seq, number) in enumerate(zip(seqs, numbers, strict=True)):
             numbers[index] = number = max(0, min(number, self.max_step_tokens - self.step.num_tokens))
             if number:
-                self._drafting(record, seq)
+                self._drafting(record, seq).reason = None
             if seq.drafting is not None:
                 seq.drafting.asked = number
                 self.step.add(seq.drafting.belief, number, number * record.per_token)

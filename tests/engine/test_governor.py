@@ -509,6 +509,54 @@ def test_trees_that_lose_are_paused_too() -> None:
     assert lane.drafting.belief.is_tree and lane.drafting.reason is not None
 
 
+# ---- searches that find nothing
+
+
+def search(lane: Lane, seconds: float, steps: int) -> list[bool]:
+    """Whether the drafter was asked in each of so many steps; it takes `seconds` and finds no draft."""
+    return [lane.step(none, most=0, seconds=seconds)[0] > 0 for _ in range(steps)]
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["it never gave a draft", "it gave drafts before"])
+def test_a_slow_search_that_finds_nothing_is_paused_at_once_and_the_reason_is_said(known: bool) -> None:
+    lane = Lane(clock_of(flat), known=known)
+    asked = search(lane, 100.0, 2000)
+    assert asked[:3] == [True, True, False], "the first search may build an index; the second one shows the price"
+    assert sum(asked) <= 6
+    assert lane.drafting.reason is not None
+    assert "its own work took 100000.0 ms a step, the time of 100.00 plain steps" in lane.drafting.reason
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.05, 0.3, 2.0])
+def test_searches_cost_little_more_than_a_step_earns(seconds: float) -> None:
+    lane = Lane(clock_of(flat), known=False)
+    search(lane, seconds, 500)
+    assert seconds * sum(search(lane, seconds, 3000)) <= 3000 * CREDIT_PER_STEP + CREDIT
+
+
+def test_a_cheap_search_is_never_paused() -> None:
+    lane = Lane(clock_of(flat), known=False)
+    assert all(search(lane, CREDIT_PER_STEP, 2000)) and lane.record.credit <= CREDIT
+    lane.record.credit = -CREDIT
+    assert all(search(lane, CREDIT_PER_STEP, 50)), "however much it lost with drafts"
+
+
+def test_an_index_that_is_built_once_is_no_price_of_a_search() -> None:
+    lane = Lane(clock_of(flat), known=False)
+    assert search(lane, 20.0, 1) == [True]
+    assert all(search(lane, 0.001, 500)) and lane.record.credit > CREDIT - 0.01
+
+
+def test_a_pause_of_searches_ends_when_the_next_is_paid_for() -> None:
+    lane = Lane(clock_of(flat), known=False)
+    assert not search(lane, 100.0, 3)[-1]
+    wait = lane.drafting.resumes_at - lane.seqs[0].num_tokens + 1
+    assert wait == pytest.approx(2 * CREDIT / CREDIT_PER_STEP, abs=2)
+    assert not any(search(lane, 100.0, wait - 2))
+    assert any(search(lane, 0.0, 4)) and lane.drafting.reason is None, "it is asked once more"
+    assert any(lane.step(lambda number: number)[0] for _ in range(3)), "and drafts again"
+
+
 # ---- whole runs
 
 
