@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pytest
 
-from pitlane import Draft, Limits, Plugin, SamplingParams, Sequence, hookimpl
+from pitlane import Draft, Limits, Plugin, PluginOptions, SamplingParams, Sequence, hookimpl
 from pitlane.engine.belief import CREDIT, FIRST_PAUSE, LANE_DECAY, PRIOR_STEPS, TRIAL_STEPS, Belief, Drafting, Record
 from pitlane.engine.clock import StepClock
 from pitlane.engine.governor import (
@@ -726,6 +727,47 @@ def test_a_loser_is_paused_in_the_engine_and_the_stats_say_so(make_engine: Any) 
     assert asked[0] == FIRST_SIZE and all(0 < number <= 64 for number in asked)
     again = engine.generate(prompt, params, plan=plan)
     assert len(plan.plugins[0].asked) - len(asked) <= 4 and "hopeless" in again.stats["paused"], "it is known by now"
+
+
+class Sleeper(Plugin):
+    """Sleeps in one of its hooks, and drafts nothing, or what is never right."""
+
+    name, role, exactness = "sleeper", "drafter", "identical"
+
+    class Options(PluginOptions):
+        hook: str = "propose"
+        drafts: bool = False
+
+    def __init__(self, options: PluginOptions | None = None) -> None:
+        super().__init__(options)
+        self.calls = 0
+
+    def sleep(self, hook: str) -> None:
+        self.calls += hook == self.options.hook
+        time.sleep(0.05 if hook == self.options.hook else 0.0)
+
+    @hookimpl
+    def propose(self, seqs: list[Sequence], limits: Limits) -> list[Draft | None]:
+        self.sleep("propose")
+        return [Draft([511] * limit) if self.options.drafts else None for limit in limits.num_draft_tokens]
+
+    @hookimpl
+    def after_verify(self, seq: Sequence, draft: Draft, targets: list[int], accepted: list[int]) -> None:
+        self.sleep("after_verify")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"drafts": True}, {"drafts": True, "hook": "after_verify"}], ids=["no draft", "drafts", "after_verify"]
+)
+def test_a_drafter_that_sleeps_is_paused_from_the_first_steps_on(make_engine: Any, options: dict[str, Any]) -> None:
+    registry = PluginRegistry()
+    registry.add(Sleeper)
+    engine = make_engine(registry=registry)
+    plan = engine.plan({"sleeper": options})
+    params = SamplingParams(max_tokens=150, ignore_eos=True)
+    result = engine.generate([1, 2, 3], params, plan=plan)
+    assert plan.plugins[0].calls < 20 and "sleeper" in result.stats["paused"]
+    assert result.token_ids == engine.generate([1, 2, 3], params).token_ids
 
 
 # ---- what a step pays for it

@@ -90,8 +90,9 @@ def check(ctx: click.Context, plugins_dir: str | None, as_json: bool, model: str
     if as_json:
         print_json({"name": name, **asdict(found)})
     else:
+        what = "answers compared" if found.exactness == "identical" else "answers, not compared"
         verdict = "does not keep its promise" if found.broken else "nothing contradicts it"
-        click.echo(f"{name} declares {found.exactness}; {found.num_answers} answers compared: {verdict}")
+        click.echo(f"{name} declares {found.exactness}; {found.num_answers} {what}: {verdict}")
         for line in found.broken:
             click.echo(f"  {line}")
     ctx.exit(1 if found.broken else 0)
