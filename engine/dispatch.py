@@ -64,7 +64,7 @@ class Dispatcher:
     def _take_back(self, rows: Rows, before: Tensor, hook: Hook) -> None:
         """Undo a hook for the sequences whose next token can no longer be drawn."""
         places = [place for place, parent in enumerate(rows.parents) if parent < 0]
-        for seq, place, peak in zip(rows.seqs, places, rows.logits[places].amax(-1).tolist(), strict=True):
+        for seq, peak in zip(rows.seqs, rows.logits[places].amax(-1).tolist(), strict=True):
             if isfinite(peak) or seq.error:
                 continue
             what = "forbids every token" if peak == -inf else f"returned logits that hold {peak}"

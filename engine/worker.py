@@ -31,7 +31,9 @@ class Worker:
         self._wake = threading.Condition()
         self._process = os.getpid()
         self.closed = False
-        self._thread = threading.Thread(target=self._run, args=(ready, step, finish), name="pitlane-engine", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(ready, step, finish), name="pitlane-engine", daemon=True
+        )
         self._thread.start()
         atexit.register(self.close)  # a thread inside torch when the interpreter ends would abort it
 

@@ -151,7 +151,10 @@ def _writing(path: Path) -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Found:
-    """What a file of answers holds, by the line of the prompt. size: bytes of all whole lines; a kill may have left a part of one."""
+    """What a file of answers holds, by the line of the prompt.
+
+    size: bytes of all whole lines; a kill may have left a part of one more.
+    """
 
     lines: dict[int, bytes] = field(default_factory=dict)  # the last of each prompt
     answered: set[int] = field(default_factory=set)  # the others failed

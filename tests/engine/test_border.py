@@ -76,7 +76,11 @@ def test_a_value_that_cannot_be_shown_is_refused_too() -> None:
 
 def test_values_of_other_libraries_are_taken_and_become_plain() -> None:
     found = SamplingParams(
-        top_k=np.int64(40), seed=torch.tensor(7), temperature=np.float32(0.5), stop_token_ids=np.array([3, 4]), stop=["a", "b"]
+        top_k=np.int64(40),
+        seed=torch.tensor(7),
+        temperature=np.float32(0.5),
+        stop_token_ids=np.array([3, 4]),
+        stop=["a", "b"],
     )  # type: ignore[arg-type]
     assert found == SamplingParams(top_k=40, seed=7, temperature=0.5, stop_token_ids=(3, 4), stop=("a", "b"))
     assert type(found.top_k) is type(found.seed) is type(found.stop_token_ids[0]) is int

@@ -757,7 +757,9 @@ class Sleeper(Plugin):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"drafts": True}, {"drafts": True, "hook": "after_verify"}], ids=["no draft", "drafts", "after_verify"]
+    "options",
+    [{}, {"drafts": True}, {"drafts": True, "hook": "after_verify"}],
+    ids=["no draft", "drafts", "after_verify"],
 )
 def test_a_drafter_that_sleeps_is_paused_from_the_first_steps_on(make_engine: Any, options: dict[str, Any]) -> None:
     registry = PluginRegistry()

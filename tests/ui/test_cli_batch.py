@@ -140,7 +140,9 @@ def test_a_kill_among_lines_that_are_answered_again_loses_none(tmp_path: Path) -
     assert without_times(read(out)) == without_times(whole)
 
 
-@pytest.mark.parametrize("out", ["/dev/null", "/dev/full", "/dev/zero", "folder", "fifo", "missing/out.jsonl", "in.jsonl"])
+@pytest.mark.parametrize(
+    "out", ["/dev/null", "/dev/full", "/dev/zero", "folder", "fifo", "missing/out.jsonl", "in.jsonl"]
+)
 def test_an_out_that_cannot_hold_answers_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
     monkeypatch.setattr("pitlane.ui.session.EngineOptions.build", lambda self: pytest.fail("loaded"))
     monkeypatch.chdir(tmp_path)

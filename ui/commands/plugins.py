@@ -71,7 +71,9 @@ def info(plugins_dir: str | None, as_json: bool, name: str) -> None:
 @plugins.command()
 @plugins_dir
 @as_json
-@click.option("--model", "-m", default="bundled", show_default=True, metavar="M", help="The model to compare answers of.")
+@click.option(
+    "--model", "-m", default="bundled", show_default=True, metavar="M", help="The model to compare answers of."
+)
 @click.argument("name")
 @click.pass_context
 def check(ctx: click.Context, plugins_dir: str | None, as_json: bool, model: str, name: str) -> None:
