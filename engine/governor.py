@@ -175,7 +175,8 @@ class Governor:
         drafting = self._drafting(record, seq)
         wait = ceil((min(cost, CREDIT) - record.credit) / CREDIT_PER_STEP)
         drafting.resumes_at = max(drafting.resumes_at, seq.num_tokens + wait)
-        drafting.reason = f"its own work took {1e3 * record.per_search:.1f} ms a step, the time of {cost:.2f} plain steps, and found no draft"
+        work = f"{1e3 * record.per_search:.1f} ms a step, the time of {cost:.2f} plain steps"
+        drafting.reason = f"its own work took {work}, and found no draft"
         return True
 
     @staticmethod

@@ -29,7 +29,7 @@ Charge: TypeAlias = Callable[[str, float], None]
 class HookError(Exception):
     """A plugin raised something unforeseen; carries the plugin and the cause."""
 
-    def __init__(self, plugin: Plugin, hook: str, cause: Exception) -> None:
+    def __init__(self, plugin: Plugin, hook: str, cause: BaseException) -> None:
         super().__init__(f"{plugin.name}.{hook}: {type(cause).__name__}: {cause}")
         self.plugin = plugin
 
@@ -48,7 +48,7 @@ class Hook:
         start = perf_counter()
         try:
             return self.function(*[values[name] for name in self.arguments])
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a plugin that calls sys.exit() would end the engine's thread
             if isinstance(error, PitlaneError) and self.name in LOADING_HOOKS:
                 raise  # while loading it reaches whoever asked; in a step it must end no other request
             raise HookError(self.plugin, self.name, error) from error

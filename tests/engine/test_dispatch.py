@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -116,6 +117,16 @@ class Guesses(Plugin):
         assert len(targets) == 1 + len(draft.token_ids)
 
 
+class Exits(Plugin):
+    """Calls sys.exit() in a step."""
+
+    name, exactness = "exits", "steering"
+
+    @hookimpl
+    def adjust_logits(self, rows: Rows) -> Any:
+        sys.exit(3)
+
+
 class NoNumbers(Plugin):
     """A model that computes NaN."""
 
@@ -129,7 +140,7 @@ class NoNumbers(Plugin):
 @pytest.fixture
 def engine(make_engine: Any) -> Any:
     registry = PluginRegistry()
-    for plugin in (Adjusts, Scales, Grammar, Guesses, NoNumbers):
+    for plugin in (Adjusts, Scales, Grammar, Guesses, Exits, NoNumbers):
         registry.add(plugin)
     return make_engine(registry=registry)
 
@@ -141,6 +152,13 @@ def test_nonsense_names_the_plugin_and_ends_its_request_alone(engine: Any) -> No
         with pytest.raises(PluginFailed, match=f"adjusts.adjust_logits: .*{message}.*take adjusts out of the plan"):
             engine.generate(BAD_PROMPT, PARAMS, plan=engine.plan({"adjusts": {"kind": kind}}))
     assert neighbour.result().token_ids == expected
+
+
+def test_a_plugin_that_exits_ends_its_request_not_the_engine(engine: Any) -> None:
+    neighbour = engine.submit(GOOD_PROMPT, PARAMS)
+    with pytest.raises(PluginFailed, match="exits.adjust_logits: SystemExit: 3"):
+        engine.generate(BAD_PROMPT, PARAMS, plan=engine.plan({"exits": {}}))
+    assert len(neighbour.result().token_ids) == 12
 
 
 @pytest.mark.parametrize("kind", ["nan", "inf", "forbidden"])
