@@ -1,4 +1,4 @@
-"""Helpers for plugin authors' tests: were two answers the same, and if not, was it a tie?
+"""Helpers for plugin authors' tests: does a plugin keep its promise; were two answers the same, and if not, was it a tie?
 
 Reference answers must be made with `logprobs=50`; with temperature they must use `top_k` below 50, so that the edge of the
 truncation is seen.
@@ -7,11 +7,49 @@ truncation is seen.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
+from pitlane.engine.engine import Engine
+from pitlane.engine.plan import Settings
 from pitlane.engine.sampling import gumbel
 from pitlane.engine.types import Result, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class PluginCheck:
+    """What `check_plugin` found. broken: one line for each answer that contradicts the plugin's claim."""
+
+    exactness: str
+    num_answers: int
+    broken: list[str]
+
+
+def check_plugin(engine: Engine, settings: Settings, num_tokens: int = 64) -> PluginCheck:
+    """Compare answers under a plan with the bare core's, greedy and sampled, one by one.
+
+    engine: of dtype float64, where `identical` means equal token ids. Plans of another exactness are not compared, and their hooks
+    must only not fail.
+    """
+    plan, core = engine.plan(settings), engine.plan({})
+    found: list[str] = []
+    for number, (tokens, temperature) in enumerate(product(_prompts(engine.loader.vocab_size), (0.0, 0.8)), 1):
+        sampling = SamplingParams(max_tokens=num_tokens, ignore_eos=True, temperature=temperature, seed=number)
+        result = engine.generate(tokens, sampling, plan=plan)
+        reference = engine.generate(tokens, sampling, plan=core)
+        found += [f"answer {number}: {reason}" for reason in result.stats["failed"].values()]
+        at = first_difference(reference.token_ids, result.token_ids)
+        if at is not None and plan.exactness() == "identical":
+            found.append(f"answer {number}, temperature {temperature}: token {at + 1} of {num_tokens} differs")
+    return PluginCheck(plan.exactness(), number, found)
+
+
+def _prompts(vocab_size: int) -> list[list[int]]:
+    """A passage, and the same passage three times, so that drafters and caches have something to find."""
+    passage = np.random.default_rng(0).integers(0, vocab_size, 40).tolist()
+    return [passage, 3 * passage]
 
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:

@@ -112,8 +112,8 @@ class Record:
 
     longest: most tokens that it gave; is_longest: it was asked for more. credit: plain steps that it may lose, earned up to step
     `seen_steps` of the lane. turn: whose draft shall show what it gives. Seconds are those per draft token of its last drafts: to
-    make them, and to draw a token for each; drafts that had to read a prompt first are left out, since that is paid once; and those
-    of its steps besides drafts and forward.
+    make them, and to draw a token for each; drafts that had to read a prompt first are left out, since that is paid once; those
+    of its steps besides drafts and forward; and those of its last searches that found no draft.
     """
 
     belief: Belief = field(default_factory=lambda: Belief(decay=LANE_DECAY))
@@ -126,6 +126,12 @@ class Record:
     draft_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=9))
     row_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=9))
     overheads: deque[float] = field(default_factory=lambda: deque(maxlen=9))
+    search_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=9))
+
+    @property
+    def per_search(self) -> float:
+        """Seconds of a search that finds no draft; 0 after a single one, which may have built an index."""
+        return median_low(self.search_seconds) if len(self.search_seconds) > 1 else 0.0
 
     @property
     def most(self) -> int:

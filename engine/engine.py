@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack
+from functools import partial
 from itertools import count
 from typing import Any, overload
 
 from pitlane.engine.dispatch import Dispatcher
-from pitlane.engine.errors import BadOption, EngineClosed, PluginFailed
+from pitlane.engine.errors import BadOption, PluginFailed
 from pitlane.engine.lane import Lane
 from pitlane.engine.loader import Loader, default_settings
 from pitlane.engine.loop import Loop
 from pitlane.engine.plan import HookError, Plan, Planner, Settings
 from pitlane.engine.pool import Pool
 from pitlane.engine.registry import PluginRegistry
-from pitlane.engine.requests import check_length, is_batch, make_sequence
+from pitlane.engine.requests import check_length, check_request, is_batch, make_sequence
 from pitlane.engine.stream import Stream
 from pitlane.engine.tokenizer import Prompt
 from pitlane.engine.types import (
@@ -43,7 +45,7 @@ class Engine:
 
     model: `bundled`, a local folder, a Hugging Face id, or `random:<preset>`. plugins: settings of the default plan
     ({name: {option: value}}); None = what is on by default, and a function is given that and returns what shall be. Raises
-    PitlaneError for whatever a user can cause.
+    PitlaneError for whatever a user can cause. An engine that is dropped closes itself; in a forked process it raises EngineClosed.
     """
 
     def __init__(
@@ -75,28 +77,36 @@ class Engine:
         self._ids = count()
         self._loading = threading.RLock()
         self._opening = threading.Lock()  # the engine's thread never wants it
-        self._planning = threading.Lock()  # the engine's thread plans too, and never waits for a load
-        self.dispatch = Dispatcher(self.plan)
+        self.dispatch = Dispatcher(self.planner.resolve)
         self.loop = Loop(self.lanes, self.loader, self.dispatch)
-        self.worker = Worker(lambda: bool(self.loop.ready_lanes()), self.loop.step_safely)
-        self.default_plan = self.plan(wanted(self.loader.build_context))
-        self.lane_of(self.default_plan)
+        finish = partial(_finish, self.loop, self.planner)
+        self.worker = Worker(self.loop.has_ready_lanes, self.loop.step_safely, finish)
+        weakref.finalize(self, self.worker.stop).atexit = False  # only callers and their streams hold an engine
+        try:
+            self.default_plan = self.plan(wanted(self.loader.build_context))
+            self.lane_of(self.default_plan)
+        except BaseException:
+            self.close()
+            raise
         log.info(self.loader.describe_memory())
 
     # ---- for everyone, from any thread
 
     def plan(self, settings: Settings) -> Plan:
         """Resolve a set of plugins and their options to a plan."""
-        with self._planning:
-            return self.planner.resolve(settings)
+        self.worker.check()
+        return self.planner.resolve(settings)
 
     def lane_of(self, plan: Plan) -> Lane:
         """The lane that runs a plan; its weights are loaded on first use."""
+        self.worker.check()
         with self._loading:
             lane = self.lanes.get(plan.lane_key)
             if lane is None:
                 self.loader.make_room(self.lanes)
-                lane = self.loader.build_lane(plan, self._match, self._reclaim, self.worker.call)
+                match = partial(_match, self.dispatch, self.worker)
+                reclaim = partial(_reclaim, self.dispatch, self.planner)
+                lane = self.loader.build_lane(plan, match, reclaim, self.worker.call)
                 warm = self.worker.call(lambda: lane.warm_up(self.loader.warm_up_tokens))
                 self.lanes[plan.lane_key] = lane
                 release_threads()
@@ -131,7 +141,9 @@ class Engine:
         salt: str = "",
     ) -> Stream:
         """Queue a request; the stream of its events. Text is taken as it is (`tokenizer.render_chat` makes chats)."""
-        plan = plan or self.default_plan
+        self.worker.check()
+        plan = self.default_plan if plan is None else plan
+        check_request(sampling, plan, salt)
         ids = [next(self._ids) for _ in range(sampling.n)]
         seq = make_sequence(ids, prompt, sampling, plan, salt, self.loader)
         lane = self.lane_of(plan)
@@ -142,8 +154,8 @@ class Engine:
         )
         for seq_id in ids:
             self.loop.streams[seq_id] = stream
-        if not self.worker.post(lambda: self.loop.add(lane, seq)):
-            raise EngineClosed("the engine is closed; make a new one")
+        if not post(lambda: self.loop.add(lane, seq)):
+            self.worker.check()
         return stream
 
     @overload
@@ -167,7 +179,7 @@ class Engine:
         """
         if not is_batch(prompt):
             return self.submit(prompt, sampling, **options).result()
-        each = [sampling] * len(prompt) if isinstance(sampling, SamplingParams) else list(sampling)
+        each = list(sampling) if isinstance(sampling, (list, tuple)) else [sampling] * len(prompt)
         if len(each) != len(prompt):
             raise BadOption(f"{len(prompt)} prompts came with {len(each)} SamplingParams; give one, or one for each")
         with ExitStack() as streams:  # which stops those that are not read to their end
@@ -177,20 +189,15 @@ class Engine:
 
     def resource(self, key: str, build: Callable[[], Any]) -> Any:
         """A heavy thing (a draft model, an index) shared by all plans; built on first use."""
+        self.worker.check()
         with self._loading:
             if key not in self._resources:
                 self._resources[key] = build()
             return self._resources[key]
 
     def close(self) -> None:
-        """End every request as aborted, tell the plugins, stop the thread. Safe to call twice."""
-        if self.worker.closed:
-            return
-        for action in self.worker.close():
-            action()  # so that requests which were just submitted end too
-        for lane, seq in list(self.loop.seqs.values()):
-            self.loop.end(lane, seq, "aborted")
-        self.dispatch.tell(self.planner.live_hooks("engine_closed"))
+        """End every request as aborted, tell the plugins, stop the thread. Safe to call twice, and in a forked process."""
+        self.worker.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -198,16 +205,25 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # ---- what the scheduler asks for
 
-    def _match(self, seq: Sequence, pool: Pool) -> PrefixMatch | None:
-        found: PrefixMatch | None = self.dispatch.first([seq], "match_prefix", _prefix_match, seq=seq, pool=pool)
-        if found is not None and found.loading is not None:
-            found.loading.add_done_callback(lambda _: self.worker.post(lambda: None))
-        return found
+# ---- for the engine's thread, which holds no engine
 
-    def _reclaim(self, pool: Pool, num_blocks: int) -> None:
-        self.dispatch.tell(self.planner.live_hooks("reclaim_blocks"), pool=pool, num_blocks=num_blocks)
+
+def _finish(loop: Loop, planner: Planner) -> None:
+    for lane, seq in list(loop.seqs.values()):
+        loop.end(lane, seq, "aborted")
+    loop.dispatch.tell(planner.live_hooks("engine_closed"))
+
+
+def _match(dispatch: Dispatcher, worker: Worker, seq: Sequence, pool: Pool) -> PrefixMatch | None:
+    found: PrefixMatch | None = dispatch.first([seq], "match_prefix", _prefix_match, seq=seq, pool=pool)
+    if found is not None and found.loading is not None:
+        found.loading.add_done_callback(lambda _: worker.post(lambda: None))
+    return found
+
+
+def _reclaim(dispatch: Dispatcher, planner: Planner, pool: Pool, num_blocks: int) -> None:
+    dispatch.tell(planner.live_hooks("reclaim_blocks"), pool=pool, num_blocks=num_blocks)
 
 
 def _prefix_match(found: Any) -> PrefixMatch:

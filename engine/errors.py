@@ -5,7 +5,7 @@ PitlaneError
 ├── BadOption          a setting has a value it cannot have
 ├── UnknownPlugin      no plugin of that name; lists the known
 ├── PlanConflict       two plugins cannot be in one plan, or one lacks what it requires
-├── ModelError         a model cannot be found or read
+├── ModelError         a model cannot be found or read, or computes no numbers
 │   ├── UnsupportedModel   its architecture or one of its features is not built here
 │   └── ModelTooLarge      it does not fit in memory; with numbers
 ├── PromptTooLong      prompt and answer exceed the context or the KV memory; with both numbers
@@ -29,7 +29,7 @@ class PlanConflict(PitlaneError):
 
 
 class ModelError(PitlaneError):
-    """A model cannot be found or read."""
+    """A model cannot be found or read, or computes no numbers."""
 
 
 class UnsupportedModel(ModelError):

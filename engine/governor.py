@@ -99,7 +99,7 @@ class Governor:
         for index, (seq, number) in enumerate(zip(seqs, numbers, strict=True)):
             numbers[index] = number = max(0, min(number, self.max_step_tokens - self.step.num_tokens))
             if number:
-                self._drafting(record, seq)
+                self._drafting(record, seq).reason = None
             if seq.drafting is not None:
                 seq.drafting.asked = number
                 self.step.add(seq.drafting.belief, number, number * record.per_token)
@@ -123,6 +123,9 @@ class Governor:
         record = self.records[drafter]
         if number:
             self._drafters.append(drafter)
+        else:
+            record.search_seconds.append(seconds)
+            record.spend(self._search_cost(record))
         if number and not reading:
             record.draft_seconds.append(seconds / number)
         elif reading and self.clock.by_tokens:  # what is paid once is no price of a token, but it is time
@@ -157,6 +160,25 @@ class Governor:
         forwards = self.clock.estimates(num_tokens + size for size in sizes)
         return [f + (drafted if size else plain) + size * per_token for f, size in zip(forwards, sizes, strict=True)]
 
+    def _search_cost(self, record: Record) -> float:
+        """Plain steps that a search takes which finds no draft; 0 while that is not known."""
+        if not (record.per_search and self.clock.by_tokens):
+            return 0.0
+        (plain,) = self._seconds(record, self.step.num_scheduled, [0])
+        return record.per_search / plain
+
+    def _must_earn(self, record: Record, seq: Sequence) -> bool:
+        """Pause a drafter whose searches find no draft and cost more than a step earns, until the next search is paid for."""
+        cost = self._search_cost(record)
+        if cost <= CREDIT_PER_STEP or record.credit >= min(cost, CREDIT):
+            return False
+        drafting = self._drafting(record, seq)
+        wait = ceil((min(cost, CREDIT) - record.credit) / CREDIT_PER_STEP)
+        drafting.resumes_at = max(drafting.resumes_at, seq.num_tokens + wait)
+        work = f"{1e3 * record.per_search:.1f} ms a step, the time of {cost:.2f} plain steps"
+        drafting.reason = f"its own work took {work}, and found no draft"
+        return True
+
     @staticmethod
     def _drafting(record: Record, seq: Sequence) -> Drafting:
         if seq.drafting is None:
@@ -167,6 +189,8 @@ class Governor:
         numbers = [0] * len(seqs)
         if not record.draft_seconds or not self.clock.by_tokens:
             place = self._first(record, seqs, limits)
+            if self._must_earn(record, seqs[place]):
+                return numbers
             is_chain = record.longest > 0 and not record.belief.is_tree
             numbers[place] = min(limits[place], TRIAL_SIZE if is_chain else FIRST_SIZE)
             return numbers
@@ -180,7 +204,7 @@ class Governor:
             if drafting.reason:
                 drafting.reason, drafting.steps_left, drafting.is_behind = None, PROBE_STEPS, True
             if seq.num_tokens < drafting.stands_until:
-                numbers[index] = min(limit, drafting.asked)
+                numbers[index] = 0 if self._must_earn(record, seq) else min(limit, drafting.asked)
                 continue
             most = min(limit, record.most)
             belief = drafting.belief.leaning(record.belief) if len(seqs) > 1 else drafting.belief

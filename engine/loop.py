@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from pitlane.engine.dispatch import Dispatcher
-from pitlane.engine.errors import PitlaneError, PluginFailed
+from pitlane.engine.dispatch import Dispatcher, named, own_failure
+from pitlane.engine.errors import PluginFailed
 from pitlane.engine.lane import Lane
 from pitlane.engine.loader import Loader
 from pitlane.engine.runner import Flight
@@ -98,7 +98,8 @@ class Loop:
         plain = lane.clock.estimate(num_tokens - num_draft) or flight.seconds
         accepted = 0
         for seq, verified in found:
-            accepted += self._accept(lane, seq, verified, flight.seconds, plain)
+            with own_failure(seq):
+                accepted += self._accept(lane, seq, verified, flight.seconds, plain)
         verified_ids = {seq.id for seq, _ in found}
         for seq in seqs:
             seq.timing.num_steps += 1
@@ -107,7 +108,8 @@ class Loop:
                 seq.num_computed_tokens += seq.num_scheduled_tokens
                 self._put(seq, PrefillProgress(seq.num_computed_tokens, seq.num_prompt_tokens, seq.num_cached_tokens))
             seq.num_scheduled_tokens = 0
-            self._seal(lane, seq)
+            with own_failure(seq):
+                self._seal(lane, seq)
             if seq.finish_reason or seq.error:
                 self.end(lane, seq, seq.finish_reason or "error")
         lane.clock.record(num_tokens, num_prompt, flight.seconds)
@@ -201,9 +203,10 @@ class Loop:
         stats = request_stats(seq, lane, self.loader.describe())
         seq.state.clear()
         lane.scheduler.remove(seq)
-        rest = seq.detokenizer.flush()
-        if rest:
-            self._put(seq, TextDelta(rest, (), self._sample(seq)))
+        with own_failure(seq):
+            rest = seq.detokenizer.flush()
+            if rest:
+                self._put(seq, TextDelta(rest, (), self._sample(seq)))
         if seq.error is not None:
             self._put(seq, seq.error)
             self.abort(seq.samples)
@@ -221,6 +224,9 @@ class Loop:
     def ready_lanes(self) -> list[Lane]:
         return [lane for lane in list(self.lanes.values()) if lane.has_work and not lane.scheduler.is_loading]
 
+    def has_ready_lanes(self) -> bool:
+        return bool(self.ready_lanes())
+
     def step_safely(self) -> None:
         """A step that fails ends the requests that were in it, not the engine."""
         try:
@@ -229,7 +235,7 @@ class Loop:
             log.exception("a step failed")
             running = list(self.seqs.values())
             for lane, seq in [(lane, seq) for lane, seq in running if seq.is_in_step] or running:
-                seq.error = error if isinstance(error, PitlaneError) else PitlaneError(f"the step failed: {error}")
+                seq.error = named(error, "the step failed")
                 self.end(lane, seq, "error")
 
     def add(self, lane: Lane, seq: Sequence) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from pitlane.engine.border import shown
 from pitlane.engine.errors import BadOption, PitlaneError, PlanConflict, PluginFailed
 from pitlane.engine.hookspecs import LANE_HOOKS, LOADING_HOOKS, VARIANT_HOOKS
 from pitlane.engine.plugin import Plugin, PluginOptions
@@ -27,7 +29,7 @@ Charge: TypeAlias = Callable[[str, float], None]
 class HookError(Exception):
     """A plugin raised something unforeseen; carries the plugin and the cause."""
 
-    def __init__(self, plugin: Plugin, hook: str, cause: Exception) -> None:
+    def __init__(self, plugin: Plugin, hook: str, cause: BaseException) -> None:
         super().__init__(f"{plugin.name}.{hook}: {type(cause).__name__}: {cause}")
         self.plugin = plugin
 
@@ -46,7 +48,7 @@ class Hook:
         start = perf_counter()
         try:
             return self.function(*[values[name] for name in self.arguments])
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a plugin that calls sys.exit() would end the engine's thread
             if isinstance(error, PitlaneError) and self.name in LOADING_HOOKS:
                 raise  # while loading it reaches whoever asked; in a step it must end no other request
             raise HookError(self.plugin, self.name, error) from error
@@ -134,19 +136,23 @@ class Planner:
         self.context = context  # of the model, once it is known
         self._plugins: dict[str, Plugin] = {}
         self._plans: dict[tuple[str, ...], Plan] = {}
+        self._lock = Lock()  # the engine's thread plans too, and never waits for a load
 
     def resolve(self, settings: Settings) -> Plan:
         """Raises UnknownPlugin, BadOption, PlanConflict or PluginFailed."""
         self.check(settings)
-        asked = [self._plugin(name, dict(options)) for name, options in settings.items()]
-        plugins = sorted(asked, key=lambda plugin: (plugin.stage, plugin.name))
-        key = tuple(plugin.key for plugin in plugins)
-        if key not in self._plans:
-            self._plans[key] = Plan(tuple(plugins), _flatten(plugins))
-        return self._plans[key]
+        with self._lock:
+            asked = [self._plugin(name, dict(options)) for name, options in settings.items()]
+            plugins = sorted(asked, key=lambda plugin: (plugin.stage, plugin.name))
+            key = tuple(plugin.key for plugin in plugins)
+            if key not in self._plans:
+                self._plans[key] = Plan(tuple(plugins), _flatten(plugins))
+            return self._plans[key]
 
     def check(self, settings: Settings) -> None:
         """Refuse what `resolve` refuses, before a plugin is made: making one may open files and start threads."""
+        if not isinstance(settings, Mapping) or not all(isinstance(options, Mapping) for options in settings.values()):
+            raise BadOption(f"plugins must be {{name: {{option: value}}}}, got {shown(settings)}")
         for name, options in settings.items():
             self._parse(name, dict(options))
         _check([self.registry.get(name) for name in settings])

@@ -8,13 +8,14 @@ from dataclasses import replace
 from operator import index
 from time import perf_counter
 
+from pitlane.engine.border import shown
 from pitlane.engine.detokenizer import Detokenizer
 from pitlane.engine.errors import BadOption, PromptTooLong
 from pitlane.engine.lane import Lane
 from pitlane.engine.loader import Loader
 from pitlane.engine.plan import Plan
 from pitlane.engine.tokenizer import Prompt
-from pitlane.engine.types import SamplingParams, Sequence, Timing
+from pitlane.engine.types import SamplingParams, Segment, Sequence, Timing
 
 
 def make_sequence(
@@ -32,8 +33,9 @@ def make_sequence(
     submitted = perf_counter()
     if isinstance(prompt, str):
         prompt = loader.tokenizer.render_raw(prompt, [])
-    segments = prompt.segments if isinstance(prompt, Prompt) else ()
-    token_ids = _checked(prompt.token_ids if isinstance(prompt, Prompt) else prompt, loader.vocab_size)
+    token_ids = _checked("token", prompt.token_ids if isinstance(prompt, Prompt) else prompt, loader.vocab_size)
+    segments = _segments(prompt, len(token_ids)) if isinstance(prompt, Prompt) else ()
+    _checked("stop token", sampling.stop_token_ids, loader.vocab_size)
     seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
     stop_token_ids = frozenset(() if sampling.ignore_eos else loader.eos_token_ids)
 
@@ -81,14 +83,51 @@ def check_length(num_tokens: int, lane: Lane, context: int) -> None:
     )
 
 
-def _checked(token_ids: SequenceOf[int], vocab_size: int) -> list[int]:
+def check_request(sampling: object, plan: object, salt: object) -> None:
+    """Raise BadOption if one of these is of a wrong type."""
+    if not isinstance(sampling, SamplingParams):
+        raise BadOption(f"sampling must be SamplingParams(...), got {shown(sampling)}")
+    if not isinstance(plan, Plan):
+        raise BadOption(f"plan must come from engine.plan(...), got {shown(plan)}")
+    if not isinstance(salt, str) or salt != salt.encode(errors="replace").decode():
+        raise BadOption(f"salt must be a text that UTF-8 can write, got {shown(salt)}")
+
+
+def _checked(what: str, token_ids: object, vocab_size: int) -> list[int]:
+    """Token ids as integers of the vocabulary; `what` names them in messages."""
+    if isinstance(token_ids, (bytes, bytearray)):
+        raise BadOption(f"{what} ids must be integers, got {shown(token_ids)}; decode bytes to a text first")
     try:
-        found = [index(token) for token in token_ids]
+        found = [_index(token) for token in token_ids]  # type: ignore[attr-defined]
     except TypeError as error:
-        raise BadOption(f"token ids must be integers ({error}); encode text with engine.tokenizer") from None
+        raise BadOption(f"{what} ids must be integers ({error}); encode text with engine.tokenizer") from None
     wrong = next((token for token in found if not 0 <= token < vocab_size), None)
     if wrong is not None:
         raise BadOption(
-            f"token id {wrong} is not in [0, {vocab_size}) of this model; encode text with its own tokenizer"
+            f"{what} id {shown(wrong)} is not in [0, {vocab_size}) of this model; encode text with its own tokenizer"
         )
     return found
+
+
+def _index(token: object) -> int:
+    if isinstance(token, bool):
+        raise TypeError(f"{token} is a bool")
+    return index(token)  # type: ignore[arg-type]
+
+
+def _segments(prompt: Prompt, num_tokens: int) -> tuple[Segment, ...]:
+    """The prompt's segments, each checked to lie inside it."""
+    for segment in prompt.segments or ():
+        if not (isinstance(segment, Segment) and _is_sound(segment, num_tokens)):
+            raise BadOption(
+                f"a segment of a prompt must be Segment(start, end, document_hash, title) inside its {num_tokens} tokens, "
+                f"got {shown(segment)}"
+            )
+    return tuple(prompt.segments or ())
+
+
+def _is_sound(segment: Segment, num_tokens: int) -> bool:
+    texts, places = (segment.document_hash, segment.title), (segment.start, segment.end)
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(place, int) for place in places):
+        return False
+    return 0 <= segment.start <= segment.end <= num_tokens

@@ -89,8 +89,10 @@ def ranked(logits: Tensor, params: SamplingParams, seed: int, position: int, cou
     """The token at `position` and the runners-up, at most `count` tokens, best first, from adjusted logits [V]."""
     if params.temperature == 0:
         return [int(logits.argmax())] if count == 1 else logits.topk(min(count, len(logits))).indices.tolist()
-    with np.errstate(over="ignore", invalid="ignore"):
-        scaled = logits.to("cpu", torch.float64).numpy() / params.temperature
+    values = logits.to("cpu", torch.float64).numpy()
+    peak = values.max()
+    with np.errstate(over="ignore", invalid="ignore"):  # from the peak down, so that no temperature overflows to +inf
+        scaled = (values - (peak if np.isfinite(peak) else 0.0)) / params.temperature
         ids = survivors(scaled, params)
     noisy = scaled[ids] + gumbel(seed, params.sample_index, position, ids)
     if count == 1:
@@ -99,7 +101,7 @@ def ranked(logits: Tensor, params: SamplingParams, seed: int, position: int, cou
 
 
 def logprobs_of(logits: Tensor, token_id: int, count: int) -> dict[int, float]:
-    """Log-probabilities of the chosen token and of the `count` likeliest, from adjusted logits [V]."""
+    """Log-probabilities of the chosen token and of the `count` likeliest, from logits [V]."""
     logprobs = logits.to(torch.float64).log_softmax(-1)
     top = logprobs.topk(min(count, len(logprobs))) if count else None
     chosen = {token_id: float(logprobs[token_id])}

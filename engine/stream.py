@@ -8,13 +8,16 @@ one `Finished`, when all of them are.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
+from pitlane.engine.errors import EngineClosed
 from pitlane.engine.types import Event, Finished, Result
+from pitlane.engine.worker import FORKED
 
 
 class Stream:
@@ -29,6 +32,7 @@ class Stream:
         self._events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
         self._on_abort, self._on_read = on_abort, on_read
         self._num_samples = num_samples
+        self._process = os.getpid()
         self._finished: dict[int, Result] = {}  # by sample
         self._end: Finished | Exception | None = None
         self._lock = threading.Lock()
@@ -57,7 +61,7 @@ class Stream:
     def result(self) -> Result:
         """Read to the end and return the result, or raise the error; as often as asked."""
         while self._end is None:
-            self._take(self._events.get())
+            self._next()
         if isinstance(self._end, Exception):
             raise self._end
         return self._end.result
@@ -66,7 +70,7 @@ class Stream:
         self._on_read()
         try:
             while self._end is None:
-                yield self._take(self._events.get())
+                yield self._next()
         finally:
             self.abort()
 
@@ -77,11 +81,12 @@ class Stream:
             self._waiter = (asyncio.get_running_loop(), ready)
         try:
             while self._end is None:
+                self._check_process()
                 if self._events.empty():
                     await ready.wait()
                 ready.clear()
                 while self._end is None and not self._events.empty():
-                    yield self._take(self._events.get())
+                    yield self._next()
         finally:
             self.abort()
 
@@ -94,7 +99,13 @@ class Stream:
     def __del__(self) -> None:
         self.abort()
 
-    def _take(self, event: Event | Exception) -> Event:
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise EngineClosed(FORKED)
+
+    def _next(self) -> Event:
+        self._check_process()
+        event = self._events.get()
         if isinstance(event, (Finished, Exception)):
             self._end = event
         if isinstance(event, Exception):

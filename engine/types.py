@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pitlane.engine.errors import BadOption
@@ -36,7 +36,8 @@ class SamplingParams:
     """How tokens are chosen and when a sequence ends. temperature 0 is greedy; a seed not given is random and reported.
 
     top_k 0, top_p 1 and min_p 0 are off. stop: texts that end the answer and are cut from it. logprobs: number of
-    alternatives reported per token (0 = the chosen one's only, None = none). n: answers to the same prompt, which is computed
+    alternatives reported per token (0 = the chosen one's only, None = none); they are the model's own, before penalties, plugins,
+    temperature and truncation. n: answers to the same prompt, which is computed
     and held once; they are drawn with the sample indices `sample_index` to `sample_index + n - 1`.
     """
 
@@ -57,38 +58,16 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", _texts(self.stop))
-        _check("max_tokens", self.max_tokens, self.max_tokens >= 1, ">= 1")
-        _check("temperature", self.temperature, 0 <= self.temperature < float("inf"), "in [0, inf)")
-        _check("top_k", self.top_k, self.top_k >= 0, ">= 0")
-        _check("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]")
-        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "in [0, 1]")
-        _check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < float("inf"), "in (0, inf)")
-        for name in ("presence_penalty", "frequency_penalty"):
-            _check(name, getattr(self, name), -100 <= getattr(self, name) <= 100, "in [-100, 100]")
-        _check("seed", self.seed, self.seed is None or 0 <= self.seed < 2**63, "in [0, 2**63)")
-        _check("sample_index", self.sample_index, self.sample_index >= 0, ">= 0")
-        _check("n", self.n, 1 <= self.n <= MAX_SAMPLES, f"in [1, {MAX_SAMPLES}]")
-        _check("logprobs", self.logprobs, self.logprobs is None or 0 <= self.logprobs <= 50, "in [0, 50]")
+        from pitlane.engine.border import checked_sampling  # needs pydantic, which `--help` does not wait for
+
+        for name, value in checked_sampling({each.name: getattr(self, each.name) for each in fields(self)}).items():
+            object.__setattr__(self, name, value)
         if any(not text for text in self.stop):
             raise BadOption("stop must not hold an empty text; leave it out")
 
     @property
     def has_penalties(self) -> bool:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    """One text or several, as a tuple."""
-    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
-    if not all(isinstance(text, str) for text in texts):
-        raise BadOption(f"stop must be texts, got {value!r}")
-    return texts
-
-
-def _check(name: str, value: object, ok: bool, bounds: str) -> None:
-    if not ok:
-        raise BadOption(f"{name} must be {bounds}, got {value}")
 
 
 @dataclass(frozen=True, slots=True)

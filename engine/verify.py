@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from itertools import pairwise
+from math import isfinite
 from typing import NamedTuple
 
 from torch import Tensor
 
+from pitlane.engine.dispatch import own_failure
+from pitlane.engine.errors import ModelError
 from pitlane.engine.sampling import logprobs_of, penalise, sample
 from pitlane.engine.types import Draft, Rows, Sequence
 
@@ -76,11 +79,16 @@ def verify(
     draft: Draft | None,
     want_targets: bool = False,
     greedy: SequenceOf[int] | None = None,
+    raw: Tensor | None = None,
+    peaks: SequenceOf[float] | None = None,
 ) -> Verified:
     """Walk the draft. logits [1 + K, V], adjusted: row 0 follows the last known token, row 1 + i draft token i.
 
-    greedy: the argmax of every row, where that is what the sequence takes and it is known already.
+    greedy: the argmax of every row, where that is what the sequence takes and it is known already. raw: the model's own logits,
+    of which log-probabilities are told. peaks: the largest logit of every row; the walk ends before a row that has none, since the
+    next step can say whose fault that is.
     """
+    raw = logits if raw is None else raw
     children = merged_children(draft)
     drawn = greedy or (_targets(seq, logits, draft) if want_targets else [])
     targets = list(drawn) if want_targets else []
@@ -93,10 +101,10 @@ def verify(
         position = seq.num_tokens + len(tokens)
         token = drawn[node + 1] if drawn else sample(row, seq.sampling, seq.seed, position)
         if seq.sampling.logprobs is not None:
-            logprobs.append(logprobs_of(row, token, seq.sampling.logprobs))
+            logprobs.append(logprobs_of(raw[node + 1], token, seq.sampling.logprobs))
         tokens.append(token)
         child = children.get(node, {}).get(token)
-        if child is None:
+        if child is None or (peaks is not None and not isfinite(peaks[child + 1])):
             return Verified(tokens, nodes, logprobs, targets)
         nodes.append(child)
         node = child
@@ -119,6 +127,31 @@ def verify_rows(
 ) -> list[tuple[Sequence, Verified]]:
     """Penalties, `adjust_logits`, then the walk of every sequence of one plan that has no error."""
     bounds = [i for i, parent in enumerate(rows.parents) if parent < 0] + [len(rows.parents)]
+    raw, peaks = rows.logits, rows.logits.amax(-1).tolist()
+    for seq, place in zip(rows.seqs, bounds, strict=False):
+        if not isfinite(peaks[place]):
+            seq.error = ModelError(
+                f"the model's logits hold {peaks[place]} after token {seq.num_tokens}; take another --dtype, or check its weights"
+            )
+    _penalise(rows)
+    adjust_logits(rows)
+    if rows.logits is not raw:
+        peaks = rows.logits.amax(-1).tolist()
+    greedy: list[int] = []
+    if any(seq.sampling.temperature == 0 for seq in rows.seqs):
+        greedy = rows.logits.argmax(-1).tolist()
+    found = []
+    for seq, (begin, end) in zip(rows.seqs, pairwise(bounds), strict=True):
+        if seq.error:
+            continue
+        own, best = slice(begin, end), greedy[begin:end] if seq.sampling.temperature == 0 else None
+        with own_failure(seq):
+            found.append((seq, verify(seq, rows.logits[own], seq.draft, want_targets, best, raw[own], peaks[own])))
+    return found
+
+
+def _penalise(rows: Rows) -> None:
+    """Apply the penalties of the sequences that have some, to a copy."""
     penalised = [i for i, index in enumerate(rows.seq_index) if rows.seqs[index].sampling.has_penalties]
     if penalised:
         rows.logits = rows.logits.float() if rows.logits.dtype.itemsize < 4 else rows.logits.clone()
@@ -126,21 +159,3 @@ def verify_rows(
         seq = rows.seqs[rows.seq_index[i]]
         prompt, completion = seq.token_ids[: seq.num_prompt_tokens], seq.token_ids[seq.num_prompt_tokens :]
         rows.logits[i] = penalise(rows.logits[i], prompt, completion + rows.path(i), seq.sampling)
-    adjust_logits(rows)
-    greedy: list[int] = []
-    if any(seq.sampling.temperature == 0 for seq in rows.seqs):
-        greedy = rows.logits.argmax(-1).tolist()
-    return [
-        (
-            seq,
-            verify(
-                seq,
-                rows.logits[begin:end],
-                seq.draft,
-                want_targets,
-                greedy[begin:end] if seq.sampling.temperature == 0 else None,
-            ),
-        )
-        for seq, (begin, end) in zip(rows.seqs, pairwise(bounds), strict=True)
-        if not seq.error
-    ]

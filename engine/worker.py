@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import logging
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,27 +17,46 @@ log = logging.getLogger("pitlane")
 OMP_PAUSE_SOFT = 1
 
 
-class Worker:
-    """`ready` says whether a step would do something; `step` does it and does not raise."""
+FORKED = "this engine was made in another process, and its thread did not come along; make a new engine in this one"
 
-    def __init__(self, ready: Callable[[], bool], step: Callable[[], None]) -> None:
-        self._ready = ready
-        self._step = step
+
+class Worker:
+    """Starts its thread at once. The thread alone holds what it works for, so that a worker keeps no engine in memory.
+
+    ready: whether a step would do something. step: does it, and does not raise. finish: the last that the thread does.
+    """
+
+    def __init__(self, ready: Callable[[], bool], step: Callable[[], None], finish: Callable[[], None]) -> None:
         self._inbox: list[Callable[[], None]] = []
         self._wake = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._process = os.getpid()
         self.closed = False
+        self._thread = threading.Thread(
+            target=self._run, args=(ready, step, finish), name="pitlane-engine", daemon=True
+        )
+        self._thread.start()
+        atexit.register(self.close)  # a thread inside torch when the interpreter ends would abort it
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a copy in a forked process: the thread is not there, and the locks may be held for ever."""
+        return self._process != os.getpid()
+
+    def check(self) -> None:
+        """Raise EngineClosed where nothing can be posted."""
+        if self.is_forked:
+            raise EngineClosed(FORKED)
+        if self.closed:
+            raise EngineClosed("the engine is closed; make a new one")
 
     def post(self, action: Callable[[], None]) -> bool:
         """Have the thread do something before its next step; False (and nothing happens) once it is closed."""
+        if self.is_forked:
+            return False
         with self._wake:
             if self.closed:
                 return False
             self._inbox.append(action)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="pitlane-engine", daemon=True)
-                self._thread.start()
-                atexit.register(self.close)  # a thread inside torch when the interpreter ends would abort it
             self._wake.notify()
             return True
 
@@ -58,35 +78,45 @@ class Worker:
         if threading.current_thread() is self._thread:
             run()
         elif not self.post(run):
-            raise EngineClosed("the engine is closed; make a new one")
+            self.check()
         return done
 
-    def close(self) -> list[Callable[[], None]]:
-        """Stop the thread after its current step; what was posted and not done."""
-        with self._wake:
-            self.closed = True
-            self._wake.notify()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-            atexit.unregister(self.close)
-        rest, self._inbox = self._inbox, []
-        return rest
-
-    def _run(self) -> None:
-        while True:
+    def stop(self) -> None:
+        """Have the thread end after its current step, and wait for nothing."""
+        if not self.is_forked:
             with self._wake:
-                while not (self._inbox or self.closed or self._ready()):
+                self.closed = True
+                self._wake.notify()
+
+    def close(self) -> None:
+        """Have the thread end after its current step, and wait for that."""
+        self.stop()
+        if not self.is_forked and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self, ready: Callable[[], bool], step: Callable[[], None], finish: Callable[[], None]) -> None:
+        while not self.closed:
+            with self._wake:
+                while not (self._inbox or self.closed or ready()):
                     self._wake.wait()
-                if self.closed:
-                    return
-                actions, self._inbox = self._inbox, []
-            for action in actions:
-                try:
-                    action()
-                except Exception:
-                    log.exception("the engine's thread failed in what was posted to it")
-            if self._ready():
-                self._step()
+            self._do_posted()
+            if not self.closed and ready():
+                step()
+        self._do_posted()  # so that requests which were just submitted end too
+        self._do(finish)
+        atexit.unregister(self.close)
+
+    def _do_posted(self) -> None:
+        with self._wake:
+            actions, self._inbox = self._inbox, []
+        for action in actions:
+            self._do(action)
+
+    def _do(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception:
+            log.exception("the engine's thread failed in what was posted to it")
 
 
 def release_threads() -> None:

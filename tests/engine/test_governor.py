@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pytest
 
-from pitlane import Draft, Limits, Plugin, SamplingParams, Sequence, hookimpl
+from pitlane import Draft, Limits, Plugin, PluginOptions, SamplingParams, Sequence, hookimpl
 from pitlane.engine.belief import CREDIT, FIRST_PAUSE, LANE_DECAY, PRIOR_STEPS, TRIAL_STEPS, Belief, Drafting, Record
 from pitlane.engine.clock import StepClock
 from pitlane.engine.governor import (
@@ -97,7 +98,8 @@ class Lane:
         for seq, number in zip(self.seqs, numbers, strict=True):
             number = min(number, most)
             seq.draft = Draft([0] * number, TREE[:number] if parents else None) if number else None
-        self.governor.drafted(self.drafter, cast(Any, self.seqs), seconds)
+        if any(numbers):  # as in the loop: who is not asked drafts nothing
+            self.governor.drafted(self.drafter, cast(Any, self.seqs), seconds)
         for seq in self.seqs:
             accepted = accept(len(seq.draft.token_ids)) if seq.draft else 0
             if seq.draft is not None:
@@ -512,6 +514,54 @@ def test_trees_that_lose_are_paused_too() -> None:
     assert lane.drafting.belief.is_tree and lane.drafting.reason is not None
 
 
+# ---- searches that find nothing
+
+
+def search(lane: Lane, seconds: float, steps: int) -> list[bool]:
+    """Whether the drafter was asked in each of so many steps; it takes `seconds` and finds no draft."""
+    return [lane.step(none, most=0, seconds=seconds)[0] > 0 for _ in range(steps)]
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["it never gave a draft", "it gave drafts before"])
+def test_a_slow_search_that_finds_nothing_is_paused_at_once_and_the_reason_is_said(known: bool) -> None:
+    lane = Lane(clock_of(flat), known=known)
+    asked = search(lane, 100.0, 2000)
+    assert asked[:3] == [True, True, False], "the first search may build an index; the second one shows the price"
+    assert sum(asked) <= 6
+    assert lane.drafting.reason is not None
+    assert "its own work took 100000.0 ms a step, the time of 100.00 plain steps" in lane.drafting.reason
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.05, 0.3, 2.0])
+def test_searches_cost_little_more_than_a_step_earns(seconds: float) -> None:
+    lane = Lane(clock_of(flat), known=False)
+    search(lane, seconds, 500)
+    assert seconds * sum(search(lane, seconds, 3000)) <= 3000 * CREDIT_PER_STEP + CREDIT
+
+
+def test_a_cheap_search_is_never_paused() -> None:
+    lane = Lane(clock_of(flat), known=False)
+    assert all(search(lane, CREDIT_PER_STEP, 2000)) and lane.record.credit <= CREDIT
+    lane.record.credit = -CREDIT
+    assert all(search(lane, CREDIT_PER_STEP, 50)), "however much it lost with drafts"
+
+
+def test_an_index_that_is_built_once_is_no_price_of_a_search() -> None:
+    lane = Lane(clock_of(flat), known=False)
+    assert search(lane, 20.0, 1) == [True]
+    assert all(search(lane, 0.001, 500)) and lane.record.credit > CREDIT - 0.01
+
+
+def test_a_pause_of_searches_ends_when_the_next_is_paid_for() -> None:
+    lane = Lane(clock_of(flat), known=False)
+    assert not search(lane, 100.0, 3)[-1]
+    wait = lane.drafting.resumes_at - lane.seqs[0].num_tokens + 1
+    assert wait == pytest.approx(2 * CREDIT / CREDIT_PER_STEP, abs=2)
+    assert not any(search(lane, 100.0, wait - 2))
+    numbers = [lane.step(lambda number: number)[0] for _ in range(8)]
+    assert all(numbers[4:]) and lane.drafting.reason is None, "it is asked once more, finds a draft, and goes on"
+
+
 # ---- whole runs
 
 
@@ -681,6 +731,49 @@ def test_a_loser_is_paused_in_the_engine_and_the_stats_say_so(make_engine: Any) 
     assert asked[0] == FIRST_SIZE and all(0 < number <= 64 for number in asked)
     again = engine.generate(prompt, params, plan=plan)
     assert len(plan.plugins[0].asked) - len(asked) <= 4 and "hopeless" in again.stats["paused"], "it is known by now"
+
+
+class Sleeper(Plugin):
+    """Sleeps in one of its hooks, and drafts nothing, or what is never right."""
+
+    name, role, exactness = "sleeper", "drafter", "identical"
+
+    class Options(PluginOptions):
+        hook: str = "propose"
+        drafts: bool = False
+
+    def __init__(self, options: PluginOptions | None = None) -> None:
+        super().__init__(options)
+        self.calls = 0
+
+    def sleep(self, hook: str) -> None:
+        self.calls += hook == self.options.hook
+        time.sleep(0.05 if hook == self.options.hook else 0.0)
+
+    @hookimpl
+    def propose(self, seqs: list[Sequence], limits: Limits) -> list[Draft | None]:
+        self.sleep("propose")
+        return [Draft([511] * limit) if self.options.drafts else None for limit in limits.num_draft_tokens]
+
+    @hookimpl
+    def after_verify(self, seq: Sequence, draft: Draft, targets: list[int], accepted: list[int]) -> None:
+        self.sleep("after_verify")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"drafts": True}, {"drafts": True, "hook": "after_verify"}],
+    ids=["no draft", "drafts", "after_verify"],
+)
+def test_a_drafter_that_sleeps_is_paused_from_the_first_steps_on(make_engine: Any, options: dict[str, Any]) -> None:
+    registry = PluginRegistry()
+    registry.add(Sleeper)
+    engine = make_engine(registry=registry)
+    plan = engine.plan({"sleeper": options})
+    params = SamplingParams(max_tokens=150, ignore_eos=True)
+    result = engine.generate([1, 2, 3], params, plan=plan)
+    assert plan.plugins[0].calls < 20 and "sleeper" in result.stats["paused"]
+    assert result.token_ids == engine.generate([1, 2, 3], params).token_ids
 
 
 # ---- what a step pays for it

@@ -64,6 +64,16 @@ def test_what_leaves_one_token_is_greedy(params: dict[str, Any]) -> None:
         assert sample(LOGITS, SamplingParams(**params), seed, seed) == 2
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-306, 1e-308, 5e-324])
+@pytest.mark.parametrize("truncation", [{}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.1}])
+def test_no_temperature_is_too_low(temperature: float, truncation: dict[str, Any]) -> None:
+    """Several of these logits, divided by the temperature, are too large for a float64."""
+    params = SamplingParams(temperature=temperature, **truncation)
+    for sign in (10, -10):
+        expected = int((sign * LOGITS).argmax())
+        assert {sample(sign * LOGITS, params, seed, 3) for seed in range(20)} == {expected}
+
+
 # ---- truncation
 
 
@@ -402,7 +412,7 @@ def test_logprobs_are_the_log_softmax() -> None:
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
         ({"top_p": 1.01}, r"top_p must be in \(0, 1\], got 1.01"),
         ({"min_p": 1.5}, r"min_p must be in \[0, 1\], got 1.5"),
-        ({"repetition_penalty": 0.0}, r"repetition_penalty must be in \(0, inf\), got 0.0"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty must be in \[0.01, 100\], got 0.0"),
         ({"presence_penalty": 101.0}, r"presence_penalty must be in \[-100, 100\], got 101.0"),
         ({"frequency_penalty": float("nan")}, r"frequency_penalty must be in \[-100, 100\], got nan"),
         ({"seed": -1}, r"seed must be in \[0, 2\*\*63\), got -1"),

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from pitlane import Draft, Limits, Plugin, PluginOptions, SamplingParams, hookimpl
+from pitlane import Draft, Limits, Plugin, PluginOptions, Rows, SamplingParams, hookimpl
 from pitlane import Sequence as Seq
 from pitlane.engine.registry import PluginRegistry
 from pitlane.engine.sampling import logprobs_of, sample
 from pitlane.engine.types import Timing
-from pitlane.engine.verify import clean, depths, merged_children, verify
+from pitlane.engine.verify import clean, depths, merged_children, verify, verify_rows
 
 VOCAB = 5
 MODES = [
@@ -186,6 +186,35 @@ def test_sampled_positions_are_those_of_the_tokens() -> None:
     truth = [sample(flat[0], sampling, 11, 2 + i) for i in range(4)]
     assert len(set(truth)) > 1
     assert verify(make_seq([0, 0], sampling), flat, Draft(truth[:3])).token_ids == truth
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    """Not those of the logits after penalties and plugins, from which the token is drawn."""
+    sampling = SamplingParams(max_tokens=9, presence_penalty=50.0, repetition_penalty=1.5, logprobs=2)
+    seq = make_seq([1, 2, 3], sampling)
+    seq.num_prompt_tokens, seq.draft = 1, Draft([2, 0])
+    logits = rows_of(seq.token_ids, seq.draft)
+    rows = Rows(logits.clone(), [seq], [0, 0, 0], [-1, 0, 1], [3, 2, 0])
+
+    def adjust(rows: Rows) -> None:
+        rows.logits[:, 4] = 99.0
+
+    ((_, found),) = verify_rows(rows, adjust)
+    assert found.token_ids == [4], "the plugin's choice"
+    assert found.logprobs == [logprobs_of(logits[0], 4, 2)]
+    ((_, found),) = verify_rows(Rows(logits.clone(), [seq], [0, 0, 0], [-1, 0, 1], [3, 2, 0]), lambda rows: None)
+    assert found.token_ids[0] not in (2, 3), "the penalty's choice"
+    assert found.logprobs[0] == logprobs_of(logits[0], found.token_ids[0], 2)
+
+
+def test_the_walk_ends_before_a_row_without_a_finite_logit() -> None:
+    sampling = MODES[0]
+    truth = plain([1, 2], sampling, 3)
+    logits, draft = rows_of([1, 2], Draft(truth)), Draft(truth)
+    for broken, kept in ((1, 1), (2, 2), (3, 3)):
+        peaks = [0.0] * 4
+        peaks[broken] = float("-inf")
+        assert verify(make_seq([1, 2], sampling), logits, draft, peaks=peaks).token_ids == truth[:kept]
 
 
 # ---- what a stranger may propose

@@ -77,7 +77,7 @@ def test_bad_lines_are_named_and_spoil_nothing(tmp_path: Path) -> None:
         3: "not a line of JSON",
         4: "no prompt",
         5: "'temprature' is unknown",
-        6: "wrong type",
+        6: "max_tokens must be an integer, got 'many'",
         7: "top_p must be in",
     }
     for number, words in {**wanted, 8: "the context holds"}.items():
@@ -86,6 +86,97 @@ def test_bad_lines_are_named_and_spoil_nothing(tmp_path: Path) -> None:
     summary = json.loads(result.stdout)
     assert [failed["line"] for failed in summary["failed"]] == [3, 4, 5, 6, 7, 8]
     assert (summary["prompts"], summary["found"], summary["completion_tokens"]) == (9, 0, 2 + 5 + 10)
+
+
+BAD_LINES = [
+    *("[1, 2]", "null", "5", "true", "{}", '{"prompt": ""}', '{"prompt": ["a"]}', "[" * 100_000, "{'prompt': 'a'}"),
+    *('{"prompt": "a", "id": NaN}', '{"prompt": "a", "seed": ' + "9" * 5000 + "}", '{"prompt": "a", "temperature": 1e999}'),
+    *({"prompt": "a", "n": 1.5}, {"prompt": "a", "seed": 1000.0}, {"prompt": "a", "stop_token_ids": None}),
+    *({"prompt": "a", "top_k": True}, {"prompt": "a", "stop": {"a": 1}}, {"prompt": "a", "stop_token_ids": [10**9]}),
+    *({"prompt": "a", "max_tokens": 10**30}, {"prompt": "a", "ignore_eos": "no"}, {"prompt": "a", "logprobs": [1]}),
+]  # fmt: skip
+
+
+def test_no_line_is_so_bad_that_the_others_are_not_answered(tmp_path: Path) -> None:
+    prompts, out = write_prompts(tmp_path / "in.jsonl", [*BAD_LINES, {"prompt": "good"}]), tmp_path / "out.jsonl"
+    prompts.write_bytes(b"\xff\xfe\n" + prompts.read_bytes())
+    result = run(prompts, out)
+    assert result.exit_code == 1 and f"1 answers in {out} · {1 + len(BAD_LINES)} failed" in result.stderr
+    *bad, good = read(out)
+    assert len(bad) == 1 + len(BAD_LINES) and all("error" in answer for answer in bad)
+    assert len(good["token_ids"]) == 5
+
+
+def test_what_failed_is_answered_again_in_its_place(tmp_path: Path) -> None:
+    lines: list[Any] = [{"prompt": "a"}, {"prompt": "b", "max_tokens": 0}, "{broken", {"prompt": "d"}, {"prompt": "e"}]
+    prompts, out = write_prompts(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    assert run(prompts, out).exit_code == 1
+    whole = out.read_bytes().splitlines(keepends=True)
+    again = run(prompts, out)
+    assert again.exit_code == 1 and "line 2: max_tokens must be >= 1" in again.stderr, "they fail again"
+    assert "3 answers in" in again.stderr and "3 of them were there · 2 failed" in again.stderr
+    assert out.read_bytes() == b"".join(whole)
+    lines[1]["max_tokens"] = 3
+    mended = run(write_prompts(prompts, lines), out)
+    assert mended.exit_code == 1 and [answer["line"] for answer in read(out)] == [1, 2, 3, 4, 5]
+    lines[2] = {"prompt": "c"}
+    mended = run(write_prompts(prompts, lines), out)
+    assert mended.exit_code == 0 and "4 of them were there" in mended.stderr
+    assert [len(answer["token_ids"]) for answer in read(out)] == [5, 3, 5, 5, 5]
+    kept = out.read_bytes().splitlines(keepends=True)
+    assert [kept[number] for number in (0, 3, 4)] == [whole[number] for number in (0, 3, 4)]
+    assert list(tmp_path.glob("*.ordered")) == []
+
+
+def test_a_kill_among_lines_that_are_answered_again_loses_none(tmp_path: Path) -> None:
+    prompts, out = write_prompts(tmp_path / "in.jsonl", prompts_of(5)), tmp_path / "out.jsonl"
+    run(prompts, out)
+    whole = read(out)
+    lines = out.read_bytes().splitlines(keepends=True)
+    failed = json.dumps({"line": 2, "key": "another", "error": "no"}).encode() + b"\n"
+    out.write_bytes(b"".join([lines[0], failed, *lines[2:4], lines[1], lines[4][:20]]))
+    result = run(prompts, out)
+    assert result.exit_code == 0 and "4 of them were there" in result.stderr
+    assert without_times(read(out)) == without_times(whole)
+
+
+@pytest.mark.parametrize(
+    "out", ["/dev/null", "/dev/full", "/dev/zero", "folder", "fifo", "missing/out.jsonl", "in.jsonl"]
+)
+def test_an_out_that_cannot_hold_answers_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    monkeypatch.setattr("pitlane.ui.session.EngineOptions.build", lambda self: pytest.fail("loaded"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    prompts = write_prompts(tmp_path / "in.jsonl", prompts_of(1))
+    before = prompts.read_bytes()
+    result = run(prompts, Path(out))
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1 and out in result.stderr
+    assert prompts.read_bytes() == before
+
+
+def test_prompts_without_end_are_refused(tmp_path: Path) -> None:
+    result = run(Path("/dev/zero"), tmp_path / "out.jsonl")
+    assert result.exit_code == 2 and "/dev/zero is a device; write the prompts to a file" in result.stderr
+
+
+def test_a_disk_without_room_is_one_line_and_a_rerun_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, out = write_prompts(tmp_path / "in.jsonl", prompts_of(3)), tmp_path / "out.jsonl"
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_prompts(prompts, [*prompts_of(2), {"prompt": "x", "n": 0}])
+    run(prompts, out)
+    lines = write_prompts(prompts, [{"prompt": "y"}, *prompts_of(2)[1:], {"prompt": "x"}])
+    out.write_text('{"line": 1, "error": "no"}\n' + "".join(out.read_text().splitlines(keepends=True)[1:]))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        result = run(lines, out)
+    assert result.exit_code == 2 and "No space left on device; make room and run the same again" in result.stderr
+    result = run(lines, out)
+    assert result.exit_code == 0 and "3 of them were there" in result.stderr
+    assert [answer["line"] for answer in read(out)] == [1, 2, 3] and list(tmp_path.glob("*.ordered")) == []
 
 
 def test_a_finished_file_is_left_as_it_is_and_loads_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

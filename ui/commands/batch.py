@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from pitlane.engine.errors import BadOption
 from pitlane.ui.batch_file import Answers, Item, answer_all, read_items, sampling_of
 from pitlane.ui.render import Advance, note, print_json, progress
 from pitlane.ui.session import Chat, EngineOptions, add_documents
@@ -32,27 +33,31 @@ class BatchRun:
     failed: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self, prompts: Path, out: Path, as_json: bool) -> int:
-        """Answer what is not answered yet; the exit code."""
+        """Answer what is not answered yet, and what failed again; the exit code."""
+        if out.exists() and out.samefile(prompts):
+            raise BadOption(f"{out} holds the prompts; give another --out")
         documents = add_documents(self.doc, self.options.plugins_dir)
         hashes = [document.content_hash for document, _ in documents]
         engine_options = [getattr(self.options, name) for name in CHANGES_ANSWERS]
         items = read_items(prompts, (self.sampling, self.template, hashes, engine_options))
         started = perf_counter()
         with Answers(out, items) as answers, progress("Answering") as advance:
+            num_found = len(items) - len(answers.todo)
             try:
-                if answers.num_found < len(items):
-                    self._answer(items, documents, answers, advance)
+                if answers.todo:
+                    self._answer(len(items), documents, answers, advance)
             except KeyboardInterrupt:
                 note(f"stopped; the same command goes on behind what {out} holds")
                 return INTERRUPTED
-        self._report(len(items), answers.num_found, out, perf_counter() - started, as_json)
+            answers.put_in_order(items)
+        self._report(len(items), num_found, out, perf_counter() - started, as_json)
         return SOME_FAILED if self.failed else 0
 
-    def _answer(self, items: list[Item], documents: list[Any], answers: Answers, advance: Advance) -> None:
-        done = answers.num_found
+    def _answer(self, num_items: int, documents: list[Any], answers: Answers, advance: Advance) -> None:
+        done = num_items - len(answers.todo)
         with self.options.build() as engine:
             note(engine.loader.describe_memory())
-            advance(done, len(items))
+            advance(done, num_items)
 
             def submit(item: Item) -> Stream:
                 chat = Chat(engine.tokenizer, *self.template)
@@ -60,10 +65,10 @@ class BatchRun:
                     chat.add(*document)
                 return engine.submit(chat.ask(item.prompt), sampling_of(item, self.sampling))
 
-            for number, (item, answer) in enumerate(answer_all(items[done:], submit), done + 1):
+            for number, (item, answer) in enumerate(answer_all(answers.todo, submit), done + 1):
                 answers.write(item, answer)
                 self._count(item, answer)
-                advance(number, len(items))
+                advance(number, num_items)
 
     def _count(self, item: Item, answer: dict[str, Any]) -> None:
         if "error" in answer:
@@ -85,7 +90,7 @@ class BatchRun:
                 }
             )
             return
-        parts = [f"{num_prompts} answers in {out}"]
+        parts = [f"{num_prompts - len(self.failed)} answers in {out}"]
         parts += [f"{num_found} of them were there"] if num_found else []
         parts += [f"{len(self.failed)} failed"] if self.failed else []
         parts += [f"{self.completion_tokens} tokens in {seconds:.1f} s"] if self.completion_tokens else []

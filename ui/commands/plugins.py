@@ -1,7 +1,11 @@
-"""`pitlane plugins`: what was found, what each does to the output, and its options. Imports no torch."""
+"""`pitlane plugins`: what was found, what each does to the output, and its options.
+
+Only `check`, which runs a model, imports torch.
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -62,6 +66,38 @@ def info(plugins_dir: str | None, as_json: bool, name: str) -> None:
     if row["options"]:
         cells = [[o["name"], o["type"], o["default"], o["range"], o["description"]] for o in row["options"]]
         print_table(["option", "type", "default", "range", "meaning"], cells)
+
+
+@plugins.command()
+@plugins_dir
+@as_json
+@click.option(
+    "--model", "-m", default="bundled", show_default=True, metavar="M", help="The model to compare answers of."
+)
+@click.argument("name")
+@click.pass_context
+def check(ctx: click.Context, plugins_dir: str | None, as_json: bool, model: str, name: str) -> None:
+    """Compare answers with and without one plugin: does it keep the exactness that it declares?
+
+    A plugin that declares itself identical must give the same tokens, greedy and sampled, in float64. Of the others only failures
+    are found. Exit code 1 if the plugin breaks its promise.
+    """
+    registry = PluginRegistry.load(plugins_dir)
+    registry.get(name)  # an unknown name loads no model
+    from pitlane.engine.engine import Engine
+    from pitlane.testing import check_plugin
+
+    with Engine(model, dtype="float64", plugins={}, registry=registry) as engine:
+        found = check_plugin(engine, {name: {}})
+    if as_json:
+        print_json({"name": name, **asdict(found)})
+    else:
+        what = "answers compared" if found.exactness == "identical" else "answers, not compared"
+        verdict = "does not keep its promise" if found.broken else "nothing contradicts it"
+        click.echo(f"{name} declares {found.exactness}; {found.num_answers} {what}: {verdict}")
+        for line in found.broken:
+            click.echo(f"  {line}")
+    ctx.exit(1 if found.broken else 0)
 
 
 def describe(entry: PluginEntry) -> dict[str, Any]:

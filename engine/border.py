@@ -1,0 +1,96 @@
+"""The types and ranges of what a request holds, checked once, when the request is made.
+
+After this check nothing that a request holds can raise inside a step, where an error would reach other requests. Whole numbers may
+be of any integer type, numpy's too; a float such as 40.0, a text such as "40" and a bool are no integers. Every refusal is a
+BadOption that names the field, its range and the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from operator import index
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from pitlane.engine.errors import BadOption
+from pitlane.engine.types import MAX_SAMPLES
+
+LONGEST_SHOWN = 60  # characters of a refused value
+
+
+def _whole(value: object) -> object:
+    """An integer of another type as an int; anything else as it is."""
+    if not isinstance(value, bool):
+        with suppress(TypeError):
+            return index(value)  # type: ignore[arg-type]
+    return value
+
+
+def _items(value: object) -> object:
+    """The items of a list, set or array as a tuple; anything else as it is."""
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, Mapping)):
+        with suppress(TypeError):  # a numpy array of no dimension
+            return tuple(value)
+    return value
+
+
+def _texts(value: object) -> object:
+    return (value,) if isinstance(value, str) else _items(value)
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+class _Sampling(BaseModel):
+    """The fields of SamplingParams. description: the range, for messages."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    max_tokens: Annotated[Whole, Field(ge=1, lt=2**31)]
+    temperature: float = Field(ge=0, description="in [0, inf)")
+    top_k: Annotated[Whole, Field(ge=0, lt=2**31)]
+    top_p: float = Field(gt=0, le=1, description="in (0, 1]")
+    min_p: float = Field(ge=0, le=1, description="in [0, 1]")
+    repetition_penalty: float = Field(ge=0.01, le=100, description="in [0.01, 100]")
+    presence_penalty: float = Field(ge=-100, le=100, description="in [-100, 100]")
+    frequency_penalty: float = Field(ge=-100, le=100, description="in [-100, 100]")
+    seed: Annotated[Whole | None, Field(ge=0, lt=2**63, description="in [0, 2**63)")]
+    sample_index: Annotated[Whole, Field(ge=0, lt=2**31)]
+    n: Annotated[Whole, Field(ge=1, le=MAX_SAMPLES, description=f"in [1, {MAX_SAMPLES}]")]
+    stop: Annotated[tuple[str, ...], BeforeValidator(_texts), Field(description="texts")]
+    stop_token_ids: Annotated[tuple[Whole, ...], BeforeValidator(_items), Field(description="token ids")]
+    ignore_eos: bool
+    logprobs: Annotated[Whole | None, Field(ge=0, le=50, description="in [0, 50]")]
+
+
+KINDS = {"int_type": "an integer", "float_type": "a number", "bool_type": "true or false"}
+SIDES = {"greater_than_equal": ">= {ge}", "less_than": "< {lt}"}
+
+
+def checked_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of SamplingParams in their own types. Raises BadOption."""
+    try:
+        return _Sampling(**values).__dict__
+    except ValidationError as error:
+        raise BadOption(_explained(error)) from None
+
+
+def _explained(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0])
+    value, wanted = first["input"], _Sampling.model_fields[name].description
+    if len(first["loc"]) == 1:  # not of an item of a tuple
+        side = SIDES.get(first["type"], "").format(**first.get("ctx", {}))
+        wanted = " ".join(filter(None, (KINDS.get(first["type"]), wanted or side)))
+    return f"{name} must be {wanted}, got {shown(value)}"
+
+
+def shown(value: object) -> str:
+    """A value for a message: short, and whatever its type."""
+    try:
+        text = repr(value)
+    except Exception:  # an int of more than 4300 digits, or an object of the caller's
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
