@@ -70,6 +70,8 @@ def stat_parts(stats: Stats, roles: Roles) -> list[str]:
         words = _work(stats, name, drafter)
         if words:
             parts.append(f"<em>{escape(name)}</em> {', '.join(words)}")
+    if stats.get("seed") is not None:
+        parts.append(f"seed <b>{stats['seed']}</b>")
     for word in ("paused", "failed"):
         parts += [f'<em class="bad">{escape(name)} {word}</em> {escape(why)}' for name, why in stats[word].items()]
     return parts

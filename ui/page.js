@@ -31,7 +31,7 @@
     const { do: name, id } = button.dataset;
     if (name === "copy") return void copy(button);
     if (name === "edit") {
-      const message = button.closest(".message");
+      const message = button.closest(".message") || document.querySelector(`.message[data-id="${id}"]`);
       return editor(message.querySelector(".body"), message.dataset.source, "Edit the question", (text) => trigger("edit", { id, text }));
     }
     if (name === "rename") {
@@ -94,6 +94,9 @@
     if (chosen) document.body.classList.toggle("dark", chosen === "dark");
     follow(scroll); dropFiles();
   };
-  window.pitlane = { act, anchor: location.hash.slice(1) };
+  const KEPT = "pitlane-tab";  // of this tab alone: two tabs have their own plugins
+  const kept = sessionStorage.getItem(KEPT) || "{}";
+  const keep = (part) => sessionStorage.setItem(KEPT, JSON.stringify({ ...JSON.parse(sessionStorage.getItem(KEPT) || "{}"), ...part }));
+  window.pitlane = { act, keep, kept, anchor: location.hash.slice(1) };
   start();
 })();
