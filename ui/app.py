@@ -230,7 +230,7 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
     widgets.search.change(handlers.search, [widgets.search, widgets.tab], trigger_mode="always_last", **quiet)
     for name in ("open", "rename", "remove"):
         getattr(widgets.conversations, name)(getattr(handlers, name), [widgets.tab, widgets.search], **quiet)
-    reading = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "reading"}
+    reading = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "reading", "trigger_mode": "multiple"}
     widgets.upload.upload(handlers.upload, [widgets.upload, *values], **reading)
     widgets.sample.click(handlers.sample, values, **reading)
     widgets.documents.attach(handlers.attach, values, **reading)

@@ -71,7 +71,7 @@ def stat_parts(stats: Stats, roles: Roles) -> list[str]:
         if words:
             parts.append(f"<em>{escape(name)}</em> {', '.join(words)}")
     if stats.get("seed") is not None:
-        parts.append(f"seed <b>{stats['seed']}</b>")
+        parts.append(f"seed {stats['seed']}")
     for word in ("paused", "failed"):
         parts += [f'<em class="bad">{escape(name)} {word}</em> {escape(why)}' for name, why in stats[word].items()]
     return parts

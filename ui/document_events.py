@@ -12,7 +12,7 @@ from typing import Any
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.storage.types import StoredDocument
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.page_view import Changes, Tab, new_tab, page_event, session_of
+from pitlane.ui.page_view import Changes, Tab, page_event, session_of
 from pitlane.ui.panels import notice_html
 from pitlane.ui.plugin_events import PluginEvents
 
@@ -40,19 +40,23 @@ class DocumentEvents(PluginEvents):
                 problems.append(str(error))
             finally:
                 path.unlink(missing_ok=True)
-        yield from self._read(request, tab, [*tab["documents"], *added], values, problems, remarks)
+        yield from self._read(request, tab, added, values, problems, remarks)
 
     @page_event
     def sample(self, request: gr.Request, tab: Tab, *values: Any) -> Iterator[Changes]:
-        yield from self._read(request, tab, [*tab["documents"], self.desk.add_sample().id], values)
+        yield from self._read(request, tab, [self.desk.add_sample().id], values)
 
     @page_event
     def attach(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
         """Attach a document that is not attached, detach one that is."""
-        wanted, ids = str(event.id), tab["documents"]
-        problems = [] if wanted in ids else self._missing(wanted)
-        ids = [key for key in ids if key != wanted] if wanted in ids or problems else [*ids, wanted]
-        yield from self._read(request, tab, ids, values, problems)
+        wanted, shown = str(event.id), self.shown_tab(request, tab)
+        if wanted in shown["documents"]:
+            shown = self.with_documents(shown, [key for key in shown["documents"] if key != wanted])
+            self.shown[session_of(request)] = shown
+            yield from self._read(request, shown, [], values)
+        else:
+            problems = self._missing(wanted)
+            yield from self._read(request, tab, [] if problems else [wanted], values, problems)
 
     @page_event
     def discard(self, request: gr.Request, event: gr.EventData, tab: Tab) -> Changes:
@@ -77,38 +81,43 @@ class DocumentEvents(PluginEvents):
         self,
         request: gr.Request,
         tab: Tab,
-        document_ids: Sequence[str],
+        added: Sequence[str],
         values: Sequence[Any],
         problems: Sequence[str] = (),
         remarks: Sequence[str] = (),
     ) -> Iterator[Changes]:
-        """Show the tab's documents and compute their KV, with progress in the list.
+        """Attach documents to the tab's conversation, and compute their KV with progress in the list.
 
-        The tab may show another conversation by now: then its own list is drawn.
+        The tab may show another conversation by now: then nothing but its own list is drawn.
         """
-        is_here = self.is_shown(request, tab)
-        tab, key = self.with_documents(tab, document_ids), (session_of(request), "reading")
-        if not is_here:
-            here = self.reopened({**new_tab(), "conversation": self.shown[key[0]]})
-            yield {self.ui.documents: self.document_list(here), self.ui.notice: notice_html(problems, remarks)}
+        shown, notice = self.shown_tab(request, tab), {self.ui.notice: notice_html(problems, remarks)}
+        if shown["conversation"] != tab["conversation"]:
+            self.with_documents(tab, [*tab["documents"], *added])
+            yield {self.ui.documents: self.document_list(shown)} | notice
             return
-        self.desk.stop(key)
-        yield self.show(request, tab) | {self.ui.notice: notice_html(problems, remarks)}
-        if not tab["documents"]:
-            return
+        tab = self.with_documents(shown, [*shown["documents"], *added])
+        yield self.show(request, tab) | notice
         problems = list(problems)
         try:
-            self.desk.check_fits(tab["documents"])
-            newest = tab["documents"][-1]
-            for share in self.desk.prefill(key, tab["documents"], self.read(values)):
-                if not self.is_shown(request, tab):
-                    return
-                yield {self.ui.documents: self.document_list(tab, {newest: share})}
-            self._await_saved(newest)
+            yield from self._prefill(request, tab, values)
         except PitlaneError as error:
             problems.append(str(error))
-        if self.is_shown(request, tab):
+        if self.shown_tab(request, tab) == tab:
             yield {self.ui.documents: self.document_list(tab), self.ui.notice: notice_html(problems, remarks)}
+
+    def _prefill(self, request: gr.Request, tab: Tab, values: Sequence[Any]) -> Iterator[Changes]:
+        """Compute the KV of the tab's documents, in place of what is computed for the tab now."""
+        key = (session_of(request), "reading")
+        self.desk.stop(key)
+        if not tab["documents"]:
+            return
+        self.desk.check_fits(tab["documents"])
+        newest = tab["documents"][-1]
+        for share in self.desk.prefill(key, tab["documents"], self.read(values)):
+            if self.shown_tab(request, tab) != tab:
+                return
+            yield {self.ui.documents: self.document_list(tab, {newest: share})}
+        self._await_saved(newest)
 
     def _await_saved(self, document_id: str) -> None:
         """Saved KV is written by a thread of the plugin's; give it a moment before the list is drawn."""

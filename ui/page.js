@@ -61,13 +61,16 @@
   });
 
   const follow = (scroll) => {
-    let near = true;
+    let near = true, messages = 0;
     scroll.addEventListener("scroll", () => { near = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80; });
     addEventListener("resize", () => { if (near) scroll.scrollTop = scroll.scrollHeight; });
     new MutationObserver(() => {
       const thread = scroll.querySelector("[data-conversation]");
       const id = thread ? thread.dataset.conversation : "";
       if (location.hash.slice(1) !== id) { history.replaceState(null, "", id ? "#" + id : location.pathname + location.search); near = true; }
+      const count = scroll.querySelectorAll(".message").length;
+      if (count > messages) near = true;  // a new question, or its answer, comes into sight
+      messages = count;
       if (near) scroll.scrollTop = scroll.scrollHeight;
     }).observe(scroll, { childList: true, subtree: true, characterData: true, attributes: true, attributeFilter: ["data-conversation"] });
   };

@@ -87,6 +87,7 @@ class Writing:
     """An answer that is being written. session: the tab that asked; messages: those that it answers."""
 
     session: str
+    conversation: str
     messages: Sequence[Message]
     documents: Sequence[Document]
     live: Live
@@ -144,30 +145,30 @@ class View:
     def __init__(self, desk: Desk, widgets: Widgets) -> None:
         self.desk = desk
         self.ui = widgets
-        self.shown: dict[str, str | None] = {}  # the conversation that each browser tab shows
+        self.shown: dict[str, Tab] = {}  # by browser tab; newer than the state that an event of the tab began with
         self.writing: dict[str, Writing] = {}  # by conversation
         self.following: set[str] = set()  # browser tabs that show an answer which another tab asked for
         self.lock = RLock()
 
     def show(self, request: gr.Request, tab: Tab) -> Changes:
         """Everything, and remember that this browser tab shows it."""
-        session, conversation = session_of(request), tab["conversation"]
+        session = session_of(request)
         with self.lock:
-            self.shown[session] = conversation
-            writing = self.writing.get(conversation or "")
+            self.shown[session] = tab
+            writing = self.writing.get(tab["conversation"] or "")
             if writing is not None and writing.session != session:
                 self.following.add(session)
             else:
                 self.following.discard(session)
         return self.everything(tab)
 
-    def is_shown(self, request: gr.Request, tab: Tab) -> bool:
-        """Whether the browser tab still shows the conversation that an event began with."""
-        return self.shown.setdefault(session_of(request), tab["conversation"]) == tab["conversation"]
+    def shown_tab(self, request: gr.Request, tab: Tab) -> Tab:
+        """The tab as it was last drawn: an event that takes long may begin with an older state."""
+        return self.shown.setdefault(session_of(request), tab)
 
     def shown_writing(self, request: gr.Request) -> Writing | None:
         """The answer that is being written in the conversation that the browser tab shows."""
-        return self.writing.get(self.shown.get(session_of(request)) or "")
+        return self.writing.get(self.shown.get(session_of(request), new_tab())["conversation"] or "")
 
     def everything(self, tab: Tab) -> Changes:
         """All that depends on which conversation is open and what is in it."""

@@ -80,7 +80,9 @@ class QuestionEvents(PluginEvents):
     @page_event
     def stop(self, request: gr.Request) -> Changes:
         """Stop the answer of the conversation that the tab shows."""
-        self.desk.stop(_key(self.shown.get(session_of(request))))
+        writing = self.shown_writing(request)
+        if writing is not None:
+            self.desk.stop(_key(writing.conversation))
         return {self.ui.stop: gr.Button(interactive=False)}
 
     @page_event
@@ -161,16 +163,15 @@ class QuestionEvents(PluginEvents):
             self.writing.pop(conversation, None)
         while writing.num_watching and time.monotonic() - alive < 2 * ALIVE_SECONDS:
             time.sleep(FRAME_SECONDS / 10)  # or its last frame would come behind this
-        if self.is_shown(request, tab):
+        if self.shown_tab(request, tab)["conversation"] == conversation:
             yield self.show(request, self.reopened(tab))
 
     def _begin(self, request: gr.Request, tab: Tab, question: Question) -> tuple[Tab, Ask | None]:
         """Put a question, unless its conversation waits for an answer; then, and if it is gone, there is no Ask."""
         session = session_of(request)
         with self.lock:  # two clicks at once: the second click finds the answer of the first
-            shown = self.shown.get(session)
-            if tab["conversation"] is None and shown in self.writing:
-                tab = {"conversation": shown, "documents": tab["documents"]}
+            if tab["conversation"] is None and self.shown_writing(request):
+                tab = self.shown[session]
             if tab["conversation"] in self.writing:
                 gr.Info("An answer is on its way; stop it first.")
                 return tab, None
@@ -181,8 +182,8 @@ class QuestionEvents(PluginEvents):
                 return self.reopened(tab), None
             conversation = self.desk.store.conversations.get(str(tab["conversation"]))
             messages, documents = ask.messages(conversation), self.desk.documents(tab["documents"])
-            self.writing[conversation.id] = Writing(session, messages, documents, Live())
-            self.shown[session] = conversation.id
+            self.writing[conversation.id] = Writing(session, conversation.id, messages, documents, Live())
+            self.shown[session] = tab
             self.desk.begin(_key(conversation.id))
         return tab, ask
 
@@ -201,5 +202,5 @@ class QuestionEvents(PluginEvents):
             gr.Warning(escape(refusal.reason))
 
 
-def _key(conversation: str | None) -> Key:
-    return conversation or "", "answer"
+def _key(conversation: str) -> Key:
+    return conversation, "answer"

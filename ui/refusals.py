@@ -16,14 +16,14 @@ from pitlane.storage.errors import StorageError
 from pitlane.storage.types import Document, Message, Refusal
 
 MAX_DOCUMENTS = 3  # buttons for the longest ones
-STOPPED = Refusal("The answer was stopped before its first token.")
+STOPPED = Refusal("it was stopped before its first token.")
 
 
 def refusal_of(error: Exception, plugins: Iterable[str], default: Iterable[str], documents: Sequence[str]) -> Refusal:
     """An error as a refusal. plugins: names in the plan; documents: ids, the longest first."""
     if not isinstance(error, PitlaneError):
         logging.getLogger(__name__).error("an answer failed", exc_info=error)
-        return Refusal(f"The answer failed with {type(error).__name__}: {error}. The terminal shows where.")
+        return Refusal(f"{type(error).__name__}: {error}; the terminal shows where it happened")
     ways: list[tuple[str, str]] = []
     if isinstance(error, PromptTooLong):
         ways = [("take_out", document_id) for document_id in documents[:MAX_DOCUMENTS]] or [("edit", "")]
@@ -43,11 +43,11 @@ def refusal_html(message: Message, documents: Iterable[Document], is_last: bool)
     refusal, is_question = message.refusal, message.role == "user"
     if (not is_last and not (is_question and refusal)) or (not is_question and refusal is None):
         return ""
-    reason = "No answer yet." if refusal is None else refusal.reason
-    if not is_question:
-        reason = f"Asked again, without a new answer: {reason}"
     buttons = _buttons(message, refusal, documents) if is_last else ""
-    return f'<div class="refusal" role="status"><p>{escape(reason)}</p>{buttons}</div>'
+    if refusal is None:
+        return f'<div class="refusal pending"><p>No answer yet.</p>{buttons}</div>'
+    heading = "No answer" if is_question else "No new answer"
+    return f'<div class="refusal" role="alert"><p><b>{heading}:</b> {escape(refusal.reason)}</p>{buttons}</div>'
 
 
 def _buttons(message: Message, refusal: Refusal | None, documents: Iterable[Document]) -> str:
