@@ -70,7 +70,7 @@ def page_event(handler: Handler) -> Handler:
 
 def warn(error: PitlaneError) -> None:
     """Show an error in the corner of the page; Gradio reads the text as HTML."""
-    gr.Warning(escape(str(error)))
+    gr.Warning(escape(str(error), quote=False))
 
 
 def session_of(request: gr.Request) -> str:

@@ -199,7 +199,7 @@ class QuestionEvents(PluginEvents):
         except NotFound as error:
             warn(error)
         except PitlaneError:
-            gr.Warning(escape(refusal.reason))
+            gr.Warning(escape(refusal.reason, quote=False))
 
 
 def _key(conversation: str) -> Key:
