@@ -58,7 +58,7 @@ def page_event(handler: Handler) -> Handler:
             yield gr.skip()
 
     @wraps(handler)
-    def step(*values: Any) -> Changes:
+    def step(*values: Any) -> Any:
         try:
             return handler(*values) or gr.skip()
         except PitlaneError as error:

@@ -97,9 +97,9 @@ class QuestionEvents(PluginEvents):
                     time.sleep(FRAME_SECONDS)
             finally:
                 writing.num_watching -= 1
-            writing, before = self.shown_writing(request), writing
-            if writing is None and not before.is_over:
-                yield {self.ui.live: ""}
+            was_left, writing = not writing.is_over, self.shown_writing(request)
+            if was_left and writing is None:
+                yield {self.ui.live: ""}  # after the last frame, which may come behind what the tab shows now
 
     @page_event
     def settle(self, request: gr.Request, tab: Tab) -> Changes:
