@@ -26,7 +26,7 @@ def refusal_of(error: Exception, plugins: Iterable[str], default: Iterable[str],
         return Refusal(f"{type(error).__name__}: {error}; the terminal shows where it happened")
     ways: list[tuple[str, str]] = []
     if isinstance(error, PromptTooLong):
-        ways = [("take_out", document_id) for document_id in documents[:MAX_DOCUMENTS]] or [("edit", "")]
+        ways = [*(("take_out", document_id) for document_id in documents[:MAX_DOCUMENTS]), ("edit", "")]
     elif not isinstance(error, StorageError):
         ways = [("turn_off", name) for name in _suspects(str(error), list(plugins), set(default))]
     return Refusal(str(error), tuple(ways))

@@ -109,7 +109,7 @@ def test_ways_out_follow_from_the_error() -> None:
     def ways(error: Exception) -> tuple[tuple[str, str], ...]:
         return refusal_of(error, ["speculative", "prefix_cache"], ["prefix_cache"], ["a", "b", "c", "d"]).ways
 
-    assert ways(PromptTooLong("long")) == (("take_out", "a"), ("take_out", "b"), ("take_out", "c"))
+    assert ways(PromptTooLong("long")) == (("take_out", "a"), ("take_out", "b"), ("take_out", "c"), ("edit", ""))
     assert refusal_of(PromptTooLong("long"), [], [], []).ways == (("edit", ""),)
     assert ways(BadOption("x cannot draft for y: its tokenizer differs")) == (("turn_off", "speculative"),)
     assert ways(BadOption("prefix_cache is unavailable")) == (("turn_off", "prefix_cache"),)
