@@ -49,11 +49,9 @@ class DocumentEvents(PluginEvents):
     @page_event
     def attach(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
         """Attach a document that is not attached, detach one that is."""
-        wanted, shown = str(event.id), self.shown_tab(request, tab)
-        if wanted in shown["documents"]:
-            shown = self.with_documents(shown, [key for key in shown["documents"] if key != wanted])
-            self.shown[session_of(request)] = shown
-            yield from self._read(request, shown, [], values)
+        wanted = str(event.id)
+        if wanted in self.shown_tab(request, tab)["documents"]:
+            yield from self._read(request, tab, [], values, taken_out=wanted)
         else:
             problems = self._missing(wanted)
             yield from self._read(request, tab, [] if problems else [wanted], values, problems)
@@ -85,6 +83,7 @@ class DocumentEvents(PluginEvents):
         values: Sequence[Any],
         problems: Sequence[str] = (),
         remarks: Sequence[str] = (),
+        taken_out: str = "",
     ) -> Iterator[Changes]:
         """Attach documents to the tab's conversation, and compute their KV with progress in the list.
 
@@ -92,10 +91,11 @@ class DocumentEvents(PluginEvents):
         """
         shown, notice = self.shown_tab(request, tab), {self.ui.notice: notice_html(problems, remarks)}
         if shown["conversation"] != tab["conversation"]:
-            self.with_documents(tab, [*tab["documents"], *added])
+            left = self.reopened(tab)
+            self.with_documents(left, [*left["documents"], *added])
             yield {self.ui.documents: self.document_list(shown)} | notice
             return
-        tab = self.with_documents(shown, [*shown["documents"], *added])
+        tab = self.with_documents(shown, [key for key in (*shown["documents"], *added) if key != taken_out])
         yield self.show(request, tab) | notice
         problems = list(problems)
         try:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from threading import Thread
+from threading import Barrier, Thread
 from typing import Any
 
 import pytest
@@ -148,13 +148,16 @@ def test_refusals_are_escaped() -> None:
 def test_two_clicks_at_once_make_one_answer(page: Any, how: str) -> None:
     key = None if how == "ask a new page" else conversation(page, "hi", "old")
     first = messages(page, key)[0].id if key else 0
+    page.engine.loader.eos_token_ids = frozenset()  # the answer lasts until all have clicked
+    together = Barrier(3)
 
     def click() -> None:
         calls = {
             "retry": lambda: page.handlers.retry(TAB, NONE, new_tab(key), *values(page)),
             "edit": lambda: page.handlers.edit(TAB, event(id=str(first), text="hey"), new_tab(key), *values(page)),
         }
-        last(calls.get(how, lambda: page.handlers.ask(TAB, "hey", new_tab(key), *values(page, max_tokens=200)))())
+        together.wait()
+        last(calls.get(how, lambda: page.handlers.ask(TAB, "hey", new_tab(key), *values(page, max_tokens=600)))())
 
     threads = [Thread(target=click) for _ in range(3)]
     for thread in threads:
