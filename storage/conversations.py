@@ -11,10 +11,10 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pitlane.storage.errors import NotFound
-from pitlane.storage.types import Conversation, Message, SearchHit, storable
+from pitlane.storage.types import Conversation, Message, Refusal, SearchHit, storable
 
 if TYPE_CHECKING:
     from pitlane.storage.db import Store
@@ -40,6 +40,16 @@ _BY_TITLE = """
 SELECT id AS conversation_id, NULL AS message_id, title, title AS snippet FROM conversations
 WHERE title LIKE ? ESCAPE '\\' ORDER BY updated DESC LIMIT ?
 """
+
+
+class Turn(Protocol):
+    """What a prompt needs of a message."""
+
+    @property
+    def role(self) -> str: ...
+
+    @property
+    def text(self) -> str: ...
 
 
 class Conversations:
@@ -106,17 +116,36 @@ class Conversations:
             return _message(self._store.rows("SELECT * FROM messages WHERE id = ?", (cursor.lastrowid,))[0])
 
     def truncate(self, conversation_id: str, message_id: int) -> None:
-        """Remove a message and all that follow it, for a retry or an edit."""
+        """Remove a message and all that follow it, for a retry or an edit.
+
+        A title that was taken from a removed question is cleared: the next question gives a new title.
+        """
         with self._store.transaction() as db:
             self._touch(conversation_id)
-            if not self._store.rows(
-                "SELECT id FROM messages WHERE id = ? AND conversation_id = ?", (message_id, conversation_id)
-            ):
+            found = self.get(conversation_id)
+            if all(message.id != message_id for message in found.messages):
                 raise NotFound(f"conversation '{conversation_id}' has no message {message_id}; reload it")
             db.execute("DELETE FROM messages WHERE conversation_id = ? AND id >= ?", (conversation_id, message_id))
+            question = next((message for message in found.messages if message.role == "user"), None)
+            if question is not None and question.id >= message_id and found.title == _first_words(question.text):
+                self.rename(conversation_id, "")
 
-    def set_documents(self, conversation_id: str, document_ids: Sequence[str]) -> None:
-        """Say which stored documents the conversation is about, in prompt order."""
+    def refuse(self, conversation_id: str, message_id: int, refusal: Refusal) -> None:
+        """Keep with a message why it has no answer."""
+        text = json.dumps({"reason": storable(refusal.reason), "ways": refusal.ways})
+        sql = "UPDATE messages SET refusal = ? WHERE id = ? AND conversation_id = ?"
+        self._change(sql, (text, message_id, conversation_id), conversation_id)
+
+    def set_documents(
+        self, conversation_id: str, document_ids: Sequence[str], *, leave_out_removed: bool = False
+    ) -> None:
+        """Say which stored documents the conversation is about, in prompt order.
+
+        leave_out_removed: a document that another window or command has removed is left out, not refused.
+        """
+        if leave_out_removed:
+            stored = {document.id for document in self._store.documents.list()}
+            document_ids = [document_id for document_id in document_ids if document_id in stored]
         rows = [(conversation_id, position, key) for position, key in enumerate(dict.fromkeys(document_ids))]
         with self._store.transaction() as db:
             self._touch(conversation_id)
@@ -156,7 +185,22 @@ class Conversations:
 def _message(row: dict[str, Any]) -> Message:
     row["token_ids"] = None if row["token_ids"] is None else tuple(json.loads(row["token_ids"]))
     row["stats"] = None if row["stats"] is None else json.loads(row["stats"])
+    row["refusal"] = None if row["refusal"] is None else _refusal(**json.loads(row["refusal"]))
     return Message(**row)
+
+
+def _refusal(reason: str, ways: Sequence[Sequence[str]]) -> Refusal:
+    return Refusal(reason, tuple((verb, target) for verb, target in ways))
+
+
+def turns(messages: Sequence[Turn]) -> builtins.list[dict[str, str]]:
+    """Messages as a prompt takes them: earlier questions without an answer are left out."""
+    followers = [*(message.role for message in messages[1:]), "assistant"]  # the last question is to be answered
+    return [
+        {"role": message.role, "content": message.text}
+        for message, follower in zip(messages, followers, strict=False)
+        if message.role != "user" or follower == "assistant"
+    ]
 
 
 def _first_words(text: str) -> str:

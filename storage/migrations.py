@@ -54,6 +54,12 @@ def m001_initial(db: Any) -> None:
     db["messages"].enable_fts(["text"], create_triggers=True)
 
 
+@migration
+def m002_refusals(db: Any) -> None:
+    """Why a question has no answer, kept with its message."""
+    db.execute("ALTER TABLE messages ADD COLUMN refusal TEXT")
+
+
 # AUTOINCREMENT: an id that another tab still holds must never come to name a new row.
 _INITIAL = """
 CREATE TABLE documents (

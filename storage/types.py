@@ -120,8 +120,19 @@ class SavedPrefix:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a question has no answer. ways: what would help, as pairs of a verb and its target (`turn_off`, plugin)."""
+
+    reason: str
+    ways: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `token_ids` are what the model saw or produced, where known."""
+    """One turn of a conversation; `token_ids` are what the model saw or produced, where known.
+
+    refusal: of a question, why it has no answer; of an answer, why it could not be made again.
+    """
 
     id: int
     conversation_id: str
@@ -130,6 +141,7 @@ class Message:
     token_ids: tuple[int, ...] | None
     stats: Mapping[str, Any] | None
     created: float
+    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True, slots=True)

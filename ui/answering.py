@@ -1,7 +1,7 @@
-"""What the page does with the engine and the store: documents in, answers out, and which request belongs to which tab.
+"""What the page does with the engine: answers out, documents' KV computed ahead, and which request is known by which key.
 
-Knows no Gradio and no HTML. One `Desk` serves all tabs; a request is known by a key (the tab and what it is for), so that
-a tab can stop its own and nobody else's.
+Knows no Gradio and no HTML. One `Desk` serves all tabs. An answer's key is its conversation, so every tab that shows the
+conversation can stop it; a prefill's key is its tab.
 """
 
 from __future__ import annotations
@@ -9,108 +9,125 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from importlib.resources import as_file, files
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from threading import Lock, Thread
 from typing import Any
 
-from pitlane.engine.documents import load_document
 from pitlane.engine.engine import Engine
-from pitlane.engine.errors import PromptTooLong
 from pitlane.engine.plan import Plan
 from pitlane.engine.stream import Stream
 from pitlane.engine.types import PrefillProgress, Result, SamplingParams, TextDelta
+from pitlane.storage.conversations import turns
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound, PitlaneError
-from pitlane.storage.types import Conversation, Document, Message, StoredDocument
+from pitlane.storage.types import Conversation, Message, Refusal
 from pitlane.ui.chat_flow import compare
-from pitlane.ui.panels import DocumentRow, Live, counted
+from pitlane.ui.library import Library
+from pitlane.ui.panels import Live
 from pitlane.ui.session import Chat
 
-SAMPLE = "sample.pdf"
 Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """How one question is to be answered. replaced: the answer that is asked for again."""
+    """How a question is to be answered. It is the conversation's last message, unless one of these is given:
+
+    replaced: the answer that is asked for again. edited: the question that `text` stands in place of. Both stay in the
+    store until the new answer is there.
+    """
 
     settings: Mapping[str, Mapping[str, Any]]
     sampling: SamplingParams
     system: str | None = None
     thinking: bool | None = None
     replaced: Message | None = None
+    edited: Message | None = None
+    text: str = ""
+
+    def messages(self, conversation: Conversation) -> tuple[Message, ...]:
+        """The messages to answer: those that are kept, and the new question."""
+        changed = self.edited or self.replaced
+        if changed is None:
+            return conversation.messages
+        kept = tuple(message for message in conversation.messages if message.id < changed.id)
+        if self.edited is None:
+            return kept
+        return (*kept, Message(0, conversation.id, "user", self.text, None, None, time.time()))
 
 
-class Desk:
+@dataclass(slots=True)
+class Running:
+    """A request from the moment it is asked for; it has a stream once it is with the engine."""
+
+    stream: Stream | None = None
+    is_stopped: bool = False
+    _lock: Lock = field(default_factory=Lock)
+
+    def follow(self, stream: Stream) -> None:
+        """Belong to this stream; stop it if a stop came before."""
+        with self._lock:
+            self.stream = stream
+            if self.is_stopped:
+                stream.abort()
+
+    def stop(self) -> None:
+        """Stop the compute; the reader gets the text that there is."""
+        with self._lock:
+            self.is_stopped = True
+            if self.stream is not None:
+                self.stream.abort()
+
+
+class Desk(Library):
     """Serves every tab of the page from one engine and one store."""
 
     def __init__(self, engine: Engine, store: Store) -> None:
-        self.engine = engine
-        self.store = store
+        super().__init__(engine, store)
         self.roles = {entry.name: entry.plugin.role for entry in engine.registry if entry.plugin}
-        self._running: dict[Key, Stream] = {}
+        self._running: dict[Key, Running] = {}
         self._lock = Lock()
-        self._documents: dict[str, Document] = {}
-        self._tokens: dict[str, int] = {}
+
+    # ---- requests
+
+    def begin(self, key: Key) -> Running:
+        """Make a request known, so that `stop` reaches it before the engine has it."""
+        with self._lock:
+            running = self._running[key] = Running()
+        return running
+
+    def stop(self, key: Key) -> None:
+        """Stop the compute of a request; its reader gets what there is."""
+        with self._lock:
+            running = self._running.get(key)
+        if running is not None:
+            running.stop()
+
+    @contextmanager
+    def _requested(self, key: Key) -> Iterator[Running]:
+        """A request from here to the end of the block; it may have been made known before."""
+        with self._lock:
+            running = self._running.setdefault(key, Running())
+        try:
+            yield running
+        finally:
+            with self._lock:
+                if self._running.get(key) is running:
+                    del self._running[key]
+            running.stop()
 
     # ---- documents
 
-    def add_file(self, path: str | Path, title: str | None = None) -> StoredDocument:
-        """Read a file into the store. Raises DocumentError with one line for people."""
-        return self.store.documents.add(load_document(path, title=title))
-
-    def add_sample(self) -> StoredDocument:
-        """Put the bundled sample into the store."""
-        with as_file(files("pitlane.storage.bundled") / SAMPLE) as path:
-            return self.add_file(path, SAMPLE)
-
-    def has_sample(self) -> bool:
-        """Whether the sample is in the store."""
-        return any(row.title == SAMPLE for row in self.store.documents.list())
-
-    def document(self, document_id: str) -> Document:
-        """A stored document with its pages."""
-        if document_id not in self._documents:
-            self._documents[document_id] = self.store.documents.load(document_id)
-        return self._documents[document_id]
-
-    def documents(self, ids: Sequence[str]) -> list[Document]:
-        """Those of the documents that are still stored."""
-        found = []
-        for document_id in ids:
-            with suppress(NotFound):
-                found.append(self.document(document_id))
-        return found
-
-    def num_tokens(self, document_id: str) -> int:
-        """Tokens of a document as it stands in a prompt."""
-        if document_id not in self._tokens:
-            self._tokens[document_id] = len(self.engine.tokenizer.encode(self.document(document_id).text, False))
-        return self._tokens[document_id]
-
-    def rows(self, attached: Sequence[str], reading: Mapping[str, float] | None = None) -> list[DocumentRow]:
-        """The document list of a tab. Tokens are counted for what is attached, and known for what once was."""
-        for document_id in attached:
-            with suppress(NotFound):
-                self.num_tokens(document_id)
-        stored, prefixes = self.store.documents.list(), self.store.prefixes.list()
-        return counted(stored, attached, self._tokens.get, prefixes, reading or {})
-
-    def forget(self, document_id: str) -> None:
-        """Remove a document with its saved KV."""
-        self.store.documents.remove(document_id)
-        self._documents.pop(document_id, None)
-
     def prefill(self, key: Key, document_ids: Sequence[str], ask: Ask) -> Iterator[float]:
         """Compute the KV of documents ahead of the first question; the share that is done. Stopped by `stop(key)`."""
-        chat = self._chat(document_ids, [{"role": "user", "content": "."}], ask.system)
         plan = self.engine.plan(ask.settings)
         if "match_prefix" not in plan.hooks:  # nothing would keep what is computed
             return
-        stream = self.engine.submit(chat.prompt(), replace(ask.sampling, max_tokens=1), plan=plan)
-        with self._registered(key, stream):
+        self.begin(key)
+        with self._requested(key) as running:
+            chat = self._chat(document_ids, [{"role": "user", "content": "."}], ask.system)
+            stream = self.engine.submit(chat.prompt(), replace(ask.sampling, max_tokens=1), plan=plan)
+            running.follow(stream)
             for event in stream:
                 if isinstance(event, PrefillProgress):
                     yield event.num_computed_tokens / event.num_prompt_tokens
@@ -131,60 +148,64 @@ class Desk:
         self, messages: Sequence[Message], document_ids: Sequence[str], system: str | None
     ) -> tuple[int, int]:
         """Tokens that a conversation takes in the context, and how many of them are documents'."""
-        chat = self._chat(document_ids, _turns(messages), system)
+        chat = self._chat(document_ids, turns(messages), system)
         prompt = chat.prompt() if chat.messages or chat.documents else None
         inside = sum(segment.end - segment.start for segment in prompt.segments) if prompt else 0
         return (len(prompt.token_ids) if prompt else 0), inside
 
-    def check_fits(self, document_ids: Sequence[str]) -> None:
-        """Raise PromptTooLong, with both numbers, if the documents alone leave no room for a question."""
-        total, context = sum(map(self.num_tokens, document_ids)), self.engine.loader.context
-        if total >= context:
-            raise PromptTooLong(
-                f"the attached documents have {total} tokens and the context of {self.engine.loader.source.name} holds "
-                f"{context} with question and answer; take one out, use a shorter one, or start with another --model"
-            )
-
     def answer(self, key: Key, conversation_id: str, ask: Ask) -> Iterator[Live]:
-        """Answer the last message of a conversation, with every event; what there is at the end is stored."""
-        conversation = self.store.conversations.get(conversation_id)
-        chat = self._chat(conversation.document_ids, _turns(conversation.messages), ask.system, ask.thinking)
-        plan = self.engine.plan(ask.settings)
-        live = Live(loading=plan.lane_key not in self.engine.lanes)
-        yield live
-        prompt = chat.prompt()
-        live.loading, live.total = False, len(prompt.token_ids)
-        stream = self.engine.submit(prompt, ask.sampling, plan=plan)
-        yield live
-        with self._registered(key, stream):
+        """Answer a question, with every event; the text that there is at the end is stored.
+
+        Raises PitlaneError where there is no answer; the conversation is then as it was.
+        """
+        with self._requested(key) as running:
+            conversation = self.store.conversations.get(conversation_id)
+            chat = self._chat(conversation.document_ids, turns(ask.messages(conversation)), ask.system, ask.thinking)
+            plan = self.engine.plan(ask.settings)
+            live = Live(loading=plan.lane_key not in self.engine.lanes)
+            yield live
+            prompt = chat.prompt()
+            stream = self.engine.submit(prompt, ask.sampling, plan=plan)
+            running.follow(stream)
+            live.loading, live.total = False, len(prompt.token_ids)
             try:
+                yield live
                 yield from _followed(stream, live)
-            finally:
+            except GeneratorExit:  # the tab is gone
                 stream.abort()
-                with suppress(PitlaneError, AssertionError):  # an error was raised to the caller already
-                    self._save(conversation, ask, stream.result() if live.result is None else live.result)
+                with suppress(PitlaneError):
+                    self._save(conversation, ask, stream.result())
+                raise
+            if live.result is not None:
+                self._save(conversation, ask, live.result)
 
-    def stop(self, key: Key) -> None:
-        """Stop the compute of a tab's request; its reader gets what there is."""
-        with self._lock:
-            stream = self._running.get(key)
-        if stream is not None:
-            stream.abort()
-
-    def is_running(self, key: Key) -> bool:
-        with self._lock:
-            return key in self._running
+    def refuse(self, conversation_id: str, ask: Ask, refusal: Refusal) -> None:
+        """Keep why a question has no answer. An edited question that is refused goes behind the messages it would replace."""
+        conversations = self.store.conversations
+        with self.store.transaction():
+            last = conversations.get(conversation_id).messages[-1]
+            if ask.edited is not None:
+                if ask.edited.id == last.id:  # it had no answer either
+                    conversations.truncate(conversation_id, last.id)
+                last = conversations.append(conversation_id, "user", ask.text)
+            conversations.refuse(conversation_id, last.id, refusal)
 
     def _save(self, conversation: Conversation, ask: Ask, result: Result) -> None:
+        """Store an answer, and only now remove the messages that it replaces. An answer without a token is none."""
         stats = result.stats | {"finish_reason": result.finish_reason, "temperature": ask.sampling.temperature}
         self.store.runs.add(stats)
+        if was_stopped_before_it_began(result):
+            return
         old = ask.replaced
         if old is not None and old.stats and old.token_ids is not None:
             stats["compared"] = compare(old.token_ids, old.stats, result.token_ids, stats)
-        with suppress(NotFound):  # deleted meanwhile, in this window or in another
-            self.store.conversations.append(
-                conversation.id, "assistant", result.text, token_ids=result.token_ids, stats=stats
-            )
+        conversations, changed = self.store.conversations, ask.edited or ask.replaced
+        with self.store.transaction():
+            if changed is not None:
+                conversations.truncate(conversation.id, changed.id)
+            if ask.edited is not None:
+                conversations.append(conversation.id, "user", ask.text)
+            conversations.append(conversation.id, "assistant", result.text, token_ids=result.token_ids, stats=stats)
 
     def _chat(
         self,
@@ -199,26 +220,15 @@ class Desk:
                 chat.add(self.document(document_id), self.store.documents.get(document_id))
         return chat
 
-    @contextmanager
-    def _registered(self, key: Key, stream: Stream) -> Iterator[None]:
-        with self._lock:
-            self._running[key] = stream
-        try:
-            yield
-        finally:
-            with self._lock:
-                if self._running.get(key) is stream:
-                    del self._running[key]
-            stream.abort()
-
 
 def seed_of(message: Message | None) -> int | None:
     """The seed an answer was made with, to be used again for a comparison."""
     return int(message.stats["seed"]) if message is not None and message.stats else None
 
 
-def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.text} for message in messages]
+def was_stopped_before_it_began(result: Result) -> bool:
+    """Whether a request was stopped before its first token."""
+    return result.finish_reason == "aborted" and not result.token_ids
 
 
 def _followed(stream: Stream, live: Live) -> Iterator[Live]:

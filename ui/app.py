@@ -6,6 +6,7 @@ tab's state is ids and plain values; engine and store are shared by all tabs and
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import tempfile
@@ -18,10 +19,11 @@ from pitlane.storage.db import Store
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.answering import Desk
 from pitlane.ui.controls import PluginControls, others_html, plan_html
-from pitlane.ui.handlers import THINKING, Handlers
+from pitlane.ui.handlers import Handlers
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.page_view import Widgets, new_tab
 from pitlane.ui.panels import thread_html
+from pitlane.ui.plugin_events import THINKING
 from pitlane.ui.render import note
 from pitlane.ui.session import EngineOptions
 
@@ -31,7 +33,8 @@ MAX_FILE_SIZE = "100mb"
 PORTS_TRIED = 20
 MAX_ANSWERS = 8  # answers at once; the engine batches them
 SYSTEM_FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif"]
-EVENTS = "open rename remove attach discard retry edit try"  # what page.js makes of elements with data-do
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+EVENTS = "open rename remove attach discard dismiss retry edit try turn_off take_out"  # what page.js makes of elements with data-do
 
 
 def launch(options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True) -> None:
@@ -103,7 +106,7 @@ def build_page(engine: Engine, store: Store) -> Any:
     desk = Desk(engine, store)
     with gr.Blocks(title="Pitlane", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         tab = gr.State(new_tab())
-        anchor = gr.Textbox(visible="hidden", elem_id="anchor", show_label=False)
+        anchor, kept, attached = (gr.Textbox(visible="hidden", show_label=False) for _ in range(3))
         _html(_header(engine), elem_id="top")
         with gr.Row(elem_id="frame"):
             with gr.Column(elem_id="left", min_width=0):
@@ -112,8 +115,10 @@ def build_page(engine: Engine, store: Store) -> Any:
                 middle = _middle()
             with gr.Column(elem_id="right", min_width=0):
                 right = _right(engine)
-        widgets = Widgets(tab=tab, **left, **middle, **right)
-        _join(page, Handlers(desk, widgets), widgets, anchor)
+        widgets = Widgets(tab=tab, attached=attached, **left, **middle, **right)
+        handlers = Handlers(desk, widgets)
+        _join(page, handlers, widgets)
+        _keep(page, handlers, widgets, anchor, kept)
     return page
 
 
@@ -154,8 +159,8 @@ def _left() -> dict[str, Any]:
         upload = gr.UploadButton(
             "Add", file_types=FILE_TYPES, file_count="multiple", size="sm", elem_id="upload", min_width=0
         )
+    notice = _acting("", elem_id="notice")
     documents = _acting("", elem_id="documents")
-    notice = _html("", elem_id="notice")
     sample = gr.Button("Try the sample PDF", elem_id="sample", size="sm")
     return {
         "new": new, "search": search, "conversations": conversations, "upload": upload, "documents": documents,
@@ -194,47 +199,59 @@ def _right(engine: Engine) -> dict[str, Any]:
                 0.05, 1, value=1, step=0.01, label="Top-p", info="draws from the likeliest share only", buttons=[]
             ),
             gr.Number(value=512, minimum=1, maximum=100_000, precision=0, label="Max tokens", info="longest answer"),
-            gr.Number(
-                value=None, minimum=0, maximum=2**53, precision=0, label="Seed", info="empty: a random one, reported"
-            ),
+            gr.Textbox(value="", max_lines=1, label="Seed", info="empty: a random seed; each answer names its seed"),
             gr.Textbox(value="", lines=2, max_lines=6, label="System prompt", info="stands behind the documents"),
             gr.Dropdown(list(THINKING), value="auto", label="Thinking", info="for models that can reason first"),
         ]
     return {"plan": plan, "controls": controls, "sampling": sampling}
 
 
-def _join(page: Any, handlers: Handlers, widgets: Widgets, anchor: Any) -> None:
+def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
     """Join events to handlers. Those that answer may run at once in several tabs; the rest take milliseconds.
 
     An answer that begins changes `live`, and that is the event which draws it as it comes: Gradio runs one event of a widget after
-    the other.
+    the other. Questions may run side by side in one tab (`multiple`): each conversation has its own answer.
     """
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "outputs": widgets.outputs}
-    asking = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "answers"}
+    quiet = QUIET | {"outputs": widgets.outputs}
+    asking = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "answers", "trigger_mode": "multiple"}
     values = [widgets.tab, *widgets.sampling, *widgets.controls.inputs]
 
-    page.load(handlers.load, [widgets.tab, anchor], js="() => [null, window.pitlane.anchor]", **quiet)
     page.unload(handlers.close)
     gr.on([widgets.box.submit, widgets.send.click], handlers.ask, [widgets.box, *values], **asking)
-    widgets.thread.retry(handlers.retry, values, **asking)
-    widgets.thread.edit(handlers.edit, values, **asking)
+    for name in ("retry", "edit", "turn_off", "take_out"):
+        getattr(widgets.thread, name)(getattr(handlers, name), values, **asking)
     getattr(widgets.thread, "try")(handlers.try_sample, values, **asking)
-    drawing = asking | {"outputs": [widgets.live], "concurrency_id": "drawing"}
-    widgets.live.change(handlers.watch, [], trigger_mode="once", **drawing)
+    drawing = asking | {"outputs": [widgets.live], "concurrency_id": "drawing", "trigger_mode": "once"}
+    watched = widgets.live.change(handlers.watch, [], **drawing)
+    watched.then(handlers.settle, [widgets.tab], **quiet)
     widgets.stop.click(handlers.stop, [], **quiet)
 
     widgets.new.click(handlers.new, [widgets.tab], **quiet)
     widgets.search.change(handlers.search, [widgets.search, widgets.tab], trigger_mode="always_last", **quiet)
     for name in ("open", "rename", "remove"):
         getattr(widgets.conversations, name)(getattr(handlers, name), [widgets.tab, widgets.search], **quiet)
-    reading = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "reading"}
+    reading = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "reading", "trigger_mode": "multiple"}
     widgets.upload.upload(handlers.upload, [widgets.upload, *values], **reading)
     widgets.sample.click(handlers.sample, values, **reading)
     widgets.documents.attach(handlers.attach, values, **reading)
     widgets.documents.discard(handlers.discard, [widgets.tab], **quiet)
+    widgets.notice.dismiss(handlers.dismiss, [], **quiet)
 
     for card in widgets.controls.cards:
         toggled = handlers.toggled(card)
         card.switch.input(toggled, widgets.controls.inputs, **quiet)
         for field in card.fields.values():
             field.change(toggled, widgets.controls.inputs, trigger_mode="always_last", **quiet)
+
+
+def _keep(page: Any, handlers: Handlers, widgets: Widgets, anchor: Any, kept: Any) -> None:
+    """Keep in the browser, per tab, what a reload would lose: switches, options, sampling, documents before a question."""
+    inputs = [*widgets.sampling, *widgets.controls.inputs]
+    names = json.dumps(handlers.value_names)
+    js = f"(...values) => window.pitlane.keep({{ values: Object.fromEntries({names}.map((name, i) => [name, values[i]])) }})"
+    gr.on([widget.change for widget in inputs], None, inputs, None, js=js, api_visibility="private")
+    js = "(ids) => window.pitlane.keep({ documents: JSON.parse(ids || '[]') })"
+    widgets.attached.change(None, [widgets.attached], None, js=js, api_visibility="private")
+    js = "() => [null, window.pitlane.anchor, window.pitlane.kept]"
+    restored = list(dict.fromkeys([*widgets.outputs, *inputs]))
+    page.load(handlers.load, [widgets.tab, anchor, kept], restored, js=js, **QUIET)

@@ -65,6 +65,8 @@ def stat_parts(stats: Stats, roles: Roles) -> list[str]:
         words = work(stats, name, drafter)
         if words:
             parts.append(f"<em>{escape(name)}</em> {', '.join(words)}")
+    if stats.get("seed") is not None:
+        parts.append(f"seed {stats['seed']}")
     parts += [
         f'<em class="idle">{escape(name)} paused</em>: {reason_html(why)}' for name, why in stats["paused"].items()
     ]

@@ -29,11 +29,16 @@ Settings = dict[str, dict[str, Any]]
 
 @dataclass(slots=True)
 class Card:
-    """The widgets of one plugin: its switch, one widget per option, the line that says what it did."""
+    """The widgets of one plugin: its switch, a note on its last toggle, one widget per option, what it did.
+
+    optional: names of the options that may be left empty.
+    """
 
     plugin: type[Plugin]
     switch: Any
+    note: Any
     fields: dict[str, Any] = field(default_factory=dict)
+    optional: set[str] = field(default_factory=set)
     effect: Any = None
 
 
@@ -51,6 +56,18 @@ class PluginControls:
     def inputs(self) -> list[Any]:
         return [widget for card in self.cards for widget in (card.switch, *card.fields.values())]
 
+    @property
+    def names(self) -> list[str]:
+        """Names of `inputs`, in this order: a plugin's for its switch, `plugin.option` for an option."""
+        return [
+            name
+            for card in self.cards
+            for name in (card.plugin.name, *(f"{card.plugin.name}.{option}" for option in card.fields))
+        ]
+
+    def card(self, name: str) -> Card | None:
+        return next((card for card in self.cards if card.plugin.name == name), None)
+
     def settings(self, values: Sequence[Any]) -> Settings:
         """Settings of the plugins that are on, from the values of `inputs`."""
         found: Settings = {}
@@ -59,16 +76,27 @@ class PluginControls:
             enabled = next(values_left)
             options = {name: next(values_left) for name in card.fields}
             if enabled:
-                found[card.plugin.name] = {name: value for name, value in options.items() if value is not None}
+                found[card.plugin.name] = {
+                    name: value
+                    for name, value in options.items()
+                    if value is not None and not (value == "" and name in card.optional)
+                }
         return found
 
-    def refusal(self, card: Card, settings: Settings) -> str | None:
-        """Why a card that was just switched on cannot be, if another plugin holds its role."""
+    def switched_off(self, values: Sequence[Any], name: str) -> list[Any]:
+        """The values of `inputs` with one plugin off."""
+        return [False if key == name else value for key, value in zip(self.names, values, strict=True)]
+
+    def rivals(self, card: Card, settings: Settings) -> list[Card]:
+        """Cards that are on and hold the role of `card`, if `card` is on."""
         name, role = card.plugin.name, card.plugin.role
         if role is None or name not in settings:
-            return None
-        holder = next((other for other in settings if other != name and self.registry.get(other).role == role), None)
-        return f"{role} is held by {holder}; take it out to enable {name}" if holder else None
+            return []
+        return [
+            other
+            for other in self.cards
+            if other.plugin.name in settings and other.plugin.role == role and other is not card
+        ]
 
 
 def option_label(name: str, schema: dict[str, Any]) -> str:
@@ -88,14 +116,15 @@ def option_widget(name: str, schema: dict[str, Any], value: Any) -> Any:
         "value": value,
         "elem_classes": ["field"],
     }
-    if "anyOf" in schema:  # optional: an empty widget is None
+    is_optional = "anyOf" in schema
+    if is_optional:  # an empty widget is None
         schema = schema | next(part for part in schema["anyOf"] if part.get("type") != "null")
     kind = schema.get("type")
     if "enum" in schema:
         return gr.Dropdown(choices=schema["enum"], **common)
     if kind == "boolean":
         return gr.Checkbox(**common)
-    if kind in ("integer", "number"):
+    if kind in ("integer", "number") and not is_optional:  # Gradio turns an empty number into 0
         return _number_widget(schema, kind == "integer", common)
     return gr.Textbox(**common)
 
@@ -124,15 +153,17 @@ def _card(plugin: type[Plugin], settings: dict[str, Any] | None, reason: str | N
                 container=False,
             )
             gr.HTML(badge(plugin.exactness), elem_classes=["card-badge"], apply_default_css=False)
+        note = gr.HTML("", elem_classes=["card-note"], elem_id=f"note-{plugin.name}", apply_default_css=False)
         role = f" <em>{escape(plugin.role.replace('_', ' '))}</em>" if plugin.role else ""
         gr.HTML(f'<p class="summary">{escape(_sentence(plugin.summary()))}{role}</p>', apply_default_css=False)
-        card = Card(plugin, switch)
+        card = Card(plugin, switch, note)
         if reason:
             gr.HTML(f'<p class="summary">Unavailable: {escape(reason)}.</p>', apply_default_css=False)
         card.effect = gr.HTML("", elem_classes=["effect"], elem_id=f"effect-{plugin.name}", apply_default_css=False)
         if schemas:
             with gr.Accordion("Options", open=False, elem_classes=["card-options"]):
                 card.fields = {name: option_widget(name, schema, options.get(name)) for name, schema in schemas.items()}
+                card.optional = {name for name, schema in schemas.items() if "anyOf" in schema}
     return card
 
 
@@ -162,6 +193,11 @@ def plan_html(plan: Plan, loaded: bool) -> str:
     chips = chips or '<span class="chip none">no plugins</span>'
     more = "" if loaded else "<small>Weights are loaded for this set first.</small>"
     return f'<div class="next"><h4>Next answer</h4><p>{chips}{badge(plan.exactness())}</p>{more}</div>'
+
+
+def note_html(text: str, refused: bool = False) -> str:
+    """What a toggle did beyond its own switch, or why it was refused."""
+    return f'<p class="{"refused" if refused else ""}" role="{"alert" if refused else "status"}">{escape(text)}</p>'
 
 
 def refusal_html(message: str) -> str:

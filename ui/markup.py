@@ -15,11 +15,11 @@ from html import escape
 from typing import Any
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
 
 from pitlane.storage.types import Document
 
 _CITATION = re.compile(r"\[p\.\s?(\d{1,5})\]")
-_MARK = re.compile("\ue000(\\d+)\ue001")
 _THOUGHT = re.compile(r"^\s*<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 _VALUE = re.compile(
     r'"([^"\n]{3,200})"|[“„]([^“”\n]{3,200})[“”]|«([^»\n]{3,200})»|‘([^\n]{3,200}?)’(?!\w)|(\d[\d.,:/]*\d|\d)'
@@ -35,10 +35,29 @@ def _link_open(self: Any, tokens: Sequence[Any], index: int, options: Any, env: 
     return str(self.renderToken(tokens, index, options, env))
 
 
+def _citation(state: StateInline, silent: bool) -> bool:
+    """Inline rule: `[p. 3]` becomes a chip if there are documents to check it against (`env["documents"]`)."""
+    match = _CITATION.match(state.src, state.pos)
+    documents = state.env.get("documents")
+    if match is None or not documents:
+        return False
+    if not silent:
+        sentence = _sentence(state.src, match.start())
+        state.push("citation", "", 0).content = citation_html(int(match[1]), sentence, documents)
+    state.pos = match.end()
+    return True
+
+
+def _citation_html(self: Any, tokens: Sequence[Any], index: int, options: Any, env: Any) -> str:
+    return str(tokens[index].content)
+
+
 def _renderer() -> MarkdownIt:
     renderer = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
     renderer.disable("image")
     renderer.add_render_rule("link_open", _link_open)
+    renderer.inline.ruler.before("link", "citation", _citation)
+    renderer.add_render_rule("citation", _citation_html)
     return renderer
 
 
@@ -47,21 +66,13 @@ _MARKDOWN = _renderer()
 
 def markdown_html(text: str, documents: Sequence[Document] = ()) -> str:
     """A model's answer as HTML: reasoning folded, Markdown rendered, citations as chips."""
-    text = text.replace("\ue000", "").replace("\ue001", "")
     thought = _THOUGHT.match(text)
     folded = ""
     if thought:
         state = "Reasoning" if thought[0].endswith("</think>") else "Reasoning…"
         folded = f'<details class="thought"><summary>{state}</summary>{_MARKDOWN.render(thought[1])}</details>'
         text = text[thought.end() :]
-    chips: list[str] = []
-
-    def mark(match: re.Match[str]) -> str:
-        chips.append(citation_html(int(match[1]), _sentence(text, match.start()), documents))
-        return f"\ue000{len(chips) - 1}\ue001"
-
-    body = _MARKDOWN.render(_CITATION.sub(mark, text) if documents else text)
-    return folded + _MARK.sub(lambda match: chips[int(match[1])], body)
+    return folded + str(_MARKDOWN.render(text, {"documents": documents}))
 
 
 def plain_html(text: str) -> str:
@@ -136,6 +147,7 @@ def _plain(letter: str) -> str:
 
 def highlighted(snippet: str, words: Iterable[str]) -> str:
     """A search result's text with the searched words marked."""
-    wanted = "|".join(re.escape(escape(word)) for word in words if word)
-    text = escape(snippet.replace("[", "").replace("]", ""))
-    return re.sub(f"({wanted})", r"<mark>\1</mark>", text, flags=re.IGNORECASE) if wanted else text
+    text = snippet.replace("[", "").replace("]", "")
+    wanted = "|".join(re.escape(word) for word in words if word)
+    pieces = re.split(f"({wanted})", text, flags=re.IGNORECASE) if wanted else [text]  # every second one was searched
+    return "".join(f"<mark>{escape(piece)}</mark>" if i % 2 else escape(piece) for i, piece in enumerate(pieces))

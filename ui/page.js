@@ -39,7 +39,7 @@
     const { do: name, id } = button.dataset;
     if (name === "copy") return void copy(button);
     if (name === "edit") {
-      const message = button.closest(".message");
+      const message = button.closest(".message") || document.querySelector(`.message[data-id="${id}"]`);
       return editor(message.querySelector(".body"), message.dataset.source, "Edit the question", (text) => trigger("edit", { id, text }));
     }
     if (name === "rename") {
@@ -69,13 +69,16 @@
   });
 
   const follow = (scroll) => {
-    let near = true;
+    let near = true, messages = 0;
     scroll.addEventListener("scroll", () => { near = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80; });
     addEventListener("resize", () => { if (near) scroll.scrollTop = scroll.scrollHeight; });
     new MutationObserver(() => {
       const thread = scroll.querySelector("[data-conversation]");
       const id = thread ? thread.dataset.conversation : "";
       if (location.hash.slice(1) !== id) { history.replaceState(null, "", id ? "#" + id : location.pathname + location.search); near = true; }
+      const count = scroll.querySelectorAll(".message").length;
+      if (count > messages) near = true;  // a new question, or its answer, comes into sight
+      messages = count;
       if (near) scroll.scrollTop = scroll.scrollHeight;
     }).observe(scroll, { childList: true, subtree: true, characterData: true, attributes: true, attributeFilter: ["data-conversation"] });
   };
@@ -102,6 +105,9 @@
     if (chosen) document.body.classList.toggle("dark", chosen === "dark");
     follow(scroll); dropFiles();
   };
-  window.pitlane = { act, anchor: location.hash.slice(1) };
+  const KEPT = "pitlane-tab";  // of this tab alone: two tabs have their own plugins
+  const kept = sessionStorage.getItem(KEPT) || "{}";
+  const keep = (part) => sessionStorage.setItem(KEPT, JSON.stringify({ ...JSON.parse(sessionStorage.getItem(KEPT) || "{}"), ...part }));
+  window.pitlane = { act, keep, kept, anchor: location.hash.slice(1) };
   start();
 })();

@@ -17,6 +17,7 @@ from pitlane.storage.types import Conversation, Document, Message, SavedPrefix, 
 from pitlane.ui.chat_flow import dotted, number, reading_html, stats_html
 from pitlane.ui.effects import Roles
 from pitlane.ui.markup import highlighted, markdown_html, plain_html
+from pitlane.ui.refusals import refusal_html
 from pitlane.ui.render import size
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _ICONS = {
     "edit": '<path d="M4 20h4L19 9l-4-4L4 16z"/>',
     "rename": '<path d="M4 20h4L19 9l-4-4L4 16z"/>',
     "remove": '<path d="M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13"/>',
+    "dismiss": '<path d="M6 6l12 12M18 6L6 18"/>',
     "file": '<path d="M6 3h8l4 4v14H6z"/><path d="M14 3v4h4M9 12h6M9 16h6"/>',
 }
 
@@ -155,6 +157,15 @@ def _document(row: DocumentRow) -> str:
     )
 
 
+def notice_html(problems: Sequence[str], remarks: Sequence[str] = ()) -> str:
+    """What became of the files that were added, with a button that takes it away; nothing where nothing is to be said."""
+    if not problems and not remarks:
+        return ""
+    lines = "".join(f"<p>{escape(line)}</p>" for line in (*problems, *remarks))
+    kind, role = ("problem", "alert") if problems else ("remark", "status")
+    return f'<div class="{kind}" role="{role}"><div>{lines}</div>{button("dismiss", "", "Dismiss")}</div>'
+
+
 def thread_html(
     messages: Sequence[Message],
     documents: Sequence[Document],
@@ -165,7 +176,12 @@ def thread_html(
     """All messages that are finished; the empty page where there are none."""
     if not messages and not answering:
         return empty_html(documents)
-    pieces = [_message(message, documents, roles, message is messages[-1] and not answering) for message in messages]
+    followers = [*(message.role for message in messages[1:]), "assistant" if answering else ""]
+    pieces = [
+        _message(message, documents, roles, not follower)
+        + ("" if follower == "assistant" else refusal_html(message, documents, not follower))
+        for message, follower in zip(messages, followers, strict=False)
+    ]
     return f'<div class="thread" data-conversation="{conversation_id or ""}">{"".join(pieces)}</div>'
 
 
@@ -173,11 +189,9 @@ def _message(message: Message, documents: Sequence[Document], roles: Roles, last
     source = f'data-source="{escape(message.text)}"'
     if message.role == "user":
         tools = button("copy", message.id, "Copy") + button("edit", message.id, "Edit and ask again")
-        again = button_text("retry", message.id, "Ask again") if last else ""
-        again = again and f'<p class="unanswered">No answer yet. {again}</p>'
         return (
             f'<article class="message user" data-id="{message.id}" {source}><div class="body">{plain_html(message.text)}</div>'
-            f'<div class="tools">{tools}</div></article>{again}'
+            f'<div class="tools">{tools}</div></article>'
         )
     tools = button("copy", message.id, "Copy")
     if last:
@@ -206,11 +220,6 @@ def live_html(live: Live, documents: Sequence[Document]) -> str:
         body = markdown_html(live.text, documents)
         inner = f'<div class="body writing">{body}</div><footer class="stats">{line}</footer>'
     return f'<div class="thread"><article class="message answer live" aria-live="polite">{inner}</article></div>'
-
-
-def error_html(message: str) -> str:
-    """An error that the user can act on, where the answer would stand."""
-    return f'<div class="thread"><p class="problem" role="alert">{escape(message)}</p></div>'
 
 
 def empty_html(documents: Sequence[Document]) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pitlane.storage.conversations import turns
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound
-from pitlane.storage.types import Document, Page
+from pitlane.storage.types import Document, Page, Refusal
 
 
 @pytest.fixture
@@ -64,6 +65,52 @@ def test_truncate_removes_a_message_and_all_later(store: Store) -> None:
         store.conversations.truncate(other, later.id)
 
 
+def test_truncating_the_first_question_clears_the_title_that_it_gave(store: Store) -> None:
+    key = store.conversations.create("m").id
+    ids = [store.conversations.append(key, role, role).id for role in ("user", "assistant", "user")]
+    store.conversations.truncate(key, ids[2])
+    assert store.conversations.get(key).title == "user"
+    store.conversations.truncate(key, ids[0])
+    assert store.conversations.get(key).title == ""
+    named = store.conversations.create("m", "mine").id
+    store.conversations.truncate(named, store.conversations.append(named, "user", "x").id)
+    assert store.conversations.get(named).title == "mine"
+
+
+def test_a_refusal_is_kept_with_its_message(store: Store) -> None:
+    key = store.conversations.create("m").id
+    message = store.conversations.append(key, "user", "x")
+    refusal = Refusal("too long\ud800", (("take_out", "abc"),))
+    store.conversations.refuse(key, message.id, refusal)
+    assert store.conversations.get(key).messages[0].refusal == Refusal("too long?", refusal.ways)
+    with pytest.raises(NotFound):
+        store.conversations.refuse("other", message.id, refusal)
+
+
+@pytest.mark.parametrize(
+    ("roles", "kept"),
+    [
+        ("", ""),
+        ("u", "u"),
+        ("ua", "ua"),
+        ("uau", "uau"),
+        ("uuau", "uau"),
+        ("uauu", "uau"),
+        ("uuu", "u"),
+        ("aua", "aua"),
+        ("uaua", "uaua"),
+    ],
+)
+def test_a_prompt_leaves_earlier_questions_without_an_answer_out(store: Store, roles: str, kept: str) -> None:
+    names = {"u": "user", "a": "assistant"}
+    key = store.conversations.create("m").id
+    for number, role in enumerate(roles):
+        store.conversations.append(key, names[role], str(number))
+    found = turns(store.conversations.get(key).messages)
+    assert [turn["role"] for turn in found] == [names[role] for role in kept]
+    assert not roles or found[-1]["content"] == str(len(roles) - 1)
+
+
 def test_rename_and_delete(store: Store) -> None:
     key = store.conversations.create("m").id
     store.conversations.append(key, "user", "vanishing words")
@@ -89,6 +136,8 @@ def test_set_documents_keeps_order_and_refuses_unknown(store: Store) -> None:
     with pytest.raises(NotFound, match="nope"):
         store.conversations.set_documents(key, [ids[1], "nope"])
     assert store.conversations.get(key).document_ids == (ids[2], ids[0])
+    store.conversations.set_documents(key, [ids[1], "nope"], leave_out_removed=True)
+    assert store.conversations.get(key).document_ids == (ids[1],)
 
 
 def test_search_finds_words_beginnings_titles_and_characters(store: Store) -> None:

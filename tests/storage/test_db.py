@@ -39,7 +39,21 @@ def test_reopening_keeps_rows_and_applies_no_step_twice(tmp_path: Path) -> None:
     with Store(path) as store:
         assert store.conversations.get(conversation.id).messages[0].text == "hello"
         assert store.rows("SELECT name, applied_at FROM _sqlite_migrations") == applied
-        assert [row["name"] for row in applied] == ["m001_initial"]
+        assert [row["name"] for row in applied] == ["m001_initial", "m002_refusals"]
+
+
+def test_a_database_of_the_version_before_keeps_its_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, steps = tmp_path / "pitlane.db", migrations._migrations._migrations
+    monkeypatch.setattr(migrations._migrations, "_migrations", steps[:1])
+    Store(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("INSERT INTO conversations VALUES ('k', 'title', 'm', 0, 0)")
+        connection.execute("INSERT INTO messages (conversation_id, role, text, created) VALUES ('k', 'user', 'hi', 0)")
+    connection.close()
+    monkeypatch.undo()
+    with Store(path) as store:
+        (message,) = store.conversations.get("k").messages
+        assert (message.text, message.refusal) == ("hi", None)
 
 
 def test_a_step_that_fails_leaves_the_database_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,9 +216,94 @@ def test_tabs_keep_their_own_plugins(tab: Any, address: str) -> None:
     assert tab.is_checked("#switch-prompt_lookup input")
 
 
-def test_a_broken_pdf_is_named_in_the_page(tab: Any, tmp_path: Path) -> None:
-    path = tmp_path / "broken.pdf"
-    path.write_bytes(b"%PDF-1.7\nnothing")
-    tab.set_input_files("#left input[type=file]", str(path))
+def test_what_became_of_files_is_said_beside_the_button_that_adds_them(tab: Any, tmp_path: Path) -> None:
+    broken, good = tmp_path / "broken.pdf", [tmp_path / f"{number}.txt" for number in range(8)]
+    broken.write_bytes(b"%PDF-1.7\nnothing")
+    for path in good:
+        path.write_text(f"{path.name} says little. " * 4)
+    tab.set_input_files("#left input[type=file]", [str(path) for path in good])
+    tab.wait_for_selector("#documents :text('7.txt')")
+    tab.set_input_files("#left input[type=file]", [str(broken), str(good[0])])
     tab.wait_for_selector("#notice .problem")
     assert "broken.pdf" in tab.inner_text("#notice") and "Traceback" not in tab.inner_text("body")
+    assert "Already here: 0.txt" in tab.inner_text("#notice")
+    notice, add = (tab.locator(name).bounding_box() for name in ("#notice .problem", "#upload"))
+    assert 0 <= notice["y"] - add["y"] - add["height"] < 40
+    tab.click("#notice [data-do=dismiss]")
+    tab.wait_for_selector("#notice .problem", state="detached")
+    tab.reload()
+    tab.wait_for_function("document.querySelectorAll('#documents [aria-checked=true]').length === 8")
+
+
+def test_an_empty_question_and_an_empty_edit_leave_the_page_whole(tab: Any) -> None:
+    def whole() -> bool:
+        tab.wait_for_timeout(400)
+        drawn = [f"#{side} :is(.item, .quiet)" for side in ("conversations", "documents")]
+        drawn += ["#thread :is(.empty, .thread)", "#meter .meter", "#plan .next", "#switch-jacobi input"]
+        return all(tab.locator(part).first.is_visible() for part in drawn)
+
+    tab.keyboard.press("Enter")
+    tab.click("#send")
+    assert whole()
+    limit(tab, 8)
+    ask(tab, "Hello", 1)
+    tab.hover(".message.user")
+    tab.click(".message.user [data-do=edit]")
+    tab.fill(".inline-editor", " ")
+    tab.keyboard.press("Enter")
+    assert whole() and "Hello" in tab.inner_text("#thread")
+    tab.reload()
+    finished(tab, 1)
+
+
+def test_a_refused_question_says_why_and_how_to_go_on(tab: Any) -> None:
+    limit(tab, 8)
+    tab.fill("#box textarea", "word " * 9000)
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector(".refusal button")
+    assert "tokens and the context holds" in tab.inner_text(".refusal")
+    assert tab.locator(".refusal").bounding_box()["y"] < 700, "in sight below a long question"
+    tab.reload()
+    tab.click(".refusal :text('Edit the question')")
+    tab.fill(".inline-editor", "Short")
+    tab.keyboard.press("Enter")
+    finished(tab, 1)
+    assert tab.locator(".refusal").count() == 0 and "Short" in tab.inner_text("#conversations [aria-current]")
+
+
+def test_an_answer_goes_on_behind_another_conversation(tab: Any) -> None:
+    limit(tab, 100_000)
+    tab.fill("#box textarea", "Tell me everything twice")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector(".live .line")
+    tab.click("#new")
+    tab.wait_for_selector(".empty h2")
+    tab.wait_for_selector(".live", state="detached")
+    limit(tab, 8)
+    ask(tab, "A second question", 1)
+    assert "everything" not in tab.inner_text("#thread")
+    tab.click("#conversations :text('everything twice')")
+    tab.wait_for_selector(".live .line")
+    tab.click("#stop")
+    finished(tab, 1)
+    assert "stopped" in tab.inner_text("#thread .stats")
+    tab.click("#conversations :text('A second question')")
+    tab.wait_for_selector("#thread :text('A second question')")
+    assert tab.locator(".message").count() == 2
+
+
+def test_switches_and_sampling_survive_a_reload_and_the_seed_stays_empty(tab: Any) -> None:
+    limit(tab, 33)
+    assert tab.get_by_label("Seed").first.input_value() == ""
+    tab.click("#switch-prompt_lookup input")
+    tab.wait_for_selector("#plan :text('prompt_lookup')")
+    tab.click("#switch-jacobi input")
+    tab.wait_for_selector("#note-jacobi :text('prompt_lookup is off now')")
+    assert not tab.is_checked("#switch-prompt_lookup input")
+    tab.reload()
+    tab.wait_for_selector("#plan :text('jacobi')")
+    assert tab.is_checked("#switch-jacobi input")
+    tab.click("#sampling .label-wrap")
+    assert tab.get_by_label("Max tokens").first.input_value() == "33"
+    ask(tab, "Hello", 1)
+    assert "seed" in tab.inner_text("#thread .stats .line")

@@ -95,6 +95,15 @@ def test_a_failed_turn_is_taken_back() -> None:
     assert [message.text for message in messages if message.role == "user"] == ["short"]
 
 
+def test_a_refused_retry_keeps_the_old_answer() -> None:
+    result = chat("hello", "/set system " + "long " * 9000, "/retry", "/set system", "again")
+    assert "context holds" in result.stderr
+    with Store() as store:
+        conversation = store.conversations.get(store.conversations.list()[0].id)
+    assert [message.text for message in conversation.messages if message.role == "user"] == ["hello", "again"]
+    assert len(conversation.messages) == 4
+
+
 def test_a_conversation_is_loaded_with_its_documents(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("The lamp is green.\n" * 20)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import socket
 import time
@@ -17,23 +16,21 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field
 
-from pitlane.engine.plugin import Plugin, PluginOptions, hookimpl
+from pitlane.engine.plugin import PluginOptions
 from pitlane.engine.registry import PluginRegistry
-from pitlane.engine.types import Draft
-from pitlane.storage.db import Store
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import Document, Page, SavedPrefix, StoredDocument
 from pitlane.ui import chat_flow
 from pitlane.ui.answering import Desk
-from pitlane.ui.app import build_page, free_port
+from pitlane.ui.app import free_port
 from pitlane.ui.controls import option_label, option_widget
 from pitlane.ui.effects import effect
-from pitlane.ui.handlers import Handlers
-from pitlane.ui.markup import citation_html, markdown_html, plain_html
+from pitlane.ui.markup import citation_html, highlighted, markdown_html, plain_html
+from pitlane.ui.offline_gradio import gr
 from pitlane.ui.panels import Live, counted, documents_html, empty_html, live_html, thread_html
+from tests.ui.page_harness import TAB, last, values
 
 ROLES = {"prompt_lookup": "drafter", "prefix_cache": None}
-TAB = SimpleNamespace(session_hash="tab-1")
 
 
 def stats(**changes: Any) -> dict[str, Any]:
@@ -229,6 +226,29 @@ def test_citations_are_checked_against_their_page() -> None:
     assert "cite" not in markdown_html("see [p. 1]")  # nothing to check against
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "&#xE000;5&#xE001; &#57344;0&#57345;",
+        "\ue0000\ue001",
+        "[p. 1] &#xE000;0&#xE001;",
+        "`[p. 1]` \ue0009\ue001",
+        "[p. 99999]",
+    ],
+)
+def test_text_that_looks_like_marks_of_the_page_is_drawn_as_text(text: str) -> None:
+    for documents in ((), (DOCUMENT,)):
+        html = markdown_html(text, documents)
+        assert html.count('class="cite') <= 1 and html.startswith("<p>")
+    assert "[p. 1]" in markdown_html("`[p. 1]`", (DOCUMENT,)), "code is quoted, not cited"
+
+
+def test_a_search_marks_words_and_no_part_of_an_entity() -> None:
+    assert highlighted("Tom & [Jerry] <b>", ["jerry", "amp", "lt"]) == "Tom &amp; <mark>Jerry</mark> &lt;b&gt;"
+    assert highlighted("a & b", []) == "a &amp; b"
+    assert highlighted("a<b", ["<"]) == "a<mark>&lt;</mark>b"
+
+
 def test_option_widgets_follow_the_schema() -> None:
     class Options(PluginOptions):
         count: int = Field(8, ge=1, le=64, description="how many")
@@ -279,50 +299,6 @@ def test_a_document_shows_its_own_share_of_the_kv_saved_with_what_stands_before_
 def test_no_word_of_the_empty_page_depends_on_the_width() -> None:
     text = empty_html(())
     assert "left" not in text and "right" not in text and "retry" not in text
-
-
-async def built(engine: Any, store: Store) -> Any:
-    """A page made where a loop runs; elsewhere Gradio opens one for each of its locks and leaves it open."""
-    return build_page(engine, store)
-
-
-@pytest.fixture
-def page(make_engine: Any) -> Any:
-    """A built page over a tiny model with two drafters and one plugin that failed, its handlers and its store."""
-    engine = make_engine(plugins={"prefix_cache": {}})
-
-    class Echo(Plugin):
-        name, role, exactness = "echo", "drafter", "identical"
-
-        @hookimpl
-        def propose(self, seqs: Any, limits: Any) -> Any:
-            return [Draft([seq.token_ids[-1]]) for seq in seqs]
-
-    engine.registry.add(Echo)
-    with Store() as store:
-        blocks = asyncio.run(built(engine, store))
-        handlers = next(
-            fn.fn.__self__ for fn in blocks.fns.values() if isinstance(getattr(fn.fn, "__self__", None), Handlers)
-        )
-        yield SimpleNamespace(blocks=blocks, handlers=handlers, store=store, desk=handlers.desk, engine=engine)
-
-
-def values(page: Any, enabled: tuple[str, ...] = ("prefix_cache",), max_tokens: int = 20) -> list[Any]:
-    """Values of the sampling and plugin widgets as the page sends them."""
-    plugins = [
-        value
-        for card in page.handlers.ui.controls.cards
-        for value in (card.plugin.name in enabled, *(widget.value for widget in card.fields.values()))
-    ]
-    return [0, 1, max_tokens, None, "", "auto", *plugins]
-
-
-def last(changes: Any) -> dict[Any, Any]:
-    """All changes of a generator, the latest of each widget."""
-    merged: dict[Any, Any] = {}
-    for change in changes:
-        merged |= change
-    return merged
 
 
 def test_page_config_is_private_and_complete(page: Any) -> None:
@@ -394,20 +370,11 @@ def test_an_answer_is_drawn_as_it_is_written_by_an_event_of_its_own(page: Any) -
 
 
 def test_nothing_is_drawn_where_nothing_is_written(page: Any) -> None:
-    assert list(page.handlers.watch(TAB)) == []
+    assert list(page.handlers.watch(TAB)) == [gr.skip()]
     last(page.handlers.ask(TAB, "Hello", {"conversation": None, "documents": []}, *values(page)))
-    assert list(page.handlers.watch(TAB)) == []
+    assert list(page.handlers.watch(TAB)) == [gr.skip()]
     page.handlers.close(TAB)
     assert not page.handlers.writing
-
-
-def test_a_plugin_that_cannot_be_added_is_refused_with_the_holder_and_switched_back(page: Any) -> None:
-    ui = page.handlers.ui
-    card = next(card for card in ui.controls.cards if card.plugin.name == "prompt_lookup")
-    enabled = values(page, ("echo", "prompt_lookup"))[len(ui.sampling) :]
-    changes = page.handlers.toggled(card)(*enabled)
-    assert "drafter is held by echo; take it out to enable prompt_lookup" in changes[ui.plan]
-    assert changes[card.switch] is False
 
 
 def test_a_plugin_that_cannot_serve_the_model_has_no_switch_to_turn(page: Any) -> None:
@@ -449,8 +416,8 @@ def test_documents_beyond_the_context_are_refused_with_both_numbers(page: Any, t
     assert str(page.engine.loader.context) in changes[page.handlers.ui.notice]
 
 
-def test_tab_state_holds_plain_values_only(page: Any) -> None:
-    tab = page.handlers.load({"conversation": None, "documents": []}, "no such conversation")[page.handlers.ui.tab]
+def test_tab_state_holds_plain_values_only(page: Any, warnings_shown: list[str]) -> None:
+    tab = page.handlers.load(TAB, {"conversation": None, "documents": []}, "no such conversation")[page.handlers.ui.tab]
     assert tab == {"conversation": None, "documents": []}
 
 

@@ -103,16 +103,18 @@ class Repl:
 
     # ---- answers
 
-    def ask(self, text: str) -> None:
-        """Answer a message, print the line of stats, save."""
-        before = len(self.transcript.entries)
-        self.transcript.add(Entry("user", text))
+    def ask(self, text: str, index: int | None = None) -> None:
+        """Answer a message, print the line of stats, save. index: it replaces the entries from here on, once it is answered."""
+        before = self.transcript.entries
+        self.transcript.entries = [*before[:index], Entry("user", text)]
         try:
             self._answer()
         except (PitlaneError, KeyboardInterrupt) as error:
             self._interrupted = isinstance(error, KeyboardInterrupt)  # the second one: the first stops the answer
-            self.transcript.cut(before)
+            self.transcript.entries = before
             raise
+        if index is not None:
+            self.transcript.forget(before[index:])
         if self.autosave:
             self._save("")
 
@@ -208,9 +210,7 @@ class Repl:
         index = self.transcript.last_question()
         if index is None:
             raise BadOption("there is nothing to retry; write something first")
-        text = self.transcript.entries[index].text
-        self.transcript.cut(index)
-        self.ask(text)
+        self.ask(self.transcript.entries[index].text, index)
 
     def do_undo(self, _: str) -> None:
         """/undo: take back the last message and its answer"""

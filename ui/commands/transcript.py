@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from pitlane.storage.conversations import turns
+from pitlane.storage.errors import NotFound
 
 if TYPE_CHECKING:
     from pitlane.storage.db import Store
@@ -33,26 +37,39 @@ class Transcript:
 
     def messages(self) -> list[dict[str, str]]:
         """As a prompt takes them."""
-        return [{"role": entry.role, "content": entry.text} for entry in self.entries]
+        return turns(self.entries)
 
     def add(self, entry: Entry) -> None:
         self.entries.append(entry)
 
     def cut(self, num_entries: int) -> None:
         """Keep the first `num_entries`, here and in the database."""
-        saved = next((entry.saved_id for entry in self.entries[num_entries:] if entry.saved_id is not None), None)
-        if saved is not None and self.conversation_id is not None:
-            self.store.conversations.truncate(self.conversation_id, saved)
+        self.forget(self.entries[num_entries:])
         del self.entries[num_entries:]
 
+    def forget(self, entries: Sequence[Entry]) -> None:
+        """Remove the last entries from the database; nothing happens if another window has removed them."""
+        saved = next((entry.saved_id for entry in entries if entry.saved_id is not None), None)
+        if saved is not None and self.conversation_id is not None:
+            with suppress(NotFound):
+                self.store.conversations.truncate(self.conversation_id, saved)
+
     def save(self, document_hashes: Sequence[str], title: str = "") -> str:
-        """Write what is not yet written; the id of the conversation."""
+        """Write what is not yet written; the id of the conversation.
+
+        A document that was removed elsewhere is left out; a conversation that was deleted elsewhere is written anew.
+        """
         conversations = self.store.conversations
+        if self.conversation_id is not None and not self._is_stored():
+            self.conversation_id = None
+            for entry in self.entries:
+                entry.saved_id = None
         if self.conversation_id is None:
             self.conversation_id = conversations.create(self.model, title).id
         elif title:
             conversations.rename(self.conversation_id, title)
-        conversations.set_documents(self.conversation_id, [content_hash[:12] for content_hash in document_hashes])
+        ids = [content_hash[:12] for content_hash in document_hashes]
+        conversations.set_documents(self.conversation_id, ids, leave_out_removed=True)
         for entry in self.entries:
             if entry.saved_id is None:
                 message = conversations.append(
@@ -62,6 +79,13 @@ class Transcript:
                 if entry.stats:
                     self.store.runs.add(entry.stats)
         return self.conversation_id
+
+    def _is_stored(self) -> bool:
+        try:
+            self.store.conversations.get(str(self.conversation_id))
+        except NotFound:
+            return False
+        return True
 
     def load(self, conversation_id: str) -> Conversation:
         """Replace everything by a saved conversation."""

@@ -1,0 +1,49 @@
+"""The page without a browser, for tests of its handlers."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pitlane.engine.plugin import Plugin, hookimpl
+from pitlane.engine.types import Draft
+from pitlane.storage.db import Store
+from pitlane.ui.app import build_page
+from pitlane.ui.handlers import Handlers
+
+
+async def built(engine: Any, store: Store) -> Any:
+    """A page made where a loop runs; elsewhere Gradio opens one for each of its locks and leaves it open."""
+    return build_page(engine, store)
+
+
+@pytest.fixture
+def page(make_engine: Any) -> Any:
+    """A built page over a tiny model with two drafters and one plugin that failed, its handlers and its store."""
+    engine = make_engine(plugins={"prefix_cache": {}})
+
+    class Echo(Plugin):
+        name, role, exactness = "echo", "drafter", "identical"
+
+        @hookimpl
+        def propose(self, seqs: Any, limits: Any) -> Any:
+            return [Draft([seq.token_ids[-1]]) for seq in seqs]
+
+    engine.registry.add(Echo)
+    with Store() as store:
+        blocks = asyncio.run(built(engine, store))
+        handlers = next(
+            fn.fn.__self__ for fn in blocks.fns.values() if isinstance(getattr(fn.fn, "__self__", None), Handlers)
+        )
+        yield SimpleNamespace(blocks=blocks, handlers=handlers, store=store, desk=handlers.desk, engine=engine)
+
+
+@pytest.fixture
+def warnings_shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Texts of the warnings that handlers show in the corner of the page."""
+    shown: list[str] = []
+    monkeypatch.setattr("gradio.Warning", shown.append)
+    return shown

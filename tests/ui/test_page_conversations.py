@@ -1,0 +1,306 @@
+"""The page's conversations when something goes wrong or happens at once: nothing is lost, nothing goes to the wrong thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from threading import Barrier, Thread
+from typing import Any
+
+import pytest
+
+from pitlane.engine.errors import BadOption, PromptTooLong
+from pitlane.engine.types import SamplingParams
+from pitlane.storage.errors import StorageError
+from pitlane.storage.types import Message, Refusal
+from pitlane.ui.answering import Ask
+from pitlane.ui.panels import thread_html
+from pitlane.ui.refusals import refusal_of
+from tests.ui.page_harness import OTHER_TAB, TAB, card_of, event, last, new_tab, values
+
+TOO_LONG = "w" * 5000
+NONE = event(id="0")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pitlane.ui.document_events.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("gradio.Info", lambda text: None)
+
+
+def conversation(page: Any, *texts: str) -> str:
+    """A stored conversation of questions and answers in turn."""
+    key = str(page.store.conversations.create("m").id)
+    for number, text in enumerate(texts):
+        page.store.conversations.append(key, "assistant" if number % 2 else "user", text)
+    return key
+
+
+def messages(page: Any, key: str) -> list[Message]:
+    return list(page.store.conversations.get(key).messages)
+
+
+def texts(page: Any, key: str) -> list[str]:
+    return [message.text for message in messages(page, key)]
+
+
+def endless(page: Any, key: str | None = None, tab: Any = TAB) -> Iterator[Any]:
+    """A question whose answer ends when it is stopped; it is being written when this returns."""
+    page.engine.loader.eos_token_ids = frozenset()
+    answer = page.handlers.ask(tab, "Go on", new_tab(key), *values(page, max_tokens=4000))
+    list(islice(answer, 2))
+    return iter(answer)
+
+
+# ---- refused questions
+
+
+def test_a_refused_question_shows_its_reason_and_is_no_part_of_later_prompts(page: Any) -> None:
+    ui, key = page.handlers.ui, conversation(page)
+    changes = last(page.handlers.ask(TAB, TOO_LONG, new_tab(key), *values(page)))
+    refusal = messages(page, key)[-1].refusal
+    assert refusal is not None and str(page.engine.loader.context) in refusal.reason
+    assert refusal.reason.split(";")[0] in changes[ui.thread] and 'data-do="retry"' in changes[ui.thread]
+    assert changes[ui.live] == "" and 'data-do="edit"' in changes[ui.thread].split("refusal")[1]
+    for text in ("short", "short again"):
+        changes = last(page.handlers.ask(TAB, text, new_tab(key), *values(page)))
+        assert messages(page, key)[-1].role == "assistant"
+    assert [m.role for m in messages(page, key)] == ["user", "user", "assistant", "user", "assistant"]
+    reloaded = page.handlers.load(OTHER_TAB, new_tab(), key)[ui.thread]
+    assert refusal.reason.split(";")[0] in reloaded, "kept with its question"
+    assert 'class="ways"' not in reloaded, "buttons are for the last message"
+
+
+def test_a_refused_retry_keeps_the_old_answer_and_says_why(page: Any) -> None:
+    key, now = conversation(page, "hi", "the old answer"), values(page)
+    changes = last(page.handlers.retry(TAB, NONE, new_tab(key), *now[:4], "s" * 5000, *now[5:]))
+    assert texts(page, key) == ["hi", "the old answer"]
+    assert "No new answer:" in changes[page.handlers.ui.thread] and "the old answer" in changes[page.handlers.ui.thread]
+    changes = last(page.handlers.retry(TAB, NONE, new_tab(key), *now))
+    assert len(texts(page, key)) == 2 and "the old answer" not in texts(page, key)
+    assert "No new answer:" not in changes[page.handlers.ui.thread]
+
+
+def test_a_refused_edit_loses_nothing(page: Any) -> None:
+    key = conversation(page, "one", "1", "two", "2")
+    first = messages(page, key)[0]
+    last(page.handlers.edit(TAB, event(id=str(first.id), text=TOO_LONG), new_tab(key), *values(page)))
+    assert texts(page, key) == ["one", "1", "two", "2", TOO_LONG] and messages(page, key)[-1].refusal is not None
+    refused = messages(page, key)[-1]
+    last(page.handlers.edit(TAB, event(id=str(refused.id), text=TOO_LONG + "w"), new_tab(key), *values(page)))
+    assert texts(page, key) == ["one", "1", "two", "2", TOO_LONG + "w"], "a question without an answer is replaced"
+    last(page.handlers.edit(TAB, event(id=str(first.id), text="uno"), new_tab(key), *values(page)))
+    assert texts(page, key)[0] == "uno" and len(texts(page, key)) == 2
+
+
+def test_an_error_that_nobody_foresaw_is_a_refusal_too(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(page.engine, "submit", broken)
+    key = conversation(page)
+    changes = last(page.handlers.ask(TAB, "Hi", new_tab(key), *values(page)))
+    assert "ZeroDivisionError: a bug" in changes[page.handlers.ui.thread] and not page.handlers.writing
+
+
+def test_ways_out_follow_from_the_error() -> None:
+    def ways(error: Exception) -> tuple[tuple[str, str], ...]:
+        return refusal_of(error, ["speculative", "prefix_cache"], ["prefix_cache"], ["a", "b", "c", "d"]).ways
+
+    assert ways(PromptTooLong("long")) == (("take_out", "a"), ("take_out", "b"), ("take_out", "c"), ("edit", ""))
+    assert refusal_of(PromptTooLong("long"), [], [], []).ways == (("edit", ""),)
+    assert ways(BadOption("x cannot draft for y: its tokenizer differs")) == (("turn_off", "speculative"),)
+    assert ways(BadOption("prefix_cache is unavailable")) == (("turn_off", "prefix_cache"),)
+    assert ways(StorageError("the disk is full")) == ()
+
+
+def test_turning_a_plugin_off_asks_again_without_it(page: Any) -> None:
+    ui, key = page.handlers.ui, conversation(page, "hi")
+    changes = last(page.handlers.turn_off(TAB, event(id="echo"), new_tab(key), *values(page, ("prefix_cache", "echo"))))
+    assert changes[card_of(page, "echo").switch] is False and "echo" not in changes[ui.plan]
+    stats = messages(page, key)[-1].stats
+    assert stats is not None and list(stats["plugins"]) == ["prefix_cache"]
+
+
+def test_taking_a_document_out_asks_again_without_it(page: Any, tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("word " * 4000)
+    document, key = page.desk.add_file(path).id, conversation(page)
+    page.store.conversations.set_documents(key, [document])
+    changes = last(page.handlers.ask(TAB, "What?", new_tab(key, (document,)), *values(page)))
+    assert "Take out long.txt" in changes[page.handlers.ui.thread]
+    changes = last(page.handlers.take_out(TAB, event(id=document), new_tab(key, (document,)), *values(page)))
+    assert messages(page, key)[-1].role == "assistant" and changes[page.handlers.ui.tab]["documents"] == []
+
+
+def test_refusals_are_escaped() -> None:
+    message = Message(1, "k", "user", "hi", None, None, 0.0, Refusal("<b> & more", (("turn_off", '"x>'),)))
+    html = thread_html([message], (), {}, "k")
+    assert "&lt;b&gt; &amp; more" in html and 'data-id="&quot;x&gt;"' in html
+
+
+# ---- at once
+
+
+@pytest.mark.parametrize("how", ["retry", "edit", "ask", "ask a new page"])
+def test_two_clicks_at_once_make_one_answer(page: Any, how: str) -> None:
+    key = None if how == "ask a new page" else conversation(page, "hi", "old")
+    first = messages(page, key)[0].id if key else 0
+    page.engine.loader.eos_token_ids = frozenset()  # the answer lasts until all have clicked
+    together = Barrier(3)
+
+    def click() -> None:
+        calls = {
+            "retry": lambda: page.handlers.retry(TAB, NONE, new_tab(key), *values(page)),
+            "edit": lambda: page.handlers.edit(TAB, event(id=str(first), text="hey"), new_tab(key), *values(page)),
+        }
+        together.wait()
+        last(calls.get(how, lambda: page.handlers.ask(TAB, "hey", new_tab(key), *values(page, max_tokens=600)))())
+
+    threads = [Thread(target=click) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (only,) = page.store.conversations.list()
+    roles = [message.role for message in messages(page, only.id)]
+    assert roles == ["user", "assistant"] * (2 if how == "ask" else 1)
+
+
+def test_a_conversation_that_is_answered_takes_no_other_question(page: Any) -> None:
+    answer, (key,) = endless(page), page.handlers.writing
+    before = texts(page, key)
+    question = messages(page, key)[0]
+    for call in (
+        page.handlers.retry(OTHER_TAB, NONE, new_tab(key), *values(page)),
+        page.handlers.edit(TAB, event(id=str(question.id), text="other"), new_tab(key), *values(page)),
+        page.handlers.ask(OTHER_TAB, "more", new_tab(key), *values(page)),
+    ):
+        changes = last(call)
+        assert page.handlers.ui.box not in changes and "live" in changes[page.handlers.ui.live]
+        assert texts(page, key) == before
+    page.handlers.stop(OTHER_TAB)
+    last(answer)
+    assert [message.role for message in messages(page, key)] == ["user", "assistant"]
+
+
+def test_a_tab_that_shows_the_answer_of_another_tab_follows_it_to_its_end(page: Any) -> None:
+    ui = page.handlers.ui
+    answer, (key,) = endless(page), page.handlers.writing
+    opened = page.handlers.open(OTHER_TAB, event(id=key), new_tab(), "")
+    assert "live" in opened[ui.live] and page.handlers.settle(OTHER_TAB, new_tab(key)) == {"__type__": "update"}
+    watched = page.handlers.watch(OTHER_TAB)
+    assert "live" in next(watched)[ui.live]
+    page.handlers.stop(TAB)
+    finish = Thread(target=lambda: last(answer))
+    finish.start()
+    list(watched)
+    finish.join()
+    settled = page.handlers.settle(OTHER_TAB, new_tab(key))
+    assert settled[ui.live] == "" and "stopped" in settled[ui.thread]
+    assert page.handlers.settle(OTHER_TAB, new_tab(key)) == {"__type__": "update"}, "once"
+
+
+def test_an_answer_stays_with_its_conversation_when_the_tab_leaves(page: Any) -> None:
+    ui, other = page.handlers.ui, conversation(page, "hi", "hello")
+    answer, (key,) = endless(page), page.handlers.writing
+    watched = page.handlers.watch(TAB)
+    assert "live" in next(watched)[ui.live]
+    for changes in (
+        page.handlers.open(TAB, event(id=other), new_tab(key), ""),
+        page.handlers.new(TAB, new_tab(key)),
+    ):
+        assert changes[ui.live] == "" and changes[ui.stop].visible == "hidden"
+    assert list(watched) == [{ui.live: ""}], "a frame that was on its way does not stay"
+    back = page.handlers.open(TAB, event(id=key), new_tab(), "")
+    assert "live" in back[ui.live] and "Go on" in back[ui.thread] and back[ui.stop].visible is True
+    page.handlers.new(TAB, new_tab(key))
+    page.desk.stop((key, "answer"))
+    changes = last(answer)
+    assert ui.thread not in changes and ui.tab not in changes, "its end does not pull the tab back"
+    assert messages(page, key)[-1].role == "assistant"
+
+
+def test_a_new_question_runs_beside_an_answer_of_another_conversation(page: Any) -> None:
+    answer, (first,) = endless(page), page.handlers.writing
+    page.handlers.new(TAB, new_tab(first))
+    changes = last(page.handlers.ask(TAB, "Hello", new_tab(), *values(page)))
+    second = changes[page.handlers.ui.tab]["conversation"]
+    assert second != first and [message.role for message in messages(page, second)] == ["user", "assistant"]
+    assert first in page.handlers.writing
+    page.desk.stop((first, "answer"))
+    last(answer)
+
+
+# ---- stop
+
+
+def test_a_stop_while_weights_load_is_not_forgotten(page: Any) -> None:
+    key = conversation(page, "hi")
+    answer = page.desk.answer(("t", "answer"), key, Ask({}, SamplingParams(max_tokens=400, ignore_eos=True)))
+    next(answer)  # "loading": the page shows its stop button from here on
+    page.desk.stop(("t", "answer"))
+    *_, live = answer
+    assert live.result.finish_reason == "aborted"
+
+
+def test_a_stop_before_the_first_token_keeps_the_old_answer(page: Any) -> None:
+    key = conversation(page, "hi", "old")
+    answer = page.handlers.retry(TAB, NONE, new_tab(key), *values(page, max_tokens=400))
+    next(answer)  # not yet with the engine
+    page.handlers.stop(TAB)
+    changes = last(answer)
+    assert texts(page, key) == ["hi", "old"]
+    assert "it was stopped before its first token" in changes[page.handlers.ui.thread]
+
+
+# ---- elsewhere
+
+
+def test_a_conversation_that_is_deleted_in_mid_answer_ends_on_an_empty_page(
+    page: Any, warnings_shown: list[str]
+) -> None:
+    answer, (key,) = endless(page), page.handlers.writing
+    page.store.conversations.delete(key)  # by another process
+    page.handlers.stop(TAB)
+    changes = last(answer)
+    assert changes[page.handlers.ui.tab] == new_tab() and "empty" in changes[page.handlers.ui.thread]
+    assert len(warnings_shown) == 1 and key in warnings_shown[0]
+
+
+def test_removing_a_conversation_stops_its_answer(page: Any, warnings_shown: list[str]) -> None:
+    answer, (key,) = endless(page), page.handlers.writing
+    changes = page.handlers.remove(TAB, event(id=key), new_tab(key), "")
+    assert changes[page.handlers.ui.tab] == new_tab()
+    assert page.handlers.ui.thread not in last(answer)
+    deadline = time.monotonic() + 5
+    while page.engine.loop.seqs and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not page.engine.loop.seqs
+
+
+def test_a_document_that_is_removed_elsewhere_holds_nothing_up(page: Any, tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("Facts. " * 20)
+    tab = last(page.handlers.upload(TAB, [str(path)], new_tab(), *values(page)))[page.handlers.ui.tab]
+    page.store.documents.remove(tab["documents"][0])
+    changes = last(page.handlers.ask(TAB, "What?", tab, *values(page)))
+    (only,) = page.store.conversations.list()
+    assert [message.role for message in messages(page, only.id)] == ["user", "assistant"]
+    assert changes[page.handlers.ui.tab]["documents"] == []
+
+
+def test_the_title_follows_the_first_question_until_it_is_given_by_hand(page: Any) -> None:
+    key = conversation(page, "one", "1")
+
+    def edit(text: str) -> dict[Any, Any]:
+        first = event(id=str(messages(page, key)[0].id), text=text)
+        return last(page.handlers.edit(TAB, first, new_tab(key), *values(page)))
+
+    changes = edit("two")
+    assert page.store.conversations.get(key).title == "two" and ">two</span>" in changes[page.handlers.ui.conversations]
+    page.store.conversations.rename(key, "mine")
+    edit("three")
+    assert page.store.conversations.get(key).title == "mine"

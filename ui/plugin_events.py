@@ -1,0 +1,119 @@
+"""Events of the plugin cards, and the values of all option widgets: read for a question, put back after a reload."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from pitlane.engine.errors import BadOption
+from pitlane.engine.plan import Plan
+from pitlane.engine.types import SamplingParams
+from pitlane.storage.errors import PitlaneError
+from pitlane.storage.types import Message
+from pitlane.ui.answering import Ask, seed_of
+from pitlane.ui.controls import Card, Settings, note_html, plan_html, refusal_html
+from pitlane.ui.page_view import Changes, View, page_event
+
+THINKING = {"auto": None, "on": True, "off": False}
+SAMPLING = ("temperature", "top_p", "max_tokens", "seed", "system", "thinking")  # names of the sampling widgets
+DEFAULT_MAX_TOKENS = 512
+
+
+class PluginEvents(View):
+    """Events of the plugin cards, over one desk."""
+
+    def toggled(self, card: Card) -> Callable[..., Changes]:
+        """Handler of one card's switch and options: the plan of the next message, or why there is none."""
+
+        def toggle(*values: Any) -> Changes:
+            settings = self.ui.controls.settings(values)
+            rivals = self.ui.controls.rivals(card, settings)
+            names = {rival.plugin.name for rival in rivals}
+            try:
+                plan = self.desk.engine.plan({name: settings[name] for name in settings if name not in names})
+            except PitlaneError as error:
+                return self._refused(card, settings, str(error))
+            note = f"{', '.join(names)} is off now: it has the same role, {card.plugin.role}." if names else ""
+            return {
+                **self._notes(card, note_html(note) if note else ""),
+                **{rival.switch: False for rival in rivals},
+                **self.next_plan(plan),
+            }
+
+        return page_event(toggle)
+
+    def _refused(self, card: Card, settings: Settings, reason: str) -> Changes:
+        """Say at the card why it cannot be switched; switch it back if the plan is good without the change."""
+        name, notes = card.plugin.name, self._notes(card, note_html(reason, refused=True))
+        is_on = name in settings
+        before = {key: options for key, options in settings.items() if key != name} if is_on else settings | {name: {}}
+        with suppress(PitlaneError):
+            return {**notes, **self.next_plan(self.desk.engine.plan(before)), card.switch: not is_on}
+        return {**notes, self.ui.plan: refusal_html(reason)}
+
+    def _notes(self, card: Card, html: str) -> Changes:
+        """A note at one card, and none at the others."""
+        return {other.note: html if other is card else "" for other in self.ui.controls.cards}
+
+    def next_plan(self, plan: Plan) -> Changes:
+        """Show the plan of the next answer, and open its lane if the weights are there."""
+        self.desk.prepare(plan)
+        return {self.ui.plan: plan_html(plan, plan.lane_key in self.desk.engine.lanes)}
+
+    # ---- values
+
+    def read(self, values: Sequence[Any], replaced: Message | None = None) -> Ask:
+        """Sampling and plugin widgets as an Ask. A retry with other plugins keeps the seed, so that answers compare.
+
+        Raises BadOption for values that cannot be.
+        """
+        num_sampling = len(self.ui.sampling)
+        temperature, top_p, max_tokens, seed, system, thinking = values[:num_sampling]
+        settings = self.ui.controls.settings(values[num_sampling:])
+        seed = _seed(seed)
+        before = replaced.stats if replaced is not None else None
+        if seed is None and before and list(before["plugins"]) != sorted(settings):
+            seed = seed_of(replaced)
+        sampling = SamplingParams(
+            max_tokens=int(max_tokens or DEFAULT_MAX_TOKENS),
+            temperature=float(temperature or 0),
+            top_p=float(1 if top_p is None else top_p),
+            seed=seed,
+        )
+        return Ask(settings, sampling, (system or "").strip() or None, THINKING[thinking], replaced)
+
+    @property
+    def value_names(self) -> list[str]:
+        """Names of the values that `read` takes, in this order."""
+        return [*SAMPLING, *self.ui.controls.names]
+
+    def restored(self, kept: Mapping[str, Any]) -> Changes:
+        """Put back the values that the browser tab had before it was reloaded, if they are still possible."""
+        widgets = [*self.ui.sampling, *self.ui.controls.inputs]
+        values = [kept.get(name, widget.value) for name, widget in zip(self.value_names, widgets, strict=True)]
+        try:
+            plan = self.desk.engine.plan(self.read(values).settings)
+        except (PitlaneError, TypeError, ValueError, KeyError):  # of another model, or not written by this page
+            return {}
+        found = {widget: kept[name] for name, widget in zip(self.value_names, widgets, strict=True) if name in kept}
+        return {**found, **self.next_plan(plan)}
+
+
+def kept_by_browser(text: str | None) -> tuple[dict[str, Any], list[str]]:
+    """Values of widgets and ids of documents from the text that page.js keeps; nothing where it is not such a text."""
+    try:
+        kept = json.loads(text or "{}")
+        return dict(kept.get("values", {})), [str(document_id) for document_id in kept.get("documents", [])]
+    except (ValueError, TypeError, AttributeError):
+        return {}, []
+
+
+def _seed(value: str | float | None) -> int | None:
+    """The seed as it is typed; None where the field is empty."""
+    text = str("" if value is None else value).strip()
+    try:
+        return int(text) if text else None
+    except ValueError:
+        raise BadOption(f"seed must be a whole number, got {text!r}; leave it empty for a random seed") from None

@@ -1,0 +1,206 @@
+"""Events of the thread and the box: ask, edit, ask again, stop; and what draws an answer as it is written.
+
+The event that asks follows the answer to its end, and stops it when Gradio closes the event (the tab is gone). What stands in
+the answer so far is drawn by an event of its own (`watch`), which changes one widget: for a change of any of several, Gradio
+makes all of them anew, 20 ms of Python that the engine's thread would wait for 25 times a second.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from html import escape
+from typing import Any
+
+from pitlane.storage.errors import NotFound, PitlaneError
+from pitlane.storage.types import Message, Refusal
+from pitlane.ui.answering import Ask, Key, was_stopped_before_it_began
+from pitlane.ui.offline_gradio import gr
+from pitlane.ui.page_view import Changes, Tab, Writing, page_event, session_of, warn
+from pitlane.ui.panels import Live
+from pitlane.ui.plugin_events import PluginEvents
+from pitlane.ui.refusals import STOPPED, refusal_of
+
+FRAME_SECONDS = 0.04  # 25 updates of an answer a second, however fast tokens come
+ALIVE_SECONDS = 1.0  # how often an answer's own event can be closed
+
+Question = Callable[[Tab], tuple[Tab, Ask]]  # puts a question into the conversation, and says how to answer it
+
+
+class QuestionEvents(PluginEvents):
+    """Events of the thread and the box, over one desk."""
+
+    @page_event
+    def ask(self, request: gr.Request, text: str, tab: Tab, *values: Any) -> Iterator[Changes]:
+        """Ask what stands in the box."""
+        if text.strip():
+            yield from self._answer(request, tab, self._new_question(text.strip(), values), {self.ui.box: ""})
+
+    @page_event
+    def try_sample(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
+        """A question of the empty page: attach the sample, then ask."""
+        tab = self.with_documents(tab, [*tab["documents"], self.desk.add_sample().id])
+        yield from self._answer(request, tab, self._new_question(str(event.id), values))
+
+    @page_event
+    def edit(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
+        """Ask an edited message in place of it and of all that followed."""
+        text, message_id = str(event.text).strip(), int(event.id)
+
+        def question(tab: Tab) -> tuple[Tab, Ask]:
+            edited = next((message for message in self._messages(tab) if message.id == message_id), None)
+            if edited is None:
+                raise NotFound("this question was changed in another window; the page shows it as it is now")
+            return tab, replace(self.read(values), edited=edited, text=text)
+
+        if text:
+            yield from self._answer(request, tab, question)
+
+    @page_event
+    def retry(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
+        """Answer the last question again, with the plugins that are on now, and compare with the answer before."""
+        yield from self._answer(request, tab, self._last_question(values))
+
+    @page_event
+    def turn_off(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
+        """A way out of a refusal: ask again without a plugin."""
+        card, num_sampling = self.ui.controls.card(str(event.id)), len(self.ui.sampling)
+        switches = self.ui.controls.switched_off(values[num_sampling:], str(event.id))
+        if card is not None:
+            yield {card.switch: False} | self.next_plan(self.desk.engine.plan(self.ui.controls.settings(switches)))
+        yield from self._answer(request, tab, self._last_question([*values[:num_sampling], *switches]))
+
+    @page_event
+    def take_out(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
+        """A way out of a refusal: ask again without a document."""
+        tab = self.with_documents(tab, [key for key in tab["documents"] if key != event.id])
+        yield from self._answer(request, tab, self._last_question(values))
+
+    @page_event
+    def stop(self, request: gr.Request) -> Changes:
+        """Stop the answer of the conversation that the tab shows."""
+        writing = self.shown_writing(request)
+        if writing is not None:
+            self.desk.stop(_key(writing.conversation))
+        return {self.ui.stop: gr.Button(interactive=False)}
+
+    @page_event
+    def watch(self, request: gr.Request) -> Iterator[Changes]:
+        """Draw the answer of the conversation that the tab shows, until it is there or the tab shows another conversation."""
+        writing = self.shown_writing(request)
+        while writing is not None:
+            writing.num_watching += 1
+            try:
+                while not writing.is_over and self.shown_writing(request) is writing:
+                    yield {self.ui.live: writing.html()}
+                    time.sleep(FRAME_SECONDS)
+            finally:
+                writing.num_watching -= 1
+            was_left, writing = not writing.is_over, self.shown_writing(request)
+            if was_left and writing is None:
+                yield {self.ui.live: ""}  # after the last frame, which may come behind what the tab shows now
+
+    @page_event
+    def settle(self, request: gr.Request, tab: Tab) -> Changes:
+        """Draw the finished answer in a tab that another tab's answer was shown in."""
+        if session_of(request) not in self.following or self.shown_writing(request) is not None:
+            return {}
+        return self.show(request, self.reopened(tab))
+
+    # ---- questions
+
+    def _new_question(self, text: str, values: Sequence[Any]) -> Question:
+        def question(tab: Tab) -> tuple[Tab, Ask]:
+            ask, conversations, key = self.read(values), self.desk.store.conversations, tab["conversation"]
+            with self.desk.store.transaction():
+                if key is None:
+                    key = conversations.create(self.desk.engine.loader.source.name).id
+                    conversations.set_documents(key, tab["documents"], leave_out_removed=True)
+                conversations.append(key, "user", text)
+            return {"conversation": key, "documents": tab["documents"]}, ask
+
+        return question
+
+    def _last_question(self, values: Sequence[Any]) -> Question:
+        def question(tab: Tab) -> tuple[Tab, Ask]:
+            messages = self._messages(tab)
+            if not messages:
+                raise NotFound("there is no question to ask again; write one")
+            return tab, self.read(values, messages[-1] if messages[-1].role == "assistant" else None)
+
+        return question
+
+    def _messages(self, tab: Tab) -> Sequence[Message]:
+        """Messages of the tab's conversation. Raises NotFound if it was deleted."""
+        return () if tab["conversation"] is None else self.desk.store.conversations.get(tab["conversation"]).messages
+
+    # ---- answers
+
+    def _answer(
+        self, request: gr.Request, tab: Tab, question: Question, changes: Changes | None = None
+    ) -> Iterator[Changes]:
+        """Put a question and follow its answer to the end. changes: to be made if the question is taken."""
+        tab, ask = self._begin(request, tab, question)
+        if ask is None:
+            yield self.show(request, tab)
+            return
+        conversation = str(tab["conversation"])
+        writing, alive = self.writing[conversation], time.monotonic()
+        self.desk.stop((session_of(request), "reading"))  # the engine's cache keeps the KV that is computed so far
+        try:
+            yield self.show(request, tab) | (changes or {})
+            for writing.live in self.desk.answer(_key(conversation), conversation, ask):
+                if time.monotonic() - alive > ALIVE_SECONDS:
+                    alive = time.monotonic()
+                    yield {self.ui.box: gr.skip()}
+            if writing.live.result is not None and was_stopped_before_it_began(writing.live.result):
+                self._refuse(tab, ask, STOPPED)
+        except Exception as error:
+            self._refuse(tab, ask, self._refusal(tab, ask, error))
+        finally:
+            writing.is_over = True
+            self.writing.pop(conversation, None)
+        while writing.num_watching and time.monotonic() - alive < 2 * ALIVE_SECONDS:
+            time.sleep(FRAME_SECONDS / 10)  # or its last frame would come behind this
+        if self.shown_tab(request, tab)["conversation"] == conversation:
+            yield self.show(request, self.reopened(tab))
+
+    def _begin(self, request: gr.Request, tab: Tab, question: Question) -> tuple[Tab, Ask | None]:
+        """Put a question, unless its conversation waits for an answer; then, and if it is gone, there is no Ask."""
+        session = session_of(request)
+        with self.lock:  # two clicks at once: the second click finds the answer of the first
+            if tab["conversation"] is None and self.shown_writing(request):
+                tab = self.shown[session]
+            if tab["conversation"] in self.writing:
+                gr.Info("An answer is on its way; stop it first.")
+                return tab, None
+            try:
+                tab, ask = question(tab)
+            except NotFound as error:
+                warn(error)
+                return self.reopened(tab), None
+            conversation = self.desk.store.conversations.get(str(tab["conversation"]))
+            messages, documents = ask.messages(conversation), self.desk.documents(tab["documents"])
+            self.writing[conversation.id] = Writing(session, conversation.id, messages, documents, Live())
+            self.shown[session] = tab
+            self.desk.begin(_key(conversation.id))
+        return tab, ask
+
+    def _refusal(self, tab: Tab, ask: Ask, error: Exception) -> Refusal:
+        ids = [document.content_hash[:12] for document in self.desk.documents(tab["documents"])]
+        longest = sorted(ids, key=self.desk.num_tokens, reverse=True)
+        return refusal_of(error, ask.settings, self.desk.engine.default_plan.names, longest)
+
+    def _refuse(self, tab: Tab, ask: Ask, refusal: Refusal) -> None:
+        """Keep the refusal with its question; show it in the corner if it cannot be kept."""
+        try:
+            self.desk.refuse(str(tab["conversation"]), ask, refusal)
+        except NotFound as error:
+            warn(error)
+        except PitlaneError:
+            gr.Warning(escape(refusal.reason, quote=False))
+
+
+def _key(conversation: str) -> Key:
+    return conversation, "answer"

@@ -1,0 +1,72 @@
+"""Why a question has no answer: the sentence, the ways out of it, and both as HTML in the thread.
+
+A way out is a verb and its target; page.js turns a click into the event of the verb (`turn_off`, `take_out`, `edit`,
+`retry`). Knows no Gradio.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from pitlane.engine.errors import PitlaneError, PromptTooLong
+from pitlane.storage.errors import StorageError
+from pitlane.storage.types import Document, Message, Refusal
+
+MAX_DOCUMENTS = 3  # buttons for the longest ones
+STOPPED = Refusal("it was stopped before its first token.")
+
+
+def refusal_of(error: Exception, plugins: Iterable[str], default: Iterable[str], documents: Sequence[str]) -> Refusal:
+    """An error as a refusal. plugins: names in the plan; documents: ids, the longest first."""
+    if not isinstance(error, PitlaneError):
+        logging.getLogger(__name__).error("an answer failed", exc_info=error)
+        return Refusal(f"{type(error).__name__}: {error}; the terminal shows where it happened")
+    ways: list[tuple[str, str]] = []
+    if isinstance(error, PromptTooLong):
+        ways = [*(("take_out", document_id) for document_id in documents[:MAX_DOCUMENTS]), ("edit", "")]
+    elif not isinstance(error, StorageError):
+        ways = [("turn_off", name) for name in _suspects(str(error), list(plugins), set(default))]
+    return Refusal(str(error), tuple(ways))
+
+
+def _suspects(sentence: str, plugins: list[str], default: set[str]) -> list[str]:
+    """Plugins that an error names; if it names none, those that were added to the default plan."""
+    named = [name for name in plugins if re.search(rf"\b{re.escape(name)}\b", sentence)]
+    return named or [name for name in plugins if name not in default]
+
+
+def refusal_html(message: Message, documents: Iterable[Document], is_last: bool) -> str:
+    """Why a message has no answer; with buttons if it is the last one. documents: attached ones."""
+    refusal, is_question = message.refusal, message.role == "user"
+    if (not is_last and not (is_question and refusal)) or (not is_question and refusal is None):
+        return ""
+    buttons = _buttons(message, refusal, documents) if is_last else ""
+    if refusal is None:
+        return f'<div class="refusal pending"><p>No answer yet.</p>{buttons}</div>'
+    heading = "No answer" if is_question else "No new answer"
+    return f'<div class="refusal" role="alert"><p><b>{heading}:</b> {escape(refusal.reason)}</p>{buttons}</div>'
+
+
+def _buttons(message: Message, refusal: Refusal | None, documents: Iterable[Document]) -> str:
+    titles, pieces = {document.content_hash[:12]: document.title for document in documents}, []
+    for verb, target in refusal.ways if refusal else ():
+        if verb == "turn_off":
+            pieces.append(_button(verb, target, f"Turn off {target}", "Turn the plugin off and ask again"))
+        elif verb == "take_out" and target in titles:
+            pieces.append(
+                _button(verb, target, f"Take out {titles[target]}", "Take it out of this conversation and ask again")
+            )
+        elif verb == "edit" and message.role == "user":
+            pieces.append(_button(verb, str(message.id), "Edit the question", ""))
+    pieces.append(_button("retry", str(message.id), "Ask again", ""))
+    return f'<div class="ways">{"".join(pieces)}</div>'
+
+
+def _button(verb: str, target: str, label: str, title: str) -> str:
+    return (
+        f'<button type="button" data-do="{verb}" data-id="{escape(target)}" title="{escape(title)}">'
+        f"{escape(label)}</button>"
+    )
