@@ -87,17 +87,6 @@ class PluginControls:
         """The values of `inputs` with one plugin off."""
         return [False if key == name else value for key, value in zip(self.names, values, strict=True)]
 
-    def rivals(self, card: Card, settings: Settings) -> list[Card]:
-        """Cards that are on and hold the role of `card`, if `card` is on."""
-        name, role = card.plugin.name, card.plugin.role
-        if role is None or name not in settings:
-            return []
-        return [
-            other
-            for other in self.cards
-            if other.plugin.name in settings and other.plugin.role == role and other is not card
-        ]
-
 
 def option_label(name: str, schema: dict[str, Any]) -> str:
     """The title of the option's `Field`; without one, its name as people write it: `max_disk_gb` is "Maximum disk (GB)"."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from pitlane.engine.errors import BadOption
-from pitlane.engine.plan import Plan
+from pitlane.engine.plan import Plan, Replacement, parse_settings
 from pitlane.engine.types import SamplingParams
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import Message
@@ -29,18 +29,18 @@ class PluginEvents(View):
 
         def toggle(*values: Any) -> Changes:
             settings = self.ui.controls.settings(values)
-            rivals = self.ui.controls.rivals(card, settings)
-            names = {rival.plugin.name for rival in rivals}
+            replaced: tuple[Replacement, ...] = ()
             try:
-                plan = self.desk.engine.plan({name: settings[name] for name in settings if name not in names})
+                if card.plugin.name in settings:
+                    registry = self.desk.engine.registry
+                    settings, replaced = parse_settings(f"+{card.plugin.name}", (), settings, registry)
+                plan = self.desk.engine.plan(settings)
             except PitlaneError as error:
                 return self._refused(card, settings, str(error))
-            note = f"{', '.join(names)} is off now: it has the same role, {card.plugin.role}." if names else ""
-            return {
-                **self._notes(card, note_html(note) if note else ""),
-                **{rival.switch: False for rival in rivals},
-                **self.next_plan(plan),
-            }
+            names = {each.old for each in replaced}
+            off = {other.switch: False for other in self.ui.controls.cards if other.plugin.name in names}
+            note = "".join(note_html(str(each)) for each in replaced)
+            return {**self._notes(card, note), **off, **self.next_plan(plan)}
 
         return page_event(toggle)
 

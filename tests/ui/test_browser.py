@@ -298,7 +298,7 @@ def test_switches_and_sampling_survive_a_reload_and_the_seed_stays_empty(tab: An
     tab.click("#switch-prompt_lookup input")
     tab.wait_for_selector("#plan :text('prompt_lookup')")
     tab.click("#switch-jacobi input")
-    tab.wait_for_selector("#note-jacobi :text('prompt_lookup is off now')")
+    tab.wait_for_selector("#note-jacobi :text('jacobi replaces prompt_lookup')")
     assert not tab.is_checked("#switch-prompt_lookup input")
     tab.reload()
     tab.wait_for_selector("#plan :text('jacobi')")

@@ -103,7 +103,7 @@ def test_a_drafter_that_is_switched_on_takes_the_place_of_another(page: Any) -> 
     ui, card, other = page.handlers.ui, card_of(page, "prompt_lookup"), card_of(page, "echo")
     changes = page.handlers.toggled(card)(*values(page, ("echo", "prompt_lookup"))[len(ui.sampling) :])
     assert changes[other.switch] is False and card.switch not in changes
-    assert "echo is off now: it has the same role, drafter." in changes[card.note] and changes[other.note] == ""
+    assert "prompt_lookup replaces echo; a plan has one drafter" in changes[card.note] and changes[other.note] == ""
     assert "prompt_lookup" in changes[ui.plan] and "echo" not in changes[ui.plan]
     changes = page.handlers.toggled(card)(*values(page, ("prompt_lookup",))[len(ui.sampling) :])
     assert changes[card.note] == "" and other.switch not in changes

@@ -199,6 +199,11 @@ def test_an_unknown_method_lists_the_known() -> None:
 # ---- the teacher's answers
 
 
+def whole(text: str) -> str:
+    """The text without a character that is incomplete at its end, as answers are."""
+    return text.rstrip("\ufffd")
+
+
 def test_every_answer_of_a_chat_is_the_teachers_after_its_own(
     tiny: MakeModel, written: Write, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,12 +238,12 @@ def test_every_answer_of_a_chat_is_the_teachers_after_its_own(
             ids = tokenizer.apply_chat_template(messages[:place], add_generation_prompt=True, return_dict=True)[
                 "input_ids"
             ]
-            assert message["content"] == tokenizer.decode(greedy(model, ids, 6), skip_special_tokens=True)
+            assert message["content"] == whole(tokenizer.decode(greedy(model, ids, 6), skip_special_tokens=True))
     for text, piece in zip(
         [record["text"] for record in answered if "text" in record], ["x" * 400, "y" * 100], strict=True
     ):
         ids = tokenizer(piece)["input_ids"]
-        assert text == piece + tokenizer.decode(greedy(model, ids, 6), skip_special_tokens=True)
+        assert text == piece + whole(tokenizer.decode(greedy(model, ids, 6), skip_special_tokens=True))
 
 
 def test_a_prompt_longer_than_the_context_is_cut_in_front(
