@@ -82,10 +82,10 @@ def remove(name: str) -> int:
 
 def _scan() -> Any:
     """What huggingface_hub says of its cache; None where there is none yet."""
-    from huggingface_hub import CacheNotFound, scan_cache_dir
+    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     try:
-        return scan_cache_dir()
+        return scan_cache_dir(constants.HF_HUB_CACHE)
     except CacheNotFound:
         return None
 

@@ -130,7 +130,7 @@ def test_run_stops_at_a_text() -> None:
     stop = next(char for char in text[1:] if char.isascii() and char.isprintable() and char != " ")
     cut = answer("--max-tokens", "24", "--stop", stop, "hello")
     assert cut["finish_reason"] == "stop"
-    assert cut["text"] == text[: text.index(stop)]
+    assert cut["text"] == text[: text.index(stop)].rstrip("\ufffd")  # no half character ends an answer
 
 
 def test_plugins_off_and_options() -> None:
