@@ -14,11 +14,12 @@
 #define OPEN 128u                /* in `state`: helpers may join the job */
 #define JOINED 127u              /* in `state`: how many helpers have joined */
 #define JOB 256u                 /* in `state`: jobs are counted from this bit on */
-#define SPINS_TO_YIELD 256       /* pauses between two looks at the clock and the run queue: 5 to 15 microseconds */
+#define SPINS_TO_YIELD 1024      /* pauses between two looks at the clock and the run queue: 10 to 60 microseconds */
 #define SPIN_NANOSECONDS 300000  /* then a helper sleeps; the Python code between two operations takes 10 to 100 microseconds */
 
 static struct {
-    atomic_uint state, sleeping;
+    _Alignas(64) atomic_uint state; /* alone in its cache line: idle helpers read it all the time */
+    _Alignas(64) atomic_uint sleeping;
     atomic_flag taken; /* one job at a time: a second caller works alone */
     void (*body)(void *);
     void *job;
