@@ -12,10 +12,10 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from html import escape
-from threading import RLock
+from threading import Event, RLock
 from typing import Any, TypedDict, TypeVar, cast
 
 from pitlane.storage.errors import NotFound, PitlaneError
@@ -93,7 +93,7 @@ class Writing:
     documents: Sequence[Document]
     live: Live
     num_watching: int = 0
-    is_over: bool = False
+    over: Event = field(default_factory=Event)  # set when nothing more comes
 
     def html(self) -> str:
         return live_html(self.live, self.documents)
