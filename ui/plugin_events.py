@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from pitlane.engine.errors import BadOption
-from pitlane.engine.plan import Plan, Replacement, parse_settings
+from pitlane.engine.plan import Plan, parse_settings
 from pitlane.engine.types import SamplingParams
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import Message
@@ -28,13 +28,11 @@ class PluginEvents(View):
         """Handler of one card's switch and options: the plan of the next message, or why there is none."""
 
         def toggle(*values: Any) -> Changes:
-            settings = self.ui.controls.settings(values)
-            replaced: tuple[Replacement, ...] = ()
+            settings, registry = self.ui.controls.settings(values), self.desk.engine.registry
+            switched_on = f"+{card.plugin.name}" if card.plugin.name in settings else None
             try:
-                if card.plugin.name in settings:
-                    registry = self.desk.engine.registry
-                    settings, replaced = parse_settings(f"+{card.plugin.name}", (), settings, registry)
-                plan = self.desk.engine.plan(settings)
+                wanted, replaced = parse_settings(switched_on, (), settings, registry)
+                plan = self.desk.engine.plan(wanted)
             except PitlaneError as error:
                 return self._refused(card, settings, str(error))
             names = {each.old for each in replaced}
