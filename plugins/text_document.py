@@ -57,7 +57,7 @@ def decode(data: bytes) -> str:
         return data.decode(encoding, errors="replace")
     text = data.decode("utf-8", errors="replace")
     num_foreign = len(text) - len(text.encode("ascii", "ignore"))
-    if text.count("\ufffd") * 10 <= num_foreign:
+    if text.encode() == data or text.count("\ufffd") * 10 <= num_foreign:
         return text
     try:
         return data.decode("cp1252")

@@ -1,8 +1,8 @@
 """Events of the thread and the box: ask, edit, ask again, stop; and what draws an answer as it is written.
 
 The event that asks follows the answer to its end, and stops it when Gradio closes the event (the tab is gone). What stands in
-the answer so far is drawn by an event of its own (`watch`), which changes one widget: for a change of any of several, Gradio
-makes all of them anew, 20 ms of Python that the engine's thread would wait for 25 times a second.
+the answer so far is drawn by an event of its own (`watch`) with one widget as output: an event with several outputs makes Gradio
+rebuild all of them each time. That takes 20 ms of Python, and the engine's thread waits for it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pitlane.ui.refusals import STOPPED, refusal_of
 # How long an answer stands before it is drawn again. A browser on the same processor takes time from the model: 500 tokens of
 # SmolLM2 on 2 cores came at 0.57 of the speed without a page when they were drawn every 0.04 s.
 FRAME_SECONDS, SECONDS_PER_CHARACTER, LONGEST_FRAME_SECONDS = 0.06, 1.6e-4, 0.4
-ALIVE_SECONDS = 1.0  # how often an answer's own event can be closed
+ALIVE_SECONDS = 1.0  # an answer's event yields this often, so that Gradio can close it
 
 Question = Callable[[Tab], tuple[Tab, Ask]]  # puts a question into the conversation, and says how to answer it
 
@@ -92,13 +92,15 @@ class QuestionEvents(PluginEvents):
         """Draw the answer of the conversation that the tab shows, until it is there or the tab shows another conversation."""
         writing = self.shown_writing(request)
         while writing is not None:
-            writing.num_watching += 1
+            with self.lock:
+                writing.num_watching += 1
             try:
                 while not writing.over.is_set() and self.shown_writing(request) is writing:
                     yield {self.ui.live: writing.html()}
                     writing.over.wait(_frame_seconds(len(writing.live.text)))
             finally:
-                writing.num_watching -= 1
+                with self.lock:
+                    writing.num_watching -= 1
             was_left, writing = not writing.over.is_set(), self.shown_writing(request)
             if was_left and writing is None:
                 yield {self.ui.live: ""}  # after the last frame, which may come behind what the tab shows now
@@ -163,7 +165,8 @@ class QuestionEvents(PluginEvents):
         finally:
             writing.over.set()
             self.writing.pop(conversation, None)
-        while writing.num_watching and time.monotonic() - alive < 2 * ALIVE_SECONDS:
+        ended = time.monotonic()
+        while writing.num_watching and time.monotonic() - ended < 2 * ALIVE_SECONDS:
             time.sleep(FRAME_SECONDS / 10)  # or its last frame would come behind this
         if self.shown_tab(request, tab)["conversation"] == conversation:
             yield self.show(request, self.reopened(tab))

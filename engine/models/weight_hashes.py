@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pitlane.engine.errors import ModelError
 from pitlane.storage.errors import StorageError
@@ -23,7 +22,7 @@ PIECES, PIECE = 16, 4096  # bytes of a file that are read on every start
 
 
 def state_of(file: Path) -> str:
-    """A text that differs when a file's content does, found without reading all of it."""
+    """A text that changes when the file is written: path, size, times and a checksum of 16 pieces of it."""
     try:
         with open(file, "rb") as handle:
             stat = os.fstat(handle.fileno())
@@ -32,7 +31,7 @@ def state_of(file: Path) -> str:
                 handle.seek(max(0, stat.st_size - PIECE) * piece // (PIECES - 1))
                 digest.update(handle.read(PIECE))
     except OSError as error:
-        raise ModelError(f"{file} cannot be read ({error.strerror}); restore it or download it again") from None
+        raise _unreadable(file, error) from None
     return f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{digest.hexdigest()[:16]}"
 
 
@@ -45,19 +44,23 @@ def hashes(states: Mapping[Path, str]) -> list[str]:
     before = len(known)
     for file, state in states.items():
         if state not in known:
-            with open(file, "rb") as handle:
-                known[state] = _sha256(handle)
+            known[state] = _sha256(file)
     if len(known) > before:
         with suppress(OSError, StorageError):  # one that cannot be written is done without
             _replace(_cache(), json.dumps(known))
     return [known[state] for state in states.values()]
 
 
-def _sha256(handle: Any) -> str:
-    digest = hashlib.sha256()
-    while chunk := handle.read(1 << 22):
-        digest.update(chunk)
-    return digest.hexdigest()
+def _sha256(file: Path) -> str:
+    try:
+        with open(file, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: OSError) -> ModelError:
+    return ModelError(f"{file} cannot be read ({error.strerror}); restore it or download it again")
 
 
 def _cache() -> Path:
@@ -68,5 +71,10 @@ def _replace(file: Path, text: str) -> None:
     """Write a file in one step, so that no reader sees half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as handle:
-        handle.write(text)
-    os.replace(handle.name, file)
+        partial = Path(handle.name)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+    except OSError:  # a full disk, at every start
+        partial.unlink(missing_ok=True)
+        raise

@@ -216,6 +216,7 @@ def test_cyclic_pages_end(tmp_path: Path) -> None:
         ("naïve 中".encode("utf-16"), "naïve 中"),
         ("naïve 中".encode("utf-32"), "naïve 中"),
         ("naïve 中".encode(), "naïve 中"),
+        ("a \ufffd b".encode(), "a \ufffd b"),
         (b"na\xefve \x93quoted\x94", "naïve “quoted”"),
         (b"na\xefve \x81", "naïve"),
         (b"a\r\nb\rc  \nd\x07\x00e\n\n", "a\nb\nc\nde"),

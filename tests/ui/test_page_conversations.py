@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier, Event, Thread
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from pitlane.engine.types import SamplingParams
 from pitlane.storage.errors import StorageError
 from pitlane.storage.types import Message, Refusal
 from pitlane.ui.answering import Ask
-from pitlane.ui.panels import thread_html
+from pitlane.ui.panels import Live, thread_html
 from pitlane.ui.refusals import refusal_of
 from tests.ui.page_harness import OTHER_TAB, TAB, card_of, event, last, new_tab, values
 
@@ -201,6 +201,30 @@ def test_a_tab_that_shows_the_answer_of_another_tab_follows_it_to_its_end(page: 
     settled = page.handlers.settle(OTHER_TAB, new_tab(key))
     assert settled[ui.live] == "" and "stopped" in settled[ui.thread]
     assert page.handlers.settle(OTHER_TAB, new_tab(key)) == {"__type__": "update"}, "once"
+
+
+def test_a_failure_after_a_long_load_waits_for_the_last_frame(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = Event()
+
+    def fails_late(*_: Any) -> Iterator[Live]:
+        yield Live(loading=True)
+        time.sleep(0.7)  # longer than an answer waits for its watchers
+        loaded.set()
+        raise BadOption("no")
+
+    monkeypatch.setattr("pitlane.ui.question_events.ALIVE_SECONDS", 0.3)
+    monkeypatch.setattr(page.desk, "answer", fails_late)
+    answer = page.handlers.ask(TAB, "hi", new_tab(), *values(page))
+    next(answer)
+    watched = page.handlers.watch(TAB)
+    next(watched)
+    finish = Thread(target=lambda: last(answer))
+    finish.start()
+    loaded.wait()
+    finish.join(0.2)
+    assert finish.is_alive(), "it was drawn before its last frame"
+    list(watched)
+    finish.join()
 
 
 def test_an_answer_stays_with_its_conversation_when_the_tab_leaves(page: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -108,12 +109,12 @@ def test_fingerprint_is_of_the_content_and_cached(tmp_path: Path, monkeypatch: p
     file = write(tmp_path / "m")
     first = SafetensorsFolder(tmp_path / "m").fingerprint()
     read = []
-    monkeypatch.setattr(weight_hashes, "_sha256", lambda handle: read.append(handle.name) or "other")
+    monkeypatch.setattr(weight_hashes, "_sha256", lambda file: read.append(file) or "other")
     assert SafetensorsFolder(tmp_path / "m").fingerprint() == first
     assert not read, "a known file was read again"
     os.utime(file, (1, 1))
     assert SafetensorsFolder(tmp_path / "m").fingerprint() != first
-    assert read == [str(file)]
+    assert read == [file]
     monkeypatch.undo()
     write(tmp_path / "m", value=2.0)
     assert SafetensorsFolder(tmp_path / "m").fingerprint() != first
@@ -176,6 +177,18 @@ def test_fingerprint_survives_a_damaged_cache(tmp_path: Path, own_home: Path) ->
     for text in ("{", "[]", "3", "[" * 100_000, json.dumps(dict.fromkeys(json.loads(cache.read_text()), 5))):
         cache.write_text(text)
         assert SafetensorsFolder(tmp_path).fingerprint() == first
+
+
+def test_a_cache_that_cannot_be_written_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    cache = Path(os.environ["PITLANE_HOME"]) / "cache"
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert SafetensorsFolder(tmp_path).fingerprint()
+    assert list(cache.iterdir()) == []
 
 
 def test_random_weights_are_a_function_of_shape_and_seed() -> None:
