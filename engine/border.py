@@ -1,6 +1,6 @@
-"""The types and ranges of what a request holds, checked once, when the request is made.
+"""The types and ranges of SamplingParams, checked once, when they are made; requests.py checks the rest of a request.
 
-After this check nothing that a request holds can raise inside a step, where an error would reach other requests. Whole numbers may
+So a wrong value raises here, and not inside a step, where an error would reach other requests. Whole numbers may
 be of any integer type, numpy's too; a float such as 40.0, a text such as "40" and a bool are no integers. Every refusal is a
 BadOption that names the field, its range and the value.
 """

@@ -127,14 +127,14 @@ def named(error: Exception, what: str) -> PitlaneError:
 
 
 def _logits(found: object, before: Tensor, plugin: Plugin) -> Tensor:
-    """What `adjust_logits` returned, if it is a tensor that can take the place of `before` and keeps the plugin's promise."""
+    """`found`, if its type, shape and device fit `before`, and an identical plugin left the values as they were. Else raises."""
     if not isinstance(found, Tensor) or found.shape != before.shape:
         got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else shown(found)
         raise TypeError(f"returned {got}, not a tensor of shape {tuple(before.shape)}")
     if found.dtype not in FLOATS or found.device != before.device:
         raise TypeError(f"returned {found.dtype} on {found.device}, not {before.dtype} on {before.device}")
     if plugin.exactness_for(plugin.options) == "identical" and not _equal(found, before):
-        raise ValueError("changed the logits, which no plugin that is declared identical may; declare it steering")
+        raise ValueError("changed the logits, but is declared identical; declare the plugin steering")
     return found
 
 

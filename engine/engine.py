@@ -44,8 +44,9 @@ class Engine:
     """Serves one model under any number of plans.
 
     model: `bundled`, a local folder, a Hugging Face id, or `random:<preset>`. plugins: settings of the default plan
-    ({name: {option: value}}); None = what is on by default, and a function is given that and returns what shall be. Raises
-    PitlaneError for whatever a user can cause. An engine that is dropped closes itself; in a forked process it raises EngineClosed.
+    ({name: {option: value}}); None = the default settings. A callable receives the default settings and returns the settings to
+    use. Raises PitlaneError for whatever a user can cause. An engine closes itself when the caller drops it. In a forked process
+    its methods raise EngineClosed.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Engine:
         self.loop = Loop(self.lanes, self.loader, self.dispatch)
         finish = partial(_finish, self.loop, self.planner)
         self.worker = Worker(self.loop.has_ready_lanes, self.loop.step_safely, finish)
-        weakref.finalize(self, self.worker.stop).atexit = False  # only callers and their streams hold an engine
+        weakref.finalize(self, self.worker.stop).atexit = False  # the engine's thread holds no reference to it
         try:
             self.default_plan = self.plan(wanted(self.loader.build_context))
             self.lane_of(self.default_plan)

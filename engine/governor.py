@@ -161,7 +161,7 @@ class Governor:
         return [f + (drafted if size else plain) + size * per_token for f, size in zip(forwards, sizes, strict=True)]
 
     def _search_cost(self, record: Record) -> float:
-        """Plain steps that a search takes which finds no draft; 0 while that is not known."""
+        """The cost, in plain steps, of a search that finds no draft; 0 while the cost is unknown."""
         if not (record.per_search and self.clock.by_tokens):
             return 0.0
         (plain,) = self._seconds(record, self.step.num_scheduled, [0])

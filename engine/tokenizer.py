@@ -123,8 +123,8 @@ class Tokenizer:
     def defuse(self, text: str) -> str:
         """The text with a zero-width joiner inside whatever would be read as a special token.
 
-        A space breaks what a joiner does not. Nothing breaks a token of one letter: U+FFFD takes its place. A token that
-        withstands all of these is left out.
+        Where a joiner does not help, a space is tried. A special token of one letter cannot be broken: U+FFFD replaces it.
+        A special token that withstands both is left out.
         """
         text = self.specials.sub(lambda match: _broken(match[0], JOINER), _clean(text))
         marks = iter((JOINER, " "))

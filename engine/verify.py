@@ -84,9 +84,9 @@ def verify(
 ) -> Verified:
     """Walk the draft. logits [1 + K, V], adjusted: row 0 follows the last known token, row 1 + i draft token i.
 
-    greedy: the argmax of every row, where that is what the sequence takes and it is known already. raw: the model's own logits,
-    of which log-probabilities are told. peaks: the largest logit of every row; the walk ends before a row that has none, since the
-    next step can say whose fault that is.
+    greedy: the argmax of every row, if the sequence is greedy and the argmax is known. raw: the model's own logits, from which
+    log-probabilities are reported. peaks: the largest logit of every row; the walk ends before a row without a finite peak: the
+    next step tells whether the model or a plugin caused it.
     """
     raw = logits if raw is None else raw
     children = merged_children(draft)

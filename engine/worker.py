@@ -23,7 +23,7 @@ FORKED = "this engine was made in another process, and its thread did not come a
 class Worker:
     """Starts its thread at once. The thread alone holds what it works for, so that a worker keeps no engine in memory.
 
-    ready: whether a step would do something. step: does it, and does not raise. finish: the last that the thread does.
+    ready: whether a step has work. step: runs one step and never raises. finish: the thread's last call.
     """
 
     def __init__(self, ready: Callable[[], bool], step: Callable[[], None], finish: Callable[[], None]) -> None:

@@ -158,7 +158,7 @@ def _font(text_page: Any, index: int) -> bytes:
 
 
 def _resolved(texts: list[str | None]) -> list[str | None]:
-    """Ligatures for the private characters that stand for one, U+FFFD for others inside text; lone ones are dropped."""
+    """Replace private characters: by a ligature where the words show which, else by U+FFFD. Drops lone ones from U+F0000 on."""
     texts = [text and _ALONE.sub("", text.translate(_PRIVATE_LIGATURES)) for text in texts]
     if not any(text and _IN_TEXT.search(text) for text in texts):
         return texts

@@ -39,7 +39,7 @@ class Prefixes:
     def __init__(self, store: Store, folder: Path, *, quota_bytes: int | None = None) -> None:
         """Use (and clean) `folder`, which belongs to this store alone; keep at most `quota_bytes` in it.
 
-        None: a store that is opened to read must not trim what another quota allows; saves keep to the default.
+        None: nothing is trimmed on opening, because another process may use a larger quota; saves keep to the default.
         """
         self._store = store
         self.folder = folder

@@ -36,7 +36,7 @@ def neutralise(text: str) -> str:
 
 
 def whole_text(text: str) -> str:
-    """Text without lone surrogates, which are what a C locale makes of the bytes of letters: they become these letters.
+    """Text without lone surrogates. A C locale turns UTF-8 bytes into surrogates; these become the letters again.
 
     Bytes that are no UTF-8 become U+FFFD, other lone surrogates question marks.
     """

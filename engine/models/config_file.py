@@ -1,4 +1,4 @@
-"""The JSON files of a model folder as typed fields: a value that cannot be is refused by key, value and way out.
+"""The JSON files of a model folder as typed fields. An error names the key, the value and what to do.
 
 Knows what a value can be, not what it means: `config.py` does. Numbers must be of JSON's own kind (no text, no 16.0 for 16),
 finite, and in a range that some model could have. Keys that no architecture reads are ignored.
