@@ -111,9 +111,10 @@ class Record:
     """What a drafter did for all sequences of a lane.
 
     longest: most tokens that it gave; is_longest: it was asked for more. credit: plain steps that it may lose, earned up to step
-    `seen_steps` of the lane. turn: counts calls of `ask`, to choose the sequence of a trial. draft_seconds, row_seconds: per draft token of its last
-    drafts, to make a draft and to draw a token for each row; drafts that had to read a prompt first do not count. overheads:
-    seconds of its steps besides drafts and forward. search_seconds: of its last searches that found no draft.
+    `seen_steps` of the lane. turn: counts calls of `ask`, to choose the sequence of a trial. draft_seconds, row_seconds: per
+    draft token of its last drafts, to make a draft and to draw a token for each row; drafts that had to read a prompt first do
+    not count. overheads: seconds of its steps besides drafts and forward. search_seconds: of its last searches that found no
+    draft.
     """
 
     belief: Belief = field(default_factory=lambda: Belief(decay=LANE_DECAY))
