@@ -7,23 +7,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pitlane.engine.attention import Attention as Attention
-    from pitlane.engine.attention import SpanAttention as SpanAttention
-    from pitlane.engine.batch import Batch as Batch
-    from pitlane.engine.batch import Copy as Copy
-    from pitlane.engine.batch import Load as Load
-    from pitlane.engine.batch import Query as Query
-    from pitlane.engine.batch import Save as Save
     from pitlane.engine.engine import Engine as Engine
     from pitlane.engine.errors import PitlaneError as PitlaneError
-    from pitlane.engine.kv_store import KVStore as KVStore
-    from pitlane.engine.lane import Lane as Lane
+    from pitlane.engine.kv.pool import Pool as Pool
+    from pitlane.engine.kv.store import KVStore as KVStore
     from pitlane.engine.models.layers import Linear as Linear
     from pitlane.engine.models.layers import LinearPart as LinearPart
-    from pitlane.engine.plugin import Plugin as Plugin
-    from pitlane.engine.plugin import PluginOptions as PluginOptions
-    from pitlane.engine.plugin import hookimpl as hookimpl
-    from pitlane.engine.pool import Pool as Pool
+    from pitlane.engine.plan.plugin import Plugin as Plugin
+    from pitlane.engine.plan.plugin import PluginOptions as PluginOptions
+    from pitlane.engine.plan.plugin import hookimpl as hookimpl
+    from pitlane.engine.run.attention import Attention as Attention
+    from pitlane.engine.run.attention import SpanAttention as SpanAttention
+    from pitlane.engine.run.batch import Batch as Batch
+    from pitlane.engine.run.batch import Copy as Copy
+    from pitlane.engine.run.batch import Load as Load
+    from pitlane.engine.run.batch import Query as Query
+    from pitlane.engine.run.batch import Save as Save
+    from pitlane.engine.run.lane import Lane as Lane
     from pitlane.engine.types import (
         BuildContext as BuildContext,
     )
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from pitlane.storage.types import Page as Page
 
 _HOME = {
-    "pitlane.engine.attention": ["Attention", "SpanAttention"],
-    "pitlane.engine.batch": ["Batch", "Copy", "Load", "Query", "Save"],
+    "pitlane.engine.run.attention": ["Attention", "SpanAttention"],
+    "pitlane.engine.run.batch": ["Batch", "Copy", "Load", "Query", "Save"],
     "pitlane.engine.engine": ["Engine"],
     "pitlane.engine.errors": [
         "BadOption",
@@ -73,11 +73,11 @@ _HOME = {
         "UnknownPlugin",
         "UnsupportedModel",
     ],
-    "pitlane.engine.kv_store": ["KVStore"],
-    "pitlane.engine.lane": ["Lane"],
+    "pitlane.engine.kv.store": ["KVStore"],
+    "pitlane.engine.run.lane": ["Lane"],
     "pitlane.engine.models.layers": ["Linear", "LinearPart"],
-    "pitlane.engine.plugin": ["Plugin", "PluginOptions", "hookimpl"],
-    "pitlane.engine.pool": ["Pool"],
+    "pitlane.engine.plan.plugin": ["Plugin", "PluginOptions", "hookimpl"],
+    "pitlane.engine.kv.pool": ["Pool"],
     "pitlane.engine.types": [
         "BuildContext",
         "Draft",

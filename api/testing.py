@@ -12,9 +12,9 @@ from itertools import product
 
 import numpy as np
 
+from pitlane.engine.decode.sampling import gumbel
 from pitlane.engine.engine import Engine
-from pitlane.engine.plan import Settings
-from pitlane.engine.sampling import gumbel
+from pitlane.engine.plan.plan import Settings
 from pitlane.engine.types import Result, SamplingParams
 
 

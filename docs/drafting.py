@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pitlane import Engine, SamplingParams, TextDelta
-from pitlane.engine.governor import Governor
+from pitlane.engine.pacing.governor import Governor
 from pitlane.plugins.training.docqa.generate import Settings, conversations
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,17 +16,17 @@ from functools import partial
 from itertools import count
 from typing import Any, overload
 
-from pitlane.engine.dispatch import Dispatcher
 from pitlane.engine.errors import BadOption, PluginFailed
-from pitlane.engine.lane import Lane
+from pitlane.engine.kv.pool import Pool
 from pitlane.engine.loader import Loader, default_settings
 from pitlane.engine.loop import Loop
-from pitlane.engine.plan import HookError, Plan, Planner, Settings
-from pitlane.engine.pool import Pool
-from pitlane.engine.registry import PluginRegistry
+from pitlane.engine.plan.dispatch import Dispatcher
+from pitlane.engine.plan.plan import HookError, Plan, Planner, Settings
+from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.engine.requests import check_length, check_request, is_batch, make_sequence
+from pitlane.engine.run.lane import Lane
 from pitlane.engine.stream import Stream
-from pitlane.engine.tokenizer import Prompt
+from pitlane.engine.text.tokenizer import Prompt
 from pitlane.engine.types import (
     BuildContext,
     PrefixMatch,

@@ -13,18 +13,18 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from pitlane.engine.attention import Attention, SpanAttention
 from pitlane.engine.errors import BadOption, PluginFailed
-from pitlane.engine.lane import BLOCK_SIZE, Call, Lane, LaneLimits, fingerprint
-from pitlane.engine.memory import Needs, available, check_fit, gib
+from pitlane.engine.kv.memory import Needs, available, check_fit, gib
 from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.layers import Builder, Linear, LinearPart, Ops
 from pitlane.engine.models.llama import Llama
 from pitlane.engine.models.registry import ModelSource, build_model, resolve
-from pitlane.engine.plan import HookError, Plan, Settings
-from pitlane.engine.registry import PluginRegistry
-from pitlane.engine.scheduler import Match, Reclaim
-from pitlane.engine.tokenizer import Tokenizer
+from pitlane.engine.plan.plan import HookError, Plan, Settings
+from pitlane.engine.plan.registry import PluginRegistry
+from pitlane.engine.run.attention import Attention, SpanAttention
+from pitlane.engine.run.lane import BLOCK_SIZE, Call, Lane, LaneLimits, fingerprint
+from pitlane.engine.run.scheduler import Match, Reclaim
+from pitlane.engine.text.tokenizer import Tokenizer
 from pitlane.engine.types import BuildContext
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}

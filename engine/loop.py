@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from pitlane.engine.dispatch import Dispatcher, named, own_failure
+from pitlane.engine.decode.verify import Verified, clean, verify_rows
 from pitlane.engine.errors import PluginFailed
-from pitlane.engine.lane import Lane
 from pitlane.engine.loader import Loader
-from pitlane.engine.runner import Flight
+from pitlane.engine.plan.dispatch import Dispatcher, named, own_failure
+from pitlane.engine.run.lane import Lane
+from pitlane.engine.run.runner import Flight
 from pitlane.engine.stats import request_stats
 from pitlane.engine.stream import Stream
 from pitlane.engine.types import (
@@ -33,7 +34,6 @@ from pitlane.engine.types import (
     StepStats,
     TextDelta,
 )
-from pitlane.engine.verify import Verified, clean, verify_rows
 
 log = logging.getLogger("pitlane")
 

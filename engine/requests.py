@@ -9,12 +9,12 @@ from operator import index
 from time import perf_counter
 
 from pitlane.engine.border import shown
-from pitlane.engine.detokenizer import Detokenizer
 from pitlane.engine.errors import BadOption, PromptTooLong
-from pitlane.engine.lane import Lane
 from pitlane.engine.loader import Loader
-from pitlane.engine.plan import Plan
-from pitlane.engine.tokenizer import Prompt
+from pitlane.engine.plan.plan import Plan
+from pitlane.engine.run.lane import Lane
+from pitlane.engine.text.detokenizer import Detokenizer
+from pitlane.engine.text.tokenizer import Prompt
 from pitlane.engine.types import SamplingParams, Segment, Sequence, Timing
 
 

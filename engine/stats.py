@@ -13,7 +13,7 @@ from itertools import pairwise
 from statistics import fmean, median_low
 from typing import Any
 
-from pitlane.engine.lane import Lane
+from pitlane.engine.run.lane import Lane
 from pitlane.engine.types import Sequence
 
 

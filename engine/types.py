@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pitlane.engine.batch import Operation
-    from pitlane.engine.belief import Drafting
-    from pitlane.engine.detokenizer import Detokenizer
-    from pitlane.engine.lane import Lane
     from pitlane.engine.models.config import ModelConfig
-    from pitlane.engine.plan import Plan
+    from pitlane.engine.pacing.belief import Drafting
+    from pitlane.engine.plan.plan import Plan
+    from pitlane.engine.run.batch import Operation
+    from pitlane.engine.run.lane import Lane
+    from pitlane.engine.text.detokenizer import Detokenizer
 
 FinishReason: TypeAlias = Literal["stop", "length", "aborted", "error"]
 Column: TypeAlias = tuple[int, ...]  # one block id per KV group

@@ -87,7 +87,7 @@ def always_draft(monkeypatch: pytest.MonkeyPatch) -> None:
     def numbers(governor: Any, record: Any, seqs: Any, limits: list[int]) -> list[int]:
         return [min(limit, 32) for limit in limits]
 
-    monkeypatch.setattr("pitlane.engine.governor.Governor._numbers", numbers)
+    monkeypatch.setattr("pitlane.engine.pacing.governor.Governor._numbers", numbers)
 
 
 @pytest.fixture

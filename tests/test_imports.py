@@ -52,7 +52,7 @@ def test_optimisations_do_not_import_each_other() -> None:
         assert not others, f"{path.name} imports {others}; what is shared belongs on the face"
 
 
-@pytest.mark.parametrize("module", ["pitlane", "pitlane.engine.registry", "pitlane.engine.plan"])
+@pytest.mark.parametrize("module", ["pitlane", "pitlane.engine.plan.registry", "pitlane.engine.plan.plan"])
 def test_importing_the_face_imports_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -60,7 +60,7 @@ def test_importing_the_face_imports_no_torch(module: str) -> None:
 
 def test_loading_all_plugins_imports_no_torch() -> None:
     code = (
-        "import sys; from pitlane.engine.registry import PluginRegistry; r = PluginRegistry.load(); "
+        "import sys; from pitlane.engine.plan.registry import PluginRegistry; r = PluginRegistry.load(); "
         "print([(e.name, e.reason) for e in r if not e.plugin]); sys.exit('torch' in sys.modules or any(not e.plugin for e in r))"
     )
     result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)

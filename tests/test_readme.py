@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pitlane import SamplingParams
-from pitlane.engine.registry import PluginRegistry
+from pitlane.engine.plan.registry import PluginRegistry
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

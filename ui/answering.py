@@ -14,7 +14,7 @@ from threading import Lock, Thread
 from typing import Any
 
 from pitlane.engine.engine import Engine
-from pitlane.engine.plan import Plan
+from pitlane.engine.plan.plan import Plan
 from pitlane.engine.stream import Stream
 from pitlane.engine.types import PrefillProgress, Result, SamplingParams, TextDelta
 from pitlane.storage.conversations import turns

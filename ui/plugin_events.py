@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from pitlane.engine.errors import BadOption
-from pitlane.engine.plan import Plan, parse_settings
+from pitlane.engine.plan.plan import Plan, parse_settings
 from pitlane.engine.types import SamplingParams
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import Message

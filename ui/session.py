@@ -17,10 +17,10 @@ from pitlane.storage.types import whole_text
 
 if TYPE_CHECKING:
     from pitlane.engine.engine import Engine
-    from pitlane.engine.plan import ParsedSettings, Replacement, Settings
-    from pitlane.engine.registry import PluginRegistry
+    from pitlane.engine.plan.plan import ParsedSettings, Replacement, Settings
+    from pitlane.engine.plan.registry import PluginRegistry
     from pitlane.engine.stream import Stream
-    from pitlane.engine.tokenizer import Prompt, Tokenizer
+    from pitlane.engine.text.tokenizer import Prompt, Tokenizer
     from pitlane.engine.types import Result
     from pitlane.storage.db import Store
     from pitlane.storage.types import Document, StoredDocument
@@ -50,8 +50,8 @@ class EngineOptions:
         """Load the plugins, check the set, load the model. Raises PitlaneError for whatever a user can cause."""
         from pitlane.engine.engine import Engine
         from pitlane.engine.loader import default_settings
-        from pitlane.engine.plan import Planner
-        from pitlane.engine.registry import PluginRegistry
+        from pitlane.engine.plan.plan import Planner
+        from pitlane.engine.plan.registry import PluginRegistry
 
         registry = PluginRegistry.load(self.plugins_dir)
         if self.plugins is not None or self.plugin_options:  # refused here, before a model is touched
@@ -79,7 +79,7 @@ class EngineOptions:
 
     def settings(self, registry: PluginRegistry, default: Settings) -> ParsedSettings:
         """The plugin settings that were asked for, given what is on by default."""
-        from pitlane.engine.plan import parse_settings
+        from pitlane.engine.plan.plan import parse_settings
 
         return parse_settings(self.plugins, self.plugin_options, default, registry)
 
@@ -131,7 +131,7 @@ def add_document(store: Store, file: str, plugins_dir: str | None = None) -> tup
 
     The stored rendering is returned, title included, so that the same bytes always make the same prompt.
     """
-    from pitlane.engine.documents import load_document
+    from pitlane.engine.text.documents import load_document
 
     stored = store.documents.add(load_document(file, plugins_dir=plugins_dir)) if _exists(file) else _find(store, file)
     return store.documents.load(stored.id), stored

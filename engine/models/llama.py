@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pitlane.engine.attention import Attention
-from pitlane.engine.batch import Batch
-from pitlane.engine.kv_store import KVStore
+from pitlane.engine.kv.store import KVStore
 from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.layers import Builder, Ops
 from pitlane.engine.models.rope import Rope
+from pitlane.engine.run.attention import Attention
+from pitlane.engine.run.batch import Batch
 from pitlane.engine.types import KVGroup
 
 EMBEDDING, LAYER, NORM, HEAD = "model.embed_tokens", "model.layers.{}.", "model.norm", "lm_head"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pitlane import Plugin, Result, SamplingParams
-from pitlane.engine.plugin import EXACTNESS
-from pitlane.engine.registry import PluginRegistry
+from pitlane.engine.plan.plugin import EXACTNESS
+from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.testing import assert_only_ties_differ
 
 REGISTRY = PluginRegistry.load()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pitlane import BadOption, PitlaneError, SamplingParams, Segment
-from pitlane.engine.detokenizer import Detokenizer
-from pitlane.engine.tokenizer import Prompt
+from pitlane.engine.text.detokenizer import Detokenizer
+from pitlane.engine.text.tokenizer import Prompt
 
 NAN, INF, HUGE = float("nan"), float("inf"), 10**30
 NO_INTEGER = ["40", 40.0, 1.5, True, [1], "x"]

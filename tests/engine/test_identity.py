@@ -17,7 +17,7 @@ import pytest
 
 from pitlane import Draft, Limits, Plugin, PluginOptions, Result, SamplingParams, hookimpl
 from pitlane import Sequence as Seq
-from pitlane.engine.registry import PluginRegistry
+from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.kernels import linear
 from pitlane.testing import assert_only_ties_differ, first_difference
 
@@ -89,7 +89,7 @@ def varied_draft(monkeypatch: pytest.MonkeyPatch) -> None:
         places = [40503 * seq.num_tokens >> 4 for seq in seqs]
         return [min(limit, place % (6 if place & 7 else 33)) for place, limit in zip(places, limits, strict=True)]
 
-    monkeypatch.setattr("pitlane.engine.governor.Governor._numbers", numbers)
+    monkeypatch.setattr("pitlane.engine.pacing.governor.Governor._numbers", numbers)
 
 
 def prompts_of(engine: Any, text: str, count: int) -> list[list[int]]:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pitlane import Engine, EngineClosed, Lane, Plugin, PluginFailed, SamplingParams, hookimpl
-from pitlane.engine.registry import PluginRegistry
+from pitlane.engine.plan.registry import PluginRegistry
 
 LONG = SamplingParams(max_tokens=3000, ignore_eos=True)
 FORKED = "made in another process"

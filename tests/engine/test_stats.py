@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pitlane import SamplingParams
-from pitlane.engine.clock import StepClock
+from pitlane.engine.pacing.clock import StepClock
 
 PARAMS = SamplingParams(max_tokens=48, ignore_eos=True)
 

@@ -32,8 +32,8 @@ from pitlane import (
     StepStats,
     hookimpl,
 )
-from pitlane.engine import hookspecs
-from pitlane.engine.registry import PluginRegistry
+from pitlane.engine.plan import hookspecs
+from pitlane.engine.plan.registry import PluginRegistry
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "hooks.md"
 PARAMS = SamplingParams(max_tokens=40, ignore_eos=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pitlane import BadOption, BuildContext, PlanConflict, Plugin, SamplingParams
-from pitlane.engine.registry import PluginRegistry
+from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.kernels import attention, linear, ops
 from pitlane.testing import assert_only_ties_differ
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pitlane import SamplingParams, Segment
-from pitlane.engine.tokenizer import Prompt
+from pitlane.engine.text.tokenizer import Prompt
 
 PARAMS = SamplingParams(max_tokens=20, ignore_eos=True)
 

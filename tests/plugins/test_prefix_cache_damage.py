@@ -22,8 +22,8 @@ import torch
 from pitlane import BuildContext, Engine, LinearPart, Plugin, SamplingParams, Segment, hookimpl
 from pitlane.engine.models import presets
 from pitlane.engine.models.config import RopeConfig
-from pitlane.engine.registry import PluginRegistry
-from pitlane.engine.tokenizer import Prompt, Tokenizer
+from pitlane.engine.plan.registry import PluginRegistry
+from pitlane.engine.text.tokenizer import Prompt, Tokenizer
 from pitlane.plugins.prefix_cache.index import Chain
 from pitlane.storage import blobs
 from pitlane.storage.db import Store
@@ -279,7 +279,7 @@ SERVER = """
 import os, random, signal, sys, time
 import torch
 from pitlane import Engine, SamplingParams, Segment
-from pitlane.engine.tokenizer import Prompt
+from pitlane.engine.text.tokenizer import Prompt
 from pitlane.storage.db import Store
 
 torch.set_num_threads(1)

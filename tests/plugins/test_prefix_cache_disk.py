@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pitlane import SamplingParams, Segment, StorageError, TextDelta
-from pitlane.engine.tokenizer import Prompt
+from pitlane.engine.text.tokenizer import Prompt
 from pitlane.plugins.prefix_cache import PrefixCache, int8
 from pitlane.storage import db
 from pitlane.storage.db import Store
@@ -240,7 +240,7 @@ def test_int8_moves_the_next_token_little(make_engine: Any) -> None:
     """Bound of docs/exactness.md: bundled model, its sample, probability moved in the next token's distribution."""
     from importlib.resources import files
 
-    from pitlane.engine.documents import load_document
+    from pitlane.engine.text.documents import load_document
 
     sample = load_document(str(files("pitlane.storage.bundled") / "sample.pdf"))
     moved = []

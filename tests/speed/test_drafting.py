@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pitlane import Engine, SamplingParams
-from pitlane.engine.registry import PluginRegistry
+from pitlane.engine.plan.registry import PluginRegistry
 
 pytestmark = pytest.mark.slow
 MODEL = "random:llama-1b"

@@ -23,8 +23,8 @@ KERNELS = attention.unavailable(64)
 ASK = """
 import hashlib, json, logging, random, sys, time
 from pitlane import Engine, Plugin, SamplingParams, Segment, hookimpl
-from pitlane.engine.registry import PluginRegistry
-from pitlane.engine.tokenizer import Prompt
+from pitlane.engine.plan.registry import PluginRegistry
+from pitlane.engine.text.tokenizer import Prompt
 
 class Recorder(Plugin):
     "Changes nothing, and notes the logits of the first token."

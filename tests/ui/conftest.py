@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pitlane.engine.plugin import Plugin, hookimpl
+from pitlane.engine.plan.plugin import Plugin, hookimpl
 from pitlane.engine.types import Draft
 from pitlane.storage.db import Store
 from pitlane.ui.app import build_page

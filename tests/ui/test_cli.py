@@ -228,7 +228,7 @@ def test_a_plugin_that_takes_the_place_of_another_says_so(monkeypatch: pytest.Mo
 
 
 def test_a_model_that_does_not_fit_is_refused_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pitlane.engine.memory.available", lambda device: 10**9)
+    monkeypatch.setattr("pitlane.engine.kv.memory.available", lambda device: 10**9)
     assert_one_line(invoke("run", "--model", "random:llama-1b", "--dtype", "bfloat16", "x"), "2.1 GiB", "953.7 MiB")
 
 

@@ -191,7 +191,7 @@ def test_memory_is_what_the_engine_takes(make_engine: Callable[..., Any]) -> Non
 def test_memory_of_a_load_reads_no_weights(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import pitlane.storage.bundled
 
-    monkeypatch.setattr("pitlane.engine.memory.available", lambda device: 64 * 2**30)
+    monkeypatch.setattr("pitlane.engine.kv.memory.available", lambda device: 64 * 2**30)
     monkeypatch.setattr("pitlane.engine.loader.available", lambda device: 64 * 2**30)
     monkeypatch.setattr("pitlane.engine.models.registry.build_model", lambda *_: pytest.fail("built"))
     name = next(iter(pitlane.storage.bundled.__path__)) if model == "folder" else model
@@ -211,7 +211,7 @@ def test_kv_memory_that_memory_names_holds_the_load(make_engine: Callable[..., A
 
 
 def test_memory_says_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pitlane.engine.memory.available", lambda device: 10**9)
+    monkeypatch.setattr("pitlane.engine.kv.memory.available", lambda device: 10**9)
     needs = loaded("memory", "random:llama-8b", "--dtype", "bfloat16")
     assert needs["fits"] is False and needs["max_context"] == needs["max_batch"] == 0
     assert "does not fit" in invoke("memory", "random:llama-8b").stdout

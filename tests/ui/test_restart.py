@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from pitlane import SamplingParams
-from pitlane.engine.documents import load_document
+from pitlane.engine.text.documents import load_document
 
 SAMPLE = str(files("pitlane.storage.bundled") / "sample.pdf")
 QUESTION = "When is the track open?"

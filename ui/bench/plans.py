@@ -19,8 +19,8 @@ from pitlane.ui.bench.summary import ratio, summary
 
 if TYPE_CHECKING:
     from pitlane.engine.engine import Engine
-    from pitlane.engine.plan import Plan
-    from pitlane.engine.tokenizer import Prompt
+    from pitlane.engine.plan.plan import Plan
+    from pitlane.engine.text.tokenizer import Prompt
 
 PROMPTS = (
     "Repeat this list word for word, twice: apples, pears, plums, cherries, apricots, peaches, quinces, grapes.",

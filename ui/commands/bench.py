@@ -17,8 +17,8 @@ from pitlane.ui.session import Chat, EngineOptions, add_documents
 
 if TYPE_CHECKING:
     from pitlane.engine.engine import Engine
-    from pitlane.engine.plan import Plan
-    from pitlane.engine.tokenizer import Prompt
+    from pitlane.engine.plan.plan import Plan
+    from pitlane.engine.text.tokenizer import Prompt
     from pitlane.storage.types import Document, Run, StoredDocument
     from pitlane.ui.bench.speed import Side
 
@@ -148,7 +148,7 @@ def _history_row(run: Run) -> list[Any]:
 
 def _plans(engine: Engine, sets: Sequence[str]) -> dict[str, Plan]:
     """The plans of the sets that were named; else the default one, and one for each plugin switched, where that can serve."""
-    from pitlane.engine.plan import parse_settings
+    from pitlane.engine.plan.plan import parse_settings
 
     default, registry = engine.default_plan.settings, engine.registry
     names = sets or [f"{'-' if name in default else '+'}{name}" for name in sorted(registry.togglable())]

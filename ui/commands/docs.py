@@ -19,7 +19,7 @@ from pitlane.ui.render import note, print_json, print_table, progress, say, size
 from pitlane.ui.session import Chat, EngineOptions, add_document, read_answer
 
 if TYPE_CHECKING:
-    from pitlane.engine.tokenizer import Prompt
+    from pitlane.engine.text.tokenizer import Prompt
     from pitlane.storage.types import Document, StoredDocument
 
 

@@ -147,7 +147,7 @@ def _bundled() -> str:
 
 
 def _plugins() -> str:
-    from pitlane.engine.registry import PluginRegistry
+    from pitlane.engine.plan.registry import PluginRegistry
 
     entries = list(PluginRegistry.load())
     failed = [f"{entry.name} ({entry.source}): {entry.reason}" for entry in entries if entry.status == "failed"]

@@ -69,11 +69,11 @@ def estimate(
     model: str, context: int | None = None, batch: int = 1, dtype: str | None = None, device: str | None = None
 ) -> dict[str, Any]:
     """Bytes that a model takes, and the longest context and largest batch that the free memory and the model allow."""
-    from pitlane.engine.lane import BLOCK_SIZE
+    from pitlane.engine.kv.memory import RESERVE, Needs, available
     from pitlane.engine.loader import MAX_LANES, choose_context, choose_device, choose_dtype, default_settings, kv_share
-    from pitlane.engine.memory import RESERVE, Needs, available
     from pitlane.engine.models.registry import resolve
-    from pitlane.engine.registry import PluginRegistry
+    from pitlane.engine.plan.registry import PluginRegistry
+    from pitlane.engine.run.lane import BLOCK_SIZE
 
     place = choose_device(device)
     config = resolve(model).config

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from pitlane.engine.plugin import EXACTNESS
-from pitlane.engine.registry import PluginEntry, PluginRegistry
+from pitlane.engine.plan.plugin import EXACTNESS
+from pitlane.engine.plan.registry import PluginEntry, PluginRegistry
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.commands.options import as_json
 from pitlane.ui.render import print_json, print_table

@@ -170,7 +170,7 @@ class Repl:
 
     def do_plugins(self, text: str) -> None:
         """/plugins +a,-b: toggle plugins from the next turn on; a,b: exactly these; none: the bare core"""
-        from pitlane.engine.plan import parse_settings
+        from pitlane.engine.plan.plan import parse_settings
 
         if text:
             text = "" if text == "none" else text
@@ -185,7 +185,7 @@ class Repl:
         name, _, value = text.replace("=", " ", 1).partition(" ")
         value = value.strip()
         if "." in name:
-            from pitlane.engine.plan import parse_settings
+            from pitlane.engine.plan.plan import parse_settings
 
             settings, _ = parse_settings(None, [f"{name}={value}"], self.plan.settings, self.engine.registry)
             self.plan = self.engine.plan(settings)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pitlane.engine import attention
+from pitlane.engine.run import attention
 from tests.engine.models.harness import Harness, load
 
 BASE: dict[str, Any] = {
@@ -194,7 +194,7 @@ def test_groups_by_window(tmp_path: Path) -> None:
 
 def test_stories_tell_a_story(shared_data: Path) -> None:
     from pitlane.engine.models.registry import resolve
-    from pitlane.engine.tokenizer import Tokenizer
+    from pitlane.engine.text.tokenizer import Tokenizer
 
     folder = shared_data / "models" / "stories260K"
     tokenizer = Tokenizer(resolve(str(folder)))

@@ -15,7 +15,7 @@ from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.config_file import MOST_BYTES
 from pitlane.engine.models.registry import ModelSource, resolve
 from pitlane.engine.models.weights import RandomWeights, SafetensorsFolder
-from pitlane.engine.tokenizer import Tokenizer
+from pitlane.engine.text.tokenizer import Tokenizer
 from tests.engine.models.test_config import LLAMA, read
 
 NO_OBJECT = {

@@ -1,0 +1,251 @@
+"""Who owns which block of KV.
+
+A block is `block_size` adjacent slots of one group's store; a sequence's block table lists its blocks in token order. Blocks
+are reference counted: sequences hold one reference each, plugins hold references through `lock`. Whoever is to write into a
+block that others hold too gets a copy of it first (`fork`, `reserve`). The pool prefers adjacent blocks, so that a sequence's KV
+is few spans. It knows no tensors: it asks for `operations`, which are carried out before the next forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as SequenceOf
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pitlane.engine.run.batch import Copy, Operation, Span
+from pitlane.engine.types import Column, KVGroup, Sequence
+
+DROPPED = -1
+
+
+class BlockAllocator:
+    """Reference counts of one group's blocks; `locks` are those of them that plugins hold."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.counts = np.zeros(num_blocks, dtype=np.int32)
+        self.locks = np.zeros(num_blocks, dtype=np.int32)
+        self.num_free = num_blocks
+
+    def take(self, count: int, after: int | None) -> list[int]:
+        """Take `count` free blocks, adjacent ones where possible, the first right behind block `after`."""
+        assert count <= self.num_free, f"asked for {count} blocks, {self.num_free} are free"
+        taken: list[int] = []
+        cursor = self._start(count) if after is None else after + 1
+        while len(taken) < count:
+            if cursor >= len(self.counts) or self.counts[cursor]:
+                cursor = self._start(count - len(taken))
+            self.counts[cursor] = 1
+            taken.append(cursor)
+            cursor += 1
+        self.num_free -= count
+        return taken
+
+    def share(self, block: int) -> None:
+        assert block >= 0 and self.counts[block] > 0, f"block {block} is free and cannot be shared"
+        self.counts[block] += 1
+
+    def release(self, block: int) -> None:
+        assert block >= 0 and self.counts[block] > 0, f"block {block} is released twice"
+        self.counts[block] -= 1
+        self.num_free += int(self.counts[block] == 0)
+
+    def _start(self, count: int) -> int:
+        """First block of the largest free run; its middle if a sequence may be growing into it and there is room."""
+        free = np.flatnonzero(np.diff(np.concatenate(([0], self.counts == 0, [0]))))
+        starts, stops = free[::2], free[1::2]
+        longest = int(np.argmax(stops - starts))
+        start, length = int(starts[longest]), int(stops[longest] - starts[longest])
+        return start + length // 2 if start > 0 and length // 2 >= count else start
+
+
+class Pool:
+    """Blocks of all KV groups of one lane: `reserve, adopt, fork, roll_back, drop, release, lock, unlock`."""
+
+    def __init__(self, groups: SequenceOf[KVGroup], num_blocks: int, block_size: int, fingerprint: str) -> None:
+        self.groups = tuple(groups)
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.fingerprint = fingerprint  # KV may be shared or saved only under an equal one
+        self.allocators = [BlockAllocator(num_blocks) for _ in groups]
+        self.num_withheld = 0
+        self.operations: list[Operation] = []  # to be carried out, in order, before the next forward
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Columns that can still be taken."""
+        return min(allocator.num_free for allocator in self.allocators)
+
+    def withhold(self, num_blocks: int) -> None:
+        """Take free columns out of use for good: their memory serves something else."""
+        for allocator in self.allocators:
+            allocator.take(num_blocks, None)
+        self.num_withheld += num_blocks
+
+    @contextmanager
+    def borrowed(self, num_tokens: int) -> Iterator[list[list[int]] | None]:
+        """Free slots for so many tokens, per group, given back at the end of the block; None where there are too few."""
+        count = -(-num_tokens // self.block_size)
+        if count > self.num_free_blocks:
+            yield None
+            return
+        taken = [allocator.take(count, None) for allocator in self.allocators]
+        try:
+            size = self.block_size
+            yield [[b * size + i for b in blocks for i in range(size)][:num_tokens] for blocks in taken]
+        finally:
+            for blocks, allocator in zip(taken, self.allocators, strict=True):
+                for block in blocks:
+                    allocator.release(block)
+
+    def num_missing_blocks(self, seq: Sequence, num_tokens: int) -> int:
+        """Columns a sequence lacks to hold `num_tokens` and to write all that are not computed."""
+        have = len(seq.block_tables[0]) if seq.block_tables else 0
+        return max(0, -(-num_tokens // self.block_size) - have) + len(self._shared(seq, have))
+
+    def reserve(self, seq: Sequence, num_tokens: int) -> bool:
+        """Extend a sequence's tables to hold `num_tokens`; all of it or nothing.
+
+        A block that others hold too and that the sequence is to write into is replaced by a copy of its computed tokens.
+        """
+        if self.num_missing_blocks(seq, num_tokens) > self.num_free_blocks:
+            return False
+        tables = self._tables(seq)
+        for index in self._shared(seq, len(tables[0])):
+            self._copy_block(seq, index)
+        missing = -(-num_tokens // self.block_size) - len(tables[0])
+        if missing > 0:
+            for table, allocator in zip(tables, self.allocators, strict=True):
+                table += allocator.take(missing, table[-1] if table and table[-1] != DROPPED else None)
+        return True
+
+    def fork(self, seq: Sequence, child: Sequence) -> None:
+        """Share the blocks of all computed tokens with a sequence that has none."""
+        count = -(-seq.num_computed_tokens // self.block_size)
+        self.adopt(child, [seq.column(index) for index in range(count)])
+
+    def _shared(self, seq: Sequence, stop: int) -> list[int]:
+        """Indices below `stop` of the columns that are to be written and that somebody else holds too."""
+        start = seq.num_computed_tokens // self.block_size
+        return [
+            index
+            for index in range(start, stop)
+            if any(a.counts[table[index]] > 1 for table, a in zip(seq.block_tables, self.allocators, strict=True))
+        ]
+
+    def _copy_block(self, seq: Sequence, index: int) -> None:
+        """Give a sequence blocks of its own for column `index`, with a copy of the tokens that are computed."""
+        start = index * self.block_size
+        for group, (table, allocator) in enumerate(zip(seq.block_tables, self.allocators, strict=True)):
+            old = table[index]
+            (table[index],) = allocator.take(1, table[index - 1] if index and table[index - 1] != DROPPED else None)
+            allocator.release(old)
+            count = min(seq.num_computed_tokens - start, self.block_size)
+            if count > 0:
+                sources = range(old * self.block_size, old * self.block_size + count)
+                self.operations.append(Copy(group, list(sources), self.slots(seq, group, start, start + count)))
+
+    def adopt(self, seq: Sequence, blocks: Iterable[Column]) -> None:
+        """Share blocks as the first ones of a sequence that has none."""
+        tables = self._tables(seq)
+        assert not tables[0], "only an empty sequence adopts a prefix"
+        for column in blocks:
+            for table, block, allocator in zip(tables, column, self.allocators, strict=True):
+                if block != DROPPED:
+                    allocator.share(block)
+                table.append(block)
+
+    def roll_back(self, seq: Sequence, num_tokens: int) -> None:
+        """Release the blocks behind the one that holds token `num_tokens - 1`."""
+        keep = -(-num_tokens // self.block_size)
+        for table, allocator in zip(self._tables(seq), self.allocators, strict=True):
+            while len(table) > keep:
+                allocator.release(table.pop())
+
+    def drop(self, seq: Sequence, num_computed_tokens: int) -> None:
+        """In windowed groups, release the blocks that no later token can see."""
+        for group, table, allocator in zip(self.groups, self._tables(seq), self.allocators, strict=True):
+            if group.window is None:
+                continue
+            for index in range((num_computed_tokens - group.window + 1) // self.block_size - 1, -1, -1):
+                if table[index] == DROPPED:
+                    break
+                allocator.release(table[index])
+                table[index] = DROPPED
+
+    def release(self, seq: Sequence) -> None:
+        """Give back every block of a sequence."""
+        for table, allocator in zip(self._tables(seq), self.allocators, strict=True):
+            for block in table:
+                if block != DROPPED:
+                    allocator.release(block)
+        seq.block_tables = []
+
+    def lock(self, column: Column) -> None:
+        """Hold a block of every group (those not dropped); it cannot be reused until `unlock`."""
+        for block, allocator in zip(column, self.allocators, strict=True):
+            if block != DROPPED:
+                allocator.share(block)
+                allocator.locks[block] += 1
+
+    def unlock(self, column: Column) -> None:
+        """Give back what `lock` held."""
+        for block, allocator in zip(column, self.allocators, strict=True):
+            if block != DROPPED:
+                assert allocator.locks[block] > 0, f"block {block} is not locked"
+                allocator.locks[block] -= 1
+                allocator.release(block)
+
+    def is_idle(self, column: Column) -> bool:
+        """Whether the one reference left to every block of a column is the asking plugin's own."""
+        return all(b == DROPPED or a.counts[b] == 1 for b, a in zip(column, self.allocators, strict=True))
+
+    def slots(self, seq: Sequence, group: int, start: int, stop: int) -> list[int]:
+        """Slots of the tokens `[start, stop)` of a sequence."""
+        return [slot for span in self.spans(seq, group, start, stop) for slot in range(span.start, span.stop)]
+
+    def spans(self, seq: Sequence, group: int, start: int, stop: int) -> list[Span]:
+        """The tokens `[start, stop)` as runs of adjacent slots, none of them empty."""
+        table, size = seq.block_tables[group], self.block_size
+        spans: list[Span] = []
+        for index in range(start // size, -(-stop // size) if start < stop else 0):
+            assert table[index] != DROPPED, f"tokens [{start}, {stop}) of group {group} reach into a dropped block"
+            low, high = max(start, index * size), min(stop, (index + 1) * size)
+            base = (table[index] - index) * size
+            if spans and spans[-1].stop == base + low:
+                spans[-1] = Span(spans[-1].start, base + high, spans[-1].first)
+            else:
+                spans.append(Span(base + low, base + high, low))
+        return spans
+
+    def check_integrity(self, seqs: Iterable[Sequence], locked: Callable[[], Iterable[Column]] | None = None) -> None:
+        """Assert that counts equal the references of `seqs` and the locks, and that free counts agree.
+
+        locked: the columns that plugins say they hold, one entry per lock; without it the locks are taken as they are.
+        """
+        seqs = list(seqs)
+        for index, allocator in enumerate(self.allocators):
+            held = [block for seq in seqs if seq.block_tables for block in seq.block_tables[index]]
+            references = _histogram(held, allocator.counts)
+            if locked is not None:
+                locks = _histogram([column[index] for column in locked()], allocator.counts)
+                assert (locks == allocator.locks).all(), f"group {index}: counts differ from what plugins hold"
+            differing = np.flatnonzero(references + allocator.locks != allocator.counts)
+            withheld = (references[differing] == 0) & (allocator.counts[differing] == 1)
+            assert len(differing) == withheld.sum() == self.num_withheld, (
+                f"group {index}: counts differ from references"
+            )
+            assert allocator.num_free == int((allocator.counts == 0).sum()), f"group {index}: free count is off"
+
+    def _tables(self, seq: Sequence) -> list[list[int]]:
+        if not seq.block_tables:
+            seq.block_tables = [[] for _ in self.groups]
+        return seq.block_tables
+
+
+def _histogram(blocks: list[int], counts: NDArray[np.int32]) -> NDArray[np.int64]:
+    """How often each block is among `blocks`, dropped ones left out."""
+    found = np.array(blocks, dtype=np.int64)
+    return np.bincount(found[found != DROPPED], minlength=len(counts))

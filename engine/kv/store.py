@@ -1,0 +1,89 @@
+"""The tensors that hold keys and values, one store per KV group.
+
+Layout `[2, L, Hkv, num_slots, D]` (2 = keys, values), so that adjacent slots of a head are one view. A store knows no
+blocks and no sequences: the pool decides who owns which slot.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from pitlane.engine.run.batch import Copy, Load, Operation, Save
+from pitlane.engine.types import KVGroup
+
+
+class KVStore:
+    """Keys and values of one group: `write`, `keys`, `values`, `copy`, `export`, `load`."""
+
+    def __init__(self, group: KVGroup, num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (2, len(group.layers), group.num_kv_heads, num_slots, group.head_dim)
+        self.group = group
+        self.data = torch.empty(shape, dtype=dtype, device=device)  # untouched pages cost no memory
+        self._scratch = self.data.new_empty(2, 0)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.data.numel() * self.data.itemsize
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store keys and values [T, Hkv, D] of one layer (index within the group) at slots [T]."""
+        self.data[0, layer].index_copy_(1, slots, keys.transpose(0, 1))
+        self.data[1, layer].index_copy_(1, slots, values.transpose(0, 1))
+
+    def view(self, layer: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [Hkv, n, D] of adjacent slots, without a copy."""
+        return self.data[0, layer, :, start:stop], self.data[1, layer, :, start:stop]
+
+    def gather(self, layer: int, slots: Tensor, num_seqs: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [num_seqs, Hkv, S, D] of slots [num_seqs * S], copied; valid until the next call."""
+        heads, dim, count = self.group.num_kv_heads, self.group.head_dim, slots.shape[0]
+        if self._scratch.shape[1] < heads * count * dim:  # kept: fresh pages cost several times the copy
+            self._scratch = self.data.new_empty(2, heads * count * dim * 5 // 4)
+        keys, values = (scratch[: heads * count * dim].view(heads, count, dim) for scratch in self._scratch)
+        torch.index_select(self.data[0, layer], 1, slots, out=keys)
+        torch.index_select(self.data[1, layer], 1, slots, out=values)
+        return (
+            keys.view(heads, num_seqs, -1, dim).transpose(0, 1),
+            values.view(heads, num_seqs, -1, dim).transpose(0, 1),
+        )
+
+    def copy(self, sources: list[int], targets: list[int]) -> None:
+        """Copy all layers' KV from slots to slots."""
+        self.data.index_copy_(3, self._index(targets), self.data.index_select(3, self._index(sources)))
+
+    def export(self, slots: list[int]) -> Tensor:
+        """KV of n slots as a fresh host tensor [2, L, Hkv, n, D]."""
+        return torch.cat([self.data[:, :, :, at] for at, _ in _runs(slots)], dim=3).cpu()
+
+    def load(self, slots: list[int], saved: Tensor, start: int = 0) -> None:
+        """Write the tokens of an exported tensor from `start` on back into slots."""
+        saved = saved[:, :, :, start : start + len(slots)]
+        assert saved.shape[3] == len(slots), f"KV of {saved.shape[3]} tokens for {len(slots)} slots"
+        for at, part in _runs(slots):
+            self.data[:, :, :, at].copy_(saved[:, :, :, part])
+
+    def _index(self, slots: list[int]) -> Tensor:
+        return torch.tensor(slots, dtype=torch.int64, device=self.data.device)
+
+
+def _runs(slots: list[int]) -> list[tuple[slice, slice]]:
+    """Adjacent slots as slices of a store, each with the slice of `slots` that it is: several times faster than an index."""
+    cuts = [0, *(i for i in range(1, len(slots)) if slots[i] != slots[i - 1] + 1), len(slots)]
+    return [(slice(slots[a], slots[a] + b - a), slice(a, b)) for a, b in pairwise(cuts)]
+
+
+def execute(stores: list[KVStore], operations: list[Operation]) -> None:
+    """Carry out KV operations in order."""
+    for operation in operations:
+        if isinstance(operation, Copy):
+            stores[operation.group].copy(operation.sources, operation.targets)
+        elif isinstance(operation, Load):
+            for index, (store, slots) in enumerate(zip(stores, operation.slots, strict=True)):
+                store.load(slots, operation.tensors[f"group.{index}"], operation.start)
+        elif isinstance(operation, Save):
+            operation.sink(
+                {f"group.{i}": s.export(n) for i, (s, n) in enumerate(zip(stores, operation.slots, strict=True))}
+            )

@@ -1,0 +1,1 @@
+"""How much work a step does, from measured times: draft lengths and prompt tokens."""

@@ -1,0 +1,222 @@
+"""Attention of a batch over stored KV, in parts that are merged by log-sum-exp.
+
+Each sequence's queries see: the spans before them (everything in them, but for a window), and themselves (causal, or the
+draft tree's ancestors). Every part is one softmax; parts merge exactly by their log-sum-exps (Dao et al. 2022, section 3.1).
+A token with a draft behind it is cut into the parts that it would have alone, and ATen sums each in the same order: in bfloat16
+all but one or two in a hundred outputs are then equal to the bit, and without this one in three is not.
+What several sequences share is one part for all of them, and short contexts of single queries are gathered into one call.
+The G query heads of a KV head are folded into rows, so a draft window reads stored KV once; a long prompt's own part is not.
+Shapes: q [T, H, D]; stored KV [Hkv, S, D]; H = Hkv * G.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from pitlane.engine import types
+from pitlane.engine.kv.pool import Pool
+from pitlane.engine.kv.store import KVStore
+from pitlane.engine.run.batch import MOST_SHORT, Batch, Gather, Query, Reads, Span
+from pitlane.engine.run.kv_reads import plan_reads
+
+
+class Attention(Protocol):
+    """What `build_attention` returns: plans a step's reads of each KV group, and a model calls it once per layer."""
+
+    def plan(
+        self, pool: Pool, group: int, seqs: Sequence[types.Sequence], queries: list[Query], dtype: torch.dtype
+    ) -> Any:
+        """What `batch.reads[group]` shall be; every query is given its spans, those of the KV that it reads by itself."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
+        """q [T, H, D], fresh k and v [T, Hkv, D] (already in the store) -> [T, H, D]."""
+
+
+class SpanAttention:
+    """The core's attention: ATen's CPU flash op, or plain softmax where there is none."""
+
+    def __init__(self, scale: float, device: torch.device) -> None:
+        self.scale = scale
+        self.device = device
+        self.attend = _attend_flash_cpu if device.type == "cpu" else _attend_plain
+
+    def plan(
+        self, pool: Pool, group: int, seqs: Sequence[types.Sequence], queries: list[Query], dtype: torch.dtype
+    ) -> Reads:
+        return plan_reads(pool, group, seqs, queries, dtype, self.device)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
+        return self.run(q, k, v, store, layer, batch, group, batch.reads[group] if batch.reads else None)
+
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int, reads: Reads | None
+    ) -> Tensor:
+        """A call with these reads; rows [n, H, D] of queries without spans that no read names are not written."""
+        reads = reads or Reads()
+        if len(reads.gathers) == 1 and reads.gathers[0].rows is None and not reads.shared:
+            return self._gathered(q, store, layer, reads.gathers[0])[0]
+        out = torch.empty_like(q)
+        lse = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
+        for gather in reads.gathers:
+            rows = slice(None) if gather.rows is None else gather.rows
+            out[rows], lse[rows] = self._gathered(q[rows], store, layer, gather)
+        for query in batch.queries:
+            if query.spans[group] or not query.is_short:
+                own = slice(query.begin, query.end)
+                out[own], lse[own] = self._alone(q[own], k[own], v[own], store, layer, batch, query, group)
+        for shared in reads.shared:  # outer ones first, and each behind what its rows see alone
+            part = self._over_span(q[shared.rows], *store.view(layer, shared.span.start, shared.span.stop), None)
+            out[shared.rows], lse[shared.rows] = _merge([(out[shared.rows], lse[shared.rows]), part])
+        return out
+
+    def _alone(
+        self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, query: Query, group: int
+    ) -> tuple[Tensor, Tensor]:
+        """One sequence's queries over the spans that it alone reads, and over themselves where these are not among them."""
+        window = store.group.window
+        positions = batch.positions[query.begin : query.end] if window is not None else None
+        parts = []
+        for span in query.spans[group]:
+            if (group, span) not in query.masks:
+                seen = _seen(query, group, span, positions, window, q.device)
+                query.masks[group, span] = None if seen is None else Mask.of(seen, q, store.group.num_kv_heads)
+            parts.append(self._over_span(q, *store.view(layer, span.start, span.stop), query.masks[group, span]))
+        if not query.is_short:
+            own = _own_mask(query.ancestors, positions, window)
+            mask = None if own is None else Mask.of(own, q)
+            parts.append(self._unfolded(q, k.transpose(0, 1), v.transpose(0, 1), mask, mask is None))
+        return _merge(parts)
+
+    def _gathered(self, q: Tensor, store: KVStore, layer: int, gather: Gather) -> tuple[Tensor, Tensor]:
+        """Queries [B, H, D], one of each sequence, over B contexts copied side by side -> out [B, H, D], lse [B, H]."""
+        n, heads, dim = q.shape
+        keys, values = store.gather(layer, gather.slots, n)
+        out, lse = self.attend(q.view(n, keys.shape[1], -1, dim), keys, values, gather.bias, False, self.scale)
+        return out.reshape(n, heads, dim), lse.reshape(n, heads)
+
+    def _over_span(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None) -> tuple[Tensor, Tensor]:
+        """Queries [n, H, D] over stored tokens [Hkv, S, D] -> out [n, H, D], log-sum-exp [n, H]."""
+        n, heads, dim = q.shape
+        kv_heads = k.shape[0]
+        if mask is not None and not mask.is_folded:
+            return self._unfolded(q, k, v, mask, False)
+        if n == 1:
+            out, lse = self.attend(q.view(1, kv_heads, -1, dim), k[None], v[None], None, False, self.scale)
+            return out.reshape(1, heads, dim), lse.reshape(1, heads)
+        folded = q.view(n, kv_heads, -1, dim).permute(1, 2, 0, 3).reshape(1, kv_heads, -1, dim)
+        out, lse = self.attend(folded, k[None], v[None], None if mask is None else mask.bias, False, self.scale)
+        out = out.view(kv_heads, -1, n, dim).permute(2, 0, 1, 3).reshape(n, heads, dim)
+        lse = lse.view(kv_heads, -1, n).permute(2, 0, 1).reshape(n, heads)
+        return out, lse if mask is None else mask.hide(lse)
+
+    def _unfolded(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, causal: bool) -> tuple[Tensor, Tensor]:
+        """The same for many queries: KV heads are the batch, keys are repeated by stride, not by copy."""
+        n, heads, dim = q.shape
+        groups = heads // k.shape[0]
+        q4 = q.view(n, -1, groups, dim).permute(1, 2, 0, 3)
+        k4, v4 = (x[:, None].expand(-1, groups, -1, -1) for x in (k, v))
+        out, lse = self.attend(q4, k4, v4, None if mask is None else mask.bias, causal, self.scale)
+        lse = lse.permute(2, 0, 1).reshape(n, heads)
+        return out.permute(2, 0, 1, 3).reshape(n, heads, dim), lse if mask is None else mask.hide(lse)
+
+
+class Mask(NamedTuple):
+    """bias: 0 where a row sees a stored token, else -inf; [n, S], or if folded [G * n, S]. blind: [n, 1], rows that see none."""
+
+    bias: Tensor
+    blind: Tensor | None
+    is_folded: bool
+
+    @classmethod
+    def of(cls, seen: Tensor, q: Tensor, num_kv_heads: int = 0) -> Mask:
+        """For q [n, H, D] from [n, S] bool; few queries with `num_kv_heads` are folded."""
+        bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, float("-inf"))
+        folded = num_kv_heads > 0 and len(q) <= MOST_SHORT
+        if folded:
+            bias = bias.repeat(q.shape[1] // num_kv_heads, 1)
+        blind = ~seen.any(-1, keepdim=True)
+        return cls(bias, blind if bool(blind.any()) else None, folded)
+
+    def hide(self, lse: Tensor) -> Tensor:
+        """Log-sum-exps [n, H]: of a row that sees nothing here ATen gives out 0 and lse 0; it must weigh nothing."""
+        return lse if self.blind is None else lse.masked_fill(self.blind, float("-inf"))
+
+
+def _seen(
+    query: Query, group: int, span: Span, positions: Tensor | None, window: int | None, device: torch.device
+) -> Tensor | None:
+    """[n, S] bool: which tokens of a span each query sees; None where all see all."""
+    n = query.end - query.begin
+    if n == 1:
+        return None  # the spans hold what it sees
+    before = _window_mask(positions, span, window)
+    if not query.is_short:
+        return before
+    size = span.stop - span.start
+    last = query.spans[group][-1]
+    first = last.first + last.stop - last.start - n  # token index of the first query
+    if span.first + size <= first:
+        return before
+    own = _own_mask(query.ancestors, positions, window)
+    if own is None:
+        own = torch.ones(n, n, dtype=torch.bool, device=device).tril_()
+    seen = torch.ones(n, size, dtype=torch.bool, device=device) if before is None else before
+    start = max(0, first - span.first)  # of the queries' own tokens in the span
+    seen[:, start:] = own[:, span.first + start - first : span.first + size - first]
+    return seen
+
+
+def _window_mask(positions: Tensor | None, span: Span, window: int | None) -> Tensor | None:
+    """[n, S] bool where some query's window begins inside the span; None where all of it is seen by all."""
+    if positions is None or window is None or int(positions.max()) - window < span.first:
+        return None
+    stored = torch.arange(span.first, span.first + span.stop - span.start, device=positions.device)
+    return positions[:, None] - stored < window
+
+
+def _own_mask(ancestors: Tensor | None, positions: Tensor | None, window: int | None) -> Tensor | None:
+    """[n, n] bool of the queries among themselves; None for plain causal."""
+    if positions is None or window is None or len(positions) <= window:
+        return ancestors
+    distance = positions[:, None] - positions
+    return (distance < window) & ((distance >= 0) if ancestors is None else ancestors)
+
+
+def _merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Outputs [n, H, D] and log-sum-exps [n, H] over disjoint sets of keys -> the same over their union."""
+    if len(parts) == 1:
+        return parts[0]
+    lses = torch.stack([lse for _, lse in parts])
+    lse = lses.logsumexp(0)
+    weights = (lses - lse).exp().unsqueeze(-1)  # float32, or the model's if wider
+    out = parts[0][0] * weights[0]
+    for (part, _), weight in zip(parts[1:], weights[1:], strict=True):
+        out = torch.addcmul(out, part.to(out.dtype), weight)
+    return out.to(parts[0][0].dtype), lse
+
+
+def _attend_flash_cpu(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    out: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, causal, attn_mask=bias, scale=scale
+    )
+    return out
+
+
+def _attend_plain(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    scores = (q @ k.transpose(-1, -2)).float() * scale if q.dtype.itemsize < 8 else q @ k.transpose(-1, -2) * scale
+    if bias is not None:
+        scores = scores + bias
+    if causal:
+        n = q.shape[-2]
+        scores = scores.masked_fill(torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1), float("-inf"))
+    lse = scores.logsumexp(-1)
+    shift = lse.clamp(min=torch.finfo(lse.dtype).min).unsqueeze(-1)  # finite, so that a row that sees nothing is 0
+    return (scores - shift).exp().to(v.dtype) @ v, lse

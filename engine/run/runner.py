@@ -1,0 +1,89 @@
+"""Runs batches: KV operations first, then the forward. The only code that touches the stores' tensors.
+
+`launch` and `Flight.wait` are apart so that an overlapped loop can keep one flight outstanding; this runner is eager and has
+finished when `launch` returns (on CUDA the work is queued and `wait` ends it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pitlane.engine.errors import BadOption
+from pitlane.engine.kv.store import KVStore, execute
+from pitlane.engine.run.attention import Attention
+from pitlane.engine.run.batch import Batch, Operation
+from pitlane.engine.types import KVGroup
+
+
+class Model(Protocol):
+    """What the runner needs of a model. forward: logits [R, V] of the wanted rows."""
+
+    kv_groups: tuple[KVGroup, ...]
+
+    def forward(self, batch: Batch, stores: list[KVStore], attention: Attention) -> Tensor:
+        """Compute the batch's tokens, write their KV, return logits [R, V]."""
+
+
+class EarlyExit:
+    """The first layers of a model, then its norm and head (Elhoushi et al. 2024).
+
+    num_layers: 0 for the first exit that the model was trained with, or a quarter of its layers.
+    """
+
+    def __init__(self, model: Model, num_layers: int) -> None:
+        most = getattr(model, "num_layers", 0)
+        num_layers = num_layers or next(iter(getattr(model, "exit_layers", ())), max(1, most // 4))
+        if not 1 <= num_layers < most:
+            raise BadOption(f"an early exit after {num_layers} layers: the model has {most}; choose 1 to {most - 1}")
+        self.model, self.num_layers = model, num_layers
+        self.kv_groups = model.kv_groups
+
+    def forward(self, batch: Batch, stores: list[KVStore], attention: Attention) -> Tensor:
+        """Logits [R, V] after the first layers."""
+        logits: Tensor = self.model.forward(batch, stores, attention, num_layers=self.num_layers)  # type: ignore[call-arg]
+        return logits
+
+
+@dataclass(slots=True)
+class Flight:
+    """A launched batch. seconds: the forward's, known after `wait`."""
+
+    logits: Tensor
+    started: float
+    seconds: float = 0.0
+
+    def wait(self) -> Tensor:
+        """Logits [R, V] once they are computed."""
+        if self.logits.is_cuda:
+            torch.cuda.synchronize(self.logits.device)
+        if not self.seconds:
+            self.seconds = perf_counter() - self.started
+        return self.logits
+
+
+class Runner:
+    """The plain runner of one lane."""
+
+    def __init__(self, model: Model, stores: list[KVStore], attention: Attention) -> None:
+        self.model = model
+        self.stores = stores
+        self.attention = attention
+
+    def launch(self, batch: Batch) -> Flight:
+        with torch.inference_mode():
+            execute(self.stores, batch.operations)
+            started = perf_counter()
+            flight = Flight(self.model.forward(batch, self.stores, self.attention), started)
+            if not flight.logits.is_cuda:
+                flight.wait()
+        return flight
+
+    def execute(self, operations: list[Operation]) -> None:
+        """Carry out KV operations outside a batch."""
+        with torch.inference_mode():
+            execute(self.stores, operations)

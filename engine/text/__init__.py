@@ -1,0 +1,1 @@
+"""From text and documents to tokens and back."""

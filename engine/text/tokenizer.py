@@ -1,0 +1,267 @@
+"""Text to token ids and back, and the one way in which a prompt is laid out.
+
+Wraps the tokenizer of transformers, from local files only and without code of the model's. Documents come first, as the
+head of a system message, byte for byte the same each time, so that their KV can be shared. No text of a user becomes a
+special token, not even a text that the tokenizer's normaliser turns into one (full width, capitals): a zero-width joiner
+breaks it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import re
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from pitlane.engine.errors import BadOption, ModelError
+from pitlane.engine.models.config import ARCHITECTURES
+from pitlane.engine.text.chat_template import apply_template
+from pitlane.engine.types import Segment
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pitlane.engine.models.registry import ModelSource
+    from pitlane.storage.types import Document
+
+JOINER = "\u200d"
+UNREADABLE = "\ufffd"
+PROBE = "pitlane-system-probe"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as the model gets it. segments: the tokens that lie wholly inside a document; text: before encoding."""
+
+    token_ids: list[int]
+    segments: tuple[Segment, ...]
+    text: str
+
+
+class Tokenizer:
+    """Encodes, decodes, and lays out prompts for one model. specials: matches the text of any special token."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self._inner = _load(source)
+        self._inner.model_max_length = 10**9  # the engine says what is too long, with numbers
+        specials = {token.content for token in self._inner.added_tokens_decoder.values() if token.special}
+        specials.update(self._inner.all_special_tokens)
+        self.specials = _any_of(specials)
+        self._special_ids = set(self._inner.convert_tokens_to_ids(sorted(specials)))
+        folded = specials | set(map(self._folded, specials))
+        self._folded_specials = _any_of(folded)
+        # What a template may write beside a text, where a special token reaches over the text's edge.
+        self._edges = ("", " ", "\n") if any(text != text.strip(" \n▁") for text in folded) else ("",)
+        self._system_role: bool | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added ones included."""
+        return len(self._inner)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """What this tokenizer itself says ends a text; a model's config may name more."""
+        end = self._inner.eos_token_id
+        return () if end is None else (end,)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._inner.chat_template)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self._inner.encode(_clean(text), add_special_tokens=add_special_tokens)
+        return ids
+
+    def decode(self, token_ids: SequenceOf[int], skip_special_tokens: bool = True) -> str:
+        text: str = self._inner.decode(
+            list(token_ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def fingerprint(self) -> str:
+        """Hex digest of what decides ids: the tokenizer's own serialisation, and the chat template."""
+        text = self._inner.backend_tokenizer.to_str() + str(self._inner.chat_template)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def render_chat(
+        self,
+        messages: list[dict[str, str]],
+        documents: SequenceOf[Document] = (),
+        *,
+        system: str | None = None,
+        thinking: bool | None = None,
+        date: datetime.date | None = None,
+    ) -> Prompt:
+        """Lay out a conversation: documents and system text in a system message, the turns, the answer's head.
+
+        A leading system message of `messages` counts as system text, after `system`. thinking: given to templates that
+        know it. date: what templates that print one shall print. Without a template, contents with empty lines between.
+        """
+        turns = [{name: self.defuse(text) for name, text in _checked(message).items()} for message in messages]
+        texts = [self.defuse(document.text) for document in documents]
+        head = [self.defuse(system)] if system else []
+        while turns and turns[0]["role"] == "system":
+            head.append(turns.pop(0)["content"])
+        if not self.has_chat_template:
+            contents = [*texts, *head, *(turn["content"] for turn in turns)]
+            return self._prompt("\n\n".join(contents), texts, documents, True)
+        if texts or head:
+            turns = self._with_system("\n\n".join(texts + head), turns)
+        day = date or datetime.date.today()
+        return self._prompt(self._apply(turns, thinking, day), texts, documents, False)
+
+    def render_raw(self, text: str, documents: SequenceOf[Document] = ()) -> Prompt:
+        """Documents, an empty line, the text as it is: special tokens in it count as such."""
+        texts = [self.defuse(document.text) for document in documents]
+        return self._prompt("\n\n".join([*texts, _clean(text)]), texts, documents, True)
+
+    def defuse(self, text: str) -> str:
+        """The text with a zero-width joiner inside whatever would be read as a special token.
+
+        Where a joiner does not help, a space is tried. A special token of one letter cannot be broken: U+FFFD replaces it.
+        A special token that withstands both is left out.
+        """
+        text = self.specials.sub(lambda match: _broken(match[0], JOINER), _clean(text))
+        marks = iter((JOINER, " "))
+        while spans := self._forged(text):
+            mark = next(marks, None)
+            pieces, done = [], 0
+            for begin, end in spans:
+                pieces += [text[done:begin], _broken(text[begin:end], mark) if mark else ""]
+                done = end
+            text = "".join([*pieces, text[done:]])
+        return text
+
+    def _forged(self, text: str) -> list[tuple[int, int]]:
+        """Characters `[begin, end)` of what the tokenizer reads as special tokens; encodes only where some may be."""
+        for edge in self._edges:
+            padded = f"{edge}{text}{edge}"
+            if self._folded_specials.search(self._folded(padded)):
+                spans = ((begin - len(edge), end - len(edge)) for begin, end in self._special_spans(padded))
+                found = [(max(begin, 0), min(end, len(text))) for begin, end in spans]
+                if found := [(begin, end) for begin, end in found if begin < end]:
+                    return found
+        return []
+
+    def _special_spans(self, text: str) -> list[tuple[int, int]]:
+        encoded = self._inner(text, add_special_tokens=False, return_offsets_mapping=True)
+        pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        found = [(begin, max(end, begin + 1)) for token_id, (begin, end) in pairs if token_id in self._special_ids]
+        # A letter that the vocabulary lacks is the unknown token too, and forges nothing.
+        return [pair for pair in found if self._folded_specials.search(self._folded(text[slice(*pair)]))]
+
+    def _folded(self, text: str) -> str:
+        """The text as the tokenizer's normaliser leaves it."""
+        normalizer = self._inner.backend_tokenizer.normalizer
+        return str(normalizer.normalize_str(text)) if normalizer else text
+
+    def _with_system(self, content: str, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+        if self._system_role is None:
+            self._system_role = self._knows_system_role()
+        if self._system_role:
+            return [{"role": "system", "content": content}, *turns]
+        first = next((index for index, turn in enumerate(turns) if turn["role"] == "user"), None)
+        if first is None:
+            return [{"role": "user", "content": content}, *turns]
+        merged = {**turns[first], "content": f"{content}\n\n{turns[first]['content']}"}
+        return [*turns[:first], merged, *turns[first + 1 :]]
+
+    def _knows_system_role(self) -> bool:
+        probe = [{"role": "system", "content": PROBE}, {"role": "user", "content": "x"}]
+        try:
+            return PROBE in self._apply(probe, None, datetime.date(2000, 1, 1))
+        except ModelError:
+            return False
+
+    def _apply(self, turns: list[dict[str, str]], thinking: bool | None, date: datetime.date) -> str:
+        return _clean(apply_template(self._inner, turns, thinking, date))
+
+    def _prompt(self, text: str, texts: list[str], documents: SequenceOf[Document], add_special_tokens: bool) -> Prompt:
+        if not documents:
+            return Prompt(self.encode(text, add_special_tokens), (), text)
+        encoded = self._inner(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+        offsets: list[tuple[int, int]] = encoded["offset_mapping"]
+        segments, cursor = [], 0
+        for part, document in zip(texts, documents, strict=True):
+            part = part if part in text else part.strip()  # templates may trim the message
+            begin = text.find(part, cursor)
+            if begin >= 0:
+                cursor = begin + len(part)
+                start, end = _tokens_inside(offsets, begin, cursor)
+                segments.append(Segment(start, end, document.content_hash, document.title))
+        return Prompt(list(encoded["input_ids"]), tuple(segments), text)
+
+
+def _checked(message: dict[str, str]) -> dict[str, str]:
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        raise BadOption(f"a message needs a role and a content, got {message!r:.200}")
+    for name, text in message.items():
+        if not isinstance(text, str):
+            raise BadOption(f"the {name} of a message must be text, got {text!r:.200}")
+    return message
+
+
+def _any_of(texts: set[str]) -> re.Pattern[str]:
+    """Matches any of the texts, the longest first; nothing where there is none."""
+    ordered = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered)) or "(?!)")
+
+
+def _broken(text: str, mark: str) -> str:
+    return text[0] + mark + text[1:] if len(text) > 1 else UNREADABLE
+
+
+def _clean(text: str) -> str:
+    """Lone surrogates, which no tokenizer takes, become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _tokens_inside(offsets: list[tuple[int, int]], begin: int, end: int) -> tuple[int, int]:
+    """Tokens wholly inside characters `[begin, end)`.
+
+    Some tokenizers trim spaces off offsets, so a token counts as reaching from its neighbour before to the one after.
+    """
+    inside = []
+    for index, (first, last) in enumerate(offsets):
+        before = offsets[index - 1][1] if index else 0
+        after = offsets[index + 1][0] if index + 1 < len(offsets) else 0
+        if min(first, before) >= begin and max(last, after) <= end:
+            inside.append(index)
+    return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+
+def _named_class(source: ModelSource, folder: Path) -> SimpleNamespace | None:
+    """What AutoTokenizer reads of a model's config where `tokenizer_config.json` names the class; else None.
+
+    Left to itself it makes the whole config, for which transformers imports torch.distributed and sympy: 0.65 s of a start.
+    """
+    try:
+        named = json.loads((folder / "tokenizer_config.json").read_text("utf-8")).get("tokenizer_class")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    model_type = ARCHITECTURES[source.config.architecture].model_type
+    return SimpleNamespace(model_type=model_type, _name_or_path=str(folder)) if named else None
+
+
+def _load(source: ModelSource) -> Any:
+    if source.tokenizer_folder is None:
+        from pitlane.engine.text.byte_tokenizer import byte_tokenizer
+
+        return byte_tokenizer(source.config.vocab_size)
+    from transformers import AutoTokenizer
+
+    folder = source.tokenizer_folder
+    known = {"config": named} if (named := _named_class(source, folder)) else {}
+    try:
+        inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **known)
+    except Exception as error:  # transformers raises many kinds for a file that is missing, damaged, or needs a package
+        line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(f"no tokenizer in {folder} ({line}); add tokenizer.json") from None
+    if not inner.is_fast:
+        raise ModelError(f"{source.name} has no tokenizer.json; convert its tokenizer with transformers")
+    return inner

@@ -1,0 +1,452 @@
+"""Draft models: they draft what they would say themselves, keep up with the target, and give back what they take."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from pitlane import BadOption, Draft, SamplingParams, Sequence
+from pitlane.engine.decode.draft_model import MAX_SHADOWS, DraftModel, _size
+from pitlane.engine.decode.verify import clean, depths, merged_children
+from pitlane.engine.requests import make_sequence
+from pitlane.engine.run.lane import Lane
+from pitlane.engine.run.runner import EarlyExit
+
+GREEDY = SamplingParams(max_tokens=400, ignore_eos=True)
+MODES = {
+    "greedy": GREEDY,
+    "sampled": SamplingParams(max_tokens=400, ignore_eos=True, temperature=0.9, top_k=30, seed=5),
+    "penalised": SamplingParams(max_tokens=400, ignore_eos=True, temperature=0.7, repetition_penalty=1.4, seed=6),
+}
+each_mode = pytest.mark.parametrize("sampling", list(MODES.values()), ids=list(MODES))
+
+
+def prompt(seed: int, length: int = 40) -> list[int]:
+    generator = random.Random(seed)
+    return [generator.randrange(256) for _ in range(length)]
+
+
+class Bench:
+    """An engine whose lane is driven by hand, and the draft model that it is asked for."""
+
+    def __init__(self, engine: Any, kind: str, draft_model: str) -> None:
+        self.engine, self.draft_model = engine, draft_model
+        self.lane: Lane = engine.lane_of(engine.default_plan)
+        opened = self.lane.open_drafter(draft_model) if kind == "model" else self.lane.early_exit(1)
+        self.drafter: DraftModel = opened
+        self.seqs: list[Sequence] = []
+
+    def add(self, token_ids: list[int], sampling: SamplingParams = GREEDY, salt: str = "") -> Sequence:
+        """A sequence that decodes: all but its last token have their KV."""
+        seq = make_sequence([len(self.seqs)], token_ids, sampling, self.engine.default_plan, salt, self.engine.loader)
+        self.seqs.append(seq)
+        if seq.num_tokens > 1:
+            self.compute(seq, seq.num_tokens - 1)
+        seq.num_scheduled_tokens = 1
+        return seq
+
+    def compute(self, seq: Sequence, stop: int) -> None:
+        assert self.lane.pool.reserve(seq, stop + 1)
+        seq.num_scheduled_tokens = stop - seq.num_computed_tokens
+        self.lane.runner.launch(self.lane.build_batch([seq])).wait()
+        seq.num_computed_tokens = stop
+        seq.num_scheduled_tokens = 1
+
+    def draft(self, limits: list[int], branching: list[int] | None = None) -> list[Draft | None]:
+        return self.drafter.draft(self.seqs, limits, branching or [1] * 32)
+
+    def commit(self, seq: Sequence, draft: Draft | None, nodes: list[int], bonus: int) -> None:
+        """Verify the draft with the target and commit what the test says was accepted."""
+        seq.draft = draft
+        assert self.lane.pool.reserve(seq, seq.num_tokens)
+        self.lane.runner.launch(self.lane.build_batch([seq])).wait()
+        tokens = [draft.token_ids[node] for node in nodes] if draft else []
+        self.lane.commit(seq, nodes, [*tokens, bonus])
+        seq.num_scheduled_tokens = 1
+
+    def end(self) -> None:
+        """All sequences end: every block of either pool is free, or held by a shadow that is kept for others."""
+        for seq in self.seqs:
+            self.lane.pool.release(seq)
+        self.lane.pool.check_integrity([])
+        assert self.lane.pool.num_free_blocks == self.lane.pool.num_blocks - self.lane.pool.num_withheld
+        self.drafter.lane.pool.check_integrity(self.drafter.shadows.values())
+        assert len(self.drafter.shadows) <= MAX_SHADOWS and not (self.drafter.shares_kv and self.drafter.shadows)
+
+
+@pytest.fixture(params=["model", "layers"])
+def make_bench(request: Any, make_engine: Any, cut_tiny: str) -> Callable[..., Bench]:
+    """Benches with a draft model of one layer: a model of its own, and an early exit of the target. Same weights."""
+    return lambda **options: Bench(make_engine(**options), request.param, cut_tiny)
+
+
+@pytest.fixture
+def alone(make_engine: Any, cut_tiny: str) -> Any:
+    """The draft model as an engine of its own: what it says without being a draft model."""
+    return make_engine(cut_tiny)
+
+
+def said(alone: Any, token_ids: list[int], count: int, sampling: SamplingParams) -> list[int]:
+    """What it says behind known tokens."""
+    params = {name: getattr(sampling, name) for name in ("temperature", "top_k", "repetition_penalty", "seed")}
+    found: list[int] = alone.generate(token_ids, SamplingParams(max_tokens=count, ignore_eos=True, **params)).token_ids
+    return found
+
+
+# ---- chains
+
+
+@each_mode
+def test_a_chain_is_what_the_draft_model_says_itself(
+    make_bench: Callable[..., Bench], alone: Any, sampling: SamplingParams
+) -> None:
+    """An early exit is the model cut to its first layers, though it reads KV that the whole model wrote."""
+    bench = make_bench()
+    seqs = [bench.add(prompt(seed, 20 + 30 * seed), sampling) for seed in range(3)]
+    drafts = bench.draft([7, 7, 7])
+    for seq, draft in zip(seqs, drafts, strict=True):
+        assert draft is not None and draft.parents is None
+        assert draft.token_ids == said(alone, seq.token_ids, 7, sampling)
+    assert len({tuple(draft.token_ids) for draft in drafts if draft}) == 3
+    bench.end()
+
+
+def test_drafts_have_the_length_that_each_sequence_is_allowed(make_bench: Callable[..., Bench], alone: Any) -> None:
+    bench = make_bench()
+    limits = [3, 0, 9, 1, 40, 0]
+    seqs = [bench.add(prompt(seed)) for seed in range(6)]
+    drafts = bench.draft(limits, [1] * 12)
+    assert [len(draft.token_ids) if draft else None for draft in drafts] == [3, None, 9, 1, 12, None]
+    for seq, draft in zip(seqs, drafts, strict=True):
+        if draft is not None:
+            assert draft.token_ids == said(alone, seq.token_ids, len(draft.token_ids), GREEDY)
+    assert bench.draft([0] * 6) == [None] * 6
+    bench.end()
+
+
+@each_mode
+def test_after_any_acceptance_the_next_draft_is_right(
+    make_bench: Callable[..., Bench], alone: Any, sampling: SamplingParams
+) -> None:
+    """Accepted tokens are kept, rejected ones leave no trace, other tokens than the drafted ones are taken in."""
+    bench, generator = make_bench(), random.Random(1)
+    seqs = [bench.add(prompt(seed, 25), sampling) for seed in range(2)]
+    for step in range(8):
+        limits = [generator.choice([0, 1, 5, 8]) for _ in seqs]
+        for seq, draft, limit in zip(seqs, bench.draft(limits), limits, strict=True):
+            assert (draft is None) == (limit == 0)
+            if draft is not None:
+                assert draft.token_ids == said(alone, seq.token_ids, limit, sampling), f"step {step}"
+            accepted = generator.randint(0, limit)
+            bench.commit(seq, draft, list(range(accepted)), generator.randrange(256))
+    for pool, owners in (
+        (bench.lane.pool, seqs),
+        (bench.drafter.lane.pool, seqs if bench.drafter.shares_kv else list(bench.drafter.shadows.values())),
+    ):
+        pool.check_integrity(owners)
+    bench.end()
+
+
+def test_a_sequence_that_was_not_drafted_for_is_caught_up_with(make_bench: Callable[..., Bench], alone: Any) -> None:
+    bench = make_bench(max_step_tokens=16)
+    seq = bench.add(prompt(1, 30))
+    bench.draft([4])
+    for token in prompt(2, 50):  # plain steps, as while it is paused
+        bench.commit(seq, None, [], token)
+    (draft,) = bench.draft([4])
+    assert draft is not None and draft.token_ids == said(alone, seq.token_ids, 4, GREEDY)
+    bench.end()
+
+
+def test_prompts_longer_than_a_step_are_taken_in_pieces(make_bench: Callable[..., Bench], alone: Any) -> None:
+    bench = make_bench(max_step_tokens=16)
+    lane, batches = bench.drafter.lane, []
+    launch = bench.drafter.runner.launch
+
+    def counted(batch: Any) -> Any:
+        batches.append(max(query.end - query.begin for query in batch.queries))
+        return launch(batch)
+
+    seqs = []
+    for seed, length in enumerate((100, 3, 47)):
+        seq = make_sequence([seed], prompt(seed, length), GREEDY, bench.engine.default_plan, "", bench.engine.loader)
+        for stop in [*range(16, length - 1, 16), length - 1]:
+            bench.compute(seq, stop)
+        bench.seqs.append(seq)
+        seqs.append(seq)
+    bench.drafter.runner.launch = counted  # type: ignore[method-assign]
+    for branching in ([1] * 6, [2, 2, 1]):
+        for seq, draft in zip(seqs, bench.draft([6, 6, 6], branching), strict=True):
+            assert draft is not None
+            assert draft.token_ids[0] == said(alone, seq.token_ids, 1, GREEDY)[0]
+            if branching[0] == 1:
+                assert draft.token_ids == said(alone, seq.token_ids, 6, GREEDY)
+    assert max(batches) <= lane.limits.max_step_tokens
+    assert bench.drafter.shares_kv or len(batches) > 6
+    bench.end()
+
+
+# ---- trees
+
+
+@each_mode
+@pytest.mark.parametrize("branching", [[2, 2, 1, 1], [1, 4]])
+def test_trees_are_valid_and_hold_the_chain(
+    make_bench: Callable[..., Bench], alone: Any, sampling: SamplingParams, branching: list[int]
+) -> None:
+    bench = make_bench()
+    seqs = [bench.add(prompt(seed, 30 + seed), sampling) for seed in range(3)]
+    size = _size(branching)
+    for limits in ([size] * 3, [1, size // 2, size + 5]):
+        for seq, draft, limit in zip(seqs, bench.draft(limits, branching), limits, strict=True):
+            assert draft is not None and draft.parents is not None
+            assert len(draft.token_ids) == len(draft.parents) == min(limit, size)
+            kept = clean(draft, limit, 512)
+            assert kept is not None and kept.token_ids == draft.token_ids, "nothing of it is cut"
+            levels = depths(draft.parents)
+            assert levels == sorted(levels), "level by level, so that any prefix is the best of its size"
+            children = merged_children(draft)
+            assert sum(map(len, children.values())) == len(draft.token_ids), "no twins"
+            for node, found in children.items():
+                assert len(found) <= branching[0 if node < 0 else levels[node]]
+            node, path = -1, []
+            while node in children:
+                token, node = next(iter(children[node].items()))
+                path.append(token)
+            assert path == said(alone, seq.token_ids, len(path), sampling), "the first children are the chain"
+            assert len(path) == max(levels)
+    bench.end()
+
+
+def test_each_node_has_the_likeliest_tokens_behind_its_path(make_bench: Callable[..., Bench], alone: Any) -> None:
+    bench = make_bench()
+    seq = bench.add(prompt(3, 45))
+    (draft,) = bench.draft([100], [3, 2, 1])
+    assert draft is not None and draft.parents is not None
+    children, levels = merged_children(draft), depths(draft.parents)
+    paths: dict[int, list[int]] = {-1: []}
+    for node, parent in enumerate(draft.parents):
+        paths[node] = [*paths[parent], draft.token_ids[node]]
+    for node, path in paths.items():
+        width = [3, 2, 1, 0][0 if node < 0 else levels[node]]
+        params = SamplingParams(max_tokens=1, ignore_eos=True, logprobs=max(1, width))
+        found = alone.generate(seq.token_ids + path, params).logprobs[0]
+        best = sorted(found, key=lambda token: -found[token])[:width]
+        assert list(children.get(node, {})) == best, f"behind {path}"
+    bench.end()
+
+
+def test_after_a_tree_the_next_one_is_right(make_bench: Callable[..., Bench], alone: Any) -> None:
+    bench, generator = make_bench(), random.Random(4)
+    seq = bench.add(prompt(5, 28))
+    for _ in range(8):
+        (draft,) = bench.draft([8], [2, 2, 1])
+        assert draft is not None
+        children = merged_children(draft)
+        first = next(iter(children[-1]))
+        assert first == said(alone, seq.token_ids, 1, GREEDY)[0]
+        nodes: list[int] = []
+        while (nodes[-1] if nodes else -1) in children and generator.random() < 0.7:
+            nodes.append(generator.choice(list(children[nodes[-1] if nodes else -1].values())))
+        bench.commit(seq, draft, nodes, generator.randrange(256))
+    bench.end()
+
+
+# ---- room
+
+
+def test_without_room_there_is_no_draft_and_no_error(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    bench.add(prompt(1, 31))  # the draft begins in the last slot of a block
+    pool = bench.drafter.lane.pool
+    pool.withhold(pool.num_free_blocks)
+    assert bench.draft([5]) == [None]
+    assert bench.draft([5], [2, 2]) == [None]
+    bench.end()
+
+
+def test_the_room_of_one_is_not_taken_for_another(make_engine: Any, cut_tiny: str, alone: Any) -> None:
+    """Two sequences, room for the draft of one: the other has none in this step, and its turn may come in the next."""
+    bench = Bench(make_engine(), "model", cut_tiny)
+    seqs = [bench.add(prompt(seed, 20)) for seed in range(2)]
+    pool = bench.drafter.lane.pool
+    pool.withhold(pool.num_free_blocks - 1)
+    first, second = bench.draft([4, 4])
+    assert second is None
+    assert first is not None and first.token_ids == said(alone, seqs[0].token_ids, 4, GREEDY)
+    assert bench.drafter.draft(seqs[::-1], [4, 4], [2, 1])[0] is not None, "one that waits makes room for it"
+    bench.end()
+
+
+def test_the_least_recently_drafted_for_are_forgotten_first(make_engine: Any, cut_tiny: str, alone: Any) -> None:
+    bench = Bench(make_engine(), "model", cut_tiny)
+    seqs = [bench.add(prompt(seed, 20)) for seed in range(4)]
+    pool = bench.drafter.lane.pool
+    pool.withhold(pool.num_free_blocks - 3)
+    for seq in (*seqs[:3], seqs[0], seqs[3]):  # the second one is the oldest when the fourth comes
+        (draft,) = bench.drafter.draft([seq], [3], [1] * 3)
+        assert draft is not None and draft.token_ids == said(alone, seq.token_ids, 3, GREEDY)
+    assert list(bench.drafter.shadows) == [seqs[2].id, seqs[0].id, seqs[3].id]
+    pool.check_integrity(bench.drafter.shadows.values())
+    bench.end()
+
+
+# ---- shared prefixes
+
+
+@each_mode
+def test_shadows_share_what_others_verified_and_draft_the_same(
+    make_engine: Any, cut_tiny: str, alone: Any, sampling: SamplingParams
+) -> None:
+    """Three prompts that begin alike, one after another and two at once: they share blocks, and draft for themselves."""
+    bench = Bench(make_engine(), "model", cut_tiny)
+    common = prompt(1, 100)
+    first = bench.add([*common, *prompt(2, 7)], sampling)
+    bench.draft([4])
+    others = [bench.add([*common, *prompt(3 + i, 9)], sampling) for i in range(2)]
+    for step in range(3):
+        for seq, draft in zip(bench.seqs, bench.draft([5, 5, 5]), strict=True):
+            assert draft is not None and draft.token_ids == said(alone, seq.token_ids, 5, sampling), f"step {step}"
+            bench.commit(seq, draft, [0, 1], 7 + seq.id)
+    tables = [bench.drafter.shadows[seq.id].block_tables[0] for seq in (first, *others)]
+    assert tables[0][:3] == tables[1][:3] == tables[2][:3], "three whole blocks of the hundred tokens"
+    assert len({table[3] for table in tables}) == 3, "what they write is their own"
+    bench.end()
+
+
+def test_salts_never_share(make_engine: Any, cut_tiny: str, alone: Any) -> None:
+    bench = Bench(make_engine(), "model", cut_tiny)
+    seqs = [bench.add(prompt(1, 100), salt=salt) for salt in ("one", "other", "one")]
+    for seq, draft in zip(seqs, bench.draft([3] * 3), strict=True):
+        assert draft is not None and draft.token_ids == said(alone, seq.token_ids, 3, GREEDY)
+    one, other, same = (set(bench.drafter.shadows[seq.id].block_tables[0][:3]) for seq in seqs)
+    assert one == same and not one & other
+    bench.end()
+
+
+def test_no_more_shadows_are_kept_than_are_worth_it(make_engine: Any, cut_tiny: str, monkeypatch: Any) -> None:
+    """The oldest go first, but none that is about to draft."""
+    monkeypatch.setattr("pitlane.engine.decode.draft_model.MAX_SHADOWS", 3)
+    bench = Bench(make_engine(), "model", cut_tiny)
+    seqs = [bench.add(prompt(seed, 20)) for seed in range(5)]
+    for seq in seqs:
+        assert bench.drafter.draft([seq], [2], [1, 1]) != [None]
+    assert list(bench.drafter.shadows) == [2, 3, 4]
+    assert all(draft is not None for draft in bench.draft([2] * 5)), "all five at once"
+    bench.end()
+
+
+# ---- opening
+
+
+def test_memory_of_the_lane_is_shared_with_its_draft_models(make_engine: Any, cut_tiny: str) -> None:
+    """One layer beside two: a third of the blocks; the next draft model shares what is left."""
+    engine = make_engine(kv_memory=4 * 32 * 90 * make_engine().loader.needs.kv_per_token)
+    lane: Lane = engine.lane_of(engine.default_plan)
+    assert lane.pool.num_free_blocks == lane.pool.num_blocks == 90
+    drafter = lane.open_drafter(cut_tiny)
+    assert lane.pool.num_free_blocks == 60 and drafter.lane.pool.num_blocks == 60
+    assert lane.max_tokens_per_seq == min(60 * 32, engine.loader.context)
+    assert lane.open_drafter(cut_tiny) is drafter and lane.pool.num_free_blocks == 60
+    other = lane.open_drafter("random:tiny")
+    assert lane.pool.num_free_blocks == 30 and other.lane.pool.num_blocks == 30
+    lane.pool.check_integrity([])
+    assert lane.early_exit(1) is lane.early_exit(1)
+    assert lane.pool.num_free_blocks == 30, "early exits need no memory"
+
+
+def test_a_tokenizer_that_differs_is_refused(make_engine: Any, shared_data: Path) -> None:
+    engine = make_engine()
+    lane = engine.lane_of(engine.default_plan)
+    folder = str(shared_data / "models" / "stories260K")
+    with pytest.raises(BadOption, match=r"stories260K cannot draft for random:tiny: its tokenizer differs; .*distill"):
+        lane.open_drafter(folder)
+
+
+@pytest.mark.parametrize("num_layers", [-1, 2, 3])
+def test_an_exit_after_no_layer_or_after_all_is_refused(make_engine: Any, num_layers: int) -> None:
+    engine = make_engine()
+    with pytest.raises(BadOption, match=f"after {num_layers} layers: the model has 2; choose 1 to 1"):
+        engine.lane_of(engine.default_plan).early_exit(num_layers)
+
+
+@pytest.mark.parametrize(("exit_layers", "num_layers"), [((), 2), ((5, 7), 5)], ids=["a quarter", "trained"])
+def test_an_exit_of_no_number_is_the_trained_one_or_a_quarter(exit_layers: tuple[int, ...], num_layers: int) -> None:
+    model = cast(Any, SimpleNamespace(num_layers=8, exit_layers=exit_layers, kv_groups=()))
+    assert EarlyExit(model, 0).num_layers == num_layers
+
+
+# ---- in the engine
+
+# settings, and as many blocks as leave the target ten
+DRAFTERS: dict[str, tuple[dict[str, Any], int]] = {
+    "chain": ({"speculative": {"model": "random:tiny-cut"}}, 15),
+    "tree": ({"speculative": {"model": "random:tiny-cut", "branching": 2}}, 15),
+    "itself": ({"speculative": {"model": "random:tiny", "num_draft_tokens": 12}}, 20),
+    "layers": ({"self_speculation": {"num_layers": 1}}, 10),
+}
+each_drafter = pytest.mark.parametrize("settings, blocks", list(DRAFTERS.values()), ids=list(DRAFTERS))
+
+
+def left_over(engine: Any, settings: dict[str, Any]) -> list[DraftModel]:
+    """The draft models of a plan's lane, after checking that all blocks were given back."""
+    lane: Lane = engine.lane_of(engine.plan(settings))
+    found = list(lane.draft_models.values())
+    lane.pool.check_integrity([])
+    assert lane.pool.num_free_blocks == lane.pool.num_blocks - lane.pool.num_withheld
+    for drafter in found:
+        drafter.lane.pool.check_integrity(drafter.shadows.values())
+    return found
+
+
+@pytest.mark.usefixtures("always_draft", "cut_tiny")
+@each_drafter
+def test_requests_that_end_leave_nothing_behind(make_engine: Any, settings: dict[str, Any], blocks: int) -> None:
+    """Ended by length, by a stop token, by abort: blocks of both pools come back."""
+    engine = make_engine(kv_memory=4 * 32 * 10 * blocks * make_engine().loader.needs.kv_per_token)
+    plan = engine.plan(settings)
+    whole = engine.generate(prompt(1), SamplingParams(max_tokens=60, ignore_eos=True))
+    result = engine.generate(prompt(1), SamplingParams(max_tokens=60, ignore_eos=True), plan=plan)
+    assert result.token_ids == whole.token_ids and result.stats["failed"] == {}
+    stop = SamplingParams(max_tokens=60, ignore_eos=True, stop_token_ids=(whole.token_ids[31],))
+    assert engine.generate(prompt(1), stop, plan=plan).finish_reason == "stop"
+    stream = engine.submit(prompt(2), SamplingParams(max_tokens=900, ignore_eos=True), plan=plan)
+    for event in stream:
+        if getattr(event, "token_ids", ()):
+            stream.abort()
+    assert stream.result().finish_reason == "aborted"
+    engine.generate(prompt(3), SamplingParams(max_tokens=2), plan=plan)  # behind it, the abort is done
+    assert len(left_over(engine, settings)) == 1
+
+
+@pytest.mark.usefixtures("always_draft", "cut_tiny")
+@each_drafter
+def test_preempted_sequences_draft_on(make_engine: Any, settings: dict[str, Any], blocks: int) -> None:
+    """Six requests that want four blocks each, in a lane of ten."""
+    params = SamplingParams(max_tokens=70, ignore_eos=True)
+    roomy = make_engine()
+    expected = [roomy.generate(prompt(seed, 40), params).token_ids for seed in range(6)]
+    tight = make_engine(kv_memory=4 * 32 * blocks * roomy.loader.needs.kv_per_token)
+    plan = tight.plan(settings)
+    streams = [tight.submit(prompt(seed, 40), params, plan=plan) for seed in range(6)]
+    results = [stream.result() for stream in streams]
+    assert [result.token_ids for result in results] == expected
+    assert sum(result.stats["preemptions"] for result in results) > 0
+    assert sum(result.stats["draft_tokens"] for result in results) > 0
+    assert all(result.stats["failed"] == {} for result in results)
+    left_over(tight, settings)
+
+
+def test_an_answer_that_fills_what_the_draft_model_left_ends_by_length(make_engine: Any) -> None:
+    """Half of eight blocks are withheld for the draft model: a sequence has four blocks and no error."""
+    needs = make_engine().loader.needs
+    engine = make_engine(kv_memory=4 * 32 * 8 * needs.kv_per_token)
+    plan = engine.plan({"speculative": {"model": "random:tiny"}})
+    result = engine.generate(prompt(1), SamplingParams(max_tokens=1000, ignore_eos=True), plan=plan)
+    assert result.finish_reason == "length"
+    assert len(result.token_ids) == 4 * 32 - 40

@@ -1,0 +1,349 @@
+"""Verification: whatever is drafted, the tokens are those of plain sampling, and the walk is a path of the draft."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from pitlane import Draft, Limits, Plugin, PluginOptions, Rows, SamplingParams, hookimpl
+from pitlane import Sequence as Seq
+from pitlane.engine.decode.sampling import logprobs_of, sample
+from pitlane.engine.decode.verify import clean, depths, merged_children, verify, verify_rows
+from pitlane.engine.plan.registry import PluginRegistry
+from pitlane.engine.types import Timing
+
+VOCAB = 5
+MODES = [
+    SamplingParams(max_tokens=100),
+    SamplingParams(max_tokens=100, temperature=1.4),
+    SamplingParams(max_tokens=100, temperature=0.9, top_k=3, top_p=0.9, logprobs=2, sample_index=3),
+]
+
+
+def make_seq(token_ids: list[int], sampling: SamplingParams, seed: int = 11) -> Seq:
+    return Seq(
+        id=0,
+        token_ids=list(token_ids),
+        num_prompt_tokens=len(token_ids),
+        sampling=sampling,
+        seed=seed,
+        plan=cast(Any, None),
+        detokenizer=cast(Any, None),
+        timing=Timing(0.0),
+        stop_token_ids=frozenset(),
+    )
+
+
+def logits_after(token_ids: Sequence[int]) -> torch.Tensor:
+    """A model: logits [V] that depend on all tokens before."""
+    generator = np.random.default_rng([len(token_ids), *token_ids])
+    return torch.from_numpy(generator.normal(size=VOCAB) * 2)
+
+
+def rows_of(known: list[int], draft: Draft | None) -> torch.Tensor:
+    """Logits [1 + K, V] that the model gives to the last known token and to each draft token."""
+    paths: list[list[int]] = []
+    for index, token in enumerate(draft.token_ids if draft else ()):
+        assert draft is not None
+        parent = index - 1 if draft.parents is None else draft.parents[index]
+        paths.append([*(paths[parent] if parent >= 0 else []), token])
+    return torch.stack([logits_after(known + path) for path in [[], *paths]])
+
+
+def plain(known: list[int], sampling: SamplingParams, count: int, seed: int = 11) -> list[int]:
+    tokens = list(known)
+    for _ in range(count):
+        tokens.append(sample(logits_after(tokens), sampling, seed, len(tokens)))
+    return tokens[len(known) :]
+
+
+def random_tree(generator: random.Random, size: int, hint: list[int]) -> Draft:
+    """Random parents; a node takes the true token of its depth half the time, so that walks go deep."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    for index in range(size):
+        parents.append(generator.randrange(max(-1, index - 4), index))
+        depth = depths(parents)[index]
+        tokens.append(hint[depth - 1] if generator.random() < 0.5 else generator.randrange(VOCAB))
+    return Draft(tokens, parents)
+
+
+def check(known: list[int], sampling: SamplingParams, draft: Draft | None) -> int:
+    """One verified step gives the plain tokens, along a path of the draft, and stops only where no child fits."""
+    found = verify(make_seq(known, sampling), rows_of(known, draft), draft)
+    size = len(draft.token_ids) if draft else 0
+    expected = plain(known, sampling, size + 1)
+    assert found.token_ids == expected[: len(found.token_ids)]
+    assert len(found.nodes) == len(found.token_ids) - 1
+    if draft is None:
+        assert found.nodes == []
+        return 0
+    assert [draft.token_ids[node] for node in found.nodes] == found.token_ids[:-1]
+    parents = draft.parents if draft.parents is not None else list(range(-1, size - 1))
+    assert [depths(parents)[node] for node in found.nodes] == list(range(1, len(found.nodes) + 1))
+    paths = {(): -1} | {tuple(path_of(draft, parents, node)): node for node in range(size)}
+    assert tuple(found.token_ids[:-1]) in paths
+    assert tuple(found.token_ids) not in paths, "a child that fits was not followed"
+    if sampling.logprobs is None:
+        assert found.logprobs == []
+    else:
+        after = [logits_after(known + found.token_ids[:i]) for i in range(len(found.token_ids))]
+        wanted = zip(after, found.token_ids, strict=True)
+        assert found.logprobs == [logprobs_of(row, token, sampling.logprobs) for row, token in wanted]
+    return len(found.nodes)
+
+
+def path_of(draft: Draft, parents: Sequence[int], node: int) -> list[int]:
+    path: list[int] = []
+    while node >= 0:
+        path.append(draft.token_ids[node])
+        node = parents[node]
+    return path[::-1]
+
+
+# ---- the walk
+
+
+@pytest.mark.parametrize("sampling", MODES)
+def test_without_a_draft_a_step_gives_one_token(sampling: SamplingParams) -> None:
+    for start in range(20):
+        assert check([start % VOCAB, 1], sampling, None) == 0
+
+
+@pytest.mark.parametrize("sampling", MODES)
+def test_a_drafter_that_is_always_right_is_accepted_whole(sampling: SamplingParams) -> None:
+    for start in range(20):
+        known = [start % VOCAB, start // VOCAB]
+        for size in (1, 2, 7):
+            truth = plain(known, sampling, size)
+            assert check(known, sampling, Draft(truth)) == size
+            assert check(known, sampling, Draft(truth, list(range(-1, size - 1)))) == size
+
+
+@pytest.mark.parametrize("sampling", MODES)
+def test_a_drafter_that_is_never_right_costs_nothing_but_time(sampling: SamplingParams) -> None:
+    for start in range(20):
+        known = [start % VOCAB, start // VOCAB]
+        truth = plain(known, sampling, 1)[0]
+        wrong = [token for token in range(VOCAB) if token != truth]
+        assert check(known, sampling, Draft([wrong[0]] * 5)) == 0
+        assert check(known, sampling, Draft(wrong, [-1] * len(wrong))) == 0
+
+
+@pytest.mark.parametrize("sampling", MODES)
+def test_a_drafter_that_is_right_at_times_gives_plain_tokens(sampling: SamplingParams) -> None:
+    generator = random.Random(3)
+    accepted = set()
+    for _ in range(60):
+        known = [generator.randrange(VOCAB) for _ in range(generator.randint(1, 6))]
+        truth = plain(known, sampling, 6)
+        wrong_from = generator.randrange(7)
+        draft = truth[:wrong_from] + [(token + 1) % VOCAB for token in truth[wrong_from:]]
+        count = check(known, sampling, Draft(draft))
+        assert count == wrong_from
+        accepted.add(count)
+    assert accepted == set(range(7))
+
+
+@pytest.mark.parametrize("sampling", MODES)
+def test_trees_give_plain_tokens(sampling: SamplingParams) -> None:
+    generator = random.Random(4)
+    accepted = []
+    for _ in range(150):
+        known = [generator.randrange(VOCAB) for _ in range(generator.randint(1, 4))]
+        size = generator.randint(1, 14)
+        accepted.append(check(known, sampling, random_tree(generator, size, plain(known, sampling, size))))
+    assert min(accepted) == 0 and max(accepted) >= 4 and len(set(accepted)) >= 4
+
+
+def test_equal_siblings_are_merged() -> None:
+    """The truth is split between twins: the child of the later one is reached through the first."""
+    sampling = MODES[1]
+    first, second, third = plain([1, 2], sampling, 3)
+    wrong = (second + 1) % VOCAB
+    draft = Draft([first, first, wrong, second, second, third], [-1, -1, 0, 1, 1, 4])
+    found = verify(make_seq([1, 2], sampling), rows_of([1, 2], draft), draft)
+    assert found.nodes == [0, 3, 5] and found.token_ids[:3] == [first, second, third]
+    children = merged_children(draft)
+    assert children == {-1: {first: 0}, 0: {wrong: 2, second: 3}, 3: {third: 5}}
+    assert merged_children(None) == {}
+
+
+def test_depths_count_from_the_last_known_token() -> None:
+    assert depths([-1, 0, 1, -1, 3, 1]) == [1, 2, 3, 1, 2, 3]
+    assert depths([]) == []
+
+
+def test_sampled_positions_are_those_of_the_tokens() -> None:
+    """Noise belongs to the position: two steps of a known text sample as one drafted step does."""
+    sampling = SamplingParams(temperature=1.0, max_tokens=100)
+    flat = torch.zeros(4, VOCAB)
+    truth = [sample(flat[0], sampling, 11, 2 + i) for i in range(4)]
+    assert len(set(truth)) > 1
+    assert verify(make_seq([0, 0], sampling), flat, Draft(truth[:3])).token_ids == truth
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    """Not those of the logits after penalties and plugins, from which the token is drawn."""
+    sampling = SamplingParams(max_tokens=9, presence_penalty=50.0, repetition_penalty=1.5, logprobs=2)
+    seq = make_seq([1, 2, 3], sampling)
+    seq.num_prompt_tokens, seq.draft = 1, Draft([2, 0])
+    logits = rows_of(seq.token_ids, seq.draft)
+    rows = Rows(logits.clone(), [seq], [0, 0, 0], [-1, 0, 1], [3, 2, 0])
+
+    def adjust(rows: Rows) -> None:
+        rows.logits[:, 4] = 99.0
+
+    ((_, found),) = verify_rows(rows, adjust)
+    assert found.token_ids == [4], "the plugin's choice"
+    assert found.logprobs == [logprobs_of(logits[0], 4, 2)]
+    ((_, found),) = verify_rows(Rows(logits.clone(), [seq], [0, 0, 0], [-1, 0, 1], [3, 2, 0]), lambda rows: None)
+    assert found.token_ids[0] not in (2, 3), "the penalty's choice"
+    assert found.logprobs[0] == logprobs_of(logits[0], found.token_ids[0], 2)
+
+
+def test_the_walk_ends_before_a_row_without_a_finite_logit() -> None:
+    sampling = MODES[0]
+    truth = plain([1, 2], sampling, 3)
+    logits, draft = rows_of([1, 2], Draft(truth)), Draft(truth)
+    for broken, kept in ((1, 1), (2, 2), (3, 3)):
+        peaks = [0.0] * 4
+        peaks[broken] = float("-inf")
+        assert verify(make_seq([1, 2], sampling), logits, draft, peaks=peaks).token_ids == truth[:kept]
+
+
+# ---- what a stranger may propose
+
+
+@pytest.mark.parametrize(
+    "draft, expected",
+    [
+        (Draft([1, 2, 3]), ([1, 2, 3], None)),
+        (Draft([1, 2, 3], [-1, 0, 1]), ([1, 2, 3], None)),  # a chain
+        (Draft([1, 2, 3], [-1, -1, 0]), ([1, 2, 3], [-1, -1, 0])),
+        (Draft([]), None),
+        (Draft([], []), None),
+        (Draft([1, -1, 2]), ([1], None)),
+        (Draft([VOCAB, 1]), None),
+        (Draft([1, 10**30]), ([1], None)),
+        (Draft([1, 2, 3], [-1, 1, 0]), ([1], None)),  # its own parent
+        (Draft([1, 2, 3], [-1, -1, 5]), ([1, 2], [-1, -1])),
+        (Draft([1, 2, 3], [-1, -2, 0]), ([1], None)),
+        (Draft([1, 2, 3], [0, 0, 0]), None),
+        (Draft([1, 2, 3], [-1, -1]), ([1, 2], [-1, -1])),  # parents missing
+        (Draft([1], [-1, 7, 7]), ([1], None)),  # parents left over
+        (Draft([1] * 100), ([1] * 8, None)),
+        (Draft([1] * 100, [-1] * 100), ([1] * 8, [-1] * 8)),
+        (Draft(cast(Any, np.array([1, 2])), cast(Any, np.array([-1, -1]))), ([1, 2], [-1, -1])),
+        (Draft(cast(Any, torch.tensor([1, 2])), cast(Any, torch.tensor([-1, -1]))), ([1, 2], [-1, -1])),
+        (Draft(range(3)), ([0, 1, 2], None)),
+        (None, None),
+    ],
+)
+def test_clean_cuts_before_the_first_bad_node(draft: Draft | None, expected: tuple[Any, Any] | None) -> None:
+    found = clean(draft, 8, VOCAB)
+    assert (None if found is None else (found.token_ids, found.parents)) == expected
+    if found is not None:
+        assert all(type(token) is int for token in [*found.token_ids, *(found.parents or [])])
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_clean_gives_nothing_where_nothing_is_allowed(limit: int) -> None:
+    assert clean(Draft([1, 2]), limit, VOCAB) is None
+
+
+def test_clean_of_anything_is_verifiable() -> None:
+    generator = random.Random(5)
+    kept = 0
+    for _ in range(300):
+        size = generator.randint(0, 9)
+        tokens = [generator.randint(-1, VOCAB) if generator.random() < 0.2 else 1 for _ in range(size)]
+        parents = [generator.randint(-2, index + 1 if generator.random() < 0.2 else index - 1) for index in range(size)]
+        draft = clean(Draft(tokens, parents if generator.random() < 0.8 else None), generator.randint(-1, 10), VOCAB)
+        check([1, 2], MODES[1], draft)
+        kept += draft is not None
+    assert 100 < kept < 300
+
+
+# ---- in the engine
+
+
+class Oracle(Plugin):
+    """Knows the answer. Proposes trees whose true branch comes late and is split between twins, or spoilt at times."""
+
+    name, role, exactness = "oracle", "drafter", "identical"
+
+    class Options(PluginOptions):
+        kind: str = "tree"
+
+    def __init__(self, options: PluginOptions | None = None) -> None:
+        super().__init__(options)
+        self.answer: list[int] = []
+
+    @hookimpl
+    def propose(self, seqs: Sequence[Seq], limits: Limits) -> list[Draft | None]:
+        propose: Callable[[list[int], int], Draft] = getattr(self, f"_{self.options.kind}")
+        return [
+            propose(self.answer[seq.num_completion_tokens :][: max(1, limit // 4)], limit) if limit else None
+            for seq, limit in zip(seqs, limits.num_draft_tokens, strict=True)
+        ]
+
+    def _chain(self, truth: list[int], limit: int) -> Draft:
+        return Draft([token ^ (index % 7 == 6) for index, token in enumerate(truth[:20])])
+
+    def _tree(self, truth: list[int], limit: int) -> Draft:
+        """Each level: two wrong tokens, the right one, its twin; the next level hangs on the twin."""
+        tokens: list[int] = []
+        parents: list[int] = []
+        parent = -1
+        for token in truth[:5]:
+            tokens += [token ^ 1, token ^ 2, token, token]
+            parents += [parent] * 4
+            parent = len(tokens) - 1
+        return Draft(tokens, parents)
+
+    def _malicious(self, truth: list[int], limit: int) -> Draft:
+        return Draft([*truth[:2], 10**9, *truth[2:], *[3] * 10_000], [-1, 0, 0, 10**6] * 3000)
+
+
+@pytest.mark.usefixtures("always_draft")
+@pytest.mark.parametrize("kind", ["chain", "tree", "malicious"])
+@pytest.mark.parametrize("mode", [{}, {"temperature": 1.1, "seed": 5, "top_k": 40, "frequency_penalty": 0.2}])
+def test_drafts_that_end_an_answer_in_their_middle(make_engine: Any, kind: str, mode: dict[str, Any]) -> None:
+    """Stopped by length, by a token and by a text: tokens, text and reason are those without a drafter."""
+    registry = PluginRegistry()
+    registry.add(Oracle)
+    engine = make_engine(registry=registry)
+    tokens = [random.Random(0).randrange(256) for _ in range(61)]  # drafts cross the edge of a block
+    whole = engine.generate(tokens, SamplingParams(max_tokens=60, ignore_eos=True, **mode))
+    late = next(i for i in range(20, 60) if whole.token_ids[i] not in whole.token_ids[:i])
+    plan = engine.plan({"oracle": {"kind": kind}})
+    plan.plugins[0].answer = whole.token_ids
+    drafted_steps = []
+    for ending in (
+        {"max_tokens": 60},
+        {"max_tokens": 7},
+        {"max_tokens": 60, "stop_token_ids": (whole.token_ids[late],)},
+        {"max_tokens": 60, "stop": (whole.text[25:28],)},
+    ):
+        params = SamplingParams(**{"ignore_eos": True, "logprobs": 1, **mode, **ending})
+        expected, found = engine.generate(tokens, params), engine.generate(tokens, params, plan=plan)
+        assert (found.token_ids, found.text, found.finish_reason) == (
+            expected.token_ids,
+            expected.text,
+            expected.finish_reason,
+        )
+        assert found.logprobs is not None and expected.logprobs is not None
+        for one, other in zip(found.logprobs, expected.logprobs, strict=True):
+            assert one == pytest.approx(other, abs=1e-9)
+        assert found.stats["failed"] == {}
+        drafted_steps.append(found.stats["steps"] / expected.stats["steps"])
+    assert min(drafted_steps) < 0.6, "drafts were accepted"
+    lane = engine.lane_of(plan)
+    lane.pool.check_integrity([])
+    assert lane.pool.num_free_blocks == lane.pool.num_blocks

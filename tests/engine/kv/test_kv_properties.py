@@ -1,0 +1,424 @@
+"""Random sequences of admit, extend, draft, fork, roll back, preempt, cache, evict and abort, against plain Python.
+
+Two worlds. In the first the pool is driven directly, beside a model that says in objects who holds which block. In the second the
+scheduler runs requests for a model that reads its whole context from the stored KV, so that a block that is lost, shared or
+copied wrongly shows in somebody's tokens. In both the store is a list of token ids, one per slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pitlane import Copy, PrefixMatch, SamplingParams, Sequence
+from pitlane.engine.kv.pool import DROPPED, Pool
+from pitlane.engine.run.scheduler import Scheduler
+from pitlane.engine.types import Column, KVGroup, Timing
+
+SIZE = 4
+FULL = KVGroup((0,), 1, 8)
+WINDOWED = KVGroup((1,), 1, 8, window=6)
+GROUPS = [(FULL,), (WINDOWED,), (FULL, WINDOWED)]
+Step = tuple[str, int, int]
+
+
+def steps_of(operations: list[str], most: int) -> st.SearchStrategy[list[Step]]:
+    number = st.integers(0, 99)
+    return st.lists(st.tuples(st.sampled_from(operations), number, number), max_size=most)
+
+
+def example_counts(count: int) -> Any:
+    """A tenth of the examples in the default tier."""
+    return pytest.mark.parametrize("examples", [count // 10, pytest.param(count, marks=pytest.mark.slow)])
+
+
+def run_examples(examples: int, strategy: st.SearchStrategy[Any], check: Any) -> None:
+    quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+    options = settings(
+        max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=quiet
+    )
+    options(given(strategy)(check))()
+
+
+def make_seq(number: int, token_ids: list[int]) -> Sequence:
+    return Sequence(
+        id=number,
+        token_ids=token_ids,
+        num_prompt_tokens=len(token_ids),
+        sampling=SamplingParams(),
+        seed=0,
+        plan=cast(Any, SimpleNamespace(hooks={"match_prefix": ()})),
+        detokenizer=cast(Any, None),
+        timing=Timing(0.0),
+        stop_token_ids=frozenset(),
+    )
+
+
+class Stores:
+    """Token ids by group and slot."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.slots: list[list[int]] = [[-1] * (pool.num_blocks * SIZE) for _ in pool.groups]
+
+    def carry_out(self) -> None:
+        for operation in self.pool.operations:
+            assert isinstance(operation, Copy)
+            store = self.slots[operation.group]
+            for target, token in zip(operation.targets, [store[slot] for slot in operation.sources], strict=True):
+                store[target] = token
+        self.pool.operations.clear()
+
+    def write(self, seq: Sequence, start: int, token_ids: list[int]) -> None:
+        for group, store in enumerate(self.slots):
+            for slot, token in zip(self.pool.slots(seq, group, start, start + len(token_ids)), token_ids, strict=True):
+                store[slot] = token
+
+    def assert_holds(self, seq: Sequence) -> None:
+        """What the next token of a sequence sees is its own computed tokens."""
+        stop = seq.num_computed_tokens
+        if not stop:
+            return
+        for group, store in enumerate(self.slots):
+            window = self.pool.groups[group].window
+            start = 0 if window is None else max(0, stop - window + 1)
+            seen = [store[slot] for slot in self.pool.slots(seq, group, start, stop)]
+            assert seen == seq.token_ids[start:stop], f"group {group} of sequence {seq.id}"
+
+
+# ---- the pool
+
+
+@dataclass(eq=False)
+class Block:
+    """A block as the model sees it."""
+
+    num_holders: int = 1
+
+
+@dataclass
+class Cached:
+    """Full blocks that a cache holds, and their tokens."""
+
+    columns: list[Column]
+    blocks: list[list[Block]]  # by group
+    token_ids: list[int]
+
+
+@dataclass
+class PoolWorld:
+    """A pool, and beside it a model of who holds what: per sequence and group a list of blocks, None where dropped."""
+
+    groups: tuple[KVGroup, ...]
+    num_blocks: int
+    seqs: list[Sequence] = field(default_factory=list)
+    model: dict[int, list[list[Block | None]]] = field(default_factory=dict)
+    cache: list[Cached] = field(default_factory=list)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.pool = Pool(self.groups, self.num_blocks, SIZE, "fingerprint")
+        self.stores = Stores(self.pool)
+
+    def blocks(self, group: int) -> set[Block]:
+        held = {block for tables in self.model.values() for block in tables[group] if block is not None}
+        return held | {block for entry in self.cache for block in entry.blocks[group]}
+
+    def num_free(self) -> int:
+        return self.num_blocks - max(len(self.blocks(group)) for group in range(len(self.groups)))
+
+    def check(self) -> None:
+        self.pool.check_integrity(self.seqs, lambda: [column for entry in self.cache for column in entry.columns])
+        assert self.pool.num_free_blocks == self.num_free()
+        for group, allocator in enumerate(self.pool.allocators):
+            wanted = sorted(block.num_holders for block in self.blocks(group))
+            assert sorted(allocator.counts[allocator.counts > 0].tolist()) == wanted
+        for seq in self.seqs:
+            self.stores.assert_holds(seq)
+
+    def run(self, steps: list[Step]) -> None:
+        for operation, a, b in steps:
+            if operation == "admit":
+                self.admit(a, b)
+            elif operation == "evict":
+                self.evict(a)
+            elif self.seqs:
+                getattr(self, operation)(self.seqs[a % len(self.seqs)], b)
+            self.check()
+        while self.seqs:
+            self.abort(self.seqs[-1], 0)
+        while self.cache:
+            self.evict(0)
+        assert self.pool.num_free_blocks == self.num_blocks
+        self.pool.check_integrity(())
+
+    def admit(self, a: int, b: int) -> None:
+        """A new sequence, which begins with some of what is cached."""
+        seq = self.new()
+        entry = self.cache[a % len(self.cache)] if self.cache and b % 3 else None
+        count = b % (len(entry.columns) + 1) if entry else 0
+        self.pool.adopt(seq, entry.columns[:count] if entry else [])
+        seq.num_computed_tokens = count * SIZE
+        seq.token_ids = entry.token_ids[: count * SIZE] if entry else []
+        self.model[seq.id] = [list(blocks[:count]) for blocks in entry.blocks] if entry else [[] for _ in self.groups]
+        self.hold(self.model[seq.id], 1)
+
+    def new(self) -> Sequence:
+        self.count += 1
+        self.seqs.append(make_seq(self.count, []))
+        return self.seqs[-1]
+
+    def hold(self, tables: Any, change: int) -> None:
+        for table in tables:
+            for block in table:
+                if block is not None:
+                    block.num_holders += change
+
+    def reserve(self, seq: Sequence, num_tokens: int) -> bool:
+        tables, first = self.model[seq.id], seq.num_computed_tokens // SIZE
+        have, wanted = len(tables[0]), -(-num_tokens // SIZE)
+        columns = list(zip(*tables, strict=True))
+        shared = [i for i in range(first, have) if any(block and block.num_holders > 1 for block in columns[i])]
+        fits = len(shared) + max(0, wanted - have) <= self.num_free()
+        assert self.pool.reserve(seq, num_tokens) is fits
+        if fits:
+            for table in tables:
+                for index in shared:
+                    cast(Block, table[index]).num_holders -= 1
+                    table[index] = Block()
+                table += [Block() for _ in range(have, wanted)]
+            self.stores.carry_out()
+        return fits
+
+    def extend(self, seq: Sequence, b: int) -> None:
+        """Compute up to nine tokens, known ones or new ones."""
+        start, stop = seq.num_computed_tokens, seq.num_computed_tokens + 1 + b % 9
+        if not self.reserve(seq, stop):
+            return
+        seq.token_ids += [1000 * seq.id + index for index in range(len(seq.token_ids), stop)]
+        self.stores.write(seq, start, seq.token_ids[start:stop])
+        seq.num_computed_tokens = stop
+        self.pool.drop(seq, stop)
+        for group, table in zip(self.groups, self.model[seq.id], strict=True):
+            for index, block in enumerate(table):
+                if group.window is not None and block and (index + 1) * SIZE <= stop - group.window + 1:
+                    block.num_holders -= 1
+                    table[index] = None
+
+    def draft(self, seq: Sequence, b: int) -> None:
+        """Write tokens that are not kept."""
+        start = seq.num_computed_tokens
+        if self.reserve(seq, start + 1 + b % 12):
+            self.stores.write(seq, start, [-2] * (1 + b % 12))
+            self.roll_back(seq, b)
+
+    def roll_back(self, seq: Sequence, b: int) -> None:
+        self.pool.roll_back(seq, seq.num_computed_tokens)
+        for table in self.model[seq.id]:
+            while len(table) > -(-seq.num_computed_tokens // SIZE):
+                cast(Block, table.pop()).num_holders -= 1
+
+    def fork(self, seq: Sequence, b: int) -> None:
+        child = self.new()
+        self.pool.fork(seq, child)
+        child.num_computed_tokens = seq.num_computed_tokens
+        child.token_ids = seq.token_ids[: seq.num_computed_tokens]
+        count = -(-seq.num_computed_tokens // SIZE)
+        self.model[child.id] = [table[:count] for table in self.model[seq.id]]
+        self.hold(self.model[child.id], 1)
+
+    def preempt(self, seq: Sequence, b: int) -> None:
+        self.pool.release(seq)
+        seq.num_computed_tokens = 0
+        self.hold(self.model[seq.id], -1)
+        self.model[seq.id] = [[] for _ in self.groups]
+
+    def abort(self, seq: Sequence, b: int) -> None:
+        self.preempt(seq, b)
+        self.seqs.remove(seq)
+        del self.model[seq.id]
+
+    def keep(self, seq: Sequence, b: int) -> None:
+        """A cache holds the first blocks, unless some are dropped."""
+        count = min(1 + b % 5, seq.num_computed_tokens // SIZE)
+        columns = [seq.column(index) for index in range(count)]
+        if not columns or any(DROPPED in column for column in columns):
+            return
+        for column in columns:
+            self.pool.lock(column)
+        blocks = [[cast(Block, block) for block in table[:count]] for table in self.model[seq.id]]
+        self.hold(blocks, 1)
+        self.cache.append(Cached(columns, blocks, seq.token_ids[: count * SIZE]))
+
+    def evict(self, a: int) -> None:
+        if self.cache:
+            entry = self.cache.pop(a % len(self.cache))
+            for index, column in enumerate(entry.columns):
+                alone = all(blocks[index].num_holders == 1 for blocks in entry.blocks)
+                assert self.pool.is_idle(column) is alone
+                self.pool.unlock(column)
+            self.hold(entry.blocks, -1)
+
+
+POOL_OPERATIONS = [
+    "admit",
+    "extend",
+    "extend",
+    "extend",
+    "draft",
+    "roll_back",
+    "fork",
+    "preempt",
+    "abort",
+    "keep",
+    "evict",
+]
+pools = st.tuples(st.sampled_from(GROUPS), st.integers(1, 16), steps_of(POOL_OPERATIONS, 24))
+
+
+@example_counts(10_000)
+def test_the_pool_agrees_with_a_plain_model(examples: int) -> None:
+    def check(example: tuple[tuple[KVGroup, ...], int, list[Step]]) -> None:
+        groups, num_blocks, steps = example
+        PoolWorld(groups, num_blocks).run(steps)
+
+    run_examples(examples, pools, check)
+
+
+# ---- the scheduler
+
+
+def next_token(context: list[int], sample: int) -> int:
+    return hash((sample, *context)) % 3
+
+
+class SchedulerWorld:
+    """Requests, a cache of prefixes, and a model whose next token depends on all that it reads from the store."""
+
+    def __init__(self, groups: tuple[KVGroup, ...], num_blocks: int, budget: int) -> None:
+        self.pool = Pool(groups, num_blocks, SIZE, "fingerprint")
+        self.stores = Stores(self.pool)
+        self.scheduler = Scheduler(self.pool, budget, 6, self.match, self.reclaim)
+        self.cache: dict[tuple[int, ...], Column] = {}  # a block, by all tokens up to its end
+        self.count = 0
+        self.num_finished = self.num_preempted = self.num_cached = self.num_forked = 0
+
+    def match(self, seq: Sequence, pool: Pool) -> PrefixMatch:
+        found = PrefixMatch()
+        while (len(found.blocks) + 1) * SIZE < seq.num_tokens:
+            column = self.cache.get(tuple(seq.token_ids[: (len(found.blocks) + 1) * SIZE]))
+            if column is None:
+                break
+            found.blocks.append(column)
+        start = len(found.blocks) * SIZE
+        for key, column in self.cache.items():
+            same = [a == b for a, b in zip(key[start:], seq.token_ids[start:-1], strict=False)]
+            count = same.index(False) if False in same else len(same)
+            if len(key) == start + SIZE and key[:start] == tuple(seq.token_ids[:start]) and count:
+                found.tail = (column, count)
+        return found
+
+    def reclaim(self, pool: Pool, num_blocks: int) -> None:
+        for key in [key for key, column in self.cache.items() if pool.is_idle(column)][:num_blocks]:
+            self.pool.unlock(self.cache.pop(key))
+
+    def submit(self, a: int, b: int) -> None:
+        """Prompts of few different tokens, so that they often begin alike; a quarter of them with several samples."""
+        token_ids = [(a >> index % 3) % 2 for index in range(1 + b % 23)]
+        ids = [self.count + index for index in range(1 + (a % 4 == 3) * (1 + b % 3))]
+        self.count += len(ids)
+        seq, *forks = [make_seq(number, list(token_ids)) for number in ids]
+        for index, one in enumerate((seq, *forks)):
+            one.samples = tuple(ids)
+            one.state["sample"] = index
+        seq.forks = forks
+        self.scheduler.add(seq)
+
+    def abort(self, a: int, b: int) -> None:
+        seqs = self.scheduler.seqs
+        if seqs:
+            self.scheduler.remove(seqs[a % len(seqs)])
+
+    def step(self, a: int = 1, b: int = 0) -> None:
+        scheduled = self.scheduler.schedule()
+        for seq in [seq for seq in self.scheduler.waiting if seq.error]:
+            self.scheduler.remove(seq)
+        decoding = sum(seq.is_decoding for seq in scheduled)
+        assert sum(seq.num_scheduled_tokens for seq in scheduled) <= max(self.scheduler.max_step_tokens, decoding)
+        self.stores.carry_out()
+        for seq in scheduled:
+            start, stop = seq.num_computed_tokens, seq.num_computed_tokens + seq.num_scheduled_tokens
+            assert start < stop <= seq.num_tokens - bool(seq.forks)
+            self.stores.write(seq, start, seq.token_ids[start:stop])
+        for seq in scheduled:
+            seq.num_computed_tokens += seq.num_scheduled_tokens
+            seq.num_scheduled_tokens = 0
+            self.stores.assert_holds(seq)
+            if seq.num_uncomputed_tokens == 0:
+                seq.token_ids.append(next_token(seq.token_ids, seq.state["sample"]))
+                self.pool.roll_back(seq, seq.num_computed_tokens)
+            if a % 2:
+                self.keep(seq)
+            self.pool.drop(seq, seq.num_computed_tokens)
+            if seq.num_completion_tokens >= 7:
+                self.finish(seq)
+        self.pool.check_integrity(self.scheduler.seqs, lambda: list(self.cache.values()))
+
+    def keep(self, seq: Sequence) -> None:
+        while (seq.num_sealed_blocks + 1) * SIZE <= seq.num_computed_tokens:
+            column = seq.column(seq.num_sealed_blocks)
+            seq.num_sealed_blocks += 1
+            key = tuple(seq.token_ids[: seq.num_sealed_blocks * SIZE])
+            if key not in self.cache and DROPPED not in column:
+                self.pool.lock(column)
+                self.cache[key] = column
+
+    def finish(self, seq: Sequence) -> None:
+        alone = seq.token_ids[: seq.num_prompt_tokens]
+        while len(alone) < seq.num_tokens:
+            alone.append(next_token(alone, seq.state["sample"]))
+        assert seq.token_ids == alone
+        self.num_finished += 1
+        self.num_preempted += seq.num_preemptions > 0
+        self.num_cached += seq.num_cached_tokens > 0
+        self.num_forked += seq.state["sample"] > 0
+        self.scheduler.remove(seq)
+
+    def run(self, steps: list[Step]) -> None:
+        for operation, a, b in steps:
+            getattr(self, operation)(a, b)
+        for _ in range(3000):
+            if not self.scheduler.seqs:
+                break
+            self.step()
+        assert not self.scheduler.seqs, "everybody comes to an end"
+        self.reclaim(self.pool, self.pool.num_blocks)
+        assert self.pool.num_free_blocks == self.pool.num_blocks
+
+
+worlds = st.tuples(
+    st.sampled_from(GROUPS),
+    st.integers(8, 24),
+    st.sampled_from([1, 3, 8, 64]),
+    steps_of(["submit", "submit", "submit", "step", "step", "abort"], 16),
+)
+
+
+@example_counts(2_000)
+def test_whatever_happens_everybody_gets_their_own_tokens(examples: int) -> None:
+    met = dict.fromkeys(("num_finished", "num_preempted", "num_cached", "num_forked"), 0)
+
+    def check(example: tuple[tuple[KVGroup, ...], int, int, list[Step]]) -> None:
+        groups, num_blocks, budget, steps = example
+        world = SchedulerWorld(groups, num_blocks, budget)
+        world.run(steps)
+        for name in met:
+            met[name] += getattr(world, name)
+
+    run_examples(examples, worlds, check)
+    assert all(count >= examples // 20 for count in met.values()), met

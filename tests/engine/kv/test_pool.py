@@ -1,0 +1,296 @@
+"""Blocks: who owns which, adjacency, sharing, copy on write, dropping behind windows. Random sequences: test_kv_properties."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, cast
+
+import pytest
+
+from pitlane import Copy, SamplingParams, Sequence
+from pitlane.engine.kv.pool import DROPPED, BlockAllocator, Pool
+from pitlane.engine.types import KVGroup, Timing
+
+SIZE = 4
+FULL = KVGroup((0, 1), 2, 8)
+WINDOWED = KVGroup((2,), 2, 8, window=6)
+
+
+def make_pool(num_blocks: int = 12, *groups: KVGroup) -> Pool:
+    return Pool(groups or (FULL,), num_blocks, SIZE, "fingerprint")
+
+
+def make_seq(number: int = 0) -> Sequence:
+    return Sequence(
+        id=number,
+        token_ids=[1],
+        num_prompt_tokens=1,
+        sampling=SamplingParams(),
+        seed=0,
+        plan=cast(Any, None),
+        detokenizer=cast(Any, None),
+        timing=Timing(0.0),
+        stop_token_ids=frozenset(),
+    )
+
+
+# ---- the allocator
+
+
+def test_blocks_taken_at_once_are_adjacent() -> None:
+    allocator = BlockAllocator(10)
+    assert allocator.take(4, None) == [0, 1, 2, 3]
+    assert allocator.num_free == 6
+
+
+def test_a_table_grows_right_behind_its_last_block() -> None:
+    allocator = BlockAllocator(20)
+    first = allocator.take(3, None)
+    second = allocator.take(3, None)
+    assert second[0] > first[-1] + 1, "the second leaves the first room to grow"
+    assert allocator.take(2, first[-1]) == [first[-1] + 1, first[-1] + 2]
+    assert allocator.take(2, second[-1]) == [second[-1] + 1, second[-1] + 2]
+
+
+def test_what_is_taken_behind_an_occupied_block_comes_from_the_largest_run() -> None:
+    allocator = BlockAllocator(12)
+    allocator.take(12, None)
+    for block in (1, 5, 6, 7, 8, 10):
+        allocator.release(block)
+    assert allocator.take(2, 2) == [7, 8]  # the middle of [5, 9): whoever holds 4 may grow
+    assert sorted(allocator.take(4, None)) == [1, 5, 6, 10]
+    assert allocator.num_free == 0
+
+
+def test_every_block_can_be_taken_one_by_one() -> None:
+    allocator = BlockAllocator(31)
+    assert sorted(block for _ in range(31) for block in allocator.take(1, None)) == list(range(31))
+
+
+def test_a_shared_block_is_free_after_its_last_release() -> None:
+    allocator = BlockAllocator(2)
+    (block,) = allocator.take(1, None)
+    allocator.share(block)
+    allocator.release(block)
+    assert allocator.num_free == 1
+    allocator.release(block)
+    assert allocator.num_free == 2
+    with pytest.raises(AssertionError, match=f"block {block} is released twice"):
+        allocator.release(block)
+    with pytest.raises(AssertionError, match=f"block {block} is free"):
+        allocator.share(block)
+    with pytest.raises(AssertionError, match="asked for 3 blocks, 2 are free"):
+        allocator.take(3, None)
+
+
+def test_a_dropped_block_is_nobodys() -> None:
+    allocator = BlockAllocator(2)
+    allocator.take(2, None)
+    for verb in (allocator.release, allocator.share):
+        with pytest.raises(AssertionError):
+            verb(DROPPED)
+    assert allocator.counts.tolist() == [1, 1]
+
+
+# ---- the pool
+
+
+def test_reserve_is_all_or_nothing() -> None:
+    pool, one, two = make_pool(5, FULL, WINDOWED), make_seq(1), make_seq(2)
+    assert pool.reserve(one, 3 * SIZE)
+    assert [len(table) for table in one.block_tables] == [3, 3]
+    assert not pool.reserve(two, 2 * SIZE + 1)
+    assert two.block_tables == [] and pool.num_free_blocks == 2
+    assert not pool.reserve(one, 5 * SIZE + 1)
+    assert [len(table) for table in one.block_tables] == [3, 3]
+    assert pool.reserve(two, 2 * SIZE) and pool.num_free_blocks == 0
+    assert pool.reserve(one, 3 * SIZE), "nothing more is needed"
+    pool.check_integrity([one, two])
+
+
+@pytest.mark.parametrize("num_tokens, blocks", [(0, 0), (1, 1), (SIZE, 1), (SIZE + 1, 2), (3 * SIZE, 3)])
+def test_missing_blocks_are_rounded_up(num_tokens: int, blocks: int) -> None:
+    pool, seq = make_pool(), make_seq()
+    assert pool.num_missing_blocks(seq, num_tokens) == blocks
+    pool.reserve(seq, SIZE)
+    assert pool.num_missing_blocks(seq, num_tokens) == max(0, blocks - 1)
+
+
+def test_an_adopted_prefix_is_shared_until_both_let_go() -> None:
+    pool, owner, guest = make_pool(8, FULL, WINDOWED), make_seq(1), make_seq(2)
+    pool.reserve(owner, 3 * SIZE)
+    prefix = [owner.column(0), owner.column(1)]
+    pool.adopt(guest, prefix)
+    guest.num_computed_tokens = 2 * SIZE
+    assert guest.block_tables == [table[:2] for table in owner.block_tables]
+    pool.reserve(guest, 3 * SIZE)
+    assert guest.column(2) != owner.column(2) and pool.num_free_blocks == 8 - 4
+    pool.check_integrity([owner, guest])
+    pool.release(owner)
+    assert pool.num_free_blocks == 8 - 3 and owner.block_tables == []
+    pool.check_integrity([guest])
+    pool.release(guest)
+    assert pool.num_free_blocks == 8
+    with pytest.raises(AssertionError, match="only an empty sequence"):
+        pool.reserve(guest, 1)
+        pool.adopt(guest, prefix)
+
+
+@pytest.mark.parametrize("num_tokens, kept", [(12, 3), (11, 3), (9, 3), (8, 2), (1, 1), (0, 0)])
+def test_roll_back_keeps_the_block_of_the_last_token(num_tokens: int, kept: int) -> None:
+    pool, seq = make_pool(8, FULL, WINDOWED), make_seq()
+    pool.reserve(seq, 3 * SIZE)
+    before = [list(table) for table in seq.block_tables]
+    pool.roll_back(seq, num_tokens)
+    assert seq.block_tables == [table[:kept] for table in before]
+    assert pool.num_free_blocks == 8 - kept
+    pool.check_integrity([seq])
+
+
+def test_roll_back_leaves_shared_blocks_to_the_others() -> None:
+    pool, owner, guest = make_pool(), make_seq(1), make_seq(2)
+    pool.reserve(owner, 2 * SIZE)
+    pool.adopt(guest, [owner.column(0), owner.column(1)])
+    pool.roll_back(guest, SIZE)
+    pool.check_integrity([owner, guest])
+    assert len(owner.block_tables[0]) == 2 and pool.num_free_blocks == 10
+
+
+def test_drop_frees_only_what_no_later_token_sees() -> None:
+    """Window 6: token p sees [p - 5, p]. After n computed tokens the next one is n."""
+    for num_computed in range(1, 25):
+        pool, seq = make_pool(8, FULL, WINDOWED), make_seq()
+        pool.reserve(seq, 24)
+        full = list(seq.block_tables[0])
+        for count in range(1, num_computed + 1):
+            pool.drop(seq, count)
+        first_seen = max(0, num_computed - 5)
+        dropped = [block == DROPPED for block in seq.block_tables[1]]
+        assert dropped == [(index + 1) * SIZE <= first_seen for index in range(6)]
+        assert seq.block_tables[0] == full, "the group without a window keeps all"
+        pool.check_integrity([seq])
+        pool.spans(seq, 1, first_seen, 24)  # all that is seen is there
+        pool.release(seq)
+        pool.check_integrity([])
+
+
+def test_drop_at_once_equals_drop_step_by_step() -> None:
+    pool, one, two = make_pool(16, WINDOWED), make_seq(1), make_seq(2)
+    for seq in (one, two):
+        pool.reserve(seq, 24)
+    for count in range(24):
+        pool.drop(one, count)
+    pool.drop(two, 23)
+    assert [b == DROPPED for b in one.block_tables[0]] == [b == DROPPED for b in two.block_tables[0]]
+    assert one.block_tables[0].count(DROPPED) == 4
+
+
+def test_a_dropped_block_stays_with_who_locked_it() -> None:
+    pool, seq = make_pool(8, FULL, WINDOWED), make_seq()
+    pool.reserve(seq, 16)
+    column = seq.column(0)
+    pool.lock(column)
+    assert not pool.is_idle(column)
+    pool.drop(seq, 16)
+    assert seq.column(0) == (column[0], DROPPED)
+    pool.check_integrity([seq], lambda: [column])
+    pool.release(seq)
+    assert pool.is_idle(column)
+    pool.lock((column[0], DROPPED))  # a column may lack what was dropped
+    assert not pool.is_idle(column)
+    pool.unlock((column[0], DROPPED))
+    pool.unlock(column)
+    pool.check_integrity([])
+
+
+def test_reaching_into_a_dropped_block_is_refused() -> None:
+    pool, seq = make_pool(8, WINDOWED), make_seq()
+    pool.reserve(seq, 16)
+    pool.drop(seq, 16)
+    for verb in (pool.spans, pool.slots):
+        with pytest.raises(AssertionError, match="dropped block"):
+            verb(seq, 0, 5, 16)
+
+
+def test_spans_and_slots_follow_the_table() -> None:
+    pool, seq = make_pool(10), make_seq()
+    seq.block_tables = [[5, 6, 2, 3, 4, 9]]
+    naive = [seq.block_tables[0][token // SIZE] * SIZE + token % SIZE for token in range(6 * SIZE)]
+    for start in range(24):
+        for stop in range(start, 25):
+            assert pool.slots(seq, 0, start, stop) == naive[start:stop]
+            spans = pool.spans(seq, 0, start, stop)
+            found = [(slot, span.first + i) for span in spans for i, slot in enumerate(range(span.start, span.stop))]
+            assert found == [(naive[token], token) for token in range(start, stop)]
+            assert all(span.start < span.stop for span in spans), "torch's attention dies of an empty one"
+            assert all(a.stop != b.start for a, b in pairwise(spans)), "runs are as long as can be"
+    assert len(pool.spans(seq, 0, 0, 24)) == 3
+
+
+@pytest.mark.parametrize(
+    "harm", ["lost reference", "lost block", "wrong free count", "forgotten lock", "foreign block"]
+)
+def test_check_integrity_sees_every_leak(harm: str) -> None:
+    pool, seq = make_pool(8, FULL, WINDOWED), make_seq()
+    pool.reserve(seq, 3 * SIZE)
+    pool.check_integrity([seq])
+    if harm == "lost reference":
+        pool.allocators[0].share(seq.block_tables[0][1])
+    elif harm == "lost block":
+        seq.block_tables[1].pop()
+    elif harm == "wrong free count":
+        pool.allocators[1].num_free += 1
+    elif harm == "forgotten lock":
+        pool.lock(seq.column(0))
+        pool.check_integrity([seq], lambda: [seq.column(0)])
+        pool.unlock(seq.column(0))
+        with pytest.raises(AssertionError, match="group 0: counts differ from what plugins hold"):
+            pool.check_integrity([seq], lambda: [seq.column(0)])
+        with pytest.raises(AssertionError, match="is not locked"):
+            pool.unlock(seq.column(0))
+        return
+    else:
+        seq.block_tables[0][0] = 7
+    with pytest.raises(AssertionError, match=r"group [01]: (counts differ|free count is off)"):
+        pool.check_integrity([seq])
+
+
+# ---- fork and copy on write
+
+
+def test_a_fork_shares_every_block_until_somebody_writes() -> None:
+    pool, seq, child = make_pool(8, FULL, WINDOWED), make_seq(1), make_seq(2)
+    pool.reserve(seq, 3 * SIZE)
+    seq.num_computed_tokens = child.num_computed_tokens = 2 * SIZE + 1
+    pool.fork(seq, child)
+    assert child.block_tables == seq.block_tables and pool.num_free_blocks == 5
+    shared = seq.column(2)
+    assert pool.num_missing_blocks(child, 2 * SIZE + 2) == 1, "the last block has a token of both and is to be written"
+    assert pool.reserve(child, 2 * SIZE + 2)
+    assert child.column(2) != shared and seq.column(2) == shared and pool.num_free_blocks == 4
+    assert [table[:2] for table in child.block_tables] == [table[:2] for table in seq.block_tables]
+    copies = [operation for operation in pool.operations if isinstance(operation, Copy)]
+    assert [(copy.group, copy.sources) for copy in copies] == [(g, [shared[g] * SIZE]) for g in (0, 1)]
+    assert [copy.targets for copy in copies] == [pool.slots(child, g, 2 * SIZE, 2 * SIZE + 1) for g in (0, 1)]
+    assert pool.reserve(seq, 2 * SIZE + 2) and len(pool.operations) == 2, "the last holder writes in place"
+    pool.check_integrity([seq, child])
+
+
+def test_a_fork_at_a_block_boundary_copies_nothing() -> None:
+    pool, seq, child = make_pool(), make_seq(1), make_seq(2)
+    pool.reserve(seq, 2 * SIZE)
+    seq.num_computed_tokens = child.num_computed_tokens = 2 * SIZE
+    pool.fork(seq, child)
+    assert pool.reserve(child, 3 * SIZE) and pool.reserve(seq, 3 * SIZE)
+    assert not pool.operations and child.column(2) != seq.column(2)
+    pool.check_integrity([seq, child])
+
+
+def test_a_copy_needs_a_free_block() -> None:
+    pool, seq, child = make_pool(1), make_seq(1), make_seq(2)
+    pool.reserve(seq, 2)
+    seq.num_computed_tokens = child.num_computed_tokens = 2
+    pool.fork(seq, child)
+    assert not pool.reserve(child, 3) and not pool.operations and child.block_tables == seq.block_tables
+    pool.release(seq)
+    assert pool.reserve(child, 3) and not pool.operations

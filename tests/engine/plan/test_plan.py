@@ -1,0 +1,353 @@
+"""Plans: what may stand together, options, keys, and settings from a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from pydantic import Field
+
+from pitlane import BadOption, PitlaneError, PlanConflict, Plugin, PluginFailed, PluginOptions, UnknownPlugin, hookimpl
+from pitlane.engine.plan.plan import HookError, Plan, Planner, parse_settings
+from pitlane.engine.plan.plugin import Exactness
+from pitlane.engine.plan.registry import PluginRegistry
+
+
+class Chain(Plugin):
+    """Drafts chains."""
+
+    name, role, exactness, stage = "chain", "drafter", "identical", 5
+
+    class Options(PluginOptions):
+        length: int = Field(4, ge=1, le=16)
+        share: float = 0.5
+        eager: bool = False
+
+    @hookimpl
+    def propose(self, limits: Any) -> Any:
+        return self.options.length
+
+
+class Tree(Plugin):
+    """Drafts trees."""
+
+    name, role, exactness = "tree", "drafter", "identical"
+
+    @hookimpl
+    def propose(self, seqs: Any, limits: Any) -> Any:
+        return None
+
+
+class Packed(Plugin):
+    """Builds linears; exact at 16 bits only."""
+
+    name, role, exactness = "packed", "linear", "identical"
+
+    class Options(PluginOptions):
+        bits: int = 8
+
+    @classmethod
+    def exactness_for(cls, options: Any) -> Exactness:
+        return "identical" if options.bits == 16 else "approximate"
+
+    @hookimpl
+    def build_linear(self, parts: Any, context: Any) -> None:
+        raise BadOption("group_size must divide in_features")
+
+
+class Ban(Plugin):
+    """Steers."""
+
+    name, exactness, requires, conflicts, stage = "ban", "steering", ("packed",), ("tree",), -1
+
+    @hookimpl
+    def adjust_logits(self, rows: Any) -> Any:
+        raise BadOption("a named error")
+
+    @staticmethod
+    @hookimpl
+    def step_finished(stats: Any) -> None:
+        raise ZeroDivisionError("steps")
+
+
+class Reader(Plugin):
+    """Serves the host."""
+
+    name, exactness = "reader", "identical"
+
+    @hookimpl
+    def load_document(self, path: str) -> Any:
+        return path
+
+
+class Costly(Plugin):
+    """Counts how often it is made, and may refuse to be."""
+
+    name, exactness = "costly", "identical"
+    made = 0
+
+    class Options(PluginOptions):
+        broken: bool = False
+
+    def __init__(self, options: PluginOptions | None = None) -> None:
+        super().__init__(options)
+        type(self).made += 1
+        if self.options.broken:
+            raise OSError("no such device")
+
+
+@pytest.fixture
+def registry() -> PluginRegistry:
+    registry = PluginRegistry()
+    for plugin in (Chain, Tree, Packed, Ban, Reader, Costly):
+        registry.add(plugin)
+    return registry
+
+
+@pytest.fixture
+def planner(registry: PluginRegistry) -> Planner:
+    return Planner(registry)
+
+
+# ---- what may stand together
+
+
+def test_a_role_has_one_holder(planner: Planner) -> None:
+    with pytest.raises(PlanConflict, match=r"^drafter is held by chain; take it out to enable tree$"):
+        planner.resolve({"chain": {}, "tree": {}})
+    assert planner.resolve({"chain": {}, "packed": {}}).names == ["packed", "chain"]
+
+
+def test_what_is_required_must_be_there(planner: Planner) -> None:
+    with pytest.raises(PlanConflict, match=r"^ban requires packed; enable it too$"):
+        planner.resolve({"ban": {}})
+    assert planner.resolve({"ban": {}, "packed": {}}).names == ["ban", "packed"]
+
+
+@pytest.mark.parametrize("order", [("ban", "packed", "tree"), ("tree", "packed", "ban")])
+def test_a_conflict_is_refused_whatever_the_order(planner: Planner, order: Sequence[str]) -> None:
+    with pytest.raises(PlanConflict, match=r"^ban cannot run with tree; take one of them out$"):
+        planner.resolve({name: {} for name in order})
+
+
+def test_a_refused_plan_is_refused_again(planner: Planner) -> None:
+    for _ in range(2):
+        with pytest.raises(PlanConflict):
+            planner.resolve({"ban": {}})
+
+
+def test_an_unknown_plugin_lists_the_known(planner: Planner) -> None:
+    with pytest.raises(UnknownPlugin, match="unknown plugin 'chian'; known: ban, chain, costly, packed, tree"):
+        planner.resolve({"chian": {}})
+
+
+def test_what_serves_the_host_is_no_part_of_a_plan(planner: Planner) -> None:
+    with pytest.raises(BadOption, match="reader serves the host and is always on"):
+        planner.resolve({"reader": {}})
+
+
+def test_a_plugin_that_cannot_start_is_a_named_error(planner: Planner) -> None:
+    for _ in range(2):
+        with pytest.raises(PluginFailed, match="costly cannot start: OSError: no such device"):
+            planner.resolve({"costly": {"broken": True}})
+    assert not planner._plugins
+
+
+# ---- options
+
+
+def test_options_come_as_text_from_a_command_line(planner: Planner) -> None:
+    plan = planner.resolve({"chain": {"length": "7", "share": "0.25", "eager": "true"}})
+    assert plan.settings == {"chain": {"length": 7, "share": 0.25, "eager": True}}
+    assert plan is planner.resolve({"chain": {"length": 7, "share": 0.25, "eager": True}})
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"lenght": 7}, "chain has no option 'lenght'; its options are: length, share, eager"),
+        ({"length": "many"}, "chain.length = 'many': .*integer"),
+        ({"length": 17}, "chain.length = 17: .*less than or equal to 16"),
+        ({"eager": "perhaps"}, "chain.eager = 'perhaps': .*boolean"),
+    ],
+)
+def test_a_bad_option_is_named_with_its_value(planner: Planner, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadOption, match=f"^{message}"):
+        planner.resolve({"chain": options})
+
+
+def test_a_plugin_without_options_says_so(planner: Planner) -> None:
+    with pytest.raises(BadOption, match="tree has no option 'depth'; its options are: none"):
+        planner.resolve({"tree": {"depth": 1}})
+
+
+# ---- identity
+
+
+def test_equal_settings_give_the_same_plan_and_instance(planner: Planner) -> None:
+    plan = planner.resolve({"chain": {}, "packed": {}})
+    assert plan is planner.resolve({"packed": {"bits": 8}, "chain": {"length": 4}})
+    alone = planner.resolve({"chain": {}})
+    assert alone is not plan and alone.plugins[0] is plan.plugins[1]
+    other = planner.resolve({"chain": {"length": 5}})
+    assert other is not alone and other.plugins[0] is not alone.plugins[0]
+    assert planner.resolve({}) is planner.resolve({}) and planner.resolve({}).plugins == ()
+    assert len(planner._plugins) == 3
+
+
+def test_an_instance_is_made_once(planner: Planner) -> None:
+    """Making one may open files and start threads."""
+    Costly.made = 0
+    for others in ([], ["chain"], ["tree"], []):
+        planner.resolve({name: {} for name in ["costly", *others]})
+    assert Costly.made == 1
+
+
+def test_order_is_by_stage_then_name(planner: Planner) -> None:
+    assert planner.resolve({"chain": {}, "packed": {}, "costly": {}, "ban": {}}).names == [
+        "ban",
+        "costly",
+        "packed",
+        "chain",
+    ]
+
+
+def test_keys_hold_what_weights_and_kv_depend_on(planner: Planner) -> None:
+    bare, drafted = planner.resolve({}), planner.resolve({"chain": {}})
+    assert bare.variant_key == drafted.variant_key == bare.lane_key == drafted.lane_key == drafted.kv_key == ()
+    eight, four = planner.resolve({"packed": {}}), planner.resolve({"packed": {"bits": 4}})
+    assert eight.variant_key == eight.lane_key == eight.kv_key == ('packed@1{"bits":8}',)
+    assert len({bare.lane_key, eight.lane_key, four.lane_key}) == 3
+    assert planner.resolve({"packed": {}, "chain": {}, "ban": {}}).lane_key == eight.lane_key
+    exact = planner.resolve({"packed": {"bits": 16}})
+    assert exact.lane_key != eight.lane_key and exact.kv_key == (), "its KV is that of the plain core"
+
+
+@pytest.mark.parametrize(
+    "settings, exactness",
+    [
+        ({}, "identical"),
+        ({"chain": {}}, "identical"),
+        ({"packed": {"bits": 16}}, "identical"),
+        ({"packed": {}, "chain": {}}, "approximate"),
+        ({"packed": {}, "ban": {}}, "steering"),
+    ],
+)
+def test_a_plan_is_as_exact_as_its_weakest_part(planner: Planner, settings: Any, exactness: str) -> None:
+    assert planner.resolve(settings).exactness() == exactness
+
+
+# ---- hooks
+
+
+def test_hooks_get_what_they_ask_for_and_are_charged(planner: Planner) -> None:
+    plan = planner.resolve({"chain": {"length": 3}})
+    charged: list[tuple[str, float]] = []
+    found = plan.first("propose", lambda name, seconds: charged.append((name, seconds)), seqs=[], limits=None)
+    assert found == 3 and charged[0][0] == "chain" and charged[0][1] > 0
+    assert plan.first("match_prefix", lambda name, seconds: charged.append((name, seconds)), seq=0, pool=0) is None
+    assert len(charged) == 1
+
+
+def hook(plan: Plan, name: str) -> Any:
+    (found,) = plan.hooks[name]
+    return found
+
+
+def test_an_error_in_a_step_names_the_plugin_even_if_it_has_a_name(planner: Planner) -> None:
+    """A PitlaneError out of a step's hook would reach requests that have nothing to do with the plugin."""
+    plan = planner.resolve({"ban": {}, "packed": {}})
+    with pytest.raises(HookError, match="ban.adjust_logits: BadOption: a named error") as caught:
+        hook(plan, "adjust_logits")(rows=None)
+    assert caught.value.plugin is plan.plugins[0]
+    with pytest.raises(HookError, match="ban.step_finished: ZeroDivisionError: steps"):
+        hook(plan, "step_finished")(stats=None)
+    assert hook(plan, "step_finished").seconds > 0, "a failing call is timed too"
+
+
+def test_a_named_error_while_loading_is_raised_as_it_is(planner: Planner) -> None:
+    with pytest.raises(BadOption, match="^group_size must divide in_features$"):
+        hook(planner.resolve({"packed": {}}), "build_linear")(parts=[], context=None)
+
+
+# ---- settings from a command line
+
+DEFAULT = {"tree": {}, "packed": {"bits": 4}}
+
+
+@pytest.mark.parametrize(
+    "text, options, expected",
+    [
+        (None, [], {"tree": {}, "packed": {"bits": 4}}),
+        ("", [], {}),
+        (" , ", [], {}),
+        ("chain", [], {"chain": {}}),
+        (" chain , packed ", [], {"chain": {}, "packed": {}}),
+        ("-tree", [], {"packed": {"bits": 4}}),
+        ("-costly", [], {"tree": {}, "packed": {"bits": 4}}),
+        ("+costly", [], {"tree": {}, "packed": {"bits": 4}, "costly": {}}),
+        ("+chain", [], {"packed": {"bits": 4}, "chain": {}}),
+        ("+chain,-packed", [], {"chain": {}}),
+        ("+packed", [], {"tree": {}, "packed": {"bits": 4}}),
+        ("+chain", ["chain.length=9"], {"packed": {"bits": 4}, "chain": {"length": "9"}}),
+        (None, ["packed.bits=16"], {"tree": {}, "packed": {"bits": "16"}}),
+        ("chain", ["chain.share=0.1", "chain.eager=a=b"], {"chain": {"share": "0.1", "eager": "a=b"}}),
+    ],
+)
+def test_settings_from_text(
+    registry: PluginRegistry, text: str | None, options: list[str], expected: dict[str, Any]
+) -> None:
+    assert parse_settings(text, options, DEFAULT, registry).settings == expected
+    assert DEFAULT == {"tree": {}, "packed": {"bits": 4}}, "the default is not changed"
+
+
+@pytest.mark.parametrize(
+    "text, options, error, message",
+    [
+        ("chain,+tree", [], BadOption, r"'chain,\+tree' mixes names with \+name and -name"),
+        ("-chain,+chain", [], BadOption, r"'-chain,\+chain' both adds and removes chain"),
+        ("nothing", [], UnknownPlugin, "unknown plugin 'nothing'; known:"),
+        ("+nothing", [], UnknownPlugin, "unknown plugin 'nothing'; known:"),
+        ("-nothing", [], UnknownPlugin, "unknown plugin 'nothing'; known:"),
+        (None, ["packed.bits"], BadOption, "option 'packed.bits' is not of the form plugin.key=value"),
+        (None, ["bits=4"], BadOption, "option 'bits=4' is not of the form plugin.key=value"),
+        (None, [".bits=4"], BadOption, "is not of the form"),
+        (None, ["chain.length=4"], BadOption, r"plugin chain is not in the plan \(tree, packed\)"),
+        ("", ["chain.length=4"], BadOption, r"plugin chain is not in the plan \(empty\)"),
+    ],
+)
+def test_bad_settings_are_named(
+    registry: PluginRegistry, text: str | None, options: list[str], error: type[PitlaneError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        parse_settings(text, options, DEFAULT, registry)
+
+
+@pytest.mark.parametrize("text", ["+chain,+tree", "chain,tree", "-packed,+chain,+tree"])
+def test_a_text_that_names_two_plugins_of_a_role_is_refused(registry: PluginRegistry, text: str) -> None:
+    with pytest.raises(PlanConflict, match="drafter is held by chain; take it out to enable tree"):
+        parse_settings(text, [], DEFAULT, registry)
+
+
+@pytest.mark.parametrize(
+    "text, replaced",
+    [
+        ("+chain", ["chain replaces tree; a plan has one drafter"]),
+        ("+chain,-tree", []),
+        ("+tree", []),
+        ("+costly", []),
+        ("chain", []),
+        ("", []),
+    ],
+)
+def test_an_added_plugin_says_which_plugin_it_replaces(
+    registry: PluginRegistry, text: str, replaced: list[str]
+) -> None:
+    assert [str(replacement) for replacement in parse_settings(text, [], DEFAULT, registry).replaced] == replaced
+
+
+def test_a_plugin_that_was_added_before_is_replaced_too(registry: PluginRegistry, planner: Planner) -> None:
+    settings = parse_settings("+chain", [], {}, registry).settings
+    settings, replaced = parse_settings("+tree", [], settings, registry)
+    assert planner.resolve(settings).names == ["tree"] and replaced[0].old == "chain"

@@ -1,0 +1,591 @@
+"""Scheduling: budget, order, chunks, preemption, prefixes; a fake step stands for the model."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from pitlane import Copy, Load, PrefixMatch, PromptTooLong, SamplingParams, Sequence
+from pitlane.engine.kv.pool import Pool
+from pitlane.engine.pacing.budget import MIN_TOKENS, StepBudget
+from pitlane.engine.run.scheduler import LOAD_RATE, Scheduler, shares
+from pitlane.engine.types import Column, KVGroup, Timing
+
+SIZE = 4
+GROUPS = (KVGroup((0,), 1, 8), KVGroup((1,), 1, 8, window=6))
+
+
+def make_seq(number: int, num_tokens: int) -> Sequence:
+    return Sequence(
+        id=number,
+        token_ids=[(7 * number + i) % 100 for i in range(num_tokens)],
+        num_prompt_tokens=num_tokens,
+        sampling=SamplingParams(),
+        seed=0,
+        plan=cast(Any, SimpleNamespace(hooks={})),
+        detokenizer=cast(Any, None),
+        timing=Timing(0.0),
+        stop_token_ids=frozenset(),
+    )
+
+
+class Bench:
+    """A scheduler, its sequences, and a model that answers anything."""
+
+    def __init__(self, num_blocks: int = 100, budget: int = 16, max_seqs: int = 8) -> None:
+        self.pool = Pool(GROUPS, num_blocks, SIZE, "fingerprint")
+        self.matches: dict[int, PrefixMatch] = {}
+        self.idle: list[Column] = []  # what a cache holds and would give back
+        self.asked: list[int] = []
+        self.scheduler = Scheduler(self.pool, budget, max_seqs, self.match, self.reclaim)
+        self.history: dict[int, list[int]] = {}
+
+    def match(self, seq: Sequence, pool: Pool) -> PrefixMatch | None:
+        self.asked.append(seq.id)
+        found = self.matches.get(seq.id)
+        if found is None or any(block not in self.idle for block in found.blocks):
+            return None
+        return PrefixMatch([*found.blocks], found.tail, found.loading, found.num_loading_tokens)
+
+    def reclaim(self, pool: Pool, num_blocks: int) -> None:
+        for column in [column for column in self.idle if pool.is_idle(column)][:num_blocks]:
+            self.idle.remove(column)
+            pool.unlock(column)
+
+    def add(self, number: int, num_tokens: int) -> Sequence:
+        seq = make_seq(number, num_tokens)
+        self.scheduler.add(seq)
+        return seq
+
+    def cache(self, num_blocks: int) -> list[Column]:
+        """Blocks that only the cache holds."""
+        seq = make_seq(-1, 1)
+        assert self.pool.reserve(seq, num_blocks * SIZE)
+        columns = [seq.column(index) for index in range(num_blocks)]
+        for column in columns:
+            self.pool.lock(column)
+        self.pool.release(seq)
+        self.idle += columns
+        return columns
+
+    def step_all(self, count: int) -> list[Sequence]:
+        """Several steps; who runs then."""
+        for _ in range(count):
+            self.step()
+        return self.scheduler.running
+
+    def step(self) -> dict[int, int]:
+        """One step of the loop: what was scheduled, by sequence; invariants hold."""
+        scheduled = self.scheduler.schedule()
+        found = {seq.id: seq.num_scheduled_tokens for seq in scheduled}
+        assert len(found) == len(scheduled), "nobody is scheduled twice"
+        assert all(seq in self.scheduler.running for seq in scheduled)
+        for seq in scheduled:
+            assert 0 < seq.num_scheduled_tokens <= seq.num_uncomputed_tokens
+            wanted = seq.num_computed_tokens + seq.num_scheduled_tokens
+            assert len(seq.block_tables[0]) * SIZE >= wanted
+            seq.num_computed_tokens = wanted
+            seq.num_scheduled_tokens = 0
+            if seq.num_uncomputed_tokens == 0:
+                seq.token_ids.append(1)
+            self.pool.drop(seq, seq.num_computed_tokens)
+            self.history.setdefault(seq.id, []).append(found[seq.id])
+        assert [seq.id for seq in self.scheduler.running] == sorted(seq.id for seq in self.scheduler.running)
+        self.pool.check_integrity(self.scheduler.seqs, lambda: list(self.idle))
+        self.pool.operations.clear()
+        return found
+
+
+# ---- budget and chunks
+
+
+def test_a_prompt_is_computed_in_chunks_of_the_budget() -> None:
+    bench = Bench(budget=16)
+    bench.add(0, 37)
+    assert [bench.step() for _ in range(4)] == [{0: 16}, {0: 16}, {0: 5}, {0: 1}]
+
+
+def test_prompts_share_what_the_budget_leaves_oldest_first() -> None:
+    bench = Bench(budget=16)
+    for number, length in enumerate((10, 10, 12)):
+        bench.add(number, length)
+    assert bench.step() == {0: 10, 1: 6}
+    assert bench.step() == {0: 1, 1: 4, 2: 11}
+    assert bench.step() == {0: 1, 1: 1, 2: 1}
+    assert bench.step() == {0: 1, 1: 1, 2: 1}
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    bench = Bench(budget=16, num_blocks=200)
+    bench.add(0, 400)
+    bench.step()
+    bench.add(1, 12)
+    assert [bench.step() for _ in range(3)] == [{0: 8, 1: 8}, {0: 12, 1: 4}, {0: 15, 1: 1}]
+
+
+def test_short_prompts_leave_half_of_the_budget_to_the_oldest() -> None:
+    bench = Bench(budget=16, num_blocks=200, max_seqs=64)
+    bench.add(0, 400)
+    for number in range(1, 50):
+        bench.add(number, 10)
+        found = bench.step()
+        assert found[0] >= (16 - sum(count == 1 for count in found.values())) // 2 - 1
+        for seq in [seq for seq in bench.scheduler.running if seq.num_completion_tokens > 2]:
+            bench.scheduler.remove(seq)
+
+
+@pytest.mark.parametrize(
+    "left, budget, found",
+    [
+        ([], 9, []),
+        ([5], 9, [5]),
+        ([20], 9, [9]),
+        ([20, 20], 9, [9, 0]),
+        ([20, 3], 9, [6, 3]),
+        ([20, 3, 2], 9, [5, 2, 2]),
+        ([20, 9, 9], 0, [0, 0, 0]),
+        ([7, 1, 1], 100, [7, 1, 1]),
+    ],
+)
+def test_shares(left: list[int], budget: int, found: list[int]) -> None:
+    assert shares(left, budget) == found
+
+
+class Machine:
+    """Time of a forward: weights are read in 100 ms, a token is multiplied in 5 ms."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def step(self) -> float:
+        num_prompts = {seq.id for seq in self.bench.scheduler.running if not seq.is_decoding}
+        found = self.bench.step()
+        total = sum(found.values())
+        seconds = max(0.1, 0.005 * total)
+        prompt = sum(count for number, count in found.items() if number in num_prompts)
+        self.bench.scheduler.clock.record(total, prompt, seconds)
+        self.bench.scheduler.took(seconds)
+        return seconds
+
+
+def test_beside_a_stream_the_budget_is_a_time() -> None:
+    bench = Bench(num_blocks=2000, budget=512)
+    machine = Machine(bench)
+    reader = bench.add(0, 3)
+    reader.is_streamed = True
+    quiet = [machine.step() for _ in range(5)][-1]
+    prompt = bench.add(1, 4000)
+    times = []
+    while not prompt.is_decoding:
+        times.append(machine.step())
+    settled = times[5:-1]
+    assert max(times) <= 2.5 * quiet
+    assert min(settled) >= 1.7 * quiet, "the prompt gets what the stream can spare"
+    assert len(times) <= 4000 / 35 + 6
+
+
+def test_where_nobody_reads_along_the_budget_is_all_of_a_step() -> None:
+    bench = Bench(num_blocks=2000, budget=512)
+    machine = Machine(bench)
+    bench.add(0, 3)
+    for _ in range(5):
+        machine.step()
+    bench.add(1, 4000)
+    assert bench.step() == {0: 1, 1: 511}
+
+
+def test_the_budget_finds_back_after_a_slow_moment() -> None:
+    budget = StepBudget()
+    budget.aim(0.1)
+    for _ in range(30):
+        budget.took(budget.num_tokens, max(0.1, 0.005 * budget.num_tokens))
+    settled = budget.num_tokens
+    assert 0.16 <= 0.005 * settled <= 0.2
+    budget.took(settled, 30.0)
+    assert budget.num_tokens >= 0.68 * settled, "one slow moment is one step down"
+    for _ in range(3):
+        budget.took(budget.num_tokens, max(0.1, 0.005 * budget.num_tokens))
+    assert budget.num_tokens >= 0.95 * settled
+    before = budget.num_tokens
+    budget.took(before - 1, 1e-9)  # a prompt's last tokens say nothing
+    budget.aim(None)
+    budget.took(1000, 30.0)  # nor does a step that nobody reads
+    assert budget.num_tokens == before
+    budget.aim(1e-9)
+    for _ in range(100):
+        budget.took(1000, 30.0)
+    assert budget.num_tokens == MIN_TOKENS, "a prompt is never starved"
+
+
+def test_decoding_is_never_starved_by_prompts() -> None:
+    bench = Bench(budget=4)
+    for number in range(4):
+        bench.add(number, 2)
+    while len(bench.history) < 4:
+        bench.step()
+    bench.add(4, 50)
+    for _ in range(3):  # four decode and the budget is four: the prompt waits
+        assert bench.step() == {0: 1, 1: 1, 2: 1, 3: 1}
+    bench.scheduler.remove(bench.scheduler.running[0])
+    assert bench.step() == {1: 1, 2: 1, 3: 1, 4: 1}
+    bench.scheduler.remove(bench.scheduler.running[0])
+    assert bench.step() == {2: 1, 3: 1, 4: 2}
+
+
+def test_more_decode_than_the_budget_holds() -> None:
+    bench = Bench(budget=8)
+    for number in range(5):
+        bench.add(number, 1)
+    bench.step()
+    bench.scheduler.max_step_tokens = 2
+    bench.add(5, 3)
+    assert bench.step() == dict.fromkeys(range(5), 1)
+
+
+def test_the_step_stays_within_its_budget_and_everyone_comes_to_an_end() -> None:
+    generator = random.Random(1)
+    for _ in range(40):
+        budget = generator.choice([1, 3, 16, 64])
+        bench = Bench(num_blocks=generator.choice([12, 30, 100]), budget=budget, max_seqs=generator.randint(1, 6))
+        wanted = {number: generator.randint(1, 30) for number in range(8)}
+        seqs = [bench.add(number, length) for number, length in wanted.items()]
+        for _ in range(2000):
+            if not bench.scheduler.seqs:
+                break
+            found = bench.step()
+            assert found, "there is work, and somebody moves on"
+            assert sum(found.values()) <= max(budget, len(found)), "only decoding ones exceed it"
+            assert len(bench.scheduler.running) <= bench.scheduler.max_seqs
+            for seq in list(bench.scheduler.running):
+                if seq.num_completion_tokens >= 10:
+                    bench.scheduler.remove(seq)
+        assert not bench.scheduler.seqs
+        assert all(seq.num_completion_tokens >= 10 for seq in seqs)
+        assert bench.pool.num_free_blocks == bench.pool.num_blocks
+
+
+def test_no_more_run_than_may() -> None:
+    bench = Bench(budget=100, max_seqs=2)
+    for number in range(4):
+        bench.add(number, 3)
+    assert bench.step() == {0: 3, 1: 3}
+    bench.scheduler.remove(bench.scheduler.running[0])
+    assert bench.step() == {1: 1, 2: 3}
+
+
+# ---- preemption
+
+
+def test_the_youngest_is_preempted_and_computed_again() -> None:
+    bench = Bench(num_blocks=4, budget=16)
+    old, young = bench.add(0, 7), bench.add(1, 6)
+    assert bench.step() == {0: 7, 1: 6}
+    assert bench.step() == {0: 1, 1: 1}  # 8 and 7 tokens in two blocks each
+    known = list(young.token_ids)
+    assert bench.step() == {0: 1}  # the ninth token of the old one needs a third block
+    assert young.num_preemptions == 1 and young.num_computed_tokens == 0 and young.block_tables == []
+    assert young.token_ids == known and old.num_preemptions == 0
+    assert list(bench.scheduler.waiting) == [young]
+    assert bench.step() == {0: 1}, "no room for it yet"
+    bench.scheduler.remove(old)
+    assert bench.step() == {1: len(known)}, "all known tokens are computed again"
+    assert young.token_ids[: len(known)] == known and young.num_computed_tokens == len(known)
+
+
+def test_the_preempted_comes_back_before_who_came_later() -> None:
+    bench = Bench(num_blocks=6, budget=32)
+    old, middle, young = bench.add(0, 8), bench.add(1, 7), bench.add(2, 2)
+    assert bench.step() == {0: 8, 1: 7, 2: 2}
+    late = bench.add(3, 1)
+    while not middle.num_preemptions:
+        bench.step()
+    assert young.num_preemptions and [seq.id for seq in bench.scheduler.waiting][:2] == [1, 2]
+    bench.scheduler.remove(old)
+    found = bench.step()
+    assert list(found)[:2] == [1, 2] and late.num_preemptions == 0
+
+
+def test_a_sequence_without_anybody_younger_preempts_itself() -> None:
+    bench = Bench(num_blocks=3, budget=16)
+    bench.add(0, 3)
+    young = bench.add(1, 3)
+    for _ in range(3):
+        bench.step()  # in the last one both need a second block, and there is one
+    assert young.num_preemptions == 1 and [seq.id for seq in bench.scheduler.running] == [0]
+
+
+def test_what_a_cache_holds_is_given_back_before_anybody_is_preempted() -> None:
+    bench = Bench(num_blocks=5, budget=16)
+    bench.cache(2)
+    old, young = bench.add(0, 4), bench.add(1, 4)
+    bench.step()
+    for _ in range(3):
+        bench.step()
+    assert (old.num_preemptions, young.num_preemptions) == (0, 0)
+    assert len(bench.idle) == 1
+
+
+# ---- admission
+
+
+def test_a_request_that_can_never_be_admitted_gets_an_error_alone() -> None:
+    bench = Bench(num_blocks=4, budget=16)
+    foreign = bench.cache(2)
+    bench.idle.clear()  # held by somebody who does not give back
+    hopeless, small = bench.add(0, 12), bench.add(1, 3)
+    assert bench.scheduler.schedule() == []
+    assert isinstance(hopeless.error, PromptTooLong) and small.error is None
+    assert "needs 4 KV blocks, 2 of 4 are free" in str(hopeless.error)
+    bench.scheduler.remove(hopeless)
+    assert [seq.id for seq in bench.scheduler.schedule()] == [1]
+    bench.pool.check_integrity(bench.scheduler.seqs, lambda: foreign)
+
+
+def test_a_large_request_waits_for_room_without_an_error_and_in_order() -> None:
+    bench = Bench(num_blocks=7, budget=64)
+    first = bench.add(0, 10)
+    bench.step()
+    large, small = bench.add(1, 20), bench.add(2, 1)
+    assert bench.step() == {0: 1}, "nobody overtakes"
+    assert large.error is None and small.error is None
+    bench.scheduler.remove(first)
+    assert bench.step() == {1: 20, 2: 1}
+
+
+def test_removing_gives_back_blocks_of_the_running_and_the_waiting() -> None:
+    bench = Bench(budget=4)
+    one, two, stranger = bench.add(0, 20), bench.add(1, 3), make_seq(9, 3)
+    bench.step()
+    for seq in (one, two, stranger):
+        bench.scheduler.remove(seq)
+    assert not bench.scheduler.seqs and bench.pool.num_free_blocks == 100
+
+
+def test_a_prompt_has_its_blocks_from_its_admission_on() -> None:
+    """So they are adjacent, and nobody is admitted into room that is promised to another."""
+    bench = Bench(num_blocks=10, budget=8)
+    long = bench.add(0, 31)
+    late = bench.add(1, 9)
+    assert bench.step() == {0: 8}
+    assert long.block_tables[0] == list(range(8)) and late.block_tables == []
+    while not long.is_decoding:
+        bench.step()
+    assert long.block_tables[0] == list(range(8)) and late.num_preemptions == 0
+
+
+# ---- several samples
+
+
+def test_samples_share_the_prompt_and_part_at_its_last_token() -> None:
+    bench = Bench(budget=16)
+    seq = bench.add(0, 15)
+    seq.forks = [make_seq(1, 15), make_seq(2, 15)]
+    for fork in seq.forks:
+        fork.token_ids = list(seq.token_ids)
+    children = list(seq.forks)
+    assert bench.step() == {0: 14}
+    assert bench.pool.num_blocks - bench.pool.num_free_blocks == 4
+    assert bench.step() == {0: 1, 1: 1, 2: 1} and seq.forks == []
+    tables = [one.block_tables[0] for one in (seq, *children)]
+    assert all(table[:3] == tables[0][:3] for table in tables), "full blocks are shared"
+    assert len({table[3] for table in tables}) == 3, "the last one is copied"
+    for one in (seq, *children):
+        bench.scheduler.remove(one)
+    assert bench.pool.num_free_blocks == bench.pool.num_blocks
+
+
+def test_samples_count_as_so_many_running_ones() -> None:
+    bench = Bench(budget=64, max_seqs=4)
+    for number in (0, 10):
+        seq = bench.add(number, 5)
+        seq.forks = [make_seq(number + 1, 5), make_seq(number + 2, 5)]
+    bench.step()
+    assert [seq.id for seq in bench.step_all(3)] == [0, 1, 2]
+
+
+# ---- prefixes
+
+
+def test_cached_blocks_are_shared_and_the_tail_is_copied() -> None:
+    bench = Bench(budget=64)
+    columns = bench.cache(3)
+    bench.matches[0] = PrefixMatch(columns[:2], (columns[2], 3))
+    seq = bench.add(0, 13)
+    assert bench.scheduler.schedule() == [seq] and seq.num_scheduled_tokens == 2
+    assert [seq.column(0), seq.column(1)] == columns[:2] and seq.column(2) != columns[2]
+    assert (seq.num_computed_tokens, seq.num_cached_tokens, seq.num_sealed_blocks) == (11, 11, 2)
+    copies = [operation for operation in bench.pool.operations if isinstance(operation, Copy)]
+    assert [copy.group for copy in copies] == [0, 1]
+    for group, copy in enumerate(copies):
+        assert copy.sources == [columns[2][group] * SIZE + i for i in range(3)]
+        assert copy.targets == bench.pool.slots(seq, group, 8, 11)
+
+
+def test_a_match_is_not_given_back_to_make_room_for_who_matched_it() -> None:
+    """The cache holds six idle blocks, four of them match; eight are needed and two are free."""
+    bench = Bench(num_blocks=8, budget=64)
+    columns = bench.cache(6)
+    bench.matches[0] = PrefixMatch(columns[:4])
+    seq = bench.add(0, 30)
+    assert bench.step() == {0: 14}
+    assert seq.num_cached_tokens == 16 and seq.block_tables[0][:4] == [column[0] for column in columns[:4]]
+    assert bench.idle == columns[:4]
+
+
+def test_a_tail_that_leaves_no_room_is_given_up() -> None:
+    bench = Bench(num_blocks=4, budget=64)
+    columns = bench.cache(2)
+    bench.matches[0] = PrefixMatch(columns[:1], (columns[1], 2))
+    seq = bench.add(0, 15)  # four blocks with the token to come: all but the shared one must be free
+    assert bench.step() == {0: 11}
+    assert seq.error is None and seq.num_cached_tokens == 4 and bench.idle == columns[:1]
+
+
+def test_a_match_that_waits_for_room_is_asked_for_again() -> None:
+    """Blocks matched in an earlier step may be another's by now."""
+    bench = Bench(num_blocks=8, budget=64)
+    columns = bench.cache(2)
+    first = bench.add(0, 20)
+    bench.step()
+    bench.matches[1] = PrefixMatch(columns[:2])
+    second = bench.add(1, 16)  # five blocks with the token to come: one is free
+    assert bench.step() == {0: 1} and bench.asked == [0, 1]
+    while bench.idle:
+        bench.step()  # the first one grows over the cached blocks
+    bench.scheduler.remove(first)
+    assert bench.step() == {1: 16} and second.num_cached_tokens == 0
+
+
+@pytest.mark.parametrize("bad", ["all tokens", "more tokens", "tail", "loading"])
+def test_a_match_that_leaves_nothing_to_compute_is_not_used(bad: str) -> None:
+    bench = Bench(budget=64)
+    columns = bench.cache(3)
+    done: Future[Any] = Future()
+    done.set_result({})
+    bench.matches[0] = {
+        "all tokens": PrefixMatch(columns[:2]),
+        "more tokens": PrefixMatch(columns),
+        "tail": PrefixMatch(columns[:1], (columns[1], 4)),
+        "loading": PrefixMatch(loading=done, num_loading_tokens=8),
+    }[bad]
+    seq, other = bench.add(0, 8), bench.add(1, 3)
+    assert bench.step() == {0: 8, 1: 3}
+    assert seq.num_cached_tokens == 0 and other.error is None
+
+
+def test_pending_loads_do_not_block_others() -> None:
+    bench = Bench(budget=64)
+    loading: Future[Any] = Future()
+    bench.matches[0] = PrefixMatch(loading=loading, num_loading_tokens=8)
+    slow = bench.add(0, 11)
+    nobody, waits = bench.step(), bench.scheduler.is_loading
+    assert nobody == {} and waits
+    bench.add(1, 5)
+    assert not bench.scheduler.is_loading
+    assert bench.step() == {1: 5}
+    assert bench.step() == {1: 1} and bench.asked.count(0) == 1, "asked once while it loads"
+    tensors = {"group.0": torch.zeros(2, 1, 1, 8, 8), "group.1": torch.zeros(2, 1, 1, 8, 8)}
+    loading.set_result(tensors)
+    assert [seq.id for seq in bench.scheduler.schedule()] == [0, 1] and slow.num_scheduled_tokens == 3
+    (load,) = bench.pool.operations
+    assert isinstance(load, Load) and load.tensors is tensors
+    assert load.slots == [bench.pool.slots(slow, group, 0, 8) for group in (0, 1)]
+    assert (slow.num_cached_tokens, slow.num_sealed_blocks, slow.prefix) == (8, 0, None)
+
+
+def loaded(bench: Bench, number: int, num_tokens: int) -> Sequence:
+    """A sequence of one token more than its saved prefix, 512 bytes a token."""
+    loading: Future[Any] = Future()
+    loading.set_result({f"group.{group}": torch.zeros(2, 1, 1, num_tokens, 32) for group in (0, 1)})
+    bench.matches[number] = PrefixMatch(loading=loading, num_loading_tokens=num_tokens)
+    return bench.add(number, num_tokens + 1)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_load_beside_a_stream_takes_pieces(streamed: bool) -> None:
+    """Each as long as a step of the stream: 20 tokens in 20 * 512 B / LOAD_RATE seconds, and one more."""
+    bench = Bench(budget=64)
+    bench.scheduler.clock.record(1, 0, 20 * 512 / LOAD_RATE)
+    stream = bench.add(0, 5)
+    stream.is_streamed = streamed
+    bench.step()
+    seq = loaded(bench, 1, 50)
+    assert not seq.is_in_step
+    pieces = []
+    while seq.num_computed_tokens < 50:
+        scheduled = [each.id for each in bench.scheduler.schedule()]
+        (load,) = bench.pool.operations
+        assert isinstance(load, Load) and load.slots[0] == bench.pool.slots(seq, 0, load.start, seq.num_computed_tokens)
+        pieces.append((load.start, seq.num_computed_tokens))
+        assert seq.is_in_step, "a step that fails ends it too: what it was to write is not there"
+        assert scheduled == ([0, 1] if seq.num_computed_tokens == 50 else [0])
+        bench.pool.operations.clear()
+        stream.num_scheduled_tokens = seq.num_scheduled_tokens = 0
+    assert pieces == ([(0, 21), (21, 42), (42, 50)] if streamed else [(0, 50)])
+    assert seq.prefix is None and seq.num_cached_tokens == 50
+
+
+def test_who_is_preempted_in_the_middle_of_a_load_starts_anew() -> None:
+    bench = Bench(num_blocks=16, budget=64)
+    bench.scheduler.clock.record(1, 0, 4 * 512 / LOAD_RATE)
+    stream = bench.add(0, 5)
+    stream.is_streamed = True
+    bench.step()
+    seq = loaded(bench, 1, 40)
+    bench.step()
+    assert 0 < seq.num_computed_tokens < 40 and seq.prefix is not None
+    bench.scheduler.preempt(seq)
+    assert seq.num_computed_tokens == 0 and seq.prefix is None and seq.block_tables == []
+    bench.scheduler.remove(stream)
+    assert bench.step() == {1: 1} and seq.num_cached_tokens == 40 and bench.asked.count(1) == 2
+
+
+@pytest.mark.parametrize("how", ["nothing", "error", "cancelled"])
+def test_an_unreadable_prefix_is_computed(how: str) -> None:
+    bench = Bench(budget=64)
+    loading: Future[Any] = Future()
+    bench.matches[0] = PrefixMatch(loading=loading, num_loading_tokens=8)
+    seq = bench.add(0, 11)
+    bench.add(1, 2)
+    assert bench.step() == {1: 2}
+    if how == "nothing":
+        loading.set_result(None)
+    elif how == "error":
+        loading.set_exception(OSError("disk gone"))
+    else:
+        loading.cancel()
+    assert bench.step() == {1: 1, 0: 11}
+    assert bench.asked.count(0) == 2 and seq.num_cached_tokens == 0 and seq.error is None
+
+
+def test_a_load_that_waits_for_room_is_kept() -> None:
+    bench = Bench(num_blocks=4, budget=64)
+    loading: Future[Any] = Future()
+    loading.set_result({})
+    first = bench.add(0, 8)
+    bench.step()
+    bench.matches[1] = PrefixMatch(loading=loading, num_loading_tokens=8)
+    second = bench.add(1, 10)
+    bench.step()
+    assert second.block_tables == []
+    bench.scheduler.remove(first)
+    assert bench.step() == {1: 2} and bench.asked.count(1) == 1
+
+
+def test_a_preempted_sequence_is_matched_again() -> None:
+    bench = Bench(num_blocks=6, budget=16)
+    columns = bench.cache(1)
+    bench.matches[1] = PrefixMatch(columns)
+    old, young = bench.add(0, 8), bench.add(1, 7)
+    bench.step()
+    while not young.num_preemptions:
+        bench.step()
+    bench.scheduler.remove(old)
+    known = young.num_tokens
+    assert bench.step() == {1: known - 4} and bench.asked.count(1) >= 2
+    assert young.block_tables[0][0] == columns[0][0]
