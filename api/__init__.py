@@ -7,10 +7,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pitlane.engine.decode.draft import Draft as Draft
+    from pitlane.engine.decode.params import SamplingParams as SamplingParams
+    from pitlane.engine.decode.rows import Rows as Rows
     from pitlane.engine.engine import Engine as Engine
     from pitlane.engine.errors import PitlaneError as PitlaneError
+    from pitlane.engine.events import StepStats as StepStats
+    from pitlane.engine.kv.operations import Copy as Copy
+    from pitlane.engine.kv.operations import Load as Load
+    from pitlane.engine.kv.operations import Save as Save
     from pitlane.engine.kv.pool import Pool as Pool
+    from pitlane.engine.kv.state import KVState as KVState
+    from pitlane.engine.kv.state import PrefixMatch as PrefixMatch
     from pitlane.engine.kv.store import KVStore as KVStore
+    from pitlane.engine.models.build_context import BuildContext as BuildContext
     from pitlane.engine.models.layers import Linear as Linear
     from pitlane.engine.models.layers import LinearPart as LinearPart
     from pitlane.engine.plan.plugin import Plugin as Plugin
@@ -19,38 +29,11 @@ if TYPE_CHECKING:
     from pitlane.engine.run.attention import Attention as Attention
     from pitlane.engine.run.attention import SpanAttention as SpanAttention
     from pitlane.engine.run.batch import Batch as Batch
-    from pitlane.engine.run.batch import Copy as Copy
-    from pitlane.engine.run.batch import Load as Load
     from pitlane.engine.run.batch import Query as Query
-    from pitlane.engine.run.batch import Save as Save
     from pitlane.engine.run.lane import Lane as Lane
-    from pitlane.engine.types import (
-        BuildContext as BuildContext,
-    )
-    from pitlane.engine.types import (
-        Draft as Draft,
-    )
-    from pitlane.engine.types import (
-        Limits as Limits,
-    )
-    from pitlane.engine.types import (
-        PrefixMatch as PrefixMatch,
-    )
-    from pitlane.engine.types import (
-        Rows as Rows,
-    )
-    from pitlane.engine.types import (
-        SamplingParams as SamplingParams,
-    )
-    from pitlane.engine.types import (
-        Segment as Segment,
-    )
-    from pitlane.engine.types import (
-        Sequence as Sequence,
-    )
-    from pitlane.engine.types import (
-        StepStats as StepStats,
-    )
+    from pitlane.engine.run.lane import Limits as Limits
+    from pitlane.engine.sequence import Sequence as Sequence
+    from pitlane.engine.text.prompt import Segment as Segment
     from pitlane.engine.worker import release_threads as release_threads
     from pitlane.storage.errors import DocumentError as DocumentError
     from pitlane.storage.errors import StorageError as StorageError
@@ -59,7 +42,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "pitlane.engine.run.attention": ["Attention", "SpanAttention"],
-    "pitlane.engine.run.batch": ["Batch", "Copy", "Load", "Query", "Save"],
+    "pitlane.engine.run.batch": ["Batch", "Query"],
+    "pitlane.engine.kv.operations": ["Copy", "Load", "Save"],
     "pitlane.engine.engine": ["Engine"],
     "pitlane.engine.errors": [
         "BadOption",
@@ -74,25 +58,18 @@ _HOME = {
         "UnsupportedModel",
     ],
     "pitlane.engine.kv.store": ["KVStore"],
-    "pitlane.engine.run.lane": ["Lane"],
+    "pitlane.engine.run.lane": ["Lane", "Limits"],
     "pitlane.engine.models.layers": ["Linear", "LinearPart"],
     "pitlane.engine.plan.plugin": ["Plugin", "PluginOptions", "hookimpl"],
     "pitlane.engine.kv.pool": ["Pool"],
-    "pitlane.engine.types": [
-        "BuildContext",
-        "Draft",
-        "Finished",
-        "Limits",
-        "PrefillProgress",
-        "PrefixMatch",
-        "Result",
-        "Rows",
-        "SamplingParams",
-        "Segment",
-        "Sequence",
-        "StepStats",
-        "TextDelta",
-    ],
+    "pitlane.engine.models.build_context": ["BuildContext"],
+    "pitlane.engine.decode.draft": ["Draft"],
+    "pitlane.engine.kv.state": ["KVState", "PrefixMatch"],
+    "pitlane.engine.decode.rows": ["Rows"],
+    "pitlane.engine.decode.params": ["SamplingParams"],
+    "pitlane.engine.text.prompt": ["Segment"],
+    "pitlane.engine.sequence": ["Sequence"],
+    "pitlane.engine.events": ["Finished", "PrefillProgress", "Result", "StepStats", "TextDelta"],
     "pitlane.engine.worker": ["release_threads"],
     "pitlane.storage.errors": ["DocumentError", "StorageError"],
     "pitlane.storage.types": ["Document", "Page"],

@@ -12,10 +12,11 @@ from itertools import product
 
 import numpy as np
 
+from pitlane.engine.decode.params import SamplingParams
 from pitlane.engine.decode.sampling import gumbel
 from pitlane.engine.engine import Engine
+from pitlane.engine.events import Result
 from pitlane.engine.plan.plan import Settings
-from pitlane.engine.types import Result, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,9 @@ def check_plugin(engine: Engine, settings: Settings, num_tokens: int = 64) -> Pl
         reference = engine.generate(tokens, sampling, plan=core)
         found += [f"answer {number}: {reason}" for reason in result.stats["failed"].values()]
         at = first_difference(reference.token_ids, result.token_ids)
-        if at is not None and plan.exactness() == "identical":
+        if at is not None and plan.exactness == "identical":
             found.append(f"answer {number}, temperature {temperature}: token {at + 1} of {num_tokens} differs")
-    return PluginCheck(plan.exactness(), number, found)
+    return PluginCheck(plan.exactness, number, found)
 
 
 def _prompts(vocab_size: int) -> list[list[int]]:

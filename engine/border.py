@@ -15,7 +15,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pitlane.engine.errors import BadOption
-from pitlane.engine.types import MAX_SAMPLES
+
+MAX_SAMPLES = 32
 
 LONGEST_SHOWN = 60  # characters of a refused value
 

@@ -1,39 +1,38 @@
-"""The decode loop: one forward of a lane's target model a step, from which every scheduled sequence gains.
+"""The decode loop: one forward of a lane's target model per step, from which every scheduled sequence gains.
 
-Read `step` first. Everything that a sequence, a pool or a store is, only the engine's thread touches; every method here runs on
-that thread. The loop knows plugins by their hooks alone.
+Read `step` first. Sequences, pools and stores belong to the engine's thread, and every method here runs on it. The loop knows
+plugins by their hooks alone.
 """
 
 from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from concurrent.futures import Future
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from pitlane.engine.decode.verify import Verified, clean, verify_rows
-from pitlane.engine.errors import PluginFailed
+from pitlane.engine.decode.draft import Draft, clean
+from pitlane.engine.decode.rows import Rows, split_rows
+from pitlane.engine.decode.verify import Verified, verify_rows
+from pitlane.engine.errors import PitlaneError, PluginFailed
+from pitlane.engine.events import Finished, FinishReason, PrefillProgress, Result, StepStats, TextDelta
+from pitlane.engine.lanes import Lanes
 from pitlane.engine.loader import Loader
+from pitlane.engine.pacing.governor import Drafting
 from pitlane.engine.plan.dispatch import Dispatcher, named, own_failure
-from pitlane.engine.run.lane import Lane
+from pitlane.engine.plan.hooks import HookError
+from pitlane.engine.plan.plugin import Plugin
+from pitlane.engine.requests import check_length
+from pitlane.engine.run.lane import Lane, Limits
 from pitlane.engine.run.runner import Flight
+from pitlane.engine.sequence import Sequence
 from pitlane.engine.stats import request_stats
 from pitlane.engine.stream import Stream
-from pitlane.engine.types import (
-    Draft,
-    Finished,
-    FinishReason,
-    Limits,
-    PrefillProgress,
-    Result,
-    Rows,
-    Sequence,
-    StepStats,
-    TextDelta,
-)
 
 log = logging.getLogger("pitlane")
 
@@ -41,100 +40,123 @@ log = logging.getLogger("pitlane")
 class Loop:
     """Moves the sequences of all lanes on, and ends them.
 
-    seqs: the requests' live sequences by id, each with its lane. streams: where events go, by sequence id; a stream that nobody
-    holds any more is gone. Seconds are those of all steps so far, and of the forwards in them.
+    seqs: live sequences by id. lane_of: the lane of each sequence, once the lane is open. streams: where the events of a sequence
+    go; when the caller drops a stream, its entry disappears. forward_seconds, step_seconds: sums over all steps.
     """
 
-    def __init__(self, lanes: dict[tuple[str, ...], Lane], loader: Loader, dispatch: Dispatcher) -> None:
-        self.lanes, self.loader, self.dispatch = lanes, loader, dispatch
-        self.seqs: dict[int, tuple[Lane, Sequence]] = {}
+    def __init__(
+        self, lanes: Lanes, loader: Loader, dispatch: Dispatcher, post: Callable[[Callable[[], None]], object]
+    ) -> None:
+        self.lanes, self.loader, self.dispatch, self.post = lanes, loader, dispatch, post
+        self.seqs: dict[int, Sequence] = {}
+        self.lane_of: dict[int, Lane] = {}
         self.streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
         self.forward_seconds = 0.0
         self.step_seconds = 0.0
 
     def step(self) -> None:
-        """Run one lane's target model once; every scheduled sequence moves on."""
+        """Run one lane's target model once; every scheduled sequence gains."""
         started = perf_counter()
         lane = min(self.ready_lanes(), key=lambda lane: lane.busy_seconds)
         seqs = lane.scheduler.schedule()
         for seq in [seq for seq in lane.scheduler.waiting if seq.error]:
-            self.end(lane, seq, "error")
+            self.end(seq, "error")
         if not seqs:
             return
-        self._draft(lane, seqs)
-        batch = lane.build_batch(seqs)
-        flight = lane.runner.launch(batch)
-        self._finish(lane, seqs, flight, started)
+        draftings = self._draft(lane, seqs)
+        flight = self._launch(lane, seqs)
+        if flight is not None:
+            self._finish(lane, seqs, draftings, flight, started)
 
-    def _draft(self, lane: Lane, seqs: list[Sequence]) -> None:
-        governor = lane.governor
-        governor.start_step(sum(seq.num_scheduled_tokens for seq in seqs), sum(seq.is_decoding for seq in seqs))
-        for plan in {id(seq.plan): seq.plan for seq in seqs if seq.is_decoding}.values():
-            if plan.drafter is None:
-                continue
-            mine = [seq for seq in seqs if seq.plan is plan and seq.is_decoding]
-            if governor.is_paused(mine):
-                continue
-            limits = governor.ask(plan.drafter, mine, [lane.draft_limit(seq) for seq in mine])
-            if not any(limits):
-                continue
+    def _draft(self, lane: Lane, seqs: list[Sequence]) -> list[Drafting]:
+        draftings = lane.pacing.before(seqs, lane.draft_limit)
+        for drafting in draftings:
+            started, drafting_seqs, asked = perf_counter(), list(drafting.seqs), drafting.asked
 
-            def check(found: list[Draft | None], limits: list[int] = limits) -> list[Draft | None]:
-                return [clean(draft, k, self.loader.vocab_size) for draft, k in zip(found, limits, strict=True)]
+            def check(_: Plugin, drafts: list[Draft | None], asked: list[int] = asked) -> list[Draft | None]:
+                vocab_size = self.loader.vocab_size
+                return [clean(draft, limit, vocab_size) for draft, limit in zip(drafts, asked, strict=True)]
 
-            started = perf_counter()
-            drafts = self.dispatch.first(mine, "propose", check, seqs=mine, limits=Limits(limits, lane)) or []
-            for seq, draft in zip(mine, drafts, strict=False):
-                seq.draft = draft
-            governor.drafted(plan.drafter, mine, perf_counter() - started)
+            hooks = drafting_seqs[0].plan.hook("propose")
+            answer = self.dispatch.call(drafting_seqs, hooks, check, seqs=drafting_seqs, limits=Limits(asked, lane))
+            if answer is not None:
+                drafting.drafts = answer.value
+                for seq, draft in zip(drafting_seqs, drafting.drafts, strict=True):
+                    seq.draft = draft
+            drafting.seconds = perf_counter() - started
+        return draftings
 
-    def _finish(self, lane: Lane, seqs: list[Sequence], flight: Flight, started: float) -> None:
-        logits = flight.wait()
-        num_draft = sum(len(seq.draft.token_ids) for seq in seqs if seq.draft)
+    def _launch(self, lane: Lane, seqs: list[Sequence]) -> Flight | None:
+        """Run the forward. If a part that a plugin built fails, its sequences go on without the plugin, in another lane."""
+        try:
+            flight = lane.runner.launch(lane.build_batch(seqs))
+            flight.wait()
+            return flight
+        except Exception as error:
+            plugin = lane.built.culprit(error)
+            if plugin is None:
+                raise
+            failure = HookError(plugin, "forward", error)
+            failure.__cause__ = error
+            self.dispatch.drop(seqs, failure)
+            for seq in seqs:
+                self._settle(lane, seq)
+            return None
+
+    def _finish(
+        self, lane: Lane, seqs: list[Sequence], draftings: list[Drafting], flight: Flight, started: float
+    ) -> None:
+        num_draft = sum(seq.num_draft_tokens for seq in seqs)
         num_tokens = num_draft + sum(seq.num_scheduled_tokens for seq in seqs)
         num_prompt = sum(seq.num_scheduled_tokens for seq in seqs if not seq.is_decoding)
-        with torch.inference_mode():
-            found = [pair for rows in lane.rows(logits, seqs) for pair in self._verify(lane, rows)]
-        plain = lane.clock.estimate(num_tokens - num_draft) or flight.seconds
-        accepted = 0
-        for seq, verified in found:
-            with own_failure(seq):
-                accepted += self._accept(lane, seq, verified, flight.seconds, plain)
-        verified_ids = {seq.id for seq, _ in found}
+        plain = lane.pacing.forward_seconds(num_tokens - num_draft) or flight.seconds
+        drafting_of = {seq.id: drafting for drafting in draftings for seq in drafting.seqs}
+        verified_ids = self._verify_all(lane, seqs, flight, drafting_of, plain)
         for seq in seqs:
             seq.timing.num_steps += 1
             seq.timing.admitted = seq.timing.admitted or started
             if seq.id not in verified_ids:
-                seq.num_computed_tokens += seq.num_scheduled_tokens
-                self._put(seq, PrefillProgress(seq.num_computed_tokens, seq.num_prompt_tokens, seq.num_cached_tokens))
+                self._advance(seq)
             seq.num_scheduled_tokens = 0
             with own_failure(seq):
                 self._seal(lane, seq)
-            if seq.finish_reason or seq.error:
-                self.end(lane, seq, seq.finish_reason or "error")
-        lane.clock.record(num_tokens, num_prompt, flight.seconds)
-        lane.scheduler.took(flight.seconds)
+            self._settle(lane, seq)
+        num_accepted = sum(sum(drafting.num_accepted.values()) for drafting in draftings)
+        stats = StepStats(len(seqs), num_tokens, num_prompt, num_draft, num_accepted, flight.seconds, 0.0)
+        stats.seconds = perf_counter() - started
+        lane.pacing.after(stats, draftings)
+        lane.busy_seconds += stats.seconds
         self.forward_seconds += flight.seconds
-        seconds = perf_counter() - started
-        self.step_seconds += seconds
-        lane.busy_seconds += seconds
-        if not num_prompt:
-            (lane.governor.stepped if num_draft else lane.clock.record_overhead)(seconds - flight.seconds)
-        stats = StepStats(len(seqs), num_tokens, num_draft, accepted, flight.seconds, seconds)
-        hooks = {id(hook.plugin): hook for seq in seqs for hook in seq.plan.hooks.get("step_finished", ())}
+        self.step_seconds += stats.seconds
+        hooks = {id(hook.plugin): hook for seq in seqs for hook in seq.plan.hook("step_finished")}
         self.dispatch.tell(hooks.values(), stats=stats)
 
-    def _verify(self, lane: Lane, rows: Rows) -> list[tuple[Sequence, Verified]]:
-        """Verify the sequences of one plan; drafts under `after_verify` are drawn in every row, which the governor reckons with."""
-        plan, started = rows.seqs[0].plan, perf_counter()
-        wants_targets = "after_verify" in plan.hooks and len(rows.parents) > len(rows.seqs)
-        found = verify_rows(rows, self.dispatch.adjust_logits, wants_targets)
-        if wants_targets and plan.drafter is not None:
-            lane.governor.verified_rows(plan.drafter, len(rows.parents), perf_counter() - started)
-        return found
+    def _verify_all(
+        self, lane: Lane, seqs: list[Sequence], flight: Flight, drafting_of: dict[int, Drafting], plain: float
+    ) -> set[int]:
+        """Verify and commit the sequences whose last known token was computed; their ids."""
+        wanted = [seq for seq in seqs if seq.num_scheduled_tokens == seq.num_uncomputed_tokens]
+        with torch.inference_mode():
+            rows_by_plan = split_rows(flight.wait(), wanted)
+            pairs = [pair for rows in rows_by_plan for pair in self._verify(rows, drafting_of.get(rows.seqs[0].id))]
+        for seq, verified in pairs:
+            with own_failure(seq):
+                self._accept(lane, seq, verified, drafting_of.get(seq.id), flight.seconds, plain)
+        return {seq.id for seq, _ in pairs}
 
-    def _accept(self, lane: Lane, seq: Sequence, verified: Verified, seconds: float, plain: float) -> int:
-        """Commit verified tokens up to where the sequence ends; the number of accepted draft tokens."""
+    def _verify(self, rows: Rows, drafting: Drafting | None) -> list[tuple[Sequence, Verified]]:
+        """Verify the sequences of one plan. For `after_verify`, a token is drawn in every row; pacing learns what that costs."""
+        started = perf_counter()
+        wants_targets = bool(rows.seqs[0].plan.hook("after_verify")) and len(rows.parents) > len(rows.seqs)
+        pairs = verify_rows(rows, self.dispatch, wants_targets)
+        if wants_targets and drafting is not None:
+            drafting.num_rows, drafting.row_seconds = len(rows.parents), perf_counter() - started
+        return pairs
+
+    def _accept(
+        self, lane: Lane, seq: Sequence, verified: Verified, drafting: Drafting | None, seconds: float, plain: float
+    ) -> None:
+        """Commit verified tokens up to the end of the answer. seconds, plain: of this forward, and of one without drafts."""
         timing, now = seq.timing, perf_counter()
         tokens: list[int] = []
         text = ""
@@ -144,85 +166,156 @@ class Loop:
             text += piece
             if seq.finish_reason:
                 break
-        accepted = min(len(verified.nodes), len(tokens))
         if seq.draft is not None:
+            num_accepted = min(len(verified.nodes), len(tokens))
             if verified.targets:
                 values = {"draft": seq.draft, "targets": verified.targets, "accepted": verified.nodes}
-                self.dispatch.each(seq, "after_verify", seq=seq, **values)
-            if seq.plan.drafter is not None:
-                lane.governor.verified(seq.plan.drafter, seq, seq.draft, len(verified.nodes))
-            timing.num_draft_tokens += len(seq.draft.token_ids)
-            timing.num_accepted_tokens += accepted
-            timing.plain_step_seconds += accepted * plain
+                self.dispatch.call([seq], seq.plan.hook("after_verify"), None, seq=seq, **values)
+            if drafting is not None:
+                drafting.num_accepted[seq.id] = len(verified.nodes)
+            timing.num_draft_tokens += seq.num_draft_tokens
+            timing.num_accepted_tokens += num_accepted
+            timing.plain_step_seconds += num_accepted * plain
             timing.draft_extra_seconds += seconds - plain
         seq.logprobs += verified.logprobs[: len(tokens)]
         lane.commit(seq, verified.nodes[: len(tokens)], tokens)
         timing.first_token = timing.first_token or now
         timing.token_times += [now] * len(tokens)
-        self._put(seq, TextDelta(text, tuple(tokens), self._sample(seq)))
-        return accepted
+        self._put(seq, TextDelta(text, tuple(tokens), seq.sample))
 
     def _ends(self, lane: Lane, seq: Sequence, token: int, num_new: int) -> tuple[FinishReason | None, str]:
         """Why the sequence ends with this token (None: it does not), and the text that the token adds."""
-        if token in seq.stop_token_ids:
+        if token in seq.request.stop_token_ids:
             return "stop", ""
         text = seq.detokenizer.push([token])
         if seq.detokenizer.stopped:
             return "stop", text
-        full = seq.num_tokens + num_new >= lane.max_tokens_per_seq
-        return "length" if full or seq.num_remaining_tokens <= num_new else None, text
+        is_full = seq.num_tokens + num_new >= lane.max_tokens_per_seq
+        return "length" if is_full or seq.num_remaining_tokens <= num_new else None, text
+
+    def _advance(self, seq: Sequence) -> None:
+        """A chunk of a prompt is computed."""
+        kv = seq.kv
+        kv.num_computed_tokens += seq.num_scheduled_tokens
+        self._put(seq, PrefillProgress(kv.num_computed_tokens, seq.request.num_prompt_tokens, kv.num_cached_tokens))
 
     def _seal(self, lane: Lane, seq: Sequence) -> None:
-        while (seq.num_sealed_blocks + 1) * lane.pool.block_size <= seq.num_computed_tokens:
-            self.dispatch.each(seq, "block_sealed", seq=seq, index=seq.num_sealed_blocks)
-            seq.num_sealed_blocks += 1
+        kv = seq.kv
+        while (kv.num_sealed_blocks + 1) * lane.pool.block_size <= kv.num_computed_tokens:
+            index = kv.num_sealed_blocks
+            self.dispatch.call([seq], seq.plan.hook("block_sealed"), None, seq=seq, index=index, lane=lane)
+            kv.num_sealed_blocks += 1
         self._carry_out(lane, seq)
-        lane.pool.drop(seq, seq.num_computed_tokens)
+        lane.pool.drop(kv, kv.num_computed_tokens)
 
     def _carry_out(self, lane: Lane, seq: Sequence) -> None:
-        """KV operations that plugins asked for; one that cannot be carried out ends the request."""
-        if seq.operations:
-            operations, seq.operations = seq.operations, []
+        """Carry out the KV operations that plugins asked for; a failure ends the request."""
+        if seq.kv.operations:
+            operations, seq.kv.operations = seq.kv.operations, []
             try:
                 lane.runner.execute(operations)
             except Exception as error:
                 log.exception("a KV operation of a plugin failed")
                 seq.error = seq.error or PluginFailed(f"a plugin's KV operation failed: {error}; ask again without it")
 
-    def end(self, lane: Lane, seq: Sequence, reason: FinishReason) -> None:
-        """Finish a sequence: tell its plugins, give back its blocks, send its result or its error.
+    def _settle(self, lane: Lane, seq: Sequence) -> None:
+        """After a step: end a finished sequence; move a sequence that lost a plugin of its lane."""
+        if seq.finish_reason or seq.error:
+            self.end(seq, seq.finish_reason or "error")
+        elif seq.failed and self.lanes.by_key.get(seq.plan.lane_key) is not lane and seq.id in self.seqs:
+            self._leave(lane, seq)
+            seq.num_preemptions += 1
+            seq.outlook = None
+            self.enter(seq)
 
-        An error ends the other samples of the request too, and so does the end of a prompt that they still wait for.
+    def _leave(self, lane: Lane, seq: Sequence) -> None:
+        """Take a sequence out of its lane: tell its plugins, give back its blocks."""
+        self.dispatch.call([seq], seq.plan.hook("sequence_finished"), None, seq=seq, lane=lane)
+        self._carry_out(lane, seq)
+        seq.state.clear()
+        lane.scheduler.remove(seq)
+        del self.lane_of[seq.id]
+
+    def end(self, seq: Sequence, reason: FinishReason) -> None:
+        """Finish a sequence: take it out of its lane, send its result or its error.
+
+        An error ends the other samples of the request too. So does the end of a prompt that the other samples still wait for.
         """
         if self.seqs.pop(seq.id, None) is None:
             return
         seq.finish_reason = reason
         seq.timing.finished = perf_counter()
-        self.dispatch.each(seq, "sequence_finished", seq=seq)
-        self._carry_out(lane, seq)
-        stats = request_stats(seq, lane, self.loader.describe())
-        seq.state.clear()
-        lane.scheduler.remove(seq)
+        lane = self.lane_of.get(seq.id)
+        kv_bytes = _kv_bytes(seq, lane)
+        if lane is not None:
+            self._leave(lane, seq)
         with own_failure(seq):
             rest = seq.detokenizer.flush()
             if rest:
-                self._put(seq, TextDelta(rest, (), self._sample(seq)))
+                self._put(seq, TextDelta(rest, (), seq.sample))
         if seq.error is not None:
             self._put(seq, seq.error)
-            self.abort(seq.samples)
+            self.abort(seq.request.sample_ids)
         else:
-            logprobs = seq.logprobs if seq.sampling.logprobs is not None else None
-            answer = seq.token_ids[seq.num_prompt_tokens :]
-            result = Result(seq.detokenizer.text, answer, reason, stats, logprobs)
-            self._put(seq, Finished(result, self._sample(seq)))
+            stats = self.loader.describe() | request_stats(seq, lane, kv_bytes)
+            logprobs = seq.logprobs if seq.request.sampling.logprobs is not None else None
+            answer = seq.token_ids[seq.request.num_prompt_tokens :]
+            self._put(seq, Finished(Result(seq.detokenizer.text, answer, reason, stats, logprobs), seq.sample))
             self.abort([fork.id for fork in seq.forks])
-        if not lane.has_work:
-            self._check(lane)
+        if lane is not None and not lane.has_work:
+            _check_blocks(lane)
 
-    # ---- what the engine asks for
+    # ---- on behalf of callers
+
+    def enter(self, seq: Sequence) -> None:
+        """Give a request to the lane of its plan; while the lane opens, the request waits."""
+        for sample in (seq, *seq.forks):
+            self.seqs[sample.id] = sample
+        lane = self.lanes.ready(seq.plan)
+        if lane is None:
+            opening = self.lanes.open(seq.plan)
+            opening.add_done_callback(lambda opened: self.post(lambda: self._enter_opened(seq, opened)))
+            return
+        if not lane.has_work:  # no credit for having been idle
+            busy = [other.busy_seconds for other in self.lanes.all if other.has_work]
+            lane.busy_seconds = max([lane.busy_seconds, *busy])
+        for sample in (seq, *seq.forks):
+            self.lane_of[sample.id] = lane
+        lane.scheduler.add(seq)
+
+    def _enter_opened(self, seq: Sequence, opened: Future[Lane]) -> None:
+        """The lane of a waiting request is open, or could not be opened."""
+        if seq.id not in self.seqs:
+            return  # the request was aborted
+        error = opened.exception()
+        try:
+            if error is not None:
+                raise error
+            check_length(seq.num_tokens, opened.result(), self.loader.context)
+        except PitlaneError as reason:
+            seq.error = reason
+        except Exception as reason:
+            seq.error = named(reason, "the model could not be loaded")
+        if seq.error is not None:
+            self.end(seq, "error")
+        else:
+            self.enter(seq)
+
+    def abort(self, seq_ids: SequenceOf[int]) -> None:
+        for seq_id in seq_ids:
+            if seq_id in self.seqs:
+                self.end(self.seqs[seq_id], "aborted")
+
+    def watch(self, seq_ids: SequenceOf[int]) -> None:
+        """A reader waits for the tokens of a request as they come: prompts of other requests delay them only a little."""
+        for seq_id in seq_ids:
+            if seq_id in self.seqs:
+                self.seqs[seq_id].is_streamed = True
+
+    # ---- for the worker
 
     def ready_lanes(self) -> list[Lane]:
-        return [lane for lane in list(self.lanes.values()) if lane.has_work and not lane.scheduler.is_loading]
+        return [lane for lane in self.lanes.all if lane.has_work and not lane.scheduler.is_loading]
 
     def has_ready_lanes(self) -> bool:
         return bool(self.ready_lanes())
@@ -233,45 +326,25 @@ class Loop:
             self.step()
         except Exception as error:
             log.exception("a step failed")
-            running = list(self.seqs.values())
-            for lane, seq in [(lane, seq) for lane, seq in running if seq.is_in_step] or running:
+            running = [self.seqs[seq_id] for seq_id in list(self.lane_of) if seq_id in self.seqs]
+            for seq in [seq for seq in running if seq.is_in_step] or running:
                 seq.error = named(error, "the step failed")
-                self.end(lane, seq, "error")
-
-    def add(self, lane: Lane, seq: Sequence) -> None:
-        lane = self.lanes.setdefault(seq.plan.lane_key, lane)  # it may have made room while it looked idle
-        if not lane.has_work and len(self.lanes) > 1:  # no credit for having been idle
-            lane.busy_seconds = max(
-                [lane.busy_seconds, *(o.busy_seconds for o in list(self.lanes.values()) if o.has_work)]
-            )
-        for one in (seq, *seq.forks):
-            self.seqs[one.id] = (lane, one)
-        lane.scheduler.add(seq)
-
-    def abort(self, seq_ids: SequenceOf[int]) -> None:
-        for seq_id in seq_ids:
-            if seq_id in self.seqs:
-                self.end(*self.seqs[seq_id], "aborted")
-
-    def watch(self, seq_ids: SequenceOf[int]) -> None:
-        """Somebody reads the tokens of a request as they come: prompts of others may no longer delay them at will."""
-        for seq_id in seq_ids:
-            if seq_id in self.seqs:
-                self.seqs[seq_id][1].is_streamed = True
-
-    def _check(self, lane: Lane) -> None:
-        """Of a lane that has nothing to do, every block is free or held by a plugin."""
-        try:
-            lane.pool.check_integrity(())
-        except AssertionError as error:
-            log.error("KV blocks are lost (%s); please report this, and restart if requests begin to wait", error)
-
-    @staticmethod
-    def _sample(seq: Sequence) -> int:
-        """Which of the request's samples a sequence is."""
-        return seq.samples.index(seq.id)
+                self.end(seq, "error")
 
     def _put(self, seq: Sequence, event: Any) -> None:
         stream = self.streams.get(seq.id)
         if stream is not None:
             stream.put(event)
+
+
+def _kv_bytes(seq: Sequence, lane: Lane | None) -> int:
+    """Bytes of the blocks that a sequence holds."""
+    return lane.kv_bytes_per_block * max((len(t) for t in seq.kv.block_tables), default=0) if lane is not None else 0
+
+
+def _check_blocks(lane: Lane) -> None:
+    """Of a lane without work, every block is free or held by a plugin."""
+    try:
+        lane.pool.check_integrity(())
+    except AssertionError as error:
+        log.error("KV blocks are lost (%s); please report this, and restart if requests begin to wait", error)

@@ -1,4 +1,4 @@
-"""From what a caller hands in to a checked Sequence."""
+"""From the arguments of a caller to a checked Sequence."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from operator import index
 from time import perf_counter
 
 from pitlane.engine.border import shown
+from pitlane.engine.decode.params import SamplingParams
 from pitlane.engine.errors import BadOption, PromptTooLong
 from pitlane.engine.loader import Loader
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.run.lane import Lane
+from pitlane.engine.sequence import Request, Sequence, Timing
 from pitlane.engine.text.detokenizer import Detokenizer
+from pitlane.engine.text.prompt import Segment
 from pitlane.engine.text.tokenizer import Prompt
-from pitlane.engine.types import SamplingParams, Segment, Sequence, Timing
 
 
 def make_sequence(
@@ -26,9 +28,9 @@ def make_sequence(
     salt: str,
     loader: Loader,
 ) -> Sequence:
-    """Encode text, check token ids, draw the seed that was not given; the other samples become its forks.
+    """Encode text, check token ids, draw a seed if none is given. The other samples become the forks of the first sample.
 
-    ids: one per sample. Raises BadOption.
+    ids: a sequence id per sample. Raises BadOption.
     """
     submitted = perf_counter()
     if isinstance(prompt, str):
@@ -40,34 +42,31 @@ def make_sequence(
     stop_token_ids = frozenset(() if sampling.ignore_eos else loader.eos_token_ids)
 
     def sample(number: int) -> Sequence:
-        return Sequence(
-            id=ids[number],
-            token_ids=list(token_ids),
+        request = Request(
             num_prompt_tokens=len(token_ids),
             sampling=replace(sampling, sample_index=sampling.sample_index + number),
             seed=seed,
-            plan=plan,
-            detokenizer=Detokenizer(loader.tokenizer, sampling.stop, loader.tokenizer.specials),
-            timing=Timing(submitted),
             stop_token_ids=stop_token_ids | frozenset(sampling.stop_token_ids),
             segments=segments,
             salt=salt,
-            samples=tuple(ids),
+            sample_ids=tuple(ids),
         )
+        detokenizer = Detokenizer(loader.tokenizer, sampling.stop, loader.tokenizer.specials)
+        return Sequence(ids[number], request, plan, list(token_ids), detokenizer, Timing(submitted))
 
     seq, *seq.forks = [sample(number) for number in range(len(ids))]
     return seq
 
 
 def is_batch(prompt: object) -> bool:
-    """Whether these are several prompts, and not the token ids of one."""
+    """Whether `prompt` is a list of prompts, not the token ids of a prompt."""
     if isinstance(prompt, (str, Prompt)) or not isinstance(prompt, SequenceOf) or not prompt:
         return False
     return isinstance(prompt[0], (str, Prompt, SequenceOf))
 
 
 def check_length(num_tokens: int, lane: Lane, context: int) -> None:
-    """Raise PromptTooLong, with both numbers, if a prompt can never be answered."""
+    """Raise PromptTooLong, with both numbers, if the prompt leaves no room for an answer."""
     if num_tokens == 0:
         raise PromptTooLong("the prompt is empty; write something")
     if num_tokens < lane.max_tokens_per_seq:
@@ -84,7 +83,7 @@ def check_length(num_tokens: int, lane: Lane, context: int) -> None:
 
 
 def check_request(sampling: object, plan: object, salt: object) -> None:
-    """Raise BadOption if one of these is of a wrong type."""
+    """Raise BadOption if an argument has a wrong type."""
     if not isinstance(sampling, SamplingParams):
         raise BadOption(f"sampling must be SamplingParams(...), got {shown(sampling)}")
     if not isinstance(plan, Plan):
@@ -94,19 +93,19 @@ def check_request(sampling: object, plan: object, salt: object) -> None:
 
 
 def _checked(what: str, token_ids: object, vocab_size: int) -> list[int]:
-    """Token ids as integers of the vocabulary; `what` names them in messages."""
+    """Token ids as integers of the vocabulary. what: the name of the tokens in messages."""
     if isinstance(token_ids, (bytes, bytearray)):
         raise BadOption(f"{what} ids must be integers, got {shown(token_ids)}; decode bytes to a text first")
     try:
-        found = [_index(token) for token in token_ids]  # type: ignore[attr-defined]
+        ids = [_index(token) for token in token_ids]  # type: ignore[attr-defined]
     except TypeError as error:
         raise BadOption(f"{what} ids must be integers ({error}); encode text with engine.tokenizer") from None
-    wrong = next((token for token in found if not 0 <= token < vocab_size), None)
+    wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
     if wrong is not None:
         raise BadOption(
             f"{what} id {shown(wrong)} is not in [0, {vocab_size}) of this model; encode text with its own tokenizer"
         )
-    return found
+    return ids
 
 
 def _index(token: object) -> int:
@@ -116,7 +115,7 @@ def _index(token: object) -> int:
 
 
 def _segments(prompt: Prompt, num_tokens: int) -> tuple[Segment, ...]:
-    """The prompt's segments, each checked to lie inside it."""
+    """The segments of a prompt; each of them must lie inside the prompt."""
     for segment in prompt.segments or ():
         if not (isinstance(segment, Segment) and _is_sound(segment, num_tokens)):
             raise BadOption(

@@ -1,10 +1,10 @@
 """The stats of a request: one flat record, the same in `--json`, on the page and in the database.
 
-`plugin_ms` is what a plugin's hooks cost; `bought_ms` what it saved. Here it is modelled from the run itself: a drafter
-saves its accepted tokens times the time of a plain step, less the extra time of steps with drafts; a prefix hit saves its
-tokens times the prefill time per token. Estimates made on a busier machine would claim too much, so this request's own
-times bound both: an accepted token saves at most one of its decode steps (the median or the mean, whichever is shorter),
-a cached token at most the time of a prompt token that it computed. Times are milliseconds.
+`plugin_ms` is the time of a plugin's hooks. `bought_ms` is the time that a plugin saved, modelled from the run itself. A drafter
+saves the time of a plain step for each accepted token, less the extra time of steps with drafts. A prefix hit saves the prefill
+time of its tokens. An estimate from a busier time would claim too much, so the request's own times bound both: an accepted token
+saves at most a decode step of the request (the median or the mean, whichever is shorter), a cached token at most the time of a
+prompt token that the request computed. Times are milliseconds.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from statistics import fmean, median_low
 from typing import Any
 
 from pitlane.engine.run.lane import Lane
-from pitlane.engine.types import Sequence
+from pitlane.engine.sequence import Sequence
 
 
-def request_stats(seq: Sequence, lane: Lane, model: dict[str, Any]) -> dict[str, Any]:
-    """Stats of a finished sequence; `model` holds what the engine knows: model, device, dtype, weight_bytes."""
+def request_stats(seq: Sequence, lane: Lane | None, kv_bytes: int) -> dict[str, Any]:
+    """Stats of a finished sequence, without those of the model. lane: None if the sequence ended before its lane was open.
+
+    kv_bytes: bytes of the blocks that the sequence held.
+    """
     timing = seq.timing
     finished = timing.finished or timing.submitted
     admitted = timing.admitted or finished
@@ -26,12 +29,13 @@ def request_stats(seq: Sequence, lane: Lane, model: dict[str, Any]) -> dict[str,
     gaps = [1e3 * (b - a) for a, b in pairwise(timing.token_times)]
     decode = finished - first
     count = seq.num_completion_tokens
-    return model | {
+    return {
         "plugins": seq.plan.settings,
-        "exactness": seq.plan.exactness(),
-        "seed": seq.seed,
-        "prompt_tokens": seq.num_prompt_tokens,
-        "cached_tokens": seq.num_cached_tokens,
+        "exactness": seq.plan.exactness,
+        "batch_invariant": lane is not None and lane.built.is_batch_invariant,
+        "seed": seq.request.seed,
+        "prompt_tokens": seq.request.num_prompt_tokens,
+        "cached_tokens": seq.kv.num_cached_tokens,
         "completion_tokens": count,
         "queue_ms": _ms(admitted - timing.submitted),
         "prefill_ms": _ms(first - admitted),
@@ -48,46 +52,41 @@ def request_stats(seq: Sequence, lane: Lane, model: dict[str, Any]) -> dict[str,
         "paused": _paused(seq),
         "failed": dict(seq.failed),
         "notes": dict(seq.notes),
-        "kv_bytes": sum(store.num_bytes for store in lane.stores) * _blocks(seq) // lane.pool.num_blocks,
+        "kv_bytes": kv_bytes,
     }
 
 
-def _bought(seq: Sequence, lane: Lane) -> dict[str, dict[str, Any]]:
+def _bought(seq: Sequence, lane: Lane | None) -> dict[str, dict[str, Any]]:
     bought: dict[str, dict[str, Any]] = {}
-    for plugin in seq.plan.plugins:
-        if plugin.role == "drafter":
-            timing = seq.timing
-            saved = timing.plain_step_seconds - timing.draft_extra_seconds
-            saved = min(saved, timing.num_accepted_tokens * _own_step(seq))
-            bought[plugin.name] = {"ms": _ms(saved), "how": "modelled"}
-    holder = next((hook.plugin.name for hook in seq.plan.hooks.get("match_prefix", ())), None)
-    if holder is not None:
-        rates = [rate for rate in (lane.clock.per_prompt_token, _own_rate(seq)) if rate]
-        bought[holder] = {"ms": _ms(seq.num_cached_tokens * min(rates, default=0.0)), "how": "modelled"}
+    timing, drafter = seq.timing, seq.plan.drafter
+    if drafter is not None:
+        saved = timing.plain_step_seconds - timing.draft_extra_seconds
+        saved = min(saved, timing.num_accepted_tokens * _own_step(seq))
+        bought[drafter.name] = {"ms": _ms(saved), "how": "modelled"}
+    for hook in seq.plan.hook("match_prefix"):
+        rates = [rate for rate in (lane and lane.pacing.seconds_per_prompt_token, _own_rate(seq)) if rate]
+        tokens = seq.kv.num_cached_tokens if hook.plugin.name == seq.kv.prefix_plugin else 0
+        bought[hook.plugin.name] = {"ms": _ms(tokens * min(rates, default=0.0)), "how": "modelled"}
     return bought
 
 
 def _paused(seq: Sequence) -> dict[str, str]:
-    """Why the governor left the drafter alone when the request ended."""
-    drafter, drafting = seq.plan.drafter, seq.drafting
-    return {drafter.name: drafting.reason} if drafter and drafting and drafting.reason else {}
+    """Why the drafter was paused when the request ended."""
+    drafter, outlook = seq.plan.drafter, seq.outlook
+    return {drafter.name: outlook.reason} if drafter and outlook and outlook.reason else {}
 
 
 def _own_step(seq: Sequence) -> float:
-    """Seconds of a decode step of this request; the tokens of one step have one time."""
+    """Seconds of a decode step of this request; all tokens of a step have the same time."""
     steps = [after - before for before, after in pairwise(dict.fromkeys(seq.timing.token_times))]
     return min(median_low(steps), fmean(steps)) if steps else 0.0
 
 
 def _own_rate(seq: Sequence) -> float:
-    """Seconds per prompt token that this request itself computed."""
-    computed = seq.num_prompt_tokens - seq.num_cached_tokens
+    """Seconds per prompt token that this request computed."""
+    computed = seq.request.num_prompt_tokens - seq.kv.num_cached_tokens
     first, admitted = seq.timing.first_token, seq.timing.admitted
     return (first - admitted) / computed if first and admitted and computed else 0.0
-
-
-def _blocks(seq: Sequence) -> int:
-    return max((len(table) for table in seq.block_tables), default=0)
 
 
 def _ms(seconds: float) -> float:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from pitlane.engine.errors import EngineClosed
-from pitlane.engine.types import Event, Finished, Result
+from pitlane.engine.events import Event, Finished, Result
 from pitlane.engine.worker import FORKED
 
 

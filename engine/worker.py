@@ -21,36 +21,37 @@ FORKED = "this engine was made in another process, and its thread did not come a
 
 
 class Worker:
-    """Starts its thread at once. The thread alone holds what it works for, so that a worker keeps no engine in memory.
+    """Runs posted functions and steps on one thread. The engine is not among what it holds, so the engine can be collected."""
 
-    ready: whether a step has work. step: runs one step and never raises. finish: the thread's last call.
-    """
-
-    def __init__(self, ready: Callable[[], bool], step: Callable[[], None], finish: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         self._inbox: list[Callable[[], None]] = []
         self._wake = threading.Condition()
         self._process = os.getpid()
         self.closed = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, ready: Callable[[], bool], step: Callable[[], None], finish: Callable[[], None]) -> None:
+        """Start the thread. ready: whether a step has work. step: runs one step and never raises. finish: the last call."""
         self._thread = threading.Thread(
             target=self._run, args=(ready, step, finish), name="pitlane-engine", daemon=True
         )
         self._thread.start()
-        atexit.register(self.close)  # a thread inside torch when the interpreter ends would abort it
+        atexit.register(self.close)  # the interpreter must not end while a thread is inside torch
 
     @property
     def is_forked(self) -> bool:
-        """Whether this is a copy in a forked process: the thread is not there, and the locks may be held for ever."""
+        """Whether this is a copy in a forked process: its thread does not exist there, and its locks may be held for ever."""
         return self._process != os.getpid()
 
     def check(self) -> None:
-        """Raise EngineClosed where nothing can be posted."""
+        """Raise EngineClosed if nothing can be posted any more."""
         if self.is_forked:
             raise EngineClosed(FORKED)
         if self.closed:
             raise EngineClosed("the engine is closed; make a new one")
 
     def post(self, action: Callable[[], None]) -> bool:
-        """Have the thread do something before its next step; False (and nothing happens) once it is closed."""
+        """Have the thread run `action` before its next step; False, and nothing happens, if the worker is closed."""
         if self.is_forked:
             return False
         with self._wake:
@@ -61,9 +62,9 @@ class Worker:
             return True
 
     def call(self, action: Callable[[], None]) -> Future[None]:
-        """`post`, with a future that says when it is done. Do not wait for it under a lock that the thread may want.
+        """Post an action; the future says when it is done. Do not wait for it under a lock that the thread may take.
 
-        On the thread itself the action is done at once.
+        On the thread itself the action runs at once.
         """
         done: Future[None] = Future()
 
@@ -91,7 +92,7 @@ class Worker:
     def close(self) -> None:
         """Have the thread end after its current step, and wait for that."""
         self.stop()
-        if not self.is_forked and self._thread is not threading.current_thread():
+        if not self.is_forked and self._thread not in (None, threading.current_thread()):
             self._thread.join()
 
     def _run(self, ready: Callable[[], bool], step: Callable[[], None], finish: Callable[[], None]) -> None:
@@ -102,7 +103,7 @@ class Worker:
             self._do_posted()
             if not self.closed and ready():
                 step()
-        self._do_posted()  # so that requests which were just submitted end too
+        self._do_posted()  # requests that were just submitted end too
         self._do(finish)
         atexit.unregister(self.close)
 
@@ -116,14 +117,15 @@ class Worker:
         try:
             action()
         except Exception:
-            log.exception("the engine's thread failed in what was posted to it")
+            log.exception("a function that was posted to the engine's thread failed")
 
 
 def release_threads() -> None:
     """Give back the OpenMP threads that torch made for the calling thread; its next parallel operation makes them again.
 
-    While there are more of them than cores, GNU OpenMP has them sleep between any two operations, the engine's too, and waking one
-    takes longer than a small operation: llama-1b's products took 1.15 to 1.28 times as long. So whoever loads gives them back.
+    While there are more such threads than cores, GNU OpenMP puts all of them to sleep between any two operations, also those of the
+    engine, and waking a thread takes longer than a small operation: llama-1b's products took 1.15 to 1.28 times as long. So a
+    thread that loads a model gives its OpenMP threads back.
     """
     with suppress(AttributeError, OSError, TypeError):  # another OpenMP, or none
         ctypes.CDLL(None).omp_pause_resource_all(OMP_PAUSE_SOFT)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 class FusedOps(Plugin):
     name, exactness = "fused_ops", "rounding"
+    is_default = batch_invariant = True
 
     @classmethod
     def unavailable(cls, context: BuildContext) -> str | None:

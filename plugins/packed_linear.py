@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 class PackedLinear(Plugin):
     name, role, exactness = "packed_linear", "linear", "rounding"
+    is_default = batch_invariant = True
 
     class Options(PluginOptions):
         products: Literal["auto", "amx", "vectors"] = Field(

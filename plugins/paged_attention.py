@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pitlane import Attention, Batch, BuildContext, KVStore, Pool, Query, Sequence
+    from pitlane import Attention, Batch, BuildContext, KVState, KVStore, Pool, Query
     from pitlane.kernels.attention import Parts, Seen, Slots
 
 
@@ -29,6 +29,7 @@ MOST_PARTS = 2048  # of a call: llama-1b's are 8 kB each, 17 MB
 
 class PagedAttention(Plugin):
     name, role, exactness = "paged_attention", "attention", "rounding"
+    is_default = batch_invariant = True
 
     @classmethod
     def unavailable(cls, context: BuildContext) -> str | None:
@@ -54,19 +55,19 @@ class Paged:
         self.core = SpanAttention(scale, device)
 
     def plan(
-        self, pool: Pool, group: int, seqs: SequenceOf[Sequence], queries: list[Query], dtype: torch.dtype
+        self, pool: Pool, group: int, kvs: SequenceOf[KVState], queries: list[Query], dtype: torch.dtype
     ) -> list[Parts]:
         from pitlane.kernels.attention import Parts
 
         num_tokens = queries[-1].end
         short: list[Seen] = []
         found: list[Parts] = []
-        for seq, query in zip(seqs, queries, strict=True):
+        for kv, query in zip(kvs, queries, strict=True):
             query.spans.append([])
             if query.is_short:
-                short += _seen(pool, group, seq, query)
+                short += _seen(pool, group, kv, query)
             else:
-                found += [Parts.of([some], num_tokens) for one in _seen(pool, group, seq, query) for some in _cut(one)]
+                found += [Parts.of([some], num_tokens) for one in _seen(pool, group, kv, query) for some in _cut(one)]
         return [Parts.of(short, num_tokens), *found] if short else found
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
@@ -78,16 +79,16 @@ class Paged:
         return out
 
 
-def _seen(pool: Pool, group: int, seq: Sequence, query: Query) -> list[Seen]:
+def _seen(pool: Pool, group: int, kv: KVState, query: Query) -> list[Seen]:
     """What a query's tokens see: all the same slots, each up to its own; of a draft tree what is stored, and then each its path."""
     import numpy as np
 
     from pitlane.kernels.attention import PIECE, Seen
 
-    first, count, window = seq.num_computed_tokens, query.end - query.begin, pool.groups[group].window
+    first, count, window = kv.num_computed_tokens, query.end - query.begin, pool.groups[group].window
     base = 0 if window is None else max(0, first - window + 1) // PIECE * PIECE
     size = pool.block_size
-    table = seq.block_tables[group][base // size : -(-(first + count) // size)]
+    table = kv.block_tables[group][base // size : -(-(first + count) // size)]
     starts = np.array(table, dtype=np.int32) * size
     if min(table) < 0:  # dropped ones, which nobody sees any more
         starts[starts < 0] = starts[-1]

@@ -1,35 +1,52 @@
-"""A small model that drafts: the target's shadow sequences, brought up to date and continued in batches.
+"""A small model that drafts: it keeps a shadow of every sequence, brings the shadows up to date, and continues them in batches.
 
-Two kinds share this code: a model of its own with its own KV (`Lane.open_drafter`), and the target's first layers, which read the
-target's KV and write into draft slots that the target overwrites (`Lane.early_exit`). Tokens are drawn with the target's own
-noise, so at any temperature the draft is what the target would draw if it had these logits (Daliri et al. 2024).
+A draft model is a model of its own with its own KV (`Lane.open_drafter`), or the first layers of the target, which read the
+target's KV and write into draft slots that the target overwrites (`Lane.early_exit`). Tokens are drawn with the noise of the
+target, so at any temperature the draft is what the target would draw from these logits (Daliri et al. 2024).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from pitlane.engine.decode.draft import Draft
 from pitlane.engine.decode.sampling import penalise, ranked
+from pitlane.engine.kv.state import KVState
+from pitlane.engine.run.batch_builder import BatchBuilder, Chunk
 from pitlane.engine.run.runner import Runner
-from pitlane.engine.types import Draft, Sequence
+from pitlane.engine.sequence import Sequence
 
-if TYPE_CHECKING:
-    from pitlane.engine.run.lane import Lane
+MAX_SHADOWS = 64  # shadows of ended requests included, for requests that begin alike; the least recently used go first
 
-Shadows = dict[int, Sequence]
-MAX_SHADOWS = 64  # those of finished requests too, for others that begin alike; the least recently used go first
+
+@dataclass(slots=True, eq=False)
+class Shadow:
+    """A sequence as the draft model sees it. num_verified_tokens: leading tokens with KV that the target has confirmed."""
+
+    salt: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    kv: KVState = field(default_factory=KVState)
+    num_verified_tokens: int = 0
+    draft: Draft | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+Shadows = dict[int, Shadow]  # by sequence id
 
 
 class DraftModel:
-    """Drafts chains and trees. lane: whose pool and batches it uses; shares_kv: whether that is the target's lane."""
+    """Drafts chains and trees. shares_kv: the draft model uses the KV of the target, as its first layers do."""
 
-    def __init__(self, lane: Lane, runner: Runner, shares_kv: bool) -> None:
-        self.lane, self.runner, self.shares_kv = lane, runner, shares_kv
+    def __init__(self, builder: BatchBuilder, runner: Runner, max_step_tokens: int, shares_kv: bool) -> None:
+        self.builder, self.runner, self.shares_kv = builder, runner, shares_kv
+        self.pool, self.max_step_tokens = builder.pool, max_step_tokens
         self.shadows: Shadows = {}  # in order of last use
 
     def draft(
@@ -37,7 +54,7 @@ class DraftModel:
     ) -> list[Draft | None]:
         """Draft up to `limits[i]` tokens behind each sequence.
 
-        branching[d]: children of each node of depth d; all ones is a chain. Its length is the greatest depth.
+        branching[d]: number of children of a node of depth d; a chain has 1 everywhere. Its length is the depth of the draft.
         """
         counts = {seq.id: min(limit, _size(branching)) for seq, limit in zip(seqs, limits, strict=True)}
         shadows: Shadows = {}
@@ -67,7 +84,7 @@ class DraftModel:
     def _trees(
         self, seqs: SequenceOf[Sequence], shadows: Shadows, counts: dict[int, int], branching: SequenceOf[int]
     ) -> dict[int, Draft]:
-        """Grow the trees level by level; each level computes all nodes so far, which a small model does in one go."""
+        """Grow the trees level by level; each level computes all nodes so far, which a small model does in one forward."""
         nodes: dict[int, tuple[list[int], list[int]]] = {seq.id: ([], []) for seq in seqs}
         leaves = {seq.id: [-1] for seq in seqs}
         for width in branching:
@@ -79,98 +96,103 @@ class DraftModel:
             rows = self._logits([shadows[seq.id] for seq in active])
             for seq, logits in zip(active, rows, strict=True):
                 tokens, parents = nodes[seq.id]
-                grown = []
+                children = []
                 for leaf in leaves[seq.id]:
                     for token in self._best(seq, logits[leaf + 1], _path(tokens, parents, leaf), width):
                         if len(tokens) < counts[seq.id]:
                             tokens.append(token)
                             parents.append(leaf)
-                            grown.append(len(tokens) - 1)
-                leaves[seq.id] = grown
+                            children.append(len(tokens) - 1)
+                leaves[seq.id] = children
         return {seq.id: Draft(*nodes[seq.id]) for seq in seqs}
 
     def _best(self, seq: Sequence, logits: Tensor, path: SequenceOf[int], count: int) -> list[int]:
         """The `count` tokens that the target would draw first behind `path`, if these [V] were its logits."""
-        if seq.sampling.has_penalties:
-            completion = [*seq.token_ids[seq.num_prompt_tokens :], *path]
-            logits = penalise(logits, seq.token_ids[: seq.num_prompt_tokens], completion, seq.sampling)
-        return ranked(logits, seq.sampling, seq.seed, seq.num_tokens + len(path), count)
+        request = seq.request
+        if request.sampling.has_penalties:
+            completion = [*seq.token_ids[request.num_prompt_tokens :], *path]
+            logits = penalise(logits, seq.token_ids[: request.num_prompt_tokens], completion, request.sampling)
+        return ranked(logits, request.sampling, request.seed, seq.num_tokens + len(path), count)
 
-    def _shadow(self, seq: Sequence, limit: int, ready: Shadows) -> Sequence | None:
-        """Bring the shadow of a sequence to its known tokens, with room for a draft; None where there is none.
+    def _shadow(self, seq: Sequence, limit: int, ready: Shadows) -> Shadow | None:
+        """Bring the shadow of a sequence to its known tokens, with room for a draft; None if there is no room.
 
-        ready: the shadows that are about to draft, which are not forgotten for this one.
+        ready: shadows that are about to draft; their blocks are not taken for this shadow.
         """
         if limit <= 0:
             return None
         if self.shares_kv:
-            if not self.lane.pool.reserve(seq, seq.num_tokens + limit):
+            if not self.pool.reserve(seq.kv, seq.num_tokens + limit):
                 return None
-            return replace(seq, token_ids=list(seq.token_ids), num_scheduled_tokens=1, draft=None, operations=[])
+            return Shadow(token_ids=list(seq.token_ids), kv=replace(seq.kv))
         shadow = self.shadows.pop(seq.id, None) or self._new_shadow(seq)
         self.shadows[seq.id] = shadow
-        computed = min(shadow.num_computed_tokens, seq.num_tokens - 1)
-        while shadow.num_cached_tokens < computed and (
-            shadow.token_ids[shadow.num_cached_tokens] == seq.token_ids[shadow.num_cached_tokens]
+        num_computed = min(shadow.kv.num_computed_tokens, seq.num_tokens - 1)
+        while shadow.num_verified_tokens < num_computed and (
+            shadow.token_ids[shadow.num_verified_tokens] == seq.token_ids[shadow.num_verified_tokens]
         ):
-            shadow.num_cached_tokens += 1
-        shadow.num_computed_tokens = shared = min(computed, shadow.num_cached_tokens)
-        shadow.token_ids[shared:] = seq.token_ids[shared:]
+            shadow.num_verified_tokens += 1
+        num_shared = min(num_computed, shadow.num_verified_tokens)
+        shadow.token_ids[num_shared:] = seq.token_ids[num_shared:]
         shadow.draft = None
-        self.lane.pool.roll_back(shadow, shared)
+        shadow.kv.num_computed_tokens = num_shared
+        self.pool.roll_back(shadow.kv, num_shared)
         if not self._make_room(shadow, seq.num_tokens + limit, ready):
             return None
-        if shadow.num_uncomputed_tokens > self.lane.pool.block_size:  # alone: the next may share its blocks
+        if shadow.num_tokens - num_shared > self.pool.block_size:  # alone, so that the next shadow may share its blocks
             self._logits([shadow])
-            shadow.num_cached_tokens = shadow.num_tokens - 1
+            shadow.num_verified_tokens = shadow.num_tokens - 1
         return shadow
 
-    def _make_room(self, shadow: Sequence, num_tokens: int, ready: Shadows) -> bool:
-        """Reserve blocks, those of the least recently used shadows if need be."""
+    def _make_room(self, shadow: Shadow, num_tokens: int, ready: Shadows) -> bool:
+        """Reserve blocks; the least recently used shadows give up theirs if blocks are lacking."""
         while True:
-            oldest = next(iter(self.shadows.values()))
-            is_needed = oldest is shadow or oldest.id in ready
-            if (len(self.shadows) <= MAX_SHADOWS or is_needed) and self.lane.pool.reserve(shadow, num_tokens):
+            oldest_id, oldest = next(iter(self.shadows.items()))
+            is_needed = oldest is shadow or oldest_id in ready
+            if (len(self.shadows) <= MAX_SHADOWS or is_needed) and self.pool.reserve(shadow.kv, num_tokens):
                 return True
             if is_needed:
                 return False
-            self.lane.pool.release(self.shadows.pop(oldest.id))
+            self.pool.release(self.shadows.pop(oldest_id).kv)
 
-    def _new_shadow(self, seq: Sequence) -> Sequence:
-        """A shadow that shares the blocks of the longest verified prefix of another one with the same salt."""
-        shadow = replace(seq, token_ids=[], num_computed_tokens=0, num_cached_tokens=0, block_tables=[], state={})
-        akin = [
-            (self._num_common_blocks(other, seq), other) for other in self.shadows.values() if other.salt == seq.salt
-        ]
-        count, best = max(akin, key=lambda pair: pair[0], default=(0, shadow))
+    def _new_shadow(self, seq: Sequence) -> Shadow:
+        """A shadow that shares the blocks of the longest verified prefix among the shadows with the same salt."""
+        shadow = Shadow(salt=seq.request.salt)
+        akin = [(self._num_common_blocks(o, seq), o) for o in self.shadows.values() if o.salt == shadow.salt]
+        count, nearest = max(akin, key=lambda pair: pair[0], default=(0, shadow))
         if count:
-            self.lane.pool.adopt(shadow, [best.column(index) for index in range(count)])
-            shadow.num_computed_tokens = shadow.num_cached_tokens = count * self.lane.pool.block_size
-            shadow.token_ids = seq.token_ids[: shadow.num_computed_tokens]
+            self.pool.adopt(shadow.kv, [nearest.kv.column(index) for index in range(count)])
+            shadow.num_verified_tokens = shadow.kv.num_computed_tokens
+            shadow.token_ids = seq.token_ids[: shadow.num_verified_tokens]
         return shadow
 
-    def _num_common_blocks(self, shadow: Sequence, seq: Sequence) -> int:
-        size = self.lane.pool.block_size
-        most = min(shadow.num_cached_tokens, seq.num_tokens - 1) // size
-        blocks = (slice(index * size, (index + 1) * size) for index in range(most))
+    def _num_common_blocks(self, shadow: Shadow, seq: Sequence) -> int:
+        size = self.pool.block_size
+        num_blocks = min(shadow.num_verified_tokens, seq.num_tokens - 1) // size
+        blocks = (slice(index * size, (index + 1) * size) for index in range(num_blocks))
         return sum(1 for _ in takewhile(lambda block: shadow.token_ids[block] == seq.token_ids[block], blocks))
 
-    def _logits(self, shadows: SequenceOf[Sequence]) -> list[Tensor]:
-        """Compute what the shadows lack: logits [1 + K, V] of the last known token and of the nodes of each one's draft."""
-        found: dict[int, Tensor] = {}
+    def _logits(self, shadows: SequenceOf[Shadow]) -> list[Tensor]:
+        """Compute what the shadows lack; logits [1 + K, V] of the last known token and of the draft's nodes of each shadow."""
+        logits_of: dict[int, Tensor] = {}
         for shadow in shadows:  # of a tree, all nodes are computed again, behind the last known token
-            shadow.num_computed_tokens = min(shadow.num_computed_tokens, shadow.num_tokens - 1)
-        while len(found) < len(shadows):
-            active = [shadow for shadow in shadows if shadow.id not in found]
-            for shadow in active:
-                shadow.num_scheduled_tokens = min(self.lane.limits.max_step_tokens, shadow.num_uncomputed_tokens)
-            logits = self.runner.launch(self.lane.build_batch(active)).wait()
-            for shadow in active:
-                shadow.num_computed_tokens += shadow.num_scheduled_tokens
-                if shadow.num_computed_tokens == shadow.num_tokens:
+            shadow.kv.num_computed_tokens = min(shadow.kv.num_computed_tokens, shadow.num_tokens - 1)
+        while len(logits_of) < len(shadows):
+            active = [shadow for shadow in shadows if id(shadow) not in logits_of]
+            chunks = [self._chunk(shadow) for shadow in active]
+            logits = self.runner.launch(self.builder.build(chunks)).wait()
+            for shadow, chunk in zip(active, chunks, strict=True):
+                shadow.kv.num_computed_tokens += len(chunk.token_ids)
+                if chunk.wants_logits:
                     size = 1 + (len(shadow.draft.token_ids) if shadow.draft else 0)
-                    found[shadow.id], logits = logits[:size], logits[size:]
-        return [found[shadow.id] for shadow in shadows]
+                    logits_of[id(shadow)], logits = logits[:size], logits[size:]
+        return [logits_of[id(shadow)] for shadow in shadows]
+
+    def _chunk(self, shadow: Shadow) -> Chunk:
+        start = shadow.kv.num_computed_tokens
+        stop = min(start + self.max_step_tokens, shadow.num_tokens)
+        is_last = stop == shadow.num_tokens
+        return Chunk(shadow.kv, shadow.token_ids[start:stop], shadow.draft if is_last else None, is_last)
 
 
 def _size(branching: SequenceOf[int]) -> int:

@@ -1,9 +1,10 @@
 """Who owns which block of KV.
 
 A block is `block_size` adjacent slots of one group's store; a sequence's block table lists its blocks in token order. Blocks
-are reference counted: sequences hold one reference each, plugins hold references through `lock`. Whoever is to write into a
-block that others hold too gets a copy of it first (`fork`, `reserve`). The pool prefers adjacent blocks, so that a sequence's KV
-is few spans. It knows no tensors: it asks for `operations`, which are carried out before the next forward.
+are reference counted: every sequence with a block holds one reference, and plugins hold references through `lock`. Before a
+sequence writes into a shared block it gets a copy of the block (`fork`, `reserve`). The pool prefers adjacent blocks, so that the
+KV of a sequence is few spans. The pool knows no tensors: it collects `operations`, which the runner carries out before the next
+forward.
 """
 
 from __future__ import annotations
@@ -11,18 +12,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pitlane.engine.run.batch import Copy, Operation, Span
-from pitlane.engine.types import Column, KVGroup, Sequence
+from pitlane.engine.kv.group import KVGroup
+from pitlane.engine.kv.operations import Copy, Operation
+from pitlane.engine.kv.state import Column, KVState
 
 DROPPED = -1
 
 
+class Span(NamedTuple):
+    """Adjacent slots of one sequence's KV: slots `[start, stop)` hold the tokens from index `first` on."""
+
+    start: int
+    stop: int
+    first: int
+
+
 class BlockAllocator:
-    """Reference counts of one group's blocks; `locks` are those of them that plugins hold."""
+    """Reference counts of one group's blocks. locks: the references that plugins hold."""
 
     def __init__(self, num_blocks: int) -> None:
         self.counts = np.zeros(num_blocks, dtype=np.int32)
@@ -53,7 +64,7 @@ class BlockAllocator:
         self.num_free += int(self.counts[block] == 0)
 
     def _start(self, count: int) -> int:
-        """First block of the largest free run; its middle if a sequence may be growing into it and there is room."""
+        """First block of the largest free run, or its middle: a sequence may grow into the beginning of the run."""
         free = np.flatnonzero(np.diff(np.concatenate(([0], self.counts == 0, [0]))))
         starts, stops = free[::2], free[1::2]
         longest = int(np.argmax(stops - starts))
@@ -79,14 +90,14 @@ class Pool:
         return min(allocator.num_free for allocator in self.allocators)
 
     def withhold(self, num_blocks: int) -> None:
-        """Take free columns out of use for good: their memory serves something else."""
+        """Take free columns out of use for good: a draft model uses their memory."""
         for allocator in self.allocators:
             allocator.take(num_blocks, None)
         self.num_withheld += num_blocks
 
     @contextmanager
     def borrowed(self, num_tokens: int) -> Iterator[list[list[int]] | None]:
-        """Free slots for so many tokens, per group, given back at the end of the block; None where there are too few."""
+        """Free slots for `num_tokens` tokens, per group, given back at the end of the `with` block; None if too few are free."""
         count = -(-num_tokens // self.block_size)
         if count > self.num_free_blocks:
             yield None
@@ -100,73 +111,77 @@ class Pool:
                 for block in blocks:
                     allocator.release(block)
 
-    def num_missing_blocks(self, seq: Sequence, num_tokens: int) -> int:
-        """Columns a sequence lacks to hold `num_tokens` and to write all that are not computed."""
-        have = len(seq.block_tables[0]) if seq.block_tables else 0
-        return max(0, -(-num_tokens // self.block_size) - have) + len(self._shared(seq, have))
+    def num_missing_blocks(self, kv: KVState, num_tokens: int) -> int:
+        """Columns that a sequence lacks to hold `num_tokens` and to write its uncomputed tokens."""
+        have = len(kv.block_tables[0]) if kv.block_tables else 0
+        return max(0, -(-num_tokens // self.block_size) - have) + len(self._shared(kv, have))
 
-    def reserve(self, seq: Sequence, num_tokens: int) -> bool:
-        """Extend a sequence's tables to hold `num_tokens`; all of it or nothing.
+    def reserve(self, kv: KVState, num_tokens: int) -> bool:
+        """Extend the tables of a sequence to hold `num_tokens`; return False, and change nothing, if blocks are lacking.
 
-        A block that others hold too and that the sequence is to write into is replaced by a copy of its computed tokens.
+        A shared block that the sequence is to write into is replaced by a copy of its computed tokens.
         """
-        if self.num_missing_blocks(seq, num_tokens) > self.num_free_blocks:
+        if self.num_missing_blocks(kv, num_tokens) > self.num_free_blocks:
             return False
-        tables = self._tables(seq)
-        for index in self._shared(seq, len(tables[0])):
-            self._copy_block(seq, index)
+        tables = self._tables(kv)
+        for index in self._shared(kv, len(tables[0])):
+            self._copy_block(kv, index)
         missing = -(-num_tokens // self.block_size) - len(tables[0])
         if missing > 0:
             for table, allocator in zip(tables, self.allocators, strict=True):
                 table += allocator.take(missing, table[-1] if table and table[-1] != DROPPED else None)
         return True
 
-    def fork(self, seq: Sequence, child: Sequence) -> None:
+    def fork(self, kv: KVState, child: KVState) -> None:
         """Share the blocks of all computed tokens with a sequence that has none."""
-        count = -(-seq.num_computed_tokens // self.block_size)
-        self.adopt(child, [seq.column(index) for index in range(count)])
+        count = -(-kv.num_computed_tokens // self.block_size)
+        self.adopt(child, [kv.column(index) for index in range(count)])
+        child.num_computed_tokens, child.num_cached_tokens = kv.num_computed_tokens, kv.num_cached_tokens
+        child.num_sealed_blocks = kv.num_sealed_blocks
 
-    def _shared(self, seq: Sequence, stop: int) -> list[int]:
-        """Indices below `stop` of the columns that are to be written and that somebody else holds too."""
-        start = seq.num_computed_tokens // self.block_size
+    def _shared(self, kv: KVState, stop: int) -> list[int]:
+        """Indices below `stop` of the shared columns that the sequence is to write into."""
+        start = kv.num_computed_tokens // self.block_size
         return [
             index
             for index in range(start, stop)
-            if any(a.counts[table[index]] > 1 for table, a in zip(seq.block_tables, self.allocators, strict=True))
+            if any(a.counts[table[index]] > 1 for table, a in zip(kv.block_tables, self.allocators, strict=True))
         ]
 
-    def _copy_block(self, seq: Sequence, index: int) -> None:
-        """Give a sequence blocks of its own for column `index`, with a copy of the tokens that are computed."""
+    def _copy_block(self, kv: KVState, index: int) -> None:
+        """Replace column `index` of a sequence by new blocks with a copy of the computed tokens."""
         start = index * self.block_size
-        for group, (table, allocator) in enumerate(zip(seq.block_tables, self.allocators, strict=True)):
+        for group, (table, allocator) in enumerate(zip(kv.block_tables, self.allocators, strict=True)):
             old = table[index]
             (table[index],) = allocator.take(1, table[index - 1] if index and table[index - 1] != DROPPED else None)
             allocator.release(old)
-            count = min(seq.num_computed_tokens - start, self.block_size)
+            count = min(kv.num_computed_tokens - start, self.block_size)
             if count > 0:
                 sources = range(old * self.block_size, old * self.block_size + count)
-                self.operations.append(Copy(group, list(sources), self.slots(seq, group, start, start + count)))
+                self.operations.append(Copy(group, list(sources), self.slots(kv, group, start, start + count)))
 
-    def adopt(self, seq: Sequence, blocks: Iterable[Column]) -> None:
-        """Share blocks as the first ones of a sequence that has none."""
-        tables = self._tables(seq)
+    def adopt(self, kv: KVState, blocks: Iterable[Column]) -> None:
+        """Share full blocks as the first blocks of a sequence that has none."""
+        tables = self._tables(kv)
         assert not tables[0], "only an empty sequence adopts a prefix"
         for column in blocks:
             for table, block, allocator in zip(tables, column, self.allocators, strict=True):
                 if block != DROPPED:
                     allocator.share(block)
                 table.append(block)
+        kv.num_sealed_blocks = len(tables[0])
+        kv.num_computed_tokens = len(tables[0]) * self.block_size
 
-    def roll_back(self, seq: Sequence, num_tokens: int) -> None:
+    def roll_back(self, kv: KVState, num_tokens: int) -> None:
         """Release the blocks behind the one that holds token `num_tokens - 1`."""
         keep = -(-num_tokens // self.block_size)
-        for table, allocator in zip(self._tables(seq), self.allocators, strict=True):
+        for table, allocator in zip(self._tables(kv), self.allocators, strict=True):
             while len(table) > keep:
                 allocator.release(table.pop())
 
-    def drop(self, seq: Sequence, num_computed_tokens: int) -> None:
+    def drop(self, kv: KVState, num_computed_tokens: int) -> None:
         """In windowed groups, release the blocks that no later token can see."""
-        for group, table, allocator in zip(self.groups, self._tables(seq), self.allocators, strict=True):
+        for group, table, allocator in zip(self.groups, self._tables(kv), self.allocators, strict=True):
             if group.window is None:
                 continue
             for index in range((num_computed_tokens - group.window + 1) // self.block_size - 1, -1, -1):
@@ -175,23 +190,24 @@ class Pool:
                 allocator.release(table[index])
                 table[index] = DROPPED
 
-    def release(self, seq: Sequence) -> None:
+    def release(self, kv: KVState) -> None:
         """Give back every block of a sequence."""
-        for table, allocator in zip(self._tables(seq), self.allocators, strict=True):
+        for table, allocator in zip(self._tables(kv), self.allocators, strict=True):
             for block in table:
                 if block != DROPPED:
                     allocator.release(block)
-        seq.block_tables = []
+        kv.block_tables = []
+        kv.num_computed_tokens = kv.num_sealed_blocks = 0
 
     def lock(self, column: Column) -> None:
-        """Hold a block of every group (those not dropped); it cannot be reused until `unlock`."""
+        """Hold the blocks of a column, except dropped blocks; they cannot be reused until `unlock`."""
         for block, allocator in zip(column, self.allocators, strict=True):
             if block != DROPPED:
                 allocator.share(block)
                 allocator.locks[block] += 1
 
     def unlock(self, column: Column) -> None:
-        """Give back what `lock` held."""
+        """Give back the blocks of a locked column."""
         for block, allocator in zip(column, self.allocators, strict=True):
             if block != DROPPED:
                 assert allocator.locks[block] > 0, f"block {block} is not locked"
@@ -199,16 +215,16 @@ class Pool:
                 allocator.release(block)
 
     def is_idle(self, column: Column) -> bool:
-        """Whether the one reference left to every block of a column is the asking plugin's own."""
+        """Whether a plugin's lock is the only reference to every block of a column."""
         return all(b == DROPPED or a.counts[b] == 1 for b, a in zip(column, self.allocators, strict=True))
 
-    def slots(self, seq: Sequence, group: int, start: int, stop: int) -> list[int]:
+    def slots(self, kv: KVState, group: int, start: int, stop: int) -> list[int]:
         """Slots of the tokens `[start, stop)` of a sequence."""
-        return [slot for span in self.spans(seq, group, start, stop) for slot in range(span.start, span.stop)]
+        return [slot for span in self.spans(kv, group, start, stop) for slot in range(span.start, span.stop)]
 
-    def spans(self, seq: Sequence, group: int, start: int, stop: int) -> list[Span]:
+    def spans(self, kv: KVState, group: int, start: int, stop: int) -> list[Span]:
         """The tokens `[start, stop)` as runs of adjacent slots, none of them empty."""
-        table, size = seq.block_tables[group], self.block_size
+        table, size = kv.block_tables[group], self.block_size
         spans: list[Span] = []
         for index in range(start // size, -(-stop // size) if start < stop else 0):
             assert table[index] != DROPPED, f"tokens [{start}, {stop}) of group {group} reach into a dropped block"
@@ -220,14 +236,14 @@ class Pool:
                 spans.append(Span(base + low, base + high, low))
         return spans
 
-    def check_integrity(self, seqs: Iterable[Sequence], locked: Callable[[], Iterable[Column]] | None = None) -> None:
+    def check_integrity(self, states: Iterable[KVState], locked: Callable[[], Iterable[Column]] | None = None) -> None:
         """Assert that counts equal the references of `seqs` and the locks, and that free counts agree.
 
         locked: the columns that plugins say they hold, one entry per lock; without it the locks are taken as they are.
         """
-        seqs = list(seqs)
+        states = list(states)
         for index, allocator in enumerate(self.allocators):
-            held = [block for seq in seqs if seq.block_tables for block in seq.block_tables[index]]
+            held = [block for kv in states if kv.block_tables for block in kv.block_tables[index]]
             references = _histogram(held, allocator.counts)
             if locked is not None:
                 locks = _histogram([column[index] for column in locked()], allocator.counts)
@@ -239,10 +255,10 @@ class Pool:
             )
             assert allocator.num_free == int((allocator.counts == 0).sum()), f"group {index}: free count is off"
 
-    def _tables(self, seq: Sequence) -> list[list[int]]:
-        if not seq.block_tables:
-            seq.block_tables = [[] for _ in self.groups]
-        return seq.block_tables
+    def _tables(self, kv: KVState) -> list[list[int]]:
+        if not kv.block_tables:
+            kv.block_tables = [[] for _ in self.groups]
+        return kv.block_tables
 
 
 def _histogram(blocks: list[int], counts: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -11,8 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pitlane.engine.run.batch import Copy, Load, Operation, Save
-from pitlane.engine.types import KVGroup
+from pitlane.engine.kv.group import KVGroup
+from pitlane.engine.kv.operations import Copy, Load, Operation, Save
 
 
 class KVStore:

@@ -9,7 +9,7 @@ from math import log
 from operator import mul
 from statistics import median_low
 
-from pitlane.engine.types import Draft
+from pitlane.engine.decode.draft import Draft
 
 LONGEST = 64  # tokens of a chain
 LEAST = 0.01  # chance of acceptance that a token of a chain is worth a thought
@@ -89,8 +89,8 @@ class Belief:
 
 
 @dataclass(slots=True)
-class Drafting:
-    """One sequence and its drafter."""
+class Outlook:
+    """What pacing expects of the drafter on one sequence."""
 
     belief: Belief = field(default_factory=Belief)
     steps_left: int = TRIAL_STEPS  # on trial

@@ -1,75 +1,73 @@
-"""Every hook, in call order. pluggy registers and validates; order and folds are the engine's.
+"""The signature of every hook, in call order. pluggy checks that an implementation fits its signature.
 
-How results combine: first = the first implementation that returns something else than None; all = every one is called;
-fold = each gets the previous one's result. Implementations run by `Plugin.stage`, then by name.
+`hookspec(combine, kind, role)` declares how results combine, what the hook belongs to and which role may implement it
+(`HookSpec`). Implementations run in the order of `Plugin.stage`, then of their names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
+from pitlane.engine.plan.hooks import Combine, HookSpec, Kind
+from pitlane.engine.plan.plugin import Role
+
 if TYPE_CHECKING:
-    from pitlane.engine.kv.pool import Pool
+    from pitlane.engine.decode.draft import Draft
+    from pitlane.engine.decode.rows import Rows
+    from pitlane.engine.events import StepStats
+    from pitlane.engine.kv.state import PrefixMatch
+    from pitlane.engine.models.build_context import BuildContext
     from pitlane.engine.models.layers import Linear, LinearPart
     from pitlane.engine.run.attention import Attention
-    from pitlane.engine.run.lane import Lane
-    from pitlane.engine.types import BuildContext, Draft, Limits, PrefixMatch, Rows, Sequence, StepStats
+    from pitlane.engine.run.lane import Lane, Limits
+    from pitlane.engine.sequence import Sequence
     from pitlane.storage.types import Document
 
-hookspec = pluggy.HookspecMarker("pitlane")
-
-COMBINE: Mapping[str, str] = {
-    "load_document": "first",
-    "build_linear": "first",
-    "build_op": "first",
-    "build_attention": "first",
-    "lane_opened": "all",
-    "match_prefix": "first",
-    "reclaim_blocks": "all",
-    "block_sealed": "all",
-    "propose": "first",
-    "adjust_logits": "fold",
-    "after_verify": "all",
-    "step_finished": "all",
-    "sequence_finished": "all",
-    "engine_closed": "all",
-}
-VARIANT_HOOKS = frozenset({"load_model", "transform_weights", "build_linear"})
-LANE_HOOKS = frozenset({"build_op", "build_attention", "build_kv_store", "build_runner"})
-LOADING_HOOKS = VARIANT_HOOKS | LANE_HOOKS | {"lane_opened"}  # called for whoever asks for a plan: errors are theirs
-HOST_HOOKS = frozenset({"load_document"})  # serve the host, not a plan: always on, nothing to toggle
+SPECS: dict[str, HookSpec] = {}
+_MARKER = pluggy.HookspecMarker("pitlane")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@hookspec
+def hookspec(combine: Combine, kind: Kind = "step", role: Role | None = None) -> Callable[[Function], Function]:
+    """Declare a hook."""
+
+    def declare(function: Function) -> Function:
+        SPECS[function.__name__] = HookSpec(function.__name__, combine, kind, role)
+        return _MARKER(function)
+
+    return declare
+
+
+@hookspec("first", kind="host")
 def load_document(path: str, mime: str) -> Document | None:
     """Read a file into pages of text. Called in a child process with limits of time and memory. First.
 
-    May change output: no plan is involved. Raise DocumentError with a message for people.
+    The document loaders serve every plan. Raise DocumentError with a message for people.
     """
 
 
-@hookspec
+@hookspec("first", kind="variant", role="linear")
 def build_linear(parts: list[LinearPart], context: BuildContext) -> Linear | None:
-    """Build one linear from its parts (fused: q, k, v or gate, up). Called at load: fused list first, then each part. First.
+    """Build a linear from its parts. Called at load, first with the fused parts (q, k, v or gate, up), then with each part. First.
 
     Returns a callable [T, in_features] -> [T, sum of out_features], or None to decline. May change output as declared.
     """
 
 
-@hookspec
+@hookspec("first", kind="lane")
 def build_op(kind: str, context: BuildContext) -> Callable[..., Any] | None:
-    """Give a lane's model one of its operations. Called once per lane and kind, at load. First.
+    """Build one operation of a lane's model. Called once per lane and kind, at load. First.
 
     kind: `rms_norm` (x [T, D], weight [D], eps -> [T, D], fresh) or `silu_mul` ([T, 2 I] -> [T, I], fresh). May change output
     as declared.
     """
 
 
-@hookspec
+@hookspec("first", kind="lane", role="attention")
 def build_attention(context: BuildContext) -> Attention | None:
     """Make the attention of a lane. Called once per lane, at load. First.
 
@@ -78,17 +76,19 @@ def build_attention(context: BuildContext) -> Attention | None:
     """
 
 
-@hookspec
+@hookspec("all", kind="opening")
 def lane_opened(lane: Lane) -> None:
-    """Told that a plan will use a lane. Called once per plan and lane, in the asking thread, before its first request. All.
+    """Prepare a lane for a plan. Called once per plan and lane before the plan's first request, never on the engine's thread. All.
 
-    The place to load what takes time (`lane.open_drafter`). A PitlaneError reaches whoever asked.
+    The place to load a draft model (`lane.open_drafter`), and to put into `lane.state[name]` an object that outlives the plugin's
+    options: all plans with this plugin share the object, and its `close()` is called when the lane goes. A PitlaneError reaches
+    the request.
     """
 
 
-@hookspec
-def match_prefix(seq: Sequence, pool: Pool) -> PrefixMatch | None:
-    """Find KV for the first tokens of a sequence. Called when it is to be admitted, before any compute. First.
+@hookspec("first")
+def match_prefix(seq: Sequence, lane: Lane) -> PrefixMatch | None:
+    """Find KV for the first tokens of a sequence. Called before the sequence is admitted, and before any compute. First.
 
     Returns blocks to share, and optionally a tail to copy or tensors to load; at least one prompt token is left to compute.
     Called again while the sequence waits for room, and after a preemption.
@@ -96,52 +96,47 @@ def match_prefix(seq: Sequence, pool: Pool) -> PrefixMatch | None:
     """
 
 
-@hookspec
-def reclaim_blocks(pool: Pool, num_blocks: int) -> None:
-    """Unlock blocks that the pool needs. Called when it runs dry, before any sequence is preempted. All."""
+@hookspec("all")
+def reclaim_blocks(lane: Lane, num_blocks: int) -> None:
+    """Unlock blocks that the lane's pool needs. Called when the pool runs dry, before any sequence is preempted. All."""
 
 
-@hookspec
-def block_sealed(seq: Sequence, index: int) -> None:
-    """Told that block `index` of a sequence is full of committed tokens and will not change. All."""
+@hookspec("all")
+def block_sealed(seq: Sequence, index: int, lane: Lane) -> None:
+    """Note that block `index` of a sequence is full of committed tokens and will not change. All."""
 
 
-@hookspec
+@hookspec("first", role="drafter")
 def propose(seqs: SequenceOf[Sequence], limits: Limits) -> list[Draft | None] | None:
-    """Draft tokens for each sequence. Called once per step and plan, with its decoding sequences. First.
+    """Draft tokens for each sequence. Called once per step and plan, with the plan's decoding sequences. First.
 
-    Returns one Draft or None per sequence, of at most `limits.num_draft_tokens[i]` tokens: what context, memory and the governor
-    leave; 0 is nothing. `limits.lane` opens draft models. Cannot change output: the engine verifies.
+    Returns a Draft or None per sequence, of at most `limits.num_draft_tokens[i]` tokens, which context, memory and pacing leave.
+    `limits.lane` opens draft models. Cannot change output: the engine verifies every draft.
     """
 
 
-@hookspec
+@hookspec("fold")
 def adjust_logits(rows: Rows) -> Any:
     """Change logits [R, V] before temperature and truncation. Called once per step and plan. Fold over `rows.logits`.
 
-    Returns a tensor [R, V]. What a row is given may depend on `rows.path(i)`, never on draft or batch. May change output.
+    Returns a tensor [R, V]. The change of a row may depend on `rows.path(i)`, never on draft or batch. May change output.
     """
 
 
-@hookspec
+@hookspec("all")
 def after_verify(seq: Sequence, draft: Draft, targets: list[int], accepted: list[int]) -> None:
-    """Told what the target says about a draft. Called after a draft is verified, before it is committed. All.
+    """Learn from a verified draft. Called after a draft is verified, before it is committed. All.
 
-    targets: the target's token after the last known token, then after every draft token, rejected ones too. accepted: indices
-    of the accepted draft tokens, in order. Cannot change output.
+    targets: the target's token after the last known token, then after every draft token, rejected tokens included. accepted:
+    indices of the accepted draft tokens, in order. Cannot change output.
     """
 
 
-@hookspec
+@hookspec("all")
 def step_finished(stats: StepStats) -> None:
-    """Told what a step did and took. Called after each step. All."""
+    """Learn what a step did and how long it took. Called after each step. All."""
 
 
-@hookspec
-def sequence_finished(seq: Sequence) -> None:
-    """Told that a sequence ended, was aborted or failed; its state is dropped next. All."""
-
-
-@hookspec
-def engine_closed() -> None:
-    """Told that the engine closes: finish writes, stop threads. All."""
+@hookspec("all")
+def sequence_finished(seq: Sequence, lane: Lane) -> None:
+    """Note that a sequence leaves its lane: it ended, was aborted, failed, or goes on elsewhere. Its state is dropped next. All."""

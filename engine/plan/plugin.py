@@ -1,7 +1,8 @@
-"""The base of every plugin: a name, what it holds, how exact it is, and its options.
+"""The base of every plugin: its name, role, exactness and options.
 
 A plugin is one class with `@hookimpl` methods (engine/plan/hookspecs.py). An instance is bound to one set of options and may
-serve several plans at once; what belongs to one sequence lives in `seq.state[name]`. Importing this imports no torch.
+serve several plans at once. State of a sequence lives in `seq.state[name]`; state that outlives the options lives in
+`lane.state[name]`. Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pitlane.engine.errors import BadOption
 
 if TYPE_CHECKING:
-    from pitlane.engine.types import BuildContext
+    from pitlane.engine.models.build_context import BuildContext
 
 Exactness: TypeAlias = Literal["identical", "rounding", "approximate", "steering"]
-Role: TypeAlias = Literal["drafter", "attention", "kv_store", "eviction", "linear"]
+Role: TypeAlias = Literal["drafter", "attention", "linear"]
 
 EXACTNESS: dict[Exactness, str] = {
     "identical": "the same tokens as without it, at any temperature and seed",
@@ -36,7 +37,11 @@ class PluginOptions(BaseModel):
 
 
 class Plugin:
-    """Subclass it, set `name` and `exactness`, implement hooks."""
+    """Subclass it, set `name` and `exactness`, implement hooks.
+
+    role: a plan has at most one plugin of a role. is_default: on where nothing is asked for; only built-in plugins may be.
+    batch_invariant: the result of a row, in whatever this plugin builds, does not depend on the other rows of the batch.
+    """
 
     name: ClassVar[str]
     role: ClassVar[Role | None] = None
@@ -45,6 +50,8 @@ class Plugin:
     requires: ClassVar[tuple[str, ...]] = ()
     conflicts: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[str] = "1"
+    is_default: ClassVar[bool] = False
+    batch_invariant: ClassVar[bool] = False
 
     class Options(PluginOptions):
         """No options."""
@@ -59,12 +66,15 @@ class Plugin:
 
     @classmethod
     def unavailable(cls, context: BuildContext) -> str | None:
-        """Why it cannot serve this model on this device; None if it can. What is on by default is left out where it cannot."""
+        """Why the plugin cannot serve this model on this device; None if it can. The default plan leaves such a plugin out."""
         return None
+
+    def close(self) -> None:
+        """Give back what this instance holds. Called once: after the last plan with it is gone, or at the engine's end."""
 
     @classmethod
     def parse_options(cls, values: dict[str, Any]) -> PluginOptions:
-        """Validate option values (numbers may come as text from a command line)."""
+        """Check option values; a command line may give numbers as text."""
         try:
             return cls.Options.model_validate(values)
         except ValidationError as error:
@@ -81,7 +91,12 @@ class Plugin:
     @property
     def key(self) -> str:
         """Identity of this plugin with these options, for lanes and saved KV."""
-        return f"{self.name}@{self.version}{self.options.model_dump_json()}"
+        return self.key_of(self.options)
+
+    @classmethod
+    def key_of(cls, options: PluginOptions) -> str:
+        """The key of an instance with these options."""
+        return f"{cls.name}@{cls.version}{options.model_dump_json()}"
 
 
 def _explain(cls: type[Plugin], error: ValidationError) -> str:

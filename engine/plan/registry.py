@@ -1,7 +1,7 @@
-"""Finding plugins: built-in ones, installed packages (entry-point group `pitlane`), loose files.
+"""Finds plugins: built-in modules, installed packages (entry-point group `pitlane`), loose files.
 
-Loading is isolated: whatever fails to import or to validate is kept as an entry with status `failed` and its reason, and
-never stops the rest. Nothing is registered globally: a plan picks classes from here and makes its own instances.
+Loading is isolated: a plugin that fails to import or to validate is kept as an entry with status `failed` and the reason, and
+stops no other plugin. Nothing is registered globally: a planner picks classes from here and makes its own instances.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,12 +22,16 @@ from typing import Any, get_args
 import pluggy
 
 from pitlane.engine.errors import BadOption, UnknownPlugin
+from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.plan import hookspecs
+from pitlane.engine.plan.hooks import Hook, HookError, call
+from pitlane.engine.plan.hookspecs import SPECS
 from pitlane.engine.plan.plugin import EXACTNESS, Plugin, Role
 
 log = logging.getLogger("pitlane")
 
 GROUP = "pitlane"
+BUILT_IN_SOURCE = "built-in"
 BUILT_IN = (
     "pitlane.plugins.prefix_cache",
     "pitlane.plugins.packed_linear",
@@ -45,7 +49,7 @@ BUILT_IN = (
 
 @dataclass(slots=True)
 class PluginEntry:
-    """One plugin that was found. source: `built-in`, `<distribution> <version>` or a file."""
+    """A plugin and its source: `built-in`, `<distribution> <version>` or a file."""
 
     name: str
     source: str
@@ -62,12 +66,12 @@ class PluginEntry:
 
     @property
     def serves_host(self) -> bool:
-        """Whether it only has hooks outside plans (document loaders): always on, nothing to toggle."""
-        return bool(self.hooks) and set(self.hooks) <= hookspecs.HOST_HOOKS
+        """Whether all hooks of the plugin are outside plans (document loaders): the plugin is always on."""
+        return bool(self.hooks) and all(SPECS[name].kind == "host" for name in self.hooks)
 
 
 class PluginRegistry:
-    """All plugins that were found, by name."""
+    """All plugins, by name."""
 
     def __init__(self) -> None:
         self.entries: dict[str, PluginEntry] = {}
@@ -77,7 +81,9 @@ class PluginRegistry:
         """Built-ins, then installed packages (those named in PITLANE_LOAD where it is set), then files of a folder."""
         registry = cls()
         for module in BUILT_IN:
-            registry._load(module.rpartition(".")[2], "built-in", lambda module=module: importlib.import_module(module))
+            registry._load(
+                module.rpartition(".")[2], BUILT_IN_SOURCE, lambda module=module: importlib.import_module(module)
+            )
         wanted = os.environ.get("PITLANE_LOAD")
         names = None if wanted is None else {name.strip() for name in wanted.split(",")}
         for point in importlib.metadata.entry_points(group=GROUP):
@@ -113,15 +119,25 @@ class PluginRegistry:
     def __iter__(self) -> Iterator[PluginEntry]:
         return iter(sorted(self.entries.values(), key=lambda entry: entry.name))
 
-    def first(self, hook: str, **arguments: Any) -> Any:
-        """First non-None result of a host hook over all loaded plugins, by stage and name."""
-        loaded = [entry.plugin for entry in self if entry.plugin and hook in entry.hooks]
-        for plugin in sorted(loaded, key=lambda plugin: (plugin.stage, plugin.name)):
-            function = getattr(plugin(), hook)
-            result = function(*[arguments[name] for name in arguments_of(function)])
-            if result is not None:
-                return result
-        return None
+    def first(self, name: str, **values: Any) -> Any:
+        """First result of a host hook over all loaded plugins."""
+        plugins = sorted(
+            (entry.plugin for entry in self if entry.plugin and name in entry.hooks),
+            key=lambda plugin: (plugin.stage, plugin.name),
+        )
+        answer = call([Hook.of(plugin(), SPECS[name]) for plugin in plugins], None, _raise_cause, **values)
+        return answer.value if answer else None
+
+    def default_settings(self, context: BuildContext | None = None) -> dict[str, dict[str, Any]]:
+        """The built-in plugins that are on by default, less those that cannot serve the model of `context`."""
+        return {
+            entry.name: {}
+            for entry in self.entries.values()
+            if entry.plugin
+            and entry.plugin.is_default
+            and entry.source == BUILT_IN_SOURCE
+            and (context is None or entry.plugin.unavailable(context) is None)
+        }
 
     def _load(self, name: str, source: str, load: Any) -> None:
         try:
@@ -142,17 +158,11 @@ class PluginRegistry:
 
 def hooks_of(plugin: type[Plugin]) -> list[str]:
     """Names of the hooks that a class implements, in call order."""
-    return [name for name in hookspecs.COMBINE if hasattr(getattr(plugin, name, None), "pitlane_impl")]
-
-
-def arguments_of(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of what a bound hook implementation takes: all of its specification's arguments, or some."""
-    parameters = inspect.signature(function).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty)
+    return [name for name in SPECS if hasattr(getattr(plugin, name, None), "pitlane_impl")]
 
 
 def validate(plugin: Any) -> None:
-    """Raise with a reason if a class cannot be a plugin: name, role, exactness, options, hook names and arguments."""
+    """Raise with a reason if a class cannot be a plugin: name, exactness, options, hook names and arguments, role and hooks."""
     if not (inspect.isclass(plugin) and issubclass(plugin, Plugin)):
         raise TypeError(f"{plugin!r} is not a subclass of pitlane.Plugin")
     name = getattr(plugin, "name", None)
@@ -170,6 +180,24 @@ def validate(plugin: Any) -> None:
     manager.add_hookspecs(hookspecs)
     manager.register(plugin.__new__(plugin), name)  # unused, so it is not initialised
     manager.check_pending()
+    _check_role(plugin)
+
+
+def _check_role(plugin: type[Plugin]) -> None:
+    """Raise if a hook belongs to another role, or if the role's hook is missing."""
+    implemented = [SPECS[name] for name in hooks_of(plugin)]
+    for spec in implemented:
+        if spec.role not in (None, plugin.role):
+            raise ValueError(
+                f'{plugin.name} implements {spec.name}, which needs role = "{spec.role}", and has role = {plugin.role!r}'
+            )
+    if plugin.role is not None and all(spec.role != plugin.role for spec in implemented):
+        needed = " or ".join(spec.name for spec in SPECS.values() if spec.role == plugin.role)
+        raise ValueError(f'{plugin.name} has role = "{plugin.role}" and must implement {needed}')
+
+
+def _raise_cause(error: HookError) -> None:
+    raise error.__cause__ or error
 
 
 def _classes_of(module: ModuleType) -> list[type[Plugin]]:

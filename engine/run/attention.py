@@ -17,19 +17,17 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pitlane.engine import types
-from pitlane.engine.kv.pool import Pool
+from pitlane.engine.kv.pool import Pool, Span
+from pitlane.engine.kv.state import KVState
 from pitlane.engine.kv.store import KVStore
-from pitlane.engine.run.batch import MOST_SHORT, Batch, Gather, Query, Reads, Span
+from pitlane.engine.run.batch import MOST_SHORT, Batch, Gather, Query, Reads
 from pitlane.engine.run.kv_reads import plan_reads
 
 
 class Attention(Protocol):
     """What `build_attention` returns: plans a step's reads of each KV group, and a model calls it once per layer."""
 
-    def plan(
-        self, pool: Pool, group: int, seqs: Sequence[types.Sequence], queries: list[Query], dtype: torch.dtype
-    ) -> Any:
+    def plan(self, pool: Pool, group: int, kvs: Sequence[KVState], queries: list[Query], dtype: torch.dtype) -> Any:
         """What `batch.reads[group]` shall be; every query is given its spans, those of the KV that it reads by itself."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
@@ -44,10 +42,8 @@ class SpanAttention:
         self.device = device
         self.attend = _attend_flash_cpu if device.type == "cpu" else _attend_plain
 
-    def plan(
-        self, pool: Pool, group: int, seqs: Sequence[types.Sequence], queries: list[Query], dtype: torch.dtype
-    ) -> Reads:
-        return plan_reads(pool, group, seqs, queries, dtype, self.device)
+    def plan(self, pool: Pool, group: int, kvs: Sequence[KVState], queries: list[Query], dtype: torch.dtype) -> Reads:
+        return plan_reads(pool, group, kvs, queries, dtype, self.device)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
         return self.run(q, k, v, store, layer, batch, group, batch.reads[group] if batch.reads else None)

@@ -6,22 +6,16 @@ sequences lie flat, one after another: `T` query tokens, `R` rows of logits that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any
+
+from pitlane.engine.kv.operations import Operation
+from pitlane.engine.kv.pool import Span
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_SHORT = 72  # tokens of a short query: a draft of 64 and some
-
-
-class Span(NamedTuple):
-    """Adjacent slots of one sequence's KV: slots `[start, stop)` hold the tokens from index `first` on."""
-
-    start: int
-    stop: int
-    first: int
 
 
 @dataclass(slots=True)
@@ -73,35 +67,6 @@ class Reads:
 
     gathers: list[Gather] = field(default_factory=list)
     shared: list[Shared] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Copy the KV of `sources` to `targets`, slots of one group; sources are read before any target is written."""
-
-    group: int
-    sources: list[int]
-    targets: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Write saved KV into n slots of every group: tokens `start` on of tensors `group.0`, ... each `[2, L, Hkv, N, D]`."""
-
-    slots: list[list[int]]
-    tensors: Mapping[str, Tensor]
-    start: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Save:
-    """Read the KV of slots of every group into fresh host tensors (named as in `Load`) and hand them to `sink`."""
-
-    slots: list[list[int]]
-    sink: Callable[[dict[str, Tensor]], object]
-
-
-Operation: TypeAlias = Copy | Load | Save
 
 
 @dataclass(slots=True)

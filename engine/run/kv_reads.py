@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from pitlane.engine.kv.pool import Pool
+from pitlane.engine.kv.state import KVState
 from pitlane.engine.run.batch import Gather, Query, Reads, Shared
-from pitlane.engine.types import Sequence
 
 # Bytes of one layer's KV, 2 cores. Gathered against alone: 0.46 of the time at 128 kB a sequence (float32), 0.88 at 384 kB
 # (bfloat16), 1.12 at 416 kB (float32), more than 1.2 at 2 MB.
@@ -51,18 +51,18 @@ class Run(NamedTuple):
 
 
 def plan_reads(
-    pool: Pool, group: int, seqs: SequenceOf[Sequence], queries: list[Query], dtype: torch.dtype, device: torch.device
+    pool: Pool, group: int, kvs: SequenceOf[KVState], queries: list[Query], dtype: torch.dtype, device: torch.device
 ) -> Reads:
     """What several queries read together of one group's KV; what each reads alone is added to `queries`."""
     kv_group, size = pool.groups[group], pool.block_size
     token_bytes = kv_group.bytes_per_token(dtype) // len(kv_group.layers)
     most = (MOST_GATHERED if device.type == "cpu" else MOST_GATHERED_CUDA) // token_bytes
-    readers = [_reader(seq, query, group, kv_group.window, size) for seq, query in zip(seqs, queries, strict=True)]
+    readers = [_reader(kv, query, group, kv_group.window, size) for kv, query in zip(kvs, queries, strict=True)]
     reads = Reads()
     for run in shared_runs(readers, max(1, MIN_SHARED // (size * token_bytes))):
         rows = [row for i in run.members for row in range(readers[i].begin, readers[i].end)]
         index = torch.tensor(rows, device=device)
-        spans = pool.spans(seqs[run.members[0]], group, run.start * size, run.stop * size)
+        spans = pool.spans(kvs[run.members[0]], group, run.start * size, run.stop * size)
         reads.shared.extend(Shared(index, span) for span in spans)
         for i in run.members:
             readers[i] = readers[i]._replace(low=run.stop * size)
@@ -70,8 +70,8 @@ def plan_reads(
     for members in gathered(readers, most):
         alone.difference_update(members)
         reads.gathers.append(_gather([readers[i] for i in members], len(queries), size, dtype, device))
-    for i, (seq, query, reader) in enumerate(zip(seqs, queries, readers, strict=True)):
-        query.spans.append(pool.spans(seq, group, reader.low, reader.stop) if i in alone else [])
+    for i, (kv, query, reader) in enumerate(zip(kvs, queries, readers, strict=True)):
+        query.spans.append(pool.spans(kv, group, reader.low, reader.stop) if i in alone else [])
     return reads
 
 
@@ -94,13 +94,13 @@ def gathered(readers: SequenceOf[Reader], most: int) -> list[list[int]]:
     return [bucket for bucket in buckets.values() if len(bucket) > 1]
 
 
-def _reader(seq: Sequence, query: Query, group: int, window: int | None, block_size: int) -> Reader:
+def _reader(kv: KVState, query: Query, group: int, window: int | None, block_size: int) -> Reader:
     """The stored KV that a sequence's queries see: of a short query, its own tokens' too."""
-    first = seq.num_computed_tokens
+    first = kv.num_computed_tokens
     low = 0 if window is None else max(0, first - window + 1)
     stop = first + query.end - query.begin if query.is_short else first
     num_shareable = first // block_size if window is None else 0
-    return Reader(query.begin, query.end, seq.block_tables[group], low, stop, num_shareable)
+    return Reader(query.begin, query.end, kv.block_tables[group], low, stop, num_shareable)
 
 
 def _split(

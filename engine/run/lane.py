@@ -1,46 +1,49 @@
-"""A variant is one set of weight tensors; a lane is everything that runs it in one way.
+"""A lane: everything that runs one set of weights in one way.
 
-A lane owns its stores, pool, attention, runner, scheduler and share of KV memory. Plans that differ only in step plugins
-(drafters, samplers) share a lane and its KV, so toggling those recomputes nothing.
+A lane owns its stores, pool, attention, runner, scheduler, pacing and share of KV memory. Plans that differ only in step plugins
+(drafters, samplers) share a lane and its KV, so such a toggle recomputes nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
+import logging
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, replace
-from itertools import chain, groupby, pairwise
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import Protocol
 from weakref import WeakSet
 
 import torch
 
 from pitlane.engine.decode.draft_model import DraftModel
-from pitlane.engine.decode.verify import depths
-from pitlane.engine.kv.pool import Pool
+from pitlane.engine.kv.operations import Copy
+from pitlane.engine.kv.pool import Pool, Span
+from pitlane.engine.kv.state import PrefixMatch
 from pitlane.engine.kv.store import KVStore
-from pitlane.engine.pacing.clock import StepClock
-from pitlane.engine.pacing.governor import CALIBRATED, Governor
-from pitlane.engine.run.attention import Attention
-from pitlane.engine.run.batch import Batch, Copy, Query, Span
-from pitlane.engine.run.runner import EarlyExit, Model, Runner
-from pitlane.engine.run.scheduler import Match, Reclaim, Scheduler
-from pitlane.engine.types import Draft, Rows, Sequence
+from pitlane.engine.pacing.governor import CALIBRATED
+from pitlane.engine.pacing.pacing import Pacing
+from pitlane.engine.plan.hooks import Hook
+from pitlane.engine.plan.plan import Plan
+from pitlane.engine.run.batch import Batch, Query
+from pitlane.engine.run.batch_builder import BatchBuilder, Chunk
+from pitlane.engine.run.built_model import BuiltModel
+from pitlane.engine.run.runner import EarlyExit, Runner
+from pitlane.engine.run.scheduler import Scheduler
+from pitlane.engine.sequence import Sequence
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    from pitlane.engine.plan.plan import Plan
-
+log = logging.getLogger("pitlane")
 Call = Callable[[Callable[[], None]], "Future[None]"]
+Match = Callable[["Lane", Sequence], PrefixMatch | None]
+Reclaim = Callable[["Lane", int], None]
 BLOCK_SIZE = 32
-KV_FORMAT = "1"  # raised when the meaning of saved KV changes
 
 
 @dataclass(frozen=True, slots=True)
 class LaneLimits:
-    """kv_bytes: this lane's share of KV memory; context: most tokens of a sequence."""
+    """kv_bytes: this lane's share of KV memory. context: the limit of a sequence, in tokens."""
 
     kv_bytes: int
     context: int
@@ -48,218 +51,202 @@ class LaneLimits:
     max_seqs: int = 64
 
 
-class Lane:
-    """One way to run one variant: `draft_limit`, `build_batch`, `rows`, `commit`; `open_drafter` and `early_exit` for drafters."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many tokens a drafter may propose for each sequence, and the lane that opens draft models."""
 
-    variant: Model  # whose weights it runs; shared while a lane holds it
-    load_drafter: Callable[[str], tuple[Model, Attention]]
-    call: Call
+    num_draft_tokens: list[int]
+    lane: Lane
+
+
+class State(Protocol):
+    """What a plugin keeps in a lane."""
+
+    def close(self) -> None:
+        """Called when the lane goes."""
+
+
+class Lane:
+    """One way to run one set of weights.
+
+    match, reclaim: ask the plugins for a prefix, and for blocks. load_drafter: builds a draft model that fits. call: runs a
+    function on the engine's thread. state: what plugins keep for all plans of the lane. opened: the plans that `lane_opened` was
+    called for.
+    """
 
     def __init__(
         self,
-        model: Model,
+        built: BuiltModel,
         fingerprint: str,
-        attention: Attention,
         dtype: torch.dtype,
         device: torch.device,
         limits: LaneLimits,
         match: Match,
         reclaim: Reclaim,
+        load_drafter: Callable[[str], BuiltModel],
+        call: Call,
     ) -> None:
-        groups = model.kv_groups
-        self.dtype = dtype
-        per_block = BLOCK_SIZE * sum(group.bytes_per_token(dtype) for group in groups)
-        num_blocks = max(1, limits.kv_bytes // per_block)
-        self.fingerprint = fingerprint
-        self.limits = limits
-        self.device = device
+        groups = built.model.kv_groups
+        num_blocks = max(1, limits.kv_bytes // (BLOCK_SIZE * sum(group.bytes_per_token(dtype) for group in groups)))
+        self.built, self.dtype, self.device, self.limits = built, dtype, device, limits
+        self.load_drafter, self.call = load_drafter, call
         self.stores = [KVStore(group, num_blocks * BLOCK_SIZE, dtype, device) for group in groups]
         self.pool = Pool(groups, num_blocks, BLOCK_SIZE, fingerprint)
-        self.runner = Runner(model, self.stores, attention)
-        self.clock = StepClock()
-        self.scheduler = Scheduler(self.pool, limits.max_step_tokens, limits.max_seqs, match, reclaim, self.clock)
-        self.governor = Governor(self.clock, limits.max_step_tokens)
-        self.busy_seconds = 0.0  # time used, for fairness between lanes
+        self.builder = BatchBuilder(self.pool, built.attention, dtype, device)
+        self.runner = Runner(built.model, self.stores, built.attention)
+        self.pacing = Pacing(limits.max_step_tokens)
+        self.scheduler = Scheduler(
+            self.pool,
+            limits.max_step_tokens,
+            limits.max_seqs,
+            partial(match, self),
+            partial(reclaim, self),
+            self.pacing,
+        )
         self.draft_models: dict[str, DraftModel] = {}
+        self.state: dict[str, State] = {}
         self.opened: WeakSet[Plan] = WeakSet()
+        self.reclaimers: dict[str, Hook] = {}  # by plugin name: what a plugin keeps outlives its options and plans
+        self.opening = Lock()  # the engine's thread never takes it
         self.is_calibrated = False
+        self.busy_seconds = 0.0  # for fairness between lanes
 
     @property
     def max_tokens_per_seq(self) -> int:
-        """Most tokens that one sequence can have: the context, or all of the pool that no draft model took."""
+        """The limit of a sequence: the context, or the blocks that no draft model took."""
         return min(self.limits.context, (self.pool.num_blocks - self.pool.num_withheld) * BLOCK_SIZE)
 
     @property
     def has_work(self) -> bool:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
+    @property
+    def kv_bytes_per_block(self) -> int:
+        return sum(store.num_bytes for store in self.stores) // self.pool.num_blocks
+
+    def is_open(self, plan: Plan) -> bool:
+        """Whether a request under this plan can start at once."""
+        if plan in self.opened:
+            return True
+        is_ready = plan.drafter is None or self.is_calibrated
+        return is_ready and not plan.hook("lane_opened") and not plan.hook("reclaim_blocks")
+
+    def open_for(self, plan: Plan) -> None:
+        """Note that the lane is ready for a plan."""
+        self.opened.add(plan)
+        self.reclaimers |= {hook.plugin.name: hook for hook in plan.hook("reclaim_blocks")}
+
+    def close(self) -> None:
+        """Close what plugins keep in the lane, and let go of the lane itself."""
+        self.scheduler.match, self.scheduler.reclaim = _no_match, _no_reclaim
+        while self.state:
+            name, state = self.state.popitem()
+            try:
+                state.close()
+            except Exception:
+                log.exception("what plugin %s kept could not be closed", name)
+
+    # ---- before the first request
+
     def warm_up(self, num_tokens: int) -> None:
-        """Run the model twice on nothing, in free blocks: kernels are made, weights are touched, the clock has an estimate."""
+        """Run the model twice on zeros, in free blocks: kernels are made, weights are touched, pacing gets an estimate."""
         num_tokens = min(num_tokens, self.limits.max_step_tokens, self.max_tokens_per_seq)
         with self.pool.borrowed(num_tokens) as slots:
             if slots is None:
                 return
             query = Query(0, num_tokens, [])
-            query.spans += [[Span(found[0], found[0] + num_tokens, 0)] if query.is_short else [] for found in slots]
+            query.spans += [[Span(s[0], s[0] + num_tokens, 0)] if query.is_short else [] for s in slots]
             index = torch.arange(num_tokens, device=self.device)
-            targets = [torch.tensor(found, device=self.device) for found in slots]
+            targets = [torch.tensor(group_slots, device=self.device) for group_slots in slots]
             batch = Batch(torch.zeros_like(index), index, targets, [query], index[-1:])
             for _ in range(2):
                 flight = self.runner.launch(batch)
                 flight.wait()
-        self.clock.record(num_tokens, num_tokens, flight.seconds)
+        self.pacing.clock.record(num_tokens, num_tokens, flight.seconds)
 
     def calibrate(self) -> None:
-        """Time forwards as drafts make them, so that the governor need not try their sizes one by one."""
+        """Time forwards of those sizes that drafts make, so that pacing need not try them one by one."""
         for num_tokens in CALIBRATED:
             self.warm_up(num_tokens)
+        self.is_calibrated = True
+
+    # ---- draft models
 
     def open_drafter(self, name: str) -> DraftModel:
-        """The named model beside this lane; loaded on first use, so first used where loading stalls nobody: in `lane_opened`.
+        """The named draft model beside this lane, loaded on first use: call it in `lane_opened`, where it delays no step.
 
-        Its KV is charged to this lane: so many free blocks are withheld that both can hold the same tokens.
+        Its KV is charged to this lane: free blocks are withheld, so that both models can hold the same number of tokens.
         """
         if name not in self.draft_models:
-            model, attention = self.load_drafter(name)
-            self.call(lambda: self._attach(name, model, attention)).result()
+            built = self.load_drafter(name)
+            self.call(lambda: self._attach(name, built)).result()
         return self.draft_models[name]
 
-    def _attach(self, name: str, model: Model, attention: Attention) -> None:
+    def early_exit(self, num_layers: int) -> DraftModel:
+        """The first layers of this lane's model as a draft model: they read this lane's KV, and write draft slots only."""
+        key = f"layers:{num_layers}"
+        if key not in self.draft_models:
+            runner = Runner(EarlyExit(self.built.model, num_layers), self.stores, self.built.attention)
+            self.draft_models[key] = DraftModel(self.builder, runner, self.limits.max_step_tokens, shares_kv=True)
+        return self.draft_models[key]
+
+    def _attach(self, name: str, built: BuiltModel) -> None:
+        groups = built.model.kv_groups
         own = sum(group.bytes_per_token(self.dtype) for group in self.pool.groups)
-        extra = sum(group.bytes_per_token(self.dtype) for group in model.kv_groups)
+        extra = sum(group.bytes_per_token(self.dtype) for group in groups)
         rest = self.pool.num_blocks - self.pool.num_withheld
         withheld = min(self.pool.num_free_blocks, rest - 1, -(-rest * extra // (own + extra)))
         self.pool.withhold(withheld)
-        limits = replace(self.limits, kv_bytes=withheld * BLOCK_SIZE * own)
-        lane = Lane(model, "", attention, self.dtype, self.device, limits, _no_match, _no_reclaim)
-        self.draft_models[name] = DraftModel(lane, lane.runner, shares_kv=False)
-
-    def early_exit(self, num_layers: int) -> DraftModel:
-        """The first layers of this lane's own model as a draft model; they read this lane's KV, and write draft slots only."""
-        key = f"layers:{num_layers}"
-        if key not in self.draft_models:
-            runner = Runner(EarlyExit(self.runner.model, num_layers), self.stores, self.runner.attention)
-            self.draft_models[key] = DraftModel(self, runner, shares_kv=True)
-        return self.draft_models[key]
+        num_blocks = max(1, withheld * own // extra)
+        stores = [KVStore(group, num_blocks * BLOCK_SIZE, self.dtype, self.device) for group in groups]
+        builder = BatchBuilder(Pool(groups, num_blocks, BLOCK_SIZE, ""), built.attention, self.dtype, self.device)
+        runner = Runner(built.model, stores, built.attention)
+        self.draft_models[name] = DraftModel(builder, runner, self.limits.max_step_tokens, shares_kv=False)
 
     def draft_limit(self, seq: Sequence) -> int:
-        """Most draft tokens that answer length, context, a step and free blocks leave; nothing is evicted for a draft."""
+        """How many draft tokens answer length, context, step and free blocks leave; nothing is evicted for a draft."""
         if not seq.is_decoding or seq.num_scheduled_tokens != 1:
             return 0
         size = self.pool.block_size
-        room = len(seq.block_tables[0]) * size + self.pool.num_free_blocks * size - seq.num_tokens
+        room = len(seq.kv.block_tables[0]) * size + self.pool.num_free_blocks * size - seq.num_tokens
         left = min(seq.num_remaining_tokens - 1, self.max_tokens_per_seq - seq.num_tokens)
         return max(0, min(left, room, self.limits.max_step_tokens))
 
-    def build_batch(self, seqs: SequenceOf[Sequence]) -> Batch:
-        """Lay the scheduled and draft tokens of `seqs` flat; reserve the drafts' slots or drop the drafts."""
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[list[int]] = [[] for _ in self.pool.groups]
-        queries: list[Query] = []
-        logit_rows: list[int] = []
-        for seq in seqs:
-            if seq.draft is not None and not self.pool.reserve(seq, seq.num_tokens + len(seq.draft.token_ids)):
-                seq.draft = None
-            begin, first = len(token_ids), seq.num_computed_tokens
-            stop = first + seq.num_scheduled_tokens
-            token_ids += seq.token_ids[first:stop]
-            positions += range(first, stop)
-            if stop == seq.num_tokens:
-                logit_rows.append(len(token_ids) - 1)
-            ancestors = None
-            if seq.draft is not None:
-                logit_rows += range(len(token_ids), len(token_ids) + len(seq.draft.token_ids))
-                token_ids += seq.draft.token_ids
-                positions += _draft_positions(seq.draft, stop)
-                if seq.draft.parents is not None:
-                    ancestors = _ancestors(seq.draft.parents).to(self.device)
-            last = first + len(token_ids) - begin
-            for group, found in enumerate(slots):
-                found += self.pool.slots(seq, group, first, last)
-            queries.append(Query(begin, len(token_ids), [], ancestors))
-        plan = self.runner.attention.plan
-        reads = [plan(self.pool, group, seqs, queries, self.dtype) for group in range(len(slots))]
-        operations, self.pool.operations = self.pool.operations, []
-        lists = [token_ids, positions, logit_rows, *slots]
-        flat = torch.tensor(list(chain.from_iterable(lists)), device=self.device)  # one copy to the device, not four
-        ids, places, rows, *targets = flat.split([len(each) for each in lists])
-        return Batch(ids, places, targets, queries, rows, operations, reads)
+    # ---- a step
 
-    def rows(self, logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> list[Rows]:
-        """Split logits [R, V] by plan; sequences whose last known token was computed have rows."""
-        wanted = [seq for seq in seqs if seq.num_computed_tokens + seq.num_scheduled_tokens == seq.num_tokens]
-        spans, at = {}, 0
-        for seq in wanted:
-            size = 1 + (len(seq.draft.token_ids) if seq.draft else 0)
-            spans[seq.id] = (at, at + size)
-            at += size
-        found = []
-        for _, group in groupby(sorted(wanted, key=lambda seq: id(seq.plan)), key=lambda seq: id(seq.plan)):
-            found.append(_rows_of(logits, list(group), spans))
-        return found
+    def build_batch(self, seqs: SequenceOf[Sequence]) -> Batch:
+        """The scheduled tokens and drafts of `seqs` as a batch; a draft without free blocks is dropped."""
+        chunks = []
+        for seq in seqs:
+            if seq.draft is not None and not self.pool.reserve(seq.kv, seq.num_tokens + seq.num_draft_tokens):
+                seq.draft = None
+            start = seq.kv.num_computed_tokens
+            stop = start + seq.num_scheduled_tokens
+            chunks.append(Chunk(seq.kv, seq.token_ids[start:stop], seq.draft, stop == seq.num_tokens))
+        return self.builder.build(chunks)
 
     def commit(self, seq: Sequence, nodes: list[int], token_ids: list[int]) -> None:
-        """Append verified tokens; their KV is moved in place if it is not, the rest of the draft's is given back."""
+        """Append verified tokens. KV of accepted tree nodes moves to its place; the blocks of rejected nodes are given back.
+
+        nodes: indices of the accepted draft tokens, in order.
+        """
         base = seq.num_tokens
-        moved = [(base + node, base + depth) for depth, node in enumerate(nodes) if node != depth]
-        for group in range(len(self.pool.groups)) if moved else ():
+        moves = [(base + node, base + depth) for depth, node in enumerate(nodes) if node != depth]
+        for group in range(len(self.pool.groups)) if moves else ():
             sources, targets = (
-                [self.pool.slots(seq, group, index, index + 1)[0] for index in indices]
-                for indices in zip(*moved, strict=True)
+                [self.pool.slots(seq.kv, group, index, index + 1)[0] for index in indices]
+                for indices in zip(*moves, strict=True)
             )
             self.runner.execute([Copy(group, sources, targets)])
         seq.token_ids += token_ids
-        seq.num_computed_tokens = base + len(nodes)
+        seq.kv.num_computed_tokens = base + len(nodes)
         seq.draft = None
-        self.pool.roll_back(seq, seq.num_computed_tokens)
+        self.pool.roll_back(seq.kv, seq.kv.num_computed_tokens)
 
 
-def _no_match(seq: Sequence, pool: Pool) -> None:
-    """Draft models find no prefixes."""
+def _no_match(seq: Sequence) -> PrefixMatch | None:
+    return None
 
 
-def _no_reclaim(pool: Pool, num_blocks: int) -> None:
-    """Nor does anyone hold their blocks."""
-
-
-def fingerprint(*parts: str) -> str:
-    """Digest of all that stored KV depends on."""
-    digest = hashlib.sha256()
-    for part in (KV_FORMAT, *parts):
-        digest.update(len(part).to_bytes(4, "little") + part.encode())
-    return digest.hexdigest()
-
-
-def _draft_positions(draft: Draft, first: int) -> SequenceOf[int]:
-    if draft.parents is None:
-        return range(first, first + len(draft.token_ids))
-    return [first - 1 + depth for depth in depths(draft.parents)]
-
-
-def _ancestors(parents: SequenceOf[int]) -> torch.Tensor:
-    """[1 + K, 1 + K] bool: a node sees the last known token, its ancestors and itself."""
-    size = 1 + len(parents)
-    mask = torch.zeros(size, size, dtype=torch.bool)
-    mask[0, 0] = True
-    for index, parent in enumerate(parents):
-        mask[index + 1] = mask[parent + 1]
-        mask[index + 1, index + 1] = True
-    return mask
-
-
-def _rows_of(logits: torch.Tensor, seqs: list[Sequence], spans: dict[int, tuple[int, int]]) -> Rows:
-    seq_index: list[int] = []
-    parents: list[int] = []
-    token_ids: list[int] = []
-    for index, seq in enumerate(seqs):
-        base = len(parents)
-        draft = seq.draft or Draft(())
-        links = draft.parents if draft.parents is not None else range(-1, len(draft.token_ids) - 1)
-        parents += [-1, *(base + 1 + parent for parent in links)]
-        token_ids += [seq.token_ids[-1], *draft.token_ids]
-        seq_index += [index] * (1 + len(draft.token_ids))
-    bounds = [spans[seq.id] for seq in seqs]
-    if all(a[1] == b[0] for a, b in pairwise(bounds)):
-        return Rows(logits[bounds[0][0] : bounds[-1][1]], seqs, seq_index, parents, token_ids)
-    return Rows(torch.cat([logits[low:high] for low, high in bounds]), seqs, seq_index, parents, token_ids)
+def _no_reclaim(num_blocks: int) -> None:
+    return None

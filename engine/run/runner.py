@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from pitlane.engine.errors import BadOption
+from pitlane.engine.kv.group import KVGroup
+from pitlane.engine.kv.operations import Operation
 from pitlane.engine.kv.store import KVStore, execute
 from pitlane.engine.run.attention import Attention
-from pitlane.engine.run.batch import Batch, Operation
-from pitlane.engine.types import KVGroup
+from pitlane.engine.run.batch import Batch
 
 
 class Model(Protocol):

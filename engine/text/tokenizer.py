@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pitlane.engine.errors import BadOption, ModelError
 from pitlane.engine.models.config import ARCHITECTURES
 from pitlane.engine.text.chat_template import apply_template
-from pitlane.engine.types import Segment
+from pitlane.engine.text.prompt import Segment
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,37 +1,38 @@
-"""Prefix cache: KV of known leading tokens is shared in memory, and a document's is saved and read back after a restart.
+"""Prefix cache: share the KV of known leading tokens in memory; save the KV of documents, and read it back after a restart.
 
-Changes in the loop: `match_prefix` hands over cached blocks (and the first tokens of one more), or a saved document's KV that
-is being read, or waits for a request that computes the same tokens; `block_sealed` enters full blocks and copies documents
-out to be saved; `reclaim_blocks` gives back the least recently used blocks.
-Exactness: identical; with `int8`, which saves KV in half the space: approximate. Costs: one SHA-256 per block of 32 tokens, and
-the disk. Helps whenever a prompt begins as an earlier one did: another question on a document, the next turn of a chat.
+Changes in the loop: `match_prefix` gives cached blocks (and the first tokens of a further block), or the saved KV of a document, or
+waits for a request that computes the same tokens. `block_sealed` enters full blocks, and copies documents out to be saved.
+`reclaim_blocks` gives back the least recently used blocks.
+Exactness: identical; with `int8`, which saves KV in half the space: approximate. Costs: a SHA-256 per block of 32 tokens, and
+disk space. Helps if a prompt begins like an earlier prompt: the next question on a document, the next turn of a chat.
 Paper: RadixAttention, https://arxiv.org/abs/2312.07104; block hashes as in vLLM.
 
-Blocks in memory: index.py; files: disk.py. Windowed KV groups whose blocks were dropped are not saved.
+cache.py is what a lane keeps; index.py knows the blocks in memory, disk.py the files. A document is not saved if a windowed KV
+group has dropped blocks of it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, cast
-from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
-from pitlane import Plugin, PluginOptions, Pool, PrefixMatch, Save, Segment, Sequence, hookimpl
+from pitlane import Lane, Plugin, PluginOptions, Pool, PrefixMatch, Save, Segment, Sequence, hookimpl
+from pitlane.plugins.prefix_cache.cache import Cache
 from pitlane.plugins.prefix_cache.disk import Disk
-from pitlane.plugins.prefix_cache.index import BlockIndex, Chain, Column
+from pitlane.plugins.prefix_cache.index import Chain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-WORTH_READING = 64  # tokens beyond memory's; for fewer, its shared blocks beat another copy of them all
-EXPORT_TOKENS = 512  # copied out at once while a document is computed, so that no step is long for it
+WORTH_READING = 64  # tokens that a file has more than memory; for fewer tokens, sharing blocks beats copying the file
+EXPORT_TOKENS = 512  # copied out at a time while a document is computed, so that no step becomes long
 
 
 class PrefixCache(Plugin):
-    name, exactness = "prefix_cache", "identical"
+    name, exactness, is_default = "prefix_cache", "identical", True
 
     class Options(PluginOptions):
         save_documents: bool = Field(
@@ -51,100 +52,102 @@ class PrefixCache(Plugin):
             False, title="Store as int8", description="saved KV takes half the disk space, and is approximate"
         )
 
-    def __init__(self, options: PluginOptions | None = None) -> None:
-        super().__init__(options)
-        self._indexes: WeakKeyDictionary[Pool, BlockIndex] = WeakKeyDictionary()
-        wanted = self.options.save_documents  # opened before the first request needs it
-        self._disk = Disk(int(self.options.disk_gb * 1e9), self.options.int8) if wanted else None
-
     @classmethod
     def exactness_for(cls, options: PluginOptions) -> Literal["identical", "approximate"]:
-        """Approximate if what is read from disk is not what was computed."""
+        """Approximate if saved KV differs from computed KV."""
         chosen = cast(PrefixCache.Options, options)
         return "approximate" if chosen.save_documents and chosen.int8 else "identical"
 
     @hookimpl
-    def match_prefix(self, seq: Sequence, pool: Pool) -> PrefixMatch | None:
-        index = self._indexes.setdefault(pool, BlockIndex(pool))
-        chain: Chain = seq.state.setdefault(self.name, Chain(pool, seq.salt))
+    def lane_opened(self, lane: Lane) -> None:
+        cache = cast(Cache, lane.state.setdefault(self.name, Cache(lane.pool)))
+        if self.options.save_documents:
+            cache.open_disk(self._quota)  # before the first request needs it
+
+    @hookimpl
+    def match_prefix(self, seq: Sequence, lane: Lane) -> PrefixMatch | None:
+        cache, pool = cast(Cache, lane.state[self.name]), lane.pool
+        index = cache.index(self._is_exact)
+        chain: Chain = seq.state.setdefault(self.name, Chain(pool, seq.request.salt))
         with index.leaving_on_error(chain):
             match = index.match(seq.token_ids, chain)
             computing = index.wait_for(chain, len(match.blocks))
             if computing is not None:
                 return PrefixMatch(loading=computing)
             num_matched = len(match.blocks) * pool.block_size + (match.tail[1] if match.tail else 0)
-            found = self._on_disk(seq, chain, num_matched)
-            if found is None and seq.num_preemptions == 0:
+            saved = self._on_disk(seq, chain, cache, num_matched)
+            if saved is None and seq.num_preemptions == 0:
                 chain.memory_tokens = num_matched
-            return found or match
+            return saved or match
 
     @hookimpl
-    def block_sealed(self, seq: Sequence, index: int) -> None:
+    def block_sealed(self, seq: Sequence, index: int, lane: Lane) -> None:
         chain: Chain | None = seq.state.get(self.name)
         if chain is None:
-            return  # admitted under a plan without this plugin, or forked
-        blocks = self._indexes[chain.pool]
+            return  # the sequence is a fork
+        cache = cast(Cache, lane.state[self.name])
+        blocks = cache.index(self._is_exact)
         with blocks.leaving_on_error(chain):
             blocks.insert(seq, index, chain)
-            if seq.segments and self._disk is not None:
-                self._export(seq, chain, (index + 1) * chain.pool.block_size)
+            self._export(seq, chain, cache, (index + 1) * chain.pool.block_size)
 
     @hookimpl
-    def sequence_finished(self, seq: Sequence) -> None:
+    def sequence_finished(self, seq: Sequence, lane: Lane) -> None:
         chain: Chain | None = seq.state.get(self.name)
         if chain is None:
             return
-        blocks = self._indexes[chain.pool]
+        cache = cast(Cache, lane.state[self.name])
+        blocks = cache.index(self._is_exact)
         blocks.leave(chain)
         seq.notes[self.name] = {
             "memory_tokens": chain.memory_tokens,
             "disk_tokens": chain.disk_tokens,
-            "documents": [s.title for s in seq.segments if s.end <= max(chain.memory_tokens, chain.disk_tokens)],
+            "documents": [
+                s.title for s in seq.request.segments if s.end <= max(chain.memory_tokens, chain.disk_tokens)
+            ],
             "discarded": chain.discarded,
         }
         if seq.error is not None:
-            return  # what its step was about to load or compute is not there
-        if seq.segments and self._disk is not None:
-            self._export(seq, chain, seq.num_computed_tokens)
+            return  # a failed step may not have loaded or computed its tokens
+        self._export(seq, chain, cache, seq.kv.num_computed_tokens)
         blocks.park(seq, chain)
 
     @hookimpl
-    def reclaim_blocks(self, pool: Pool, num_blocks: int) -> None:
-        if pool in self._indexes:
-            self._indexes[pool].evict(num_blocks)
+    def reclaim_blocks(self, lane: Lane, num_blocks: int) -> None:
+        cast(Cache, lane.state[self.name]).evict(num_blocks)
 
-    @hookimpl
-    def engine_closed(self) -> None:
-        if self._disk is not None:
-            self._disk.close()
+    @property
+    def _is_exact(self) -> bool:
+        return self.exactness_for(self.options) == "identical"
 
-    def locked(self, pool: Pool) -> list[Column]:
-        """Columns held in memory, for integrity checks."""
-        return self._indexes[pool].columns if pool in self._indexes else []
+    @property
+    def _quota(self) -> int:
+        """Bytes."""
+        return int(self.options.disk_gb * 1e9)
 
-    def _on_disk(self, seq: Sequence, chain: Chain, num_matched: int) -> PrefixMatch | None:
-        """A saved prefix that is longer than what memory has: first its rows are looked up, then it is read."""
-        disk = self._disk
-        ends = [s.end for s in seq.segments if self.options.min_tokens <= s.end < seq.num_tokens]
+    def _on_disk(self, seq: Sequence, chain: Chain, cache: Cache, num_matched: int) -> PrefixMatch | None:
+        """A saved prefix that is longer than the match in memory: first its rows are looked up, then it is read."""
+        disk = cache.disk if self.options.save_documents else None
+        ends = [s.end for s in seq.request.segments if self.options.min_tokens <= s.end < seq.num_tokens]
         if disk is None or not ends or disk.is_missed():
             return None
-        fingerprint, saved = chain.pool.fingerprint, chain.saved
+        fingerprint, saved, as_int8 = chain.pool.fingerprint, chain.saved, self.options.int8
         if saved is None:
             keys = [chain.prefix_hash(seq.token_ids, end) for end in ends]
             chain.saved = []
 
             def look_up() -> Mapping[str, Tensor] | None:
-                chain.saved = disk.find(fingerprint, keys)
+                chain.saved = disk.find(fingerprint, keys, as_int8)
                 return None
 
-            looking = disk.submit(look_up)  # where memory has it all, only to renew the dates of use
+            looking = disk.submit(look_up)  # also if memory has all of it: this renews the dates of use
             return PrefixMatch(loading=looking) if max(ends) > num_matched else None
         if not saved or saved[0].num_tokens <= num_matched + (WORTH_READING if num_matched else 0):
             return None
         longest, token_ids = saved[0], seq.token_ids[: saved[0].num_tokens]
 
         def read() -> dict[str, Tensor] | None:
-            tensors, reason = disk.read(longest, token_ids)
+            tensors, reason = disk.read(longest, token_ids, as_int8)
             if tensors is None:
                 chain.saved = saved[1:]
                 chain.discarded.append(reason)
@@ -154,13 +157,13 @@ class PrefixCache(Plugin):
 
         return PrefixMatch(loading=disk.submit(read), num_loading_tokens=longest.num_tokens)
 
-    def _export(self, seq: Sequence, chain: Chain, num_ready: int) -> None:
-        """Copy out what is computed of documents that no cache had, in pieces; a document's last piece has it written."""
-        wanted = [
-            s
-            for s in seq.segments
-            if s.end > max(seq.num_cached_tokens, chain.num_exported, self.options.min_tokens - 1)
-        ]
+    def _export(self, seq: Sequence, chain: Chain, cache: Cache, num_ready: int) -> None:
+        """Copy out the computed KV of documents that no cache had, in pieces; after its last piece a document is written."""
+        disk = cache.disk if self.options.save_documents else None
+        if disk is None:
+            return
+        start = max(seq.kv.num_cached_tokens, chain.num_exported, self.options.min_tokens - 1)
+        wanted = [segment for segment in seq.request.segments if segment.end > start]
         for segment in wanted:
             start, stop = chain.num_exported, min(num_ready, segment.end)
             if stop <= start or (stop < segment.end and stop - start < EXPORT_TOKENS):
@@ -168,24 +171,25 @@ class PrefixCache(Plugin):
             if not _is_whole(seq, chain.pool, start, stop):
                 chain.num_exported = seq.num_tokens + seq.num_remaining_tokens
                 return
-            seq.operations.append(self._save_operation(seq, chain, stop, segment if stop == segment.end else None))
+            document = segment if stop == segment.end else None
+            seq.kv.operations.append(self._save_operation(seq, chain, disk, stop, document))
             chain.num_exported = stop
 
-    def _save_operation(self, seq: Sequence, chain: Chain, stop: int, document: Segment | None) -> Save:
-        pool, disk, start = chain.pool, self._disk, chain.num_exported
-        assert disk is not None
+    def _save_operation(self, seq: Sequence, chain: Chain, disk: Disk, stop: int, document: Segment | None) -> Save:
+        pool, start = chain.pool, chain.num_exported
+        quota, as_int8 = self._quota, self.options.int8
         key = chain.prefix_hash(seq.token_ids, stop) if document else ""
         token_ids = seq.token_ids[:stop]
 
         def sink(tensors: dict[str, Tensor]) -> None:
             chain.pieces.append(tensors)
             if document is not None:
-                disk.write(pool.fingerprint, key, token_ids, list(chain.pieces), document)
+                disk.write(pool.fingerprint, key, token_ids, list(chain.pieces), document, quota, as_int8)
 
-        return Save([pool.slots(seq, group, start, stop) for group in range(len(pool.groups))], sink)
+        return Save([pool.slots(seq.kv, group, start, stop) for group in range(len(pool.groups))], sink)
 
 
 def _is_whole(seq: Sequence, pool: Pool, start: int, stop: int) -> bool:
-    """Whether no window has dropped a block of the tokens `[start, stop)`."""
+    """Whether no windowed group has dropped a block of the tokens `[start, stop)`."""
     size = pool.block_size
-    return all(min(table[start // size : -(-stop // size)]) >= 0 for table in seq.block_tables)
+    return all(min(table[start // size : -(-stop // size)]) >= 0 for table in seq.kv.block_tables)

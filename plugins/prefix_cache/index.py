@@ -161,7 +161,7 @@ class BlockIndex:
         size = self.pool.block_size
         key = chain.upto(seq.token_ids, index + 1)[index]
         self._enter(
-            key, seq.token_ids[index * size : (index + 1) * size], seq.column(index), chain.parent(index), chain
+            key, seq.token_ids[index * size : (index + 1) * size], seq.kv.column(index), chain.parent(index), chain
         )
         if self.computing.get(key) is chain:
             del self.computing[key]
@@ -170,21 +170,23 @@ class BlockIndex:
     def park(self, seq: Sequence, chain: Chain) -> None:
         """Keep what a finished sequence computed, its last few tokens too, for the next turn."""
         size = self.pool.block_size
-        count, rest = divmod(seq.num_computed_tokens, size)
+        count, rest = divmod(seq.kv.num_computed_tokens, size)
         self._use(chain, chain.upto(seq.token_ids, count))
         if rest:
             parent, token_ids = chain.parent(count), seq.token_ids[count * size : count * size + rest]
-            self._enter(block_hash(parent, token_ids), token_ids, seq.column(count), parent, chain)
+            self._enter(block_hash(parent, token_ids), token_ids, seq.kv.column(count), parent, chain)
 
-    def evict(self, num_blocks: int) -> None:
-        """Give back the least recently used blocks that nobody else holds."""
+    def evict(self, num_blocks: int) -> int:
+        """Give back the least recently used blocks that no sequence holds; the number of blocks."""
+        count = 0
         for keys in list(self.uses.values()):
-            while keys and num_blocks > 0:
+            while keys and count < num_blocks:
                 key = next(reversed(keys))
                 if not self.pool.is_idle(self.entries[key].column):
-                    break  # held by a sequence, as then are those before it
+                    break  # a sequence holds the block, and the blocks before it
                 self._drop(key)
-                num_blocks -= 1
+                count += 1
+        return count
 
     def _use(self, chain: Chain, keys: SequenceOf[bytes]) -> None:
         """Note that a request uses these blocks: they are given back after all others."""

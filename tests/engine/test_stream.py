@@ -14,8 +14,8 @@ from typing import cast
 import pytest
 
 from pitlane import Finished, PitlaneError, PrefillProgress, Result, TextDelta
+from pitlane.engine.events import Event
 from pitlane.engine.stream import Stream
-from pitlane.engine.types import Event
 
 RESULT = Result("ab", [1, 2], "stop", {})
 EVENTS: list[Event] = [PrefillProgress(1, 2, 0), TextDelta("a", (1,)), TextDelta("b", (2,)), Finished(RESULT)]

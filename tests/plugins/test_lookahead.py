@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from pitlane import BadOption, Draft, Limits, SamplingParams, Sequence
-from pitlane.engine.decode.verify import clean, depths, merged_children
-from pitlane.engine.types import Timing
+from pitlane.engine.decode.draft import clean, depths, merged_children
+from pitlane.engine.sequence import Timing
 from pitlane.plugins.lookahead import Lookahead, Pool
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from pitlane import BadOption, Draft, Limits, SamplingParams, Sequence
-from pitlane.engine.types import Timing
+from pitlane.engine.sequence import Timing
 from pitlane.plugins.prompt_lookup import MAX_USERS, PromptLookup
 
 

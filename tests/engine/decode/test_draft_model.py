@@ -11,8 +11,8 @@ from typing import Any, cast
 import pytest
 
 from pitlane import BadOption, Draft, SamplingParams, Sequence
+from pitlane.engine.decode.draft import clean, depths, merged_children
 from pitlane.engine.decode.draft_model import MAX_SHADOWS, DraftModel, _size
-from pitlane.engine.decode.verify import clean, depths, merged_children
 from pitlane.engine.requests import make_sequence
 from pitlane.engine.run.lane import Lane
 from pitlane.engine.run.runner import EarlyExit

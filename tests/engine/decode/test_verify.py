@@ -12,10 +12,11 @@ import torch
 
 from pitlane import Draft, Limits, Plugin, PluginOptions, Rows, SamplingParams, hookimpl
 from pitlane import Sequence as Seq
+from pitlane.engine.decode.draft import clean, depths, merged_children
 from pitlane.engine.decode.sampling import logprobs_of, sample
-from pitlane.engine.decode.verify import clean, depths, merged_children, verify, verify_rows
+from pitlane.engine.decode.verify import verify, verify_rows
 from pitlane.engine.plan.registry import PluginRegistry
-from pitlane.engine.types import Timing
+from pitlane.engine.sequence import Timing
 
 VOCAB = 5
 MODES = [

@@ -16,9 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pitlane import Copy, PrefixMatch, SamplingParams, Sequence
+from pitlane.engine.kv.group import KVGroup
 from pitlane.engine.kv.pool import DROPPED, Pool
+from pitlane.engine.kv.state import Column
 from pitlane.engine.run.scheduler import Scheduler
-from pitlane.engine.types import Column, KVGroup, Timing
+from pitlane.engine.sequence import Timing
 
 SIZE = 4
 FULL = KVGroup((0,), 1, 8)

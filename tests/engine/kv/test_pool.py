@@ -8,8 +8,9 @@ from typing import Any, cast
 import pytest
 
 from pitlane import Copy, SamplingParams, Sequence
+from pitlane.engine.kv.group import KVGroup
 from pitlane.engine.kv.pool import DROPPED, BlockAllocator, Pool
-from pitlane.engine.types import KVGroup, Timing
+from pitlane.engine.sequence import Timing
 
 SIZE = 4
 FULL = KVGroup((0, 1), 2, 8)

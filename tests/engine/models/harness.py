@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pitlane.engine.kv.pool import Span
 from pitlane.engine.kv.store import KVStore
 from pitlane.engine.models.layers import Builder, BuildLinear
 from pitlane.engine.models.llama import Llama
 from pitlane.engine.models.registry import build_model, resolve
 from pitlane.engine.run.attention import SpanAttention
-from pitlane.engine.run.batch import Batch, Query, Span
+from pitlane.engine.run.batch import Batch, Query
 
 CPU = torch.device("cpu")
 RUN = 8  # adjacent slots; runs of two sequences alternate, so one sequence's KV is never one span

@@ -9,7 +9,9 @@ import pytest
 from pydantic import Field
 
 from pitlane import BadOption, PitlaneError, PlanConflict, Plugin, PluginFailed, PluginOptions, UnknownPlugin, hookimpl
-from pitlane.engine.plan.plan import HookError, Plan, Planner, parse_settings
+from pitlane.engine.plan.hooks import HookError
+from pitlane.engine.plan.plan import Plan, parse_settings
+from pitlane.engine.plan.planner import Planner
 from pitlane.engine.plan.plugin import Exactness
 from pitlane.engine.plan.registry import PluginRegistry
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from pitlane import Draft, SamplingParams, Sequence
-from pitlane.engine.decode.verify import depths
+from pitlane.engine.decode.draft import depths
+from pitlane.engine.kv.group import KVGroup
 from pitlane.engine.run import kv_reads
 from pitlane.engine.run.attention import SpanAttention, _attend_flash_cpu, _attend_plain, _merge
 from pitlane.engine.run.batch import Batch
 from pitlane.engine.run.lane import Lane, LaneLimits
-from pitlane.engine.types import KVGroup, Timing
+from pitlane.engine.sequence import Timing
 from pitlane.kernels import attention as kernel
 from pitlane.plugins.paged_attention import Paged
 

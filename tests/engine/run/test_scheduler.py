@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from pitlane import Copy, Load, PrefixMatch, PromptTooLong, SamplingParams, Sequence
+from pitlane.engine.kv.group import KVGroup
 from pitlane.engine.kv.pool import Pool
+from pitlane.engine.kv.state import Column
 from pitlane.engine.pacing.budget import MIN_TOKENS, StepBudget
 from pitlane.engine.run.scheduler import LOAD_RATE, Scheduler, shares
-from pitlane.engine.types import Column, KVGroup, Timing
+from pitlane.engine.sequence import Timing
 
 SIZE = 4
 GROUPS = (KVGroup((0,), 1, 8), KVGroup((1,), 1, 8, window=6))

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from pitlane.engine.decode.params import SamplingParams
+from pitlane.engine.events import TextDelta
 from pitlane.engine.text.byte_tokenizer import END
 from pitlane.engine.text.detokenizer import Detokenizer
-from pitlane.engine.types import SamplingParams, TextDelta
 
 
 class Bytes:

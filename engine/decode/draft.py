@@ -1,0 +1,75 @@
+"""A draft: proposed tokens as a chain or a tree, checked before the engine uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Proposed tokens. `parents[i] < i` is the index of the parent draft token, -1 for the last known token.
+
+    Any prefix of the list is a valid draft. Without parents it is a chain.
+    """
+
+    token_ids: SequenceOf[int]
+    parents: SequenceOf[int] | None = None
+
+    @classmethod
+    def merged(cls, chains: Iterable[SequenceOf[int]]) -> Draft:
+        """One tree of several chains, which share the nodes of equal prefixes; the tokens of the first chain come first."""
+        tokens: list[int] = []
+        parents: list[int] = []
+        children: dict[tuple[int, int], int] = {}
+        for chain in chains:
+            node = -1
+            for token in chain:
+                if (node, token) not in children:
+                    children[node, token] = len(tokens)
+                    tokens.append(token)
+                    parents.append(node)
+                node = children[node, token]
+        return cls(tokens, parents)
+
+
+def merged_children(draft: Draft | None) -> dict[int, dict[int, int]]:
+    """Children of each node by token id: {node: {token id: child}}, node -1 being the last known token.
+
+    Equal siblings are merged: the later one's children become the first one's.
+    """
+    children: dict[int, dict[int, int]] = {}
+    if draft is None:
+        return children
+    merged = {-1: -1}
+    for index, token in enumerate(draft.token_ids):
+        parent = draft.parents[index] if draft.parents is not None else index - 1
+        merged[index] = children.setdefault(merged[parent], {}).setdefault(token, index)
+    return children
+
+
+def depths(parents: SequenceOf[int]) -> list[int]:
+    """Depth of each draft token: 1 for a child of the last known token."""
+    levels: list[int] = []
+    for parent in parents:
+        levels.append(1 if parent < 0 else levels[parent] + 1)
+    return levels
+
+
+def clean(draft: Draft | None, limit: int, vocab_size: int) -> Draft | None:
+    """A draft as the engine takes it: at most `limit` tokens, cut before the first that is not a valid node."""
+    if draft is None:
+        return None
+    tokens: list[int] = []
+    parents = None if draft.parents is None else [int(parent) for parent in draft.parents]
+    for index, token in enumerate(list(draft.token_ids)[: max(0, limit)]):
+        bad_parent = parents is not None and (index >= len(parents) or not -1 <= parents[index] < index)
+        if bad_parent or not 0 <= int(token) < vocab_size:
+            break
+        tokens.append(int(token))
+    if not tokens:
+        return None
+    if parents is not None and parents[: len(tokens)] == list(range(-1, len(tokens) - 1)):
+        parents = None
+    return Draft(tokens, None if parents is None else parents[: len(tokens)])

@@ -1,0 +1,56 @@
+"""What the KV store holds of one sequence, and what a prefix cache can give it.
+
+Half-open token ranges: of a sequence's known tokens, `[0, num_computed_tokens)` have their KV in the store, and
+`[0, num_cached_tokens)` of them came from a prefix cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from torch import Tensor
+
+    from pitlane.engine.kv.operations import Operation
+
+Column: TypeAlias = tuple[int, ...]  # one block id per KV group
+
+
+@dataclass(slots=True)
+class PrefixMatch:
+    """KV for the first tokens of a sequence.
+
+    blocks: full blocks to share. tail: a further block, and how many of its first tokens to copy. loading, instead of both: a
+    future of saved tensors for `num_loading_tokens` tokens; if its result is None, the match is asked for again.
+    """
+
+    blocks: list[Column] = field(default_factory=list)
+    tail: tuple[Column, int] | None = None
+    loading: Future[Mapping[str, Tensor] | None] | None = None
+    num_loading_tokens: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class KVState:
+    """The KV of one sequence. The rooms kv and run write it; plugins read it, and append to `operations`.
+
+    block_tables: per KV group the block ids in token order, -1 = dropped. prefix: a saved prefix that is being written into the
+    store. prefix_plugin: the plugin that gave the cached tokens. operations: KV operations that plugins ask for, carried out
+    after the hook.
+    """
+
+    block_tables: list[list[int]] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_sealed_blocks: int = 0
+    prefix: PrefixMatch | None = None
+    prefix_plugin: str | None = None
+    operations: list[Operation] = field(default_factory=list)
+
+    def column(self, index: int) -> Column:
+        """Block `index` of every group."""
+        return tuple(table[index] for table in self.block_tables)

@@ -1,0 +1,145 @@
+"""The lanes of an engine: which are open, and how another lane opens while the engine runs.
+
+`ready` takes no lock and waits for nothing. `open` gives a future: weights and draft models are loaded on a thread of their own,
+so a request for an open lane never waits for them. One lane is built at a time, because two would count the same free memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+
+from pitlane.engine.errors import BadOption, EngineClosed
+from pitlane.engine.kv.state import PrefixMatch
+from pitlane.engine.loader import MAX_LANES, Loader, refuse
+from pitlane.engine.plan.dispatch import Dispatcher
+from pitlane.engine.plan.hooks import call
+from pitlane.engine.plan.plan import Plan
+from pitlane.engine.plan.plugin import Plugin
+from pitlane.engine.run.lane import Lane
+from pitlane.engine.sequence import Sequence
+from pitlane.engine.worker import Worker, release_threads
+
+
+class Lanes:
+    """Open lanes by key, and the plans that are about to meet their lanes."""
+
+    def __init__(self, loader: Loader, dispatch: Dispatcher, worker: Worker) -> None:
+        self.loader, self.dispatch, self.worker = loader, dispatch, worker
+        self.by_key: dict[tuple[str, ...], Lane] = {}
+        self._opening: dict[Plan, Future[Lane]] = {}
+        self._lock = (
+            threading.Lock()
+        )  # of `_opening`, for a moment; the engine's thread takes no other lock of this class
+        self._building = threading.Lock()
+
+    @property
+    def all(self) -> list[Lane]:
+        return list(self.by_key.values())
+
+    def ready(self, plan: Plan) -> Lane | None:
+        """The lane of a plan, if a request can start at once."""
+        lane = self.by_key.get(plan.lane_key)
+        return lane if lane is not None and lane.is_open(plan) else None
+
+    def open(self, plan: Plan) -> Future[Lane]:
+        """A future of the lane of a plan, which another thread opens."""
+        future, is_new = self._future(plan)
+        if is_new:
+            threading.Thread(target=self._open, args=(plan, future), name="pitlane-load").start()
+        return future
+
+    def open_here(self, plan: Plan) -> Lane:
+        """The lane of a plan, opened on the calling thread, which waits for it."""
+        lane = self.ready(plan)
+        if lane is not None:
+            return lane
+        future, is_new = self._future(plan)
+        if is_new:
+            self._open(plan, future)
+        return future.result()
+
+    def close(self) -> None:
+        """Close what plugins keep in the lanes."""
+        for lane in self.all:
+            lane.close()
+
+    def _future(self, plan: Plan) -> tuple[Future[Lane], bool]:
+        with self._lock:
+            future = self._opening.get(plan)
+            is_new = future is None
+            if future is None:
+                future = self._opening[plan] = Future()
+            return future, is_new
+
+    def _open(self, plan: Plan, future: Future[Lane]) -> None:
+        error: Exception | None = EngineClosed("the lane was not opened: its loading was interrupted")
+        try:
+            lane = self._build(plan)
+            self._prepare(lane, plan)
+            error = None
+        except Exception as reason:
+            error = reason
+        finally:
+            with self._lock:
+                del self._opening[plan]
+            if error is None:
+                future.set_result(lane)
+            else:
+                future.set_exception(error)
+            release_threads()
+
+    def _build(self, plan: Plan) -> Lane:
+        with self._building:
+            lane = self.by_key.get(plan.lane_key)
+            if lane is None:
+                self._make_room()
+                lane = self.loader.build_lane(plan, self._match, self._reclaim, self.worker.call)
+                self.worker.call(lambda: lane.warm_up(self.loader.warm_up_tokens)).result()
+                self.by_key[plan.lane_key] = lane
+            return lane
+
+    def _prepare(self, lane: Lane, plan: Plan) -> None:
+        with lane.opening:
+            if plan.drafter is not None and not lane.is_calibrated:
+                self.worker.call(lane.calibrate).result()
+            call(plan.hook("lane_opened"), None, refuse, lane=lane)
+            lane.open_for(plan)
+
+    def _make_room(self) -> None:
+        """Drop the least used idle lane if as many lanes are open as share the memory."""
+        if len(self.by_key) < MAX_LANES:
+            return
+        dropped: list[Lane] = []
+
+        def drop() -> None:
+            """On the engine's thread, where no request can enter the lane in between."""
+            idle = {key: lane for key, lane in self.by_key.items() if not (lane.has_work or lane.opening.locked())}
+            if idle:
+                dropped.append(self.by_key.pop(min(idle, key=lambda key: idle[key].busy_seconds)))
+
+        self.worker.call(drop).result()
+        if not dropped:
+            raise BadOption(f"{MAX_LANES} ways to run the model are busy; wait for an answer, or toggle fewer plugins")
+        dropped[0].close()
+
+    # ---- on the engine's thread
+
+    def _match(self, lane: Lane, seq: Sequence) -> PrefixMatch | None:
+        answer = self.dispatch.call([seq], seq.plan.hook("match_prefix"), _prefix_match, seq=seq, lane=lane)
+        if answer is None:
+            return None
+        match: PrefixMatch = answer.value
+        seq.kv.prefix_plugin = answer.plugin.name
+        if match.loading is not None:
+            match.loading.add_done_callback(lambda _: self.worker.post(lambda: None))
+        return match
+
+    def _reclaim(self, lane: Lane, num_blocks: int) -> None:
+        self.dispatch.tell(lane.reclaimers.values(), lane=lane, num_blocks=num_blocks)
+
+
+def _prefix_match(plugin: Plugin, result: object) -> PrefixMatch:
+    if not isinstance(result, PrefixMatch):
+        raise TypeError(f"returned {result!r}, not a PrefixMatch")
+    return result

@@ -1,0 +1,20 @@
+"""What the `build_*` hooks learn of the model and the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from pitlane.engine.models.config import ModelConfig
+
+
+@dataclass(slots=True)
+class BuildContext:
+    """The model's config, its dtype, and the device that runs it."""
+
+    config: ModelConfig
+    dtype: torch.dtype
+    device: torch.device

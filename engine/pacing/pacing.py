@@ -1,0 +1,69 @@
+"""How much to do in a step of one lane: `before` a step it says how many tokens to draft, `after` it learns from the times.
+
+Parts: the clock (what a forward takes), the governor (draft tokens), the budget (prompt tokens beside streams). The loop, the
+scheduler and the stats know `Pacing` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+
+from pitlane.engine.events import StepStats
+from pitlane.engine.pacing.budget import StepBudget
+from pitlane.engine.pacing.clock import StepClock
+from pitlane.engine.pacing.governor import Drafting, Governor
+from pitlane.engine.sequence import Sequence
+
+
+class Pacing:
+    """The pacing of one lane. max_step_tokens: the limit of a step, drafts included."""
+
+    def __init__(self, max_step_tokens: int) -> None:
+        self.clock = StepClock()
+        self.governor = Governor(self.clock, max_step_tokens)
+        self.budget = StepBudget()
+
+    def before(self, seqs: SequenceOf[Sequence], draft_limit: Callable[[Sequence], int]) -> list[Drafting]:
+        """Ask for drafts in a step over `seqs`: for every drafter that is wanted, how many tokens for which sequence.
+
+        draft_limit: the number of draft tokens that length, memory and context leave a sequence.
+        """
+        decoding = [seq for seq in seqs if seq.is_decoding]
+        self.governor.start_step(sum(seq.num_scheduled_tokens for seq in seqs), len(decoding))
+        by_plan: dict[int, list[Sequence]] = {}
+        for seq in decoding:
+            if seq.plan.drafter is not None:
+                by_plan.setdefault(id(seq.plan), []).append(seq)
+        draftings = []
+        for plan_seqs in by_plan.values():
+            drafter = plan_seqs[0].plan.drafter
+            if drafter is not None and not self.governor.is_paused(plan_seqs):
+                drafting = self.governor.ask(drafter, plan_seqs, [draft_limit(seq) for seq in plan_seqs])
+                if any(drafting.asked):
+                    draftings.append(drafting)
+        return draftings
+
+    def after(self, stats: StepStats, draftings: SequenceOf[Drafting]) -> None:
+        """Learn from a step: how long it took, and how the drafts fared."""
+        overhead = stats.seconds - stats.forward_seconds
+        has_prompt = stats.num_prompt_tokens > 0
+        self.governor.learn(draftings, None if has_prompt or not stats.num_draft_tokens else overhead)
+        if not has_prompt and not stats.num_draft_tokens:
+            self.clock.record_overhead(overhead)
+        self.clock.record(stats.num_tokens, stats.num_prompt_tokens, stats.forward_seconds)
+        self.budget.took(stats.num_prompt_tokens, stats.forward_seconds)
+
+    def prompt_tokens(self, num_decoding: int, is_streamed: bool, room: int) -> int:
+        """How many prompt tokens the next step may hold, at most `room`. is_streamed: a reader waits for a decoding sequence."""
+        self.budget.aim(self.clock.estimate(num_decoding) if is_streamed else None)
+        return min(room, self.budget.num_tokens) if is_streamed else room
+
+    def forward_seconds(self, num_tokens: int) -> float | None:
+        """Estimated time of a forward over `num_tokens`; None before the first forward."""
+        return self.clock.estimate(num_tokens)
+
+    @property
+    def seconds_per_prompt_token(self) -> float | None:
+        """Median of the last steps with a prompt; None before the first prompt."""
+        return self.clock.per_prompt_token

@@ -1,0 +1,111 @@
+"""What a hook declares, and the one way to call it.
+
+`call` is the only place that runs a plugin's hook. It combines the results as the hook's specification declares, times every
+implementation, checks what it returns, and turns whatever goes wrong into a `HookError` that names the plugin. It knows no
+sequence: `charge` and `fail` say who pays for the time and what a failure means.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from pitlane.engine.errors import PitlaneError
+from pitlane.engine.plan.plugin import Plugin, Role
+
+Combine: TypeAlias = Literal["first", "all", "fold"]
+Kind: TypeAlias = Literal["host", "variant", "lane", "opening", "step"]
+
+
+@dataclass(frozen=True, slots=True)
+class HookSpec:
+    """How results combine, what the hook belongs to, and which role may implement it.
+
+    combine: first = the first result that is not None; all = every implementation is called; fold = every implementation is
+    called, on the result of the implementation before it. kind: host (no plan), variant (makes weights), lane (makes the parts
+    that run them), opening (a plan meets a lane), step. role: only a plugin of this role may implement the hook; None = any plugin.
+    """
+
+    name: str
+    combine: Combine
+    kind: Kind
+    role: Role | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One plugin's implementation of one hook. arguments: names of those arguments that the implementation takes."""
+
+    plugin: Plugin
+    spec: HookSpec
+    function: Callable[..., Any]
+    arguments: tuple[str, ...]
+
+    @classmethod
+    def of(cls, plugin: Plugin, spec: HookSpec) -> Hook:
+        function = getattr(plugin, spec.name)
+        parameters = inspect.signature(function).parameters.values()
+        taken = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty)
+        return cls(plugin, spec, function, taken)
+
+
+class HookError(Exception):
+    """A plugin failed in a hook, or in something that it built; carries the plugin."""
+
+    def __init__(self, plugin: Plugin, where: str, cause: BaseException) -> None:
+        super().__init__(f"{plugin.name}.{where}: {type(cause).__name__}: {cause}")
+        self.plugin = plugin
+
+
+class Answer(NamedTuple):
+    """The result of a `first` hook, and the plugin that gave it."""
+
+    value: Any
+    plugin: Plugin
+
+
+Charge: TypeAlias = Callable[[Plugin, float], None]
+Fail: TypeAlias = Callable[[HookError], None]
+Check: TypeAlias = Callable[[Plugin, Any], Any]
+
+
+def call(
+    hooks: Iterable[Hook],
+    charge: Charge | None,
+    fail: Fail,
+    check: Check | None = None,
+    /,
+    **values: Any,
+) -> Answer | None:
+    """Call the implementations of one hook, in order; of a `first` hook, return the first answer.
+
+    charge(plugin, seconds): told what every call took. fail(error): told of a failure, after which the next implementation is
+    called; it may raise. check(plugin, result): checks a result, and returns the value to use. A `fold` passes None to `check`
+    too: the plugin changed its argument in place.
+    """
+    for hook in hooks:
+        started = perf_counter()
+        try:
+            result = hook.function(*[values[name] for name in hook.arguments])
+            if check is not None and (result is not None or hook.spec.combine == "fold"):
+                result = check(hook.plugin, result)
+        except (Exception, SystemExit) as error:  # a plugin that calls sys.exit() would end the engine's thread
+            if isinstance(error, PitlaneError) and hook.spec.kind != "step":
+                raise  # a message to whoever asked for the plan or the document
+            fail(_hook_error(hook, error))
+            continue
+        finally:
+            if charge is not None:
+                charge(hook.plugin, perf_counter() - started)
+        if hook.spec.combine == "first" and result is not None:
+            return Answer(result, hook.plugin)
+    return None
+
+
+def _hook_error(hook: Hook, cause: BaseException) -> HookError:
+    error = HookError(hook.plugin, hook.spec.name, cause)
+    error.__cause__ = cause
+    return error

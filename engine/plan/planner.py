@@ -1,0 +1,137 @@
+"""From settings to plans: options are checked, conflicts refused, plugin instances shared and closed.
+
+Equal settings give the same plan, and equal options the same plugin instance. Plans are held weakly: when the last plan with
+an instance is gone, the instance is closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from queue import Empty, SimpleQueue
+from threading import Lock
+from typing import Any
+
+from pitlane.engine.border import shown
+from pitlane.engine.errors import BadOption, PitlaneError, PlanConflict, PluginFailed
+from pitlane.engine.models.build_context import BuildContext
+from pitlane.engine.plan.hooks import Hook
+from pitlane.engine.plan.hookspecs import SPECS
+from pitlane.engine.plan.plan import Plan, Settings
+from pitlane.engine.plan.plugin import Plugin, PluginOptions
+from pitlane.engine.plan.registry import PluginRegistry, hooks_of
+
+log = logging.getLogger("pitlane")
+
+
+class Planner:
+    """Resolves settings to plans. context: of the model; without it, whether a plugin can serve the model is not checked."""
+
+    def __init__(self, registry: PluginRegistry, context: BuildContext | None = None) -> None:
+        self.registry = registry
+        self.context = context
+        self._plugins: dict[str, Plugin] = {}
+        self._num_plans: Counter[str] = Counter()  # by plugin key: live plans with this instance
+        self._plans: weakref.WeakValueDictionary[tuple[str, ...], Plan] = weakref.WeakValueDictionary()
+        self._gone: SimpleQueue[tuple[str, ...]] = (
+            SimpleQueue()
+        )  # keys of collected plans; a finalizer may take no lock
+        self._lock = Lock()  # the engine's thread plans too, and never waits for a load
+
+    def resolve(self, settings: Settings) -> Plan:
+        """Raises UnknownPlugin, BadOption, PlanConflict or PluginFailed."""
+        self.check(settings)
+        with self._lock:
+            made = [self._plugin(name, dict(options)) for name, options in settings.items()]
+            plugins = sorted(made, key=lambda plugin: (plugin.stage, plugin.name))
+            key = tuple(plugin.key for plugin in plugins)
+            plan = self._plans.get(key)
+            if plan is None:
+                plan = self._plans[key] = Plan(tuple(plugins), _flatten(plugins))
+                self._num_plans.update(key)
+                weakref.finalize(plan, self._gone.put, key).atexit = False
+            self._close_unused()
+            return plan
+
+    def check(self, settings: Settings) -> None:
+        """Refuse what `resolve` refuses, before a plugin is made: making it may open files and start threads."""
+        if not isinstance(settings, Mapping) or not all(isinstance(options, Mapping) for options in settings.values()):
+            raise BadOption(f"plugins must be {{name: {{option: value}}}}, got {shown(settings)}")
+        for name, options in settings.items():
+            self._parse(name, dict(options))
+        _check([self.registry.get(name) for name in settings])
+
+    def close(self) -> None:
+        """Close every plugin instance."""
+        with self._lock:
+            self._num_plans.clear()
+            self._close_unused()
+
+    def _plugin(self, name: str, options: dict[str, Any]) -> Plugin:
+        plugin_class, parsed = self.registry.get(name), self._parse(name, options)
+        key = plugin_class.key_of(parsed)
+        if key not in self._plugins:
+            try:
+                self._plugins[key] = plugin_class(parsed)
+            except PitlaneError:
+                raise
+            except Exception as error:
+                raise PluginFailed(f"{name} cannot start: {type(error).__name__}: {error}") from error
+        return self._plugins[key]
+
+    def _parse(self, name: str, options: dict[str, Any]) -> PluginOptions:
+        plugin_class = self.registry.get(name)
+        if self.registry.entries[name].serves_host:
+            raise BadOption(f"{name} serves the host and is always on; it is no part of a plan")
+        parsed = plugin_class.parse_options(options)
+        reason = plugin_class.unavailable(self.context) if self.context else None
+        if reason:
+            raise BadOption(f"{name} is unavailable: {reason}; take it out of the plan")
+        return parsed
+
+    def _close_unused(self) -> None:
+        """Close the instances whose last plan is gone."""
+        while True:
+            try:
+                self._num_plans.subtract(self._gone.get_nowait())
+            except Empty:
+                break
+        for key in [key for key in self._plugins if self._num_plans[key] <= 0]:
+            plugin = self._plugins.pop(key)
+            self._num_plans.pop(key, None)
+            try:
+                plugin.close()
+            except Exception:
+                log.exception("plugin %s could not be closed", plugin.name)
+
+
+def _check(plugins: Sequence[type[Plugin]]) -> None:
+    """Refuse plugins that cannot be together; they come in the order in which they were asked for."""
+    check_roles(plugins)
+    names = {plugin.name for plugin in plugins}
+    for plugin in plugins:
+        for other in plugin.conflicts:
+            if other in names:
+                raise PlanConflict(f"{plugin.name} cannot run with {other}; take one of them out")
+        for other in plugin.requires:
+            if other not in names:
+                raise PlanConflict(f"{plugin.name} requires {other}; enable it too")
+
+
+def check_roles(plugins: Sequence[type[Plugin]]) -> None:
+    """Refuse two plugins of one role."""
+    holders: dict[str, str] = {}
+    for plugin in plugins:
+        holder = holders.setdefault(plugin.role, plugin.name) if plugin.role else plugin.name
+        if holder != plugin.name:
+            raise PlanConflict(f"{plugin.role} is held by {holder}; take it out to enable {plugin.name}")
+
+
+def _flatten(plugins: Sequence[Plugin]) -> dict[str, tuple[Hook, ...]]:
+    hooks: dict[str, list[Hook]] = {}
+    for plugin in plugins:
+        for name in hooks_of(type(plugin)):
+            hooks.setdefault(name, []).append(Hook.of(plugin, SPECS[name]))
+    return {name: tuple(implementations) for name, implementations in hooks.items()}

@@ -1,0 +1,116 @@
+"""A request and its running state.
+
+`Request` is what was asked for and never changes. `KVState` is the KV of the sequence, written by the rooms kv and run.
+`Outlook` is what pacing expects of the drafter on this sequence. The loop writes the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pitlane.engine.decode.draft import Draft
+from pitlane.engine.decode.params import SamplingParams
+from pitlane.engine.events import FinishReason
+from pitlane.engine.kv.state import KVState
+from pitlane.engine.pacing.belief import Outlook
+from pitlane.engine.plan.plan import Plan
+from pitlane.engine.text.detokenizer import Detokenizer
+from pitlane.engine.text.prompt import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for, for one sample. sample_ids: sequence ids of all samples of the request, this one's included."""
+
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    seed: int
+    stop_token_ids: frozenset[int] = frozenset()
+    segments: tuple[Segment, ...] = ()
+    salt: str = ""
+    sample_ids: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Timing:
+    """Accumulators of one sequence; times are perf_counter seconds, None until they happen."""
+
+    submitted: float
+    admitted: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+    token_times: list[float] = field(default_factory=list)
+    num_steps: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    draft_extra_seconds: float = 0.0
+    plain_step_seconds: float = 0.0
+    plugin_seconds: dict[str, float] = field(default_factory=dict)
+
+    def charge(self, plugin: str, seconds: float) -> None:
+        self.plugin_seconds[plugin] = self.plugin_seconds.get(plugin, 0.0) + seconds
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """The running state of one sample of a request. Plugins read it, and write `state[name]`, `notes[name]` and `kv.operations`.
+
+    forks: the other samples, until the prompt is computed. is_streamed: a reader waits for the tokens as they come. state:
+    what plugins keep. failed: plugins that were dropped, and why. notes: what plugins report in the stats.
+    """
+
+    id: int
+    request: Request
+    plan: Plan
+    token_ids: list[int]
+    detokenizer: Detokenizer
+    timing: Timing
+    kv: KVState = field(default_factory=KVState)
+    draft: Draft | None = None
+    outlook: Outlook | None = None
+    num_scheduled_tokens: int = 0
+    num_preemptions: int = 0
+    forks: list[Sequence] = field(default_factory=list)
+    is_streamed: bool = False
+    logprobs: list[dict[int, float]] = field(default_factory=list)
+    state: dict[str, Any] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return len(self.token_ids) - self.request.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.kv.num_computed_tokens
+
+    @property
+    def num_remaining_tokens(self) -> int:
+        return self.request.sampling.max_tokens - self.num_completion_tokens
+
+    @property
+    def num_draft_tokens(self) -> int:
+        return len(self.draft.token_ids) if self.draft is not None else 0
+
+    @property
+    def is_decoding(self) -> bool:
+        """All but the last known token have their KV."""
+        return self.num_uncomputed_tokens == 1
+
+    @property
+    def is_in_step(self) -> bool:
+        """The step under way computes tokens of the sequence, or writes a part of its saved prefix."""
+        return self.num_scheduled_tokens > 0 or (self.kv.prefix is not None and self.kv.num_computed_tokens > 0)
+
+    @property
+    def sample(self) -> int:
+        """The index of this sample among those of the request."""
+        return self.request.sample_ids.index(self.id)

@@ -1,0 +1,39 @@
+"""What the prefix cache keeps in a lane, for all plans and options of the plugin."""
+
+from __future__ import annotations
+
+from pitlane import Pool
+from pitlane.plugins.prefix_cache.disk import Disk
+from pitlane.plugins.prefix_cache.index import BlockIndex, Column
+
+
+class Cache:
+    """The blocks in memory, and the saved documents. disk: None until a plan saves documents."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.disk: Disk | None = None
+        self._indexes = {is_exact: BlockIndex(pool) for is_exact in (True, False)}
+
+    def open_disk(self, quota_bytes: int) -> None:
+        """Open the store of saved prefixes on its own thread."""
+        if self.disk is None:
+            self.disk = Disk(quota_bytes)
+
+    def index(self, is_exact: bool) -> BlockIndex:
+        """The blocks in memory. KV that was saved as int8 has an index of its own, so no exact plan gets it."""
+        return self._indexes[is_exact]
+
+    def evict(self, num_blocks: int) -> None:
+        """Give back the least recently used blocks."""
+        for index in self._indexes.values():
+            num_blocks -= index.evict(num_blocks)
+
+    @property
+    def columns(self) -> list[Column]:
+        """Columns that are held in memory."""
+        return [column for index in self._indexes.values() for column in index.columns]
+
+    def close(self) -> None:
+        """Finish reading and writing."""
+        if self.disk is not None:
+            self.disk.close()
