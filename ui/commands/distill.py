@@ -55,7 +55,7 @@ def distill(
     pitlane distill mymodel layers:0 chats.jsonl --out mydrafter
     pitlane distill mymodel mydrafter chats.jsonl --method on-policy --out better
     """
-    from pitlane.plugins.training import distill as distilling
+    from pitlane.training import distill as distilling
 
     pupil = layer_list(student.removeprefix(LAYERS)) if student.startswith(LAYERS) else Path(student)
     how = distilling.Method(method, temperature, hard, beta, sampled_tokens)

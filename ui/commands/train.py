@@ -46,9 +46,9 @@ def train(
     pitlane train book.txt --out mymodel
     pitlane train chats.jsonl --start mymodel --answers-only --out mychat
     """
-    from pitlane.plugins.training import train as training
-    from pitlane.plugins.training.losses import LabelLoss
-    from pitlane.plugins.training.models import Shape
+    from pitlane.training import train as training
+    from pitlane.training.losses import LabelLoss
+    from pitlane.training.models import Shape
 
     exits = layer_list(exit_layers) if exit_layers else ()
     origin = start or Shape(**shape)

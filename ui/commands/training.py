@@ -18,8 +18,8 @@ from pitlane.ui.commands.options import THREADS, TOKENS, as_json
 from pitlane.ui.render import note, print_json, say
 
 if TYPE_CHECKING:
-    from pitlane.plugins.training.loop import Progress, Report, Settings
-    from pitlane.plugins.training.train import Data, Output
+    from pitlane.training.loop import Progress, Report, Settings
+    from pitlane.training.train import Data, Output
 
 PATH = click.Path(path_type=Path)
 
@@ -91,9 +91,9 @@ def _job(values: dict[str, Any]) -> Job:
     import torch
 
     from pitlane.engine.loader import choose_device
-    from pitlane.plugins.training.corpus import Weighting
-    from pitlane.plugins.training.loop import Settings
-    from pitlane.plugins.training.train import Data, Output
+    from pitlane.training.corpus import Weighting
+    from pitlane.training.loop import Settings
+    from pitlane.training.train import Data, Output
 
     threads = values.pop("threads")
     if threads:

@@ -157,10 +157,12 @@ def test_independent_noise_accepts_far_less() -> None:
 @pytest.fixture(scope="module")
 def pair() -> Any:
     """Target and drafter, and chats about generated documents, in which the answers' tokens weigh 1."""
-    from pitlane.plugins.training.corpus import Encoder, Weighting
-    from pitlane.plugins.training.docqa.generate import Settings, conversations
-    from pitlane.plugins.training.models import read_model, read_tokenizer
+    from pitlane.training.corpus import Encoder, Weighting
+    from pitlane.training.models import read_model, read_tokenizer
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[3] / "examples")
+        from bundled_model.docqa.generate import Settings, conversations
     folder = Path(str(resources.files("pitlane.storage") / "bundled"))
     chats = (chat for chat in conversations(Settings("values", "evaluation"), 30) if chat["domain"])
     examples = list(Encoder(read_tokenizer(folder), Weighting(prompt=0.0)).examples(chats))
