@@ -1,1 +1,1 @@
-"""Training: makers of training data and scripts that train or tune models for the engine."""
+"""Training and distillation of small models: the work behind `pitlane train` and `pitlane distill`."""

@@ -1,8 +1,8 @@
-"""Causal attention for training on a CPU: blocks of queries against the keys before them, as plain matrix products.
+"""Causal attention for training on a CPU: each block of queries attends to the keys up to its end, as matrix products.
 
-At the lengths that small models train on, two batched products and a softmax per block take half the time of the fused kernel
-and its backward (512 tokens, 4 heads of 64, bf16: 23 against 51 ms). Grouped queries of one KV head are stacked
-into one product. Knows nothing of padding: rows are full.
+Small models train on short rows. There, two batched products and a softmax per block take half the time of the fused kernel and
+its backward pass (512 tokens, 4 heads of 64, bf16: 23 against 51 ms). The query heads of a KV head are stacked into one product.
+Knows no padding: every row is full.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def block_attention(
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """Tell transformers that the attention above makes its own mask."""
+    """Tell transformers that `block_attention` makes its own mask."""
 
 
 AttentionInterface.register(NAME, block_attention)

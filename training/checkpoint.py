@@ -1,6 +1,7 @@
-"""The state of a run in one safetensors file: weights, optimizer moments and the step, replaced in one step.
+"""The state of a run in one safetensors file: weights, optimizer moments and the step.
 
-A run that was killed goes on from the last state with the same losses: nothing of it depends on anything but seed and step.
+A new state replaces the file in one rename. A killed run goes on from its last state with the same losses, because batches and
+rates depend on seed and step alone.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ FILE = "training_state.safetensors"
 
 
 def save(folder: Path, model: Model, optimizers: Sequence[torch.optim.Optimizer], progress: dict[str, Any]) -> None:
-    """Write the state; a failure leaves the one before in place."""
+    """Write the state; a failure leaves the previous state in place."""
     tensors = {f"model.{name}": tensor.detach() for name, tensor in model.named_parameters()}
     for number, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    with replacing(folder / FILE, f"the training state to {folder}", "the state before it is intact") as part:
+    with replacing(folder / FILE, f"the training state to {folder}", "the previous state is intact") as part:
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, part, {"progress": json.dumps(progress)}
         )
 
 
 def load(folder: Path, model: Model, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Read the state into the model and the optimizers, and return its progress."""
+    """Read the state into the model and the optimizers; return the `progress` that was saved with it."""
     path = folder / FILE
     if not path.is_file():
         raise TrainingError(f"nothing to resume: no {FILE} in {folder}; start without --resume")

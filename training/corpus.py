@@ -1,8 +1,13 @@
-"""Reads what models are trained on, and packs it into rows of equal length.
+"""Read training data and pack it into rows of equal length.
 
-`.txt` files are plain text. `.jsonl` files hold one example a line: {"text": ...}, or {"messages": [{"role", "content"}, ...]}
-where an assistant's message may name a `focus` (the part of it that must be right), or {"ids": [...], "weights": [...]}; `weight`
-scales the losses of an example. Weights belong to tokens as targets. Knows nothing of models or optimizers.
+`.txt` files are plain text. `.jsonl` files hold one record per line, in one of three forms:
+
+    {"text": ...}
+    {"messages": [{"role", "content"}, ...]}    a message of the assistant may name a `focus`: the part that must be right
+    {"ids": [...], "weights": [...]}
+
+`weight` in a record scales all losses of its example. The weight of a token is its weight as a target. Knows nothing of models or
+optimizers.
 """
 
 from __future__ import annotations
@@ -20,15 +25,15 @@ from transformers import PreTrainedTokenizerBase
 from pitlane.training.errors import TrainingError
 
 CHUNK = 512  # examples tokenized at a time
-MARK = "\ue000"  # stands for the contents where a template is rendered without them
+MARK = "\ue000"  # stands for the contents when the chat template is rendered without them
 
 
 @dataclass(frozen=True, slots=True)
 class Weighting:
-    """Loss weights: of answers (1), of the rest of a chat, of the focus; and the share of the rest that is trained on at all.
+    """Loss weights of a chat's tokens. Tokens of answers weigh 1.
 
-    prompt_sample: tokens of a chat outside the answers are sampled at this share and weigh 1 / share of `prompt`, which gives
-    the same loss in expectation at less cost.
+    prompt: weight of the tokens outside the answers. focus: weight of the focus. prompt_sample: share of the tokens outside the
+    answers that are trained on, drawn at random. These weigh prompt / prompt_sample: the same loss in expectation, at less cost.
     """
 
     prompt: float = 1.0
@@ -37,7 +42,7 @@ class Weighting:
 
 
 class Example(NamedTuple):
-    """Token ids and the weight of each as a target; plain text may go on in another row, a chat may not."""
+    """Token ids and their weights as targets. Plain text may go on in the next row, a chat may not."""
 
     ids: list[int]
     weights: list[float]
@@ -55,11 +60,11 @@ class Rows(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
-        """Return the rows of several files, in order."""
+        """Join the rows of several files, in order."""
         return cls(np.concatenate([part.ids for part in parts]), np.concatenate([part.weights for part in parts]))
 
     def split(self, share: float, seed: int) -> tuple[Rows, Rows]:
-        """Part the rows into training and evaluation rows, at least one of each."""
+        """Split into training rows and evaluation rows, at least one row each."""
         number = min(len(self) - 1, max(1, round(len(self) * share)))
         order = np.random.default_rng(seed).permutation(len(self))
         held, kept = np.sort(order[:number]), np.sort(order[number:])
@@ -67,7 +72,7 @@ class Rows(NamedTuple):
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the examples of a file as they stand."""
+    """Yield the records of a file."""
     if not path.is_file():
         raise TrainingError(f"no file {path}; give .txt or .jsonl files")
     try:
@@ -102,7 +107,8 @@ def _is_example(record: Any) -> bool:
             return len(ids) == len(weights)
         case {"messages": [_, *_] as messages}:
             return all(
-                isinstance(each, dict) and "role" in each and isinstance(each.get("content"), str) for each in messages
+                isinstance(message, dict) and "role" in message and isinstance(message.get("content"), str)
+                for message in messages
             )
         case {"text": str()}:
             return True
@@ -110,7 +116,7 @@ def _is_example(record: Any) -> bool:
 
 
 def texts_of(records: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Yield the plain texts of records, for training a tokenizer on."""
+    """Yield the plain texts of records, to train a tokenizer on."""
     for record in records:
         if "text" in record:
             yield from record["text"].split("\n")
@@ -119,7 +125,7 @@ def texts_of(records: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 class Encoder:
-    """Turns records into examples with a tokenizer and its chat template."""
+    """Turns records into examples, with a tokenizer and its chat template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, weighting: Weighting, seed: int = 0) -> None:
         self.tokenizer, self.weighting = tokenizer, weighting
@@ -128,7 +134,7 @@ class Encoder:
         self.bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
 
     def examples(self, records: Iterable[dict[str, Any]]) -> Iterator[Example]:
-        """Yield one example a record, in order."""
+        """Yield an example for every record, in order."""
         chunk: list[dict[str, Any]] = []
         for record in records:
             chunk.append(record)
@@ -139,13 +145,13 @@ class Encoder:
             yield from self._encode(chunk)
 
     def _encode(self, records: Sequence[dict[str, Any]]) -> Iterator[Example]:
-        texts, marks = [], []
+        texts, spans_of_texts = [], []
         for record in records:
             text, spans = self._laid_out(record)
             texts.append(text)
-            marks.append(spans)
+            spans_of_texts.append(spans)
         encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        rows = zip(records, marks, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        rows = zip(records, spans_of_texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
         for record, spans, ids, offsets in rows:
             scale = float(record.get("weight", 1.0))
             if "ids" in record:
@@ -156,7 +162,7 @@ class Encoder:
                 yield Example(ids, (scale * self._weights(spans, offsets)).tolist())
 
     def _laid_out(self, record: dict[str, Any]) -> tuple[str, list[tuple[int, int, float]]]:
-        """Return the text of a record and its weighted stretches of characters: (start, end, weight)."""
+        """Return the text of a record and its weighted spans of characters: (start, end, weight)."""
         if "messages" not in record:
             return record.get("text", ""), []
         messages = record["messages"]
@@ -187,7 +193,7 @@ class Encoder:
         return text
 
     def _closing(self) -> str:
-        """Return what the template writes after an answer, such as `<|im_end|>`."""
+        """Return the text that the template writes after an answer, such as `<|im_end|>`."""
         probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
         return self._render(probe).rpartition("answer")[2].rstrip()
 
@@ -197,9 +203,10 @@ class Encoder:
         for first, last, weight in spans:
             characters[first:last] = weight
         weights = np.maximum(characters[starts], characters[np.maximum(ends - 1, starts)])
-        share, rest = self.weighting.prompt_sample, self.weighting.prompt
-        kept = self.rng.random(len(weights)) < share
-        weights = np.where(weights > 0, weights, np.where(kept, rest / share, 0.0)).astype(np.float32)
+        share = self.weighting.prompt_sample
+        sampled = self.rng.random(len(weights)) < share
+        prompt = np.where(sampled, self.weighting.prompt / share, 0.0)
+        weights = np.where(weights > 0, weights, prompt).astype(np.float32)
         weights[0] = 0.0
         return weights
 
@@ -207,7 +214,7 @@ class Encoder:
 def pack(examples: Iterable[Example], length: int, pad_id: int) -> Rows:
     """Lay examples one after the other into rows of `length` tokens.
 
-    A chat that does not fit in what is left of a row is cut off there; long texts go on in the next rows.
+    A chat that does not fit into the rest of its row is cut off there. A long text goes on in the next rows.
     """
     ids: list[npt.NDArray[np.int32]] = []
     weights: list[npt.NDArray[np.float32]] = []

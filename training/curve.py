@@ -1,4 +1,4 @@
-"""Writes the loss curve of a run, as JSON and as a picture."""
+"""Write the loss curve of a run, as JSON and as a picture."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pitlane.training.files import replacing
 
 FILE, PICTURE = "loss_curve.json", "loss_curve.png"
 INTACT = "state and model are intact"
-SMOOTHING = 50  # points of a moving mean, at most a tenth of the run
+SMOOTHING = 50  # points of the moving mean; less in a run of fewer than 500 steps
 
 
 def write(curve: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Write the points, one a step, as JSON."""
+    """Write the points of the curve, one per step, as JSON."""
     with replacing(folder / FILE, str(folder / FILE), INTACT) as part:
         part.write_text(json.dumps(curve) + "\n", encoding="utf-8")
 
 
 def draw(curve: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Write training and evaluation loss over the steps as a PNG."""
+    """Draw training and held-out loss over the steps into a PNG."""
     from matplotlib.figure import Figure
 
     steps = [point["step"] for point in curve]

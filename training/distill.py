@@ -1,6 +1,6 @@
-"""`pitlane distill` without its command line: a student learns to be its teacher, by one of three methods.
+"""`pitlane distill` without its command line: a student learns to imitate its teacher, by one of three methods.
 
-kd          soft targets on the data (Hinton et al. 2015)
+kd          the student learns the teacher's distributions on the data (Hinton et al. 2015)
 sequence    the teacher answers the prompts of the data, the student trains on these answers (Kim and Rush 2016)
 on-policy   the student continues the prompts of the data, the teacher scores each token (Agarwal et al. 2024)
 """
@@ -42,7 +42,11 @@ MAX_PROMPT = 1024  # tokens
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How to distil: kd by temperature T and weight of hard labels, on-policy by beta of the divergence and tokens to sample."""
+    """How to distil.
+
+    temperature: of kd. hard: weight of the data's own labels, for kd and on-policy. beta: kind of divergence (losses.divergence)
+    and sampled_tokens: tokens per sample, both of on-policy.
+    """
 
     name: str = "kd"
     temperature: float = 2.0
@@ -56,7 +60,7 @@ class Method:
 
 
 def sample(model: Model, prompts: Sequence[Sequence[int]], end_id: int, max_tokens: int) -> list[list[int]]:
-    """Continue prompts of token ids, together, at temperature 1; return the new tokens of each, up to and with the end token."""
+    """Continue prompts of token ids as one batch, at temperature 1; return the new tokens, up to and including the end token."""
     longest = max(len(prompt) for prompt in prompts)
     device = next(model.parameters()).device
     ids = torch.tensor([[end_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
@@ -77,7 +81,10 @@ def sample(model: Model, prompts: Sequence[Sequence[int]], end_id: int, max_toke
 
 @dataclass(frozen=True)
 class OnPolicyLoss:
-    """(1 - hard) D(teacher, student) on tokens that the student samples after a prompt of each row, plus hard CE(labels)."""
+    """(1 - hard) D(teacher, student) + hard CE(labels).
+
+    D is taken on tokens that the student samples: every row gives a prompt, and the student continues it.
+    """
 
     teacher: Model
     method: Method
@@ -88,13 +95,14 @@ class OnPolicyLoss:
         prompts = [_prompt(ids, weights, step) for ids, weights in zip(batch.ids, batch.weights, strict=True)]
         answers = sample(model, prompts, self.end_id, self.method.sampled_tokens)
         rows = [([*prompt, *answer], len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
-        length = max(len(ids) for ids, _ in rows)
-        ids = torch.tensor([ids + [self.end_id] * (length - len(ids)) for ids, _ in rows], device=batch.ids.device)
+        length = max(len(row_ids) for row_ids, _ in rows)
+        padded = [row_ids + [self.end_id] * (length - len(row_ids)) for row_ids, _ in rows]
+        ids = torch.tensor(padded, device=batch.ids.device)
         places = torch.tensor(
             [
                 row * (length - 1) + place
-                for row, (ids_, start) in enumerate(rows)
-                for place in range(start - 1, len(ids_) - 1)
+                for row, (row_ids, start) in enumerate(rows)
+                for place in range(start - 1, len(row_ids) - 1)
             ],
             device=batch.ids.device,
         )
@@ -108,7 +116,10 @@ class OnPolicyLoss:
 
 
 def _prompt(ids: Tensor, weights: Tensor, step: int) -> list[int]:
-    """Cut a row before one of its answers, or in its middle where it has none (a single weightless token is a text's start)."""
+    """Return the tokens before an answer of the row, or the first half of a row without answers.
+
+    A single token of weight 0 does not begin an answer: it is the start of a text.
+    """
     answers = (weights >= 1).tolist()
     starts = [place for place in range(2, len(answers)) if answers[place] and not any(answers[place - 2 : place])]
     cut = starts[step % len(starts)] if starts else len(answers) // 2
@@ -123,7 +134,7 @@ def end_of(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def write_teacher_answers(teacher: Path, data: Data, output: Output) -> Data:
-    """Write the teacher's answers to a file, unless a run that goes on has it, and return the data with that file instead."""
+    """Return the data with a file of the teacher's answers as its only file; a resumed run keeps the file that it has."""
     path = output.folder / TEACHER_FILE
     if not (output.resume and path.is_file()):
         records = [record for file in data.files for record in read_records(file)]
@@ -145,7 +156,7 @@ def distill(
     output: Output,
     report: Report,
 ) -> Progress:
-    """Distil into a student from a folder, or one made of these layers of the teacher."""
+    """Distil into a student: a model from a folder, or a new model of the named layers of the teacher."""
     teacher = read_model(teacher_folder).to(output.device).eval().requires_grad_(False)
     use_fast_attention(teacher)
     if isinstance(student, Path):

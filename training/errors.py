@@ -1,4 +1,4 @@
-"""What a user of `pitlane train` and `pitlane distill` can cause: messages name the value and the way out."""
+"""The error that a user of `pitlane train` or `pitlane distill` can cause. Messages name the value and the way out."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from pitlane.storage.errors import PitlaneError
 
 
 class TrainingError(PitlaneError):
-    """The data, the models, the settings or the run itself do not allow to train on."""
+    """The run cannot start or go on: data, models, settings or files do not allow it."""

@@ -1,4 +1,4 @@
-"""Writing files so that a failure leaves the one before in place."""
+"""Write files so that a failure leaves the previous file in place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from pitlane.training.errors import TrainingError
 
 @contextmanager
 def replacing(path: Path, what: str, otherwise: str) -> Iterator[Path]:
-    """Write to the path that this gives; it becomes `path` in one step. A failure says what could not be written, and what is."""
+    """Yield a temporary path to write to; at the end it is renamed to `path` in one step.
+
+    what: names the file in the error message. otherwise: the end of that message, such as what is still intact.
+    """
     part = path.with_name(f"{path.name}.part")
     try:
         yield part

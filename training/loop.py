@@ -1,4 +1,8 @@
-"""The training loop: batches by seed and step, gradients, one schedule, evaluations, checkpoints and the loss curve."""
+"""The training loop: batches, gradients, the schedule of rates, evaluations, checkpoints and the loss curve.
+
+Batches and rates depend on seed and step alone, so that a resumed run repeats an uninterrupted run. Knows nothing of data
+files or of the command line.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +25,17 @@ from pitlane.training.errors import TrainingError
 from pitlane.training.losses import Batch, Loss, hidden_states, logits_at, pick
 
 COMPILERS = ("g++", "c++", "clang++")
-FIXED = ("steps", "step_tokens")
-MAY_CHANGE = ("eval_every", "save_every", "compile")  # when a run is resumed
+FIXED = ("steps", "step_tokens")  # the same in every report, so not in the curve
+MAY_CHANGE = ("eval_every", "save_every", "compile")  # a resumed run may change these settings
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to train: `warmup` and `final_lr` are shares; an update sees rows x accumulate rows; no steps: from the epochs.
+    """How to train.
 
-    compile: fuse forward and backward (a minute at the start, needs a C++ compiler); rounding differs, nothing else.
+    steps: updates of rows x accumulate rows each; None: as many as `epochs` need. embedding_lr: rate of embeddings and norms;
+    None: `lr`. warmup: share of the steps. final_lr: share of the peak rate at the end. compile: fuse forward and backward; takes
+    a minute at the start, needs a C++ compiler, and changes only the rounding.
     """
 
     steps: int | None = None
@@ -51,7 +57,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a report says: losses in nats a token, `right` the share of evaluated answer tokens that are the argmax."""
+    """A report on one step. Losses are in nats per token.
+
+    right: share of the held-out answer tokens that are the model's first choice; focus_right: the same for tokens of foci.
+    """
 
     step: int
     steps: int
@@ -68,7 +77,7 @@ Report = Callable[[Progress], None]
 
 
 def make_optimizers(model: Model, settings: Settings) -> list[torch.optim.Optimizer]:
-    """AdamW for all, or Muon for the matrices inside the layers and AdamW for embeddings and norms."""
+    """Make AdamW for all weights, or Muon for the matrices inside the layers and AdamW for embeddings and norms."""
     named = list(model.named_parameters())
     matrices = [tensor for name, tensor in named if tensor.ndim == 2 and ".layers." in name]
     outer = [tensor for name, tensor in named if tensor.ndim == 2 and ".layers." not in name]
@@ -89,7 +98,7 @@ def make_optimizers(model: Model, settings: Settings) -> list[torch.optim.Optimi
 
 
 def rate_at(step: int, steps: int, settings: Settings) -> float:
-    """Return the share of the peak rate: a linear warm-up, then a cosine down to `final_lr`."""
+    """Return the rate of a step as a share of the peak: a linear warm-up, then a cosine down to `final_lr`."""
     warm = max(1, round(steps * settings.warmup))
     if step < warm:
         return (step + 1) / warm
@@ -98,7 +107,7 @@ def rate_at(step: int, steps: int, settings: Settings) -> float:
 
 
 class Trainer:
-    """Trains a model on rows with a loss, and writes state and curve to a folder.
+    """Trains a model on rows with a loss; writes state and curve to a folder.
 
     export: called with the model after each saved state.
     """
@@ -145,7 +154,7 @@ class Trainer:
         self.step, self.curve = progress["step"], progress["curve"]
 
     def run(self) -> Progress:
-        """Train to the last step and return its report. KeyboardInterrupt out of `report` ends the run with its state saved."""
+        """Train to the last step and return its report. If `report` raises KeyboardInterrupt, save the state and raise it again."""
         settings, last = self.settings, None
         tokens = self.update_rows * self.rows.ids.shape[1]
         started, first = time.monotonic(), self.step
@@ -156,7 +165,7 @@ class Trainer:
             self.step += 1
             speed = (self.step - first) * tokens / (time.monotonic() - started)
             ended = self.step == self.steps
-            with torch.compiler.set_stance("force_eager"):  # batches of other shapes
+            with torch.compiler.set_stance("force_eager"):  # held-out batches have other shapes
                 evaluated = self.evaluate() if ended or self.step % settings.eval_every == 0 else ()
             last = Progress(self.step, self.steps, loss, rate * settings.lr, speed, tokens, *evaluated)
             self.curve.append(
@@ -164,7 +173,7 @@ class Trainer:
             )
             try:
                 self.report(last)
-            except KeyboardInterrupt:  # between two steps: weights and optimizers are of one step
+            except KeyboardInterrupt:  # weights and optimizers are at the same step here
                 self.save()
                 raise
             if ended or self.step % settings.save_every == 0:
@@ -183,13 +192,13 @@ class Trainer:
         curve.write(self.curve, self.folder)
 
     def _batch(self, number: int) -> Batch:
-        """Return micro-batch `number` of the run: every epoch takes the rows in an order of its own."""
+        """Return micro-batch `number` of the run. Every epoch has its own order of the rows."""
         size, count = self.settings.rows, len(self.rows)
-        picked = []
+        indices = []
         for place in range(number * size, (number + 1) * size):
             epoch, index = divmod(place, count)
-            picked.append(self._order(epoch)[index])
-        return self._on_device(self.rows, np.array(picked))
+            indices.append(self._order(epoch)[index])
+        return self._on_device(self.rows, np.array(indices))
 
     def _order(self, epoch: int) -> Any:
         if getattr(self, "_epoch", None) != epoch:
@@ -197,8 +206,8 @@ class Trainer:
             self._permutation = np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.rows))
         return self._permutation
 
-    def _on_device(self, rows: Rows, picked: Any) -> Batch:
-        ids, weights = torch.from_numpy(rows.ids[picked]).long(), torch.from_numpy(rows.weights[picked])
+    def _on_device(self, rows: Rows, indices: Any) -> Batch:
+        ids, weights = torch.from_numpy(rows.ids[indices]).long(), torch.from_numpy(rows.weights[indices])
         return Batch(ids.to(self.device), weights.to(self.device))
 
     def _train_step(self, rate: float) -> float:
@@ -232,7 +241,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float, float | None]:
-        """Return loss, and shares of right tokens among answers (weight >= 1) and foci (weight > 1), on the held-out rows."""
+        """Return, on the held-out rows, the loss and the shares of right tokens in answers (weight >= 1) and foci (weight > 1)."""
         sums = torch.zeros(6, dtype=torch.float64)
         self.model.eval()
         for first in range(0, len(self.held_out), self.settings.rows):
@@ -261,7 +270,7 @@ class Trainer:
 
 
 def use_fast_attention(model: Model) -> None:
-    """Attend in blocks on a CPU, with the fused kernel elsewhere and where a model has a sliding window."""
+    """Attend in blocks on a CPU; use the fused kernel on other devices and for models with a sliding window."""
     on_cpu = next(model.parameters()).device.type == "cpu"
     in_blocks = on_cpu and not getattr(model.config, "sliding_window", None)
     model.config._attn_implementation = attention.NAME if in_blocks else "sdpa"

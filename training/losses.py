@@ -1,8 +1,8 @@
-"""What a step minimises: labels, a teacher's distribution, or a teacher's judgement of the student's own words.
+"""Losses: cross-entropy of labels, distillation from a teacher, and the divergence of two models' logits.
 
-A loss takes the model, a batch and the step and returns a scalar, the mean over tokens by weight. Sources: Hinton, Vinyals and
-Dean 2015 (knowledge distillation), Agarwal et al. 2024 (on-policy distillation, generalised Jensen-Shannon divergence), Elhoushi
-et al. 2024 (early exit). Logits are computed only where a target weighs anything.
+A loss takes the model, a batch and the step, and returns a scalar: the weighted mean over target tokens. Logits are computed only
+for targets of a weight above 0. Sources: Hinton, Vinyals and Dean 2015 (knowledge distillation), Agarwal et al. 2024 (on-policy
+distillation, generalised Jensen-Shannon divergence), Elhoushi et al. 2024 (early exit).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel as Model
 
-PICKED = 512
+PICKED = 512  # the number of picked places is a multiple of this
 
 
 class Batch(NamedTuple):
@@ -27,13 +27,13 @@ class Batch(NamedTuple):
 
 
 class Loss(Protocol):
-    """A scalar to minimise."""
+    """Returns the scalar to minimise."""
 
     def __call__(self, model: Model, batch: Batch, step: int) -> Tensor: ...
 
 
 class Picked(NamedTuple):
-    """The places of a batch where a target weighs something: flat indices [N], target ids [N], weights [N]."""
+    """The places of a batch whose target has a weight: flat indices [N], target ids [N], weights [N]."""
 
     places: Tensor
     targets: Tensor
@@ -45,10 +45,10 @@ class Picked(NamedTuple):
 
 
 def pick(batch: Batch) -> Picked:
-    """Find the targets of a batch; a place is the position before its target.
+    """Find the weighted targets of a batch. A place is the position before its target.
 
-    They are filled up to a multiple of `PICKED` with places of no weight: of ever new shapes the kernels' caches and the
-    allocator would keep 20 MB a step.
+    The places are padded to a multiple of `PICKED` with places of weight 0: with a new shape in every step, kernel caches and
+    the allocator would grow by 20 MB per step.
     """
     weights = batch.weights[:, 1:].reshape(-1)
     places = weights.nonzero().squeeze(1)
@@ -60,7 +60,7 @@ def pick(batch: Batch) -> Picked:
 
 
 def hidden_states(model: Model, ids: Tensor, exit_layer: int | None = None) -> list[Tensor]:
-    """Return normed states [B, L, hidden] after the last layer and, if asked, after the first `exit_layer` layers."""
+    """Return normed states [B, L, hidden] after the last layer and, if given, after the first `exit_layer` layers."""
     out = model.model(input_ids=ids, use_cache=False, output_hidden_states=exit_layer is not None)
     if exit_layer is None:
         return [out.last_hidden_state]
@@ -68,14 +68,14 @@ def hidden_states(model: Model, ids: Tensor, exit_layer: int | None = None) -> l
 
 
 def logits_at(model: Model, states: Tensor, places: Tensor) -> Tensor:
-    """Return float32 logits [N, vocab] at flat places of states [B, L, hidden] that have a next token."""
+    """Return float32 logits [N, vocab] of states [B, L, hidden] at flat places, counted without the last position of a row."""
     rows = states[:, :-1].reshape(-1, states.shape[-1])[places]
     return F.linear(rows, model.get_output_embeddings().weight.to(rows.dtype)).float()
 
 
 @dataclass(frozen=True)
 class LabelLoss:
-    """Cross-entropy of the next token, plus that of early exits: at step i the exit after exit_layers[i mod n] layers."""
+    """Cross-entropy of the next token, plus that of one early exit: at step i the exit after exit_layers[i mod n] layers."""
 
     exit_layers: Sequence[int] = ()
     exit_weight: float = 0.3
@@ -84,7 +84,10 @@ class LabelLoss:
         picked = pick(batch)
         exit_layer = self.exit_layers[step % len(self.exit_layers)] if self.exit_layers else None
         states = hidden_states(model, batch.ids, exit_layer)
-        losses = [picked.mean(_cross_entropy(logits_at(model, each, picked.places), picked.targets)) for each in states]
+        losses = [
+            picked.mean(_cross_entropy(logits_at(model, layer_states, picked.places), picked.targets))
+            for layer_states in states
+        ]
         return losses[0] if len(losses) == 1 else (losses[0] + self.exit_weight * losses[1]) / (1 + self.exit_weight)
 
 
@@ -94,7 +97,7 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """(1 - hard) T^2 CE(softmax(teacher / T), softmax(student / T)) + hard CE(labels), as Hinton et al. write it."""
+    """(1 - hard) T^2 CE(softmax(teacher / T), softmax(student / T)) + hard CE(labels) (Hinton et al. 2015)."""
 
     teacher: Model
     temperature: float = 2.0
@@ -112,7 +115,7 @@ class DistillationLoss:
 
 
 def shared_vocabulary(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-    """Cut logits [N, vocab] to the narrower vocabulary: models of one tokenizer may be padded to different widths."""
+    """Cut logits [N, vocab] to the narrower vocabulary: models with one tokenizer may pad it to different widths."""
     width = min(teacher.shape[-1], student.shape[-1])
     return teacher[:, :width], student[:, :width]
 
@@ -120,8 +123,8 @@ def shared_vocabulary(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]
 def divergence(teacher: Tensor, student: Tensor, beta: float) -> Tensor:
     """Return the generalised Jensen-Shannon divergence [N] of logits [N, vocab], in nats.
 
-    beta 0 is the forward KL(teacher || student), 1 the reverse KL(student || teacher); between, with M = beta P + (1 - beta) Q:
-    beta KL(P || M) + (1 - beta) KL(Q || M), P the teacher, Q the student.
+    P is the teacher, Q the student. beta = 0: the forward KL(P || Q). beta = 1: the reverse KL(Q || P). Between:
+    beta KL(P || M) + (1 - beta) KL(Q || M) with M = beta P + (1 - beta) Q.
     """
     p, q = teacher.log_softmax(-1), student.log_softmax(-1)
     if beta in (0.0, 1.0):

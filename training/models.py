@@ -1,7 +1,7 @@
-"""Models to train: built new, read from a folder, or taken from a teacher's layers; and how they are written.
+"""Models to train: build a new model, read a folder, take layers of a teacher; and write a model to a folder.
 
-A model is written as a folder that transformers and the engine load: config, tokenizer files, safetensors. Every file replaces
-the one before in one step, weights last.
+The folder holds config, tokenizer files and safetensors; transformers and the engine load it. Each file replaces its previous
+version in one rename, the weights last.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Shape of a new Llama: sizes in dimensions, context in tokens."""
+    """Shape of a new Llama. `context` is in tokens."""
 
     hidden_size: int = 256
     intermediate_size: int = 640
@@ -78,12 +78,12 @@ def build(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> Model:
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Read the tokenizer of a model folder; it must be a fast one, whose tokens know their characters."""
+    """Read the tokenizer of a model folder. It must have a tokenizer.json: the corpus needs the offsets of tokens in the text."""
     if not (folder / "tokenizer.json").is_file():
         raise TrainingError(f"no tokenizer.json in {folder}; give the folder of a model with its tokenizer")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # transformers raises many kinds for files that are damaged
+    except Exception as error:  # transformers raises many types for damaged files
         raise TrainingError(f"cannot read the tokenizer in {folder}: {_first_line(error)}") from None
     return tokenizer
 
@@ -100,7 +100,7 @@ def read_model(folder: Path) -> Model:
         raise TrainingError(f"{folder} holds a {family!r} model; trained are {', '.join(FAMILIES)}")
     try:
         model: Model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    except Exception as error:  # transformers raises many kinds for a config and tensors that do not fit
+    except Exception as error:  # transformers raises many types when config and tensors do not fit
         raise TrainingError(f"cannot read the model in {folder}: {_first_line(error)}") from None
     return model
 
@@ -110,9 +110,10 @@ def _first_line(error: Exception) -> str:
 
 
 def take_layers(teacher: Model, layers: Sequence[int]) -> Model:
-    """Return a new model of the teacher's embeddings, norms and the named layers, in that order.
+    """Return a new model with the teacher's embeddings and norms, and the named layers in the given order.
 
-    A layer named again starts silent (its outputs are zero): a model grown by repeating layers computes what it did before.
+    A repeated layer starts silent: its output weights are zero. So a model that grows by repeated layers computes the same
+    function as before.
     """
     number = teacher.config.num_hidden_layers
     if not layers or not all(0 <= layer < number for layer in layers):
@@ -133,14 +134,15 @@ def take_layers(teacher: Model, layers: Sequence[int]) -> Model:
 
 
 def check_same_tokenizer(teacher: Path, student: Path) -> None:
-    """Refuse a pair whose token ids mean different texts."""
-    ours, theirs = read_tokenizer(teacher).get_vocab(), read_tokenizer(student).get_vocab()
-    if ours == theirs:
+    """Refuse a student whose token ids have other texts than the teacher's."""
+    teacher_ids, student_ids = read_tokenizer(teacher).get_vocab(), read_tokenizer(student).get_vocab()
+    if teacher_ids == student_ids:
         return
-    differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    tokens = teacher_ids.keys() | student_ids.keys()
+    differing = sorted(token for token in tokens if teacher_ids.get(token) != student_ids.get(token))
     raise TrainingError(
-        f"teacher ({len(ours)} tokens) and student ({len(theirs)} tokens) have different tokenizers: {len(differing)} tokens "
-        f"differ, such as {differing[0]!r}; distillation compares tokens one by one, so train the student with the teacher's"
+        f"teacher ({len(teacher_ids)} tokens) and student ({len(student_ids)} tokens) have different tokenizers: "
+        f"{len(differing)} tokens differ, such as {differing[0]!r}; distillation compares tokens one by one, so train the student with the teacher's"
         " tokenizer"
     )
 
@@ -155,13 +157,13 @@ def write_model(model: Model, tokenizer_from: Path, folder: Path, dtype: torch.d
         exported.config._attn_implementation = "sdpa"
         exported.save_pretrained(part)
         for path in part.glob("*.safetensors"):
-            path.chmod(0o644)  # safetensors writes for the owner alone
+            path.chmod(0o644)  # safetensors lets only the owner read
         for name in TOKENIZER_FILES:
             if (tokenizer_from / name).is_file():
                 shutil.copyfile(tokenizer_from / name, part / name)
         for path in sorted(part.iterdir(), key=lambda path: path.suffix == ".safetensors"):
             os.replace(path, folder / path.name)
     except (OSError, SafetensorError) as error:
-        raise TrainingError(f"cannot write the model to {folder}: {error}; what stood there is untouched") from None
+        raise TrainingError(f"cannot write the model to {folder}: {error}; the files there are untouched") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)

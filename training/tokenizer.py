@@ -1,7 +1,7 @@
-"""Tokenizer of the bundled model: byte-level BPE, every digit its own token, and the chat template.
+"""The tokenizer of new models: byte-level BPE, every digit its own token, and the chat template.
 
-Digits are split so that a number is copied digit by digit; what stands before a page number is one token, so that the number is
-next to it. Special tokens have the ids 0 to 5. Knows nothing of the model.
+Digits are split so that a model copies numbers digit by digit. The text before a page number is one token, so that this token
+and the number are neighbours. Special tokens have the ids 0 to 5. Knows nothing of the model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BOS, END, PAD, SYSTEM, USER, ASSISTANT = SPECIAL_TOKENS = (
     "<|user|>",
     "<|assistant|>",
 )
-PAGE_MARKERS = PAGE, CITATION = "[p. ", " [p. "  # at the head of a page, and behind a quoted value
+PAGE_MARKERS = PAGE, CITATION = "[p. ", " [p. "  # at the head of a page; after a quoted value
 BOS_ID, END_ID, PAD_ID, SYSTEM_ID, USER_ID, ASSISTANT_ID = range(6)
 CHAT_TEMPLATE = (
     "{{ '<|bos|>' }}"
@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train the BPE on the texts; the special tokens come first, the page markers last."""
+    """Train the BPE on the texts. Special tokens have the first ids, page markers the last."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -50,7 +50,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json, with the chat template in the latter."""
+    """Write tokenizer.json, and tokenizer_config.json with the chat template."""
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
