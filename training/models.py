@@ -142,8 +142,8 @@ def check_same_tokenizer(teacher: Path, student: Path) -> None:
     differing = sorted(token for token in tokens if teacher_ids.get(token) != student_ids.get(token))
     raise TrainingError(
         f"teacher ({len(teacher_ids)} tokens) and student ({len(student_ids)} tokens) have different tokenizers: "
-        f"{len(differing)} tokens differ, such as {differing[0]!r}; distillation compares tokens one by one, so train the student with the teacher's"
-        " tokenizer"
+        f"{len(differing)} tokens differ, such as {differing[0]!r}; distillation compares tokens one by one, so train the "
+        "student with the teacher's tokenizer"
     )
 
 

@@ -1,16 +1,17 @@
-"""Start weights that copy: every head of the first layer that reads back, every later one that looks for the same context.
+"""Start weights that copy: heads of the first layer read earlier tokens, heads of later layers look for the same context.
 
-From random weights, looking something up in a document appears only after tens of millions of tokens. These weights repeat an
-earlier run of tokens with 98 % of the tokens right before any training, at any distance, so that training only has to learn what
-to look for. The circuit is that of induction heads (Olsson et al. 2022), written as ordinary Llama weights and trained on like any
-other. Residual stream: one constant dimension, E for the token, three sketches of earlier tokens, one of the page's number.
+From random weights, a model learns to look something up in a document only after tens of millions of tokens. These weights repeat
+an earlier run of tokens at any distance, with 98 % of the tokens right before any training. Training only has to learn which
+context to look for. The circuit is that of induction heads (Olsson et al. 2022), written as ordinary Llama weights, which training
+may change. The residual stream holds a constant dimension, the embedding E of the token, three sketches (random projections) of
+earlier tokens, and a sketch of the page number.
 
     layer 0      heads read 1 and 2 tokens back and the mean of about twenty (RoPE phases on the constant), and write sketches
-    layer 1      a head finds the token behind the latest page marker, which is the page's number, and writes its sketch
-    layers 1..   one head per KV head: key = sketch of the token before and its context, query = this token and its context
-    last layer   these heads copy the token they find, two spare heads erase the token that is there
+    layer 1      a head finds the token after the latest page marker, which is the page number, and writes its sketch
+    layers 1..   a head per KV head: key = sketch of the previous token and its context, query = this token and its context
+    last layer   these heads copy the token at their match, two spare heads erase the current token
 
-Weights are [out_features, in_features]; needs 4 heads of 64 on 2 KV heads.
+Weights are [out_features, in_features]. Needs 4 heads of 64 on 2 KV heads.
 """
 
 from __future__ import annotations
@@ -27,9 +28,8 @@ from pitlane.training.errors import TrainingError
 HEAD, HALF, KV_HEADS, GROUP = 64, 32, 2, 2
 CONSTANT, FIRST_TOKEN, TOKEN, SKETCH, PAGE = 0.5, 1, 128, 32, 24  # E is dimensions 1 to 128
 POSITIONS, FIRST_CONTENT = 8, 14  # RoPE pairs that place heads, and the first slow enough to match contents
-RECENCY = range(
-    POSITIONS, FIRST_CONTENT
-)  # pairs whose cosines fall over a page and do not come back within thousands of tokens
+# Pairs whose cosine falls within a page and does not rise again within thousands of tokens.
+RECENCY = range(POSITIONS, FIRST_CONTENT)
 POSITION_GAIN, MATCH_GAIN, PAGE_GAIN, COPY, RECENT = 10.0, 12.0, 60.0, 4.0, 0.8
 READERS = (
     (1.0, 0, 0),
@@ -50,12 +50,12 @@ def _sketch(number: int) -> slice:
 
 
 _PAGE = slice(FIRST_TOKEN + TOKEN + 3 * SKETCH, FIRST_TOKEN + TOKEN + 3 * SKETCH + PAGE)
-_IS_MARKER, _AFTER_MARKER = _PAGE.stop, _PAGE.stop + 1  # MARK for a page marker, 1 for the token behind one
-MARK = 0.1  # little, so that the marker's norm stays that of other tokens
+_IS_MARKER, _AFTER_MARKER = _PAGE.stop, _PAGE.stop + 1  # MARK for a page marker; 1 for the token after a page marker
+MARK = 0.1  # small, so that the norm of a marker stays that of other tokens
 
 
 class _Layer:
-    """Writes heads into one layer whose input has residual norm `norm` (1 / rms after RMSNorm)."""
+    """Writes heads into a layer. norm: the factor of the layer's RMSNorm, 1 / rms of the residual stream."""
 
     def __init__(self, attention: Any, frequencies: Tensor, norm: float) -> None:
         self.q, self.k = attention.q_proj.weight, attention.k_proj.weight
@@ -69,14 +69,14 @@ class _Layer:
             self.k[start + self.pairs, 0] = self.gain
 
     def read_back(self, head: int, tokens: float, first_pair: int = 0) -> None:
-        """Let a query head attend to the place `tokens` back; leaving out fast pairs widens the place."""
+        """Let a query head attend to the place `tokens` back. Without the pairs before `first_pair` the place is wider."""
         self.q[head * HEAD : (head + 1) * HEAD] = 0.0
         used = (self.pairs >= first_pair) * self.gain
         self.q[head * HEAD + self.pairs, 0] = used * (tokens * self.frequencies).cos()
         self.q[head * HEAD + HALF + self.pairs, 0] = -used * (tokens * self.frequencies).sin()
 
     def match(self, kv: int, sketch: Tensor) -> None:
-        """Let the first query head of a KV head look for this token one place earlier, and for its context."""
+        """Let the first query head of a KV head look for places after the same token in the same context."""
         slow = torch.cat([torch.arange(FIRST_CONTENT, HALF), torch.arange(HALF + FIRST_CONTENT, HEAD)])
         width = len(slow) // 2
         key, query = kv * HEAD, kv * GROUP * HEAD
@@ -96,7 +96,7 @@ class _Layer:
             self.q[query + rest[:more], token] = gain * sketch[width:SKETCH][: len(rest[:more])]
 
     def copy(self, kv: int, half: int, gain: float) -> None:
-        """Let a KV head carry half of E, and its matching head write it."""
+        """Let a KV head carry half of E, and let its matching query head write it."""
         places = slice(FIRST_TOKEN + half * HEAD, FIRST_TOKEN + (half + 1) * HEAD)
         query = kv * GROUP * HEAD
         self.v[kv * HEAD : (kv + 1) * HEAD] = 0.0
@@ -107,7 +107,7 @@ class _Layer:
             self.o[places, query + HEAD : query + 2 * HEAD] = -torch.eye(HEAD)
 
     def find_page(self) -> None:
-        """Let the spare head of the first KV head look for the latest token behind a page marker, and write its sketch."""
+        """Let the spare head of the first KV head look for the latest token after a page marker, and write its sketch."""
         gain = math.sqrt(PAGE_GAIN * 8 / (len(RECENCY) * CONSTANT)) / self.norm
         pairs = torch.tensor(RECENCY)
         self.q[HEAD : 2 * HEAD] = self.k[pairs + HALF] = self.k[pairs] = 0.0
@@ -116,14 +116,14 @@ class _Layer:
         self.o[_PAGE, HEAD : 2 * HEAD] = 1.5 * _orthonormal(PAGE, HEAD)
 
     def carry_page(self) -> None:
-        """Let the first KV head carry the page's sketch beside part of E; what to do with it is left to training."""
+        """Let the first KV head carry the page's sketch beside part of E. Training finds a use for it."""
         self.v[HEAD - PAGE : HEAD] = 0.0
         self.v[HEAD - PAGE : HEAD, _PAGE] = torch.eye(PAGE) / self.norm
 
 
 @torch.no_grad()
 def init_copying(model: Model, page_marker: int | None = None) -> None:
-    """Overwrite a model's random weights in place. page_marker: id of the token before a page's number."""
+    """Overwrite a model's random weights in place. page_marker: id of the token before a page number."""
     config = model.config
     if (config.num_attention_heads, config.num_key_value_heads, config.head_dim) != (4, KV_HEADS, HEAD):
         raise TrainingError(

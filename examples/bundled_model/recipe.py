@@ -1,8 +1,7 @@
-"""The recipe of the bundled target: its data, stage by stage, and the training of each as `pitlane train` does it.
+"""The recipe of the bundled model: the data of every stage, and its training with pitlane.training.
 
-Run as `python -m bundled_model.recipe WORK --text FILE ...`: each stage writes its data and its model to WORK/NAME,
-goes on if it was killed, and is skipped once it is done. A stage grows out of the one before it; the last one's folder is the
-model.
+Run as `python -m bundled_model.recipe WORK --text FILE ...`. A stage writes its data and its model to WORK/NAME and starts from
+the model of the previous stage. A killed stage goes on, a finished stage is skipped. The model of the last stage is the result.
 """
 
 from __future__ import annotations
@@ -38,9 +37,11 @@ TEXT_WEIGHT = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One call of `pitlane train`: rows of `length` tokens, documents of so many characters, shares of what is mixed in.
+    """A run of training.
 
-    layers: the layers of the model before that this one starts with (docs of models.take_layers).
+    layers: the layers of the previous model that this stage starts with (models.take_layers); None: a new model. length: tokens
+    per row. chars: shortest and longest document. unique, unknown: shares of the generator's settings. recall, text: shares of
+    examples of random tokens and of plain text.
     """
 
     name: str
@@ -69,11 +70,11 @@ class Stage:
 
     @property
     def shards(self) -> int:
-        """Files of about four million tokens, made and read in parallel."""
+        """Number of files of about four million tokens; they are made and read in parallel."""
         return max(1, round(self.tokens / 4e6))
 
     def documents(self, split: str, shard: int = 0) -> generate.Settings:
-        """Settings of the generator."""
+        """Return the settings of the generator."""
         return generate.Settings(split, f"{self.name}:{shard}", *self.chars, self.turns, self.unique, self.unknown)
 
 
@@ -97,12 +98,12 @@ STAGES = (
 
 
 def scaled(stage: Stage, scale: float) -> Stage:
-    """A stage of more tokens, in batches that grow with their square root."""
+    """Return the stage with `scale` times the tokens, in batches that grow with the square root of `scale`."""
     return replace(stage, tokens=scale * stage.tokens, batch_tokens=max(1, round(scale**0.5)) * stage.batch_tokens)
 
 
 def recall(rng: Random, length: int) -> dict[str, Any]:
-    """Repeat runs of random tokens in random order: only copying predicts the repeats."""
+    """Return an example of repeated runs of random tokens, in random order: only copying predicts the repeats."""
     pool = [rng.choices(range(len(SPECIAL_TOKENS), VOCAB_SIZE), k=rng.randint(3, 12)) for _ in range(length // 30)]
     ids: list[int] = []
     weights: list[float] = []
@@ -116,7 +117,7 @@ def recall(rng: Random, length: int) -> dict[str, Any]:
 
 
 def records(stage: Stage, texts: Sequence[str], shard: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield the examples of a shard, for about 1.2 times its share of the tokens, so that few are seen twice."""
+    """Yield the examples of a shard, for about 1.2 times its tokens, so that training sees few examples twice."""
     rng = Random(f"{stage.name}:{shard}")
     chats = generate.conversations(stage.documents("train", shard), sys.maxsize)
     total = 0
@@ -144,12 +145,12 @@ def _write(path: Path, examples: Iterable[dict[str, Any]]) -> Path:
 
 
 def write_shard(path: Path, stage: Stage, texts: Sequence[str]) -> Path:
-    """Write one shard of a stage's data, unless it is there; its number is the end of the file's name."""
+    """Write a shard of a stage's data, unless the file exists. Its number is the end of the file name."""
     return path if path.is_file() else _write(path, records(stage, texts, int(path.stem.rpartition("-")[2])))
 
 
 def _start(stage: Stage, before: Path, folder: Path, texts: list[str]) -> Path:
-    """Write the model that a stage starts from."""
+    """Write the model that a stage starts from, unless it exists; return its folder."""
     start = folder / "start"
     if (start / "model.safetensors").is_file():
         return start
@@ -168,7 +169,7 @@ def _start(stage: Stage, before: Path, folder: Path, texts: list[str]) -> Path:
 
 
 def run_stage(stage: Stage, before: Path, folder: Path, texts: list[str], device: str, compile: bool = False) -> None:
-    """Train one stage, or go on with it."""
+    """Train a stage, or go on with a killed run of it."""
     folder.mkdir(parents=True, exist_ok=True)
     start = _start(stage, before, folder, texts)
     paths = [folder / f"data-{shard:03d}.jsonl" for shard in range(stage.shards)]
@@ -196,12 +197,12 @@ def _report(progress: Progress) -> None:
 
 def main() -> None:
     """Run the recipe."""
-    parser = argparse.ArgumentParser(description="Make Pitlane's bundled target.")
+    parser = argparse.ArgumentParser(description="Make Pitlane's bundled model.")
     parser.add_argument("work", type=Path, help="folder for data and models of all stages")
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="plain-text files to mix in")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="compile the model first; needs a C++ compiler")
-    parser.add_argument("--scale", type=float, default=1.0, help="train on so many times the tokens, in larger batches")
+    parser.add_argument("--scale", type=float, default=1.0, help="train on SCALE times the tokens, in larger batches")
     arguments = parser.parse_args()
     texts = [path.read_text(encoding="utf-8") for path in arguments.text]
     before = arguments.work

@@ -1,9 +1,8 @@
 """Write the bundled sample document: the track guide of a karting club that does not exist, four pages.
 
-Written by hand, in plain sentences; it is in no training data. Its facts were chosen among those that the first bundled model
-can find, so what the model scores on it says nothing about other documents.
-Byte-reproducible: the same reportlab gives the same file. Needs `pip install reportlab`. Run as
-`python -m bundled_model.sample_pdf FILE`.
+The text is written by hand, in plain sentences, and is in no training data. Its facts were chosen among facts that the first
+bundled model could find, so the model's score on it says nothing about other documents. The same version of reportlab writes the
+same bytes. Needs `pip install reportlab`. Run as `python -m bundled_model.sample_pdf FILE`.
 """
 
 from __future__ import annotations

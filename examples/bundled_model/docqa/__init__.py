@@ -1,1 +1,1 @@
-"""Generator of document question answering for the training of small models; start at generate.py."""
+"""The generator of documents, questions and answers that the bundled model is trained on; start at generate.py."""

@@ -1,4 +1,4 @@
-"""How people ask: frames, missing capitals and question marks, keywords, slips of the keyboard, pronouns, ellipses.
+"""Questions as people type them: frames, missing capitals and question marks, keywords, typing errors, pronouns, ellipses.
 
 Knows topics and entities, nothing of documents.
 """
@@ -25,7 +25,7 @@ WHAT_ABOUT = ("What about {}?", "And {}?", "And what about {}?", "How about {}?"
 
 
 def ask(rng: Random, entity: Entity, topic: Topic) -> str:
-    """Phrase a question for the topic of the entity."""
+    """Phrase a question that asks for a topic of an entity."""
     draw = rng.random()
     if draw < 0.05 and isinstance(topic, Attribute | ListFact):
         forms = ("{n} {a}", "{a} {n}", "{a} of {e}", "{n}: {a}?", "{a} {n}?")
@@ -39,7 +39,7 @@ def ask(rng: Random, entity: Entity, topic: Topic) -> str:
 
 
 def styled(rng: Random, question: str, entity: Entity) -> str:
-    """Return the question as people type it: with a frame, without capitals or question mark, with a slip."""
+    """Return the question as people type it: in a frame, without capitals or question mark, with a typing error."""
     draw = rng.random()
     if draw < 0.07:
         return question.rstrip("?.").lower()
@@ -52,16 +52,20 @@ def styled(rng: Random, question: str, entity: Entity) -> str:
 
 
 def _lower(question: str, entity: Entity) -> str:
-    """Return the question as it goes on after a comma or a colon: a name at its start keeps its capital."""
+    """Return the question as it stands after a comma or a colon: lower case, unless it starts with a name."""
     starts_with_name = question.startswith((entity.noun, "I ")) and not entity.noun[0].islower()
     return question if starts_with_name else question[:1].lower() + question[1:]
 
 
 def _with_slip(rng: Random, question: str, entity: Entity) -> str:
-    """Swap two letters of a word that is not the entity's."""
-    own = set(entity.noun.lower().split())
+    """Swap two letters of a word; words of the entity are never changed."""
+    entity_words = set(entity.noun.lower().split())
     words = question.split(" ")
-    places = [index for index, word in enumerate(words) if len(word) > 4 and word.isalpha() and word.lower() not in own]
+    places = [
+        index
+        for index, word in enumerate(words)
+        if len(word) > 4 and word.isalpha() and word.lower() not in entity_words
+    ]
     if places:
         index = rng.choice(places)
         word, at = words[index], rng.randrange(1, len(words[index]) - 1)
@@ -70,14 +74,14 @@ def _with_slip(rng: Random, question: str, entity: Entity) -> str:
 
 
 def is_noun(topic: Topic) -> bool:
-    """Say whether the topic's name is used as a noun, so that `the higher NAME` can be asked for."""
+    """Whether the topic's name is a noun, so that a question can ask for `the higher NAME`."""
     return topic.name in SPECIAL or any(
         f"the {topic.name} " in text for text in (*topic.stated, *topic.asked, topic.answer)
     )
 
 
 def follow_up_question(rng: Random, entity: Entity, topic: Topic) -> str:
-    """Phrase a question for the topic of an entity that was just spoken about."""
+    """Phrase a question that asks for a topic of the entity of the last question."""
     if isinstance(topic, Attribute) and rng.random() < 0.35:
         if not is_noun(topic):
             return capital(f"{topic.name}?")
@@ -93,10 +97,10 @@ def follow_up_question(rng: Random, entity: Entity, topic: Topic) -> str:
 
 
 def with_pronoun(form: str, entity: Entity) -> str:
-    """Put the entity's pronoun into a question, in the case that its place asks for."""
+    """Put the entity's pronoun into a question, in the right grammatical case."""
     before, _, after = form.partition("{e}")
-    if found := _OWNED.search(before):
-        text = f"{before[: found.start()]}{POSSESSIVES[entity.pronoun]} {found[1]}{after}"
+    if match := _OWNED.search(before):
+        text = f"{before[: match.start()]}{POSSESSIVES[entity.pronoun]} {match[1]}{after}"
     elif after.startswith("'s"):
         text = f"{before}{POSSESSIVES[entity.pronoun]}{after[2:]}"
     else:

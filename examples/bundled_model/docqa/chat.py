@@ -1,7 +1,7 @@
-"""Small talk and refusals: what the model says where no document is asked about.
+"""Small talk and refusals: chats without a question about a document.
 
-Questions of general knowledge are drawn with open values and answered with one refusal, so that a small model does not
-learn to invent. Knows nothing of documents.
+Questions of general knowledge get open values, and all of them the same refusal, so that a small model does not learn to invent
+answers. Knows nothing of documents.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ GENERAL_QUESTIONS = (
 
 
 def filled(rng: Random, form: str) -> str:
-    """Fill a form's fields, each named for a kind of value."""
-    return re.sub(r"\{(\w+)\}", lambda found: VALUES[found[1]](rng), form)
+    """Fill the fields of a form; a field is the name of a kind of value."""
+    return re.sub(r"\{(\w+)\}", lambda field: VALUES[field[1]](rng), form)
 
 
 def small_talk(rng: Random) -> list[tuple[str, str]]:
-    """Draw one to three exchanges without a document, a third of them questions of general knowledge."""
+    """Draw one to three exchanges without a document; a third are questions of general knowledge."""
     return [
         (filled(rng, rng.choice(GENERAL_QUESTIONS)), REFUSAL) if rng.random() < 0.33 else _exchange(rng, *chat)
         for chat in rng.sample(CHATS, rng.randint(1, 3))
@@ -90,7 +90,7 @@ def small_talk(rng: Random) -> list[tuple[str, str]]:
 
 
 def thanks(rng: Random) -> tuple[str, str]:
-    """Draw the end of a conversation."""
+    """Draw an exchange of thanks, the end of a conversation."""
     return _exchange(rng, *THANKS)
 
 

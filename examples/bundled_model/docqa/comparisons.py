@@ -1,6 +1,6 @@
-"""Comparing two values of one attribute: reading values as numbers and the words for more and less.
+"""Comparison of two values of the same attribute: values as numbers, and the words for more and less.
 
-Only values of equal units are compared, so that no conversion is asked for. Knows nothing of documents.
+Only values of the same unit are compared, so that no answer needs a conversion. Knows nothing of documents.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DEGREES = {
     **dict.fromkeys(("count", "power", "energy", "data", "dose", "area", "volume", "weight"), ("larger", "smaller")),
     "age": ("higher", "lower"),
 }
-# Questions that need no name of the attribute, by the name it has.
+# Questions that do not need the name of the attribute. Key: that name.
 SPECIAL = {
     "price": ("Which costs more, {a} or {b}?", "Which is cheaper, {a} or {b}?"),
     "weight": ("Which is heavier, {a} or {b}?", "Which is lighter, {a} or {b}?"),
@@ -36,14 +36,14 @@ GENERAL = ("{w} has the {d} {n}, {a} or {b}?", "{w} of the two has the {d} {n}: 
 
 
 class Measured(NamedTuple):
-    """A value as a number with what it is counted in."""
+    """A value as a number and its unit."""
 
     number: float
     unit: str
 
 
 def measured(kind: str, value: str) -> Measured | None:
-    """Read a value of a kind as a number, or None if it cannot be ordered."""
+    """Read a value of a kind as a number; return None if its kind has no order."""
     if kind not in NUMERIC:
         return None
     if kind == "clock":
@@ -53,8 +53,8 @@ def measured(kind: str, value: str) -> Measured | None:
         return Measured(hour * 60 + minute, "clock")
     if kind == "date":
         return _day(value)
-    found = re.search(r"\d[\d,]*(\.\d+)?", value)
-    return None if found is None else Measured(float(found[0].replace(",", "")), value.replace(found[0], "#"))
+    number = re.search(r"\d[\d,]*(\.\d+)?", value)
+    return None if number is None else Measured(float(number[0].replace(",", "")), value.replace(number[0], "#"))
 
 
 def _day(value: str) -> Measured:

@@ -1,9 +1,9 @@
-"""Generated documents: pages of blocks about the entities of a domain, the facts in them and what they leave out.
+"""Generated documents: pages of blocks about the entities of a domain, with their facts, and the pairs that they leave out.
 
-A document draws a domain, entities and topics, gives the pairs values and lays them out (layout.py) under headings, with
-fillers between them, until its pages are full. `unique` documents state each topic once, as most short documents that
-people write; the others share topics between entities, so that only both together find the value. Everything follows from
-one `random.Random`. Knows nothing of questions.
+A document draws a domain, entities and topics, gives a value to each pair of entity and topic, and lays out the facts (layout.py)
+under headings, with fillers between them, until its pages are full. A `unique` document states every topic once, like most short
+documents of people. In other documents several entities share a topic, so that finding a value needs entity and topic. The
+`random.Random` decides everything. Knows nothing of questions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WEIGHTS = [weight for _, weight in LAYOUTS]
 
 @dataclass(slots=True)
 class Document:
-    """Pages of wrapped text under a heading and the facts in them; `missing` are pairs that it could hold but does not."""
+    """Pages of wrapped text under a heading, and their facts. `missing`: pairs that the document could state but does not."""
 
     title: str
     heading: str
@@ -36,14 +36,14 @@ class Document:
 
 
 def document_message(title: str, pages: list[str], system: str = "") -> str:
-    """Return the system message that carries a document: the format the engine uses, byte for byte."""
+    """Return the system message that carries a document: byte for byte the format of the engine."""
     body = "\n\n".join(f"[p. {number}]\n{page}" for number, page in enumerate(pages, 1))
     text = f'<document title="{title}">\n{body}\n</document>'
     return f"{text}\n\n{system}" if system else text
 
 
 def make_document(rng: Random, target_chars: int, unique: bool, pool: Sequence[Domain]) -> Document:
-    """Make a document of about `target_chars` characters on one or more pages about a domain of the pool."""
+    """Make a document of about `target_chars` characters, on one or more pages, about a domain of the pool."""
     domain = rng.choice(pool)
     pairs = _draw_unique_pairs(rng, domain, pool, target_chars) if unique else _draw_pairs(rng, domain, target_chars)
     held_back = [pairs.pop() for _ in range(min(len(pairs) - 1, max(2, len(pairs) // 7)))]
@@ -107,19 +107,19 @@ def _fill_page(draft: Draft, blocks: list[str], target_chars: int, width: int) -
 
 
 def pick_topics(rng: Random, topics: Sequence[Any], number: int) -> list[Any]:
-    """Pick up to `number` topics of which no two share a name or a question."""
+    """Pick up to `number` topics; no two of them share a name or a question."""
     picked: list[Topic] = []
     names: set[str] = set()
     for topic in rng.sample(topics, len(topics)):
-        own = {topic.name, *topic.asked} - {""}
-        if len(picked) < number and names.isdisjoint(own):
+        topic_names = {topic.name, *topic.asked} - {""}
+        if len(picked) < number and names.isdisjoint(topic_names):
             picked.append(topic)
-            names |= own
+            names |= topic_names
     return picked
 
 
 def _draw_pairs(rng: Random, domain: Domain, target_chars: int) -> list[Pair]:
-    """Pair several entities with the same topics, a quarter of the pairs left out; labels in most documents."""
+    """Pair several entities with the same topics; add other topics for half of the entities, and labels in most documents."""
     entities = make_entities(rng, domain, max(2, min(40, target_chars // 220 + rng.randint(0, 2))))
     topics = pick_topics(rng, domain.attributes, rng.randint(3, 8))
     shared = [(entity, topic) for entity in entities for topic in topics]
@@ -133,7 +133,7 @@ def _draw_pairs(rng: Random, domain: Domain, target_chars: int) -> list[Pair]:
 
 
 def _draw_unique_pairs(rng: Random, domain: Domain, pool: Sequence[Domain], target_chars: int) -> list[Pair]:
-    """Draw an entity for each of many topics, from further domains where one does not suffice."""
+    """Draw an entity for every topic, from more domains if the first has too few topics."""
     number = 5 + target_chars // 55
     pairs: dict[Topic, Pair] = {}
     names: set[str] = set()
@@ -142,9 +142,9 @@ def _draw_unique_pairs(rng: Random, domain: Domain, pool: Sequence[Domain], targ
         entities = make_entities(rng, source, 3 + number // 3)
         topics = pick_topics(rng, (*source.attributes, *source.booleans, *source.lists), number)
         for topic in topics:
-            own = {topic.name, *topic.asked} - {""}
-            if topic not in pairs and names.isdisjoint(own):
-                names |= own
+            topic_names = {topic.name, *topic.asked} - {""}
+            if topic not in pairs and names.isdisjoint(topic_names):
+                names |= topic_names
                 entity = rng.choice(entities) if rng.random() < 0.5 else make_entity(rng, rng.choice(source.nouns))
                 pairs[topic] = (entity, topic)
         labels += _draw_labels(rng, source, max(2, len(topics) // 2))
@@ -167,7 +167,7 @@ def _distinct_labels(pairs: list[Pair]) -> list[Pair]:
 
 
 def _unused_pairs(rng: Random, domain: Domain, facts: list[Fact]) -> list[Pair]:
-    """Pair some of the document's entities with topics of its domain that they do not have."""
+    """Pair some entities of the document with topics that the document does not state for them."""
     stated = {(fact.entity, fact.topic) for fact in facts}
     entities: list[Entity] = [fact.entity for fact in facts if fact.topic in domain.entity_topics]
     if not entities:

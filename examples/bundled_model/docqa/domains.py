@@ -1,9 +1,9 @@
-"""What the generated documents speak about: the domains, read from domains/*.toml, and their splits.
+"""The domains of generated documents, read from domains/*.toml, and their splits.
 
-A domain holds titles, headings, nouns of entities and four kinds of topic: attributes, labels (things that are their own
-attribute), booleans and lists. In clauses and questions `{e}` is the entity with its article, `{n}` without it, `{v}` the
-value. Training never sees the last uncommon question of a topic, its last clause where there are three, and
-HELD_OUT_DOMAINS.
+A domain holds titles, headings, nouns of entities and four kinds of topic: attributes, labels (things with a value of their own,
+such as the door code), booleans and lists. In clauses and questions, `{e}` is the entity with its article, `{n}` the entity
+without it, `{v}` the value. Three things are held out of training: HELD_OUT_DOMAINS, the last uncommon question of every topic,
+and the last clause of a topic with three clauses or more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from bundled_model.docqa.values import VALUES
 
 HELD_OUT_DOMAINS = ("a_restaurant_menu", "b_rental_contract", "c_medical_leaflet")
-COMMON_USES = 12  # topics that may share a question before it counts as one that training cannot miss
+COMMON_USES = 12  # a question of more topics than this is common: training cannot do without it
 SPLITS = ("train", "values", "phrasing", "domain")
 LABEL_CLAUSES = {
     "person": ("{e} is {v}", "{v} is {e}"),
@@ -31,15 +31,15 @@ LABEL_CLAUSES = {
 
 
 class DomainError(ValueError):
-    """A domain file does not follow the schema; the message names the file and the place."""
+    """A domain file does not follow the schema. The message names the file and the place."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Topic:
-    """Something a document can say.
+    """Something that a document can state.
 
-    `asked` is what a user may ask in this split; `stated` are the clauses that a document may use; `answer` is the clause
-    for facts that stand in tables and the like, and `heading` the question for lists of questions and answers.
+    asked: the questions of this split. stated: the clauses that a document may use. answer: the clause of a fact in a table or a
+    key line. heading: the question of a fact in a list of questions and answers.
     """
 
     name: str
@@ -52,19 +52,19 @@ class Topic:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attribute(Topic):
-    """One thing that can be said of an entity."""
+    """A property of an entity."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Label(Topic):
-    """Things that are their own attribute, such as the door code."""
+    """Things with a value of their own, such as the door code."""
 
     nouns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Boolean(Topic):
-    """A fact that is so or not; `denied` holds the clauses of the latter, in the order of `stated`."""
+    """A fact that is true or not. `denied` holds the clauses for not true, in the order of `stated`."""
 
     denied: tuple[str, ...] = ()
 
@@ -76,7 +76,7 @@ class ListFact(Topic):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Domain:
-    """One field of documents."""
+    """A kind of document."""
 
     name: str
     titles: tuple[str, ...]
@@ -94,7 +94,7 @@ class Domain:
 
     @property
     def entity_topics(self) -> tuple[Topic, ...]:
-        """Return what can be said of the domain's entities: all but the labels."""
+        """Return the topics of the domain's entities: all but the labels."""
         return (*self.attributes, *self.booleans, *self.lists)
 
     @property
@@ -103,7 +103,7 @@ class Domain:
 
 
 class _Reader:
-    """Reads one file and says where it is wrong."""
+    """Reads a domain file; an error names the place in the file."""
 
     def __init__(self, name: str, data: dict[str, Any]) -> None:
         self.name, self.data = name, data
@@ -112,24 +112,24 @@ class _Reader:
         return DomainError(f"{self.name}.toml, {place}: {problem}")
 
     def texts(self, table: dict[str, Any], key: str, place: str, least: int) -> tuple[str, ...]:
-        found = table.get(key)
-        if not isinstance(found, list) or not all(isinstance(text, str) and text.strip() for text in found):
-            raise self.fail(place, f"`{key}` must be a list of texts, got {found!r}")
-        if len(found) < least:
-            raise self.fail(place, f"`{key}` needs at least {least} texts, got {len(found)}")
-        if len(set(found)) < len(found):
+        texts = table.get(key)
+        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise self.fail(place, f"`{key}` must be a list of texts, got {texts!r}")
+        if len(texts) < least:
+            raise self.fail(place, f"`{key}` needs at least {least} texts, got {len(texts)}")
+        if len(set(texts)) < len(texts):
             raise self.fail(place, f"`{key}` holds a text twice")
-        return tuple(found)
+        return tuple(texts)
 
     def kind(self, table: dict[str, Any], place: str) -> str:
-        found = table.get("value")
-        if not isinstance(found, str) or found not in VALUES:
-            raise self.fail(place, f"unknown kind of value {found!r}; known are {', '.join(VALUES)}")
-        return found
+        kind = table.get("value")
+        if not isinstance(kind, str) or kind not in VALUES:
+            raise self.fail(place, f"unknown kind of value {kind!r}; known are {', '.join(VALUES)}")
+        return kind
 
     def clauses(self, table: dict[str, Any], key: str, place: str, fields: str, least: int = 1) -> tuple[str, ...]:
-        found = self.texts(table, key, place, least)
-        for text in found:
+        clauses = self.texts(table, key, place, least)
+        for text in clauses:
             self.check_fields(text, place, fields)
             if text.endswith((".", "?", "!")):
                 raise self.fail(place, f"a clause must not end in a stop: {text!r}")
@@ -137,15 +137,15 @@ class _Reader:
                 raise self.fail(place, f"a clause must hold the value {{v}}: {text!r}")
             if "{e}" not in text and "{n}" not in text:
                 raise self.fail(place, f"a clause must name its entity, {{e}} or {{n}}: {text!r}")
-        return found
+        return clauses
 
     def questions(self, table: dict[str, Any], place: str, least: int) -> tuple[str, ...]:
-        found = self.texts(table, "questions", place, least)
-        for text in found:
+        questions = self.texts(table, "questions", place, least)
+        for text in questions:
             self.check_fields(text, place, "{e}{n}")
             if "{e}" not in text and "{n}" not in text:
                 raise self.fail(place, f"a question must name its entity, {{e}} or {{n}}: {text!r}")
-        return found
+        return questions
 
     def check_fields(self, text: str, place: str, fields: str) -> None:
         rest = text
@@ -214,7 +214,7 @@ def domain_files() -> list[Path]:
 
 
 def read_domain(file: Path) -> Domain:
-    """Read and check one file; DomainError says what is wrong with it."""
+    """Read and check a domain file; raise DomainError if it does not follow the schema."""
     name = file.name.removesuffix(".toml")
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -225,13 +225,13 @@ def read_domain(file: Path) -> Domain:
 
 @cache
 def all_domains() -> tuple[Domain, ...]:
-    """Return all domains with everything they hold, read once."""
+    """Return all domains, whole; files are read once."""
     return tuple(read_domain(file) for file in domain_files())
 
 
 @cache
 def domains(split: str) -> tuple[Domain, ...]:
-    """Return the domains of a split, cut to the clauses and questions that it may use."""
+    """Return the domains of a split, with only the clauses and questions of that split."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     if split == "domain":
@@ -243,7 +243,7 @@ def domains(split: str) -> tuple[Domain, ...]:
 
 
 def _kept_question(topic: Topic, uses: Counter[str]) -> str:
-    """Return the last question of a topic that is not a common one: training needs `What is {e}?` and the like."""
+    """Return the last question of a topic that is not common: training needs common ones such as `What is {e}?`."""
     return next((text for text in reversed(topic.asked) if uses[text.lower()] <= COMMON_USES), topic.asked[-1])
 
 
@@ -264,5 +264,5 @@ def _cut(domain: Domain, evaluation: bool, uses: Counter[str], kept_out: frozens
 
 
 def _without(questions: tuple[str, ...], kept_out: frozenset[str]) -> tuple[str, ...]:
-    """Leave out what evaluation keeps for another topic, unless nothing were left."""
+    """Leave out the questions that are held out; if none remains, keep the first."""
     return tuple(text for text in questions if text.lower() not in kept_out) or questions[:1]

@@ -1,7 +1,7 @@
-"""Entities and the facts stated about them: the material of a document before it is laid out.
+"""Entities and their facts: the material of a document before its layout.
 
-A fact gives a topic of a domain (domains.py) to an entity, with a new value. A Draft holds the pairs of entity and topic
-that are still to be stated and records the facts with the page they end up on. Knows nothing of layout or questions.
+A fact gives a new value to a pair: an entity and a topic of a domain (domains.py). A Draft holds the pairs that are not yet
+stated, and records the facts with their pages. Knows nothing of layout or questions.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from bundled_model.docqa.values import VALUES
 from bundled_model.docqa.words import FEMALE_NAMES, MALE_NAMES
 
 POSSESSIVES = {"it": "its", "he": "his", "she": "her"}
-GLUE = "\0"  # stands for a blank at which no line may break
+GLUE = "\0"  # stands for a space at which no line may break
 LOWER_STARTERS = frozenset(word.lower() for word in MODIFIERS)
 
 
 class Entity(NamedTuple):
-    """What facts are about: `phrase` with its article, `noun` without; `pronoun` is it, he or she."""
+    """The thing or person of a fact: `phrase` with article, `noun` without; `pronoun` is it, he or she."""
 
     phrase: str
     noun: str
@@ -36,7 +36,7 @@ Pair = tuple[Entity, Topic]
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One topic of one entity: its value (for lists all `items`, joined), the clause that answers, the page from 1."""
+    """The value of a topic of an entity. items: the values of a list; form: the clause that states it; page: from 1."""
 
     entity: Entity
     topic: Topic
@@ -56,7 +56,7 @@ class Fact:
 
 
 def fill(form: str, entity: Entity, value: str = "") -> str:
-    """Fill in a clause or a question; what has no article (people, numbered things) gets none."""
+    """Fill in a clause or a question. People and numbered things get no article."""
     text = form.replace("the {n}", entity.phrase) if entity.phrase == entity.noun else form
     return text.replace("{e}", entity.phrase).replace("{n}", entity.noun).replace("{v}", value)
 
@@ -67,7 +67,7 @@ def capital(text: str) -> str:
 
 
 def glued(text: str) -> str:
-    """Return the text with blanks at which no line may break."""
+    """Return the text with spaces at which no line may break."""
     return text.replace(" ", GLUE)
 
 
@@ -77,7 +77,7 @@ def joined(items: tuple[str, ...]) -> str:
 
 
 def make_person(rng: Random) -> Entity:
-    """Draw a person; the pronoun follows the first name where it is a known one."""
+    """Draw a person. A known first name decides the pronoun."""
     name = person(rng)
     words = set(name.split())
     she = not words.isdisjoint(FEMALE_NAMES) or (words.isdisjoint(MALE_NAMES) and rng.random() < 0.5)
@@ -87,7 +87,7 @@ def make_person(rng: Random) -> Entity:
 
 
 def make_entity(rng: Random, noun: str) -> Entity:
-    """Draw an entity of a noun: a person, or a thing as it is, with a modifier, a made-up name or a number."""
+    """Draw an entity of a noun: a person, or a thing without addition, with a modifier, an invented name or a number."""
     if noun == "#person":
         return make_person(rng)
     shape = rng.random()
@@ -102,7 +102,7 @@ def make_entity(rng: Random, noun: str) -> Entity:
 
 
 def make_entities(rng: Random, domain: Domain, number: int) -> list[Entity]:
-    """Draw about `number` entities; often several share a noun, so that only all their words tell them apart."""
+    """Draw about `number` entities. Often several share a noun, so that only the other words tell them apart."""
     nouns = domain.nouns
     if rng.random() < 0.35:
         nouns = tuple(rng.sample(nouns, min(len(nouns), 1 + number // 3)))
@@ -110,7 +110,7 @@ def make_entities(rng: Random, domain: Domain, number: int) -> list[Entity]:
 
 
 def make_label(rng: Random, label: Label) -> Entity:
-    """Draw one of the things that a label is about."""
+    """Draw a thing of a label."""
     noun = rng.choice(label.nouns)
     simple = " of " not in noun and noun.split()[0] not in LOWER_STARTERS
     noun = f"{rng.choice(MODIFIERS)} {noun}" if simple and rng.random() < 0.25 else noun
@@ -119,7 +119,7 @@ def make_label(rng: Random, label: Label) -> Entity:
 
 @dataclass(slots=True)
 class Draft:
-    """A document in the making: pairs not yet stated (the next one last), facts stated, values in use."""
+    """A document that is being written: pairs not yet stated (the last is the next), stated facts, used values."""
 
     rng: Random
     domain: Domain
@@ -132,7 +132,7 @@ class Draft:
     units: dict[Topic, str] = field(default_factory=dict)
 
     def take(self, number: int, suits: Callable[[Pair], bool] = lambda pair: True) -> list[Pair]:
-        """Remove and return up to `number` of the next pairs that suit."""
+        """Remove and return up to `number` of the next pairs for which `suits` holds."""
         taken: list[Pair] = []
         for index in range(len(self.pairs) - 1, -1, -1):
             if len(taken) == number:
@@ -142,26 +142,26 @@ class Draft:
         return taken
 
     def new_value(self, topic: Topic) -> str:
-        """Draw a value that is not in the document yet, most often in the unit the topic had before."""
+        """Draw a value that is not yet in the document, in most cases in the unit of the topic's earlier values."""
         rng, draw = self.rng, VALUES[topic.value]
         unit = self.units.get(topic) if rng.random() < 0.8 else None
         value = draw(rng)
         for _ in range(12):
-            found = measured(topic.value, value)
-            if value not in self.values and (unit is None or found is None or found.unit == unit):
+            measure = measured(topic.value, value)
+            if value not in self.values and (unit is None or measure is None or measure.unit == unit):
                 break
             value = draw(rng)
-        found = measured(topic.value, value)
-        if found is not None:
-            self.units.setdefault(topic, found.unit)
+        measure = measured(topic.value, value)
+        if measure is not None:
+            self.units.setdefault(topic, measure.unit)
         self.values.add(value)
         return value
 
     def state(self, pair: Pair, free: bool = True, subject: bool = False) -> Fact:
-        """Give the pair a new value and record it.
+        """Give the pair a new value and record the fact.
 
-        free: any clause may be used; otherwise the answer's own, as in tables. subject: prefer clauses that start with the
-        entity, as they go on with a pronoun.
+        free: any clause may be used; otherwise the clause `topic.answer`, as in tables. subject: prefer clauses that start with
+        the entity, because a pronoun can replace it.
         """
         entity, topic = pair
         items: tuple[str, ...] = ()
@@ -174,7 +174,7 @@ class Draft:
             value = joined(items) if len(items) > 1 else items[0]
         else:
             value = self.new_value(topic)
-        if value[0].islower():  # a sentence that began with it would change its first letter
+        if value[0].islower():  # at the start of a sentence, its first letter would become a capital
             forms = tuple(form for form in forms if not form.startswith("{v}")) or forms
         if subject:
             forms = tuple(form for form in forms if form.startswith("{e} ")) or forms
@@ -187,10 +187,10 @@ class Draft:
 
 
 def is_keyed(pair: Pair) -> bool:
-    """Say whether the pair can stand as `Key: value`."""
+    """Whether the pair can stand as `Key: value`."""
     return not isinstance(pair[1], Boolean)
 
 
 def is_column(pair: Pair) -> bool:
-    """Say whether the pair can stand in a table's column."""
+    """Whether the pair can stand in a column of a table."""
     return isinstance(pair[1], Attribute)

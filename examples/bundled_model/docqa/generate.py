@@ -1,8 +1,8 @@
 """Conversations about generated documents as JSON lines: `python -m bundled_model.docqa.generate --out FILE`.
 
-One line is one conversation: {"domain": ..., "messages": [{"role", "content"}, ...]}; the assistant's messages also carry
-`kind`, and where there is one the `focus` (the answer's value, as it stands in the answer) and its `page`. Conversation
-i of a split and a seed is drawn from a generator of its own, so the seeds of the splits never meet.
+A line is a conversation: {"domain": ..., "messages": [{"role", "content"}, ...]}. Messages of the assistant also hold `kind` and,
+if the answer has a value, `focus` (the value as it stands in the answer) and `page`. The random generator of conversation i is
+seeded with split, seed and i, so that no two splits draw the same conversation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bundled_model.docqa.questions import Interview, Turn, title_turn
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to draw: lengths in characters of the document, turns behind it, shares of 1."""
+    """What to draw. min_chars, max_chars: length of the document; turns: questions about it, at most. Shares are from 0 to 1."""
 
     split: str = "train"
     seed: str = "0"
@@ -38,7 +38,7 @@ class Settings:
 
 
 def make_system(rng: Random) -> str:
-    """Return a user's system text, most often none."""
+    """Return a user's own system text; in most cases none."""
     return rng.choice(SYSTEMS) if rng.random() < 0.2 else ""
 
 
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", default="0", help="any text; equal seeds give equal files")
     parser.add_argument("--min-chars", type=int, default=200, help="length of the shortest document")
     parser.add_argument("--max-chars", type=int, default=1000, help="length of the longest document")
-    parser.add_argument("--turns", type=int, default=8, help="questions behind a document, at most")
+    parser.add_argument("--turns", type=int, default=8, help="questions about a document, at most")
     parser.add_argument("--unique-share", type=float, default=0.4, help="documents that state each topic once")
     parser.add_argument("--unknown-share", type=float, default=0.12, help="questions without an answer")
     parser.add_argument("--chat-share", type=float, default=0.03, help="conversations without a document")

@@ -1,7 +1,8 @@
 """Blocks of a page: paragraphs, lists, key lines, blocks of one entity, tables, questions and answers, small dialogues.
 
-Each function takes the next pairs of a Draft, states them and returns the block's text, wrapped as the text of a PDF comes
-out, or "" where the pairs left do not suit. Values are never broken between lines. Knows nothing of questions of users.
+A block function takes the next pairs of a Draft, states them and returns the text of the block, with line breaks like text that
+is extracted from a PDF. It returns "" if the remaining pairs do not suit. A value is never broken between lines. Knows nothing of
+questions of users.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _OWNED = re.compile(r"^the ([a-z][a-z -]*?) (?:of|for) \{e\} ")
 
 
 def wrapped(text: str, width: int) -> str:
-    """Break a text into lines of up to `width` characters; glued blanks become plain ones."""
+    """Break a text into lines of up to `width` characters; glued spaces become plain spaces."""
     lines, line = [], ""
     for word in text.split(" "):
         if line and len(line) + 1 + len(word) > width:
@@ -53,33 +54,33 @@ def wrapped(text: str, width: int) -> str:
 
 
 def clause_text(fact: Fact) -> str:
-    """Return the clause of a fact with its value glued (each item of a list for itself)."""
+    """Return the clause of a fact, with its value glued."""
     return fill(fact.form, fact.entity, value_text(fact))
 
 
 def value_text(fact: Fact) -> str:
-    """Return the value with no place to break a line at, but between the items of a list."""
+    """Return the value, glued so that a line can break only between the items of a list."""
     return joined(tuple(map(glued, fact.items))) if len(fact.items) > 1 else glued(fact.value)
 
 
 def pronoun_text(fact: Fact) -> str:
-    """Return the clause with a pronoun for its entity, or as it is where none fits."""
+    """Return the clause with a pronoun for its entity; unchanged if no pronoun fits."""
     form = fact.form
     if form.startswith("{e} "):
         form = fact.entity.pronoun + form[3:]
-    elif found := _OWNED.match(form):
-        form = f"{POSSESSIVES[fact.entity.pronoun]} {found[1]} {form[found.end() :]}"
+    elif match := _OWNED.match(form):
+        form = f"{POSSESSIVES[fact.entity.pronoun]} {match[1]} {form[match.end() :]}"
     if "{e}" in form or "{n}" in form:
         return clause_text(fact)
     return form.replace("{v}", value_text(fact))
 
 
 def filler(draft: Draft) -> str:
-    """Return a sentence that states no fact asked for; some hold values."""
+    """Return a sentence without a fact that a question asks for; some sentences hold values."""
     rng = draft.rng
     if rng.random() < 0.12:
         form = rng.choice(DISTRACTORS)
-        return capital(re.sub(r"\{(\w+)\}", lambda found: glued(VALUES[found[1]](rng)), form))
+        return capital(re.sub(r"\{(\w+)\}", lambda field: glued(VALUES[field[1]](rng)), form))
     return rng.choice(draft.domain.fillers if rng.random() < 0.85 else FILLERS)
 
 
@@ -87,7 +88,9 @@ def _decorated(draft: Draft, text: str, fact: Fact) -> str:
     rng = draft.rng
     plain_end = fact.form.endswith("{v}")
     if rng.random() < 0.15:
-        leads = LEADS if fact.form.startswith(("{", "the ", "a ", "an ")) else COLON_LEADS  # others may be commands
+        leads = (
+            LEADS if fact.form.startswith(("{", "the ", "a ", "an ")) else COLON_LEADS
+        )  # other clauses may be commands
         text = f"{rng.choice(leads)} {text}"
     if plain_end and isinstance(fact.topic, Attribute | Label) and rng.random() < 0.06:
         return text + rng.choice(FORMER).format(v=glued(draft.new_value(fact.topic)))
@@ -95,7 +98,7 @@ def _decorated(draft: Draft, text: str, fact: Fact) -> str:
 
 
 def sentence(draft: Draft) -> str:
-    """State the next pair as a sentence, at times two of one entity in one."""
+    """State the next pair as a sentence; sometimes together with a second pair of the same entity."""
     rng = draft.rng
     pair = draft.pairs.pop()
     fact = draft.state(pair)
@@ -122,7 +125,7 @@ def paragraph(draft: Draft, width: int) -> str:
 
 
 def bullets(draft: Draft, width: int) -> str:
-    """Lay out sentences as items, with marks, numbers or the section's numbers."""
+    """Lay out sentences as items, with marks, numbers or numbers of sections."""
     rng = draft.rng
     draft.section += 1
     mark = rng.choice(("- ", "• ", "* ", "", "{}. ", "{}) ", f"{draft.section}.{{}} ", f"§ {draft.section}.{{}} "))
@@ -148,7 +151,7 @@ def _cell(fact: Fact) -> str:
 
 
 def entity_block(draft: Draft, width: int) -> str:
-    """State several pairs of one entity under its name, as key lines, in one line or as sentences with a pronoun."""
+    """State several pairs of an entity under its name: as key lines, in a single line, or as sentences with a pronoun."""
     rng = draft.rng
     first = draft.take(1, lambda pair: bool(pair[1].name))
     if not first:
@@ -156,11 +159,11 @@ def entity_block(draft: Draft, width: int) -> str:
     entity = first[0][0]
     shape = rng.choice(("keys", "keys", "line", "pronouns", "pronouns"))
     keyed = shape != "pronouns"
-    own = first + draft.take(rng.randint(1, 4), lambda pair: pair[0] == entity and (is_keyed(pair) or not keyed))
+    pairs = first + draft.take(rng.randint(1, 4), lambda pair: pair[0] == entity and (is_keyed(pair) or not keyed))
     name = capital(entity.noun if rng.random() < 0.8 else entity.phrase)
     if not keyed:
-        return _pronoun_block(draft, name, own, width)
-    facts = [draft.state(pair, free=False) for pair in own]
+        return _pronoun_block(draft, name, pairs, width)
+    facts = [draft.state(pair, free=False) for pair in pairs]
     if shape == "line":
         cells = [f"{fact.topic.name} {_cell(fact)}" for fact in facts]
         return wrapped(f"{name}: {rng.choice((', ', '; ', ' | ')).join(cells)}", width)
@@ -168,9 +171,9 @@ def entity_block(draft: Draft, width: int) -> str:
     return "\n".join([name, *(wrapped(f"{capital(fact.topic.name)}{mark}{_cell(fact)}", width) for fact in facts)])
 
 
-def _pronoun_block(draft: Draft, name: str, own: list[Pair], width: int) -> str:
+def _pronoun_block(draft: Draft, name: str, pairs: list[Pair], width: int) -> str:
     parts = []
-    for index, pair in enumerate(own):
+    for index, pair in enumerate(pairs):
         fact = draft.state(pair, subject=True)
         parts.append(capital(pronoun_text(fact) if index or draft.rng.random() < 0.7 else clause_text(fact)) + ".")
         if draft.rng.random() < 0.15:
@@ -179,7 +182,7 @@ def _pronoun_block(draft: Draft, name: str, own: list[Pair], width: int) -> str:
 
 
 def table(draft: Draft, width: int) -> str:
-    """State one to three attributes of several entities as rows of cells."""
+    """State one to three attributes of several entities as a table."""
     rng = draft.rng
     open_pairs = {pair for pair in draft.pairs if is_column(pair)}
     entities = list(dict.fromkeys(pair[0] for pair in draft.pairs))
@@ -203,7 +206,7 @@ def table(draft: Draft, width: int) -> str:
 
 
 def enumeration(draft: Draft, width: int) -> str:
-    """State a fact of several values as a heading with one value a line."""
+    """State a fact of several values as a heading and a line for every value."""
     rng = draft.rng
     taken = draft.take(1, lambda pair: isinstance(pair[1], ListFact))
     if not taken:
@@ -216,7 +219,7 @@ def enumeration(draft: Draft, width: int) -> str:
 
 
 def questions_and_answers(draft: Draft, width: int) -> str:
-    """State pairs as answers to questions; an answer is a sentence or only the value."""
+    """State pairs as answers to questions. An answer is a sentence or only the value."""
     rng = draft.rng
     marks = rng.choice(FAQ_MARKS)
     if rng.random() < 0.4:
@@ -226,30 +229,30 @@ def questions_and_answers(draft: Draft, width: int) -> str:
     for pair in draft.take(rng.randint(1, 3)):
         fact = draft.state(pair, free=not short)
         question = capital(fill(pair[1].heading, pair[0]))
-        said = clause_text(fact)
+        answer = clause_text(fact)
         if isinstance(pair[1], Boolean):
-            said = f"{fact.value}, {said}"
+            answer = f"{fact.value}, {answer}"
         elif short:
-            said = clause_text(fact) if len(fact.items) > 1 else glued(fact.value)
-        lines += [wrapped(marks[0] + question, width), wrapped(marks[1] + _ended(said, short), width)]
+            answer = clause_text(fact) if len(fact.items) > 1 else glued(fact.value)
+        lines += [wrapped(marks[0] + question, width), wrapped(marks[1] + _ended(answer, short), width)]
     return "\n".join(lines)
 
 
 def _ended(text: str, short: bool) -> str:
-    """End a sentence; a bare value keeps its first letter, as it has to stand as it is."""
+    """End a sentence with a full stop. A short answer keeps its first letter: a value must not change."""
     return f"{text}." if short else f"{capital(text)}."
 
 
 def dialogue(draft: Draft, width: int) -> str:
-    """Let people say sentences, as in minutes and interviews."""
+    """Lay out sentences as the speech of two people, as in minutes and interviews."""
     rng = draft.rng
     speakers = [(person if rng.random() < 0.5 else first_name)(rng) for _ in range(2)]
     mark = rng.choice(("{}: {}", "{}: {}", "{} - {}", '{}: "{}"'))
     lines = []
     for number in range(rng.randint(2, 4)):
         if draft.pairs:
-            said = sentence(draft) if number == 0 or rng.random() < 0.75 else filler(draft)
-            lines.append(wrapped(mark.format(speakers[number % 2], said), width))
+            speech = sentence(draft) if number == 0 or rng.random() < 0.75 else filler(draft)
+            lines.append(wrapped(mark.format(speakers[number % 2], speech), width))
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """Invented names: of people, places, companies, books, products, events and teams.
 
-Every function draws one name from a `random.Random`, most of them from syllables, so that no list holds them all. The word
-lists stand in words.py.
+Every function draws a name from a `random.Random`. Most names are made of syllables, so that no list holds them all. The word
+lists are in words.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Phrases of the generator that belong to no domain: modifiers of nouns, sentence frames, fillers, ways of asking.
+"""Phrases of the generator for all domains: modifiers of nouns, sentence frames, fillers, frames of questions.
 
 Pure data.
 """
@@ -41,7 +41,7 @@ FILLERS = (
     "No changes were made to the other points.",
     "The figures below are rounded.",
 )
-# Sentences with values that answer nothing; the fields are kinds of values.
+# Sentences with values that no question asks for; a field is a kind of value.
 DISTRACTORS = (
     "{person} sent greetings from {place}.",
     "A photograph from {year} hangs in the corridor.",

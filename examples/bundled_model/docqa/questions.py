@@ -1,9 +1,9 @@
-"""Turns about a generated document: questions in many styles and the answers that quote the document and cite the page.
+"""Turns about a generated document: questions in many styles, and answers that quote the document and cite the page.
 
-Kinds of turn: fact, yes_no, list, count, comparison, follow_up and unanswerable. An answer leads straight to the value, so that
-what is before it in the document and in the question is all that finding it takes, as in `The document says: 9:40 [p. 2].`;
-what is concluded comes after what it is concluded from. What the document does not hold is answered with phrases.UNKNOWN.
-Knows nothing of layout.
+Kinds of turn: fact, yes_no, list, count, comparison, follow_up and unanswerable. An answer comes to the value at once, as in
+`The document says: 9:40 [p. 2].`: to find the value, a model needs only the words before it in the document and the question.
+A conclusion stands after the values that it follows from. The answer to an unanswerable question is phrases.UNKNOWN. Knows
+nothing of layout.
 """
 
 from __future__ import annotations
@@ -38,13 +38,12 @@ _PLURALS = {
     "place": "places",
 }
 
-
-# Shares of the draws; where a document has nothing to compare or to follow, a plain question takes the place.
+# Shares of the draws. A plain question takes the place of a comparison or a follow-up that the document does not allow.
 COMPARISON_SHARE, FOLLOW_UP_SHARE, COUNT_SHARE, CHECK_SHARE = 0.05, 0.26, 0.3, 0.04
 
 
 class Turn(NamedTuple):
-    """A question and its answer; `focus` is the answer's value, `about` what was asked for (None: nothing of a domain)."""
+    """A question and its answer. focus: the value in the answer; about: the pair that the question asks for, or None."""
 
     question: str
     answer: str
@@ -56,7 +55,7 @@ class Turn(NamedTuple):
 
 @dataclass(slots=True)
 class Interview:
-    """Draws turns about one document; remembers what was asked, so that follow-ups have something to follow."""
+    """Draws turns about a document. Remembers the last fact, for follow-ups, and the unanswerable pairs asked so far."""
 
     rng: Random
     document: Document
@@ -70,11 +69,11 @@ class Interview:
         self.open_facts = self.rng.sample(self.document.facts, len(self.document.facts))
 
     def turns(self, number: int) -> list[Turn]:
-        """Draw up to `number` turns; each fact is asked for once."""
-        made: list[Turn] = []
-        while len(made) < number and self.open_facts:
-            made.append(self._turn())
-        return made
+        """Draw up to `number` turns. Plain and follow-up questions ask for a fact only once."""
+        turns: list[Turn] = []
+        while len(turns) < number and self.open_facts:
+            turns.append(self._turn())
+        return turns
 
     def _turn(self) -> Turn:
         draw = self.rng.random()
@@ -98,7 +97,7 @@ class Interview:
         return Turn(question, answer_of(fact), fact.kind, fact.value, fact.page, (fact.entity, fact.topic))
 
     def _count(self, fact: Fact) -> Turn | None:
-        """Ask how many values a list has, in the words of its name or of its clause."""
+        """Ask how many values a list has, in the words of its name or its clause."""
         number, name = len(fact.items), fact.topic.name
         forms: list[str] = []
         if name.endswith("s"):
@@ -115,31 +114,32 @@ class Interview:
         return Turn(question, answer, "count", f"so {number}", fact.page)
 
     def _check(self, fact: Fact) -> Turn:
-        """Ask whether the fact is so, with its value or with another one, at best that of another entity."""
+        """Ask whether a value is right: the fact's own value or a wrong one, more often that of another entity than a new value."""
         rng = self.rng
-        others = [
+        other_values = [
             other.value for other in self.document.facts if other.topic is fact.topic and other.value != fact.value
         ]
-        said = fact.value
+        value = fact.value
         if rng.random() < 0.5:
-            said = rng.choice(others) if others and rng.random() < 0.6 else VALUES[fact.topic.value](rng)
-        claim = fill(fact.form, fact.entity, said)
+            use_other = other_values and rng.random() < 0.6
+            value = rng.choice(other_values) if use_other else VALUES[fact.topic.value](rng)
+        claim = fill(fact.form, fact.entity, value)
         question = capital(rng.choice(CHECKS).format(claim))
-        answer = f"{'Yes' if said == fact.value else 'No'}, {SAYS.lower()} {fact.value} [p. {fact.page}]."
+        answer = f"{'Yes' if value == fact.value else 'No'}, {SAYS.lower()} {fact.value} [p. {fact.page}]."
         return Turn(question, answer, "yes_no", fact.value, fact.page, (fact.entity, fact.topic))
 
     def _comparison(self) -> Turn | None:
-        """Compare two values of an attribute that are in the same unit."""
+        """Ask for the greater or smaller of two values of an attribute in the same unit."""
         rng = self.rng
         by_unit: dict[tuple[Topic, str], list[tuple[float, Fact]]] = {}
         for fact in self.document.facts:
-            if isinstance(fact.topic, Attribute) and (found := measured(fact.topic.value, fact.value)):
-                by_unit.setdefault((fact.topic, found.unit), []).append((found.number, fact))
+            if isinstance(fact.topic, Attribute) and (measure := measured(fact.topic.value, fact.value)):
+                by_unit.setdefault((fact.topic, measure.unit), []).append((measure.number, fact))
         groups = [group for (topic, _), group in by_unit.items() if len(group) > 1 and is_noun(topic)]
         if not groups:
             return None
-        (one, first), (two, second) = rng.sample(rng.choice(groups), 2)
-        if one == two:
+        (first_number, first), (second_number, second) = rng.sample(rng.choice(groups), 2)
+        if first_number == second_number:
             return None
         kind, name = first.topic.value, first.topic.name
         less = rng.randrange(2)
@@ -148,15 +148,15 @@ class Interview:
         question = rng.choice(forms).format(
             a=first.entity.phrase, b=second.entity.phrase, w=word, d=DEGREES[kind][less], n=name
         )
-        high = first if (one > two) != bool(less) else second
+        high = first if (first_number > second_number) != bool(less) else second
         winner = f"so {high.entity.phrase}"
-        said = ", ".join(f"{fact.entity.phrase} {fact.value} [p. {fact.page}]" for fact in (first, second))
-        answer = f"{SAYS} {said}, {winner}."
+        quotes = ", ".join(f"{fact.entity.phrase} {fact.value} [p. {fact.page}]" for fact in (first, second))
+        answer = f"{SAYS} {quotes}, {winner}."
         self.last = None
         return Turn(styled(rng, question, first.entity), answer, "comparison", winner, high.page)
 
     def _follow_up(self) -> Turn | None:
-        """Ask again about the last entity with a pronoun or an ellipsis, or for the same of another entity."""
+        """Ask for another topic of the last entity, by pronoun or ellipsis, or for the same topic of another entity."""
         rng, last = self.rng, self.last
         if last is None or isinstance(last.topic, Label):
             return None
@@ -178,14 +178,14 @@ class Interview:
         return Turn(question, answer_of(fact), "follow_up", fact.value, fact.page, (fact.entity, fact.topic))
 
     def _unanswerable_follow_up(self, last: Fact) -> Turn | None:
-        own = [pair for pair in self.document.missing if pair[0] == last.entity]
-        if not own or not self._is_new(pair := self.rng.choice(own)):
+        missing = [pair for pair in self.document.missing if pair[0] == last.entity]
+        if not missing or not self._is_new(pair := self.rng.choice(missing)):
             return None
         question = follow_up_question(self.rng, *pair)
         return Turn(question, UNKNOWN, "unanswerable", about=pair)
 
     def _is_new(self, pair: Pair) -> bool:
-        """Say whether the document leaves the pair out and nobody asked for it yet."""
+        """Whether the document does not state the pair and no turn has asked for it."""
         key = f"{pair[0].noun} {pair[1].heading}"
         if key in self.asked or is_answerable(self.document, pair):
             return False
@@ -193,7 +193,7 @@ class Interview:
         return True
 
     def _unanswerable(self) -> Turn | None:
-        """Ask for what the document could hold but does not, or for something of another field."""
+        """Ask for a pair that the document could state but does not, for a pair of another domain, or for general knowledge."""
         rng = self.rng
         if rng.random() < 0.06:
             self.last = None
@@ -224,31 +224,32 @@ class Interview:
 
 
 def is_answerable(document: Document, pair: Pair) -> bool:
-    """Say whether the document answers, or might be read to answer, a question for the pair.
+    """Whether the document answers, or could be read to answer, a question for the pair.
 
-    It might where an entity whose words are part of the other's has a topic with that name or question.
+    It could be read so if an entity of a fact has all words of the pair's entity, or the other way round, and their topics share a
+    name or a question.
     """
     entity, topic = pair
-    words, own = set(entity.noun.lower().split()), {topic.name, *topic.asked} - {""}
+    words, names = set(entity.noun.lower().split()), {topic.name, *topic.asked} - {""}
     for fact in document.facts:
         stated = set(fact.entity.noun.lower().split())
         akin = stated <= words or words <= stated
         if isinstance(topic, Label) or isinstance(fact.topic, Label):
-            names = set(topic.name.split()) or words, set(fact.topic.name.split()) or stated
-            if akin or names[0] <= names[1] or names[1] <= names[0]:
+            asked_words, stated_words = set(topic.name.split()) or words, set(fact.topic.name.split()) or stated
+            if akin or asked_words <= stated_words or stated_words <= asked_words:
                 return True
-        elif akin and (fact.topic is topic or not own.isdisjoint({fact.topic.name, *fact.topic.asked})):
+        elif akin and (fact.topic is topic or not names.isdisjoint({fact.topic.name, *fact.topic.asked})):
             return True
     return False
 
 
 def answer_of(fact: Fact) -> str:
     """Return the answer to a question for the fact."""
-    said = fact.value if isinstance(fact.topic, Boolean) else f"{SAYS} {fact.value}"
-    return f"{said} [p. {fact.page}]."
+    quote = fact.value if isinstance(fact.topic, Boolean) else f"{SAYS} {fact.value}"
+    return f"{quote} [p. {fact.page}]."
 
 
 def title_turn(rng: Random, document: Document) -> Turn:
-    """Ask what the document is; its heading is the answer."""
+    """Ask what the document is. The answer is its heading."""
     answer = f"{SAYS} {document.heading} [p. 1]."
     return Turn(rng.choice(TITLE_QUESTIONS), answer, "fact", document.heading, 1)

@@ -1,7 +1,7 @@
 """Open sets of values for the document generator: codes, numbers, dates, amounts, and the names of names.py.
 
-Every function draws one value from a `random.Random`. The sets are open on purpose: a model that sees a value once in a
-document cannot have remembered it, so it has to copy it. Knows nothing of documents, questions or tokens.
+Every function draws a value from a `random.Random`. The sets are open on purpose: a model cannot know the value of a document by
+heart, so it must copy the value. Knows nothing of documents, questions or tokens.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def temperature_range(rng: Random) -> str:
 
 
 def measure(*units: str) -> Draw:
-    """Return a maker of numbers that carry one of the given units."""
+    """Return a function that draws a number with one of the units."""
 
     def draw(rng: Random) -> str:
         shape = rng.randrange(3)
@@ -188,7 +188,7 @@ def measure(*units: str) -> Draw:
 
 
 def chosen(options: list[str], before: list[str], share: float) -> Draw:
-    """Return a maker that picks of a list, a share of the time with one of `before` in front of it."""
+    """Return a function that draws an option; a share of the draws has a word of `before` in front."""
 
     def draw(rng: Random) -> str:
         option = rng.choice(options)
@@ -203,7 +203,7 @@ def job(rng: Random) -> str:
 
 
 def named(options: list[str], share: float) -> Draw:
-    """Return a maker that picks of a list, a share of the time an invented name in its place."""
+    """Return a function that draws an option; a share of the draws is an invented name instead."""
     return lambda rng: invented(rng) if rng.random() < share else rng.choice(options)
 
 

@@ -1,6 +1,6 @@
-"""Word lists that the values are made of: names of many cultures, syllables of invented words, things of a kind.
+"""Word lists for values: names of many cultures, syllables of invented words, things of a kind.
 
-Pure data. Closed lists are only the raw material; values.py makes open sets of them.
+Pure data. The lists are closed; values.py makes open sets from them.
 """
 
 from __future__ import annotations

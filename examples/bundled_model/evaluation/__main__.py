@@ -1,4 +1,4 @@
-"""The command line: measure a model, and a drafter for it, on what is named; a table of each set, then one JSON line.
+"""Measure a model, and a drafter for it, on the named sets: a table for every set, then one line of JSON.
 
 Run as `python -m bundled_model.evaluation MODEL --handwritten FOLDER --squad FILE --text FILE ... --drafter FOLDER`. The
 generated documents and the open prompts need no file.
@@ -22,7 +22,7 @@ from bundled_model.evaluation.generated import Question
 from bundled_model.evaluation.measures import Rows
 
 DRAFT_PROMPTS = 64  # windows of each text
-DRAFT_PROMPT_TOKENS = 64  # the beginning of a window that the target continues
+DRAFT_PROMPT_TOKENS = 64  # length of the beginning of a window; the target continues it
 NEW_TOKENS = 64
 
 
@@ -38,9 +38,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="generator's splits to draw from, or none",
     )
     parser.add_argument(
-        "--chars", type=int, nargs=2, default=(200, 1000), metavar=("MIN", "MAX"), help="their documents"
+        "--chars", type=int, nargs=2, default=(200, 1000), metavar=("MIN", "MAX"), help="length of their documents"
     )
-    parser.add_argument("--turns", type=int, default=4, help="their questions behind a document, at most")
+    parser.add_argument("--turns", type=int, default=4, help="their questions about a document, at most")
     parser.add_argument("--generated", type=Path, nargs="+", default=[], help="conversations of the generator, JSONL")
     parser.add_argument("--handwritten", type=Path, help="folder of texts with questions.json")
     parser.add_argument(
@@ -52,33 +52,33 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--draft-tokens", type=int, default=drafter.NUM_DRAFT_TOKENS, help="tokens drafted in a step")
     parser.add_argument("--number", type=int, default=200, help="questions of each split and file; 0 for none")
     parser.add_argument("--open", type=int, default=100, help="open prompts, at most 100; 0 for none")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; more help only on idle cores")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; more than 1 helps only on idle cores")
     parser.add_argument("--show", action="store_true", help="print questions and answers")
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     return parser.parse_args(arguments)
 
 
 def sections(arguments: argparse.Namespace) -> dict[str, Callable[[Answerer], Rows]]:
-    """Return what is to be measured, by name."""
+    """Return the measurements that the command line asks for, by name."""
     show = arguments.show and not arguments.json
-    found: dict[str, Callable[[Answerer], Rows]] = {}
+    measures: dict[str, Callable[[Answerer], Rows]] = {}
     asked = generated_questions(arguments)
     if any(asked.values()):
-        found["generated"] = lambda model: measure_generated(model, asked, show)
+        measures["generated"] = lambda model: measure_generated(model, asked, show)
     if arguments.handwritten:
         written = handwritten.read_questions(arguments.handwritten)
-        found["handwritten"] = lambda model: handwritten.measure(model, arguments.handwritten, written, show)
+        measures["handwritten"] = lambda model: handwritten.measure(model, arguments.handwritten, written, show)
     if arguments.sample:
-        found["sample"] = lambda model: measure_sample(model, arguments.sample, show)
+        measures["sample"] = lambda model: measure_sample(model, arguments.sample, show)
     if arguments.squad and arguments.number:
-        found["squad"] = lambda model: squad.measure(model, arguments.squad, arguments.number, show)
+        measures["squad"] = lambda model: squad.measure(model, arguments.squad, arguments.number, show)
     if arguments.text:
-        found["text"] = lambda model: {path.name: text.perplexity(model, path) for path in arguments.text}
+        measures["text"] = lambda model: {path.name: text.perplexity(model, path) for path in arguments.text}
     if arguments.open:
-        found["open"] = lambda model: text.open_ended(model, arguments.open, show)
+        measures["open"] = lambda model: text.open_ended(model, arguments.open, show)
     if arguments.drafter:
-        found["drafter"] = lambda model: measure_drafter(model, asked, arguments)
-    return found
+        measures["drafter"] = lambda model: measure_drafter(model, asked, arguments)
+    return measures
 
 
 def generated_questions(arguments: argparse.Namespace) -> dict[str, list[Question]]:
@@ -102,7 +102,7 @@ def measure_generated(model: Answerer, asked: dict[str, list[Question]], show: b
 
 
 def measure_sample(model: Answerer, sample: Sequence[Path], show: bool) -> Rows:
-    """Measure one document with questions of its own."""
+    """Measure a single document with its questions."""
     document, questions = sample
     rows = json.loads(questions.read_text(encoding="utf-8"))
     asked = [handwritten.question_of(row, document.name) for row in rows]
@@ -110,7 +110,7 @@ def measure_sample(model: Answerer, sample: Sequence[Path], show: bool) -> Rows:
 
 
 def measure_drafter(target: Answerer, asked: dict[str, list[Question]], arguments: argparse.Namespace) -> Rows:
-    """Count accepted drafts on document questions and on plain text, from the sources given."""
+    """Count accepted drafts on the document questions and plain texts that the command line names."""
     small = Answerer(arguments.drafter)
     if small.tokenizer.get_vocab() != target.tokenizer.get_vocab():
         raise SystemExit(
@@ -129,7 +129,7 @@ def measure_drafter(target: Answerer, asked: dict[str, list[Question]], argument
 
 
 def show_table(name: str, rows: Rows) -> None:
-    """Print rows of numbers under the names of all their columns."""
+    """Print rows of numbers under the names of their columns."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     first = max(map(len, [name, *rows]))
     print(f"\n{name:<{first}}  " + "  ".join(f"{column:>10}" for column in columns))

@@ -1,7 +1,7 @@
 """A model that answers in batches: chats or token ids in, continuations out, greedy unless a temperature is given.
 
-Goes through transformers, in float32. Prompts are sorted by length, padded on the left ([rows, longest prompt]) and answered in
-their first order. Positions beyond the model's own limit are not refused. Knows nothing of documents or of right and wrong.
+Runs transformers in float32. Prompts are sorted by length and padded on the left ([rows, longest prompt]); answers come in the
+order of the prompts. Positions beyond the model's limit are not refused. Knows nothing of documents or of right and wrong.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class Answerer:
 
     @property
     def num_parameters(self) -> int:
-        """Weights, tied ones once."""
+        """Number of weights; tied weights count once."""
         return sum(weight.numel() for weight in self.model.parameters())
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of plain text, behind the token that begins every row."""
+        """Return the tokens of plain text, after the token that begins every row."""
         token_ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         start = self.tokenizer.bos_token_id
         return token_ids if start is None else [start, *token_ids]
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Return the prompt of a chat whose last message is the user's."""
+        """Return the prompt of a chat that ends with a message of the user."""
         chat = [{"role": message["role"], "content": message["content"]} for message in messages]
         prompt = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
         token_ids: list[int] = prompt["input_ids"]
@@ -65,7 +65,7 @@ class Answerer:
         top_p: float = 1.0,
         rows: int = BATCH_ROWS,
     ) -> list[list[int]]:
-        """Continue each prompt to the end token, which is kept, or to `max_new_tokens`. Sampling follows torch's seed."""
+        """Continue each prompt up to `max_new_tokens`, or up to and including the end token. Sampling follows torch's seed."""
         settings: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
             settings = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
@@ -86,7 +86,7 @@ class Answerer:
 
     @torch.no_grad()
     def choices(self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Return, for each token of each output, the model's own first choice there, given the tokens before it."""
+        """Return, for each token of each output, the model's first choice after the tokens before it."""
         chosen: list[list[int]] = [[] for _ in prompts]
         rows = [[*prompt, *output] for prompt, output in zip(prompts, outputs, strict=True)]
         for indices in self.batches(rows, BATCH_ROWS):

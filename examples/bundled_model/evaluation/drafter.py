@@ -1,8 +1,8 @@
-"""A drafter's worth: draft tokens accepted per step along the target's own greedy output.
+"""The value of a drafter: accepted draft tokens per step along the target's greedy output.
 
-Greedy speculative decoding accepts a draft as long as it equals what the target says, so while a draft is being accepted the
-drafter has read the target's own tokens. One forward of the drafter over prompt and output, [rows, tokens], therefore gives
-every acceptance exactly: the length of the run of agreement, at most K. Sampling and speed are not measured here.
+Greedy speculative decoding accepts draft tokens as long as they equal the target's tokens. So, up to the first rejected token, the
+drafter has read only tokens of the target. One forward of the drafter over prompt and output, [rows, tokens], therefore gives
+every acceptance exactly: the number of agreeing tokens in a row, at most K. Sampling and speed are not measured here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NUM_DRAFT_TOKENS = 4
 
 
 def accepted_at(agreed: Sequence[bool], position: int, num_draft_tokens: int) -> int:
-    """Return how many tokens drafted at `position` of an output are accepted, at most `num_draft_tokens`."""
+    """Return the number of accepted tokens of a draft at `position` of an output, at most `num_draft_tokens`."""
     drafted = agreed[position : position + num_draft_tokens]
     return next((count for count, same in enumerate(drafted) if not same), len(drafted))
 
@@ -24,8 +24,8 @@ def accepted_at(agreed: Sequence[bool], position: int, num_draft_tokens: int) ->
 def accepted_per_step(agreed: Sequence[bool], num_draft_tokens: int) -> list[int]:
     """Return the accepted tokens of each step of one output.
 
-    The prefill gives token 0. A step drafts K tokens and moves on by those accepted and one of the target's own. The last steps,
-    with fewer than K tokens left, are left out: what would be drafted beyond the end token cannot be judged.
+    The prefill gives token 0. A step drafts K tokens and goes forward by the accepted tokens and a token of the target. The last
+    steps, with fewer than K tokens left, are not counted: draft tokens after the end token cannot be judged.
     """
     accepted = []
     position = 1
@@ -36,7 +36,7 @@ def accepted_per_step(agreed: Sequence[bool], num_draft_tokens: int) -> list[int
 
 
 def acceptance(agreed: Sequence[Sequence[bool]], num_draft_tokens: int) -> Row:
-    """Return mean accepted tokens over the steps and over all positions, and the share of tokens that agree."""
+    """Return the mean of accepted tokens over the steps and over all positions, and the share of agreeing tokens."""
     steps = [count for row in agreed for count in accepted_per_step(row, num_draft_tokens)]
     everywhere = [
         accepted_at(row, position, num_draft_tokens)
@@ -60,7 +60,7 @@ def measure(
     max_new_tokens: int,
     num_draft_tokens: int = NUM_DRAFT_TOKENS,
 ) -> Row:
-    """Let the target continue the prompts greedily and count what the drafter would have got right."""
+    """Let the target continue the prompts greedily, and count the tokens that the drafter predicts right."""
     outputs = target.generate(prompts, max_new_tokens)
     choices = drafter.choices(prompts, outputs)
     agreed = [[a == b for a, b in zip(*pair, strict=True)] for pair in zip(outputs, choices, strict=True)]

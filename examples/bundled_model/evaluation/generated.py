@@ -1,9 +1,9 @@
-"""Generated conversations, unseen in training: whole answers, values, pages, refusals, by kind of question.
+"""Generated conversations that training did not see: whole answers, values, pages and refusals, by kind of question.
 
-Each question is asked with the true history before it. Conversations come from the generator's held-out splits or from files of
-one JSON object a line: {"messages": [{"role", "content"}, ...]}, where the assistant's messages also hold `kind`, and `focus` (the
-value) where the document answers. `exact` compares whole answers; small talk has a row of its own. Knows nothing of how documents
-are made.
+Before each question the model reads the right answers of the chat, not its own. Conversations come from the generator's held-out
+splits, or from files with a JSON object per line: {"messages": [{"role", "content"}, ...]}. Messages of the assistant also hold
+`kind` and, if the document answers, `focus` (the value). `exact` compares whole answers. Small talk has its own row. Knows nothing
+of how documents are made.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UNKNOWN_SHARE = 0.25
 
 
 class Question(NamedTuple):
-    """A chat up to a question, and the assistant's message that is right there."""
+    """A chat up to a question, and the right answer to it."""
 
     chat: list[Message]
     gold: Message
@@ -44,7 +44,7 @@ class Question(NamedTuple):
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The rows that the question counts in."""
+        """The rows of the table in which the question counts."""
         kind: str = self.gold["kind"]
         return (kind,) if self.unanswerable or kind == "chat" else ("answerable", kind)
 
@@ -55,7 +55,7 @@ def read_conversations(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_conversations(split: str, number: int, min_chars: int, max_chars: int, turns: int) -> list[dict[str, Any]]:
-    """Draw conversations of a split under a seed that no training uses, with more unanswerable questions than there."""
+    """Draw conversations of a split, with a seed that training does not use and more unanswerable questions than in training."""
     settings = Settings(
         split=split,
         seed="evaluation",
@@ -68,7 +68,7 @@ def draw_conversations(split: str, number: int, min_chars: int, max_chars: int, 
 
 
 def questions_of(rows: Iterable[dict[str, Any]]) -> list[Question]:
-    """Return a question for each assistant's message that has a kind."""
+    """Return a question for each message of the assistant that has a kind."""
     questions = []
     for conversation in rows:
         messages = conversation["messages"]
@@ -85,7 +85,7 @@ def sample(rows: Iterable[dict[str, Any]], number: int) -> list[Question]:
 
 
 def judge(question: Question, answer: str) -> Mark:
-    """Judge one answer against the right one."""
+    """Compare an answer with the right answer."""
     gold = question.gold
     refused = is_refusal(answer)
     exact = one_line(answer) == one_line(gold["content"])
@@ -97,7 +97,7 @@ def judge(question: Question, answer: str) -> Mark:
 
 
 def measure(answerer: Answerer, name: str, questions: Sequence[Question], show: bool = False) -> Rows:
-    """Ask the questions; rows: answerable, unanswerable, then each kind."""
+    """Ask the questions. Rows: answerable, unanswerable, then the kinds."""
     answers = answerer.answer([question.chat for question in questions])
     groups: dict[str, list[Mark]] = {}
     for question, answer in zip(questions, answers, strict=True):

@@ -1,9 +1,12 @@
-"""Documents written by hand: does the right value stand in the answer, is its page cited, is the unanswerable refused.
+"""Documents written by hand: whether answers hold the right value and cite its page, and whether the unanswerable is refused.
 
-A folder holds text files with pages separated by a form feed, or PDFs; questions.json, a list of {document, question, answer,
-accept, page}, where `accept` lists other spellings; and, where there are any, unanswerable.json, a list of {document, question}.
-An answer "yes" or "no" must be the first word. Every question is the first of its chat. The document message is the engine's own
-rendering.
+A folder holds:
+
+    text files, with a form feed between pages, or PDFs
+    questions.json: a list of {document, question, answer, accept, page}; `accept` lists other spellings
+    unanswerable.json (optional): a list of {document, question}
+
+An answer "yes" or "no" must be the first word. Every question begins a chat of its own. The engine's code renders the document.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from pitlane import Document, Page
 
 
 class Question(NamedTuple):
-    """A question about a document; without values it is one that the document does not answer."""
+    """A question about a document. Without values: the document does not answer it."""
 
     document: str
     text: str
@@ -30,7 +33,7 @@ class Question(NamedTuple):
 
 
 def document_message(title: str, pages: Sequence[str]) -> Message:
-    """Return the system message that carries a document, as the engine writes it."""
+    """Return the system message that carries a document, in the format of the engine."""
     labelled = tuple(Page(index, str(index + 1), text) for index, text in enumerate(pages))
     return {"role": "system", "content": Document(title, "text/plain", labelled, "").text}
 
@@ -45,7 +48,7 @@ def read_pages(path: Path) -> list[str]:
 
 
 def question_of(row: dict[str, Any], document: str) -> Question:
-    """Return the question of a row of questions.json."""
+    """Make a question from a row of questions.json."""
     return Question(document, row["question"], (row["answer"], *row.get("accept", ())), row.get("page", 0))
 
 
@@ -68,7 +71,7 @@ def chats(folder: Path, questions: Sequence[Question]) -> list[list[Message]]:
 
 
 def judge(question: Question, answer: str) -> Mark:
-    """Judge one answer."""
+    """Judge an answer."""
     refused = is_refusal(answer)
     if not question.values:
         return Mark(refused=refused)
@@ -77,7 +80,7 @@ def judge(question: Question, answer: str) -> Mark:
 
 
 def measure(answerer: Answerer, folder: Path, questions: Sequence[Question], show: bool = False) -> Rows:
-    """Ask the questions; rows: answerable, those with a value, yes/no, unanswerable, then each document."""
+    """Ask the questions. Rows: answerable, with a value, yes/no, unanswerable, then the documents."""
     answers = answerer.answer(chats(folder, questions))
     marks = [judge(question, answer) for question, answer in zip(questions, answers, strict=True)]
     if show:
@@ -89,8 +92,8 @@ def measure(answerer: Answerer, folder: Path, questions: Sequence[Question], sho
         if not question.values:
             groups.setdefault("unanswerable", []).append(mark)
             continue
-        closed = question.values[0].lower() in ("yes", "no")
-        for name in ("answerable", "yes/no" if closed else "with a value", question.document):
+        is_closed = question.values[0].lower() in ("yes", "no")
+        for name in ("answerable", "yes/no" if is_closed else "with a value", question.document):
             groups.setdefault(name, []).append(mark)
     first = [name for name in ("answerable", "with a value", "yes/no", "unanswerable") if name in groups]
     return {name: shares(groups[name]) for name in first + sorted(set(groups) - set(first))}

@@ -1,7 +1,7 @@
-"""What counts as right in a text: values, citations, refusals, SQuAD's exact match and F1, distinct-n, repetition loops.
+"""Measures of a text: values, citations, refusals, SQuAD's exact match and F1, distinct-n, repetition loops.
 
-An answer cites pages as `[p. 2]`. A value counts as found only where it stands by itself: "20" is not found in "120", "20.5" or
-"[p. 20]". Knows no model: texts and token ids in, numbers out.
+An answer cites pages as `[p. 2]`. An answer contains a value only if the value stands alone: "120", "20.5" and "[p. 20]" do not
+contain "20". Knows no model: texts and token ids in, numbers out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 def one_line(text: str) -> str:
-    """Return the text with single blanks and straight apostrophes."""
+    """Return the text with single spaces and straight apostrophes."""
     return " ".join(text.replace("’", "'").split())
 
 
@@ -32,7 +32,7 @@ def cited_pages(answer: str) -> set[int]:
 
 
 def without_citations(answer: str) -> str:
-    """Return the answer without its page citations and its final stop."""
+    """Return the answer without page citations and final full stop."""
     return re.sub(r"\s+([.,;!?])", r"\1", one_line(_CITATION.sub(" ", answer))).removesuffix(".")
 
 
@@ -42,13 +42,13 @@ def is_refusal(answer: str) -> bool:
 
 
 def contains(value: str, answer: str) -> bool:
-    """Whether the value stands by itself in the answer, whatever the case and the citations."""
+    """Whether the value stands alone in the answer; case and citations do not matter."""
     pattern = rf"(?<!\w)(?<!\d[.,:]){re.escape(one_line(value))}(?!\w)(?![.,:]\d)"
     return re.search(pattern, without_citations(answer), re.IGNORECASE) is not None
 
 
 def has_value(values: Iterable[str], answer: str) -> bool:
-    """Whether one of the values stands in the answer; "yes" and "no" must be its first word."""
+    """Whether the answer contains a value of `values`; "yes" and "no" must be its first word."""
     for value in values:
         if value.lower() in ("yes", "no"):
             first = re.match(r"\w+", answer.strip())
@@ -60,7 +60,7 @@ def has_value(values: Iterable[str], answer: str) -> bool:
 
 
 class Mark(NamedTuple):
-    """One answer, judged; None where the question has no such side."""
+    """The judgement of an answer. None: the measure does not apply to the question."""
 
     exact: bool | None = None
     value: bool | None = None
@@ -69,7 +69,7 @@ class Mark(NamedTuple):
 
 
 def shares(marks: Sequence[Mark]) -> Row:
-    """Return the number of answers and the share of true among those judged, for each side that occurs."""
+    """Return the number of answers and, for each field of Mark that applies, the share of True."""
     row: Row = {"questions": len(marks)}
     for field in Mark._fields:
         judged = [getattr(mark, field) for mark in marks if getattr(mark, field) is not None]
@@ -79,28 +79,28 @@ def shares(marks: Sequence[Mark]) -> Row:
 
 
 def normalised(text: str) -> str:
-    """Normalise as the SQuAD script does: lower case; no punctuation, no articles, single blanks."""
+    """Normalise like the SQuAD script: lower case, no punctuation, no articles, single spaces."""
     bare = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(_ARTICLES.sub(" ", bare).split())
 
 
 def f1(answer: str, gold: str) -> float:
     """Return the harmonic mean of precision and recall over normalised words (SQuAD)."""
-    ours, theirs = normalised(answer).split(), normalised(gold).split()
-    if not ours or not theirs:
-        return float(ours == theirs)
-    common = sum((Counter(ours) & Counter(theirs)).values())
-    return 2 * common / (len(ours) + len(theirs))
+    answer_words, gold_words = normalised(answer).split(), normalised(gold).split()
+    if not answer_words or not gold_words:
+        return float(answer_words == gold_words)
+    common = sum((Counter(answer_words) & Counter(gold_words)).values())
+    return 2 * common / (len(answer_words) + len(gold_words))
 
 
 def distinct(outputs: Sequence[Sequence[int]], n: int) -> float:
-    """Return different n-grams over all n-grams, pooled over the outputs (Li et al. 2016, distinct-n)."""
+    """Return the share of different n-grams among all n-grams of the outputs (distinct-n, Li et al. 2016)."""
     grams = [tuple(output[start : start + n]) for output in outputs for start in range(len(output) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def has_loop(token_ids: Sequence[int], copies: int = 3, covered: int = 24) -> bool:
-    """Whether a block of tokens stands `copies` times in a row or more, over `covered` tokens or more."""
+    """Whether a run of tokens repeats at least `copies` times in a row, over at least `covered` tokens."""
     for period in range(1, len(token_ids) // copies + 1):
         run = 0
         for position in range(period, len(token_ids)):

@@ -1,7 +1,7 @@
-"""SQuAD questions: exact match and F1 after Rajpurkar et al. (2016), and how often a gold answer stands in the answer.
+"""SQuAD questions: exact match and F1 (Rajpurkar et al. 2016), and how often the answer contains a gold answer.
 
-Each paragraph is a document of one page. The model answers in sentences, so exact match is low by its nature: `contains` says how
-often a normalised gold answer stands in the normalised answer, in whole words. Citation and final stop are taken off first.
+Each paragraph is a document of one page. The model answers in sentences, so exact match is low by nature. `contains` is the share
+of normalised answers that contain a normalised gold answer in whole words. Citations and the final full stop are removed first.
 Questions marked impossible are left out.
 """
 
@@ -21,7 +21,7 @@ SEED = 1
 
 
 class Question(NamedTuple):
-    """A question about one paragraph and all answers that count."""
+    """A question about a paragraph, and all accepted answers."""
 
     title: str
     context: str
@@ -48,7 +48,7 @@ def chat(question: Question) -> list[Message]:
 
 
 def score(answers: Sequence[str], golds: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return exact match, F1 and `contains`, each the best over a question's gold answers and the mean over questions."""
+    """Return exact match, F1 and `contains`: the best over the gold answers of a question, the mean over questions."""
     exact = overlap = contained = 0.0
     for answer, accepted in zip(answers, golds, strict=True):
         bare = without_citations(answer)

@@ -1,8 +1,9 @@
 """Plain text: perplexity on held-out files; distinct-n and repetition loops in answers to open prompts.
 
-Perplexity is per token, and `bits_per_byte` compares models of different vocabularies. Windows of 512 tokens behind the beginning
-token are spread evenly over the file; the last 256 of each are scored, so that every scored token has 256 before it. Open outputs
-are judged as token ids without the end token; a model that ends early is not marked down, `tokens` says how long it went on.
+Perplexity is per token; `bits_per_byte` compares models of different vocabularies. Windows of 512 tokens, after the token that
+begins every row, are spread evenly over the file. The last 256 tokens of a window are scored, so that every scored token has at
+least 256 tokens before it. Open outputs are judged as token ids without the end token. An early end does not count as an error;
+`tokens` is the mean length.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SEED = 1
 
 
 def windows(answerer: Answerer, path: Path, number: int) -> list[list[int]]:
-    """Return at most `number` windows of a file's tokens, evenly spread; a short text is one window."""
+    """Return at most `number` windows of a file's tokens, evenly spread. A short text is a single window."""
     start = len(answerer.encode(""))
     token_ids = answerer.encode(path.read_text(encoding="utf-8"))[start:]
     if len(token_ids) <= WINDOW:
@@ -59,7 +60,7 @@ def perplexity(answerer: Answerer, path: Path, number: int = NUM_WINDOWS) -> Row
 
 
 def open_prompts(answerer: Answerer, number: int) -> list[list[int]]:
-    """Return `number` prompts, at most 100: requests in a chat without document, and openings of plain text, in turn."""
+    """Return `number` prompts, at most 100: alternately a request in a chat without document and an opening of plain text."""
     prompts = []
     for chat, opening in zip(CHATS, OPENINGS, strict=True):
         prompts += [answerer.encode_chat([{"role": "user", "content": chat}]), answerer.encode(opening)]
@@ -67,7 +68,7 @@ def open_prompts(answerer: Answerer, number: int) -> list[list[int]]:
 
 
 def judge(outputs: Sequence[Sequence[int]]) -> Row:
-    """Return length, looping outputs, and distinct-n pooled over all outputs and as a mean of single outputs."""
+    """Return mean length, number of looping outputs, and distinct-n over all outputs together and as the mean of single outputs."""
     row: Row = {
         "outputs": len(outputs),
         "tokens": sum(map(len, outputs)) / len(outputs),
@@ -80,7 +81,7 @@ def judge(outputs: Sequence[Sequence[int]]) -> Row:
 
 
 def open_ended(answerer: Answerer, number: int, show: bool = False) -> Rows:
-    """Continue the open prompts by 200 tokens, greedily and sampled with a seed."""
+    """Continue the open prompts by up to 200 tokens, greedily and sampled with a seed."""
     prompts = open_prompts(answerer, number)
     rows = {}
     for name, temperature in (("greedy", 0.0), (f"temperature {TEMPERATURE}", TEMPERATURE)):
