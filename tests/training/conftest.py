@@ -1,4 +1,4 @@
-"""A tokenizer, a text and models of a few thousand weights for the tests of training."""
+"""Fixtures of the tests of training: a tokenizer, a text and models of a few thousand weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = "the harbour of Lund was closed in spring and ships from north lay at an
 
 @pytest.fixture(scope="session")
 def make_text() -> Callable[[int], str]:
-    """Sentences of a few words, about so many characters."""
+    """`make_text(characters)`: sentences of a few words, about that many characters."""
 
     def make(characters: int, seed: int = 0) -> str:
         rng = Random(seed)
@@ -57,7 +57,7 @@ def tiny(tokenizer: PreTrainedTokenizerBase) -> Callable[..., PreTrainedModel]:
 
 @pytest.fixture
 def written(tokenizer_folder: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Write a model to a folder of that name, float32, and return the folder."""
+    """`written(model, name)`: write a model in float32 to the folder `name`, and return the folder."""
 
     def write(model: PreTrainedModel, name: str = "model") -> Path:
         write_model(model, tokenizer_folder, tmp_path / name, DTYPES["float32"])

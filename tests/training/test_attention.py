@@ -15,20 +15,22 @@ def test_outputs_and_gradients_equal_causal_sdpa(length: int, heads: tuple[int, 
     shapes = [(2, heads[0], length, 16), (2, heads[1], length, 16), (2, heads[1], length, 16)]
     inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
     upstream = torch.randn(2, length, heads[0], 16)
-    ours = block_attention(torch.nn.Identity(), *inputs, None, scaling=0.3)[0]
-    theirs = scaled_dot_product_attention(*inputs, is_causal=True, scale=0.3, enable_gqa=True).transpose(1, 2)
-    assert (ours - theirs).abs().max() < 1e-5
-    for mine, reference in zip(
-        torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream), strict=True
+    blocks = block_attention(torch.nn.Identity(), *inputs, None, scaling=0.3)[0]
+    reference_output = scaled_dot_product_attention(*inputs, is_causal=True, scale=0.3, enable_gqa=True).transpose(1, 2)
+    assert (blocks - reference_output).abs().max() < 1e-5
+    for gradient, reference in zip(
+        torch.autograd.grad(blocks, inputs, upstream),
+        torch.autograd.grad(reference_output, inputs, upstream),
+        strict=True,
     ):
-        assert (mine - reference).abs().max() < 1e-5
+        assert (gradient - reference).abs().max() < 1e-5
 
 
 def test_without_a_scale_it_is_that_of_the_width() -> None:
     query = torch.randn(1, 2, 9, 16)
-    ours = block_attention(torch.nn.Identity(), query, query, query, None)[0]
+    blocks = block_attention(torch.nn.Identity(), query, query, query, None)[0]
     assert torch.allclose(
-        ours, scaled_dot_product_attention(query, query, query, is_causal=True).transpose(1, 2), atol=1e-5
+        blocks, scaled_dot_product_attention(query, query, query, is_causal=True).transpose(1, 2), atol=1e-5
     )
 
 

@@ -1,4 +1,4 @@
-"""What models are trained on: files and their errors, weights of tokens, packing."""
+"""The corpus: files and their errors, weights of tokens, packing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], weighting
 
 
 def learned(tokenizer: PreTrainedTokenizerBase, example: Example, least: float) -> list[str]:
-    """The stretches of tokens that weigh at least so much, as text."""
+    """The runs of tokens that weigh at least `least`, as text."""
     texts: list[list[int]] = [[]]
     for token, weight in zip(example.ids, example.weights, strict=True):
         if weight >= least:
@@ -67,7 +67,7 @@ def test_an_empty_answer_is_its_end_alone(tokenizer: PreTrainedTokenizerBase) ->
 
 def test_a_template_that_changes_messages_is_named(tokenizer: PreTrainedTokenizerBase) -> None:
     encoder = Encoder(tokenizer, ANSWERS_ONLY)
-    encoder._render = lambda messages: "".join(each["content"].upper() for each in messages)  # type: ignore[method-assign]
+    encoder._render = lambda messages: "".join(message["content"].upper() for message in messages)  # type: ignore[method-assign]
     with pytest.raises(TrainingError, match="does not keep this message.*'When"):
         list(encoder.examples([{"messages": CHAT[1:3]}]))
 
@@ -85,10 +85,10 @@ def test_sampled_prompt_tokens_weigh_the_same_in_expectation(tokenizer: PreTrain
         sum(encode(tokenizer, {"messages": chat}, Weighting(prompt=0.5, prompt_sample=0.25), seed).weights)
         for seed in range(20)
     ]
-    # the sum of n tokens kept with probability p has the relative deviation sqrt((1 - p) / (p n)); a fifth of it for 20 seeds
+    # n tokens, kept with probability p: the relative deviation of their sum is sqrt((1 - p) / (p n)). Here, n counts 20 seeds.
     assert np.mean(sums) == pytest.approx(sum(full.weights), rel=4 * (0.75 / (0.25 * len(full.ids) * 20)) ** 0.5)
     kept = encode(tokenizer, {"messages": chat}, Weighting(prompt=0.5, prompt_sample=0.25)).weights
-    assert set(np.round(kept, 6)) == {0.0, 1.0, 2.0}  # left out, the answer, 0.5 / 0.25
+    assert set(np.round(kept, 6)) == {0.0, 1.0, 2.0}  # not sampled; the answer; 0.5 / 0.25
 
 
 def test_weight_scales_an_example_and_ids_pass_as_they_are(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -159,7 +159,7 @@ def test_texts_and_lines_are_read(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text(json.dumps({"messages": CHAT}) + "\n\n" + json.dumps({"text": "three"}) + "\n")
     assert list(read_records(tmp_path / "a.txt")) == [{"text": "one\ntwo"}]
     assert list(read_records(tmp_path / "b.jsonl")) == [{"messages": CHAT}, {"text": "three"}]
-    assert list(texts_of(read_records(tmp_path / "b.jsonl"))) == [*(each["content"] for each in CHAT), "three"]
+    assert list(texts_of(read_records(tmp_path / "b.jsonl"))) == [*(message["content"] for message in CHAT), "three"]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def text(make_text: Callable[[int], str], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def teacher(tiny: MakeModel, tokenizer_folder: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a model that has learned the text a little."""
+    """The folder of a model that was trained on the text for a few steps."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("teacher")
     write_model(tiny(1), tokenizer_folder, folder / "start", DTYPES["float32"])
@@ -47,7 +47,7 @@ def teacher(tiny: MakeModel, tokenizer_folder: Path, text: Path, tmp_path_factor
 
 
 def spread(model: PreTrainedModel, scale: float = 10) -> PreTrainedModel:
-    """Let random weights prefer some tokens clearly, by what stands before them; at a great scale one token has it all."""
+    """Sharpen the distributions of random weights, by context; at a large scale, a single token has probability 1."""
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(scale)
         for layer in model.model.layers:
@@ -82,7 +82,7 @@ def test_rows_that_all_end_early_keep_nothing_of_their_prompts(tiny: MakeModel) 
     with torch.no_grad():
         model.get_input_embeddings().weight.zero_()
         model.get_input_embeddings().weight[:, 0] = 1e4
-        model.get_input_embeddings().weight[END, 0] = 2e4  # the end token wins everywhere
+        model.get_input_embeddings().weight[END, 0] = 2e4  # every next token is the end token
     assert sample(model, PROMPTS, END, 12) == [[END]] * 4
 
 
@@ -95,7 +95,7 @@ def test_sampling_leaves_the_model_as_it_was(tiny: MakeModel) -> None:
 
 
 def test_samples_follow_the_distribution(tiny: MakeModel) -> None:
-    """Whatever the model's own generation settings say."""
+    """The generation settings of the model do not matter."""
     model = tiny(3)
     model.generation_config.repetition_penalty = 5.0
     with torch.no_grad():
@@ -103,27 +103,27 @@ def test_samples_follow_the_distribution(tiny: MakeModel) -> None:
         p = model.eval()(torch.tensor([[0, 50]])).logits[0, -1].softmax(-1)
     torch.manual_seed(0)
     drawn = torch.tensor([row[0] for row in sample(model, [[0, 50]] * 4000, END, 1)])
-    found = drawn.bincount(minlength=len(p)) / 4000
-    assert (found - p).abs().max() < 5 * (p * (1 - p) / 4000).sqrt().max()
+    shares = drawn.bincount(minlength=len(p)) / 4000
+    assert (shares - p).abs().max() < 5 * (p * (1 - p) / 4000).sqrt().max()
 
 
 # ---- on-policy
 
 
 def test_on_policy_rows_are_cut_at_the_end_token(tiny: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss is the mean of the divergence over sampled tokens up to and with the end, each seen after its own row alone."""
+    """The loss is the mean divergence over the sampled tokens, including the end token; rows do not affect each other."""
     student, teacher = spread(tiny(1)), spread(tiny(2))
     answers = [[7, 8, END], [9, 10, 11, 12], [END]]
     monkeypatch.setattr(distilling, "sample", lambda *args, **kwargs: answers)
     batch = Batch(torch.randint(6, 300, (3, 10)), torch.zeros(3, 10))
-    batch.weights[0, 4:7], batch.weights[1, 8:] = 1.0, 1.0  # the third has no answer: its middle
+    batch.weights[0, 4:7], batch.weights[1, 8:] = 1.0, 1.0  # the third row has no answer: it is cut in the middle
     loss = OnPolicyLoss(teacher, Method("on-policy", hard=0.0, beta=0.5), END)(student, batch, step=0)
     parts = []
     for row, cut, answer in zip(batch.ids.tolist(), (4, 8, 5), answers, strict=True):
         ids = torch.tensor([row[:cut] + answer])
         with torch.no_grad():
-            theirs, ours = (model(ids).logits[0, cut - 1 : -1] for model in (teacher, student))
-        parts.append(divergence(theirs, ours, 0.5))
+            teacher_logits, student_logits = (model(ids).logits[0, cut - 1 : -1] for model in (teacher, student))
+        parts.append(divergence(teacher_logits, student_logits, 0.5))
     assert [len(part) for part in parts] == [3, 4, 1]
     assert loss.item() == pytest.approx(torch.cat(parts).mean().item(), rel=1e-4)
 
@@ -187,8 +187,8 @@ def test_a_student_of_all_layers_is_the_teacher(teacher: Path, text: Path, tmp_p
     settings = replace(SETTINGS, steps=1, lr=1e-12)
     out = Output(tmp_path / "out", "float32")
     distill(teacher, (0, 1), Data([text], 48), Method("kd"), settings, out, lambda _: None)
-    ours, theirs = read_model(tmp_path / "out").state_dict(), read_model(teacher).state_dict()
-    assert all(torch.allclose(ours[name], tensor, atol=1e-6) for name, tensor in theirs.items())
+    weights, expected = read_model(tmp_path / "out").state_dict(), read_model(teacher).state_dict()
+    assert all(torch.allclose(weights[name], tensor, atol=1e-6) for name, tensor in expected.items())
 
 
 def test_an_unknown_method_lists_the_known() -> None:
@@ -200,7 +200,7 @@ def test_an_unknown_method_lists_the_known() -> None:
 
 
 def whole(text: str) -> str:
-    """The text without a character that is incomplete at its end, as answers are."""
+    """The text of the tokens without an incomplete character at its end, like the text of an answer."""
     return text.rstrip("\ufffd")
 
 
@@ -216,7 +216,9 @@ def test_every_answer_of_a_chat_is_the_teachers_after_its_own(
 
     def chat(*questions: str) -> dict[str, Any]:
         return {
-            "messages": [each for text in questions for each in (user(text), {"role": "assistant", "content": "?"})]
+            "messages": [
+                message for text in questions for message in (user(text), {"role": "assistant", "content": "?"})
+            ]
         }
 
     records = [
@@ -282,7 +284,7 @@ def test_tokenizers_must_be_one(teacher: Path, tiny: MakeModel, written: Write, 
 
 
 def test_answers_only_reaches_the_loss(teacher: Path, tmp_path: Path) -> None:
-    """A corpus of questions alone has nothing to learn where only answers count."""
+    """A corpus of questions alone has no token to learn from if only answers count."""
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps({"messages": [{"role": "user", "content": "When?"}]}) + "\n")
     with pytest.raises(TrainingError, match="corpus is empty"):

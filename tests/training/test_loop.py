@@ -1,4 +1,4 @@
-"""The training loop: equal seeds, killed runs that go on, accumulation, the schedule, failures that leave what was saved."""
+"""The training loop: equal seeds, resumed runs, accumulation, the schedule, failures that leave the saved files intact."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MakeTrainer = Callable[..., Trainer]
 
 
 def rows(number: int = 14, length: int = 24, seed: int = 2, weights: tuple[float, ...] = (1.0,)) -> Rows:
-    """Rows that repeat a few tokens, so that there is something to learn."""
+    """Rows that repeat a few tokens, so that a model can learn them."""
     rng = np.random.default_rng(seed)
     ids = 6 + (rng.integers(0, 40, (number, 1)) + np.arange(length)) % 50
     return Rows(ids.astype(np.int32), rng.choice(weights, (number, length)).astype(np.float32))
@@ -76,8 +76,8 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
 
 def assert_equal(first: Trainer, second: Trainer) -> None:
     assert points(first) == points(second)
-    theirs = weights(second)
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(first).items())
+    expected = weights(second)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(first).items())
 
 
 class Killed(BaseException):
@@ -153,7 +153,7 @@ def test_evaluation_is_the_mean_by_weight_over_all_held_out_rows(trainer: MakeTr
 
 
 def test_every_epoch_sees_every_row_once_in_another_order(trainer: MakeTrainer) -> None:
-    run = trainer(rows=7)  # 14 rows: two batches an epoch
+    run = trainer(rows=7)  # 14 rows: two batches per epoch
     epochs = [[run._batch(2 * epoch + half).ids[:, :2].tolist() for half in range(2)] for epoch in range(3)]
     flat = [first + second for first, second in epochs]
     everything = sorted(run.rows.ids[:, :2].tolist())
@@ -202,7 +202,7 @@ def test_a_sliding_window_is_left_to_pytorch(trainer: MakeTrainer, tiny: MakeMod
 
 @pytest.mark.parametrize("data", [rows(), rows(weights=(0.0, 0.0, 0.0, 1.0, 4.0))], ids=["all alike", "few answers"])
 def test_accumulated_batches_have_the_gradient_of_one(trainer: MakeTrainer, data: Rows) -> None:
-    """The mean by weight over the whole update, however many batches it comes in."""
+    """The loss is the weighted mean over the whole update, for any number of batches."""
     changes = []
     for number, size in ((1, 4), (2, 2), (4, 1)):
         run = trainer(f"run{number}", data=data, rows=size, accumulate=number, clip=1e9, steps=1, warmup=0)
@@ -214,7 +214,7 @@ def test_accumulated_batches_have_the_gradient_of_one(trainer: MakeTrainer, data
     whole, loss = changes[0]
     for change, same_loss in changes[1:]:
         assert same_loss == pytest.approx(loss, rel=1e-3)
-        assert (change - whole).norm() < 0.01 * whole.norm()  # bf16 products, in another order
+        assert (change - whole).norm() < 0.01 * whole.norm()  # bf16 products in another order
 
 
 def test_batches_without_a_target_are_passed_over(trainer: MakeTrainer) -> None:
@@ -245,7 +245,9 @@ def test_a_killed_run_goes_on_bit_for_bit(trainer: MakeTrainer, optimizer: str) 
     killed = trainer("killed", optimizer=optimizer, report=killed_after(5))
     with pytest.raises(Killed):
         killed.run()
-    resumed = trainer("killed", optimizer=optimizer, seed=7, save_every=2)  # other start weights, which must not matter
+    resumed = trainer(
+        "killed", optimizer=optimizer, seed=7, save_every=2
+    )  # the start weights differ and must not matter
     resumed.resume()
     assert resumed.step == 3
     resumed.run()
@@ -292,7 +294,7 @@ def test_a_broken_state_is_named(trainer: MakeTrainer) -> None:
 
 
 class FailsAt:
-    """A label loss that is multiplied by something at one step."""
+    """A label loss that is multiplied by a factor at a step."""
 
     def __init__(self, step: int, spoil: Callable[[Tensor], Tensor]) -> None:
         self.step, self.spoil = step, spoil
@@ -312,7 +314,7 @@ def saved(folder: Path) -> dict[str, bytes]:
     ids=["loss nan", "loss inf", "gradient nan"],
 )
 def test_nan_stops_the_run_and_leaves_the_last_state(trainer: MakeTrainer, spoil: Callable[[Tensor], Tensor]) -> None:
-    run = trainer(loss=FailsAt(3, spoil), save_every=1, report=killed_after(4))  # step index 3 is the fourth
+    run = trainer(loss=FailsAt(3, spoil), save_every=1, report=killed_after(4))  # index 3 is the fourth step
     with pytest.raises(
         TrainingError, match=r"at step 4; the last saved state and model are intact: lower --lr \(0\.003\)"
     ):
@@ -328,7 +330,7 @@ def test_nan_stops_the_run_and_leaves_the_last_state(trainer: MakeTrainer, spoil
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """A full disk, as far as one file can tell."""
+    """A full disk: writes to a single file fail."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

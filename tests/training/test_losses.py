@@ -1,4 +1,4 @@
-"""What a step minimises, against formulas written out in float64."""
+"""Losses against their formulas in float64."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def batch() -> Batch:
 
 
 def spread(model: PreTrainedModel, scale: float = 8.0) -> PreTrainedModel:
-    """Make random weights say something: larger embeddings, so larger logits."""
+    """Give random weights larger embeddings, and so larger logits."""
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(scale)
     return model
 
 
 def double_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Logits [B, L - 1, vocab] of the whole model in float64, computed from its float32 ones."""
+    """Logits [B, L - 1, vocab] of the model, as float64; the model computes in float32."""
     with torch.no_grad():
         logits: Tensor = model(batch.ids).logits[:, :-1].double()
     return logits
 
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
-    """The mean by weight, token by token."""
+    """The weighted mean, computed token by token."""
     log = logits - logits.exp().sum(-1, keepdim=True).log()
     losses = -log.gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
     weights = batch.weights[:, 1:].double()
@@ -81,7 +81,7 @@ def test_the_weight_of_the_first_token_means_nothing(tiny: MakeModel, batch: Bat
 
 def test_exits_take_turns_and_read_their_layer(tiny: MakeModel, batch: Batch) -> None:
     model = spread(tiny(num_layers=4))
-    for layer in model.model.layers:  # layers that change something
+    for layer in model.model.layers:  # let the layers change the stream
         layer.mlp.down_proj.weight.data.mul_(20)
     whole = float(cross_entropy(double_logits(model, batch), batch))
     for step, exit_layer in enumerate((1, 3, 1)):
@@ -101,12 +101,12 @@ def test_exits_take_turns_and_read_their_layer(tiny: MakeModel, batch: Batch) ->
 def test_distillation_is_the_formula(tiny: MakeModel, batch: Batch, temperature: float, hard: float) -> None:
     student, teacher = spread(tiny(1)), spread(tiny(2, num_layers=3))
     loss = DistillationLoss(teacher, temperature, hard)(student, batch, 0)
-    ours, theirs = double_logits(student, batch), double_logits(teacher, batch)
-    p = (theirs / temperature).exp() / (theirs / temperature).exp().sum(-1, keepdim=True)
-    log_q = ours / temperature - (ours / temperature).exp().sum(-1, keepdim=True).log()
+    student_logits, teacher_logits = double_logits(student, batch), double_logits(teacher, batch)
+    p = (teacher_logits / temperature).exp() / (teacher_logits / temperature).exp().sum(-1, keepdim=True)
+    log_q = student_logits / temperature - (student_logits / temperature).exp().sum(-1, keepdim=True).log()
     weights = batch.weights[:, 1:].double()
     soft = (-(p * log_q).sum(-1) * weights).sum() / weights.sum()
-    expected = (1 - hard) * temperature**2 * soft + hard * cross_entropy(ours, batch)
+    expected = (1 - hard) * temperature**2 * soft + hard * cross_entropy(student_logits, batch)
     assert loss.item() == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -118,7 +118,7 @@ def test_distillation_does_not_train_the_teacher(tiny: MakeModel, batch: Batch) 
 
 
 def test_the_factor_t_squared_keeps_the_size_of_gradients(tiny: MakeModel, batch: Batch) -> None:
-    """At high T the gradient by a logit is (z - v) / N (their equation 4, for logits of mean zero), whatever T."""
+    """At any high T, the gradient by a logit is (z - v) / N (equation 4 of the paper, for logits of mean zero)."""
     student, teacher = tiny(1), tiny(2)
 
     def gradient(temperature: float) -> Tensor:
@@ -169,7 +169,7 @@ def test_divergence_is_the_formula(pair: tuple[Tensor, Tensor], beta: float) -> 
 
 
 def test_divergence_nears_both_directions_of_kl(pair: tuple[Tensor, Tensor]) -> None:
-    """JSD / beta tends to KL(P || Q) as beta goes to 0, JSD / (1 - beta) to KL(Q || P) as it goes to 1."""
+    """JSD / beta tends to KL(P || Q) as beta goes to 0; JSD / (1 - beta) tends to KL(Q || P) as beta goes to 1."""
     assert torch.allclose(divergence(*pair, 1e-6) / 1e-6, divergence(*pair, 0.0), rtol=1e-2)
     assert torch.allclose(divergence(*pair, 1 - 1e-6) / 1e-6, divergence(*pair, 1.0), rtol=1e-2)
 
@@ -184,8 +184,8 @@ def test_gradients_of_the_divergence_are_those_of_finite_differences(pair: tuple
 def test_the_divergence_of_sharp_distributions_is_finite(beta: float) -> None:
     sharp = torch.tensor([[200.0, 0.0, -200.0]])
     other = torch.tensor([[-200.0, 0.0, 200.0]], requires_grad=True)
-    found = divergence(sharp, other, beta).sum()
-    assert found.isfinite() and torch.autograd.grad(found, other)[0].isfinite().all()
+    loss = divergence(sharp, other, beta).sum()
+    assert loss.isfinite() and torch.autograd.grad(loss, other)[0].isfinite().all()
 
 
 def test_hidden_states_without_an_exit_are_the_last(tiny: MakeModel, batch: Batch) -> None:

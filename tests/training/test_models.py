@@ -1,4 +1,4 @@
-"""Models to train: taken from a teacher's layers, written in one step, refused with the reason."""
+"""Models to train: taken from a teacher's layers, written without half-written files, refused with the reason."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ IDS = torch.arange(6, 46).view(2, 20)
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model.eval()(IDS).logits
-    return found
+        logits: torch.Tensor = model.eval()(IDS).logits
+    return logits
 
 
 def family(name: str, **changes: Any) -> PreTrainedModel:
@@ -50,9 +50,9 @@ def test_a_student_has_the_weights_of_the_layers_named(tiny: MakeModel) -> None:
     student = take_layers(teacher, [3, 0])
     assert student.config.num_hidden_layers == 2 and teacher.config.num_hidden_layers == 4
     for place, layer in enumerate((3, 0)):
-        theirs = teacher.model.layers[layer].state_dict()
-        ours = student.model.layers[place].state_dict()
-        assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+        expected = teacher.model.layers[layer].state_dict()
+        taken = student.model.layers[place].state_dict()
+        assert all(torch.equal(taken[name], tensor) for name, tensor in expected.items())
     assert torch.equal(student.get_input_embeddings().weight, teacher.get_input_embeddings().weight)
     assert student.get_output_embeddings().weight is student.get_input_embeddings().weight
     student.get_input_embeddings().weight.data.zero_()

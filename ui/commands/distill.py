@@ -1,4 +1,4 @@
-"""`pitlane distill`: a small model learns to be a large one, so that it can draft for it."""
+"""`pitlane distill`: train a small model to imitate a large model, so that it can draft for it."""
 
 from __future__ import annotations
 

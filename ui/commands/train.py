@@ -1,4 +1,4 @@
-"""`pitlane train`: a Llama-family model from texts and chats, new or from one that is there."""
+"""`pitlane train`: train a new Llama, or fine-tune a model of its family, on texts and chats."""
 
 from __future__ import annotations
 
@@ -52,9 +52,10 @@ def train(
 
     exits = layer_list(exit_layers) if exit_layers else ()
     origin = start or Shape(**shape)
-    known = tokenizer or vocab_size
+    tokenizer_or_size = tokenizer or vocab_size
+    loss = LabelLoss(exits)
     run_job(
-        lambda report: training.train(job.data, job.settings, job.output, report, origin, known, LabelLoss(exits)),
+        lambda report: training.train(job.data, job.settings, job.output, report, origin, tokenizer_or_size, loss),
         job,
         as_json,
     )

@@ -173,7 +173,7 @@ def pair() -> Any:
 @pytest.mark.parametrize("least", [1.0, 0.0], ids=["answers", "all"])
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.2])
 def test_acceptance_on_the_bundled_pair(pair: Any, temperature: float, least: float) -> None:
-    """Printed for docs/exactness.md: `pytest -m slow -s tests/engine/test_rejection_sampling.py`."""
+    """Printed for docs/exactness.md: `pytest -m slow -s tests/engine/decode/test_rejection_sampling.py`."""
     target, drafter, examples = pair
     best, ours = [], []
     for example in examples:

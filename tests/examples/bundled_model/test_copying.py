@@ -24,7 +24,7 @@ def copier(vocabulary: int, layers: int = 4, hidden: int = 256) -> PreTrainedMod
 
 
 def repeated(half: torch.Tensor, vocabulary: int) -> float:
-    """Tokens, then the same again: the share of the second time that follows from the first, from the third token on."""
+    """Feed the tokens twice; return the share of right predictions in the repeat, from its fourth token on."""
     with torch.no_grad():
         guesses = copier(vocabulary)(torch.cat([half, half], dim=1)).logits[:, half.shape[1] + 2 : -1].argmax(-1)
     return (guesses == half[:, 3:]).double().mean().item()

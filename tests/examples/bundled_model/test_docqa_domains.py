@@ -93,8 +93,8 @@ def test_clauses_are_kept_out_where_there_are_three() -> None:
                 assert (*seen.stated, *new.stated) == full.stated
 
 
-def _kept(found):  # type: ignore[no-untyped-def]
-    return [domain for domain in found if domain.name not in HELD_OUT_DOMAINS]
+def _kept(pool):  # type: ignore[no-untyped-def]
+    return [domain for domain in pool if domain.name not in HELD_OUT_DOMAINS]
 
 
 def test_held_out_domains_are_in_no_other_split() -> None:

@@ -1,4 +1,4 @@
-"""The evaluation: the handwritten set, judged answers, batches against single prompts, accepted drafts against roll-outs."""
+"""The evaluation: the hand-written set, judged answers, batches against single prompts, accepted drafts against real drafting."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MakeModel = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
-    """Folders of tiny random Llamas with the bundled tokenizer: `make_model(seed, noise)`, noise on the weights."""
+    """`make_model(seed, noise)`: the folder of a tiny random Llama with the bundled tokenizer; `noise` is added to the weights."""
 
     def make(seed: int, noise: float = 0.0) -> Path:
         torch.manual_seed(seed)
@@ -188,7 +188,7 @@ def test_steps_count_accepted_drafts() -> None:
     agreed = [bool(int(digit)) for digit in "1110111110"]
     assert drafter.accepted_at(agreed, 1, 4) == 2 and drafter.accepted_at(agreed, 4, 4) == 4
     assert drafter.accepted_at(agreed, 9, 4) == 0
-    assert drafter.accepted_per_step(agreed, 4) == [2, 4]  # at 1; at 4; at 9 only one token is left
+    assert drafter.accepted_per_step(agreed, 4) == [2, 4]  # steps at 1 and 4; at 9 fewer than 4 tokens are left
     assert drafter.accepted_per_step([True, False, False, False], 2) == [0, 0]
     row = drafter.acceptance([agreed, [True]], 4)
     assert row == pytest.approx(
@@ -220,7 +220,7 @@ def test_one_forward_counts_what_rolling_out_the_drafter_would(
             same = [a == b for a, b in zip(draft, output[position:], strict=False)]
             counts.add(drafter.accepted_at(agreed, position, 4))
             assert drafter.accepted_at(agreed, position, 4) == drafter.accepted_at(same, 0, 4)
-    assert {0, 4} < counts  # the pair is neither equal nor strange
+    assert {0, 4} < counts  # the pair agrees in part
 
 
 def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary(make_model: MakeModel, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the evaluation counts as right: values, citations, refusals, SQuAD's scores, distinct-n, loops."""
+"""Measures of the evaluation: values, citations, refusals, SQuAD's scores, distinct-n, loops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bundled_model.evaluation.measures import REFUSAL, Mark
 
 
 @pytest.mark.parametrize(
-    ("value", "answer", "found"),
+    ("value", "answer", "expected"),
     [
         ("9:40", "The workshop opens at 9:40 [p. 2].", True),
         ("9:40", "It opens at 19:40 [p. 2].", False),
@@ -27,8 +27,8 @@ from bundled_model.evaluation.measures import REFUSAL, Mark
         ("oak", "A soak.", False),
     ],
 )
-def test_a_value_must_stand_by_itself(value: str, answer: str, found: bool) -> None:
-    assert measures.contains(value, answer) is found
+def test_a_value_must_stand_by_itself(value: str, answer: str, expected: bool) -> None:
+    assert measures.contains(value, answer) is expected
 
 
 def test_any_accepted_spelling_counts_and_yes_or_no_must_come_first() -> None:

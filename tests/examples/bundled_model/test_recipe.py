@@ -1,4 +1,4 @@
-"""The recipe of the bundled target: its stages fit each other, their data, a whole run at tiny size."""
+"""The recipe of the bundled model: stages that fit each other, their data, a whole run at tiny size."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def test_recall_asks_for_what_was_there_before() -> None:
 
 def test_a_stage_mixes_its_kinds_by_their_shares() -> None:
     stage = replace(STAGES[0], tokens=4e5, text=0.2, recall=0.2)
-    found = list(records(stage, [TEXT], shard=1))
-    kinds = Counter(next(key for key in ("ids", "text", "messages") if key in record) for record in found)
+    examples = list(records(stage, [TEXT], shard=1))
+    kinds = Counter(next(key for key in ("ids", "text", "messages") if key in record) for record in examples)
     for kind, share in (("ids", 0.2), ("text", 0.2), ("messages", 0.6)):
-        assert kinds[kind] / len(found) == pytest.approx(share, abs=0.06)
-    assert all(record["weight"] == TEXT_WEIGHT and record["text"] in TEXT for record in found if "text" in record)
+        assert kinds[kind] / len(examples) == pytest.approx(share, abs=0.06)
+    assert all(record["weight"] == TEXT_WEIGHT and record["text"] in TEXT for record in examples if "text" in record)
     first: list[dict[str, Any]] = list(islice(records(stage, [TEXT], shard=1), 20))
-    assert first == found[:20] != list(islice(records(stage, [TEXT], shard=2), 20))
+    assert first == examples[:20] != list(islice(records(stage, [TEXT], shard=2), 20))
     assert not any("text" in record for record in islice(records(stage, [], shard=1), 50))
 
 
