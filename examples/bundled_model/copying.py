@@ -31,12 +31,8 @@ POSITIONS, FIRST_CONTENT = 8, 14  # RoPE pairs that place heads, and the first s
 # Pairs whose cosine falls within a page and does not rise again within thousands of tokens.
 RECENCY = range(POSITIONS, FIRST_CONTENT)
 POSITION_GAIN, MATCH_GAIN, PAGE_GAIN, COPY, RECENT = 10.0, 12.0, 60.0, 4.0, 0.8
-READERS = (
-    (1.0, 0, 0),
-    (2.0, 0, None),
-    (2.0, 0, 1),
-    (8.0, 5, 2),
-)  # per head: tokens back, first RoPE pair, sketch written
+# Per head: tokens back, first RoPE pair, number of the sketch that it writes.
+READERS = ((1.0, 0, 0), (2.0, 0, None), (2.0, 0, 1), (8.0, 5, 2))
 
 
 def _orthonormal(rows: int, columns: int) -> Tensor:
