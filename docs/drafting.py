@@ -14,7 +14,6 @@ from typing import Any
 
 from pitlane import Engine, SamplingParams, TextDelta
 from pitlane.engine.pacing.governor import Governor
-from pitlane.plugins.training.docqa.generate import Settings, conversations
 
 ROOT = Path(__file__).resolve().parents[1]
 DRAFTERS = ("prompt_lookup", "speculative", "self_speculation", "jacobi", "lookahead")
@@ -25,6 +24,9 @@ MODES = {"greedy": 0.0, "T = 0.8": 0.8}
 
 def answers(engine: Engine) -> list[list[int]]:
     """Chats of documents, questions and their true answers, up to the last question."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    from bundled_model.docqa.generate import Settings, conversations
+
     settings = Settings("values", "drafting", min_chars=600, max_chars=2400, turns=4)
     chats = [row["messages"] for row in conversations(settings, NUM_CHATS)]
     plain = [[{"role": each["role"], "content": each["content"]} for each in chat[:-1]] for chat in chats]

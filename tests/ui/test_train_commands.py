@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from pitlane.plugins.training.loop import Trainer
+from pitlane.training.loop import Trainer
 from pitlane.ui.cli import main
 
 PITLANE = [sys.executable, "-c", "from pitlane.ui.cli import main; main(prog_name='pitlane')"]
@@ -89,7 +89,7 @@ def test_help_imports_nothing_heavy_and_training_draws_late() -> None:
         "    try: main([command, '--help'])\n"
         "    except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'numpy', 'rich', 'matplotlib'} & set(sys.modules)\n"
-        "import pitlane.plugins.training.train, pitlane.plugins.training.distill\n"
+        "import pitlane.training.train, pitlane.training.distill\n"
         "sys.exit(f'{heavy} imported' if heavy else 'matplotlib' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""`pitlane distill`: a small model learns to be a large one, so that it can draft for it."""
+"""`pitlane distill`: train a small model to imitate a large model, so that it can draft for it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def distill(
     pitlane distill mymodel layers:0 chats.jsonl --out mydrafter
     pitlane distill mymodel mydrafter chats.jsonl --method on-policy --out better
     """
-    from pitlane.plugins.training import distill as distilling
+    from pitlane.training import distill as distilling
 
     pupil = layer_list(student.removeprefix(LAYERS)) if student.startswith(LAYERS) else Path(student)
     how = distilling.Method(method, temperature, hard, beta, sampled_tokens)

@@ -1,4 +1,4 @@
-"""`pitlane train`: a Llama-family model from texts and chats, new or from one that is there."""
+"""`pitlane train`: train a new Llama, or fine-tune a model of its family, on texts and chats."""
 
 from __future__ import annotations
 
@@ -46,15 +46,16 @@ def train(
     pitlane train book.txt --out mymodel
     pitlane train chats.jsonl --start mymodel --answers-only --out mychat
     """
-    from pitlane.plugins.training import train as training
-    from pitlane.plugins.training.losses import LabelLoss
-    from pitlane.plugins.training.models import Shape
+    from pitlane.training import train as training
+    from pitlane.training.losses import LabelLoss
+    from pitlane.training.models import Shape
 
     exits = layer_list(exit_layers) if exit_layers else ()
     origin = start or Shape(**shape)
-    known = tokenizer or vocab_size
+    tokenizer_or_size = tokenizer or vocab_size
+    loss = LabelLoss(exits)
     run_job(
-        lambda report: training.train(job.data, job.settings, job.output, report, origin, known, LabelLoss(exits)),
+        lambda report: training.train(job.data, job.settings, job.output, report, origin, tokenizer_or_size, loss),
         job,
         as_json,
     )

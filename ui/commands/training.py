@@ -1,4 +1,4 @@
-"""What `pitlane train` and `pitlane distill` share: options of data, settings and output, and the line of progress."""
+"""Shared parts of `pitlane train` and `pitlane distill`: options of data, settings and output, and the progress line."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pitlane.ui.commands.options import THREADS, TOKENS, as_json
 from pitlane.ui.render import note, print_json, say
 
 if TYPE_CHECKING:
-    from pitlane.plugins.training.loop import Progress, Report, Settings
-    from pitlane.plugins.training.train import Data, Output
+    from pitlane.training.loop import Progress, Report, Settings
+    from pitlane.training.train import Data, Output
 
 PATH = click.Path(path_type=Path)
 
 
 class Finite(click.FloatRange):
-    """A number in a range; `nan` is in none, and `inf` is no number."""
+    """A finite number in a range: `nan` and `inf` are refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -67,7 +67,7 @@ OPTIONS = (
 
 
 class Job(NamedTuple):
-    """What the shared options say."""
+    """The values of the shared options."""
 
     data: Data
     settings: Settings
@@ -75,7 +75,7 @@ class Job(NamedTuple):
 
 
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options; the command gets them as `job: Job`, beside `as_json`."""
+    """Add the shared options. The command receives them as `job: Job`, beside `as_json`."""
 
     @functools.wraps(command)
     def gathered(*args: Any, **values: Any) -> Any:
@@ -91,9 +91,9 @@ def _job(values: dict[str, Any]) -> Job:
     import torch
 
     from pitlane.engine.loader import choose_device
-    from pitlane.plugins.training.corpus import Weighting
-    from pitlane.plugins.training.loop import Settings
-    from pitlane.plugins.training.train import Data, Output
+    from pitlane.training.corpus import Weighting
+    from pitlane.training.loop import Settings
+    from pitlane.training.train import Data, Output
 
     threads = values.pop("threads")
     if threads:
@@ -113,7 +113,7 @@ def _job(values: dict[str, Any]) -> Job:
 
 
 def run_job(train: Callable[[Report], Progress], job: Job, as_json: bool) -> None:
-    """Train under a line of progress, then say how it ended."""
+    """Train under a progress line, then print the result."""
     with _progress_line() as report, _ending_between_steps(report) as stoppable:
         last = train(stoppable)
     result = asdict(last) | {"model": str(job.output.folder)}
@@ -135,7 +135,7 @@ def layer_list(text: str) -> tuple[int, ...]:
 
 @contextmanager
 def _ending_between_steps(report: Report) -> Iterator[Report]:
-    """Ctrl-C ends the run after the step that is computed, with its state saved; before the first step, or twice: at once."""
+    """Let Ctrl-C end the run after the current step, with its state saved; at once before the first step or the second time."""
     is_stepping = is_asked = False
 
     def ask(number: int, frame: Any) -> None:
@@ -161,7 +161,7 @@ def _ending_between_steps(report: Report) -> Iterator[Report]:
 
 @contextmanager
 def _progress_line() -> Iterator[Report]:
-    """A bar on standard error, with loss, tokens per second and time left; without a terminal, a line per evaluation."""
+    """Yield a report that draws a bar on standard error; without a terminal, it prints a line per evaluation."""
     if not sys.stderr.isatty():
         yield _line
         return

@@ -157,10 +157,12 @@ def test_independent_noise_accepts_far_less() -> None:
 @pytest.fixture(scope="module")
 def pair() -> Any:
     """Target and drafter, and chats about generated documents, in which the answers' tokens weigh 1."""
-    from pitlane.plugins.training.corpus import Encoder, Weighting
-    from pitlane.plugins.training.docqa.generate import Settings, conversations
-    from pitlane.plugins.training.models import read_model, read_tokenizer
+    from pitlane.training.corpus import Encoder, Weighting
+    from pitlane.training.models import read_model, read_tokenizer
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[3] / "examples")
+        from bundled_model.docqa.generate import Settings, conversations
     folder = Path(str(resources.files("pitlane.storage") / "bundled"))
     chats = (chat for chat in conversations(Settings("values", "evaluation"), 30) if chat["domain"])
     examples = list(Encoder(read_tokenizer(folder), Weighting(prompt=0.0)).examples(chats))
@@ -171,7 +173,7 @@ def pair() -> Any:
 @pytest.mark.parametrize("least", [1.0, 0.0], ids=["answers", "all"])
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.2])
 def test_acceptance_on_the_bundled_pair(pair: Any, temperature: float, least: float) -> None:
-    """Printed for docs/exactness.md: `pytest -m slow -s tests/engine/test_rejection_sampling.py`."""
+    """Printed for docs/exactness.md: `pytest -m slow -s tests/engine/decode/test_rejection_sampling.py`."""
     target, drafter, examples = pair
     best, ours = [], []
     for example in examples:

@@ -1,1 +1,0 @@
-"""Training: makers of training data and scripts that train or tune models for the engine."""

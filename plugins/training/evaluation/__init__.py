@@ -1,1 +1,0 @@
-"""Evaluation of the bundled model and its drafter: document questions, SQuAD, plain text, open prompts, accepted drafts."""

@@ -1,0 +1,1 @@
+"""Training and distillation of small models: the work behind `pitlane train` and `pitlane distill`."""
