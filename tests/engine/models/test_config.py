@@ -95,7 +95,7 @@ def test_layer_types_agree_with_the_windows(tmp_path: Path) -> None:
         read(tmp_path, architectures=["MistralForCausalLM"], layer_types=sliding, sliding_window=8).windows == (8,) * 4
     )
     for family, types in (("Llama", sliding), ("Mistral", full), ("Qwen2", sliding), ("Qwen3", [*full[:3], "mamba"])):
-        with pytest.raises(UnsupportedModel, match=r"layer_types\[\d\] '\w+' is not built here: .*_attention"):
+        with pytest.raises(UnsupportedModel, match=r"layer_types\[\d\] '\w+' is not supported: .*_attention"):
             read(tmp_path, architectures=[f"{family}ForCausalLM"], layer_types=types)
     with pytest.raises(ModelError, match="layer_types must have an entry for each of 4 layers, got 3"):
         read(tmp_path, layer_types=full[:3])
