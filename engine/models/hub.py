@@ -105,7 +105,9 @@ def _snapshot(name: str, local_files_only: bool) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     if not ID.fullmatch(name):
-        raise ModelError(f"{name!r} is no folder and no Hugging Face id (owner/name); also known: bundled, random:<preset>")
+        raise ModelError(
+            f"{name!r} is no folder and no Hugging Face id (owner/name); also known: bundled, random:<preset>"
+        )
     options: dict[str, Any] = {"allow_patterns": PATTERNS, "ignore_patterns": IGNORED_PATTERNS}
     try:
         return Path(snapshot_download(name, local_files_only=local_files_only, **options))
