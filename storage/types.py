@@ -174,7 +174,7 @@ class SearchHit:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The stats of one finished request (DESIGN.md section 7)."""
+    """The stats of one finished request."""
 
     id: int
     created: float

@@ -1,4 +1,4 @@
-"""Configs in the spelling of transformers 4 and 5, and what is refused by name."""
+"""Configs in the spelling of transformers 4 and 5, and features that are refused by name."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_rope_scaling_goes_before_rope_parameters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rope", "most"),
+    ("rope", "length"),
     [
         ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 1024),
         ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
@@ -125,8 +125,8 @@ def test_rope_scaling_goes_before_rope_parameters(tmp_path: Path) -> None:
         ({"type": "default"}, 256),
     ],
 )
-def test_a_scaled_rope_reaches_beyond_the_trained_length(rope: dict[str, Any], most: int, tmp_path: Path) -> None:
-    assert read(tmp_path, rope_scaling=rope).max_position == most
+def test_a_scaled_rope_reaches_beyond_the_trained_length(rope: dict[str, Any], length: int, tmp_path: Path) -> None:
+    assert read(tmp_path, rope_scaling=rope).max_position == length
 
 
 def test_trained_exits(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_trained_exits(tmp_path: Path) -> None:
 
 def test_layers_without_rope(tmp_path: Path) -> None:
     assert read(tmp_path, architectures=["SmolLM3ForCausalLM"]).no_rope_layers == {3}
-    given = read(tmp_path, architectures=["SmolLM3ForCausalLM"], no_rope_layers=[1, 0, 0, 1])
-    assert given.no_rope_layers == {1, 2}
+    config = read(tmp_path, architectures=["SmolLM3ForCausalLM"], no_rope_layers=[1, 0, 0, 1])
+    assert config.no_rope_layers == {1, 2}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Chat templates that fail, or do not end: one named error with the template's own words."""
+"""Chat templates that fail or never end become a named error with the template's own words."""
 
 from __future__ import annotations
 

@@ -91,9 +91,9 @@ def test_endless_continuation_bytes_and_marks_stay_bounded() -> None:
 def test_stop_strings(stop: tuple[str, ...], text: str, kept: str, size: int) -> None:
     detokenizer = Detokenizer(Bytes(), stop)
     ids = list(text.encode())
-    got = "".join(detokenizer.push(ids[start : start + size]) for start in range(0, len(ids), size))
+    answer = "".join(detokenizer.push(ids[start : start + size]) for start in range(0, len(ids), size))
     assert detokenizer.stopped
-    assert got == detokenizer.text == kept
+    assert answer == detokenizer.text == kept
     assert detokenizer.flush() == ""
     end = min(text.find(string) + len(string) for string in stop if string in text)
     assert detokenizer.num_tokens == len(text[:end].encode())
@@ -103,7 +103,7 @@ def test_stop_strings(stop: tuple[str, ...], text: str, kept: str, size: int) ->
 
 @pytest.mark.parametrize("seed", range(20))
 def test_stop_strings_of_few_letters(seed: int) -> None:
-    """Overlapping and repeating stop strings: the answer ends before the first that is complete, held text is never lost."""
+    """With stop strings that overlap and repeat, the answer ends before the first complete stop string and loses no text."""
     source = random.Random(seed)
     for _ in range(50):
         stop = tuple("".join(source.choices("ab", k=source.randrange(1, 8))) for _ in range(source.randrange(1, 4)))

@@ -1,4 +1,4 @@
-"""The host's side of documents: checks, the child process, its limits, and one line for whatever goes wrong."""
+"""Reading documents: checks, the child process and its limits, and one line for every failure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(folder: Path, name: str, data: bytes) -> Path:
 
 
 def loader(folder: Path, body: str) -> Path:
-    """A folder with one loose plugin that reads application/zip by running `body`."""
+    """A folder with a plugin file that reads application/zip by running `body`."""
     plugins = folder / "plugins"
     plugins.mkdir()
     indented = "\n".join("        " + line for line in body.splitlines())
