@@ -26,9 +26,7 @@ class Architecture:
     model_type: str
     rope_theta: float = 10000.0
     tied: bool = False
-    attention_bias: bool | None = (
-        None  # bias of q, k, v; None: the key `attention_bias` decides, for the output projection too
-    )
+    attention_bias: bool | None = None  # of q, k, v; None: the key `attention_bias` decides, also for the output
     has_mlp_bias: bool = False  # the key `mlp_bias` counts
     qk_norm: bool = False
     head_dim: int | None = None

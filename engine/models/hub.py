@@ -73,7 +73,7 @@ def remove(name: str) -> int:
     repos = {repo.repo_id: repo for repo in cache.repos if repo.repo_type == "model"} if cache else {}
     if name not in repos:
         raise ModelError(f"no cached model {name!r}; cached: {', '.join(sorted(repos)) or 'none'}")
-    # A copied repository shares its commits with the original: keep the original out of the deletion.
+    # A copied repository shares its commits with the original: search this repository alone for them.
     repo_alone = replace(cache, repos=frozenset({repos[name]}))
     strategy = repo_alone.delete_revisions(*(revision.commit_hash for revision in repos[name].revisions))
     freed = int(strategy.expected_freed_size)

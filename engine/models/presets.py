@@ -57,9 +57,7 @@ def _qwen3(hidden: int, inner: int, layers: int, heads: tuple[int, int]) -> Mode
 PRESETS: Mapping[str, ModelConfig] = {
     "tiny": _model("Llama", 128, 256, 2, (2, 1), 512, 10000.0, max_position=4096),
     "llama-1b": _model("Llama", 2048, 8192, 16, (32, 8), 32000, 500000.0),
-    "llama-1b-draft": _model(
-        "Llama", 512, 1536, 2, (8, 2), 32000, 500000.0
-    ),  # a draft model for llama-1b, to measure speed
+    "llama-1b-draft": _model("Llama", 512, 1536, 2, (8, 2), 32000, 500000.0),  # a draft model for llama-1b
     "llama-8b": _model("Llama", 4096, 14336, 32, (32, 8), 128256, 500000.0),
     "llama-3.2-1b": _llama32(2048, 8192, 16, (32, 8)),
     "llama-3.2-3b": _llama32(3072, 8192, 28, (24, 8)),

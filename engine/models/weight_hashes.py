@@ -38,9 +38,7 @@ def state_of(file: Path) -> str:
 def hashes(states: Mapping[Path, str]) -> list[str]:
     """SHA-256 of each file. states: file -> its `state_of`."""
     known: dict[str, str] = {}
-    with suppress(
-        OSError, ValueError, AttributeError, RecursionError, StorageError
-    ):  # an unreadable cache counts as empty
+    with suppress(OSError, ValueError, AttributeError, RecursionError, StorageError):  # unreadable: counts as empty
         cache = json.loads(_cache().read_text(encoding="utf-8"))
         known = {key: value for key, value in cache.items() if isinstance(value, str)}
     num_cached = len(known)

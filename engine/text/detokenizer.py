@@ -5,8 +5,8 @@ of the answer: a few context tokens, whose text was returned already, and the pe
 do the same. An answer never ends with U+FFFD: a character that is incomplete at the end is left out.
 
 `tokenizers.DecodeStream` (0.23) decodes such a tail too, but it cannot take over. It returns nothing while the text ends
-with U+FFFD: a stop string before half a character is not seen, bytes that are no UTF-8 make every step longer, and a
-text that waits at the end of the answer cannot be read from it.
+with U+FFFD. So it shows a stop string before half a character too late, bytes that are no UTF-8 make each step longer
+than the step before, and at the end of an answer its waiting text cannot be read.
 """
 
 from __future__ import annotations

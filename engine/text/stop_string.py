@@ -12,7 +12,7 @@ class StopString:
     def __init__(self, text: str) -> None:
         self.text = text
         self.num_matched = 0
-        # shorter[n]: the longest match below n that ends where a match of n characters ends. Filled as matches grow.
+        # shorter[n]: at the end of a match of n characters, the length of the next shorter match. Filled as matches grow.
         self._shorter = [0, 0]
 
     def completed_by(self, character: str) -> bool:
