@@ -1,9 +1,9 @@
 """The store: one SQLite file for documents, saved prefixes, conversations and runs.
 
-Threads share one connection behind one lock: calls take microseconds to milliseconds, slow work (tensor files,
-checksums) runs outside the lock, and a page's pool of short-lived threads leaves no connections behind. Processes share
-the file: write-ahead log, a busy time-out, and writes that begin with `BEGIN IMMEDIATE`, so none fails half-way for a
-lock. A store does not survive `fork`; open a new one in the child.
+Threads share one connection behind one lock. Calls take microseconds to milliseconds; slow work (tensor files, checksums)
+runs outside the lock. With one connection, the short-lived threads of the page leave no connections behind. Processes
+share the file through the write-ahead log and a busy time-out. A write begins with `BEGIN IMMEDIATE`, so it waits for the
+lock at its start and cannot fail for it half-way. A store does not survive `fork`: open a new store in the child.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from pitlane.storage.runs import Runs
 from pitlane.storage.types import storable
 
 BUSY_SECONDS = 10.0
-_LEAST_BYTES = 1 << 20
-_SPACE = "files of saved KV beside it, in `prefixes`, may be deleted"
+_MIN_FREE_BYTES = 1 << 20
+_SPACE_ADVICE = "files of saved KV beside it, in `prefixes`, may be deleted"
 
 
 class Store:
-    """Everything Pitlane keeps. Safe to use from several threads and processes."""
+    """All stored data of Pitlane. Several threads and processes may use it at the same time."""
 
     def __init__(self, path: Path | None = None, *, quota_bytes: int | None = None) -> None:
-        """Open or make the database at `path` (default: pitlane.db in the data folder); prefixes lie beside it.
+        """Open or create the database at `path` (default: pitlane.db in the data folder); prefixes lie beside it.
 
-        quota_bytes: prefixes are trimmed to it now and before each save. None: nothing is trimmed now.
+        quota_bytes: prune prefixes to this size now and before each save. None: prune to the default quota, on saves only.
         """
         self.path = (path if path is not None else home() / "pitlane.db").absolute()
         self._lock = threading.RLock()
         with self._named_errors():
             self._db = _open(self.path)
-        # Each database its own folder: files without a row are deleted, so two may not share one.
+        # Opening deletes files without a row, so two databases must not share a folder.
         folder = "prefixes" if self.path.name == "pitlane.db" else f"{self.path.stem}-prefixes"
         try:
             self.documents = Documents(self)
@@ -68,7 +68,7 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
-        """Hold the write lock of all threads and processes; commit at the end, roll back on an error. Nests."""
+        """Hold the write lock against all threads and processes. Commits at the end, rolls back on an error; may be nested."""
         with self._lock, self._named_errors():
             if self._db.conn.in_transaction:
                 yield self._db
@@ -82,9 +82,9 @@ class Store:
                 raise
 
     def close(self) -> None:
-        """Write what is pending and close the file. May be called twice."""
+        """Write the pending dates of last use and close the file. May be called twice."""
         with self._lock:
-            with suppress(StorageError, sqlite3.ProgrammingError):  # closed before, or: only dates of last use are lost
+            with suppress(StorageError, sqlite3.ProgrammingError):  # closed already, or only dates of last use are lost
                 self.prefixes.flush()
             self._db.close()
 
@@ -99,7 +99,7 @@ class Store:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            # Subclasses other than OperationalError (integrity, programming) are our own mistakes: let them through.
+            # Other subclasses of DatabaseError (integrity, programming) are bugs of this project: do not rename them.
             if type(error) not in (sqlite3.DatabaseError, sqlite3.OperationalError):
                 raise
             raise StorageError(_explain(self.path, error)) from error
@@ -125,7 +125,7 @@ def _open(path: Path) -> Any:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Switch to the write-ahead log; SQLite ignores the busy time-out here, so wait by hand."""
+    """Switch to the write-ahead log. SQLite ignores the busy time-out for this switch, so retry in a loop."""
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -156,28 +156,32 @@ def _migrate(db: Any, path: Path) -> None:
 
 
 def _explain(path: Path, error: sqlite3.DatabaseError) -> str:
-    """What happened, and the way out. Only damage that SQLite has found itself is called damage."""
+    """Say what happened and what to do. Only an error by which SQLite reports damage is called damage."""
     reason = str(error)
-    elsewhere = "or set PITLANE_HOME to another folder"
+    other_folder = "or set PITLANE_HOME to another folder"
     if "locked" in reason or "busy" in reason:
-        return f"{path} is in use by another process (waited {BUSY_SECONDS:.0f} s); try again, or close the other one"
+        return (
+            f"{path} is in use by another process (waited {BUSY_SECONDS:.0f} s); try again, or close the other process"
+        )
     if "full" in reason or ("I/O" in reason and _is_full(path.parent)):
-        return f"{path} cannot be written ({reason}): the disk is full; free some space ({_SPACE}), {elsewhere}"
+        return (
+            f"{path} cannot be written ({reason}): the disk is full; free some space ({_SPACE_ADVICE}), {other_folder}"
+        )
     if "I/O" in reason:
         return (
             f"{path} cannot be read or written ({reason}): the disk or your share of it may be full, or it fails; "
-            f"free some space ({_SPACE}), {elsewhere}"
+            f"free some space ({_SPACE_ADVICE}), {other_folder}"
         )
     if "readonly" in reason or "unable to open" in reason or "denied" in reason:
-        return f"{path} cannot be opened for writing ({reason}); check its permissions and its disk, {elsewhere}"
+        return f"{path} cannot be opened for writing ({reason}); check its permissions and its disk, {other_folder}"
     if "malformed" in reason or "not a database" in reason or "no such table" in reason or "no such column" in reason:
         return f"{path} is damaged or not a Pitlane database ({reason}); move it away to start with an empty one"
-    return f"{path} cannot be used ({reason}); try again, {elsewhere}"
+    return f"{path} cannot be used ({reason}); try again, {other_folder}"
 
 
 def _is_full(folder: Path) -> bool:
-    """Whether a folder's disk has no room for the smallest files of SQLite."""
+    """Whether a folder's disk has no space left even for small files of SQLite."""
     try:
-        return shutil.disk_usage(folder).free < _LEAST_BYTES
+        return shutil.disk_usage(folder).free < _MIN_FREE_BYTES
     except OSError:
         return False

@@ -1,4 +1,4 @@
-"""Runs in the store: the stats of finished requests, for the page's history and for comparing."""
+"""Runs in the store: the stats of finished requests, for the page's history and for Compare."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Runs:
         self._store = store
 
     def add(self, stats: Mapping[str, Any]) -> int:
-        """Store the stats of a run; return its id."""
+        """Store the stats of a run and return the run's id."""
         with self._store.transaction() as db:
             cursor = db.execute(
                 "INSERT INTO runs (created, stats) VALUES (?, ?)", (time.time(), json.dumps(dict(stats), default=str))
@@ -30,11 +30,11 @@ class Runs:
             return int(cursor.lastrowid)
 
     def list(self, limit: int = 50) -> builtins.list[Run]:
-        """The latest runs, newest first."""
+        """Return the latest runs, newest first."""
         return [_run(row) for row in self._store.rows("SELECT * FROM runs ORDER BY id DESC LIMIT ?", (limit,))]
 
     def get(self, run_id: int) -> Run:
-        """One run by its id."""
+        """Return one run by its id."""
         rows = self._store.rows("SELECT * FROM runs WHERE id = ?", (run_id,))
         if not rows:
             raise NotFound(f"no run {run_id}; list the stored ones")

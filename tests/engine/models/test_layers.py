@@ -31,10 +31,10 @@ def test_dense_linear(dtype: torch.dtype, rows: int, with_bias: bool, shape: tup
     exact = torch.nn.functional.linear(x, weight, bias)
     with torch.inference_mode():
         linear = DenseLinear(weight.to(dtype), None if bias is None else bias.to(dtype))
-        got = linear(x.to(dtype))
-    assert got.dtype == dtype
+        result = linear(x.to(dtype))
+    assert result.dtype == dtype
     assert linear.num_bytes == (weight.numel() + (shape[0] if with_bias else 0)) * dtype.itemsize
-    torch.testing.assert_close(got.double(), exact, atol=TOLERANCE[dtype] * 4, rtol=TOLERANCE[dtype])
+    torch.testing.assert_close(result.double(), exact, atol=TOLERANCE[dtype] * 4, rtol=TOLERANCE[dtype])
 
 
 def test_dense_linear_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,8 +49,8 @@ def test_dense_linear_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rms_norm(dtype: torch.dtype) -> None:
     x, weight = torch.randn(5, 96, dtype=torch.float64) * 8, torch.rand(96, dtype=torch.float64)
     exact = x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight
-    got = rms_norm(x.to(dtype), weight.to(dtype), 1e-5)
-    torch.testing.assert_close(got.double(), exact, atol=TOLERANCE[dtype] * 2, rtol=TOLERANCE[dtype])
+    result = rms_norm(x.to(dtype), weight.to(dtype), 1e-5)
+    torch.testing.assert_close(result.double(), exact, atol=TOLERANCE[dtype] * 2, rtol=TOLERANCE[dtype])
 
 
 def test_silu_mul_leaves_its_input() -> None:
@@ -62,7 +62,7 @@ def test_silu_mul_leaves_its_input() -> None:
 
 
 def test_rope_keeps_its_precision_far_out() -> None:
-    """Distance alone counts: 3 and 0 as 100,000,003 and 100,000,000, in float32."""
+    """Only the distance counts: positions 100,000,003 and 100,000,000 give the score of 3 and 0, in float32."""
     rope = Rope(RopeConfig(500000.0), 64, torch.float32, CPU)
     q, k = torch.randn(1, 1, 64), torch.randn(1, 1, 64)
 
@@ -74,7 +74,7 @@ def test_rope_keeps_its_precision_far_out() -> None:
 
 
 class Doubled:
-    """A linear of its own, to see where plugins' linears go."""
+    """A linear of a plugin, which the builder must put in its place."""
 
     num_bytes = 7
 
