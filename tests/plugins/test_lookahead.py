@@ -82,7 +82,7 @@ def test_columns_that_are_complete_become_ngrams() -> None:
     table = [*range(1, 400), 0]
     for _ in range(2):
         step(lookahead, seq, table)
-    found = seq.state["lookahead"].pool.found
+    found = seq.state["lookahead"].pool.rests
     assert (21, 22) in found[20] and (11, 12) in found[10], "the window began as 20 10"
 
 
@@ -134,12 +134,12 @@ def test_the_pool_is_bounded_per_first_token_and_forgets_the_oldest() -> None:
     pool = Pool(3, 2)
     for ngram in ((1, 2, 3), (1, 4, 5), (7, 7, 7), (1, 2, 3), (1, 6, 6)):
         pool.add(ngram)
-    assert list(pool.found[1]) == [(2, 3), (6, 6)], "what came again is young again"
-    assert list(pool.found[7]) == [(7, 7)]
+    assert list(pool.rests[1]) == [(2, 3), (6, 6)], "what came again is young again"
+    assert list(pool.rests[7]) == [(7, 7)]
     generator = random.Random(0)
     for _ in range(5000):
         pool.add((generator.randrange(9), generator.randrange(9), generator.randrange(9)))
-    assert set(pool.found) == set(range(9)) and all(len(rests) == 2 for rests in pool.found.values())
+    assert set(pool.rests) == set(range(9)) and all(len(rests) == 2 for rests in pool.rests.values())
 
 
 @pytest.mark.parametrize("candidates", [1, 3])
@@ -159,9 +159,9 @@ def test_the_pool_grows_with_the_text_in_one_pass() -> None:
         grown.grow(tokens[:stop])
         whole = Pool(3, 4)
         whole.grow(tokens[:stop])
-        assert grown.found == whole.found
-        assert [list(grown.found[first]) for first in grown.found] == [
-            list(whole.found[first]) for first in grown.found
+        assert grown.rests == whole.rests
+        assert [list(grown.rests[first]) for first in grown.rests] == [
+            list(whole.rests[first]) for first in grown.rests
         ]
 
 
