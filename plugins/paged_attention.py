@@ -1,9 +1,9 @@
 """Paged attention: attention in C over paged KV, without a copy, for decode, drafts and prefill.
 
 Changes in the loop: `build_attention` plans the reads of each step as lists of slots (kernels/attention.py).
-Exactness: rounding. Scores and softmax weights are in float32; an output is within 2^-8 of the largest value. A token's result
-depends only on the keys that it sees and on their order. So with `packed_linear` its bits are the same in any draft, batch or
-chunk of a prompt, and after a cache hit.
+Exactness: rounding. Scores and softmax weights are in float32: an output is within 2^-8 (relative) of the exact value, plus 1e-5
+for values of about 1. A token's result depends only on the keys that it sees and on their order. So with `packed_linear` its bits
+are the same in any draft, batch or chunk of a prompt, and after a cache hit.
 Costs: nothing. Helps most with long prompts, and when many sequences decode at once, whose contexts the core copies side by side.
 Source: Kwon et al. 2023, arXiv:2309.06180; Dao et al. 2022, arXiv:2205.14135; Juravsky et al. 2024, arXiv:2402.05099
 """
