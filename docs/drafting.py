@@ -108,7 +108,11 @@ def measure() -> dict[str, Any]:
     """The table of drafters, and lookahead for several W, N and G."""
     Governor._numbers = lambda governor, record, seqs, limits: list(limits)  # type: ignore[method-assign]
     with Engine("bundled", plugins={}) as engine:
-        sets = {"answers": answers(engine), "prose": texts(engine, "docs/*.md"), "code": texts(engine, "engine/**/*.py")}
+        sets = {
+            "answers": answers(engine),
+            "prose": texts(engine, "docs/*.md"),
+            "code": texts(engine, "engine/**/*.py"),
+        }
         return {"tokens_per_forward": table(engine, sets), "lookahead": compression(engine, sets)}
 
 

@@ -1,8 +1,8 @@
 """Inter-token latency of a running stream while a long prompt is admitted: python docs/latency.py [PLOT].
 
-Three runs on `random:llama-1b` in bfloat16: a prompt of 4,096 tokens alone, beside a stream that a client reads, and beside a stream
-that nobody reads (then a step may hold 512 prompt tokens). Prints a table and, as the last line, one JSON document. PLOT: a file for
-the plot. Takes about two minutes on two cores, and needs a quiet machine.
+Three runs on `random:llama-1b` in bfloat16: a prompt of 4,096 tokens alone, beside a stream that a client reads, and beside a
+stream that nobody reads (then a step may hold 512 prompt tokens). Prints a table and, as the last line, one JSON document.
+PLOT: a file for the plot. Takes about two minutes on two cores, and needs a quiet machine.
 """
 
 from __future__ import annotations

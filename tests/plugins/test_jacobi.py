@@ -1,4 +1,4 @@
-"""Jacobi decoding: the first window of guesses, its corrections by the target's tokens, and its convergence to the target's text."""
+"""Jacobi decoding: the first window of guesses, its corrections by the target's tokens, and accepted guesses."""
 
 from __future__ import annotations
 

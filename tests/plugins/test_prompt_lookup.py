@@ -70,7 +70,9 @@ def test_earlier_answers_to_the_same_user_are_drafted_from() -> None:
     assert propose(plugin, [60, 4, 5], 4, salt="ann") is None
     assert propose(plugin, [3, 4, 7, 3, 4], 4, salt="ann") == Draft([7, 3, 4]), "its own text comes first"
     assert propose(plugin, [2, 3, 4, 60, 3, 4, 7, 2, 3, 4], 1, salt="ann") == Draft([60])
-    assert propose(plugin, [60, 8, 9], 4, salt="bob") is propose(plugin, [60, 8, 9], 4) is None, "other users get no draft"
+    assert propose(plugin, [60, 8, 9], 4, salt="bob") is propose(plugin, [60, 8, 9], 4) is None, (
+        "other users get no draft"
+    )
 
 
 def test_accepted_tokens_that_came_from_earlier_answers_are_noted() -> None:
