@@ -41,12 +41,12 @@ PROMPT = [random.Random(0).randrange(256) for _ in range(70)]
 
 
 def run(make_engine: Any, plugin: type[Plugin], **options: Any) -> Any:
-    """A result under a plan with one plugin, and the plugin instance."""
+    """Generate under a plan with a single plugin. Returns the result, the plugin instance and the engine."""
     registry = PluginRegistry.load()
     registry.add(plugin)
     engine = make_engine(registry=registry, plugins=[plugin.name], **options)
     result = engine.generate(PROMPT, PARAMS)
-    engine.worker.call(lambda: None).result()  # the step that ended it is over
+    engine.worker.call(lambda: None).result()  # wait for the end of the last step
     return result, engine.default_plan.plugins[0], engine
 
 
@@ -70,15 +70,15 @@ def test_hook_build_linear(make_engine: Any) -> None:
 
         def __init__(self, options: Any = None) -> None:
             super().__init__(options)
-            self.asked: list[list[str]] = []
+            self.part_names: list[list[str]] = []
 
         @hookimpl
         def build_linear(self, parts: list[LinearPart], context: BuildContext) -> None:
-            self.asked.append([part.name.rpartition(".")[2] for part in parts])
+            self.part_names.append([part.name.rpartition(".")[2] for part in parts])
             assert all(part.tensors["weight"].shape == (part.out_features, part.in_features) for part in parts)
 
     result, plugin, engine = run(make_engine, Recorder)
-    assert plugin.asked[:4] == [["q_proj", "k_proj", "v_proj"], ["q_proj"], ["k_proj"], ["v_proj"]]
+    assert plugin.part_names[:4] == [["q_proj", "k_proj", "v_proj"], ["q_proj"], ["k_proj"], ["v_proj"]]
     assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
 
 
@@ -114,7 +114,7 @@ def test_hook_build_attention(make_engine: Any) -> None:
 
         def __init__(self, options: Any = None) -> None:
             super().__init__(options)
-            self.planned, self.called = 0, 0
+            self.num_plans, self.num_calls = 0, 0
 
         @hookimpl
         def build_attention(self, context: BuildContext) -> Any:
@@ -122,18 +122,18 @@ def test_hook_build_attention(make_engine: Any) -> None:
 
             class Counting(SpanAttention):
                 def plan(self, *arguments: Any) -> Any:
-                    outer.planned += 1
+                    outer.num_plans += 1
                     return super().plan(*arguments)
 
                 def __call__(self, *arguments: Any) -> torch.Tensor:
-                    outer.called += 1
+                    outer.num_calls += 1
                     return super().__call__(*arguments)
 
             return Counting(context.config.attention_scale, context.device)
 
     result, plugin, engine = run(make_engine, Attender)
     steps = result.stats["steps"]
-    assert plugin.planned >= steps and plugin.called >= 2 * steps  # of two layers
+    assert plugin.num_plans >= steps and plugin.num_calls >= 2 * steps  # the model has two layers
     assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
 
 
@@ -152,7 +152,7 @@ def test_hook_lane_opened(make_engine: Any) -> None:
         def lane_opened(self, lane: Lane) -> None:
             self.opened.append((lane, threading.current_thread()))
             if self.options.number == 13:
-                raise BadOption("13 is no number for me; take 14")
+                raise BadOption("number must not be 13; take 14")
             if self.options.number == 666:
                 raise RuntimeError("broken")
 
@@ -162,12 +162,12 @@ def test_hook_lane_opened(make_engine: Any) -> None:
     (plugin,) = engine.default_plan.plugins
     lane = engine.lane_of(engine.default_plan)
     engine.generate(PROMPT, PARAMS)
-    assert plugin.opened == [(lane, threading.current_thread())], "once, and where it may take its time"
-    other = engine.plan({"opener": {}, "prefix_cache": {}})
-    engine.generate(PROMPT, PARAMS, plan=other)
-    assert plugin.opened == 2 * [(lane, threading.current_thread())], "once more for another plan"
-    for _ in range(2):  # an error is not remembered as success
-        with pytest.raises(BadOption, match="13 is no number for me"):
+    assert plugin.opened == [(lane, threading.current_thread())], "called once, in the thread that asks"
+    second_plan = engine.plan({"opener": {}, "prefix_cache": {}})
+    engine.generate(PROMPT, PARAMS, plan=second_plan)
+    assert plugin.opened == 2 * [(lane, threading.current_thread())], "called once more for another plan"
+    for _ in range(2):  # a failed call is repeated
+        with pytest.raises(BadOption, match="number must not be 13"):
             engine.submit(PROMPT, PARAMS, plan=engine.plan({"opener": {"number": 13}}))
     with pytest.raises(PluginFailed, match="opener.lane_opened: RuntimeError: broken; take opener out of the plan"):
         engine.submit(PROMPT, PARAMS, plan=engine.plan({"opener": {"number": 666}}))
@@ -187,7 +187,7 @@ def test_hook_match_prefix(make_engine: Any) -> None:
 
 
 class Hoarder(Plugin):
-    """Locks every sealed block until asked for it."""
+    """Locks every sealed block until the pool needs blocks."""
 
     name, exactness = "hoarder", "identical"
 
@@ -195,7 +195,7 @@ class Hoarder(Plugin):
         super().__init__(options)
         self.locked: list[tuple[int, ...]] = []
         self.sealed: list[int] = []
-        self.asked = 0
+        self.num_calls = 0
         self.pool: Pool | None = None
 
     @hookimpl
@@ -211,7 +211,7 @@ class Hoarder(Plugin):
 
     @hookimpl
     def reclaim_blocks(self, pool: Pool, num_blocks: int) -> None:
-        self.asked += 1
+        self.num_calls += 1
         while self.locked:
             pool.unlock(self.locked.pop())
 
@@ -226,7 +226,7 @@ def test_hook_reclaim_blocks(make_engine: Any) -> None:
     per_token = make_engine().loader.needs.kv_per_token
     _, plugin, engine = run(make_engine, Hoarder, kv_memory=4 * 32 * per_token * 5)
     engine.generate(PROMPT, PARAMS)
-    assert plugin.asked > 0
+    assert plugin.num_calls > 0
 
 
 def test_hook_propose(make_engine: Any) -> None:
@@ -259,28 +259,28 @@ def test_hook_adjust_logits(make_engine: Any) -> None:
 
 
 class Watcher(Plugin):
-    """Drafts a tree with one right branch (it is told the answer), and notes what the target says."""
+    """Knows the answer and drafts a tree with one right branch. Records the target's tokens."""
 
     name, role, exactness = "watcher", "drafter", "identical"
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
         self.answer: list[int] = []
-        self.seen: list[tuple[int, Draft, list[int], list[int]]] = []
+        self.verified: list[tuple[int, Draft, list[int], list[int]]] = []
 
     @hookimpl
     def propose(self, seqs: list[Sequence], limits: Limits) -> list[Draft | None]:
-        found: list[Draft | None] = []
+        result: list[Draft | None] = []
         for seq, limit in zip(seqs, limits.num_draft_tokens, strict=True):
             first, second = [*self.answer[seq.num_completion_tokens :], 0, 0][:2]
             drafts = seq.num_completion_tokens % 2 and limit >= 4
-            found.append(Draft([first ^ 1, first, second, second ^ 1], [-1, -1, 1, 0]) if drafts else None)
-        return found
+            result.append(Draft([first ^ 1, first, second, second ^ 1], [-1, -1, 1, 0]) if drafts else None)
+        return result
 
     @hookimpl
     def after_verify(self, seq: Sequence, draft: Draft, targets: list[int], accepted: list[int]) -> None:
         assert seq.draft is draft
-        self.seen.append((seq.num_completion_tokens, draft, targets, accepted))
+        self.verified.append((seq.num_completion_tokens, draft, targets, accepted))
 
 
 @pytest.mark.usefixtures("always_draft")
@@ -295,10 +295,10 @@ def test_hook_after_verify(make_engine: Any, sampling: dict[str, Any]) -> None:
     plugin.answer = plain
     result = engine.generate(PROMPT, params, plan=plan)
     assert result.token_ids == plain and result.stats["failed"] == {}
-    assert 5 < len(plugin.seen) < result.stats["steps"], "of drafts, not of every step"
-    for count, draft, targets, accepted in plugin.seen:
-        assert len(targets) == 1 + len(draft.token_ids), "also of what was rejected"
-        assert targets[0] == plain[count], "told before it is committed"
+    assert 5 < len(plugin.verified) < result.stats["steps"], "called for drafts, not for every step"
+    for count, draft, targets, accepted in plugin.verified:
+        assert len(targets) == 1 + len(draft.token_ids), "targets of rejected draft tokens too"
+        assert targets[0] == plain[count], "called before the step is committed"
         assert accepted == [1, 2]
         assert targets[2] == plain[count + 1] and targets[3] == plain[count + 2]
         behind = [*PROMPT, *plain[:count], draft.token_ids[0]]
