@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from typing import cast
 
 from pydantic import Field, model_validator
 
-from pitlane import BadOption, Draft, Limits, Plugin, PluginOptions, Sequence, hookimpl
+from pitlane import BadOption, Draft, Lane, Limits, Plugin, PluginOptions, Sequence, hookimpl
 
 MAX_USERS = 32  # users whose answers are remembered; the 8,192 tokens of a user take 6 MB
 END = -1  # marks the end of an answer; not a token id
@@ -49,23 +50,24 @@ class PromptLookup(Plugin):
                 raise BadOption(f"min_ngram must be at most max_ngram, got {self.min_ngram} and {self.max_ngram}")
             return self
 
-    def __init__(self, options: PluginOptions | None = None) -> None:
-        super().__init__(options)
-        self.histories: OrderedDict[str, History] = OrderedDict()  # by salt, the least recently used first
+    @hookimpl
+    def lane_opened(self, lane: Lane) -> None:
+        lane.state.setdefault(self.name, Histories())
 
     @hookimpl
     def propose(self, seqs: SequenceOf[Sequence], limits: Limits) -> list[Draft | None]:
-        return [self._draft(seq, limit) for seq, limit in zip(seqs, limits.num_draft_tokens, strict=True)]
+        histories = cast(Histories, limits.lane.state[self.name])
+        return [self._draft(seq, limit, histories) for seq, limit in zip(seqs, limits.num_draft_tokens, strict=True)]
 
-    def _draft(self, seq: Sequence, limit: int) -> Draft | None:
+    def _draft(self, seq: Sequence, limit: int, histories: Histories) -> Draft | None:
         lookup: Lookup = seq.state.setdefault(self.name, Lookup(NgramIndex(self.options)))
         lookup.settle(seq)
         lookup.own.extend(seq.token_ids)
         count = min(limit, self.options.num_draft_tokens)
         if count <= 0:
             return None
-        history = self.histories.get(seq.salt)
-        chains = self._continuations(seq.token_ids, lookup, history.indexes if history else [], count)
+        history = histories.indexes(seq.request.salt, self.options) if self.options.history else []
+        chains = self._continuations(seq.token_ids, lookup, history, count)
         return Draft.merged(chains) if len(chains) > 1 else Draft(chains[0]) if chains else None
 
     def _continuations(
@@ -86,18 +88,14 @@ class PromptLookup(Plugin):
         return chains
 
     @hookimpl
-    def sequence_finished(self, seq: Sequence) -> None:
+    def sequence_finished(self, seq: Sequence, lane: Lane) -> None:
         lookup: Lookup | None = seq.state.get(self.name)
         if lookup is not None:
             lookup.settle(seq)
             seq.notes[self.name] = {"replayed_tokens": lookup.num_replayed}
-        if not self.options.history or not seq.num_completion_tokens:
-            return
-        history = self.histories.setdefault(seq.salt, History(self.options))
-        self.histories.move_to_end(seq.salt)
-        history.add(seq.token_ids[max(0, seq.num_prompt_tokens - self.options.max_ngram) :])
-        if len(self.histories) > MAX_USERS:
-            self.histories.popitem(last=False)
+        if self.options.history and seq.num_completion_tokens:
+            start = max(0, seq.request.num_prompt_tokens - self.options.max_ngram)
+            cast(Histories, lane.state[self.name]).add(seq.request.salt, seq.token_ids[start:], self.options)
 
 
 @dataclass(slots=True)
@@ -123,11 +121,12 @@ class Lookup:
 class NgramIndex:
     """The places behind each n-gram of a growing text. Constant time per token and per lookup."""
 
-    def __init__(self, options: PromptLookup.Options) -> None:
+    def __init__(self, options: PromptLookup.Options, token_ids: SequenceOf[int] = ()) -> None:
         self.options = options
         self.token_ids: list[int] = []
         self.num_indexed = 0
         self.places: dict[tuple[int, ...], tuple[int, ...]] = {}  # per n-gram, indices into token_ids, the latest first
+        self.extend(list(token_ids))
 
     def extend(self, token_ids: list[int]) -> None:
         """Index the new tokens of a longer text. N-grams that end at its last token wait: a suffix must not match itself."""
@@ -154,16 +153,33 @@ class NgramIndex:
         return tokens[: tokens.index(END)] if END in tokens else tokens
 
 
-class History:
-    """The latest answers to one user, in two indexes of `history` / 2 tokens: when the newer is full, the older goes."""
+class Histories:
+    """The answers that a lane remembers, by user. They outlive the options: other options index the same answers again."""
 
-    def __init__(self, options: PromptLookup.Options) -> None:
-        self.options = options
-        self.indexes = [NgramIndex(options)]  # at most two, the newer first
+    def __init__(self) -> None:
+        self.by_salt: OrderedDict[str, list[NgramIndex]] = OrderedDict()  # the least recently used first
 
-    def add(self, token_ids: SequenceOf[int]) -> None:
-        """Remember an answer. `token_ids` begins a few tokens before it, so that its first tokens have n-grams too."""
-        newest, capacity = self.indexes[0], max(1, self.options.history // 2)
+    def indexes(self, salt: str, options: PromptLookup.Options) -> list[NgramIndex]:
+        """At most two indexes of a user's answers, the newer first."""
+        indexes = self.by_salt.get(salt, [])
+        if indexes and indexes[0].options != options:
+            indexes = self.by_salt[salt] = [NgramIndex(options, index.token_ids) for index in indexes]
+        return indexes
+
+    def add(self, salt: str, token_ids: SequenceOf[int], options: PromptLookup.Options) -> None:
+        """Remember an answer. `token_ids` begins a few tokens before it, so that its first tokens have n-grams too.
+
+        An index holds `history` / 2 tokens. When the newer index is full, the older index goes.
+        """
+        indexes = self.indexes(salt, options) or [NgramIndex(options)]
+        newest, capacity = indexes[0], max(1, options.history // 2)
         newest.extend([*newest.token_ids, *token_ids[-capacity:], END])
-        if len(newest.token_ids) > capacity:
-            self.indexes = [NgramIndex(self.options), newest]
+        is_full = len(newest.token_ids) > capacity
+        self.by_salt[salt] = [NgramIndex(options), newest] if is_full else indexes
+        self.by_salt.move_to_end(salt)
+        if len(self.by_salt) > MAX_USERS:
+            self.by_salt.popitem(last=False)
+
+    def close(self) -> None:
+        """Forget all answers."""
+        self.by_salt.clear()
