@@ -17,7 +17,7 @@ ALLOWED = {
     "engine": {"engine", "storage.types", "storage.errors", "storage.home"},
     "api": {"engine", "storage.types", "storage.errors"},
     "plugins": {"", "kernels", "storage", "plugins"},
-    "ui": {"", "testing", "engine", "plugins", "kernels", "storage", "ui"},
+    "ui": {"", "models", "testing", "plugins", "kernels", "storage", "ui"},
 }
 FILES = [path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts]
 

@@ -13,10 +13,7 @@ from dataclasses import dataclass, field, replace
 from threading import Lock, Thread
 from typing import Any
 
-from pitlane.engine.engine import Engine
-from pitlane.engine.plan.plan import Plan
-from pitlane.engine.stream import Stream
-from pitlane.engine.types import PrefillProgress, Result, SamplingParams, TextDelta
+from pitlane import Engine, Plan, PrefillProgress, Result, SamplingParams, Stream, TextDelta
 from pitlane.storage.conversations import turns
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound, PitlaneError

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from pitlane.engine.engine import Engine
+from pitlane import Engine
 from pitlane.storage.db import Store
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.answering import Desk

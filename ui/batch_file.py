@@ -19,11 +19,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pitlane.engine.errors import BadOption, PitlaneError
+from pitlane import BadOption, PitlaneError, SamplingParams
 
 if TYPE_CHECKING:
-    from pitlane.engine.stream import Stream
-    from pitlane.engine.types import SamplingParams
+    from pitlane import Stream
 
 IN_FLIGHT = (
     128  # requests handed to the engine ahead of the one whose answer is written next; twice as many as run at once
@@ -80,8 +79,6 @@ def _no_number(text: str) -> None:
 
 def sampling_names() -> list[str]:
     """Sampling options that a line may set."""
-    from pitlane.engine.types import SamplingParams
-
     return [each.name for each in fields(SamplingParams) if each.name != "sample_index"]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pitlane.engine.plan.plugin import EXACTNESS
+from pitlane import EXACTNESS
 from pitlane.testing import first_difference
 from pitlane.ui.effects import Roles, Stats, cost_ms, drafter_of, reason_html, replayed_tokens, work
 from pitlane.ui.render import milliseconds

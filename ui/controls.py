@@ -12,10 +12,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from pitlane.engine.plan.plan import Plan
-from pitlane.engine.plan.plugin import Plugin
-from pitlane.engine.plan.registry import PluginEntry, PluginRegistry
-from pitlane.engine.types import BuildContext
+from pitlane import BuildContext, Plan, Plugin, PluginEntry, PluginRegistry
 from pitlane.ui.chat_flow import badge
 from pitlane.ui.offline_gradio import gr
 

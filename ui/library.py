@@ -10,9 +10,7 @@ from contextlib import suppress
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from pitlane.engine.engine import Engine
-from pitlane.engine.errors import PromptTooLong
-from pitlane.engine.text.documents import load_document
+from pitlane import Engine, PromptTooLong, load_document
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound
 from pitlane.storage.types import Document, StoredDocument

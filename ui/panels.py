@@ -21,7 +21,7 @@ from pitlane.ui.refusals import refusal_html
 from pitlane.ui.render import size
 
 if TYPE_CHECKING:
-    from pitlane.engine.types import Result
+    from pitlane import Result
 
 SAMPLE_QUESTIONS = (
     "When is the track open?",

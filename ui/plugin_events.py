@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pitlane.engine.errors import BadOption
-from pitlane.engine.plan.plan import Plan, parse_settings
-from pitlane.engine.types import SamplingParams
+from pitlane import BadOption, Plan, SamplingParams
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import Message
 from pitlane.ui.answering import Ask, seed_of
 from pitlane.ui.controls import Card, Settings, note_html, plan_html, refusal_html
 from pitlane.ui.page_view import Changes, View, page_event
+from pitlane.ui.plugin_text import parse_settings
 
 THINKING = {"auto": None, "on": True, "off": False}
 SAMPLING = ("temperature", "top_p", "max_tokens", "seed", "system", "thinking")  # names of the sampling widgets

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from pitlane.engine.errors import PitlaneError, PromptTooLong
+from pitlane import PitlaneError, PromptTooLong
 from pitlane.storage.errors import StorageError
 from pitlane.storage.types import Document, Message, Refusal
 

@@ -12,16 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pitlane import PrefillProgress, TextDelta, load_document
 from pitlane.storage.errors import DocumentError, NotFound
 from pitlane.storage.types import whole_text
+from pitlane.ui.plugin_text import ParsedSettings, Replacement, parse_settings
 
 if TYPE_CHECKING:
-    from pitlane.engine.engine import Engine
-    from pitlane.engine.plan.plan import ParsedSettings, Replacement, Settings
-    from pitlane.engine.plan.registry import PluginRegistry
-    from pitlane.engine.stream import Stream
-    from pitlane.engine.text.tokenizer import Prompt, Tokenizer
-    from pitlane.engine.types import Result
+    from pitlane import Engine, PluginRegistry, Prompt, Result, Settings, Stream, Tokenizer
     from pitlane.storage.db import Store
     from pitlane.storage.types import Document, StoredDocument
 
@@ -48,10 +45,7 @@ class EngineOptions:
 
     def build(self) -> Engine:
         """Load the plugins, check the set, load the model. Raises PitlaneError for whatever a user can cause."""
-        from pitlane.engine.engine import Engine
-        from pitlane.engine.loader import default_settings
-        from pitlane.engine.plan.plan import Planner
-        from pitlane.engine.plan.registry import PluginRegistry
+        from pitlane import Engine, Planner, PluginRegistry, default_settings
 
         registry = PluginRegistry.load(self.plugins_dir)
         if self.plugins is not None or self.plugin_options:  # refused here, before a model is touched
@@ -79,8 +73,6 @@ class EngineOptions:
 
     def settings(self, registry: PluginRegistry, default: Settings) -> ParsedSettings:
         """The plugin settings that were asked for, given what is on by default."""
-        from pitlane.engine.plan.plan import parse_settings
-
         return parse_settings(self.plugins, self.plugin_options, default, registry)
 
 
@@ -131,8 +123,6 @@ def add_document(store: Store, file: str, plugins_dir: str | None = None) -> tup
 
     The stored rendering is returned, title included, so that the same bytes always make the same prompt.
     """
-    from pitlane.engine.text.documents import load_document
-
     stored = store.documents.add(load_document(file, plugins_dir=plugins_dir)) if _exists(file) else _find(store, file)
     return store.documents.load(stored.id), stored
 
@@ -153,8 +143,6 @@ def read_answer(stream: Stream, on_text: Callable[[str], None], on_prefill: Call
 
     on_prefill is told (computed, all) tokens of the prompt, the last time before any text.
     """
-    from pitlane.engine.types import PrefillProgress, TextDelta
-
     num_prompt_tokens = 0
     try:
         for event in stream:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pitlane.engine.border import shown
 from pitlane.engine.errors import BadOption, PitlaneError, PlanConflict, PluginFailed
@@ -213,70 +213,3 @@ def _flatten(plugins: Sequence[Plugin]) -> dict[str, tuple[Hook, ...]]:
             function = getattr(plugin, name)
             hooks.setdefault(name, []).append(Hook(plugin, name, function, arguments_of(function)))
     return {name: tuple(found) for name, found in hooks.items()}
-
-
-class Replacement(NamedTuple):
-    """`new` took the place of `old`: both have this role, and a plan has one plugin per role."""
-
-    new: str
-    old: str
-    role: str
-
-    def __str__(self) -> str:
-        return f"{self.new} replaces {self.old}; a plan has one {self.role}"
-
-
-class ParsedSettings(NamedTuple):
-    """What a text of `--plugins` means, and what to tell its author."""
-
-    settings: Settings
-    replaced: tuple[Replacement, ...]
-
-
-def parse_settings(
-    text: str | None, options: Sequence[str], default: Settings, registry: PluginRegistry
-) -> ParsedSettings:
-    """Settings from a command line, from `/plugins` in chat and from a switch of the page. `default` is not changed.
-
-    text: `a,b` exactly these; `+a,-b` changes the default, and `+a` replaces any holder of its role; `''` none. A text
-    that names two plugins of one role is refused (PlanConflict). options: `plugin.key=value` each.
-    """
-    settings = {name: dict(values) for name, values in default.items()}
-    names = [name.strip() for name in (text or "").split(",") if name.strip()]
-    changes = [name for name in names if name[0] in "+-"]
-    if changes and len(changes) < len(names):
-        raise BadOption(f"--plugins {text!r} mixes names with +name and -name; write either a list or changes")
-    if text is not None and not changes:
-        settings = {registry.get(name).name: {} for name in names}
-    removed = [registry.get(name[1:]).name for name in changes if name[0] == "-"]
-    added = [registry.get(name[1:]) for name in changes if name[0] == "+"]
-    for plugin in added:
-        if plugin.name in removed:
-            raise BadOption(f"--plugins {text!r} both adds and removes {plugin.name}; keep one of the two")
-    _check_roles(added or [registry.get(name) for name in names if not changes])
-    for name in removed:
-        settings.pop(name, None)
-    replaced = [replacement for plugin in added for replacement in _add(settings, plugin, registry)]
-    for option in options:
-        _set_option(settings, option)
-    return ParsedSettings(settings, tuple(replaced))
-
-
-def _add(settings: dict[str, dict[str, Any]], plugin: type[Plugin], registry: PluginRegistry) -> list[Replacement]:
-    """Put a plugin in, in the place of the holder of its role."""
-    role = plugin.role
-    others = [name for name in settings if role and name != plugin.name and registry.get(name).role == role]
-    for name in others:
-        del settings[name]
-    settings.setdefault(plugin.name, {})
-    return [Replacement(plugin.name, name, role) for name in others if role]
-
-
-def _set_option(settings: dict[str, dict[str, Any]], option: str) -> None:
-    target, equals, value = option.partition("=")
-    name, dot, key = target.partition(".")
-    if not (equals and dot and name and key):
-        raise BadOption(f"option {option!r} is not of the form plugin.key=value")
-    if name not in settings:
-        raise BadOption(f"option {option!r}: plugin {name} is not in the plan ({', '.join(settings) or 'empty'})")
-    settings[name][key] = value

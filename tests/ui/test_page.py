@@ -16,8 +16,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field
 
-from pitlane.engine.plan.plugin import PluginOptions
-from pitlane.engine.plan.registry import PluginRegistry
+from pitlane import PluginOptions, PluginRegistry
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import Document, Page, SavedPrefix, StoredDocument
 from pitlane.ui import chat_flow

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pitlane.engine.models.registry import ModelSource
+    from pitlane.models import ModelSource
 
 
 def peer_config(source: ModelSource) -> Any:
     """The folder's own `config.json`, or for a random preset the same numbers under transformers' names."""
     from transformers import AutoConfig
 
-    from pitlane.engine.models.config import ARCHITECTURES
+    from pitlane.models import transformers_type
 
     if source.folder is not None:
         return AutoConfig.from_pretrained(str(source.folder), local_files_only=True, trust_remote_code=False)
@@ -25,7 +25,7 @@ def peer_config(source: ModelSource) -> Any:
     if config.architecture == "MistralForCausalLM":
         more["sliding_window"] = config.windows[0]
     return AutoConfig.for_model(
-        ARCHITECTURES[config.architecture].model_type,
+        transformers_type(source),
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_hidden_layers=config.num_layers,

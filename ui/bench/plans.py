@@ -14,13 +14,11 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pitlane.engine.types import Finished, SamplingParams, TextDelta
+from pitlane import Finished, SamplingParams, TextDelta
 from pitlane.ui.bench.summary import ratio, summary
 
 if TYPE_CHECKING:
-    from pitlane.engine.engine import Engine
-    from pitlane.engine.plan.plan import Plan
-    from pitlane.engine.text.tokenizer import Prompt
+    from pitlane import Engine, Plan, Prompt
 
 PROMPTS = (
     "Repeat this list word for word, twice: apples, pears, plums, cherries, apricots, peaches, quinces, grapes.",

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pitlane.engine.types import Finished, SamplingParams, TextDelta
-from pitlane.engine.worker import release_threads
+from pitlane import Finished, SamplingParams, TextDelta, release_threads
 from pitlane.ui.bench.summary import ratio, summary
 
 if TYPE_CHECKING:
-    from pitlane.engine.engine import Engine
+    from pitlane import Engine
 
 PAUSE = 0.2  # seconds between blocks
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from pitlane.engine.errors import BadOption
+from pitlane import BadOption
 from pitlane.ui.batch_file import Answers, Item, answer_all, read_items, sampling_of
 from pitlane.ui.render import Advance, note, print_json, progress
 from pitlane.ui.session import Chat, EngineOptions, add_documents
 
 if TYPE_CHECKING:
-    from pitlane.engine.stream import Stream
-    from pitlane.engine.types import SamplingParams
+    from pitlane import SamplingParams, Stream
 
 INTERRUPTED = 130
 SOME_FAILED = 1

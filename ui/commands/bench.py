@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pitlane import SamplingParams
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.commands.options import MOST, as_json, engine_options
+from pitlane.ui.plugin_text import parse_settings
 from pitlane.ui.render import note, print_json, print_table, progress
 from pitlane.ui.session import Chat, EngineOptions, add_documents
 
 if TYPE_CHECKING:
-    from pitlane.engine.engine import Engine
-    from pitlane.engine.plan.plan import Plan
-    from pitlane.engine.text.tokenizer import Prompt
+    from pitlane import Engine, Plan, Prompt
     from pitlane.storage.types import Document, Run, StoredDocument
     from pitlane.ui.bench.speed import Side
 
@@ -103,7 +103,6 @@ def plugins(
     as_json: bool,
 ) -> None:
     """Compare plugin sets on the same prompts: tokens per step, speed, and whether the ids are the same."""
-    from pitlane.engine.types import SamplingParams
     from pitlane.ui.bench.plans import PROMPTS, compare_plans, own_home
 
     sampling = SamplingParams(max_tokens, temperature, seed=seed)
@@ -148,8 +147,6 @@ def _history_row(run: Run) -> list[Any]:
 
 def _plans(engine: Engine, sets: Sequence[str]) -> dict[str, Plan]:
     """The plans of the sets that were named; else the default one, and one for each plugin switched, where that can serve."""
-    from pitlane.engine.plan.plan import parse_settings
-
     default, registry = engine.default_plan.settings, engine.registry
     names = sets or [f"{'-' if name in default else '+'}{name}" for name in sorted(registry.togglable())]
     plans = {} if sets else {"default": engine.default_plan}

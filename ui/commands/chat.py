@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pitlane.engine.types import SamplingParams
+from pitlane import SamplingParams
 from pitlane.ui.commands.options import engine_options, prompt_options, sampling_options
 from pitlane.ui.session import Chat, EngineOptions, add_documents
 

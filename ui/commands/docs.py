@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pitlane import SamplingParams
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import whole_text
 from pitlane.ui.commands.options import BYTES, MOST, as_json, engine_options
@@ -19,7 +20,7 @@ from pitlane.ui.render import note, print_json, print_table, progress, say, size
 from pitlane.ui.session import Chat, EngineOptions, add_document, read_answer
 
 if TYPE_CHECKING:
-    from pitlane.engine.text.tokenizer import Prompt
+    from pitlane import Engine
     from pitlane.storage.types import Document, StoredDocument
 
 
@@ -93,13 +94,11 @@ def _report(rows: list[dict[str, Any]], failed: list[dict[str, str]], prefill: b
         note("KV is saved by the plugin prefix_cache, for documents from its min_tokens on")
 
 
-def _prefill(engine: Any, document: Document, stored: StoredDocument) -> dict[str, Any]:
+def _prefill(engine: Engine, document: Document, stored: StoredDocument) -> dict[str, Any]:
     """Compute the KV of everything up to the document's end; what that took."""
-    from pitlane.engine.types import SamplingParams
-
     chat = Chat(engine.tokenizer)
     chat.add(document, stored)
-    prompt: Prompt = chat.ask("?")
+    prompt = chat.ask("?")
     if prompt.segments:
         prompt = replace(prompt, token_ids=prompt.token_ids[: prompt.segments[-1].end])
     started = time.perf_counter()

@@ -14,6 +14,7 @@ from importlib.metadata import version
 
 import click
 
+from pitlane import SamplingParams
 from pitlane.storage.errors import PitlaneError, reason_of
 from pitlane.ui.bench.machine import machine, read_bandwidth, versions
 from pitlane.ui.commands.options import as_json
@@ -140,14 +141,12 @@ def _bundled() -> str:
 
     started = time.perf_counter()
     with EngineOptions(plugins="").build() as engine:
-        from pitlane.engine.types import SamplingParams
-
         result = engine.generate("Hello", SamplingParams(max_tokens=8, ignore_eos=True))
     return f"{result.stats['completion_tokens']} tokens in {time.perf_counter() - started:.1f} s, loading included"
 
 
 def _plugins() -> str:
-    from pitlane.engine.plan.registry import PluginRegistry
+    from pitlane import PluginRegistry
 
     entries = list(PluginRegistry.load())
     failed = [f"{entry.name} ({entry.source}): {entry.reason}" for entry in entries if entry.status == "failed"]

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pitlane import SamplingParams
 from pitlane.storage.types import whole_text
 from pitlane.ui.session import EngineOptions
 
 if TYPE_CHECKING:
-    from pitlane.engine.types import SamplingParams
-
     IntType = click.ParamType[int]
     TextType = click.ParamType[str]
 else:
@@ -141,8 +140,6 @@ def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _sampling(**values: Any) -> SamplingParams:
-    from pitlane.engine.types import SamplingParams
-
     return SamplingParams(**values)
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from pitlane.engine.plan.plugin import EXACTNESS
-from pitlane.engine.plan.registry import PluginEntry, PluginRegistry
+from pitlane import EXACTNESS, PluginEntry, PluginRegistry
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.commands.options import as_json
 from pitlane.ui.render import print_json, print_table
@@ -84,7 +83,7 @@ def check(ctx: click.Context, plugins_dir: str | None, as_json: bool, model: str
     """
     registry = PluginRegistry.load(plugins_dir)
     registry.get(name)  # an unknown name loads no model
-    from pitlane.engine.engine import Engine
+    from pitlane import Engine
     from pitlane.testing import check_plugin
 
     with Engine(model, dtype="float64", plugins={}, registry=registry) as engine:

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.exceptions import Exit
 
-from pitlane.engine.errors import BadOption, PitlaneError
-from pitlane.engine.types import SamplingParams
+from pitlane import BadOption, PitlaneError, SamplingParams
 from pitlane.storage.types import whole_text
 from pitlane.ui.commands.transcript import Entry, Transcript
+from pitlane.ui.plugin_text import parse_settings
 from pitlane.ui.render import note, printable, progress, say, stats_line
 from pitlane.ui.session import Chat, EngineOptions, add_document, read_answer
 
 if TYPE_CHECKING:
-    from pitlane.engine.engine import Engine
+    from pitlane import Engine
     from pitlane.storage.db import Store
 
 INTERRUPTED = 130
@@ -170,8 +170,6 @@ class Repl:
 
     def do_plugins(self, text: str) -> None:
         """/plugins +a,-b: toggle plugins from the next turn on; a,b: exactly these; none: the bare core"""
-        from pitlane.engine.plan.plan import parse_settings
-
         if text:
             text = "" if text == "none" else text
             settings, replaced = parse_settings(text, (), self.plan.settings, self.engine.registry)
@@ -185,8 +183,6 @@ class Repl:
         name, _, value = text.replace("=", " ", 1).partition(" ")
         value = value.strip()
         if "." in name:
-            from pitlane.engine.plan.plan import parse_settings
-
             settings, _ = parse_settings(None, [f"{name}={value}"], self.plan.settings, self.engine.registry)
             self.plan = self.engine.plan(settings)
         elif name == "system":

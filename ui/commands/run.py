@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from pitlane.engine.types import MAX_SAMPLES, Result, SamplingParams
+from pitlane import MAX_SAMPLES, Result, SamplingParams
 from pitlane.storage.errors import StorageError
 from pitlane.ui.commands.options import TEXT, as_json, engine_options, prompt_options, sampling_options
 from pitlane.ui.render import note, print_json, printable, progress, stats_line
