@@ -1,6 +1,6 @@
-"""Gradio, told before its import to send nothing anywhere. Page modules import `gr` from here, never from gradio itself.
+"""Gradio with everything off that sends data to other machines. Modules of the page import `gr` from here, never from gradio.
 
-The settings are in the environment because gradio reads them while it is imported; what the user set is overruled.
+Gradio reads these environment variables while it is imported. They overrule the variables of the user.
 """
 
 from __future__ import annotations
