@@ -173,7 +173,7 @@ def test_a_disk_without_room_is_one_line_and_a_rerun_goes_on(tmp_path: Path, mon
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
         result = run(lines, out)
-    assert result.exit_code == 2 and "No space left on device; make room and run the same again" in result.stderr
+    assert result.exit_code == 2 and "No space left on device; make room and run the same command again" in result.stderr
     result = run(lines, out)
     assert result.exit_code == 0 and "3 of them were there" in result.stderr
     assert [answer["line"] for answer in read(out)] == [1, 2, 3] and list(tmp_path.glob("*.ordered")) == []
@@ -218,7 +218,7 @@ def test_answers_to_something_else_are_not_touched(tmp_path: Path, change: str) 
         lines.pop()
     result = run(write_prompts(prompts, lines), out, *args)
     assert result.exit_code == 2 and out.read_bytes() == before
-    assert "is no answer to these prompts under these options" in result.stderr and "--out" in result.stderr
+    assert "is not an answer to these prompts under these options" in result.stderr and "--out" in result.stderr
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:

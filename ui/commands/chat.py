@@ -26,7 +26,7 @@ def chat(
     load: str | None,
     save: bool,
 ) -> None:
-    """Talk with a model. /help lists what else can be done; Ctrl-C stops an answer, twice leaves.
+    """Talk with a model. /help lists the commands; Ctrl-C stops an answer, twice leaves.
 
     \b
     pitlane chat --doc report.pdf

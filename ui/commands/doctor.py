@@ -1,6 +1,6 @@
-"""`pitlane doctor`: versions, the machine, and whether each part works. What to attach to a bug report.
+"""`pitlane doctor`: versions, the machine, and whether every part works. Attach its output to a bug report.
 
-Every check is on its own: one that raises is reported as failed, and the rest go on. Exit code 1 if any failed.
+Checks are independent: a check that raises is reported as failed, and the next check goes on. Exit code 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pitlane.ui.commands.options import as_json
 from pitlane.ui.render import print_json, print_table, size
 
 PACKAGES = ("torch", "transformers", "gradio", "safetensors", "pluggy", "pydantic", "sqlite-utils", "pypdfium2")
-PROBE_BYTES = 1 << 16  # a full disk still takes an empty file
+PROBE_BYTES = 1 << 16  # an empty file fits even on a full disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,25 +75,25 @@ def _check(name: str, part: Callable[[], str]) -> Check:
 
 
 def _packages() -> str:
-    found = versions(PACKAGES)
-    missing = [name for name in PACKAGES if name not in found]
+    installed = versions(PACKAGES)
+    missing = [name for name in PACKAGES if name not in installed]
     if missing:
         raise PitlaneError(f"not installed: {', '.join(missing)}; run: python -m pip install --upgrade pitlane")
-    return ", ".join(f"{name} {number}" for name, number in found.items())
+    return ", ".join(f"{name} {number}" for name, number in installed.items())
 
 
 def _cpu() -> str:
-    found = machine()
-    return f"{found['cpu']}, {found['cores']} cores, {found['threads']} threads, {' '.join(found['features'])}"
+    facts = machine()
+    return f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, {' '.join(facts['features'])}"
 
 
 def _kernels() -> str:
     from pitlane.kernels import attention, linear, ops
 
     reasons = {"linear": linear.unavailable(), "attention": attention.unavailable(64), "ops": ops.unavailable()}
-    found = {name: reason or "ok" for name, reason in reasons.items()}
-    found["linear"] += " with AMX" if linear.has_amx() else ""
-    return ", ".join(f"{name}: {state}" for name, state in found.items())
+    states = {name: reason or "ok" for name, reason in reasons.items()}
+    states["linear"] += " with AMX" if linear.has_amx() else ""
+    return ", ".join(f"{name}: {state}" for name, state in states.items())
 
 
 def _gpu() -> str:
@@ -103,8 +103,8 @@ def _gpu() -> str:
 def _memory() -> str:
     import psutil
 
-    found = psutil.virtual_memory()
-    return f"{size(found.total)}, {size(found.available)} free"
+    memory = psutil.virtual_memory()
+    return f"{size(memory.total)}, {size(memory.available)} free"
 
 
 def _bandwidth() -> str:
@@ -119,7 +119,9 @@ def _home() -> str:
     try:
         probe.write_bytes(bytes(PROBE_BYTES))
     except OSError as error:
-        raise PitlaneError(f"{folder} cannot be written ({reason_of(error)}); set PITLANE_HOME to another") from None
+        raise PitlaneError(
+            f"{folder} cannot be written ({reason_of(error)}); set PITLANE_HOME to another folder"
+        ) from None
     finally:
         probe.unlink(missing_ok=True)
     return str(folder)

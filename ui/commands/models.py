@@ -1,4 +1,4 @@
-"""`pitlane models`: what `--model` can name here, and the Hugging Face cache."""
+"""`pitlane models`: models on this machine, and the Hugging Face cache."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pitlane.ui.render import note, print_json, print_table, say, size
 
 @click.group()
 def models() -> None:
-    """Models in the Hugging Face cache, and those that need no download."""
+    """Models in the Hugging Face cache, and models that need no download."""
 
 
 @models.command()
 @as_json
 def ls(as_json: bool) -> None:
-    """List the models that are here."""
+    """List the models on this machine."""
     from pitlane.models import PRESETS, cached_models
 
     rows: list[dict[str, Any]] = [
