@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """KV of one token: layers x 2 (keys, values) x kv_heads x head_dim values of `bytes` each."""
+    """KV of one token takes layers x 2 (keys, values) x kv_heads x head_dim x bytes."""
 
     layers: int
     kv_heads: int
@@ -49,7 +49,7 @@ class MemoryEstimate:
 
     max_position: the context that the model was made for. max_context, max_batch: the longest context at this batch and the
     largest batch at this context that fit in free memory. default_kv_bytes, default_kv_tokens: KV memory of an engine without
-    `kv_memory`. kv_memory: the engine's `kv_memory` that holds this context and batch in each lane.
+    `kv_memory`. kv_memory: the value of `kv_memory` with which every lane of an engine holds this context and batch.
     """
 
     model: str
@@ -77,7 +77,7 @@ class MemoryEstimate:
 def estimate_memory(
     model: str, context: int | None = None, batch: int = 1, dtype: str | None = None, device: str | None = None
 ) -> MemoryEstimate:
-    """Estimate from the model's config alone. Without dtype, device and context: those that an engine chooses."""
+    """Estimate from the model's config alone. context, dtype and device default to the choice of an engine."""
     place = choose_device(device)
     config = resolve(model).config
     kind = choose_dtype(dtype, place, config, lambda context: default_settings(PluginRegistry.load(), context))

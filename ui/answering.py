@@ -189,7 +189,7 @@ class Desk(Library):
             conversations.refuse(conversation_id, last.id, refusal)
 
     def _save(self, conversation: Conversation, ask: Ask, result: Result) -> None:
-        """Store an answer, and remove the messages that it replaces. An answer without a token is dropped."""
+        """Store an answer in place of the messages that it replaces. Drop it if it was stopped before its first token."""
         stats = result.stats | {"finish_reason": result.finish_reason, "temperature": ask.sampling.temperature}
         self.store.runs.add(stats)
         if was_stopped_before_it_began(result):

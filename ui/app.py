@@ -34,9 +34,8 @@ PORTS_TRIED = 20
 MAX_ANSWERS = 8  # answers at once; the engine batches them
 SYSTEM_FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-EVENTS = (
-    "open rename remove attach discard dismiss retry edit try turn_off take_out"  # by page.js, on elements with data-do
-)
+# Events that page.js raises on elements with data-do.
+EVENTS = "open rename remove attach discard dismiss retry edit try turn_off take_out"
 
 
 def launch(options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True) -> None:

@@ -5,7 +5,7 @@ A line of prompts is an object with `prompt`, or only the text in quotes. Its `i
 number of the prompt), `id` and `key` (a digest of prompt and options); it has `error` in place of an answer that failed.
 
 A killed run may leave a part of a line: it is cut off, and its prompt is answered again. Failed prompts are answered again too.
-New answers are appended; when every prompt has an answer, the file is sorted. Knows no model and no terminal.
+New answers are appended, and at the end of a run the file is sorted. Knows no model and no terminal.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pitlane import BadOption, PitlaneError, SamplingParams
 if TYPE_CHECKING:
     from pitlane import Stream
 
-IN_FLIGHT = 128  # requests in the engine at once: twice the number that it runs at once
+IN_FLIGHT = 128  # requests submitted before the next answer is written; the engine runs half as many at once
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,11 +122,8 @@ def compared_html(stats: Stats) -> str:
         return ""
     first = compared["first_difference"]
     if first is None:
-        cut = (
-            f" as far as the shorter answer goes, {compared['num_same']}"
-            if compared.get("num_same") is not None
-            else ""
-        )
+        num_same = compared.get("num_same")
+        cut = "" if num_same is None else f" as far as the shorter answer goes, {num_same}"
         parts = [f'<b class="good">same tokens as before</b>{cut}']
     else:
         seed = "" if compared["same_seed"] else "another seed, "

@@ -33,7 +33,7 @@ COMMANDS = {
     "memory": "What a model needs in memory, without loading it.",
     "train": "Train a small model on texts and chats.",
     "distill": "Teach a small model to draft for a large one.",
-    "bench": "Measure speed on this machine, on request beside transformers.",
+    "bench": "Measure speed on this machine, with --vs also in transformers.",
     "doctor": "Check this installation and this machine.",
 }
 ENTRY_POINTS = "pitlane.commands"

@@ -46,9 +46,7 @@ class PluginControls:
         self.registry = registry
         plugins = [registry.get(name) for name in registry.togglable()]
         reasons = {plugin.name: plugin.unavailable(context) for plugin in plugins}
-        plugins.sort(
-            key=lambda plugin: (reasons[plugin.name] is not None, plugin.name)
-        )  # unavailable plugins come last
+        plugins.sort(key=lambda plugin: (bool(reasons[plugin.name]), plugin.name))  # unavailable plugins come last
         self.cards = [_card(plugin, default.settings.get(plugin.name), reasons[plugin.name]) for plugin in plugins]
 
     @property

@@ -48,7 +48,7 @@ class Library:
         return self._documents[document_id]
 
     def documents(self, ids: Sequence[str]) -> list[Document]:
-        """Load documents, without those that were removed."""
+        """Load documents by id. Removed documents are left out."""
         documents = []
         for document_id in ids:
             with suppress(NotFound):

@@ -1,6 +1,6 @@
-"""Gradio with everything off that sends data to other machines. Modules of the page import `gr` from here, never from gradio.
+"""Gradio that sends nothing to other machines. Modules of the page import `gr` from here, never from gradio.
 
-Gradio reads these environment variables while it is imported. They overrule the variables of the user.
+Gradio reads these environment variables while it is imported. They replace the values that the user has set.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def add_documents(files: Iterable[str], plugins_dir: str | None = None) -> list[
 
 
 def read_answer(stream: Stream, on_text: Callable[[str], None], on_prefill: Callable[[int, int], None]) -> Result:
-    """Follow a request to its end. Ctrl-C aborts it: the result has the text so far. A second Ctrl-C is raised.
+    """Follow a request to its end. Ctrl-C aborts it (finish_reason `aborted`, with the text so far); a second Ctrl-C is raised.
 
     on_prefill gets the numbers of computed tokens and of all tokens of the prompt; its last call comes before any text.
     """

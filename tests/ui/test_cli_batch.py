@@ -173,7 +173,9 @@ def test_a_disk_without_room_is_one_line_and_a_rerun_goes_on(tmp_path: Path, mon
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
         result = run(lines, out)
-    assert result.exit_code == 2 and "No space left on device; make room and run the same command again" in result.stderr
+    assert (
+        result.exit_code == 2 and "No space left on device; make room and run the same command again" in result.stderr
+    )
     result = run(lines, out)
     assert result.exit_code == 0 and "3 of them were there" in result.stderr
     assert [answer["line"] for answer in read(out)] == [1, 2, 3] and list(tmp_path.glob("*.ordered")) == []

@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 SOME_FAILED = 1
-CHANGES_ANSWERS = (
-    "model",
-    "plugins",
-    "plugin_options",
-    "dtype",
-)  # engine options that change answers; they enter the keys
+CHANGES_ANSWERS = ("model", "plugins", "plugin_options", "dtype")  # options of the engine
 
 
 @dataclass(slots=True)

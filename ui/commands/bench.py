@@ -31,9 +31,7 @@ MARGIN = 64  # tokens of context after prompt and answer
 @click.option(
     "--steps", type=click.IntRange(2), default=32, show_default=True, metavar="N", help="Decode steps per block."
 )
-@click.option(
-    "--repeats", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Blocks of each side."
-)
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Blocks per side.")
 @click.option(
     "--vs", type=click.Choice(["transformers"]), help="Also measure this library, in turn, with random weights."
 )

@@ -42,7 +42,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         print_json({"ok": all(check.ok for check in checks), "checks": [asdict(check) for check in checks]})
     else:
-        print_table(["", "check", "found"], [["ok" if c.ok else "FAILED", c.name, c.detail] for c in checks])
+        print_table(["", "check", "result"], [["ok" if c.ok else "FAILED", c.name, c.detail] for c in checks])
     if not all(check.ok for check in checks):
         ctx.exit(1)
 

@@ -88,9 +88,7 @@ class Repl:
         text = line.lstrip().removeprefix(QUOTES)
         while not text.rstrip().endswith(QUOTES):
             text += "\n" + _input("… ")
-        return " " + text.rstrip().removesuffix(QUOTES).strip(
-            "\n"
-        )  # the space makes it a message even if it begins with /
+        return " " + text.rstrip().removesuffix(QUOTES).strip("\n")  # the space makes it a message, not a /command
 
     def do(self, line: str) -> None:
         """Carry out a /command, or answer a message. A space before / makes a message."""
@@ -112,9 +110,7 @@ class Repl:
         try:
             self._answer()
         except (PitlaneError, KeyboardInterrupt) as error:
-            self._interrupted = isinstance(
-                error, KeyboardInterrupt
-            )  # this is a second Ctrl-C: the first one stops the answer
+            self._interrupted = isinstance(error, KeyboardInterrupt)  # a second Ctrl-C: the first aborts the answer
             self.transcript.entries = before
             raise
         if index is not None:
