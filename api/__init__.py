@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     # isort: off
     # Ruff would write a statement for every name.
+    from pitlane.engine.border import MAX_SAMPLES as MAX_SAMPLES
+    from pitlane.engine.decode.draft import Draft as Draft
+    from pitlane.engine.decode.params import SamplingParams as SamplingParams
+    from pitlane.engine.decode.rows import Rows as Rows
     from pitlane.engine.engine import Engine as Engine
     from pitlane.engine.errors import (
         BadOption as BadOption,
@@ -23,10 +27,6 @@ if TYPE_CHECKING:
         UnknownPlugin as UnknownPlugin,
         UnsupportedModel as UnsupportedModel,
     )
-    from pitlane.engine.border import MAX_SAMPLES as MAX_SAMPLES
-    from pitlane.engine.decode.draft import Draft as Draft
-    from pitlane.engine.decode.params import SamplingParams as SamplingParams
-    from pitlane.engine.decode.rows import Rows as Rows
     from pitlane.engine.events import (
         Finished as Finished,
         PrefillProgress as PrefillProgress,
@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     )
     from pitlane.engine.run.attention import Attention as Attention, SpanAttention as SpanAttention
     from pitlane.engine.run.batch import Batch as Batch, Query as Query
-    from pitlane.engine.run.lane import Lane as Lane, Limits as Limits
+    from pitlane.engine.run.lane import Lane as Lane
+    from pitlane.engine.run.limits import Limits as Limits
     from pitlane.engine.sequence import Sequence as Sequence
     from pitlane.engine.stream import Stream as Stream
     from pitlane.engine.text.documents import load_document as load_document
@@ -66,13 +67,13 @@ if TYPE_CHECKING:
     from pitlane.storage.types import Document as Document, Page as Page
 
 _NAMES = {  # the same names at run time, when the imports above are not carried out
-    "pitlane.engine.engine": "Engine",
-    "pitlane.engine.errors": "BadOption EngineClosed ModelError ModelTooLarge PitlaneError PlanConflict PluginFailed "
-    "PromptTooLong UnknownPlugin UnsupportedModel",
     "pitlane.engine.border": "MAX_SAMPLES",
     "pitlane.engine.decode.draft": "Draft",
     "pitlane.engine.decode.params": "SamplingParams",
     "pitlane.engine.decode.rows": "Rows",
+    "pitlane.engine.engine": "Engine",
+    "pitlane.engine.errors": "BadOption EngineClosed ModelError ModelTooLarge PitlaneError PlanConflict PluginFailed "
+    "PromptTooLong UnknownPlugin UnsupportedModel",
     "pitlane.engine.events": "Finished PrefillProgress Result StepStats TextDelta",
     "pitlane.engine.kv.operations": "Copy Load Save",
     "pitlane.engine.kv.pool": "Pool",
@@ -86,7 +87,8 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.plan.registry": "PluginEntry PluginRegistry check_roles",
     "pitlane.engine.run.attention": "Attention SpanAttention",
     "pitlane.engine.run.batch": "Batch Query",
-    "pitlane.engine.run.lane": "Lane Limits",
+    "pitlane.engine.run.lane": "Lane",
+    "pitlane.engine.run.limits": "Limits",
     "pitlane.engine.sequence": "Sequence",
     "pitlane.engine.stream": "Stream",
     "pitlane.engine.text.documents": "load_document",

@@ -12,11 +12,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from pydantic import Field, model_validator
 
-from pitlane import BadOption, Draft, Lane, Limits, Plugin, PluginOptions, Sequence, hookimpl
+from pitlane import BadOption, Draft, Plugin, PluginOptions, Sequence, hookimpl
+
+if TYPE_CHECKING:
+    from pitlane import Lane, Limits
 
 MAX_USERS = 32  # users whose answers are remembered; the 8,192 tokens of a user take 6 MB
 END = -1  # marks the end of an answer; not a token id

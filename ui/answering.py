@@ -136,7 +136,7 @@ class Desk(Library):
             with suppress(PitlaneError):  # the next question raises it again, and the page shows it then
                 self.engine.lane_of(plan)
 
-        if self.engine.is_open(plan):
+        if self.engine.is_loaded(plan):
             Thread(target=open_lane, daemon=True).start()
 
     # ---- conversations
@@ -160,12 +160,12 @@ class Desk(Library):
             conversation = self.store.conversations.get(conversation_id)
             chat = self._chat(conversation.document_ids, turns(ask.messages(conversation)), ask.system, ask.thinking)
             plan = self.engine.plan(ask.settings)
-            live = Live(loading=not self.engine.is_open(plan))
+            live = Live(loading=not self.engine.is_loaded(plan))
             yield live
             prompt = chat.prompt()
             stream = self.engine.submit(prompt, ask.sampling, plan=plan)
             running.follow(stream)
-            live.loading, live.total = False, len(prompt.token_ids)
+            live.total = len(prompt.token_ids)
             try:
                 yield live
                 yield from _followed(stream, live)
@@ -233,6 +233,7 @@ def _followed(stream: Stream, live: Live) -> Iterator[Live]:
     """Update `live` from every event of a stream."""
     first = 0.0
     for event in stream:
+        live.loading = False
         if isinstance(event, PrefillProgress):
             live.done, live.total, live.cached = (
                 event.num_computed_tokens,

@@ -57,7 +57,7 @@ class PluginEvents(View):
     def next_plan(self, plan: Plan) -> Changes:
         """Show the plan of the next answer, and open its lane if the weights are loaded."""
         self.desk.prepare(plan)
-        return {self.ui.plan: plan_html(plan, self.desk.engine.is_open(plan))}
+        return {self.ui.plan: plan_html(plan, self.desk.engine.is_loaded(plan))}
 
     # ---- values
 

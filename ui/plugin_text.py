@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pitlane import BadOption
+from pitlane import BadOption, check_roles
 
 if TYPE_CHECKING:
     from pitlane import Plugin, PluginRegistry, Settings

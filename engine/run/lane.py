@@ -51,14 +51,6 @@ class LaneLimits:
     max_seqs: int = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How many tokens a drafter may propose for each sequence, and the lane that opens draft models."""
-
-    num_draft_tokens: list[int]
-    lane: Lane
-
-
 class State(Protocol):
     """What a plugin keeps in a lane."""
 

@@ -105,7 +105,7 @@ def test_hook_build_op(make_engine: Any) -> None:
     assert plugin.kinds == ["rms_norm", "silu_mul"]
     assert (len(PROMPT), 128, 128) in plugin.shapes and (1, 128, 128) in plugin.shapes
     assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
-    assert len(engine.lanes) == 2
+    assert len(engine.lanes.all) == 2
 
 
 def test_hook_build_attention(make_engine: Any) -> None:
@@ -146,11 +146,13 @@ def test_hook_lane_opened(make_engine: Any) -> None:
 
         def __init__(self, options: Any = None) -> None:
             super().__init__(options)
-            self.opened: list[tuple[Lane, threading.Thread]] = []
+            self.opened: list[Lane] = []
+            self.threads: set[str] = set()
 
         @hookimpl
         def lane_opened(self, lane: Lane) -> None:
-            self.opened.append((lane, threading.current_thread()))
+            self.opened.append(lane)
+            self.threads.add(threading.current_thread().name)
             if self.options.number == 13:
                 raise BadOption("number must not be 13; take 14")
             if self.options.number == 666:
@@ -162,15 +164,16 @@ def test_hook_lane_opened(make_engine: Any) -> None:
     (plugin,) = engine.default_plan.plugins
     lane = engine.lane_of(engine.default_plan)
     engine.generate(PROMPT, PARAMS)
-    assert plugin.opened == [(lane, threading.current_thread())], "called once, in the thread that asks"
+    assert plugin.opened == [lane], "called once"
     second_plan = engine.plan({"opener": {}, "prefix_cache": {}})
     engine.generate(PROMPT, PARAMS, plan=second_plan)
-    assert plugin.opened == 2 * [(lane, threading.current_thread())], "called once more for another plan"
+    assert plugin.opened == [lane, lane], "called once more for another plan"
+    assert plugin.threads == {threading.current_thread().name, "pitlane-load"}, "never on the engine's thread"
     for _ in range(2):  # a failed call is repeated
         with pytest.raises(BadOption, match="number must not be 13"):
-            engine.submit(PROMPT, PARAMS, plan=engine.plan({"opener": {"number": 13}}))
+            engine.generate(PROMPT, PARAMS, plan=engine.plan({"opener": {"number": 13}}))
     with pytest.raises(PluginFailed, match="opener.lane_opened: RuntimeError: broken; take opener out of the plan"):
-        engine.submit(PROMPT, PARAMS, plan=engine.plan({"opener": {"number": 666}}))
+        engine.generate(PROMPT, PARAMS, plan=engine.plan({"opener": {"number": 666}}))
 
 
 def test_hook_match_prefix(make_engine: Any) -> None:
@@ -178,8 +181,8 @@ def test_hook_match_prefix(make_engine: Any) -> None:
         name, exactness = "matcher", "identical"
 
         @hookimpl
-        def match_prefix(self, seq: Sequence, pool: Pool) -> PrefixMatch | None:
-            seq.state[self.name] = pool.num_free_blocks
+        def match_prefix(self, seq: Sequence, lane: Lane) -> PrefixMatch | None:
+            seq.state[self.name] = lane.pool.num_free_blocks
             return None
 
     result, _, _ = run(make_engine, Matcher)

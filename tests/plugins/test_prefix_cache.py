@@ -29,9 +29,8 @@ def plain(make_engine: Any, prompt: list[int], **options: Any) -> list[int]:
 
 
 def check_integrity(engine: Any) -> None:
-    plugin = engine.default_plan.plugins[0]
-    pool = engine.lane_of(engine.default_plan).pool
-    pool.check_integrity([], lambda: plugin.locked(pool))
+    lane = engine.lane_of(engine.default_plan)
+    lane.pool.check_integrity([], lambda: lane.state["prefix_cache"].columns)
 
 
 @pytest.mark.parametrize("length", [33, 64, 65, 200])

@@ -45,8 +45,7 @@ def ask(engine: Any, seed: int = 1, length: int = LENGTH) -> Any:
 
 def opened(engine: Any) -> Any:
     """The engine after its store has opened: opening cleans up, so damage must come later to be met."""
-    plugin = next(plugin for plugin in engine.default_plan.plugins if plugin.name == "prefix_cache")
-    plugin._disk._opening.result()
+    engine.lane_of(engine.default_plan).state["prefix_cache"].disk._opening.result()
     return engine
 
 
@@ -300,9 +299,9 @@ def save_for_ever(number):
     while True:
         for seed in (1, 2):
             ask(engine, seed, 150)
-        engine.default_plan.plugins[0]._disk._opening.result().prefixes.prune(0)
-        index, = engine.default_plan.plugins[0]._indexes.values()
-        engine.worker.call(lambda: index.evict(10**6)).result()
+        cache = engine.lane_of(engine.default_plan).state["prefix_cache"]
+        cache.disk._opening.result().prefixes.prune(0)
+        engine.worker.call(lambda: cache.evict(10**6)).result()
 
 def ask_often(number):
     for _ in range(number):

@@ -126,9 +126,8 @@ def test_a_hit_in_memory_renews_the_date_of_use(make_engine: Any) -> None:
     engine = make_engine(plugins=["prefix_cache"])
     for seed in (1, 2, 1):
         engine.generate(chat((seed, 150)), PARAMS)
-        engine.default_plan.plugins[0]._disk._writer.submit(
-            lambda: None
-        ).result()  # the file is written before its next use
+        cache = engine.lane_of(engine.default_plan).state["prefix_cache"]
+        cache.disk._writer.submit(lambda: None).result()  # the file is written before its next use
     engine.close()
     with Store() as store:
         assert [row.title for row in store.prefixes.list()] == ["1.pdf", "2.pdf"]
@@ -136,10 +135,10 @@ def test_a_hit_in_memory_renews_the_date_of_use(make_engine: Any) -> None:
 
 def test_a_document_evicted_from_memory_is_read_from_disk(make_engine: Any) -> None:
     engine = make_engine(plugins=["prefix_cache"])
-    plugin, pool = engine.default_plan.plugins[0], engine.lane_of(engine.default_plan).pool
+    cache = engine.lane_of(engine.default_plan).state["prefix_cache"]
     expected = engine.generate(chat((1, 150)), PARAMS)
-    plugin._disk._writer.submit(lambda: None).result()
-    engine.worker.call(lambda: plugin.reclaim_blocks(pool, 1000)).result()
+    cache.disk._writer.submit(lambda: None).result()
+    engine.worker.call(lambda: cache.evict(1000)).result()
     again = engine.generate(chat((1, 150)), PARAMS)
     assert notes(again)["disk_tokens"] == 150 and again.token_ids == expected.token_ids
 

@@ -21,7 +21,7 @@ def tokens(seed: int, length: int) -> list[int]:
 
 
 def index_of(engine: Any) -> BlockIndex:
-    (index,) = engine.default_plan.plugins[0]._indexes.values()
+    index: BlockIndex = engine.lane_of(engine.default_plan).state["prefix_cache"].index(True)
     return index
 
 
@@ -36,8 +36,8 @@ def submit_together(engine: Any, prompts: list[list[int]], salts: Any = ()) -> l
 
 def check_integrity(engine: Any) -> None:
     """Check the counts of blocks, and that the maps of the index agree."""
-    plugin, pool = engine.default_plan.plugins[0], engine.lane_of(engine.default_plan).pool
-    engine.worker.call(lambda: pool.check_integrity([], lambda: plugin.locked(pool))).result()
+    lane = engine.lane_of(engine.default_plan)
+    engine.worker.call(lambda: lane.pool.check_integrity([], lambda: lane.state["prefix_cache"].columns)).result()
     index = index_of(engine)
     assert {key: use for use, keys in index.uses.items() for key in keys} == {
         k: e.use for k, e in index.entries.items()

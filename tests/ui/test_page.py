@@ -388,7 +388,7 @@ def test_a_drafter_is_made_ready_when_it_is_switched_on(page: Any) -> None:
     enabled = values(page, ("prompt_lookup",))[len(page.handlers.ui.sampling) :]
     page.handlers.toggled(card)(*enabled)
     plan = page.engine.plan(page.handlers.ui.controls.settings(enabled))
-    lane, deadline = page.engine.lanes[plan.lane_key], time.monotonic() + 20
+    lane, deadline = page.engine.lanes.by_key[plan.lane_key], time.monotonic() + 20
     while plan not in lane.opened and time.monotonic() < deadline:
         time.sleep(0.01)
     assert plan in lane.opened and lane.is_calibrated, "before anything is asked"
