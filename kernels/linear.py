@@ -53,7 +53,6 @@ class Packed:
         if bias is not None and (bias.dtype != torch.bfloat16 or bias.shape != (self.num_outputs,)):
             raise ValueError(f"the bias must be bfloat16 [{self.num_outputs}], got {bias.dtype} {list(bias.shape)}")
         self.bias = None if bias is None else bias.contiguous()
-        self.num_bytes = 2 * (self.weight.numel() + (0 if bias is None else bias.numel()))
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()

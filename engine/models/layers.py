@@ -33,10 +33,6 @@ class Linear(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the weights in memory."""
-
 
 BuildLinear = Callable[[list[LinearPart]], "Linear | None"]
 # Numbers in a weight from which oneDNN is as fast as `F.linear`. Float32, M = 1, 2 cores, oneDNN and `F.linear`:
@@ -65,7 +61,6 @@ class DenseLinear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.num_bytes = weight.numel() * weight.itemsize + (0 if bias is None else bias.numel() * bias.itemsize)
         self.packed = can_pack(weight)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
         self.min_rows = MIN_ROWS if weight.dtype == torch.bfloat16 else 1
@@ -86,10 +81,6 @@ class Concat:
 
     def __init__(self, linears: list[Linear]) -> None:
         self.linears = linears
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(linear.num_bytes for linear in self.linears)
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.cat([linear(x) for linear in self.linears], -1)
@@ -130,7 +121,6 @@ class Builder:
 
     The source must have the names and shapes that the config declares (`weights.checked`). build_linear is called with
     all parts of a fused linear, and after None with each part alone; a part that it declines becomes a DenseLinear.
-    num_bytes: of all linears built so far.
     """
 
     def __init__(
@@ -143,7 +133,6 @@ class Builder:
     ) -> None:
         self.config, self.source, self.dtype, self.device = config, source, dtype, device
         self.build_linear = build_linear or (lambda parts: None)
-        self.num_bytes = 0
         self.embedding_on_device: Tensor | None = None
         self.names: dict[str, list[str]] = {}
         for name in source.names():
@@ -160,7 +149,6 @@ class Builder:
                 linear = Concat([self._dense([part]) if built is None else built for built, part in pairs])
         if linear is None:
             linear = self._dense(loaded)
-        self.num_bytes += linear.num_bytes
         return linear
 
     def norm(self, name: str) -> Tensor:

@@ -33,7 +33,6 @@ class Halved:
 
     def __init__(self, parts: list[LinearPart], dtype: torch.dtype, factor: float) -> None:
         self.weight = torch.cat([part.tensors["weight"].to(dtype) * factor for part in parts])
-        self.num_bytes = self.weight.numel() * self.weight.itemsize
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return x @ self.weight.T
