@@ -319,7 +319,7 @@ class Fake(Plugin):
     def propose(self, seqs: Sequence[Seq], limits: Limits) -> list[Draft | None]:
         found: list[Draft | None] = []
         for seq, limit in zip(seqs, limits.num_draft_tokens, strict=True):
-            answer = self.answers[tuple(seq.token_ids[: seq.num_prompt_tokens])]
+            answer = self.answers[tuple(seq.token_ids[: seq.request.num_prompt_tokens])]
             truth = answer[seq.num_completion_tokens :][:limit]
             found.append(getattr(self, f"_{self.options.kind}")(truth, limit) if truth else None)
         return found
@@ -379,8 +379,9 @@ def test_no_fake_changes_a_token(make_engine: Any, mode: dict[str, Any]) -> None
     prompts = [[generator.randrange(256) for _ in range(20 + 5 * i)] for i in range(len(ACCEPTED))]
     plain = answers(engine, prompts, lambda i: {}, BATCH, 256, **mode)
     kinds = [{"fake": {"kind": kind}} for kind in ACCEPTED]
-    for settings in kinds:
-        known = engine.plan(settings).plugins[0].answers
+    plans = [engine.plan(settings) for settings in kinds]  # a plugin lives as long as a plan with it
+    for plan in plans:
+        known = plan.plugins[0].answers
         known |= {tuple(prompt): result.token_ids for prompt, result in zip(prompts, plain, strict=True)}
     found = answers(engine, prompts, lambda i: kinds[i], BATCH, 256, **mode)
     assert_equal(found, plain, "fakes")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pitlane import SamplingParams
-from pitlane.engine.pacing.clock import StepClock
+from pitlane.engine.pacing.pacing import Pacing
 
 PARAMS = SamplingParams(max_tokens=48, ignore_eos=True)
 
@@ -19,7 +19,9 @@ def test_a_drafter_claims_no_more_than_its_accepted_tokens_took_in_this_run(
     engine = make_engine(plugins={"prompt_lookup": {}})
     prompt = [5, 6, 7, 8] * 12
     engine.generate(prompt, PARAMS)  # then its answer is drafted from
-    monkeypatch.setattr(StepClock, "estimate", lambda clock, num_tokens: 10.0)  # as on a machine that was busy before
+    monkeypatch.setattr(
+        Pacing, "forward_seconds", lambda pacing, num_tokens: 10.0
+    )  # as on a machine that was busy before
     stats = engine.generate(prompt, PARAMS).stats
     assert stats["accepted_tokens"] > 10
     num_steps = stats["steps"] - 1  # the first one reads the prompt
@@ -33,7 +35,7 @@ def test_a_prefix_hit_claims_no_more_than_its_tokens_would_have_taken_in_this_ru
     engine = make_engine(plugins={"prefix_cache": {}})
     prompt = [number % 251 for number in range(300)]
     engine.generate(prompt, PARAMS)
-    monkeypatch.setattr(StepClock, "per_prompt_token", property(lambda clock: 10.0))
+    monkeypatch.setattr(Pacing, "seconds_per_prompt_token", property(lambda pacing: 10.0))
     stats = engine.generate([*prompt[:256], *range(44)], PARAMS).stats
     computed = stats["prompt_tokens"] - stats["cached_tokens"]
     assert stats["cached_tokens"] >= 256 and computed > 0

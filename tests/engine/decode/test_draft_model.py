@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from pitlane import BadOption, Draft, SamplingParams, Sequence
+from pitlane import BadOption, Draft, KVState, SamplingParams, Sequence
 from pitlane.engine.decode.draft import clean, depths, merged_children
 from pitlane.engine.decode.draft_model import MAX_SHADOWS, DraftModel, _size
 from pitlane.engine.requests import make_sequence
@@ -51,10 +51,10 @@ class Bench:
         return seq
 
     def compute(self, seq: Sequence, stop: int) -> None:
-        assert self.lane.pool.reserve(seq, stop + 1)
-        seq.num_scheduled_tokens = stop - seq.num_computed_tokens
+        assert self.lane.pool.reserve(seq.kv, stop + 1)
+        seq.num_scheduled_tokens = stop - seq.kv.num_computed_tokens
         self.lane.runner.launch(self.lane.build_batch([seq])).wait()
-        seq.num_computed_tokens = stop
+        seq.kv.num_computed_tokens = stop
         seq.num_scheduled_tokens = 1
 
     def draft(self, limits: list[int], branching: list[int] | None = None) -> list[Draft | None]:
@@ -63,7 +63,7 @@ class Bench:
     def commit(self, seq: Sequence, draft: Draft | None, nodes: list[int], bonus: int) -> None:
         """Verify the draft with the target and commit what the test says was accepted."""
         seq.draft = draft
-        assert self.lane.pool.reserve(seq, seq.num_tokens)
+        assert self.lane.pool.reserve(seq.kv, seq.num_tokens)
         self.lane.runner.launch(self.lane.build_batch([seq])).wait()
         tokens = [draft.token_ids[node] for node in nodes] if draft else []
         self.lane.commit(seq, nodes, [*tokens, bonus])
@@ -72,11 +72,15 @@ class Bench:
     def end(self) -> None:
         """All sequences end: every block of either pool is free, or held by a shadow that is kept for others."""
         for seq in self.seqs:
-            self.lane.pool.release(seq)
+            self.lane.pool.release(seq.kv)
         self.lane.pool.check_integrity([])
         assert self.lane.pool.num_free_blocks == self.lane.pool.num_blocks - self.lane.pool.num_withheld
-        self.drafter.lane.pool.check_integrity(self.drafter.shadows.values())
+        self.drafter.pool.check_integrity(kv_of_shadows(self.drafter))
         assert len(self.drafter.shadows) <= MAX_SHADOWS and not (self.drafter.shares_kv and self.drafter.shadows)
+
+
+def kv_of_shadows(drafter: DraftModel) -> list[KVState]:
+    return [shadow.kv for shadow in drafter.shadows.values()]
 
 
 @pytest.fixture(params=["model", "layers"])
@@ -144,11 +148,9 @@ def test_after_any_acceptance_the_next_draft_is_right(
                 assert draft.token_ids == said(alone, seq.token_ids, limit, sampling), f"step {step}"
             accepted = generator.randint(0, limit)
             bench.commit(seq, draft, list(range(accepted)), generator.randrange(256))
-    for pool, owners in (
-        (bench.lane.pool, seqs),
-        (bench.drafter.lane.pool, seqs if bench.drafter.shares_kv else list(bench.drafter.shadows.values())),
-    ):
-        pool.check_integrity(owners)
+    kvs = [seq.kv for seq in seqs]
+    bench.lane.pool.check_integrity(kvs)
+    bench.drafter.pool.check_integrity(kvs if bench.drafter.shares_kv else kv_of_shadows(bench.drafter))
     bench.end()
 
 
@@ -165,7 +167,7 @@ def test_a_sequence_that_was_not_drafted_for_is_caught_up_with(make_bench: Calla
 
 def test_prompts_longer_than_a_step_are_taken_in_pieces(make_bench: Callable[..., Bench], alone: Any) -> None:
     bench = make_bench(max_step_tokens=16)
-    lane, batches = bench.drafter.lane, []
+    batches = []
     launch = bench.drafter.runner.launch
 
     def counted(batch: Any) -> Any:
@@ -186,7 +188,7 @@ def test_prompts_longer_than_a_step_are_taken_in_pieces(make_bench: Callable[...
             assert draft.token_ids[0] == said(alone, seq.token_ids, 1, GREEDY)[0]
             if branching[0] == 1:
                 assert draft.token_ids == said(alone, seq.token_ids, 6, GREEDY)
-    assert max(batches) <= lane.limits.max_step_tokens
+    assert max(batches) <= 16
     assert bench.drafter.shares_kv or len(batches) > 6
     bench.end()
 
@@ -263,7 +265,7 @@ def test_after_a_tree_the_next_one_is_right(make_bench: Callable[..., Bench], al
 def test_without_room_there_is_no_draft_and_no_error(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     bench.add(prompt(1, 31))  # the draft begins in the last slot of a block
-    pool = bench.drafter.lane.pool
+    pool = bench.drafter.pool
     pool.withhold(pool.num_free_blocks)
     assert bench.draft([5]) == [None]
     assert bench.draft([5], [2, 2]) == [None]
@@ -274,7 +276,7 @@ def test_the_room_of_one_is_not_taken_for_another(make_engine: Any, cut_tiny: st
     """Two sequences, room for the draft of one: the other has none in this step, and its turn may come in the next."""
     bench = Bench(make_engine(), "model", cut_tiny)
     seqs = [bench.add(prompt(seed, 20)) for seed in range(2)]
-    pool = bench.drafter.lane.pool
+    pool = bench.drafter.pool
     pool.withhold(pool.num_free_blocks - 1)
     first, second = bench.draft([4, 4])
     assert second is None
@@ -286,13 +288,13 @@ def test_the_room_of_one_is_not_taken_for_another(make_engine: Any, cut_tiny: st
 def test_the_least_recently_drafted_for_are_forgotten_first(make_engine: Any, cut_tiny: str, alone: Any) -> None:
     bench = Bench(make_engine(), "model", cut_tiny)
     seqs = [bench.add(prompt(seed, 20)) for seed in range(4)]
-    pool = bench.drafter.lane.pool
+    pool = bench.drafter.pool
     pool.withhold(pool.num_free_blocks - 3)
     for seq in (*seqs[:3], seqs[0], seqs[3]):  # the second one is the oldest when the fourth comes
         (draft,) = bench.drafter.draft([seq], [3], [1] * 3)
         assert draft is not None and draft.token_ids == said(alone, seq.token_ids, 3, GREEDY)
     assert list(bench.drafter.shadows) == [seqs[2].id, seqs[0].id, seqs[3].id]
-    pool.check_integrity(bench.drafter.shadows.values())
+    pool.check_integrity(kv_of_shadows(bench.drafter))
     bench.end()
 
 
@@ -313,7 +315,7 @@ def test_shadows_share_what_others_verified_and_draft_the_same(
         for seq, draft in zip(bench.seqs, bench.draft([5, 5, 5]), strict=True):
             assert draft is not None and draft.token_ids == said(alone, seq.token_ids, 5, sampling), f"step {step}"
             bench.commit(seq, draft, [0, 1], 7 + seq.id)
-    tables = [bench.drafter.shadows[seq.id].block_tables[0] for seq in (first, *others)]
+    tables = [bench.drafter.shadows[seq.id].kv.block_tables[0] for seq in (first, *others)]
     assert tables[0][:3] == tables[1][:3] == tables[2][:3], "three whole blocks of the hundred tokens"
     assert len({table[3] for table in tables}) == 3, "what they write is their own"
     bench.end()
@@ -324,7 +326,7 @@ def test_salts_never_share(make_engine: Any, cut_tiny: str, alone: Any) -> None:
     seqs = [bench.add(prompt(1, 100), salt=salt) for salt in ("one", "other", "one")]
     for seq, draft in zip(seqs, bench.draft([3] * 3), strict=True):
         assert draft is not None and draft.token_ids == said(alone, seq.token_ids, 3, GREEDY)
-    one, other, same = (set(bench.drafter.shadows[seq.id].block_tables[0][:3]) for seq in seqs)
+    one, other, same = (set(bench.drafter.shadows[seq.id].kv.block_tables[0][:3]) for seq in seqs)
     assert one == same and not one & other
     bench.end()
 
@@ -350,11 +352,11 @@ def test_memory_of_the_lane_is_shared_with_its_draft_models(make_engine: Any, cu
     lane: Lane = engine.lane_of(engine.default_plan)
     assert lane.pool.num_free_blocks == lane.pool.num_blocks == 90
     drafter = lane.open_drafter(cut_tiny)
-    assert lane.pool.num_free_blocks == 60 and drafter.lane.pool.num_blocks == 60
+    assert lane.pool.num_free_blocks == 60 and drafter.pool.num_blocks == 60
     assert lane.max_tokens_per_seq == min(60 * 32, engine.loader.context)
     assert lane.open_drafter(cut_tiny) is drafter and lane.pool.num_free_blocks == 60
     other = lane.open_drafter("random:tiny")
-    assert lane.pool.num_free_blocks == 30 and other.lane.pool.num_blocks == 30
+    assert lane.pool.num_free_blocks == 30 and other.pool.num_blocks == 30
     lane.pool.check_integrity([])
     assert lane.early_exit(1) is lane.early_exit(1)
     assert lane.pool.num_free_blocks == 30, "early exits need no memory"
@@ -400,7 +402,7 @@ def left_over(engine: Any, settings: dict[str, Any]) -> list[DraftModel]:
     lane.pool.check_integrity([])
     assert lane.pool.num_free_blocks == lane.pool.num_blocks - lane.pool.num_withheld
     for drafter in found:
-        drafter.lane.pool.check_integrity(drafter.shadows.values())
+        drafter.pool.check_integrity(kv_of_shadows(drafter))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -14,9 +15,12 @@ from pitlane import Draft, Limits, Plugin, PluginOptions, Rows, SamplingParams, 
 from pitlane import Sequence as Seq
 from pitlane.engine.decode.draft import clean, depths, merged_children
 from pitlane.engine.decode.sampling import logprobs_of, sample
-from pitlane.engine.decode.verify import verify, verify_rows
+from pitlane.engine.decode.verify import Verified, verify, verify_rows
+from pitlane.engine.plan.dispatch import Dispatcher
+from pitlane.engine.plan.plan import Settings
+from pitlane.engine.plan.planner import Planner
 from pitlane.engine.plan.registry import PluginRegistry
-from pitlane.engine.sequence import Timing
+from pitlane.engine.sequence import Request, Timing
 
 VOCAB = 5
 MODES = [
@@ -29,14 +33,11 @@ MODES = [
 def make_seq(token_ids: list[int], sampling: SamplingParams, seed: int = 11) -> Seq:
     return Seq(
         id=0,
-        token_ids=list(token_ids),
-        num_prompt_tokens=len(token_ids),
-        sampling=sampling,
-        seed=seed,
+        request=Request(len(token_ids), sampling, seed),
         plan=cast(Any, None),
+        token_ids=list(token_ids),
         detokenizer=cast(Any, None),
         timing=Timing(0.0),
-        stop_token_ids=frozenset(),
     )
 
 
@@ -189,21 +190,37 @@ def test_sampled_positions_are_those_of_the_tokens() -> None:
     assert verify(make_seq([0, 0], sampling), flat, Draft(truth[:3])).token_ids == truth
 
 
+class Forces4(Plugin):
+    """Steers every row to token 4."""
+
+    name, exactness = "forces_4", "steering"
+
+    @hookimpl
+    def adjust_logits(self, rows: Rows) -> None:
+        rows.logits[:, 4] = 99.0
+
+
 def test_log_probabilities_are_the_models_own() -> None:
     """Not those of the logits after penalties and plugins, from which the token is drawn."""
     sampling = SamplingParams(max_tokens=9, presence_penalty=50.0, repetition_penalty=1.5, logprobs=2)
+    registry = PluginRegistry()
+    registry.add(Forces4)
+    planner = Planner(registry)
     seq = make_seq([1, 2, 3], sampling)
-    seq.num_prompt_tokens, seq.draft = 1, Draft([2, 0])
+    seq.request, seq.draft = replace(seq.request, num_prompt_tokens=1), Draft([2, 0])
     logits = rows_of(seq.token_ids, seq.draft)
-    rows = Rows(logits.clone(), [seq], [0, 0, 0], [-1, 0, 1], [3, 2, 0])
 
-    def adjust(rows: Rows) -> None:
-        rows.logits[:, 4] = 99.0
+    def verified(settings: Settings) -> Verified:
+        seq.plan = planner.resolve(settings)
+        rows = Rows(logits.clone(), [seq], [0, 0, 0], [-1, 0, 1], [3, 2, 0])
+        ((_, found),) = verify_rows(rows, Dispatcher(planner.resolve))
+        assert seq.failed == {}
+        return found
 
-    ((_, found),) = verify_rows(rows, adjust)
+    found = verified({"forces_4": {}})
     assert found.token_ids == [4], "the plugin's choice"
     assert found.logprobs == [logprobs_of(logits[0], 4, 2)]
-    ((_, found),) = verify_rows(Rows(logits.clone(), [seq], [0, 0, 0], [-1, 0, 1], [3, 2, 0]), lambda rows: None)
+    found = verified({})
     assert found.token_ids[0] not in (2, 3), "the penalty's choice"
     assert found.logprobs[0] == logprobs_of(logits[0], found.token_ids[0], 2)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, cast
 
 import pytest
 
-from pitlane import Copy, SamplingParams, Sequence
+from pitlane import Copy, KVState
 from pitlane.engine.kv.group import KVGroup
 from pitlane.engine.kv.pool import DROPPED, BlockAllocator, Pool
-from pitlane.engine.sequence import Timing
 
 SIZE = 4
 FULL = KVGroup((0, 1), 2, 8)
@@ -19,20 +17,6 @@ WINDOWED = KVGroup((2,), 2, 8, window=6)
 
 def make_pool(num_blocks: int = 12, *groups: KVGroup) -> Pool:
     return Pool(groups or (FULL,), num_blocks, SIZE, "fingerprint")
-
-
-def make_seq(number: int = 0) -> Sequence:
-    return Sequence(
-        id=number,
-        token_ids=[1],
-        num_prompt_tokens=1,
-        sampling=SamplingParams(),
-        seed=0,
-        plan=cast(Any, None),
-        detokenizer=cast(Any, None),
-        timing=Timing(0.0),
-        stop_token_ids=frozenset(),
-    )
 
 
 # ---- the allocator
@@ -97,7 +81,7 @@ def test_a_dropped_block_is_nobodys() -> None:
 
 
 def test_reserve_is_all_or_nothing() -> None:
-    pool, one, two = make_pool(5, FULL, WINDOWED), make_seq(1), make_seq(2)
+    pool, one, two = make_pool(5, FULL, WINDOWED), KVState(), KVState()
     assert pool.reserve(one, 3 * SIZE)
     assert [len(table) for table in one.block_tables] == [3, 3]
     assert not pool.reserve(two, 2 * SIZE + 1)
@@ -111,18 +95,18 @@ def test_reserve_is_all_or_nothing() -> None:
 
 @pytest.mark.parametrize("num_tokens, blocks", [(0, 0), (1, 1), (SIZE, 1), (SIZE + 1, 2), (3 * SIZE, 3)])
 def test_missing_blocks_are_rounded_up(num_tokens: int, blocks: int) -> None:
-    pool, seq = make_pool(), make_seq()
+    pool, seq = make_pool(), KVState()
     assert pool.num_missing_blocks(seq, num_tokens) == blocks
     pool.reserve(seq, SIZE)
     assert pool.num_missing_blocks(seq, num_tokens) == max(0, blocks - 1)
 
 
 def test_an_adopted_prefix_is_shared_until_both_let_go() -> None:
-    pool, owner, guest = make_pool(8, FULL, WINDOWED), make_seq(1), make_seq(2)
+    pool, owner, guest = make_pool(8, FULL, WINDOWED), KVState(), KVState()
     pool.reserve(owner, 3 * SIZE)
     prefix = [owner.column(0), owner.column(1)]
     pool.adopt(guest, prefix)
-    guest.num_computed_tokens = 2 * SIZE
+    assert (guest.num_computed_tokens, guest.num_sealed_blocks) == (2 * SIZE, 2)
     assert guest.block_tables == [table[:2] for table in owner.block_tables]
     pool.reserve(guest, 3 * SIZE)
     assert guest.column(2) != owner.column(2) and pool.num_free_blocks == 8 - 4
@@ -131,7 +115,7 @@ def test_an_adopted_prefix_is_shared_until_both_let_go() -> None:
     assert pool.num_free_blocks == 8 - 3 and owner.block_tables == []
     pool.check_integrity([guest])
     pool.release(guest)
-    assert pool.num_free_blocks == 8
+    assert pool.num_free_blocks == 8 and (guest.num_computed_tokens, guest.num_sealed_blocks) == (0, 0)
     with pytest.raises(AssertionError, match="only an empty sequence"):
         pool.reserve(guest, 1)
         pool.adopt(guest, prefix)
@@ -139,7 +123,7 @@ def test_an_adopted_prefix_is_shared_until_both_let_go() -> None:
 
 @pytest.mark.parametrize("num_tokens, kept", [(12, 3), (11, 3), (9, 3), (8, 2), (1, 1), (0, 0)])
 def test_roll_back_keeps_the_block_of_the_last_token(num_tokens: int, kept: int) -> None:
-    pool, seq = make_pool(8, FULL, WINDOWED), make_seq()
+    pool, seq = make_pool(8, FULL, WINDOWED), KVState()
     pool.reserve(seq, 3 * SIZE)
     before = [list(table) for table in seq.block_tables]
     pool.roll_back(seq, num_tokens)
@@ -149,7 +133,7 @@ def test_roll_back_keeps_the_block_of_the_last_token(num_tokens: int, kept: int)
 
 
 def test_roll_back_leaves_shared_blocks_to_the_others() -> None:
-    pool, owner, guest = make_pool(), make_seq(1), make_seq(2)
+    pool, owner, guest = make_pool(), KVState(), KVState()
     pool.reserve(owner, 2 * SIZE)
     pool.adopt(guest, [owner.column(0), owner.column(1)])
     pool.roll_back(guest, SIZE)
@@ -160,7 +144,7 @@ def test_roll_back_leaves_shared_blocks_to_the_others() -> None:
 def test_drop_frees_only_what_no_later_token_sees() -> None:
     """Window 6: token p sees [p - 5, p]. After n computed tokens the next one is n."""
     for num_computed in range(1, 25):
-        pool, seq = make_pool(8, FULL, WINDOWED), make_seq()
+        pool, seq = make_pool(8, FULL, WINDOWED), KVState()
         pool.reserve(seq, 24)
         full = list(seq.block_tables[0])
         for count in range(1, num_computed + 1):
@@ -176,7 +160,7 @@ def test_drop_frees_only_what_no_later_token_sees() -> None:
 
 
 def test_drop_at_once_equals_drop_step_by_step() -> None:
-    pool, one, two = make_pool(16, WINDOWED), make_seq(1), make_seq(2)
+    pool, one, two = make_pool(16, WINDOWED), KVState(), KVState()
     for seq in (one, two):
         pool.reserve(seq, 24)
     for count in range(24):
@@ -187,7 +171,7 @@ def test_drop_at_once_equals_drop_step_by_step() -> None:
 
 
 def test_a_dropped_block_stays_with_who_locked_it() -> None:
-    pool, seq = make_pool(8, FULL, WINDOWED), make_seq()
+    pool, seq = make_pool(8, FULL, WINDOWED), KVState()
     pool.reserve(seq, 16)
     column = seq.column(0)
     pool.lock(column)
@@ -205,7 +189,7 @@ def test_a_dropped_block_stays_with_who_locked_it() -> None:
 
 
 def test_reaching_into_a_dropped_block_is_refused() -> None:
-    pool, seq = make_pool(8, WINDOWED), make_seq()
+    pool, seq = make_pool(8, WINDOWED), KVState()
     pool.reserve(seq, 16)
     pool.drop(seq, 16)
     for verb in (pool.spans, pool.slots):
@@ -214,7 +198,7 @@ def test_reaching_into_a_dropped_block_is_refused() -> None:
 
 
 def test_spans_and_slots_follow_the_table() -> None:
-    pool, seq = make_pool(10), make_seq()
+    pool, seq = make_pool(10), KVState()
     seq.block_tables = [[5, 6, 2, 3, 4, 9]]
     naive = [seq.block_tables[0][token // SIZE] * SIZE + token % SIZE for token in range(6 * SIZE)]
     for start in range(24):
@@ -232,7 +216,7 @@ def test_spans_and_slots_follow_the_table() -> None:
     "harm", ["lost reference", "lost block", "wrong free count", "forgotten lock", "foreign block"]
 )
 def test_check_integrity_sees_every_leak(harm: str) -> None:
-    pool, seq = make_pool(8, FULL, WINDOWED), make_seq()
+    pool, seq = make_pool(8, FULL, WINDOWED), KVState()
     pool.reserve(seq, 3 * SIZE)
     pool.check_integrity([seq])
     if harm == "lost reference":
@@ -260,10 +244,11 @@ def test_check_integrity_sees_every_leak(harm: str) -> None:
 
 
 def test_a_fork_shares_every_block_until_somebody_writes() -> None:
-    pool, seq, child = make_pool(8, FULL, WINDOWED), make_seq(1), make_seq(2)
+    pool, seq, child = make_pool(8, FULL, WINDOWED), KVState(), KVState()
     pool.reserve(seq, 3 * SIZE)
-    seq.num_computed_tokens = child.num_computed_tokens = 2 * SIZE + 1
+    seq.num_computed_tokens, seq.num_cached_tokens, seq.num_sealed_blocks = 2 * SIZE + 1, SIZE, 2
     pool.fork(seq, child)
+    assert (child.num_computed_tokens, child.num_cached_tokens, child.num_sealed_blocks) == (2 * SIZE + 1, SIZE, 2)
     assert child.block_tables == seq.block_tables and pool.num_free_blocks == 5
     shared = seq.column(2)
     assert pool.num_missing_blocks(child, 2 * SIZE + 2) == 1, "the last block has a token of both and is to be written"
@@ -278,9 +263,9 @@ def test_a_fork_shares_every_block_until_somebody_writes() -> None:
 
 
 def test_a_fork_at_a_block_boundary_copies_nothing() -> None:
-    pool, seq, child = make_pool(), make_seq(1), make_seq(2)
+    pool, seq, child = make_pool(), KVState(), KVState()
     pool.reserve(seq, 2 * SIZE)
-    seq.num_computed_tokens = child.num_computed_tokens = 2 * SIZE
+    seq.num_computed_tokens = 2 * SIZE
     pool.fork(seq, child)
     assert pool.reserve(child, 3 * SIZE) and pool.reserve(seq, 3 * SIZE)
     assert not pool.operations and child.column(2) != seq.column(2)
@@ -288,9 +273,9 @@ def test_a_fork_at_a_block_boundary_copies_nothing() -> None:
 
 
 def test_a_copy_needs_a_free_block() -> None:
-    pool, seq, child = make_pool(1), make_seq(1), make_seq(2)
+    pool, seq, child = make_pool(1), KVState(), KVState()
     pool.reserve(seq, 2)
-    seq.num_computed_tokens = child.num_computed_tokens = 2
+    seq.num_computed_tokens = 2
     pool.fork(seq, child)
     assert not pool.reserve(child, 3) and not pool.operations and child.block_tables == seq.block_tables
     pool.release(seq)

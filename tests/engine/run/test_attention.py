@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pitlane import Draft, SamplingParams, Sequence
+from pitlane import Draft, KVState, SamplingParams, Sequence
 from pitlane.engine.decode.draft import depths
 from pitlane.engine.kv.group import KVGroup
 from pitlane.engine.run import kv_reads
 from pitlane.engine.run.attention import SpanAttention, _attend_flash_cpu, _attend_plain, _merge
 from pitlane.engine.run.batch import Batch
+from pitlane.engine.run.built_model import BuiltModel
 from pitlane.engine.run.lane import Lane, LaneLimits
-from pitlane.engine.sequence import Timing
+from pitlane.engine.sequence import Request, Timing
 from pitlane.kernels import attention as kernel
 from pitlane.plugins.paged_attention import Paged
 
@@ -26,14 +27,16 @@ CPU = torch.device("cpu")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6}
 
 
+def not_called(*_: Any) -> Any:
+    raise AssertionError("not called here")
+
+
 @dataclass
 class Groups:
     """All that a lane asks of a model."""
 
     kv_groups: tuple[KVGroup, ...]
-
-    def forward(self, *_: Any) -> Tensor:
-        raise AssertionError("not run here")
+    forward = staticmethod(not_called)
 
 
 @dataclass
@@ -61,7 +64,7 @@ class Setting:
         _, _, kv_heads, _, dim = store.data.shape
         q = self.queries = self.random(batch.num_tokens, self.heads, dim)
         k, v = (self.random(batch.num_tokens, kv_heads, dim) for _ in "kv")
-        attention = self.lane.runner.attention
+        attention = self.lane.built.attention
         if plain:
             cast(SpanAttention, attention).attend = _attend_plain
         store.write(1, batch.slots[0], k, v)
@@ -76,8 +79,8 @@ class Setting:
 
     def reference(self, seq: Sequence, q: Tensor) -> Tensor:
         """The definition: query i sees all before its sequence's queries and its ancestors, within the window."""
-        first = seq.num_computed_tokens
-        store, table = self.lane.stores[0], seq.block_tables[0]
+        first = seq.kv.num_computed_tokens
+        store, table = self.lane.stores[0], seq.kv.block_tables[0]
         size = self.lane.pool.block_size
         positions = list(range(seq.num_tokens if seq.draft else first + seq.num_scheduled_tokens))
         parents = list(range(-1, len(positions) - 1))
@@ -113,30 +116,30 @@ def make_setting(
     group = KVGroup((0, 1), heads[1], dim, window)
     total = sum(first + count + 100 for first, count, _ in seqs)
     limits = LaneLimits(group.bytes_per_token(dtype) * 2 * total, 10_000, 10_000)
-    lane = Lane(Groups((group,)), "", attention(dim**-0.5, CPU), dtype, CPU, limits, lambda *_: None, lambda *_: None)
+    built = BuiltModel(Groups((group,)), attention(dim**-0.5, CPU), variant=None)
+    lane = Lane(built, "", dtype, CPU, limits, not_called, not_called, load_drafter=not_called, call=not_called)
     made = []
     for number, (first, count, draft) in enumerate(seqs):
         seq = Sequence(
             id=number,
-            token_ids=[1] * (first + count),
-            num_prompt_tokens=1,
-            sampling=SamplingParams(max_tokens=10_000),
-            seed=0,
+            request=Request(1, SamplingParams(max_tokens=10_000), seed=0),
             plan=cast(Any, None),
+            token_ids=[1] * (first + count),
             detokenizer=cast(Any, None),
             timing=Timing(0.0),
-            stop_token_ids=frozenset(),
+            kv=KVState(num_computed_tokens=first),
+            draft=draft,
+            num_scheduled_tokens=count,
         )
-        seq.num_computed_tokens, seq.num_scheduled_tokens, seq.draft = first, count, draft
         made.append(seq)
     generator = random.Random(seed)
     for seq in made:
-        lane.pool.reserve(seq, seq.num_tokens)
-        table = seq.block_tables[0]
+        lane.pool.reserve(seq.kv, seq.num_tokens)
+        table = seq.kv.block_tables[0]
         pieces = [table[at : at + 2] for at in range(0, len(table), 2)]
         generator.shuffle(pieces)  # or the pool would keep most of it in one run
-        seq.block_tables[0] = [block for piece in pieces for block in piece]
-        lane.pool.drop(seq, seq.num_computed_tokens)
+        seq.kv.block_tables[0] = [block for piece in pieces for block in piece]
+        lane.pool.drop(seq.kv, seq.kv.num_computed_tokens)
     return Setting(lane, made, heads[0], window, torch.Generator().manual_seed(seed))
 
 
@@ -181,7 +184,7 @@ def test_blocks_of_a_mixed_batch_are_scattered() -> None:
 def share(setting: Setting, runs: list[tuple[int, int, int]]) -> None:
     """Sequence b's first n blocks become sequence a's, for each (a, b, n)."""
     for a, b, count in runs:
-        tables = [setting.seqs[i].block_tables[0] for i in (a, b)]
+        tables = [setting.seqs[i].kv.block_tables[0] for i in (a, b)]
         tables[1][:count] = tables[0][:count]
 
 
@@ -225,7 +228,7 @@ def test_what_is_not_a_sequences_own_is_never_gathered() -> None:
     """Stored NaN of somebody else, or of memory that nobody wrote, must not reach an answer through the padding."""
     setting = make_setting([(3, 1, None), (100, 1, None), (20, 1, None), (90, 1, None), (11, 1, None)])
     store = setting.lane.stores[0]
-    mine = torch.cat([torch.tensor(setting.lane.pool.slots(seq, 0, 0, seq.num_tokens)) for seq in setting.seqs])
+    mine = torch.cat([torch.tensor(setting.lane.pool.slots(seq.kv, 0, 0, seq.num_tokens)) for seq in setting.seqs])
     others = torch.ones(store.data.shape[3], dtype=torch.bool).index_fill_(0, mine, False)
     store.data[:, :, :, others] = float("nan")
     assert setting.lane.build_batch(setting.seqs).reads[0].gathers
@@ -334,12 +337,12 @@ def test_the_error_in_bfloat16_is_at_most_twice_that_of_torch(first: int, count:
 def torch_attention(setting: Setting) -> Tensor:
     """torch's own attention in the same dtype over the same keys, laid out flat: [n, H, D] as float64."""
     (seq,) = setting.seqs
-    lane, first = setting.lane, seq.num_computed_tokens
+    lane, first = setting.lane, seq.kv.num_computed_tokens
     batch: Batch = lane.build_batch(setting.seqs)
     store = lane.stores[0]
     num_draft = len(seq.draft.token_ids) if seq.draft else 0
     total = seq.num_tokens + num_draft
-    slots = lane.pool.slots(seq, 0, 0, total)
+    slots = lane.pool.slots(seq.kv, 0, 0, total)
     keys, values = store.data[:, 1, :, slots]
     n = total - first
     own = (
@@ -411,22 +414,22 @@ def test_paged_a_draft_token_gets_the_bits_of_a_last_known_token(first: int, win
     one = make_setting([(first, 1, chain)], dim=64, window=window, dtype=torch.bfloat16, attention=Paged)
     found, _ = one.run()
     least = 0 if window is None else max(0, first - window + 1)
-    slots = [0] * least + one.lane.pool.slots(one.seqs[0], 0, least, first + 1 + size)
+    slots = [0] * least + one.lane.pool.slots(one.seqs[0].kv, 0, least, first + 1 + size)
 
     def answer(seqs: list[tuple[int, int, Draft | None]], index: int, path: list[int], rows: list[int]) -> Tensor:
         """What tokens of another batch get, given the same queries, keys and values: `path` are nodes of `seqs[index]`."""
         other = make_setting(seqs, dim=64, window=window, dtype=torch.bfloat16, attention=Paged, seed=len(path))
         batch, seq = other.lane.build_batch(other.seqs), other.seqs[index]
-        own, begin = seq.num_computed_tokens, batch.queries[index].begin
+        own, begin = seq.kv.num_computed_tokens, batch.queries[index].begin
         low = 0 if window is None else max(0, own - window + 1)
-        nodes = other.lane.pool.slots(seq, 0, low, own + size + 1 if seq.draft else own + 1)
+        nodes = other.lane.pool.slots(seq.kv, 0, low, own + size + 1 if seq.draft else own + 1)
         nodes = [*nodes[: own - low], *(nodes[own - low + node] for node in path)]
         store = other.lane.stores[0]
         store.data[:, 1][:, :, nodes] = one.lane.stores[0].data[:, 1][:, :, slots[low : low + len(nodes)]]
         q = other.random(batch.num_tokens, 4, 64)
         wanted = [begin + node for node in path]
         q[wanted] = one.queries[rows]
-        result: Tensor = other.lane.runner.attention(q, q[:, :2], q[:, :2], store, 1, batch, 0)
+        result: Tensor = other.lane.built.attention(q, q[:, :2], q[:, :2], store, 1, batch, 0)
         return result[wanted]
 
     for length in range(1 + size):  # the token at `first + length`, decoded by itself
@@ -452,14 +455,14 @@ def test_paged_a_token_of_a_long_prompt_gets_the_bits_of_a_decoded_one(
         )
         batch, low = other.lane.build_batch(other.seqs), 0 if window is None else max(0, last - window + 1)
         ours, theirs = (
-            setting.lane.pool.slots(seq, 0, low, last + 1)
+            setting.lane.pool.slots(seq.kv, 0, low, last + 1)
             for setting, seq in ((other, other.seqs[1]), (one, one.seqs[0]))
         )
         store = other.lane.stores[0]
         store.data[:, 1][:, :, ours] = one.lane.stores[0].data[:, 1][:, :, theirs]
         q = other.random(batch.num_tokens, 4, 64)
         q[-1] = one.queries[index]
-        assert torch.equal(other.lane.runner.attention(q, q[:, :2], q[:, :2], store, 1, batch, 0)[-1], found[index])
+        assert torch.equal(other.lane.built.attention(q, q[:, :2], q[:, :2], store, 1, batch, 0)[-1], found[index])
 
 
 @here

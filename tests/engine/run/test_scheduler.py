@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import Future
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 
-from pitlane import Copy, Load, PrefixMatch, PromptTooLong, SamplingParams, Sequence
+from pitlane import Copy, KVState, Load, PrefixMatch, PromptTooLong, SamplingParams, Sequence, StepStats
 from pitlane.engine.kv.group import KVGroup
 from pitlane.engine.kv.pool import Pool
 from pitlane.engine.kv.state import Column
 from pitlane.engine.pacing.budget import MIN_TOKENS, StepBudget
 from pitlane.engine.run.scheduler import LOAD_RATE, Scheduler, shares
-from pitlane.engine.sequence import Timing
+from pitlane.engine.sequence import Request, Timing
 
 SIZE = 4
 GROUPS = (KVGroup((0,), 1, 8), KVGroup((1,), 1, 8, window=6))
@@ -25,14 +24,11 @@ GROUPS = (KVGroup((0,), 1, 8), KVGroup((1,), 1, 8, window=6))
 def make_seq(number: int, num_tokens: int) -> Sequence:
     return Sequence(
         id=number,
+        request=Request(num_tokens, SamplingParams(), seed=0),
+        plan=cast(Any, None),
         token_ids=[(7 * number + i) % 100 for i in range(num_tokens)],
-        num_prompt_tokens=num_tokens,
-        sampling=SamplingParams(),
-        seed=0,
-        plan=cast(Any, SimpleNamespace(hooks={})),
         detokenizer=cast(Any, None),
         timing=Timing(0.0),
-        stop_token_ids=frozenset(),
     )
 
 
@@ -47,17 +43,17 @@ class Bench:
         self.scheduler = Scheduler(self.pool, budget, max_seqs, self.match, self.reclaim)
         self.history: dict[int, list[int]] = {}
 
-    def match(self, seq: Sequence, pool: Pool) -> PrefixMatch | None:
+    def match(self, seq: Sequence) -> PrefixMatch | None:
         self.asked.append(seq.id)
         found = self.matches.get(seq.id)
         if found is None or any(block not in self.idle for block in found.blocks):
             return None
         return PrefixMatch([*found.blocks], found.tail, found.loading, found.num_loading_tokens)
 
-    def reclaim(self, pool: Pool, num_blocks: int) -> None:
-        for column in [column for column in self.idle if pool.is_idle(column)][:num_blocks]:
+    def reclaim(self, num_blocks: int) -> None:
+        for column in [column for column in self.idle if self.pool.is_idle(column)][:num_blocks]:
             self.idle.remove(column)
-            pool.unlock(column)
+            self.pool.unlock(column)
 
     def add(self, number: int, num_tokens: int) -> Sequence:
         seq = make_seq(number, num_tokens)
@@ -66,12 +62,12 @@ class Bench:
 
     def cache(self, num_blocks: int) -> list[Column]:
         """Blocks that only the cache holds."""
-        seq = make_seq(-1, 1)
-        assert self.pool.reserve(seq, num_blocks * SIZE)
-        columns = [seq.column(index) for index in range(num_blocks)]
+        kv = KVState()
+        assert self.pool.reserve(kv, num_blocks * SIZE)
+        columns = [kv.column(index) for index in range(num_blocks)]
         for column in columns:
             self.pool.lock(column)
-        self.pool.release(seq)
+        self.pool.release(kv)
         self.idle += columns
         return columns
 
@@ -89,18 +85,23 @@ class Bench:
         assert all(seq in self.scheduler.running for seq in scheduled)
         for seq in scheduled:
             assert 0 < seq.num_scheduled_tokens <= seq.num_uncomputed_tokens
-            wanted = seq.num_computed_tokens + seq.num_scheduled_tokens
-            assert len(seq.block_tables[0]) * SIZE >= wanted
-            seq.num_computed_tokens = wanted
+            wanted = seq.kv.num_computed_tokens + seq.num_scheduled_tokens
+            assert len(seq.kv.block_tables[0]) * SIZE >= wanted
+            seq.kv.num_computed_tokens = wanted
             seq.num_scheduled_tokens = 0
             if seq.num_uncomputed_tokens == 0:
                 seq.token_ids.append(1)
-            self.pool.drop(seq, seq.num_computed_tokens)
+            self.pool.drop(seq.kv, seq.kv.num_computed_tokens)
             self.history.setdefault(seq.id, []).append(found[seq.id])
         assert [seq.id for seq in self.scheduler.running] == sorted(seq.id for seq in self.scheduler.running)
-        self.pool.check_integrity(self.scheduler.seqs, lambda: list(self.idle))
+        self.pool.check_integrity([seq.kv for seq in self.scheduler.seqs], lambda: list(self.idle))
         self.pool.operations.clear()
         return found
+
+    def took(self, seconds: float, num_tokens: int = 1, num_prompt_tokens: int = 0) -> None:
+        """Tell the pacing how long the forward of a step took."""
+        stats = StepStats(1, num_tokens, num_prompt_tokens, 0, 0, seconds, seconds)
+        self.scheduler.pacing.after(stats, [])
 
 
 # ---- budget and chunks
@@ -170,8 +171,7 @@ class Machine:
         total = sum(found.values())
         seconds = max(0.1, 0.005 * total)
         prompt = sum(count for number, count in found.items() if number in num_prompts)
-        self.bench.scheduler.clock.record(total, prompt, seconds)
-        self.bench.scheduler.took(seconds)
+        self.bench.took(seconds, total, prompt)
         return seconds
 
 
@@ -290,13 +290,13 @@ def test_the_youngest_is_preempted_and_computed_again() -> None:
     assert bench.step() == {0: 1, 1: 1}  # 8 and 7 tokens in two blocks each
     known = list(young.token_ids)
     assert bench.step() == {0: 1}  # the ninth token of the old one needs a third block
-    assert young.num_preemptions == 1 and young.num_computed_tokens == 0 and young.block_tables == []
+    assert young.num_preemptions == 1 and young.kv.num_computed_tokens == 0 and young.kv.block_tables == []
     assert young.token_ids == known and old.num_preemptions == 0
     assert list(bench.scheduler.waiting) == [young]
     assert bench.step() == {0: 1}, "no room for it yet"
     bench.scheduler.remove(old)
     assert bench.step() == {1: len(known)}, "all known tokens are computed again"
-    assert young.token_ids[: len(known)] == known and young.num_computed_tokens == len(known)
+    assert young.token_ids[: len(known)] == known and young.kv.num_computed_tokens == len(known)
 
 
 def test_the_preempted_comes_back_before_who_came_later() -> None:
@@ -345,7 +345,7 @@ def test_a_request_that_can_never_be_admitted_gets_an_error_alone() -> None:
     assert "needs 4 KV blocks, 2 of 4 are free" in str(hopeless.error)
     bench.scheduler.remove(hopeless)
     assert [seq.id for seq in bench.scheduler.schedule()] == [1]
-    bench.pool.check_integrity(bench.scheduler.seqs, lambda: foreign)
+    bench.pool.check_integrity([seq.kv for seq in bench.scheduler.seqs], lambda: foreign)
 
 
 def test_a_large_request_waits_for_room_without_an_error_and_in_order() -> None:
@@ -374,10 +374,10 @@ def test_a_prompt_has_its_blocks_from_its_admission_on() -> None:
     long = bench.add(0, 31)
     late = bench.add(1, 9)
     assert bench.step() == {0: 8}
-    assert long.block_tables[0] == list(range(8)) and late.block_tables == []
+    assert long.kv.block_tables[0] == list(range(8)) and late.kv.block_tables == []
     while not long.is_decoding:
         bench.step()
-    assert long.block_tables[0] == list(range(8)) and late.num_preemptions == 0
+    assert long.kv.block_tables[0] == list(range(8)) and late.num_preemptions == 0
 
 
 # ---- several samples
@@ -393,7 +393,7 @@ def test_samples_share_the_prompt_and_part_at_its_last_token() -> None:
     assert bench.step() == {0: 14}
     assert bench.pool.num_blocks - bench.pool.num_free_blocks == 4
     assert bench.step() == {0: 1, 1: 1, 2: 1} and seq.forks == []
-    tables = [one.block_tables[0] for one in (seq, *children)]
+    tables = [one.kv.block_tables[0] for one in (seq, *children)]
     assert all(table[:3] == tables[0][:3] for table in tables), "full blocks are shared"
     assert len({table[3] for table in tables}) == 3, "the last one is copied"
     for one in (seq, *children):
@@ -419,13 +419,13 @@ def test_cached_blocks_are_shared_and_the_tail_is_copied() -> None:
     bench.matches[0] = PrefixMatch(columns[:2], (columns[2], 3))
     seq = bench.add(0, 13)
     assert bench.scheduler.schedule() == [seq] and seq.num_scheduled_tokens == 2
-    assert [seq.column(0), seq.column(1)] == columns[:2] and seq.column(2) != columns[2]
-    assert (seq.num_computed_tokens, seq.num_cached_tokens, seq.num_sealed_blocks) == (11, 11, 2)
+    assert [seq.kv.column(0), seq.kv.column(1)] == columns[:2] and seq.kv.column(2) != columns[2]
+    assert (seq.kv.num_computed_tokens, seq.kv.num_cached_tokens, seq.kv.num_sealed_blocks) == (11, 11, 2)
     copies = [operation for operation in bench.pool.operations if isinstance(operation, Copy)]
     assert [copy.group for copy in copies] == [0, 1]
     for group, copy in enumerate(copies):
         assert copy.sources == [columns[2][group] * SIZE + i for i in range(3)]
-        assert copy.targets == bench.pool.slots(seq, group, 8, 11)
+        assert copy.targets == bench.pool.slots(seq.kv, group, 8, 11)
 
 
 def test_a_match_is_not_given_back_to_make_room_for_who_matched_it() -> None:
@@ -435,7 +435,7 @@ def test_a_match_is_not_given_back_to_make_room_for_who_matched_it() -> None:
     bench.matches[0] = PrefixMatch(columns[:4])
     seq = bench.add(0, 30)
     assert bench.step() == {0: 14}
-    assert seq.num_cached_tokens == 16 and seq.block_tables[0][:4] == [column[0] for column in columns[:4]]
+    assert seq.kv.num_cached_tokens == 16 and seq.kv.block_tables[0][:4] == [column[0] for column in columns[:4]]
     assert bench.idle == columns[:4]
 
 
@@ -445,7 +445,7 @@ def test_a_tail_that_leaves_no_room_is_given_up() -> None:
     bench.matches[0] = PrefixMatch(columns[:1], (columns[1], 2))
     seq = bench.add(0, 15)  # four blocks with the token to come: all but the shared one must be free
     assert bench.step() == {0: 11}
-    assert seq.error is None and seq.num_cached_tokens == 4 and bench.idle == columns[:1]
+    assert seq.error is None and seq.kv.num_cached_tokens == 4 and bench.idle == columns[:1]
 
 
 def test_a_match_that_waits_for_room_is_asked_for_again() -> None:
@@ -460,7 +460,7 @@ def test_a_match_that_waits_for_room_is_asked_for_again() -> None:
     while bench.idle:
         bench.step()  # the first one grows over the cached blocks
     bench.scheduler.remove(first)
-    assert bench.step() == {1: 16} and second.num_cached_tokens == 0
+    assert bench.step() == {1: 16} and second.kv.num_cached_tokens == 0
 
 
 @pytest.mark.parametrize("bad", ["all tokens", "more tokens", "tail", "loading"])
@@ -477,7 +477,7 @@ def test_a_match_that_leaves_nothing_to_compute_is_not_used(bad: str) -> None:
     }[bad]
     seq, other = bench.add(0, 8), bench.add(1, 3)
     assert bench.step() == {0: 8, 1: 3}
-    assert seq.num_cached_tokens == 0 and other.error is None
+    assert seq.kv.num_cached_tokens == 0 and other.error is None
 
 
 def test_pending_loads_do_not_block_others() -> None:
@@ -496,8 +496,8 @@ def test_pending_loads_do_not_block_others() -> None:
     assert [seq.id for seq in bench.scheduler.schedule()] == [0, 1] and slow.num_scheduled_tokens == 3
     (load,) = bench.pool.operations
     assert isinstance(load, Load) and load.tensors is tensors
-    assert load.slots == [bench.pool.slots(slow, group, 0, 8) for group in (0, 1)]
-    assert (slow.num_cached_tokens, slow.num_sealed_blocks, slow.prefix) == (8, 0, None)
+    assert load.slots == [bench.pool.slots(slow.kv, group, 0, 8) for group in (0, 1)]
+    assert (slow.kv.num_cached_tokens, slow.kv.num_sealed_blocks, slow.kv.prefix) == (8, 0, None)
 
 
 def loaded(bench: Bench, number: int, num_tokens: int) -> Sequence:
@@ -512,39 +512,41 @@ def loaded(bench: Bench, number: int, num_tokens: int) -> Sequence:
 def test_a_load_beside_a_stream_takes_pieces(streamed: bool) -> None:
     """Each as long as a step of the stream: 20 tokens in 20 * 512 B / LOAD_RATE seconds, and one more."""
     bench = Bench(budget=64)
-    bench.scheduler.clock.record(1, 0, 20 * 512 / LOAD_RATE)
+    bench.took(20 * 512 / LOAD_RATE)
     stream = bench.add(0, 5)
     stream.is_streamed = streamed
     bench.step()
     seq = loaded(bench, 1, 50)
     assert not seq.is_in_step
     pieces = []
-    while seq.num_computed_tokens < 50:
+    while seq.kv.num_computed_tokens < 50:
         scheduled = [each.id for each in bench.scheduler.schedule()]
         (load,) = bench.pool.operations
-        assert isinstance(load, Load) and load.slots[0] == bench.pool.slots(seq, 0, load.start, seq.num_computed_tokens)
-        pieces.append((load.start, seq.num_computed_tokens))
+        assert isinstance(load, Load) and load.slots[0] == bench.pool.slots(
+            seq.kv, 0, load.start, seq.kv.num_computed_tokens
+        )
+        pieces.append((load.start, seq.kv.num_computed_tokens))
         assert seq.is_in_step, "a step that fails ends it too: what it was to write is not there"
-        assert scheduled == ([0, 1] if seq.num_computed_tokens == 50 else [0])
+        assert scheduled == ([0, 1] if seq.kv.num_computed_tokens == 50 else [0])
         bench.pool.operations.clear()
         stream.num_scheduled_tokens = seq.num_scheduled_tokens = 0
     assert pieces == ([(0, 21), (21, 42), (42, 50)] if streamed else [(0, 50)])
-    assert seq.prefix is None and seq.num_cached_tokens == 50
+    assert seq.kv.prefix is None and seq.kv.num_cached_tokens == 50
 
 
 def test_who_is_preempted_in_the_middle_of_a_load_starts_anew() -> None:
     bench = Bench(num_blocks=16, budget=64)
-    bench.scheduler.clock.record(1, 0, 4 * 512 / LOAD_RATE)
+    bench.took(4 * 512 / LOAD_RATE)
     stream = bench.add(0, 5)
     stream.is_streamed = True
     bench.step()
     seq = loaded(bench, 1, 40)
     bench.step()
-    assert 0 < seq.num_computed_tokens < 40 and seq.prefix is not None
+    assert 0 < seq.kv.num_computed_tokens < 40 and seq.kv.prefix is not None
     bench.scheduler.preempt(seq)
-    assert seq.num_computed_tokens == 0 and seq.prefix is None and seq.block_tables == []
+    assert seq.kv.num_computed_tokens == 0 and seq.kv.prefix is None and seq.kv.block_tables == []
     bench.scheduler.remove(stream)
-    assert bench.step() == {1: 1} and seq.num_cached_tokens == 40 and bench.asked.count(1) == 2
+    assert bench.step() == {1: 1} and seq.kv.num_cached_tokens == 40 and bench.asked.count(1) == 2
 
 
 @pytest.mark.parametrize("how", ["nothing", "error", "cancelled"])
@@ -562,7 +564,7 @@ def test_an_unreadable_prefix_is_computed(how: str) -> None:
     else:
         loading.cancel()
     assert bench.step() == {1: 1, 0: 11}
-    assert bench.asked.count(0) == 2 and seq.num_cached_tokens == 0 and seq.error is None
+    assert bench.asked.count(0) == 2 and seq.kv.num_cached_tokens == 0 and seq.error is None
 
 
 def test_a_load_that_waits_for_room_is_kept() -> None:
@@ -574,7 +576,7 @@ def test_a_load_that_waits_for_room_is_kept() -> None:
     bench.matches[1] = PrefixMatch(loading=loading, num_loading_tokens=8)
     second = bench.add(1, 10)
     bench.step()
-    assert second.block_tables == []
+    assert second.kv.block_tables == []
     bench.scheduler.remove(first)
     assert bench.step() == {1: 2} and bench.asked.count(1) == 1
 
@@ -590,4 +592,4 @@ def test_a_preempted_sequence_is_matched_again() -> None:
     bench.scheduler.remove(old)
     known = young.num_tokens
     assert bench.step() == {1: known - 4} and bench.asked.count(1) >= 2
-    assert young.block_tables[0][0] == columns[0][0]
+    assert young.kv.block_tables[0][0] == columns[0][0]
