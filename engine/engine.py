@@ -83,6 +83,10 @@ class Engine:
         self.worker.check()
         return self.planner.resolve(settings)
 
+    def is_open(self, plan: Plan) -> bool:
+        """Whether a request under this plan starts at once; otherwise its lane is opened first."""
+        return self.lanes.ready(plan) is not None
+
     def lane_of(self, plan: Plan) -> Lane:
         """The lane that runs a plan. Opens the lane if it is not open, and waits for that."""
         self.worker.check()

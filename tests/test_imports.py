@@ -26,7 +26,7 @@ ALLOWED = {
     "api": {"engine", "storage.types", "storage.errors"},
     "plugins": {"", "kernels", "storage", "plugins"},
     "training": {"", "kernels", "storage", "training"},
-    "ui": {"", "testing", "engine", "plugins", "kernels", "storage", "training", "ui"},
+    "ui": {"", "models", "testing", "plugins", "kernels", "storage", "training", "ui"},
     "examples": {"", "training"},
 }
 FILES = [path for room in ALLOWED for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts]

@@ -21,7 +21,7 @@ from pitlane.engine.plan.hooks import Hook
 from pitlane.engine.plan.hookspecs import SPECS
 from pitlane.engine.plan.plan import Plan, Settings
 from pitlane.engine.plan.plugin import Plugin, PluginOptions
-from pitlane.engine.plan.registry import PluginRegistry, hooks_of
+from pitlane.engine.plan.registry import PluginRegistry, check_roles, hooks_of
 
 log = logging.getLogger("pitlane")
 
@@ -118,15 +118,6 @@ def _check(plugins: Sequence[type[Plugin]]) -> None:
         for other in plugin.requires:
             if other not in names:
                 raise PlanConflict(f"{plugin.name} requires {other}; enable it too")
-
-
-def check_roles(plugins: Sequence[type[Plugin]]) -> None:
-    """Refuse two plugins of one role."""
-    holders: dict[str, str] = {}
-    for plugin in plugins:
-        holder = holders.setdefault(plugin.role, plugin.name) if plugin.role else plugin.name
-        if holder != plugin.name:
-            raise PlanConflict(f"{plugin.role} is held by {holder}; take it out to enable {plugin.name}")
 
 
 def _flatten(plugins: Sequence[Plugin]) -> dict[str, tuple[Hook, ...]]:

@@ -199,21 +199,18 @@ class Hoarder(Plugin):
         self.pool: Pool | None = None
 
     @hookimpl
-    def match_prefix(self, seq: Sequence, pool: Pool) -> None:
-        self.pool = pool
-
-    @hookimpl
-    def block_sealed(self, seq: Sequence, index: int) -> None:
-        assert self.pool is not None and seq.num_computed_tokens >= (index + 1) * self.pool.block_size
+    def block_sealed(self, seq: Sequence, index: int, lane: Lane) -> None:
+        self.pool = lane.pool
+        assert seq.kv.num_computed_tokens >= (index + 1) * lane.pool.block_size
         self.sealed.append(index)
-        self.locked.append(seq.column(index))
-        self.pool.lock(self.locked[-1])
+        self.locked.append(seq.kv.column(index))
+        lane.pool.lock(self.locked[-1])
 
     @hookimpl
-    def reclaim_blocks(self, pool: Pool, num_blocks: int) -> None:
+    def reclaim_blocks(self, lane: Lane, num_blocks: int) -> None:
         self.num_calls += 1
         while self.locked:
-            pool.unlock(self.locked.pop())
+            lane.pool.unlock(self.locked.pop())
 
 
 def test_hook_block_sealed(make_engine: Any) -> None:
@@ -313,7 +310,6 @@ class Observer(Plugin):
         super().__init__(options)
         self.steps: list[StepStats] = []
         self.finished: list[list[int]] = []
-        self.closed = 0
 
     @hookimpl
     def step_finished(self, stats: StepStats) -> None:
@@ -321,11 +317,7 @@ class Observer(Plugin):
 
     @hookimpl
     def sequence_finished(self, seq: Sequence) -> None:
-        self.finished.append(seq.token_ids[seq.num_prompt_tokens :])
-
-    @hookimpl
-    def engine_closed(self) -> None:
-        self.closed += 1
+        self.finished.append(seq.token_ids[seq.request.num_prompt_tokens :])
 
 
 def test_hook_step_finished(make_engine: Any) -> None:
@@ -340,14 +332,7 @@ def test_hook_sequence_finished(make_engine: Any) -> None:
     assert plugin.finished == [result.token_ids]
 
 
-def test_hook_engine_closed(make_engine: Any) -> None:
-    _, plugin, engine = run(make_engine, Observer)
-    assert plugin.closed == 0
-    engine.close()
-    assert plugin.closed == 1
-
-
-@pytest.mark.parametrize("hook", hookspecs.COMBINE)
+@pytest.mark.parametrize("hook", hookspecs.SPECS)
 def test_every_hook_is_tested_and_documented(hook: str) -> None:
     assert f"test_hook_{hook}" in globals(), f"write test_hook_{hook}"
     arguments = ", ".join(inspect.signature(getattr(hookspecs, hook)).parameters)
@@ -356,7 +341,8 @@ def test_every_hook_is_tested_and_documented(hook: str) -> None:
 
 def test_every_spec_says_how_results_combine() -> None:
     specs = {name for name, value in vars(hookspecs).items() if hasattr(value, "pitlane_spec")}
-    assert specs == set(hookspecs.COMBINE)
+    assert specs == set(hookspecs.SPECS)
     for name in specs:
         doc = (getattr(hookspecs, name).__doc__ or "").lower()
-        assert hookspecs.COMBINE[name] in doc, f"{name}: docstring lacks '{hookspecs.COMBINE[name]}'"
+        combine = hookspecs.SPECS[name].combine
+        assert combine in doc, f"{name}: docstring lacks '{combine}'"

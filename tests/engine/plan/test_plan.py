@@ -1,4 +1,4 @@
-"""Plans: what may stand together, options, keys, and settings from a command line."""
+"""Plans: what may stand together, options, keys, hooks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import Field
 
-from pitlane import BadOption, PitlaneError, PlanConflict, Plugin, PluginFailed, PluginOptions, UnknownPlugin, hookimpl
+from pitlane import BadOption, PlanConflict, Plugin, PluginFailed, PluginOptions, UnknownPlugin, hookimpl
 from pitlane.engine.plan.hooks import HookError
-from pitlane.engine.plan.plan import Plan, parse_settings
+from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.planner import Planner
 from pitlane.engine.plan.plugin import Exactness
 from pitlane.engine.plan.registry import PluginRegistry
@@ -271,85 +271,3 @@ def test_an_error_in_a_step_names_the_plugin_even_if_it_has_a_name(planner: Plan
 def test_a_named_error_while_loading_is_raised_as_it_is(planner: Planner) -> None:
     with pytest.raises(BadOption, match="^group_size must divide in_features$"):
         hook(planner.resolve({"packed": {}}), "build_linear")(parts=[], context=None)
-
-
-# ---- settings from a command line
-
-DEFAULT = {"tree": {}, "packed": {"bits": 4}}
-
-
-@pytest.mark.parametrize(
-    "text, options, expected",
-    [
-        (None, [], {"tree": {}, "packed": {"bits": 4}}),
-        ("", [], {}),
-        (" , ", [], {}),
-        ("chain", [], {"chain": {}}),
-        (" chain , packed ", [], {"chain": {}, "packed": {}}),
-        ("-tree", [], {"packed": {"bits": 4}}),
-        ("-costly", [], {"tree": {}, "packed": {"bits": 4}}),
-        ("+costly", [], {"tree": {}, "packed": {"bits": 4}, "costly": {}}),
-        ("+chain", [], {"packed": {"bits": 4}, "chain": {}}),
-        ("+chain,-packed", [], {"chain": {}}),
-        ("+packed", [], {"tree": {}, "packed": {"bits": 4}}),
-        ("+chain", ["chain.length=9"], {"packed": {"bits": 4}, "chain": {"length": "9"}}),
-        (None, ["packed.bits=16"], {"tree": {}, "packed": {"bits": "16"}}),
-        ("chain", ["chain.share=0.1", "chain.eager=a=b"], {"chain": {"share": "0.1", "eager": "a=b"}}),
-    ],
-)
-def test_settings_from_text(
-    registry: PluginRegistry, text: str | None, options: list[str], expected: dict[str, Any]
-) -> None:
-    assert parse_settings(text, options, DEFAULT, registry).settings == expected
-    assert DEFAULT == {"tree": {}, "packed": {"bits": 4}}, "the default is not changed"
-
-
-@pytest.mark.parametrize(
-    "text, options, error, message",
-    [
-        ("chain,+tree", [], BadOption, r"'chain,\+tree' mixes names with \+name and -name"),
-        ("-chain,+chain", [], BadOption, r"'-chain,\+chain' both adds and removes chain"),
-        ("nothing", [], UnknownPlugin, "unknown plugin 'nothing'; known:"),
-        ("+nothing", [], UnknownPlugin, "unknown plugin 'nothing'; known:"),
-        ("-nothing", [], UnknownPlugin, "unknown plugin 'nothing'; known:"),
-        (None, ["packed.bits"], BadOption, "option 'packed.bits' is not of the form plugin.key=value"),
-        (None, ["bits=4"], BadOption, "option 'bits=4' is not of the form plugin.key=value"),
-        (None, [".bits=4"], BadOption, "is not of the form"),
-        (None, ["chain.length=4"], BadOption, r"plugin chain is not in the plan \(tree, packed\)"),
-        ("", ["chain.length=4"], BadOption, r"plugin chain is not in the plan \(empty\)"),
-    ],
-)
-def test_bad_settings_are_named(
-    registry: PluginRegistry, text: str | None, options: list[str], error: type[PitlaneError], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        parse_settings(text, options, DEFAULT, registry)
-
-
-@pytest.mark.parametrize("text", ["+chain,+tree", "chain,tree", "-packed,+chain,+tree"])
-def test_a_text_that_names_two_plugins_of_a_role_is_refused(registry: PluginRegistry, text: str) -> None:
-    with pytest.raises(PlanConflict, match="drafter is held by chain; take it out to enable tree"):
-        parse_settings(text, [], DEFAULT, registry)
-
-
-@pytest.mark.parametrize(
-    "text, replaced",
-    [
-        ("+chain", ["chain replaces tree; a plan has one drafter"]),
-        ("+chain,-tree", []),
-        ("+tree", []),
-        ("+costly", []),
-        ("chain", []),
-        ("", []),
-    ],
-)
-def test_an_added_plugin_says_which_plugin_it_replaces(
-    registry: PluginRegistry, text: str, replaced: list[str]
-) -> None:
-    assert [str(replacement) for replacement in parse_settings(text, [], DEFAULT, registry).replaced] == replaced
-
-
-def test_a_plugin_that_was_added_before_is_replaced_too(registry: PluginRegistry, planner: Planner) -> None:
-    settings = parse_settings("+chain", [], {}, registry).settings
-    settings, replaced = parse_settings("+tree", [], settings, registry)
-    assert planner.resolve(settings).names == ["tree"] and replaced[0].old == "chain"
