@@ -1,4 +1,4 @@
-"""Stats: what plugins are said to have bought is bounded by the times of the request itself."""
+"""Stats: the times of the request itself bound the milliseconds that a plugin claims to have bought."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def test_a_drafter_claims_no_more_than_its_accepted_tokens_took_in_this_run(
 ) -> None:
     engine = make_engine(plugins={"prompt_lookup": {}})
     prompt = [5, 6, 7, 8] * 12
-    engine.generate(prompt, PARAMS)  # then its answer is drafted from
+    engine.generate(prompt, PARAMS)  # the next request drafts from this answer
     monkeypatch.setattr(
         Pacing, "forward_seconds", lambda pacing, num_tokens: 10.0
-    )  # as on a machine that was busy before
+    )  # as after a time when the machine was busy
     stats = engine.generate(prompt, PARAMS).stats
     assert stats["accepted_tokens"] > 10
-    num_steps = stats["steps"] - 1  # the first one reads the prompt
+    num_steps = stats["steps"] - 1  # the first step reads the prompt
     bound = stats["accepted_tokens"] * stats["decode_ms"] / num_steps
     assert 0 < stats["bought_ms"]["prompt_lookup"]["ms"] <= bound * 1.01
 

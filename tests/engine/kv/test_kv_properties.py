@@ -1,8 +1,8 @@
 """Random sequences of admit, extend, draft, fork, roll back, preempt, cache, evict and abort, against plain Python.
 
-Two worlds. In the first the pool is driven directly, beside a model that says in objects who holds which block. In the second the
-scheduler runs requests for a model that reads its whole context from the stored KV, so that a block that is lost, shared or
-copied wrongly shows in somebody's tokens. In both the store is a list of token ids, one per slot.
+There are two worlds. `PoolWorld` calls the pool directly, beside a model of plain objects that count the holders of each block.
+`SchedulerWorld` runs requests: its language model reads the whole context from the store, so a block that is lost, shared or copied
+wrongly changes an answer. In both worlds the store holds one token id per slot.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ GROUPS = [(FULL,), (WINDOWED,), (FULL, WINDOWED)]
 Step = tuple[str, int, int]
 
 
-def steps_of(operations: list[str], most: int) -> st.SearchStrategy[list[Step]]:
+def steps_of(operations: list[str], max_size: int) -> st.SearchStrategy[list[Step]]:
     number = st.integers(0, 99)
-    return st.lists(st.tuples(st.sampled_from(operations), number, number), max_size=most)
+    return st.lists(st.tuples(st.sampled_from(operations), number, number), max_size=max_size)
 
 
 def example_counts(count: int) -> Any:
-    """A tenth of the examples in the default tier."""
+    """The default tier runs a tenth of the examples."""
     return pytest.mark.parametrize("examples", [count // 10, pytest.param(count, marks=pytest.mark.slow)])
 
 
@@ -80,15 +80,15 @@ class Stores:
                 store[slot] = token
 
     def assert_holds(self, seq: Sequence) -> None:
-        """What the next token of a sequence sees is its own computed tokens."""
+        """Assert that the next token of a sequence sees the sequence's own computed tokens."""
         stop = seq.kv.num_computed_tokens
         if not stop:
             return
         for group, store in enumerate(self.slots):
             window = self.pool.groups[group].window
             start = 0 if window is None else max(0, stop - window + 1)
-            seen = [store[slot] for slot in self.pool.slots(seq.kv, group, start, stop)]
-            assert seen == seq.token_ids[start:stop], f"group {group} of sequence {seq.id}"
+            stored = [store[slot] for slot in self.pool.slots(seq.kv, group, start, stop)]
+            assert stored == seq.token_ids[start:stop], f"group {group} of sequence {seq.id}"
 
 
 # ---- the pool
@@ -96,14 +96,14 @@ class Stores:
 
 @dataclass(eq=False)
 class Block:
-    """A block as the model sees it."""
+    """A block of the plain model."""
 
     num_holders: int = 1
 
 
 @dataclass
 class Cached:
-    """Full blocks that a cache holds, and their tokens."""
+    """Full blocks in a cache, and their tokens."""
 
     columns: list[Column]
     blocks: list[list[Block]]  # by group
@@ -112,7 +112,7 @@ class Cached:
 
 @dataclass
 class PoolWorld:
-    """A pool, and beside it a model of who holds what: per sequence and group a list of blocks, None where dropped."""
+    """A pool and its plain model. model: per sequence id and group a list of blocks, None = dropped."""
 
     groups: tuple[KVGroup, ...]
     num_blocks: int
@@ -138,8 +138,8 @@ class PoolWorld:
         )
         assert self.pool.num_free_blocks == self.num_free()
         for group, allocator in enumerate(self.pool.allocators):
-            wanted = sorted(block.num_holders for block in self.blocks(group))
-            assert sorted(allocator.counts[allocator.counts > 0].tolist()) == wanted
+            counts = sorted(block.num_holders for block in self.blocks(group))
+            assert sorted(allocator.counts[allocator.counts > 0].tolist()) == counts
         for seq in self.seqs:
             self.stores.assert_holds(seq)
 
@@ -160,7 +160,7 @@ class PoolWorld:
         self.pool.check_integrity(())
 
     def admit(self, a: int, b: int) -> None:
-        """A new sequence, which begins with some of what is cached."""
+        """Start a sequence, with blocks of the cache or without."""
         seq = self.new()
         entry = self.cache[a % len(self.cache)] if self.cache and b % 3 else None
         count = b % (len(entry.columns) + 1) if entry else 0
@@ -183,22 +183,22 @@ class PoolWorld:
 
     def reserve(self, seq: Sequence, num_tokens: int) -> bool:
         tables, first = self.model[seq.id], seq.kv.num_computed_tokens // SIZE
-        have, wanted = len(tables[0]), -(-num_tokens // SIZE)
+        have, need = len(tables[0]), -(-num_tokens // SIZE)
         columns = list(zip(*tables, strict=True))
         shared = [i for i in range(first, have) if any(block and block.num_holders > 1 for block in columns[i])]
-        fits = len(shared) + max(0, wanted - have) <= self.num_free()
+        fits = len(shared) + max(0, need - have) <= self.num_free()
         assert self.pool.reserve(seq.kv, num_tokens) is fits
         if fits:
             for table in tables:
                 for index in shared:
                     cast(Block, table[index]).num_holders -= 1
                     table[index] = Block()
-                table += [Block() for _ in range(have, wanted)]
+                table += [Block() for _ in range(have, need)]
             self.stores.carry_out()
         return fits
 
     def extend(self, seq: Sequence, b: int) -> None:
-        """Compute up to nine tokens, known ones or new ones."""
+        """Compute up to nine tokens: known tokens, then new tokens."""
         start, stop = seq.kv.num_computed_tokens, seq.kv.num_computed_tokens + 1 + b % 9
         if not self.reserve(seq, stop):
             return
@@ -213,7 +213,7 @@ class PoolWorld:
                     table[index] = None
 
     def draft(self, seq: Sequence, b: int) -> None:
-        """Write tokens that are not kept."""
+        """Write draft tokens, and reject all of them."""
         start = seq.kv.num_computed_tokens
         if self.reserve(seq, start + 1 + b % 12):
             self.stores.write(seq, start, [-2] * (1 + b % 12))
@@ -246,7 +246,7 @@ class PoolWorld:
         del self.model[seq.id]
 
     def keep(self, seq: Sequence, b: int) -> None:
-        """A cache holds the first blocks, unless some are dropped."""
+        """Put the first blocks into the cache, unless a block is dropped."""
         count = min(1 + b % 5, seq.kv.num_computed_tokens // SIZE)
         columns = [seq.kv.column(index) for index in range(count)]
         if not columns or any(DROPPED in column for column in columns):
@@ -261,8 +261,8 @@ class PoolWorld:
         if self.cache:
             entry = self.cache.pop(a % len(self.cache))
             for index, column in enumerate(entry.columns):
-                alone = all(blocks[index].num_holders == 1 for blocks in entry.blocks)
-                assert self.pool.is_idle(column) is alone
+                is_idle = all(blocks[index].num_holders == 1 for blocks in entry.blocks)
+                assert self.pool.is_idle(column) is is_idle
                 self.pool.unlock(column)
             self.hold(entry.blocks, -1)
 
@@ -300,7 +300,7 @@ def next_token(context: list[int], sample: int) -> int:
 
 
 class SchedulerWorld:
-    """Requests, a cache of prefixes, and a model whose next token depends on all that it reads from the store."""
+    """Requests, a cache of prefixes, and a language model whose next token depends on its whole context."""
 
     def __init__(self, groups: tuple[KVGroup, ...], num_blocks: int, budget: int) -> None:
         self.pool = Pool(groups, num_blocks, SIZE, "fingerprint")
@@ -311,26 +311,26 @@ class SchedulerWorld:
         self.num_finished = self.num_preempted = self.num_cached = self.num_forked = 0
 
     def match(self, seq: Sequence) -> PrefixMatch:
-        found = PrefixMatch()
-        while (len(found.blocks) + 1) * SIZE < seq.num_tokens:
-            column = self.cache.get(tuple(seq.token_ids[: (len(found.blocks) + 1) * SIZE]))
+        match = PrefixMatch()
+        while (len(match.blocks) + 1) * SIZE < seq.num_tokens:
+            column = self.cache.get(tuple(seq.token_ids[: (len(match.blocks) + 1) * SIZE]))
             if column is None:
                 break
-            found.blocks.append(column)
-        start = len(found.blocks) * SIZE
+            match.blocks.append(column)
+        start = len(match.blocks) * SIZE
         for key, column in self.cache.items():
             same = [a == b for a, b in zip(key[start:], seq.token_ids[start:-1], strict=False)]
             count = same.index(False) if False in same else len(same)
             if len(key) == start + SIZE and key[:start] == tuple(seq.token_ids[:start]) and count:
-                found.tail = (column, count)
-        return found
+                match.tail = (column, count)
+        return match
 
     def reclaim(self, num_blocks: int) -> None:
         for key in [key for key, column in self.cache.items() if self.pool.is_idle(column)][:num_blocks]:
             self.pool.unlock(self.cache.pop(key))
 
     def submit(self, a: int, b: int) -> None:
-        """Prompts of few different tokens, so that they often begin alike; a quarter of them with several samples."""
+        """Submit a prompt of zeros and ones: many prompts begin alike. A quarter of the requests have several samples."""
         token_ids = [(a >> index % 3) % 2 for index in range(1 + b % 23)]
         ids = [self.count + index for index in range(1 + (a % 4 == 3) * (1 + b % 3))]
         self.count += len(ids)
@@ -377,10 +377,10 @@ class SchedulerWorld:
                 self.cache[key] = column
 
     def finish(self, seq: Sequence) -> None:
-        alone = seq.token_ids[: seq.request.num_prompt_tokens]
-        while len(alone) < seq.num_tokens:
-            alone.append(next_token(alone, seq.sample))
-        assert seq.token_ids == alone
+        expected = seq.token_ids[: seq.request.num_prompt_tokens]
+        while len(expected) < seq.num_tokens:
+            expected.append(next_token(expected, seq.sample))
+        assert seq.token_ids == expected
         self.num_finished += 1
         self.num_preempted += seq.num_preemptions > 0
         self.num_cached += seq.kv.num_cached_tokens > 0
@@ -394,7 +394,7 @@ class SchedulerWorld:
             if not self.scheduler.seqs:
                 break
             self.step()
-        assert not self.scheduler.seqs, "everybody comes to an end"
+        assert not self.scheduler.seqs, "every request ends"
         self.reclaim(self.pool.num_blocks)
         assert self.pool.num_free_blocks == self.pool.num_blocks
 
@@ -408,15 +408,15 @@ worlds = st.tuples(
 
 
 @example_counts(2_000)
-def test_whatever_happens_everybody_gets_their_own_tokens(examples: int) -> None:
-    met = dict.fromkeys(("num_finished", "num_preempted", "num_cached", "num_forked"), 0)
+def test_every_request_gets_its_own_tokens_whatever_happens(examples: int) -> None:
+    totals = dict.fromkeys(("num_finished", "num_preempted", "num_cached", "num_forked"), 0)
 
     def check(example: tuple[tuple[KVGroup, ...], int, int, list[Step]]) -> None:
         groups, num_blocks, budget, steps = example
         world = SchedulerWorld(groups, num_blocks, budget)
         world.run(steps)
-        for name in met:
-            met[name] += getattr(world, name)
+        for name in totals:
+            totals[name] += getattr(world, name)
 
     run_examples(examples, worlds, check)
-    assert all(count >= examples // 20 for count in met.values()), met
+    assert all(count >= examples // 20 for count in totals.values()), totals
