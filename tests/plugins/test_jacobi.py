@@ -8,13 +8,14 @@ from typing import Any, cast
 import pytest
 
 from pitlane import BadOption, Draft, Limits, SamplingParams, Sequence
-from pitlane.engine.sequence import Timing
+from pitlane.engine.sequence import Request, Timing
 from pitlane.plugins.jacobi import Jacobi
 
 
 def make_seq(token_ids: list[int]) -> Sequence:
     nothing = cast(Any, None)
-    return Sequence(0, list(token_ids), len(token_ids), SamplingParams(), 0, nothing, nothing, Timing(0.0), frozenset())
+    request = Request(len(token_ids), SamplingParams(), seed=0)
+    return Sequence(0, request, nothing, list(token_ids), nothing, Timing(0.0))
 
 
 def propose(plugin: Jacobi, seq: Sequence, limit: int = 64) -> Draft | None:

@@ -9,13 +9,14 @@ import pytest
 
 from pitlane import BadOption, Draft, Limits, SamplingParams, Sequence
 from pitlane.engine.decode.draft import clean, depths, merged_children
-from pitlane.engine.sequence import Timing
+from pitlane.engine.sequence import Request, Timing
 from pitlane.plugins.lookahead import Lookahead, Pool
 
 
 def make_seq(token_ids: list[int]) -> Sequence:
     nothing = cast(Any, None)
-    return Sequence(0, list(token_ids), len(token_ids), SamplingParams(), 0, nothing, nothing, Timing(0.0), frozenset())
+    request = Request(len(token_ids), SamplingParams(), seed=0)
+    return Sequence(0, request, nothing, list(token_ids), nothing, Timing(0.0))
 
 
 def plugin(window: int = 4, ngram: int = 4, candidates: int = 4) -> Lookahead:

@@ -26,7 +26,7 @@ def test_more_layers_than_the_model_has_are_refused(make_engine: Any) -> None:
     engine = make_engine()
     for _ in range(2):
         with pytest.raises(BadOption, match="after 2 layers: the model has 2; choose 1 to 1"):
-            engine.submit(PROMPT, PARAMS, plan=engine.plan({"self_speculation": {"num_layers": 2}}))
+            engine.submit(PROMPT, PARAMS, plan=engine.plan({"self_speculation": {"num_layers": 2}})).result()
     assert len(engine.generate(PROMPT, PARAMS).token_ids) == 48, "other requests go on"
 
 

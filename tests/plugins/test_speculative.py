@@ -33,7 +33,7 @@ def test_a_draft_model_with_another_tokenizer_is_refused(make_engine: Any, share
         with pytest.raises(
             BadOption, match=r"cannot draft for random:tiny: its tokenizer differs; name a model of the"
         ):
-            engine.submit(PROMPT, PARAMS, plan=plan)
+            engine.submit(PROMPT, PARAMS, plan=plan).result()
     lane = engine.lane_of(engine.default_plan)
     assert lane.pool.num_withheld == 0 and lane.draft_models == {}
     assert len(engine.generate(PROMPT, PARAMS).token_ids) == 48, "other requests go on"
@@ -113,7 +113,7 @@ def test_of_finished_sequences_only_shadows_are_kept(make_engine: Any, cut_tiny:
     streams = [engine.submit(PROMPT[: 9 + i], PARAMS, plan=plan) for i in range(4)]
     assert all(stream.result().stats["draft_tokens"] > 0 for stream in streams)
     (drafter,) = engine.lane_of(plan).draft_models.values()
-    pool = drafter.lane.pool
+    pool = drafter.pool
     assert len(drafter.shadows) == 4
-    pool.check_integrity(drafter.shadows.values())
+    pool.check_integrity(shadow.kv for shadow in drafter.shadows.values())
     assert pool.num_free_blocks < pool.num_blocks
