@@ -48,6 +48,10 @@ class Packed(Plugin):
     class Options(PluginOptions):
         bits: int = 8
 
+    @hookimpl
+    def build_linear(self, parts: Any, context: Any) -> None:
+        return None
+
 
 class Costly(Plugin):
     """Has no role."""
