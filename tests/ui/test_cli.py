@@ -225,7 +225,8 @@ def test_a_plugin_that_takes_the_place_of_another_says_so(monkeypatch: pytest.Mo
     monkeypatch.setattr("pitlane.plugins.prefix_cache.PrefixCache.is_default", False)
     result = invoke("run", *TINY, "--max-tokens", "1", "--json", "--plugins", "+jacobi", "x")
     assert result.stderr == "pitlane: jacobi replaces prompt_lookup; a plan has one drafter\n"
-    assert list(json.loads(result.stdout)["stats"]["plugins"]) == ["jacobi"]
+    plugins = json.loads(result.stdout)["stats"]["plugins"]
+    assert "jacobi" in plugins and "prompt_lookup" not in plugins
 
 
 def test_a_model_that_does_not_fit_is_refused_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
