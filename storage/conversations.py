@@ -17,7 +17,8 @@ from pitlane.storage.errors import NotFound
 from pitlane.storage.types import Conversation, Message, Refusal, SearchHit, storable
 
 if TYPE_CHECKING:
-    from pitlane.storage.db import Store
+    from pitlane.storage.documents import Documents
+    from pitlane.storage.sqlite_file import SqliteFile
 
 _TITLE_CHARS = 60
 _SELECT = """
@@ -55,14 +56,14 @@ class Turn(Protocol):
 class Conversations:
     """Create, read, extend, cut, search and delete conversations."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, file: SqliteFile, documents: Documents) -> None:
+        self._file, self._documents = file, documents
 
     def create(self, model: str, title: str = "") -> Conversation:
         """Start a conversation. Without a title, the first words of its first user message become the title."""
         now = time.time()
         row = (secrets.token_hex(6), storable(title), storable(model), now, now)
-        with self._store.transaction() as db:
+        with self._file.transaction() as db:
             db.execute("INSERT INTO conversations VALUES (?, ?, ?, ?, ?)", row)
         return Conversation(*row, num_messages=0)
 
@@ -77,16 +78,16 @@ class Conversations:
 
     def list(self, limit: int = 50) -> builtins.list[Conversation]:
         """Return conversations without their messages, most recently used first."""
-        rows = self._store.rows(f"{_SELECT} ORDER BY c.updated DESC, c.rowid DESC LIMIT ?", (limit,))
+        rows = self._file.rows(f"{_SELECT} ORDER BY c.updated DESC, c.rowid DESC LIMIT ?", (limit,))
         return [Conversation(**row) for row in rows]
 
     def get(self, conversation_id: str) -> Conversation:
         """Return one conversation with its messages in order and the ids of its documents."""
-        rows = self._store.rows(f"{_SELECT} WHERE c.id = ?", (conversation_id,))
+        rows = self._file.rows(f"{_SELECT} WHERE c.id = ?", (conversation_id,))
         if not rows:
             raise _missing(conversation_id)
-        messages = self._store.rows("SELECT * FROM messages WHERE conversation_id = ? ORDER BY id", (conversation_id,))
-        documents = self._store.rows(
+        messages = self._file.rows("SELECT * FROM messages WHERE conversation_id = ? ORDER BY id", (conversation_id,))
+        documents = self._file.rows(
             "SELECT document_id FROM conversation_documents WHERE conversation_id = ? ORDER BY position",
             (conversation_id,),
         )
@@ -109,18 +110,18 @@ class Conversations:
         text, now = storable(text), time.time()
         ids = None if token_ids is None else json.dumps([int(token) for token in token_ids], separators=(",", ":"))
         numbers = None if stats is None else json.dumps(dict(stats), default=str)
-        with self._store.transaction() as db:
+        with self._file.transaction() as db:
             self._touch(conversation_id, _first_words(text) if role == "user" else "")
             sql = "INSERT INTO messages (conversation_id, role, text, token_ids, stats, created) VALUES (?,?,?,?,?,?)"
             cursor = db.execute(sql, (conversation_id, role, text, ids, numbers, now))
-            return _message(self._store.rows("SELECT * FROM messages WHERE id = ?", (cursor.lastrowid,))[0])
+            return _message(self._file.rows("SELECT * FROM messages WHERE id = ?", (cursor.lastrowid,))[0])
 
     def truncate(self, conversation_id: str, message_id: int) -> None:
         """Remove a message and all that follow it, for a retry or an edit.
 
         A title that was taken from a removed question is cleared: the next question gives a new title.
         """
-        with self._store.transaction() as db:
+        with self._file.transaction() as db:
             self._touch(conversation_id)
             conversation = self.get(conversation_id)
             if all(message.id != message_id for message in conversation.messages):
@@ -144,10 +145,10 @@ class Conversations:
         leave_out_removed: skip a document that another window or command has removed meanwhile, instead of raising.
         """
         if leave_out_removed:
-            stored = {document.id for document in self._store.documents.list()}
+            stored = {document.id for document in self._documents.list()}
             document_ids = [document_id for document_id in document_ids if document_id in stored]
         rows = [(conversation_id, position, key) for position, key in enumerate(dict.fromkeys(document_ids))]
-        with self._store.transaction() as db:
+        with self._file.transaction() as db:
             self._touch(conversation_id)
             db.execute("DELETE FROM conversation_documents WHERE conversation_id = ?", (conversation_id,))
             try:
@@ -168,8 +169,8 @@ class Conversations:
         phrase = " ".join(words)
         pattern = "%" + phrase.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
         query = " ".join('"' + word.replace('"', '""') + '"' for word in words) + "*"
-        rows = self._store.rows(_BY_TITLE, (pattern, limit)) + (
-            self._store.rows(_BY_WORDS, (query, limit)) or self._store.rows(_BY_CHARACTERS, (phrase, pattern, limit))
+        rows = self._file.rows(_BY_TITLE, (pattern, limit)) + (
+            self._file.rows(_BY_WORDS, (query, limit)) or self._file.rows(_BY_CHARACTERS, (phrase, pattern, limit))
         )
         return [SearchHit(**row) for row in rows[:limit]]
 
@@ -178,7 +179,7 @@ class Conversations:
         self._change(sql, (time.time(), title, conversation_id), conversation_id)
 
     def _change(self, sql: str, parameters: Sequence[Any], conversation_id: str) -> None:
-        with self._store.transaction() as db:
+        with self._file.transaction() as db:
             if db.execute(sql, parameters).rowcount == 0:
                 raise _missing(conversation_id)
 

@@ -10,7 +10,8 @@ from pitlane.storage.errors import NotFound, StorageError
 from pitlane.storage.types import Document, Page, StoredDocument, storable
 
 if TYPE_CHECKING:
-    from pitlane.storage.db import Store
+    from pitlane.storage.prefixes import Prefixes
+    from pitlane.storage.sqlite_file import SqliteFile
 
 _MIN_ID_PREFIX = 4
 
@@ -18,14 +19,14 @@ _MIN_ID_PREFIX = 4
 class Documents:
     """Add, find, read and remove documents."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, file: SqliteFile, prefixes: Prefixes) -> None:
+        self._file, self._prefixes = file, prefixes
 
     def add(self, document: Document) -> StoredDocument:
         """Store a document. If the same file is stored already, return its row unchanged, title included."""
         key = document.content_hash[:12]
         pages = [(key, page.index, storable(page.label), storable(page.text)) for page in document.pages]
-        with self._store.transaction() as db:
+        with self._file.transaction() as db:
             stored = self._where("id = ?", key)
             if stored:
                 if stored[0].content_hash != document.content_hash:
@@ -61,7 +62,7 @@ class Documents:
     def load(self, name: str) -> Document:
         """Return a stored document with its pages."""
         stored = self.get(name)
-        rows = self._store.rows(
+        rows = self._file.rows(
             "SELECT page_index, label, text FROM document_pages WHERE document_id = ? ORDER BY page_index", (stored.id,)
         )
         pages = tuple(Page(row["page_index"], row["label"], row["text"]) for row in rows)
@@ -74,10 +75,10 @@ class Documents:
     def remove(self, name: str) -> None:
         """Remove a document and its saved prefixes."""
         stored = self.get(name)
-        with self._store.transaction() as db:
-            self._store.prefixes.remove_document(stored.content_hash)
+        with self._file.transaction() as db:
+            self._prefixes.remove_document(stored.content_hash)
             db.execute("DELETE FROM documents WHERE id = ?", (stored.id,))
 
     def _where(self, condition: str, *parameters: Any) -> builtins.list[StoredDocument]:
         sql = f"SELECT * FROM documents WHERE {condition} ORDER BY created DESC, rowid DESC"
-        return [StoredDocument(**row) for row in self._store.rows(sql, parameters)]
+        return [StoredDocument(**row) for row in self._file.rows(sql, parameters)]

@@ -25,7 +25,7 @@ from pitlane.storage.types import SavedPrefix, storable
 if TYPE_CHECKING:
     import torch
 
-    from pitlane.storage.db import Store
+    from pitlane.storage.sqlite_file import SqliteFile
 
 FORMAT = "pitlane-prefix-1"
 DEFAULT_QUOTA_BYTES = 10 * 10**9
@@ -36,12 +36,12 @@ _COLUMNS = ", ".join(field.name for field in fields(SavedPrefix))
 class Prefixes:
     """Save, find, load, pin and prune saved prefixes."""
 
-    def __init__(self, store: Store, folder: Path, *, quota_bytes: int | None = None) -> None:
+    def __init__(self, file: SqliteFile, folder: Path, *, quota_bytes: int | None = None) -> None:
         """Open `folder`, which belongs to this store alone, and clean it. Keep at most `quota_bytes` in it.
 
         None: opening prunes nothing, because another process may use a larger quota; saves prune to the default quota.
         """
-        self._store = store
+        self._file = file
         self.folder = folder
         self.quota_bytes = DEFAULT_QUOTA_BYTES if quota_bytes is None else quota_bytes
         self._touched: dict[int, float] = {}
@@ -76,7 +76,7 @@ class Prefixes:
         try:
             num_bytes, checksum = temporary.stat().st_size, blobs.checksum(temporary)
             self._make_room(num_bytes)  # a file is larger than its tensors
-            with self._store.transaction() as db:
+            with self._file.transaction() as db:
                 saved = self._intact(fingerprint, block_hash)  # another process may have been faster
                 if saved:
                     return saved
@@ -119,7 +119,7 @@ class Prefixes:
 
     def token_ids(self, prefix: SavedPrefix) -> builtins.list[int]:
         """Return the tokens whose KV was saved. The caller compares them with the prompt."""
-        rows = self._store.rows("SELECT token_ids FROM prefixes WHERE id = ?", (prefix.id,))
+        rows = self._file.rows("SELECT token_ids FROM prefixes WHERE id = ?", (prefix.id,))
         ids = array("q", rows[0]["token_ids"] if rows else b"")
         if len(ids) != prefix.num_tokens:
             raise PrefixMismatch(f"{prefix.file} has {len(ids)} token ids in its row, {prefix.num_tokens} were saved")
@@ -127,7 +127,7 @@ class Prefixes:
 
     def discard(self, prefix: SavedPrefix) -> None:
         """Delete a prefix, row and file. Does nothing if it was deleted, or deleted and saved again, meanwhile."""
-        with self._store.transaction() as db:
+        with self._file.transaction() as db:
             if db.execute("DELETE FROM prefixes WHERE id = ?", (prefix.id,)).rowcount:
                 blobs.remove(self.folder / prefix.file)
         self._touched.pop(prefix.id, None)
@@ -139,7 +139,7 @@ class Prefixes:
 
     def pin(self, prefix_id: int, pinned: bool = True) -> None:
         """Protect a prefix from pruning, or end the protection."""
-        with self._store.transaction() as db:
+        with self._file.transaction() as db:
             if not db.execute("UPDATE prefixes SET pinned = ? WHERE id = ?", (pinned, prefix_id)).rowcount:
                 raise self._missing(prefix_id)
 
@@ -159,7 +159,7 @@ class Prefixes:
         """Remove the least recently used prefixes until at most `max_bytes` are left; return them. Keeps pinned prefixes."""
         self.flush()
         removed = []
-        with self._store.transaction():
+        with self._file.transaction():
             excess = self.total_bytes() - max_bytes
             for prefix in self._where("NOT pinned ORDER BY last_used, id") if excess > 0 else []:
                 if excess <= 0:
@@ -171,13 +171,13 @@ class Prefixes:
 
     def total_bytes(self) -> int:
         """Bytes of all saved prefixes."""
-        return int(self._store.rows("SELECT coalesce(sum(num_bytes), 0) AS total FROM prefixes")[0]["total"])
+        return int(self._file.rows("SELECT coalesce(sum(num_bytes), 0) AS total FROM prefixes")[0]["total"])
 
     def flush(self) -> None:
         """Write the dates of last use. `find` only notes them in memory, so that a hit costs no write."""
         touched, self._touched, self._flushed = self._touched, {}, time.monotonic()
         if touched:
-            with self._store.transaction() as db:
+            with self._file.transaction() as db:
                 rows = [(when, key) for key, when in touched.items()]
                 db.conn.executemany("UPDATE prefixes SET last_used = ? WHERE id = ?", rows)
 
@@ -206,7 +206,7 @@ class Prefixes:
 
     def _clean(self) -> None:
         """Delete rows without files, files without rows, and old temporary files."""
-        with self._store.transaction():
+        with self._file.transaction():
             for prefix in self._where("1"):
                 if not (self.folder / prefix.file).is_file():
                     self.discard(prefix)
@@ -217,7 +217,7 @@ class Prefixes:
                     blobs.remove(path)
 
     def _where(self, condition: str, *parameters: Any) -> builtins.list[SavedPrefix]:
-        rows = self._store.rows(f"SELECT {_COLUMNS} FROM prefixes WHERE {condition}", parameters)
+        rows = self._file.rows(f"SELECT {_COLUMNS} FROM prefixes WHERE {condition}", parameters)
         return [SavedPrefix(**{**row, "pinned": bool(row["pinned"])}) for row in rows]
 
     def _missing(self, prefix_id: int) -> NotFound:

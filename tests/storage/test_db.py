@@ -119,7 +119,7 @@ def test_a_disk_that_cannot_be_written_is_no_damage(
     def fail(connection: object) -> None:
         raise sqlite3.OperationalError(reason)
 
-    monkeypatch.setattr("pitlane.storage.db._use_wal", fail)
+    monkeypatch.setattr("pitlane.storage.sqlite_file._use_wal", fail)
     with pytest.raises(StorageError, match=r"pitlane.db cannot .*set PITLANE_HOME to another folder$") as caught:
         Store(tmp_path / "pitlane.db")
     assert f"({reason})" in str(caught.value) and words in str(caught.value)
@@ -129,7 +129,7 @@ def test_a_disk_that_cannot_be_written_is_no_damage(
 def test_an_io_error_on_a_full_disk_is_called_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite reports `disk I/O error` if it cannot create its log."""
     with Store(tmp_path / "pitlane.db") as store:
-        monkeypatch.setattr("pitlane.storage.db.shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+        monkeypatch.setattr("pitlane.storage.sqlite_file.shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
         with pytest.raises(StorageError, match="the disk is full"), store.transaction():
             raise sqlite3.OperationalError("disk I/O error")
 
