@@ -53,8 +53,8 @@ if TYPE_CHECKING:
         PluginRegistry as PluginRegistry,
         check_roles as check_roles,
     )
-    from pitlane.engine.run.attention import Attention as Attention, SpanAttention as SpanAttention
-    from pitlane.engine.run.batch import Batch as Batch, Query as Query
+    from pitlane.engine.run.attention import SpanAttention as SpanAttention
+    from pitlane.engine.run.batch import Attention as Attention, Batch as Batch, Query as Query
     from pitlane.engine.run.lane import Lane as Lane
     from pitlane.engine.run.limits import Limits as Limits
     from pitlane.engine.sequence import Sequence as Sequence
@@ -85,8 +85,8 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.plan.planner": "Planner",
     "pitlane.engine.plan.plugin": "EXACTNESS Plugin PluginOptions hookimpl",
     "pitlane.engine.plan.registry": "PluginEntry PluginRegistry check_roles",
-    "pitlane.engine.run.attention": "Attention SpanAttention",
-    "pitlane.engine.run.batch": "Batch Query",
+    "pitlane.engine.run.attention": "SpanAttention",
+    "pitlane.engine.run.batch": "Attention Batch Query",
     "pitlane.engine.run.lane": "Lane",
     "pitlane.engine.run.limits": "Limits",
     "pitlane.engine.sequence": "Sequence",

@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pitlane.engine.kv.group import KVGroup
+from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.kv.store import KVStore
 from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.layers import Builder, Ops
 from pitlane.engine.models.rope import Rope
-from pitlane.engine.run.attention import Attention
-from pitlane.engine.run.batch import Batch
+from pitlane.engine.run.batch import Attention, Batch
 
 EMBEDDING, LAYER, NORM, HEAD = "model.embed_tokens", "model.layers.{}.", "model.norm", "lm_head"
 ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"

@@ -27,8 +27,7 @@ from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.pacing.pacing import Pacing
 from pitlane.engine.plan.hooks import Hook
 from pitlane.engine.plan.plan import Plan
-from pitlane.engine.run.batch import Batch, Query
-from pitlane.engine.run.batch_builder import BatchBuilder, Chunk
+from pitlane.engine.run.batch import Batch, BatchBuilder, Chunk, Query
 from pitlane.engine.run.built_model import BuiltModel
 from pitlane.engine.run.runner import EarlyExit, Runner
 from pitlane.engine.run.scheduler import Scheduler

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pitlane import BadOption, BuildContext, PlanConflict, Plugin, SamplingParams
+from pitlane import BadOption, BuildContext, PlanConflict, Plugin, SamplingParams, hookimpl
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.kernels import attention, linear, ops
 from pitlane.testing import assert_only_ties_differ
@@ -135,6 +135,10 @@ def test_without_a_compiler_it_is_left_out_and_says_why(make_engine: Any, monkey
 def test_another_holder_of_its_role_replaces_it_and_both_are_refused(make_engine: Any) -> None:
     class Other(Plugin):
         name, role, exactness = "other", "linear", "approximate"
+
+        @hookimpl
+        def build_linear(self, parts: Any, context: Any) -> None:
+            return None
 
     registry = PluginRegistry.load()
     registry.add(Other)

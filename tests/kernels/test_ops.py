@@ -60,6 +60,6 @@ def test_lanes_of_one_variant_share_weights_and_differ_in_operations(make_engine
     engine = make_engine("random:tiny", dtype="bfloat16", plugins=["packed_linear"])
     plain = engine.lane_of(engine.default_plan)
     fused = engine.lane_of(engine.plan({"packed_linear": {}, "fused_ops": {}}))
-    assert fused is not plain and fused.variant is plain.variant
+    assert fused is not plain and fused.built.variant is plain.built.variant
     assert fused.runner.model.layers is plain.runner.model.layers
     assert fused.runner.model.ops.rms_norm is ops.rms_norm is not plain.runner.model.ops.rms_norm

@@ -15,9 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pitlane import Copy, PrefixMatch, SamplingParams, Sequence
-from pitlane.engine.kv.group import KVGroup
 from pitlane.engine.kv.pool import DROPPED, Pool
-from pitlane.engine.kv.state import Column
+from pitlane.engine.kv.state import Column, KVGroup
 from pitlane.engine.run.scheduler import Scheduler
 from pitlane.engine.sequence import Request, Timing
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 
 from pitlane import Copy, KVState
-from pitlane.engine.kv.group import KVGroup
 from pitlane.engine.kv.pool import DROPPED, BlockAllocator, Pool
+from pitlane.engine.kv.state import KVGroup
 
 SIZE = 4
 FULL = KVGroup((0, 1), 2, 8)

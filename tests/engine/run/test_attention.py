@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pitlane import Draft, KVState, SamplingParams, Sequence
 from pitlane.engine.decode.draft import depths
-from pitlane.engine.kv.group import KVGroup
+from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.run import kv_reads
 from pitlane.engine.run.attention import SpanAttention, _attend_flash_cpu, _attend_plain, _merge
 from pitlane.engine.run.batch import Batch

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from pitlane import Copy, KVState, Load, PrefixMatch, PromptTooLong, SamplingParams, Sequence, StepStats
-from pitlane.engine.kv.group import KVGroup
 from pitlane.engine.kv.pool import Pool
-from pitlane.engine.kv.state import Column
+from pitlane.engine.kv.state import Column, KVGroup
 from pitlane.engine.pacing.budget import MIN_TOKENS, StepBudget
 from pitlane.engine.run.scheduler import LOAD_RATE, Scheduler, shares
 from pitlane.engine.sequence import Request, Timing
