@@ -13,7 +13,7 @@ from pitlane.engine.errors import BadOption, EngineClosed
 from pitlane.engine.kv.state import PrefixMatch
 from pitlane.engine.loader import MAX_LANES, Loader, refuse
 from pitlane.engine.plan.dispatch import Dispatcher
-from pitlane.engine.plan.hooks import call
+from pitlane.engine.plan.hooks import HookError, call
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.run.lane import Lane
@@ -95,9 +95,19 @@ class Lanes:
             if lane is None:
                 self._make_room()
                 lane = self.loader.build_lane(plan, self._match, self._reclaim, self.worker.call)
-                self.worker.call(lambda: lane.warm_up(self.loader.warm_up_tokens)).result()
+                self._warm_up(lane)
                 self.by_key[plan.lane_key] = lane
             return lane
+
+    def _warm_up(self, lane: Lane) -> None:
+        """Run the first forwards on the engine's thread. If a part of a plugin fails, raise PluginFailed with its name."""
+        try:
+            self.worker.call(lambda: lane.warm_up(self.loader.warm_up_tokens)).result()
+        except Exception as error:
+            plugin = lane.built.culprit(error)
+            if plugin is None:
+                raise
+            refuse(HookError(plugin, "forward", error))
 
     def _prepare(self, lane: Lane, plan: Plan) -> None:
         with lane.opening:
