@@ -73,7 +73,7 @@ def measure() -> dict[str, Any]:
         engine.generate(list(range(64)), SamplingParams(max_tokens=8, ignore_eos=True))
         started, stopped = times_of_prompt(engine, 1000)
         runs = {"alone_seconds": stopped - started, "read": beside_a_stream(engine, 1001)}
-        engine.loop.watch = lambda ids: None  # type: ignore[method-assign]
+        engine.roster.watch = lambda ids: None  # type: ignore[method-assign]
         return runs | {"unread": beside_a_stream(engine, 1002)}
 
 

@@ -26,6 +26,7 @@ from pitlane.engine.plan.plan import Plan, Settings
 from pitlane.engine.plan.planner import Planner
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.engine.requests import check_length, check_request, is_batch, make_sequence
+from pitlane.engine.roster import Roster
 from pitlane.engine.run.lane import Lane
 from pitlane.engine.stream import Stream
 from pitlane.engine.text.tokenizer import Prompt
@@ -64,10 +65,11 @@ class Engine:
         self.worker = Worker()
         dispatch = Dispatcher(self.planner.resolve)
         self.lanes = Lanes(self.loader, dispatch, self.worker)
-        self.loop = Loop(self.lanes, self.loader, dispatch, self.worker.post)
+        self.roster = Roster(self.lanes, self.loader, dispatch, self.worker.post)
+        self.loop = Loop(self.lanes, self.roster, dispatch, self.loader.vocab_size)
         self._ids = count()
         self.worker.start(
-            self.loop.has_ready_lanes, self.loop.step_safely, partial(_finish, self.loop, self.lanes, self.planner)
+            self.loop.has_ready_lanes, self.loop.step_safely, partial(_finish, self.roster, self.lanes, self.planner)
         )
         weakref.finalize(self, self.worker.stop).atexit = False  # the engine's thread holds no reference to the engine
         try:
@@ -114,15 +116,15 @@ class Engine:
         lane = self.lanes.ready(plan)
         if lane is not None:
             check_length(seq.num_tokens, lane, self.loader.context)
-        loop, post = self.loop, self.worker.post
+        roster, post = self.roster, self.worker.post
 
         def abort() -> None:
-            self.worker.post(lambda: loop.abort(ids))  # uses `self`, so that a stream keeps its engine alive
+            self.worker.post(lambda: roster.abort(ids))  # uses `self`, so that a stream keeps its engine alive
 
-        stream = Stream(abort, lambda: post(lambda: loop.watch(ids)), len(ids))
+        stream = Stream(abort, lambda: post(lambda: roster.watch(ids)), len(ids))
         for seq_id in ids:
-            loop.streams[seq_id] = stream
-        if not post(lambda: loop.enter(seq)):
+            roster.streams[seq_id] = stream
+        if not post(lambda: roster.enter(seq)):
             self.worker.check()
         return stream
 
@@ -172,9 +174,10 @@ class Engine:
         return plugins(default) if plugins is not None else default
 
 
-def _finish(loop: Loop, lanes: Lanes, planner: Planner) -> None:
+def _finish(roster: Roster, lanes: Lanes, planner: Planner) -> None:
     """End every request, close the lanes and the plugins. Takes no Engine: the thread must keep no engine alive."""
-    for seq in list(loop.seqs.values()):
-        loop.end(seq, "aborted")
-    lanes.close()
-    planner.close()
+    for close in (roster.abort_all, lanes.close, planner.close):
+        try:
+            close()
+        except Exception:
+            log.exception("the engine could not close all that it holds")

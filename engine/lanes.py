@@ -7,7 +7,11 @@ request for an open lane never waits for a load. Lanes are built one at a time: 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+
+import torch
 
 from pitlane.engine.errors import BadOption, EngineClosed
 from pitlane.engine.kv.state import PrefixMatch
@@ -73,8 +77,7 @@ class Lanes:
     def _open(self, plan: Plan, future: Future[Lane]) -> None:
         error: Exception | None = EngineClosed("the lane was not opened: its loading was interrupted")
         try:
-            lane = self.by_key.get(plan.lane_key) or self._build(plan)
-            self._prepare(lane, plan)
+            lane = self._opened(plan)
             error = None
         except Exception as reason:
             error = reason
@@ -87,35 +90,39 @@ class Lanes:
                 future.set_exception(error)
             release_threads()
 
+    def _opened(self, plan: Plan) -> Lane:
+        """The lane of a plan, built if need be, and prepared for the plan."""
+        while True:
+            lane = self.by_key.get(plan.lane_key) or self._build(plan)
+            self._prepare(lane, plan)
+            if self.worker.closed:
+                lane.close()
+                self.worker.check()
+            if self.by_key.get(plan.lane_key) is lane:
+                return lane
+            lane.close()  # it was dropped to make room, before it was prepared
+
     def _build(self, plan: Plan) -> Lane:
         with self._building:
             lane = self.by_key.get(plan.lane_key)
             if lane is None:
                 self._make_room()
                 lane = self.loader.build_lane(plan, self._match, self._reclaim, self.worker.call)
-                self._warm_up(lane)
+                with _blaming(lane):
+                    self.worker.call(lambda: lane.warm_up(self.loader.warm_up_tokens)).result()
                 self.by_key[plan.lane_key] = lane
             return lane
-
-    def _warm_up(self, lane: Lane) -> None:
-        """Run the first forwards on the engine's thread. If a part of a plugin fails, raise PluginFailed with its name."""
-        try:
-            self.worker.call(lambda: lane.warm_up(self.loader.warm_up_tokens)).result()
-        except Exception as error:
-            plugin = lane.built.culprit(error)
-            if plugin is None:
-                raise
-            refuse(HookError(plugin, "forward", error))
 
     def _prepare(self, lane: Lane, plan: Plan) -> None:
         with lane.opening:
             if plan.drafter is not None and not lane.is_calibrated:
-                self.worker.call(lane.calibrate).result()
+                with _blaming(lane):
+                    lane.calibrate()
             call(plan.hook("lane_opened"), None, refuse, lane=lane)
             lane.open_for(plan)
 
     def _make_room(self) -> None:
-        """If `MAX_LANES` lanes are open, drop the idle lane with the fewest `busy_seconds`."""
+        """If `MAX_LANES` lanes are open, drop the idle lane that was used least recently."""
         if len(self.by_key) < MAX_LANES:
             return
         dropped: list[Lane] = []
@@ -124,12 +131,14 @@ class Lanes:
             """Runs on the engine's thread: no request can enter the lane before it is dropped."""
             idle = {key: lane for key, lane in self.by_key.items() if not (lane.has_work or lane.opening.locked())}
             if idle:
-                dropped.append(self.by_key.pop(min(idle, key=lambda key: idle[key].busy_seconds)))
+                dropped.append(self.by_key.pop(min(idle, key=lambda key: idle[key].last_used)))
 
         self.worker.call(drop).result()
         if not dropped:
             raise BadOption(f"{MAX_LANES} lanes are busy; wait for an answer, or use fewer different sets of plugins")
-        dropped[0].close()
+        dropped.pop().close()
+        if self.loader.device.type == "cuda":
+            torch.cuda.empty_cache()  # so that the memory counts as free
 
     # ---- on the engine's thread
 
@@ -152,3 +161,15 @@ def _prefix_match(plugin: Plugin, result: object) -> PrefixMatch:
     if not isinstance(result, PrefixMatch):
         raise TypeError(f"returned {result!r}, not a PrefixMatch")
     return result
+
+
+@contextmanager
+def _blaming(lane: Lane) -> Iterator[None]:
+    """Raise PluginFailed, with the name of the plugin, if a part of a plugin fails in a first forward."""
+    try:
+        yield
+    except Exception as error:
+        plugin = lane.built.culprit(error)
+        if plugin is None:
+            raise
+        refuse(HookError(plugin, "forward", error))

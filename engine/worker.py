@@ -96,16 +96,19 @@ class Worker:
             self._thread.join()
 
     def _run(self, ready: Callable[[], bool], step: Callable[[], None], finish: Callable[[], None]) -> None:
-        while not self.closed:
-            with self._wake:
-                while not (self._inbox or self.closed or ready()):
-                    self._wake.wait()
-            self._do_posted()
-            if not self.closed and ready():
-                step()
-        self._do_posted()  # the last submitted requests enter the loop, so that `finish` ends them
-        self._do(finish)
-        atexit.unregister(self.close)
+        try:
+            while not self.closed:
+                with self._wake:
+                    while not (self._inbox or self.closed or ready()):
+                        self._wake.wait()
+                self._do_posted()
+                if not self.closed and ready():
+                    step()
+        finally:  # also after an error that no step may let through: no reader waits for ever
+            self.stop()
+            self._do_posted()  # the last submitted requests enter the loop, so that `finish` ends them
+            self._do(finish)
+            atexit.unregister(self.close)
 
     def _do_posted(self) -> None:
         with self._wake:

@@ -9,9 +9,8 @@ forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -93,22 +92,6 @@ class Pool:
         for allocator in self.allocators:
             allocator.take(num_blocks, None)
         self.num_withheld += num_blocks
-
-    @contextmanager
-    def borrowed(self, num_tokens: int) -> Iterator[list[list[int]] | None]:
-        """Free slots for `num_tokens` tokens, per group, given back at the end of the `with` block; None if too few are free."""
-        count = -(-num_tokens // self.block_size)
-        if count > self.num_free_blocks:
-            yield None
-            return
-        taken = [allocator.take(count, None) for allocator in self.allocators]
-        try:
-            size = self.block_size
-            yield [[b * size + i for b in blocks for i in range(size)][:num_tokens] for blocks in taken]
-        finally:
-            for blocks, allocator in zip(taken, self.allocators, strict=True):
-                for block in blocks:
-                    allocator.release(block)
 
     def num_missing_blocks(self, kv: KVState, num_tokens: int) -> int:
         """Columns to take before a sequence can hold `num_tokens`: new blocks, and copies of shared blocks to write into."""

@@ -73,7 +73,7 @@ def own_failure(seq: Sequence) -> Iterator[None]:
         seq.error = seq.error or named(error, "the request failed")
 
 
-def named(error: Exception, failure: str) -> PitlaneError:
+def named(error: BaseException, failure: str) -> PitlaneError:
     """Return a PitlaneError as it is. Put any other error into a PitlaneError that begins with `failure`."""
     return error if isinstance(error, PitlaneError) else PitlaneError(f"{failure}: {type(error).__name__}: {error}")
 

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
+from time import perf_counter
 from typing import Protocol
 from weakref import WeakSet
 
@@ -20,14 +21,14 @@ import torch
 
 from pitlane.engine.decode.draft_model import DraftModel
 from pitlane.engine.kv.operations import Copy
-from pitlane.engine.kv.pool import Pool, Span
-from pitlane.engine.kv.state import PrefixMatch
+from pitlane.engine.kv.pool import Pool
+from pitlane.engine.kv.state import KVState, PrefixMatch
 from pitlane.engine.kv.store import KVStore
 from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.pacing.pacing import Pacing
 from pitlane.engine.plan.hooks import Hook
 from pitlane.engine.plan.plan import Plan
-from pitlane.engine.run.batch import Batch, BatchBuilder, Chunk, Query
+from pitlane.engine.run.batch import Batch, BatchBuilder, Chunk
 from pitlane.engine.run.built_model import BuiltModel
 from pitlane.engine.run.runner import EarlyExit, Runner
 from pitlane.engine.run.scheduler import Scheduler
@@ -101,6 +102,7 @@ class Lane:
         self.opening = Lock()  # held while a plan is prepared; the engine's thread never takes it
         self.is_calibrated = False
         self.busy_seconds = 0.0  # for fairness between lanes
+        self.last_used = perf_counter()
 
     @property
     def max_tokens_per_seq(self) -> int:
@@ -125,7 +127,8 @@ class Lane:
     def open_for(self, plan: Plan) -> None:
         """Note that the lane is ready for a plan."""
         self.opened.add(plan)
-        self.reclaimers |= {hook.plugin.name: hook for hook in plan.hook("reclaim_blocks")}
+        new = {hook.plugin.name: hook for hook in plan.hook("reclaim_blocks")}
+        self.reclaimers = self.reclaimers | new  # a new dict, because the engine's thread may iterate over the old one
 
     def close(self) -> None:
         """Close the plugins' objects. Remove the scheduler's references to the lane, so that it is freed at once."""
@@ -142,23 +145,24 @@ class Lane:
     def warm_up(self, num_tokens: int) -> None:
         """Run the model twice on zeros, in free blocks. This compiles kernels, touches weights and gives pacing an estimate."""
         num_tokens = min(num_tokens, self.limits.max_step_tokens, self.max_tokens_per_seq)
-        with self.pool.borrowed(num_tokens) as slots:
-            if slots is None:
-                return
-            query = Query(0, num_tokens, [])
-            query.spans += [[Span(s[0], s[0] + num_tokens, 0)] if query.is_short else [] for s in slots]
-            index = torch.arange(num_tokens, device=self.device)
-            targets = [torch.tensor(group_slots, device=self.device) for group_slots in slots]
-            batch = Batch(torch.zeros_like(index), index, targets, [query], index[-1:])
+        kv = KVState()
+        if not self.pool.reserve(kv, num_tokens):
+            return
+        try:
             for _ in range(2):
-                flight = self.runner.launch(batch)
+                flight = self.runner.launch(self.builder.build([Chunk(kv, [0] * num_tokens, None, True)]))
                 flight.wait()
+        finally:
+            self.pool.release(kv)
         self.pacing.clock.record(num_tokens, num_tokens, flight.seconds)
 
     def calibrate(self) -> None:
-        """Time forwards of the sizes that drafts make, so that pacing need not try them with requests."""
+        """Time forwards of the sizes that drafts make, so that pacing need not try them with requests.
+
+        Requests may take steps between two forwards. Do not call it on the engine's thread.
+        """
         for num_tokens in CALIBRATED:
-            self.warm_up(num_tokens)
+            self.call(partial(self.warm_up, num_tokens)).result()
         self.is_calibrated = True
 
     # ---- draft models

@@ -259,4 +259,6 @@ def _is_unreadable(prefix: PrefixMatch) -> bool:
     loading = prefix.loading
     if loading is None or not loading.done():
         return False
-    return loading.cancelled() or loading.exception() is not None or loading.result() is None
+    if loading.cancelled() or loading.exception() is not None:
+        return True
+    return loading.result() is None or prefix.num_loading_tokens < 1

@@ -50,16 +50,16 @@ def test_only_finite_numbers_are_numbers(name: str, value: Any) -> None:
         ("repetition_penalty", 1e-300, r"repetition_penalty must be in \[0.01, 100\], got 1e-300"),
         ("ignore_eos", 1, "ignore_eos must be true or false, got 1"),
         ("ignore_eos", "no", "ignore_eos must be true or false, got 'no'"),
-        ("stop", 5, "stop must be texts, got 5"),
-        ("stop", ["a", None], "stop must be texts, got None"),
-        ("stop", b"end", "stop must be texts, got b'end'"),
-        ("stop", {"a": 1}, "stop must be texts"),
+        ("stop", 5, "stop must be a text or a list of texts, got 5"),
+        ("stop", ["a", None], "stop must be a text or a list of texts, got None"),
+        ("stop", b"end", "stop must be a text or a list of texts, got b'end'"),
+        ("stop", {"a": 1}, "stop must be a text or a list of texts"),
         ("stop", "", "stop must not hold an empty text"),
-        ("stop_token_ids", None, "stop_token_ids must be token ids, got None"),
-        ("stop_token_ids", 5, "stop_token_ids must be token ids, got 5"),
-        ("stop_token_ids", "12", "stop_token_ids must be token ids, got '12'"),
-        ("stop_token_ids", [3, 1.5], "stop_token_ids must be token ids, got 1.5"),
-        ("stop_token_ids", [True], "stop_token_ids must be token ids, got True"),
+        ("stop_token_ids", None, "stop_token_ids must be a list of token ids, got None"),
+        ("stop_token_ids", 5, "stop_token_ids must be a list of token ids, got 5"),
+        ("stop_token_ids", "12", "stop_token_ids must be a list of token ids, got '12'"),
+        ("stop_token_ids", [3, 1.5], "stop_token_ids must be a list of token ids, got 1.5"),
+        ("stop_token_ids", [True], "stop_token_ids must be a list of token ids, got True"),
     ],
 )
 def test_other_refusals_show_range_and_value(name: str, value: Any, message: str) -> None:
@@ -70,7 +70,7 @@ def test_other_refusals_show_range_and_value(name: str, value: Any, message: str
 def test_a_value_that_cannot_be_shown_is_refused_too() -> None:
     with pytest.raises(BadOption, match="^max_tokens must be < 2147483648, got <int>$"):
         SamplingParams(max_tokens=10**5000)
-    with pytest.raises(BadOption, match="^stop must be texts, got .{60}$"):
+    with pytest.raises(BadOption, match="^stop must be a text or a list of texts, got .{60}$"):
         SamplingParams(stop=[b"x" * 1000])  # type: ignore[arg-type]
 
 

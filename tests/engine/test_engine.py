@@ -226,7 +226,7 @@ def test_a_list_of_prompts_gives_results_in_order(engine: Any) -> None:
         engine.generate(prompts, params[:2])
     with pytest.raises(PromptTooLong):
         engine.generate([prompts[0], prompt(1, 5000)], SamplingParams(max_tokens=100_000, ignore_eos=True))
-    assert _when(lambda: not engine.loop.seqs), "the others are stopped"
+    assert _when(lambda: not engine.roster.seqs), "the others are stopped"
 
 
 @pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 64, 100])
@@ -274,7 +274,7 @@ def test_aborted_samples_all_end(engine: Any, after: int) -> None:
     result = stream.result()
     assert [sample.finish_reason for sample in result.samples] == ["aborted"] * 3
     lane = engine.lane_of(engine.default_plan)
-    assert not lane.has_work and lane.pool.num_free_blocks == lane.pool.num_blocks and not engine.loop.seqs
+    assert not lane.has_work and lane.pool.num_free_blocks == lane.pool.num_blocks and not engine.roster.seqs
 
 
 def test_preempted_samples_give_the_same_tokens(make_engine: Any) -> None:
@@ -320,7 +320,7 @@ def test_lost_blocks_are_found_when_idle(make_engine: Any, caplog: pytest.LogCap
 
 def test_whoever_reads_along_is_known(engine: Any) -> None:
     stream = engine.submit(prompt(1, 8), SamplingParams(max_tokens=3000, ignore_eos=True))
-    (seq,) = _when(lambda: list(engine.loop.seqs.values()))
+    (seq,) = _when(lambda: list(engine.roster.seqs.values()))
     assert not seq.is_streamed
     next(iter(stream))
     assert _when(lambda: seq.is_streamed)

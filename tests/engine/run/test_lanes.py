@@ -210,7 +210,7 @@ def test_busy_lanes_are_not_dropped(make_engine: Any, registry: PluginRegistry) 
         next(stream_events)
     fifth = engine.plan({"other_linears": {"factor": 0.9}})
     for ask in (lambda: engine.submit(prompt(1), PARAMS, plan=fifth).result(), lambda: engine.lane_of(fifth)):
-        with pytest.raises(BadOption, match="4 ways to run the model are busy"):
+        with pytest.raises(BadOption, match="4 lanes are busy"):
             ask()
     for stream in streams:
         stream.abort()
