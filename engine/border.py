@@ -1,8 +1,8 @@
 """Check the types and ranges of a new SamplingParams. `requests.py` checks the rest of a request.
 
 A wrong value raises here, before a step runs: an error inside a step could end other requests. An integer field takes
-any integer type, numpy's too, but no float (40.0), no text ("40") and no bool. Every refusal is a BadOption that names
-the field, its range and the value.
+any integer type, numpy's too. It refuses a float (40.0), a text ("40") and a bool. Every refusal is a BadOption: it names the
+field, the value, and the expected type or range.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _explained(error: ValidationError) -> str:
 
 
 def shown(value: object) -> str:
-    """Return any value as a short text for a message."""
+    """Show any value in at most MAX_SHOWN characters. Never raises."""
     try:
         text = repr(value)
     except Exception:  # an int of more than 4300 digits has no repr; a caller's class may raise anything

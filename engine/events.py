@@ -1,4 +1,4 @@
-"""The events of a request, its result, and the numbers of a step that plugins receive."""
+"""The events of a request, its result, and the statistics of a step. Plugins receive the statistics."""
 
 from __future__ import annotations
 

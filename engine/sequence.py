@@ -1,7 +1,8 @@
 """A request and its running state.
 
-`Request` holds the arguments of one sample and never changes. `KVState` describes the KV of the sequence. `Outlook` is the estimate
-of pacing for the drafter on this sequence. The engine writes all state but the fields that `Sequence` names for plugins.
+`Request` holds the arguments of one sample and never changes. `KVState` describes the KV of the sequence. `Outlook` is the
+pacing's estimate of the drafter's success on this sequence. Plugins write only the fields named in `Sequence`; the engine
+writes all other fields.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pitlane.engine.text.prompt import Segment
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The arguments of one sample. sample_ids: sequence ids of all samples of the request, with this sample."""
+    """The arguments of one sample. sample_ids: sequence ids of all samples of the request, this sample included."""
 
     num_prompt_tokens: int
     sampling: SamplingParams
@@ -59,7 +60,7 @@ class Timing:
 class Sequence:
     """The running state of one sample of a request. Plugins read it, and write `state[name]`, `notes[name]` and `kv.operations`.
 
-    forks: the other samples, until the prompt is computed. is_streamed: a reader shows the tokens at once. state: objects of
+    forks: the other samples, until the prompt is computed. is_streamed: a reader takes tokens during the run. state: objects of
     plugins, by plugin name. failed: error texts, by name of the failed plugin. notes: entries of plugins for the stats.
     """
 
@@ -110,7 +111,7 @@ class Sequence:
 
     @property
     def is_in_step(self) -> bool:
-        """Whether the current step computes tokens of the sequence or writes a part of its saved prefix."""
+        """Whether the current step computes tokens of the sequence, or copies a part of its saved prefix into its KV."""
         return self.num_scheduled_tokens > 0 or (self.kv.prefix is not None and self.kv.num_computed_tokens > 0)
 
     @property

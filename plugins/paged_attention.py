@@ -1,10 +1,10 @@
 """Paged attention: attention in C over paged KV, without a copy, for decode, drafts and prefill.
 
 Changes in the loop: `build_attention` plans the reads of each step as lists of slots (kernels/attention.py).
-Exactness: rounding. Scores and softmax weights are in float32: an output is within 2^-8 (relative) of the exact value, plus 1e-5
-for values of about 1. A token's result depends only on the keys that it sees and on their order. So with `packed_linear` its bits
-are the same in any draft, batch or chunk of a prompt, and after a cache hit.
-Costs: nothing. Helps most with long prompts, and when many sequences decode at once, whose contexts the core copies side by side.
+Exactness: rounding. Scores and softmax weights are float32. An output differs from the exact value by at most 2^-8 (relative), plus
+1e-5 for values of about 1. A token's result depends only on the visible keys and their order. So with `packed_linear`, the result
+has the same bits in any draft, batch or chunk of a prompt, and after a cache hit.
+Costs: nothing. Helps most with long prompts, and when many sequences decode at once: without it, the core copies their contexts.
 Source: Kwon et al. 2023, arXiv:2309.06180; Dao et al. 2022, arXiv:2205.14135; Juravsky et al. 2024, arXiv:2402.05099
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pitlane.kernels.attention import Parts, Seen, Slots
 
 
-MAX_PARTS = 2048  # per call, to bound its partial results: 17 MB for llama-1b, 8 kB a part
+MAX_PARTS = 2048  # per kernel call; bounds the memory of partial results: 8 kB per part, 17 MB for llama-1b
 
 
 class PagedAttention(Plugin):
@@ -44,7 +44,7 @@ class PagedAttention(Plugin):
 
 
 class Paged:
-    """One kernel call per layer for all short queries of a step; calls of at most `MAX_PARTS` parts for each long query."""
+    """Per layer: a kernel call for all short queries of a step, and calls of at most `MAX_PARTS` parts per long query."""
 
     def __init__(self, scale: float, device: torch.device) -> None:
         from pitlane import SpanAttention
@@ -81,10 +81,11 @@ class Paged:
 
 
 def _seen(pool: Pool, group: int, kv: KVState, query: Query) -> list[Seen]:
-    """The slots that the tokens of a query see.
+    """The slots that are visible to the tokens of a query.
 
-    A chain is one `Seen`: all tokens share its slots, and a token sees the keys up to its own. In a draft tree the tokens share the
-    whole pieces before the draft; every token has a second `Seen` with the rest of the context and its own path.
+    A chain gives a single `Seen`: all tokens share its slots, and a token attends to the keys up to its own key. In a draft tree,
+    the tokens share a `Seen` for the whole pieces before the draft. Every token has a further `Seen`: the rest of the context and
+    its path in the tree.
     """
     import numpy as np
 
@@ -95,7 +96,7 @@ def _seen(pool: Pool, group: int, kv: KVState, query: Query) -> list[Seen]:
     size = pool.block_size
     table = kv.block_tables[group][base // size : -(-(first + count) // size)]
     starts = np.array(table, dtype=np.int32) * size
-    if min(table) < 0:  # dropped blocks lie outside of the window: any valid slot may stand in for theirs
+    if min(table) < 0:  # dropped blocks lie outside of the window and are masked: any valid slot may replace them
         starts[starts < 0] = starts[-1]
     slots: Slots = np.add.outer(starts, np.arange(size, dtype=np.int32)).ravel()[: first + count - base]
     if count == 1:
@@ -116,7 +117,7 @@ def _seen(pool: Pool, group: int, kv: KVState, query: Query) -> list[Seen]:
 
 
 def _cut(seen: Seen) -> Iterator[Seen]:
-    """Cut a long query into pieces of its tokens that have at most `MAX_PARTS` parts."""
+    """Split the tokens of a long query so that every piece has at most `MAX_PARTS` parts."""
     from pitlane.kernels.attention import PIECE
 
     count = max(1, MAX_PARTS * PIECE // max(PIECE, len(seen.slots)))

@@ -1,7 +1,7 @@
-"""Prompt lookup: find the last tokens earlier in the text, and draft the tokens that followed them there.
+"""Prompt lookup: find an earlier occurrence of the last tokens, and draft the tokens that followed it.
 
 Changes in the loop: `propose` drafts up to `num_draft_tokens` tokens from the sequence itself, or from earlier answers to the same
-user; several continuations make a tree. `stats.notes` counts the accepted tokens that came from earlier answers.
+user. Several continuations form a tree. `stats.notes` counts the accepted tokens that came from earlier answers.
 Exactness: identical. Costs: one index lookup per step; no model. Helps when the answer quotes the prompt or resembles an earlier
 answer. Answers are remembered per salt, so one user's text is never drafted for another user.
 Source: Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding; earlier answers: Oliaro et al. 2024, arXiv:2411.04975
@@ -21,7 +21,7 @@ from pitlane import BadOption, Draft, Plugin, PluginOptions, Sequence, hookimpl
 if TYPE_CHECKING:
     from pitlane import Lane, Limits
 
-MAX_USERS = 32  # users whose answers are remembered; the 8,192 tokens of a user take 6 MB
+MAX_USERS = 32  # users with remembered answers, per lane; the 8,192 tokens of a user take 6 MB
 END = -1  # marks the end of an answer; not a token id
 
 
@@ -29,15 +29,15 @@ class PromptLookup(Plugin):
     name, role, exactness = "prompt_lookup", "drafter", "identical"
 
     class Options(PluginOptions):
-        num_draft_tokens: int = Field(8, ge=1, le=64, title="Draft length", description="most tokens drafted per step")
+        num_draft_tokens: int = Field(8, ge=1, le=64, title="Draft length", description="maximum tokens per draft")
         max_ngram: int = Field(
-            4, ge=1, le=16, title="Longest match", description="longest run of last tokens to look up"
+            4, ge=1, le=16, title="Longest match", description="maximum number of last tokens to look up"
         )
         num_candidates: int = Field(
             1, ge=1, le=8, title="Continuations", description="number of continuations to draft per step"
         )
         min_ngram: int = Field(
-            2, ge=1, le=16, title="Shortest match", description="shortest run of last tokens to look up"
+            2, ge=1, le=16, title="Shortest match", description="minimum number of last tokens to look up"
         )
         history: int = Field(
             8192,
@@ -76,7 +76,7 @@ class PromptLookup(Plugin):
     def _continuations(
         self, token_ids: list[int], lookup: Lookup, history: list[NgramIndex], count: int
     ) -> list[list[int]]:
-        """The tokens behind earlier matches of the last tokens, best first: longest match, then own text, then latest."""
+        """Tokens after earlier occurrences of the last tokens. Order: longest match, then own text, then latest place."""
         chains: list[list[int]] = []
         for n in range(min(self.options.max_ngram, len(token_ids)), self.options.min_ngram - 1, -1):
             suffix = tuple(token_ids[-n:])
@@ -103,16 +103,16 @@ class PromptLookup(Plugin):
 
 @dataclass(slots=True)
 class Lookup:
-    """One sequence: the index of its text, and the number of accepted tokens that came from earlier answers."""
+    """State of a sequence: the index of its text, and the count of accepted tokens from earlier answers."""
 
     own: NgramIndex
     own_chains: list[list[int]] = field(default_factory=list)  # chains of the latest draft that came from `own`
-    num_drafted_from: int = 0  # length of the sequence at the latest draft
-    num_accepted: int = 0  # accepted tokens of the sequence at the latest draft
+    num_drafted_from: int = 0  # num_tokens of the sequence at the latest draft
+    num_accepted: int = 0  # num_accepted_tokens of the sequence before the latest draft
     num_replayed: int = 0  # accepted tokens from earlier answers
 
     def settle(self, seq: Sequence) -> None:
-        """Count the accepted tokens of the latest draft: they are replayed if no chain of the own text holds them."""
+        """Count the accepted tokens of the latest draft as replayed, unless a chain from the own text holds the same tokens."""
         accepted = seq.timing.num_accepted_tokens - self.num_accepted
         tokens = seq.token_ids[self.num_drafted_from : self.num_drafted_from + accepted]
         if all(chain[:accepted] != tokens for chain in self.own_chains):
@@ -122,7 +122,7 @@ class Lookup:
 
 
 class NgramIndex:
-    """The places behind each n-gram of a growing text. Constant time per token and per lookup."""
+    """For every n-gram of a growing text, the places after its occurrences. Constant time per token and per lookup."""
 
     def __init__(self, options: PromptLookup.Options, token_ids: SequenceOf[int] = ()) -> None:
         self.options = options
@@ -131,14 +131,25 @@ class NgramIndex:
         self.places: dict[tuple[int, ...], tuple[int, ...]] = {}  # per n-gram, indices into token_ids, the latest first
         self.extend(list(token_ids))
 
+    def fits(self, options: PromptLookup.Options) -> bool:
+        """Whether an index under these options would hold the same n-grams and places."""
+        own = self.options
+        return (own.min_ngram, own.max_ngram, own.num_candidates) == (
+            options.min_ngram,
+            options.max_ngram,
+            options.num_candidates,
+        )
+
     def extend(self, token_ids: list[int]) -> None:
-        """Index the new tokens of a longer text. N-grams that end at its last token wait: a suffix must not match itself."""
+        """Index the new tokens of a longer text, and keep a reference to it.
+
+        Omits n-grams that end at the last token: the suffix would match itself."""
         num_places, last = self.options.num_candidates, len(token_ids)
         for n in range(self.options.min_ngram, self.options.max_ngram + 1):
             first = max(n, self.num_indexed + 1)
             if first >= last:
                 continue
-            if num_places == 1 and last - first > 1:  # runs in C: 0.3 ms for a prompt of 700 tokens, the loop 1.5 ms
+            if num_places == 1 and last - first > 1:  # zip is C: 0.3 ms for a prompt of 700 tokens; the loop: 1.5 ms
                 ngrams = zip(*(token_ids[first - n + i : last - n + i] for i in range(n)), strict=True)
                 self.places.update(zip(ngrams, zip(range(first, last)), strict=True))
                 continue
@@ -148,7 +159,7 @@ class NgramIndex:
         self.token_ids, self.num_indexed = token_ids, max(self.num_indexed, last - 1)
 
     def behind(self, ngram: tuple[int, ...], count: int) -> list[list[int]]:
-        """Up to `count` tokens behind each place of an n-gram, the latest place first."""
+        """Up to `count` tokens after every occurrence of an n-gram, the latest first."""
         return [self._text(start, count) for start in self.places.get(ngram, ())]
 
     def _text(self, start: int, count: int) -> list[int]:
@@ -157,7 +168,7 @@ class NgramIndex:
 
 
 class Histories:
-    """The answers that a lane remembers, by user. They outlive the options: other options index the same answers again."""
+    """The remembered answers of a lane, by user (salt). A change of options keeps the answers and builds new indexes."""
 
     def __init__(self) -> None:
         self.by_salt: OrderedDict[str, list[NgramIndex]] = OrderedDict()  # the least recently used first
@@ -165,14 +176,14 @@ class Histories:
     def indexes(self, salt: str, options: PromptLookup.Options) -> list[NgramIndex]:
         """At most two indexes of a user's answers, the newer first."""
         indexes = self.by_salt.get(salt, [])
-        if indexes and indexes[0].options != options:
+        if indexes and not indexes[0].fits(options):
             indexes = self.by_salt[salt] = [NgramIndex(options, index.token_ids) for index in indexes]
         return indexes
 
     def add(self, salt: str, token_ids: SequenceOf[int], options: PromptLookup.Options) -> None:
-        """Remember an answer. `token_ids` begins a few tokens before it, so that its first tokens have n-grams too.
+        """Remember an answer. token_ids: the answer, and a few tokens before it: the answer's first tokens need n-grams too.
 
-        An index holds `history` / 2 tokens. When the newer index is full, the older index goes.
+        An index holds about `history` / 2 tokens. A full newer index replaces the older index.
         """
         indexes = self.indexes(salt, options) or [NgramIndex(options)]
         newest, capacity = indexes[0], max(1, options.history // 2)

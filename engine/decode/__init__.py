@@ -1,1 +1,1 @@
-"""From logits to tokens: sampling, verification of drafts, models that draft."""
+"""From logits to tokens: sampling, verification of drafts, and draft models."""

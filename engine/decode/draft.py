@@ -17,9 +17,14 @@ class Draft:
     token_ids: SequenceOf[int]
     parents: SequenceOf[int] | None = None
 
+    @property
+    def links(self) -> SequenceOf[int]:
+        """The parents, those of a chain too."""
+        return self.parents if self.parents is not None else range(-1, len(self.token_ids) - 1)
+
     @classmethod
     def merged(cls, chains: Iterable[SequenceOf[int]]) -> Draft:
-        """One tree of several chains, which share the nodes of equal prefixes; the tokens of the first chain come first."""
+        """Merge chains into one tree: equal prefixes share nodes, and the tokens of the first chain come first."""
         tokens: list[int] = []
         parents: list[int] = []
         children: dict[tuple[int, int], int] = {}
@@ -37,14 +42,13 @@ class Draft:
 def merged_children(draft: Draft | None) -> dict[int, dict[int, int]]:
     """Children of each node by token id: {node: {token id: child}}, node -1 being the last known token.
 
-    Equal siblings are merged: the later one's children become the first one's.
+    Equal siblings are merged: the first sibling takes the children of the later sibling.
     """
     children: dict[int, dict[int, int]] = {}
     if draft is None:
         return children
     merged = {-1: -1}
-    for index, token in enumerate(draft.token_ids):
-        parent = draft.parents[index] if draft.parents is not None else index - 1
+    for index, (token, parent) in enumerate(zip(draft.token_ids, draft.links, strict=True)):
         merged[index] = children.setdefault(merged[parent], {}).setdefault(token, index)
     return children
 
@@ -58,7 +62,7 @@ def depths(parents: SequenceOf[int]) -> list[int]:
 
 
 def clean(draft: Draft | None, limit: int, vocab_size: int) -> Draft | None:
-    """A draft as the engine takes it: at most `limit` tokens, cut before the first that is not a valid node."""
+    """Cut a draft to `limit` tokens, and before the first invalid token or parent. None if no token is left."""
     if draft is None:
         return None
     tokens: list[int] = []

@@ -1,8 +1,8 @@
-"""A small model that drafts: it keeps a shadow of every sequence, brings the shadows up to date, and continues them in batches.
+"""A draft model: it keeps a shadow of every sequence, updates the shadows, and extends them in batches.
 
-A draft model is a model of its own with its own KV (`Lane.open_drafter`), or the first layers of the target, which read the
-target's KV and write into draft slots that the target overwrites (`Lane.early_exit`). Tokens are drawn with the noise of the
-target, so at any temperature the draft is what the target would draw from these logits (Daliri et al. 2024).
+There are two kinds. A separate model has its own KV (`Lane.open_drafter`). The first layers of the target read the target's KV
+and write into draft slots; the target overwrites these slots later (`Lane.early_exit`). Both draw with the noise of the target.
+So at any temperature, the draft holds the tokens that the target would draw from these logits (Daliri et al. 2024).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pitlane.engine.run.batch import BatchBuilder, Chunk
 from pitlane.engine.run.runner import Runner
 from pitlane.engine.sequence import Sequence
 
-MAX_SHADOWS = 64  # shadows of ended requests included, for requests that begin alike; the least recently used go first
+MAX_SHADOWS = 64  # includes ended requests: a later request may share their prefix. Least recently used go first
 
 
 @dataclass(slots=True, eq=False)
 class Shadow:
-    """A sequence as the draft model sees it. num_verified_tokens: leading tokens with KV that the target has confirmed."""
+    """A sequence as the draft model sees it. num_verified_tokens: leading tokens that the sequence holds too, KV included."""
 
     salt: str = ""
     token_ids: list[int] = field(default_factory=list)
@@ -42,7 +42,7 @@ Shadows = dict[int, Shadow]  # by sequence id
 
 
 class DraftModel:
-    """Drafts chains and trees. shares_kv: the draft model uses the KV of the target, as its first layers do."""
+    """Drafts chains and trees. shares_kv: the draft model is the first layers of the target and uses its KV."""
 
     def __init__(self, builder: BatchBuilder, runner: Runner, max_step_tokens: int, shares_kv: bool) -> None:
         self.builder, self.runner, self.shares_kv = builder, runner, shares_kv
@@ -54,7 +54,7 @@ class DraftModel:
     ) -> list[Draft | None]:
         """Draft up to `limits[i]` tokens behind each sequence.
 
-        branching[d]: number of children of a node of depth d; a chain has 1 everywhere. Its length is the depth of the draft.
+        branching[d]: number of children of a node of depth d. A chain has 1 everywhere. len(branching): depth of the draft.
         """
         counts = {seq.id: min(limit, _size(branching)) for seq, limit in zip(seqs, limits, strict=True)}
         shadows: Shadows = {}
@@ -84,7 +84,7 @@ class DraftModel:
     def _trees(
         self, seqs: SequenceOf[Sequence], shadows: Shadows, counts: dict[int, int], branching: SequenceOf[int]
     ) -> dict[int, Draft]:
-        """Grow the trees level by level; each level computes all nodes so far, which a small model does in one forward."""
+        """Grow the trees level by level. A level computes all earlier nodes again: one forward, and cheap in a small model."""
         nodes: dict[int, tuple[list[int], list[int]]] = {seq.id: ([], []) for seq in seqs}
         leaves = {seq.id: [-1] for seq in seqs}
         for width in branching:
@@ -107,7 +107,7 @@ class DraftModel:
         return {seq.id: Draft(*nodes[seq.id]) for seq in seqs}
 
     def _best(self, seq: Sequence, logits: Tensor, path: SequenceOf[int], count: int) -> list[int]:
-        """The `count` tokens that the target would draw first behind `path`, if these [V] were its logits."""
+        """The `count` tokens that the target would draw first after `path`, if its logits were these logits [V]."""
         request = seq.request
         if request.sampling.has_penalties:
             completion = [*seq.token_ids[request.num_prompt_tokens :], *path]
@@ -115,9 +115,9 @@ class DraftModel:
         return ranked(logits, request.sampling, request.seed, seq.num_tokens + len(path), count)
 
     def _shadow(self, seq: Sequence, limit: int, ready: Shadows) -> Shadow | None:
-        """Bring the shadow of a sequence to its known tokens, with room for a draft; None if there is no room.
+        """Update the shadow of a sequence to the known tokens, and reserve room for the draft. None without room.
 
-        ready: shadows that are about to draft; their blocks are not taken for this shadow.
+        ready: shadows that are about to draft; they keep their blocks.
         """
         if limit <= 0:
             return None
@@ -139,13 +139,15 @@ class DraftModel:
         self.pool.roll_back(shadow.kv, num_shared)
         if not self._make_room(shadow, seq.num_tokens + limit, ready):
             return None
-        if shadow.num_tokens - num_shared > self.pool.block_size:  # alone, so that the next shadow may share its blocks
+        if (
+            shadow.num_tokens - num_shared > self.pool.block_size
+        ):  # compute it now: the next shadow may share its blocks
             self._logits([shadow])
             shadow.num_verified_tokens = shadow.num_tokens - 1
         return shadow
 
     def _make_room(self, shadow: Shadow, num_tokens: int, ready: Shadows) -> bool:
-        """Reserve blocks; the least recently used shadows give up theirs if blocks are lacking."""
+        """Reserve blocks. If too few are free, release the least recently used shadows."""
         while True:
             oldest_id, oldest = next(iter(self.shadows.items()))
             is_needed = oldest is shadow or oldest_id in ready
@@ -158,8 +160,9 @@ class DraftModel:
     def _new_shadow(self, seq: Sequence) -> Shadow:
         """A shadow that shares the blocks of the longest verified prefix among the shadows with the same salt."""
         shadow = Shadow(salt=seq.request.salt)
-        akin = [(self._num_common_blocks(o, seq), o) for o in self.shadows.values() if o.salt == shadow.salt]
-        count, nearest = max(akin, key=lambda pair: pair[0], default=(0, shadow))
+        same_salt = [other for other in self.shadows.values() if other.salt == shadow.salt]
+        counts = [(self._num_common_blocks(other, seq), other) for other in same_salt]
+        count, nearest = max(counts, key=lambda pair: pair[0], default=(0, shadow))
         if count:
             self.pool.adopt(shadow.kv, [nearest.kv.column(index) for index in range(count)])
             shadow.num_verified_tokens = shadow.kv.num_computed_tokens
@@ -173,9 +176,9 @@ class DraftModel:
         return sum(1 for _ in takewhile(lambda block: shadow.token_ids[block] == seq.token_ids[block], blocks))
 
     def _logits(self, shadows: SequenceOf[Shadow]) -> list[Tensor]:
-        """Compute what the shadows lack; logits [1 + K, V] of the last known token and of the draft's nodes of each shadow."""
+        """Compute the missing KV; per shadow, return the logits [1 + K, V] after the last token and after the draft's nodes."""
         logits_of: dict[int, Tensor] = {}
-        for shadow in shadows:  # of a tree, all nodes are computed again, behind the last known token
+        for shadow in shadows:  # recompute the last token, and all nodes of a tree
             shadow.kv.num_computed_tokens = min(shadow.kv.num_computed_tokens, shadow.num_tokens - 1)
         while len(logits_of) < len(shadows):
             active = [shadow for shadow in shadows if id(shadow) not in logits_of]
@@ -196,7 +199,7 @@ class DraftModel:
 
 
 def _size(branching: SequenceOf[int]) -> int:
-    """Nodes of a full tree."""
+    """Number of nodes of a full tree, without the root."""
     size, level = 0, 1
     for width in branching:
         level *= width
@@ -205,7 +208,7 @@ def _size(branching: SequenceOf[int]) -> int:
 
 
 def _path(tokens: SequenceOf[int], parents: SequenceOf[int], node: int) -> list[int]:
-    """Tokens from the root to a node."""
+    """Draft tokens from the root's child to the node, both included."""
     path = []
     while node >= 0:
         path.append(tokens[node])

@@ -9,12 +9,12 @@ from pitlane.engine.errors import BadOption
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """The sampling parameters of a request. temperature 0 is greedy; without a seed, the seed is random and reported.
+    """The sampling parameters of a request. temperature 0 is greedy. seed None: the engine draws a seed and reports it.
 
-    top_k 0, top_p 1 and min_p 0 are off. stop: texts that end the answer and are cut from it. logprobs: number of alternatives
-    to report per token (0 = the chosen token alone, None = no log-probabilities); log-probabilities are those of the model, before
-    penalties, plugins, temperature and truncation. n: number of answers to the prompt, which is computed and held once; they are
-    drawn with the sample indices `sample_index` to `sample_index + n - 1`.
+    top_k 0, top_p 1 and min_p 0 are off. stop: texts that end the answer; the answer leaves them out. logprobs: number of
+    alternatives to report per token. 0 reports the chosen token alone, None no log-probabilities. Log-probabilities are those of
+    the model, before penalties, plugins, temperature and truncation. n: number of answers. The answers share the prompt's KV, and
+    take the sample indices `sample_index` to `sample_index + n - 1`.
     """
 
     max_tokens: int = 512
@@ -34,9 +34,9 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        from pitlane.engine.border import checked_sampling  # needs pydantic, which `--help` does not wait for
+        from pitlane.engine.border import checked_sampling  # imports pydantic; `--help` must not wait for it
 
-        for name, value in checked_sampling({each.name: getattr(self, each.name) for each in fields(self)}).items():
+        for name, value in checked_sampling({item.name: getattr(self, item.name) for item in fields(self)}).items():
             object.__setattr__(self, name, value)
         if any(not text for text in self.stop):
             raise BadOption("stop must not hold an empty text; leave it out")

@@ -1,4 +1,4 @@
-"""The logits that a step wants, by plan."""
+"""Logits of a step, grouped by plan."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Rows:
     """The wanted logits of one plan, `logits [R, V]`.
 
-    Row i belongs to `seqs[seq_index[i]]` and follows row `parents[i]`; -1: it follows the known tokens. token_ids[i]: the draft
-    token that row i stands for; of a row with parent -1, the last known token.
+    Row i belongs to `seqs[seq_index[i]]`. It predicts the token after `token_ids[i]`: a draft token, or the last known token if
+    `parents[i]` is -1. parents[i]: the row of the parent draft token, or of the last known token.
     """
 
     logits: Tensor
@@ -29,7 +29,7 @@ class Rows:
     token_ids: list[int]
 
     def path(self, row: int) -> list[int]:
-        """Draft tokens between the known ones and this row's prediction, in order."""
+        """Draft tokens between the known tokens and this row's prediction, in order."""
         path = []
         while self.parents[row] >= 0:
             path.append(self.token_ids[row])
@@ -38,7 +38,7 @@ class Rows:
 
 
 def split_rows(logits: Tensor, seqs: SequenceOf[Sequence]) -> list[Rows]:
-    """Split logits [R, V] of a batch by plan. `seqs`: the sequences that have rows, in the order of the batch."""
+    """Split the logits [R, V] of a batch by plan. seqs: the sequences with rows, in batch order."""
     bounds: dict[int, tuple[int, int]] = {}
     start = 0
     for seq in seqs:
@@ -57,13 +57,12 @@ def _rows_of(logits: Tensor, seqs: list[Sequence], bounds: list[tuple[int, int]]
     for index, seq in enumerate(seqs):
         base = len(parents)
         draft = seq.draft or Draft(())
-        links = draft.parents if draft.parents is not None else range(-1, len(draft.token_ids) - 1)
-        parents += [-1, *(base + 1 + parent for parent in links)]
+        parents += [-1, *(base + 1 + parent for parent in draft.links)]
         token_ids += [seq.token_ids[-1], *draft.token_ids]
         seq_index += [index] * (1 + len(draft.token_ids))
     if all(left[1] == right[0] for left, right in pairwise(bounds)):
         return Rows(logits[bounds[0][0] : bounds[-1][1]], seqs, seq_index, parents, token_ids)
-    import torch  # plugins import `Rows`, and finding plugins imports no torch
+    import torch  # plugins import `Rows`, and plugin discovery must not import torch
 
-    own = torch.cat([logits[start:stop] for start, stop in bounds])
-    return Rows(own, seqs, seq_index, parents, token_ids)
+    joined = torch.cat([logits[start:stop] for start, stop in bounds])
+    return Rows(joined, seqs, seq_index, parents, token_ids)

@@ -2,8 +2,8 @@
 
 Order: penalties, adjust_logits (hooks), / T, top-k, top-p, min-p, noise. The token at position p is the argmax over the
 surviving tokens of logit / T + Gumbel(hash(seed, sample index, p, token id)); greedy is T = 0. So the same seed gives the
-same tokens however they were drafted or batched (Daliri et al. 2024, drafter-invariant speculative decoding).
-Uniforms are odd multiples of 2**-53, so in the open interval (0, 1); everything after the logits is float64.
+same tokens, with any drafter and any batch (Daliri et al. 2024, drafter-invariant speculative decoding).
+Uniforms are odd multiples of 2**-53, so they lie in the open interval (0, 1). All steps after the penalties use float64.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def gumbel(seed: int, sample_index: int, position: int, token_ids: NDArray[np.in
     key = 0
     for part in (seed, sample_index, position):
         key = _mix((key + _GOLDEN + part) & _MASK)
-    bits = token_ids.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(key)  # wraps, as meant
+    bits = token_ids.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(key)  # wraps around on purpose
     for _ in range(2):
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -47,8 +47,7 @@ def penalise(logits: Tensor, prompt: Sequence[int], completion: Sequence[int], p
 
     logits [V] -> a new tensor [V].
     """
-    logits = logits.to(torch.float64) if logits.dtype == torch.float64 else logits.float()
-    logits = logits.clone()
+    logits = logits.clone() if logits.dtype == torch.float64 else logits.to(torch.float32, copy=True)
     if params.repetition_penalty != 1:
         seen = torch.tensor(sorted({*prompt, *completion}), device=logits.device)
         values = logits[seen]
@@ -61,11 +60,11 @@ def penalise(logits: Tensor, prompt: Sequence[int], completion: Sequence[int], p
 
 
 def survivors(scaled: NDArray[np.float64], params: SamplingParams) -> NDArray[np.int64]:
-    """Ids of the tokens that top-k, top-p and min-p leave, of logits / T [V]. Never empty,
-    not even of logits that are infinite or no numbers (comparisons are negated so that NaN keeps).
+    """Token ids that survive top-k, top-p and min-p, from logits / T [V].
 
-    Ties at an edge are cut by the lower token id, so that the set depends on nothing but the logits. top-p is taken within
-    the tokens that top-k left, min-p relative to the largest probability.
+    Never empty: the comparisons are negated, so that infinite and NaN logits survive. Of equal logits at a cut, the lower token
+    ids survive, so the set depends on the logits alone. top-p counts probability within the survivors of top-k; min-p is relative
+    to the largest probability.
     """
     ids = np.arange(len(scaled), dtype=np.int64)
     if params.top_k and params.top_k < len(scaled):
@@ -91,7 +90,7 @@ def ranked(logits: Tensor, params: SamplingParams, seed: int, position: int, cou
         return [int(logits.argmax())] if count == 1 else logits.topk(min(count, len(logits))).indices.tolist()
     values = logits.to("cpu", torch.float64).numpy()
     peak = values.max()
-    with np.errstate(over="ignore", invalid="ignore"):  # from the peak down, so that no temperature overflows to +inf
+    with np.errstate(over="ignore", invalid="ignore"):  # subtract the peak: no temperature can overflow to +inf
         scaled = (values - (peak if np.isfinite(peak) else 0.0)) / params.temperature
         ids = survivors(scaled, params)
     noisy = scaled[ids] + gumbel(seed, params.sample_index, position, ids)
@@ -101,7 +100,7 @@ def ranked(logits: Tensor, params: SamplingParams, seed: int, position: int, cou
 
 
 def logprobs_of(logits: Tensor, token_id: int, count: int) -> dict[int, float]:
-    """Log-probabilities of the chosen token and of the `count` likeliest, from logits [V]."""
+    """Log-probabilities of the chosen token and of the `count` likeliest tokens, from logits [V]."""
     logprobs = logits.to(torch.float64).log_softmax(-1)
     top = logprobs.topk(min(count, len(logprobs))) if count else None
     chosen = {token_id: float(logprobs[token_id])}

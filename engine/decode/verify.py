@@ -1,7 +1,7 @@
-"""Verification of drafts: sample a row, follow the draft token that equals the sample, and so on.
+"""Verification of drafts: sample a token, step to the draft node with this token, repeat.
 
-The engine verifies, never a plugin: whatever a drafter proposes, the tokens are those of plain decoding with that seed. The walk
-ends with the first sampled token that the draft does not hold; this token is the bonus token.
+The engine verifies, never a plugin. So no drafter can change the tokens: they equal plain decoding with the same seed. The walk
+ends with the first sampled token that is not in the draft, the bonus token.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class Verified(NamedTuple):
     """token_ids: accepted drafts and the bonus token; nodes: indices of the accepted draft tokens, in order.
 
-    targets: if wanted, the target's token after the last known token and after every draft token, rejected tokens included.
+    targets: if wanted, the target's token for every row, so after rejected draft tokens too.
     """
 
     token_ids: list[int]
@@ -48,11 +48,11 @@ def verify(
     raw: Tensor | None = None,
     peaks: SequenceOf[float] | None = None,
 ) -> Verified:
-    """Walk the draft. logits [1 + K, V], adjusted: row 0 follows the last known token, row 1 + i draft token i.
+    """Walk the draft. logits [1 + K, V], adjusted: row 0 follows the last known token, row 1 + i follows draft token i.
 
-    greedy: the argmax of every row, if the sequence is greedy and the argmax is known. raw: the model's own logits, from which
-    log-probabilities are reported. peaks: the largest logit of every row; the walk ends before a row without a finite peak, and
-    the next step shows whether the model or a plugin caused it.
+    greedy: the argmax of every row, for a greedy sequence. raw: the model's own logits, for the reported log-probabilities.
+    peaks: the largest logit of every row. The walk ends before a row without a finite peak; the next step then computes this row
+    as row 0, and reports the error.
     """
     raw = logits if raw is None else raw
     children = merged_children(draft)
@@ -81,8 +81,7 @@ def _targets(seq: Sequence, logits: Tensor, draft: Draft | None) -> list[int]:
     if seq.request.sampling.temperature == 0:
         greedy: list[int] = logits.argmax(-1).tolist()
         return greedy
-    links = draft.parents if draft is not None and draft.parents is not None else range(-1, len(logits) - 2)
-    request, places = seq.request, [0, *depths(links)]
+    request, places = seq.request, [0, *depths(draft.links if draft is not None else ())]
     return [
         sample(row, request.sampling, request.seed, seq.num_tokens + place)
         for row, place in zip(logits, places, strict=True)
@@ -90,14 +89,14 @@ def _targets(seq: Sequence, logits: Tensor, draft: Draft | None) -> list[int]:
 
 
 def verify_rows(rows: Rows, dispatch: Dispatcher, want_targets: bool = False) -> list[tuple[Sequence, Verified]]:
-    """Verify the sequences of one plan: penalties, `adjust_logits`, then the walk of every sequence without an error."""
+    """Verify the sequences of one plan: apply penalties, fold `adjust_logits`, then walk every sequence without an error."""
     bounds = [i for i, parent in enumerate(rows.parents) if parent < 0] + [len(rows.parents)]
     raw = rows.logits
     peaks, greedy = _largest(raw)
     for seq, place in zip(rows.seqs, bounds, strict=False):
         if not isfinite(peaks[place]):
             seq.error = ModelError(
-                f"the model's logits hold {peaks[place]} after token {seq.num_tokens}; take another --dtype, or check its weights"
+                f"the model's logits hold {peaks[place]} after token {seq.num_tokens}; try another --dtype, or check the weights"
             )
     _penalise(rows)
     adjust_logits(rows, dispatch)
@@ -114,10 +113,10 @@ def verify_rows(rows: Rows, dispatch: Dispatcher, want_targets: bool = False) ->
 
 
 def _largest(logits: Tensor) -> tuple[list[float], list[int]]:
-    """The largest logit of every row, and its token: the first token of equal logits; NaN counts as the largest.
+    """The largest logit of every row, and its token. Equal logits: the first token. NaN is the largest logit.
 
-    `max` makes both in one pass. `amax` of a single row of 49,152 would start OpenMP's threads, which then spin beside the kernels'
-    threads (8 % of a step of SmolLM2 on two cores), and `argmax` takes four times as long.
+    `max` gives both in one pass. `amax` of one row of 49,152 logits starts OpenMP's threads, and they spin beside the kernels'
+    threads: 8 % of a step of SmolLM2 on two cores. `argmax` takes four times as long.
     """
     peaks, tokens = logits.max(-1)
     return peaks.tolist(), tokens.tolist()
@@ -136,7 +135,7 @@ def _penalise(rows: Rows) -> None:
 
 
 def adjust_logits(rows: Rows, dispatch: Dispatcher) -> None:
-    """Fold `adjust_logits` over the rows of one plan. A row that a plugin breaks fails for its own sequence alone."""
+    """Fold `adjust_logits` over the rows of one plan. If a plugin breaks a row, it fails for the sequence of this row alone."""
     before = rows.logits
 
     def keep(plugin: Plugin, result: object) -> None:
@@ -146,7 +145,7 @@ def adjust_logits(rows: Rows, dispatch: Dispatcher) -> None:
         before = logits
 
     for hook in rows.seqs[0].plan.hook("adjust_logits"):
-        rows.logits = before.clone()  # a plugin may write into the logits that it gets, and fail afterwards
+        rows.logits = before.clone()  # a plugin may write into these logits and then raise
         dispatch.call(rows.seqs, [hook], keep, rows=rows)
         rows.logits = before
 
@@ -165,7 +164,7 @@ def _undo_broken(rows: Rows, logits: Tensor, before: Tensor, plugin: Plugin, dis
 
 
 def _checked(logits: object, before: Tensor, plugin: Plugin) -> Tensor:
-    """The logits, if type, shape and device fit, and an identical plugin left the values as they were. Raises otherwise."""
+    """Return the logits, or raise: wrong type, shape or device, or an identical plugin changed the values."""
     if not isinstance(logits, Tensor) or logits.shape != before.shape:
         got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else shown(logits)
         raise TypeError(f"returned {got}, not a tensor of shape {tuple(before.shape)}")

@@ -1,8 +1,8 @@
 """A model's configuration, read from `config.json` in the spelling of transformers 4 or 5.
 
-Knows no weights and no torch. `ARCHITECTURES` holds the defaults that a family's `config.json` does not write down; all
-other differences are fields of ModelConfig, so that one decoder serves all families. A feature that the decoder lacks is
-refused by name here, before any weights are read. `config_file.py` checks the type and the range of each value.
+Knows no weights and no torch. `ARCHITECTURES` holds the defaults of each family that `config.json` leaves out. All other
+differences are fields of ModelConfig, so that one decoder serves all families. This module refuses an unsupported feature by name,
+before any weights are read. `config_file.py` checks the type and the range of each value.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Architecture:
     model_type: str
     rope_theta: float = 10000.0
     tied: bool = False
-    attention_bias: bool | None = None  # of q, k, v; None: the key `attention_bias` decides, also for the output
-    has_mlp_bias: bool = False  # the key `mlp_bias` counts
+    attention_bias: bool | None = None  # of q, k, v. None: read `attention_bias`, for q, k, v and output
+    has_mlp_bias: bool = False  # the family reads the key `mlp_bias`
     qk_norm: bool = False
     head_dim: int | None = None
-    window: int | None = None  # if the key `sliding_window` is absent
+    window: int | None = None  # default of the key `sliding_window`
     switched_window: bool = False  # the window needs `use_sliding_window`, and applies to the layers of `layer_types`
     no_rope_interval: int | None = None
 
@@ -50,9 +50,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 class ModelConfig:
     """Shape and switches of one decoder.
 
-    windows: per layer, the number of tokens that a query sees, its own included (None: all). attention_bias: bias of q,
-    k and v. output_bias: bias of the output projection. no_rope_layers: layers without RoPE. exit_layers: numbers of
-    layers after which norm and head were trained to answer early. dtype: of the checkpoint, one of `DTYPES`.
+    windows: per layer, number of tokens that a query attends to, its own token included (None: all). attention_bias: bias of q,
+    k and v. output_bias: bias of the output projection. no_rope_layers: layers without RoPE. exit_layers: layer
+    counts trained for early exit: norm and head may follow after so many layers. dtype: dtype of the checkpoint, of `DTYPES`.
     """
 
     architecture: str
@@ -87,7 +87,7 @@ class ModelConfig:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> ModelConfig:
-        """Read `config.json`; take the tokens that end an answer from `generation_config.json`, if there is one."""
+        """Read `config.json`. If there is a `generation_config.json`, its eos_token_id takes precedence."""
         folder = Path(path)
         file = folder / "config.json"
         if not file.is_file():
@@ -109,7 +109,7 @@ def _declared(raw: ConfigFile) -> ModelConfig:
     _refuse(raw, name)
     heads, kv_heads = raw.num_attention_heads, raw.num_key_value_heads or raw.num_attention_heads
     if heads % kv_heads:
-        raise ModelError(f"num_attention_heads must divide by num_key_value_heads, got {heads} and {kv_heads}")
+        raise ModelError(f"num_attention_heads must be a multiple of num_key_value_heads, got {heads} and {kv_heads}")
     bias, rope = bool(raw.attention_bias), read_rope(raw, known.rope_theta)
     return ModelConfig(
         architecture=name,
@@ -136,7 +136,7 @@ def _declared(raw: ConfigFile) -> ModelConfig:
 
 
 def _architecture(raw: ConfigFile) -> tuple[str, Architecture]:
-    names = raw.architectures or [n for n, a in ARCHITECTURES.items() if a.model_type == raw.model_type]
+    names = raw.architectures or [key for key, item in ARCHITECTURES.items() if item.model_type == raw.model_type]
     if not names:
         raise ModelError(f"names no architecture; known: {', '.join(ARCHITECTURES)}")
     if names[0] not in ARCHITECTURES:
@@ -163,7 +163,7 @@ def _head_dim(raw: ConfigFile, known: Architecture) -> int:
         size, rest = divmod(raw.hidden_size, raw.num_attention_heads)
         if rest:
             raise ModelError(
-                f"hidden_size must divide by num_attention_heads if head_dim is not given, "
+                f"hidden_size must be a multiple of num_attention_heads if head_dim is not given, "
                 f"got {raw.hidden_size} and {raw.num_attention_heads}"
             )
     if size % 2:
@@ -172,7 +172,7 @@ def _head_dim(raw: ConfigFile, known: Architecture) -> int:
 
 
 def _no_rope(raw: ConfigFile, known: Architecture) -> frozenset[int]:
-    """The layers without RoPE. Despite its name, the key `no_rope_layers` holds 1 for each layer with RoPE."""
+    """The layers without RoPE. Despite its name, the key `no_rope_layers` holds 1 for a layer with RoPE."""
     if known.no_rope_interval is None:
         return frozenset()
     layers, uses = range(raw.num_hidden_layers), raw.no_rope_layers
@@ -185,7 +185,7 @@ def _no_rope(raw: ConfigFile, known: Architecture) -> frozenset[int]:
 
 
 def _windows(raw: ConfigFile, known: Architecture) -> tuple[int | None, ...]:
-    """The window of each layer. Raises UnsupportedModel if `layer_types` says otherwise."""
+    """Windows by layer. Raises UnsupportedModel if `layer_types` contradicts the other keys."""
     layers = range(raw.num_hidden_layers)
     window = raw.sliding_window if "sliding_window" in raw.model_fields_set else known.window
     if known.switched_window:
@@ -206,7 +206,7 @@ def _check_types(types: list[str], windows: tuple[int | None, ...]) -> None:
         expected = "full_attention" if window is None else "sliding_attention"
         if kind != expected:
             raise UnsupportedModel(
-                f"layer_types[{index}] {short(kind)} is not supported: by the other keys of config.json it is {expected}"
+                f"layer_types[{index}] {short(kind)} is not supported: the other keys of config.json give {expected}"
             )
 
 

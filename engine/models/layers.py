@@ -1,7 +1,7 @@
 """Layers as plain classes, and the builder that fills them from a source of weights.
 
-Knows no architecture, no batch and no KV. Weights are [out, in] as in checkpoints. A `Linear` may be fused from several
-parts of the checkpoint, with their outputs side by side: q, k, v, or gate, up.
+Knows no architecture, no batch and no KV. Weights are [out, in] as in checkpoints. A `Linear` may fuse several
+linears of the checkpoint and concatenate their outputs: q, k, v, or gate, up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pitlane.engine.models.weights import WeightSource
 
 @dataclass(frozen=True, slots=True)
 class LinearPart:
-    """One linear of the checkpoint. tensors: all tensors under its name, as stored (weight [out, in], bias, scales, ...)."""
+    """One linear of the checkpoint. tensors: last part of the name -> tensor as stored (weight [out, in], bias, scales, ...)."""
 
     name: str
     tensors: Mapping[str, Tensor]
@@ -29,20 +29,20 @@ class LinearPart:
 
 
 class Linear(Protocol):
-    """A callable x [T, in] -> y [T, out], a new tensor. `build_linear` returns it."""
+    """A callable x [T, in] -> y [T, out]. y is a new tensor. The hook `build_linear` returns a Linear."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
 BuildLinear = Callable[[list[LinearPart]], "Linear | None"]
-# Numbers in a weight from which oneDNN is as fast as `F.linear`. Float32, M = 1, 2 cores, oneDNN and `F.linear`:
-# 15 and 7 us at 384 x 128, 24 and 25 us at 512 x 512.
+# Smallest weight, in elements, that we reorder for oneDNN. Below it `F.linear` is faster. Float32, M = 1, 2 cores:
+# 384 x 128: oneDNN 15 us, `F.linear` 7 us. 512 x 512: 24 and 25 us.
 MIN_PACKED = 2**17
 MIN_ROWS = 5  # see DenseLinear
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN can reorder this weight and gains by it: on a CPU, float32 or bfloat16, not small."""
+    """Whether oneDNN can reorder this weight and is faster with it: on a CPU, float32 or bfloat16, and not small."""
     dtype = weight.dtype
     if weight.device.type != "cpu" or weight.numel() < MIN_PACKED or not torch._C._has_mkldnn:
         return False
@@ -56,8 +56,8 @@ class DenseLinear:
 
     Time as a fraction of `F.linear`, on llama-1b's shapes (2 cores with AVX-512 BF16, weights not in the cache). bfloat16:
     0.61-0.73 at M = 1 to 16 (28 GB/s at 1), 0.85-0.88 at 64, 0.94-0.97 at 512. float32: 0.65 at M = 1, 0.28-0.44 at 16,
-    0.73-0.87 at 512. In bfloat16, rows of zeros are added up to `MIN_ROWS`: a decode step of llama-1b then takes 0.81 of
-    its time without (0.86 with 4 rows, 0.89 with 6, 1.0 with 8).
+    0.73-0.87 at 512. A bfloat16 input is padded with zeros to `MIN_ROWS` rows. A decode step of llama-1b then takes 0.81 of
+    the time without padding (4 rows: 0.86, 6 rows: 0.89, 8 rows: 1.0).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -77,7 +77,7 @@ class DenseLinear:
 
 
 class Concat:
-    """Several linears on the same input, with their outputs side by side."""
+    """Applies several linears to one input and concatenates their outputs."""
 
     def __init__(self, linears: list[Linear]) -> None:
         self.linears = linears
@@ -87,7 +87,7 @@ class Concat:
 
 
 class Embedding:
-    """Token ids [T] -> [T, hidden]. On a CPU the table stays a view of the file; rows are cast when they are looked up."""
+    """Token ids [T] -> [T, hidden]. On a CPU the table is a view of the file; a lookup casts its rows."""
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         self.weight = weight
@@ -117,10 +117,10 @@ class Ops:
 
 
 class Builder:
-    """Makes a model's layers one after the other, so that loading needs memory for the model and one part of it.
+    """Builds a model layer by layer, so that loading needs little memory beyond the model itself.
 
-    The source must have the names and shapes that the config declares (`weights.checked`). build_linear is called with
-    all parts of a fused linear, and after None with each part alone; a part that it declines becomes a DenseLinear.
+    The source must have the names and shapes that the config declares (`weights.checked`). The builder calls `build_linear`
+    with all parts of a fused linear. On None, it calls `build_linear` again per part. A declined part becomes a DenseLinear.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Builder:
             self.names.setdefault(name.rpartition(".")[0], []).append(name)
 
     def linear(self, in_features: int, parts: Mapping[str, int]) -> Linear:
-        """Build one linear from parts {name: out_features}, with their outputs in this order."""
+        """Build one linear from parts {name: out_features}. The outputs follow the order of the parts."""
         loaded = [self._part(name, in_features, out) for name, out in parts.items()]
         linear = self.build_linear(loaded)
         if linear is None and len(loaded) > 1:
@@ -152,7 +152,7 @@ class Builder:
         return linear
 
     def norm(self, name: str) -> Tensor:
-        """Return the weight [D] of a norm."""
+        """Weight [D] of a norm."""
         return self.tensor(f"{name}.weight")
 
     def embedding(self, name: str) -> Embedding:

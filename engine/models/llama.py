@@ -1,4 +1,4 @@
-"""Llama 2 and 3, Mistral, Qwen2, Qwen3, SmolLM2 and SmolLM3: one decoder, switched by its ModelConfig.
+"""Llama 2 and 3, Mistral, Qwen2, Qwen3, SmolLM2 and SmolLM3: one decoder; ModelConfig sets the differences.
 
 Per layer: x + o(attention(rope(norm(q)), rope(norm(k)), v)), then x + down(silu(gate) * up). Knows no sequences and no
 plugins; the caller runs it under `torch.inference_mode`. Shapes: T tokens flat, R logit rows, H query heads and Hkv KV
@@ -45,7 +45,7 @@ class Layer:
 
 
 class Llama:
-    """The decoder: a batch to logits. kv_groups: layers by attention window; `forward` takes one store per group."""
+    """The decoder: turns a batch into logits. kv_groups: the layers by attention window. `forward` takes a store per group."""
 
     def __init__(self, config: ModelConfig, build: Builder) -> None:
         self.config = config
@@ -71,7 +71,7 @@ class Llama:
     ) -> Tensor:
         """Write the batch's KV and return logits [R, V] of its logit rows, in the model's dtype.
 
-        num_layers: run only this many first layers, then norm and head (an early exit, for drafts).
+        num_layers: run only the first `num_layers` layers, then norm and head (early exit, for drafts).
         """
         x = self.embedding(batch.token_ids)
         angles = self.rope.angles(batch.positions)
@@ -112,6 +112,6 @@ class Llama:
 
 
 def _qk_norm(config: ModelConfig, build: Builder, at: str) -> Tensor:
-    """The norm weights repeated per head [H + Hkv, D], so that queries and keys are normed in one pass."""
+    """Repeat the norm weights per head, [H + Hkv, D]: one pass then norms queries and keys."""
     query = build.tensor(at + QUERY_NORM).expand(config.num_heads, -1)
     return torch.cat((query, build.tensor(at + KEY_NORM).expand(config.num_kv_heads, -1)))

@@ -1,7 +1,7 @@
-"""Find the model that a user names after `--model`: its configuration, weights, tokenizer folder and class.
+"""Find a model by the name given to `--model`: its configuration, weights, tokenizer folder and class.
 
 A name is `bundled`, `bundled-drafter`, `random:<preset>`, a local folder, or a Hugging Face id. A Hugging Face model comes
-from the cache if it is complete there, else it is downloaded. Finding a model builds no layer.
+from the cache; if the cache is incomplete, we download the model. Finding a model builds no layer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BUNDLED = {"bundled": "pitlane.storage.bundled", "bundled-drafter": "pitlane.sto
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model that `resolve` has found. name: as the user wrote it. folder: its files; None for a random preset."""
+    """The result of `resolve`. name: the user's spelling. folder: folder of the model's files; None for a random preset."""
 
     name: str
     config: ModelConfig
@@ -48,7 +48,7 @@ class ModelSource:
 
 
 def resolve(model: str) -> ModelSource:
-    """Find a model by its name. Raises a ModelError of one line that says what to do."""
+    """Find a model by its name. Raises ModelError; its message is one line and says how to go on."""
     if model.startswith("random:"):
         config = preset(model.removeprefix("random:"))
         return ModelSource(model, config, RandomWeights(config))
@@ -69,7 +69,7 @@ def resolve(model: str) -> ModelSource:
 
 
 def build_model(config: ModelConfig, builder: Builder) -> Llama:
-    """Make a model of the architecture's class; call it under `torch.inference_mode`."""
+    """Build the model of the config's architecture. Call this function under `torch.inference_mode`."""
     return MODELS[config.architecture](config, builder)
 
 

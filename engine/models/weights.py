@@ -1,7 +1,7 @@
 """Sources of weights: a folder of safetensors files, or random numbers in the shapes of a config.
 
 Knows no layer. A source returns tensors as stored; the caller casts and moves them. Nothing here reads a pickle. Files
-are memory-mapped, so a tensor takes no memory until it is read. `checked` compares the names, shapes and dtypes of a
+are memory-mapped: a tensor takes no memory before its first read. `checked` compares the names, shapes and dtypes of a
 folder with the config before any tensor is read, so no later code checks shapes.
 """
 
@@ -25,9 +25,9 @@ from pitlane.engine.models.weight_hashes import hashes, state_of
 log = logging.getLogger("pitlane")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-COMPUTED = "rotary_emb.inv_freq"  # tensors in old checkpoints that follow from the config: ignored
+COMPUTED = "rotary_emb.inv_freq"  # ignored: old checkpoints store these tensors, but the config determines them
 FLOATS = ("F64", "F32", "F16", "BF16")
-POOL = 20_000_003  # random numbers; prime, so that the rows of a larger tensor differ
+POOL = 20_000_003  # numbers in the pool; prime: a larger tensor repeats the pool, and its rows must differ
 
 
 class WeightSource(Protocol):
@@ -43,11 +43,11 @@ class WeightSource(Protocol):
         """Return one tensor as stored, on the CPU. The caller must not write to it."""
 
     def fingerprint(self) -> str:
-        """Hex digest of all weights: any other weight gives another digest."""
+        """Hex digest of all weights. It changes if any weight changes."""
 
 
 class SafetensorsFolder:
-    """Reads the shards that an index names, else `model.safetensors`, else all `*.safetensors`."""
+    """Reads the shards listed in the index, else `model.safetensors`, else all `*.safetensors`."""
 
     def __init__(self, path: str | Path) -> None:
         self.folder = Path(path)
@@ -94,8 +94,8 @@ class SafetensorsFolder:
 class RandomWeights:
     """Random weights in the shapes of a config; the same seed gives the same weights.
 
-    All tensors are slices of one pool of normal numbers. A linear is scaled so that its outputs are as large as its
-    inputs; norms are 1.
+    All tensors are slices of one pool of normal numbers. Linears are scaled so that outputs are as large as inputs.
+    Norms are 1.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
@@ -105,7 +105,7 @@ class RandomWeights:
         largest = max(torch.Size(shape).numel() for shape in self.shapes.values())
         generator = torch.Generator().manual_seed(seed)
         pool = torch.randn(min(POOL, largest * 5 // 4 + 1), generator=generator).to(self.dtype)
-        self.pools = {1: pool}  # width of a linear -> the pool, scaled for this width
+        self.pools = {1: pool}  # input width of a linear -> pool scaled by width**-0.5
 
     @property
     def num_bytes(self) -> int:
@@ -120,7 +120,7 @@ class RandomWeights:
             return torch.ones(shape, dtype=self.dtype)
         width = shape[-1] if len(shape) > 1 else 2500  # biases get a standard deviation of 0.02
         if name == EMBEDDING and not self.config.tie_word_embeddings:
-            width = 1  # as large as the output of a layer: a smaller embedding makes the text repeat one token
+            width = 1  # embedding as large as a layer's output: with a smaller embedding, the text repeats one token
         if width not in self.pools:
             self.pools[width] = self.pools[1] * width**-0.5
         pool, size = self.pools[width], torch.Size(shape).numel()
@@ -160,10 +160,10 @@ def _linear(name: str, shape: tuple[int, int], bias: bool) -> dict[str, tuple[in
 
 
 def checked(config: ModelConfig, weights: SafetensorsFolder) -> ModelConfig:
-    """Compare all tensors of a folder with the config. Raises a ModelError that names the tensor.
+    """Compare all tensors of a folder with the config. Raises a ModelError with the tensor's name.
 
-    Returns the config. If it ties head and embedding, but the file holds a head that differs from the embedding, the
-    returned config unties them: transformers 5 uses such a head too.
+    Returns the config. If config.json ties head and embedding, but the files hold a different head, the returned config
+    unties them. transformers 5 does the same.
     """
     tied = config.tie_word_embeddings
     untied = replace(config, tie_word_embeddings=tied and HEAD not in weights.owner)
@@ -178,7 +178,7 @@ def checked(config: ModelConfig, weights: SafetensorsFolder) -> ModelConfig:
             raise ModelError(f"{weights.folder}: {name} must be {' or '.join(FLOATS)}, got {weights.dtype(name)}")
     if not tied or HEAD not in weights.owner or _are_equal(weights.get(HEAD), weights.get(EMBEDDING)):
         return config
-    log.warning("%s: config.json ties head and embedding, but they differ; the head is used", weights.folder)
+    log.warning("%s: config.json ties head and embedding, but they differ; using the stored head", weights.folder)
     return untied
 
 
@@ -194,7 +194,7 @@ def _are_equal(a: Tensor, b: Tensor) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a model. Raises a ModelError that says what is wrong with the folder."""
+    """Return the safetensors files of a model. Raises ModelError if there are none, or a shard is missing."""
     single, index = folder / SINGLE, folder / INDEX
     if index.is_file():
         return _shards(folder, index)

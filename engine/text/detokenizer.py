@@ -1,12 +1,12 @@
-"""Token ids to text while an answer is generated: whole characters only, cut before a stop string.
+"""Convert token ids to text during generation: whole characters only, cut before a stop string.
 
 The text of a token depends on the tokens before it (spaces, bytes of one character). So each step decodes a short tail
-of the answer: a few context tokens, whose text was returned already, and the pending tokens after them. vLLM and TGI
-do the same. An answer never ends with U+FFFD: a character that is incomplete at the end is left out.
+of the answer: a few context tokens and the pending tokens after them. The context's text was returned earlier. vLLM and TGI
+do the same. An answer never ends with U+FFFD: we drop an incomplete character at the end.
 
-`tokenizers.DecodeStream` (0.23) decodes such a tail too, but it cannot take over. It returns nothing while the text ends
-with U+FFFD. So it shows a stop string before half a character too late, bytes that are no UTF-8 make each step longer
-than the step before, and at the end of an answer its waiting text cannot be read.
+`tokenizers.DecodeStream` (0.23) decodes such a tail too, but cannot replace this class. It returns nothing while the text
+ends with U+FFFD. So it reports a stop string too late if an incomplete character follows. Bytes that are not UTF-8 make every
+step slower than the last. At the end of an answer, its pending text is lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Protocol
 
 from pitlane.engine.text.stop_string import StopString
 
-MAX_PENDING = 8  # tokens that wait for an incomplete character, which has at most four bytes
+MAX_PENDING = 8  # pending tokens of an incomplete character; a character has at most four bytes
 INVALID = "\ufffd"
 
 
@@ -30,9 +30,9 @@ class Decodes(Protocol):
 class Detokenizer:
     """The text of one answer.
 
-    stopped: the answer has reached a stop string. num_tokens: tokens taken, up to the token that completed the stop string.
-    specials: matches the texts of special tokens. An answer does not show them, but a stop string may contain them.
-    text: everything that `push` and `flush` have returned.
+    stopped: the answer has reached a stop string. num_tokens: number of tokens taken. It includes the token that completed the
+    stop string. specials: pattern of the special tokens. An answer hides special tokens, but a stop string may contain them.
+    text: all text returned by `push` and `flush`.
     """
 
     def __init__(self, tokenizer: Decodes, stop: SequenceOf[str] = (), specials: re.Pattern[str] | None = None) -> None:
@@ -45,9 +45,9 @@ class Detokenizer:
         self._pieces: list[str] = []
         self._tail: list[int] = []  # context tokens, then pending tokens
         self._num_context = 0
-        self._num_decoded = 0  # characters of the tail's text that were passed on
-        self._held = ""  # decoded text that may be the beginning of a stop string
-        self._incomplete = ""  # replacement characters that are shown only if more text follows
+        self._num_decoded = 0  # characters of the tail's text already released
+        self._held = ""  # decoded text that may begin a stop string
+        self._incomplete = ""  # replacement characters at the end, held until more text follows
 
     @property
     def text(self) -> str:
@@ -98,13 +98,13 @@ class Detokenizer:
         return piece
 
     def _shorten_tail(self, text: str) -> str:
-        """Cut a tail of bytes that are no UTF-8, so that the work per token stays bounded.
+        """Shorten a tail of invalid UTF-8, so that the work per token stays bounded.
 
-        The cut is at a place where both sides decode to the same text apart as together.
+        Cut where decode(head) + decode(rest) equals decode(head + rest).
         """
         for cut in range(len(self._tail) - 1, self._num_context, -1):
             head, rest = self._decode(self._tail[:cut]), self._decode(self._tail[cut:])
-            if rest and head + rest == text:  # a last character that may be incomplete stays in the rest
+            if rest and head + rest == text:  # the rest keeps the last character: it may be incomplete
                 piece = head[self._num_decoded :]
                 self._tail, self._num_context = self._tail[cut:], 0
                 self._num_decoded = max(self._num_decoded - len(head), 0)
@@ -118,10 +118,16 @@ class Detokenizer:
             matches = [stop.num_matched for stop in self._stop_strings if stop.completed_by(character)]
             if matches:
                 self.stopped, self._held = True, ""
-                return self._visible(text[: end - max(matches)])
+                return self._visible(text[: self._outside_special(text, end - max(matches))])
         num_held = max((stop.num_matched for stop in self._stop_strings), default=0)
-        self._held = text[len(text) - num_held :]
-        return self._visible(text[: len(text) - num_held])
+        cut = self._outside_special(text, len(text) - num_held)
+        self._held = text[cut:]
+        return self._visible(text[:cut])
+
+    def _outside_special(self, text: str, cut: int) -> int:
+        """The index `cut`, or the start of a special token that it would cut in two: a half is no longer recognised."""
+        matches = self._specials.finditer(text) if self._specials else ()
+        return next((match.start() for match in matches if match.start() < cut < match.end()), cut)
 
     def _visible(self, text: str) -> str:
         """The text without special tokens. Replacement characters at its end wait until more text follows."""

@@ -1,7 +1,7 @@
 """The child process that reads one file into a document: one JSON request on stdin, one JSON answer on stdout.
 
-It loads the plugins, limits its own memory and processor time, and calls the `load_document` hook. First of all it
-moves standard output aside for the answer, so that a plugin may print. Imports no torch: it starts in 0.15 s.
+It loads the plugins, limits its own memory and processor time, and calls the `load_document` hook. Before all else, it
+reserves standard output for the answer; a plugin's print goes to stderr. Imports no torch: it starts in 0.15 s.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pitlane.storage.types import Document
 
 
 def main() -> int:
-    """Answer the request. A failure is an answer too: the parent process shows it."""
+    """Answer the request. A failure is an answer too: the parent process shows its message."""
     output = _claim_stdout()
     request = json.load(sys.stdin)
     try:
@@ -26,14 +26,14 @@ def main() -> int:
     except MemoryError:
         answer = {"error": f"needs more than {request['memory_bytes'] / (1 << 30):.1f} GiB of memory to read; split it"}
     except Exception as error:
-        answer = {"error": f"cannot be read ({type(error).__name__}: {error}); save it anew or try another loader"}
+        answer = {"error": f"cannot be read ({type(error).__name__}: {error}); save it again or try another loader"}
     output.write(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace"))
     output.close()
     return 0
 
 
 def read(request: dict[str, Any]) -> Document:
-    """Read the file with the first loader that takes it. Raises DocumentError beyond the limits of the request."""
+    """Read the file with the first loader that accepts it. Raises DocumentError if the document exceeds the request's limits."""
     from pitlane.engine.plan.registry import PluginRegistry
 
     registry = PluginRegistry.load(request["plugins_dir"])
@@ -62,7 +62,8 @@ def _claim_stdout() -> BinaryIO:
 
 
 def _limit(memory_bytes: int, cpu_seconds: int) -> None:
-    """Limit what this process uses from now on. Where a platform cannot, the parent's time-out still holds."""
+    """Limit this process: `memory_bytes` from now on, `cpu_seconds` since its start. Skip limits that the platform refuses: the
+    parent's time-out still holds."""
     try:
         import resource
     except ImportError:  # Windows
@@ -81,7 +82,7 @@ def _limit(memory_bytes: int, cpu_seconds: int) -> None:
 
 
 def _address_space() -> int:
-    """Bytes of address space that this process has mapped already; plugins may have loaded large libraries."""
+    """Bytes of address space in use. Loaded plugins may have mapped large libraries, so `_limit` adds this to its limit."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,7 +1,7 @@
-"""Read a file into a document: check the file, find its type from its content, let a child process read it.
+"""Read a file into a document: check the file, detect the type from the content, and read it in a child process.
 
-PDF readers are large C libraries, and the files come from strangers. So they run in a child process
-(`document_worker.py`) with limits of memory, processor time and wall time. Any failure there becomes a DocumentError
+PDF readers are large C libraries, and the files come from strangers. So the readers run in a child process
+(`document_worker.py`) with limits on memory, processor time and wall time. A failure there becomes a DocumentError
 that begins with the file's name. Knows no file format: loaders are plugins on the `load_document` hook.
 """
 
@@ -39,7 +39,7 @@ _MAGIC = (
 )
 _TEXT_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 _TEXT_SUFFIXES = frozenset({".txt", ".md", ".markdown", ".rst", ".csv", ".log"})
-_DAMAGE = "which a damaged file may cause; split it or save it anew"
+_DAMAGE = "possibly because the file is damaged; split it or save it again"
 _BLANKS = frozenset(b"\t\n\r\f\b\x1b")
 
 
@@ -61,7 +61,7 @@ def load_document(
     plugins_dir: str | Path | None = None,
     limits: DocumentLimits | None = None,
 ) -> Document:
-    """Read a file into pages of text; `title` defaults to its name. Raises DocumentError with one line for people."""
+    """Read a file into pages of text. title: default is the file name. Raises DocumentError with a one-line message for users."""
     limits = limits or DocumentLimits()
     path = Path(path).expanduser().absolute()
     name = " ".join((title or path.name).split())
@@ -91,19 +91,19 @@ def load_document(
 
 
 def unreadable_letters(document: Document) -> str | None:
-    """A warning for people if the document's text contains U+FFFD for letters that could not be read; else None."""
+    """A warning for users if the document's text contains U+FFFD, the mark of an unreadable letter; else None."""
     counts = {page.index + 1: page.text.count("\ufffd") for page in document.pages if "\ufffd" in page.text}
     if not counts:
         return None
     pages = ", ".join(map(str, list(counts)[:5])) + (", …" if len(counts) > 5 else "")
     return (
-        f"letters that cannot be read: {sum(counts.values())}, on pages {pages}; they appear as \ufffd in the text; "
-        "save the file anew so that its text can be copied, or run OCR on it, and add it again"
+        f"unreadable letters: {sum(counts.values())}, on pages {pages}; the text shows \ufffd instead; "
+        "save the file again with text that can be copied, or run OCR on it, then add it again"
     )
 
 
 def sniff(head: bytes) -> str:
-    """Return the MIME type from a file's first bytes (64 KiB are enough). Its name does not count."""
+    """Detect the MIME type from a file's first bytes (64 KiB are enough). Ignores the file name."""
     if head.startswith(b"%PDF-") or _PDF_HEADER.search(head[:1024]):
         return "application/pdf"
     for magic, mime in _MAGIC:
@@ -128,7 +128,7 @@ def _inspect(path: Path, limits: DocumentLimits) -> tuple[str, bytes]:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
-                raise DocumentError("is empty (0 bytes); get the file anew")
+                raise DocumentError("is empty (0 bytes); download or copy the file again")
             if size > limits.file_bytes:
                 mb, allowed = size / 1e6, limits.file_bytes / 1e6
                 raise DocumentError(f"has {mb:.1f} MB, at most {allowed:.1f} MB are read; split it")
@@ -146,13 +146,13 @@ def _inspect(path: Path, limits: DocumentLimits) -> tuple[str, bytes]:
 def _check_name(path: Path, mime: str) -> None:
     suffix = path.suffix.lower()
     if suffix == ".pdf" and mime != "application/pdf":
-        raise DocumentError(f"is named {suffix}, but its content is {mime}, not a PDF; rename it or get it anew")
+        raise DocumentError(f"is named {suffix}, but its content is {mime}, not a PDF; rename it, or download it again")
     if suffix in _TEXT_SUFFIXES and mime == "application/pdf":
         raise DocumentError(f"is named {suffix}, but its content is {mime}; rename it to {path.stem}.pdf")
 
 
 def _read_in_child(request: dict[str, Any], limits: DocumentLimits) -> dict[str, Any]:
-    """Run the worker on one request and return its document. Raises DocumentError with its message or its exit status."""
+    """Run the worker on a request and return the document. Raises DocumentError with the worker's message or exit status."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pitlane.engine.text.document_worker"],
         stdin=subprocess.PIPE,
@@ -175,18 +175,18 @@ def _read_in_child(request: dict[str, Any], limits: DocumentLimits) -> dict[str,
 
 
 def _exchange(process: subprocess.Popen[bytes], request: bytes, limits: DocumentLimits) -> tuple[bytes, bool]:
-    """Send the request, read the answer up to the limits, and end all processes of the child's group.
+    """Send the request, read the answer up to the limits, and kill the child's process group.
 
-    Returns the answer and whether the time ran out.
+    Returns (answer, timed_out).
     """
     assert process.stdin and process.stdout, "the worker is started with pipes"
     stdin, stdout = process.stdin, process.stdout
     output: list[bytes] = []
-    # UTF-8 takes up to four bytes per character, an escape such as \n takes two. A page also has a label.
+    # At most four bytes per character in UTF-8; an escape such as \n takes two. A page adds a label.
     max_bytes = 4 * limits.chars + 200 * limits.pages + 65_536
 
     def talk() -> None:
-        with suppress(OSError):  # the child died before it read the request; its exit status says why
+        with suppress(OSError):  # the child died before it read the request; `_how_it_ended` reports the exit status
             stdin.write(request)
             stdin.close()
         output.append(stdout.read(max_bytes))
@@ -204,7 +204,7 @@ def _exchange(process: subprocess.Popen[bytes], request: bytes, limits: Document
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the worker and its children. Before `wait` the system gives its process id to no other process."""
+    """Kill the worker and its children. The process id cannot be reused before `wait`, so the kill hits no other process."""
     if os.name == "posix":
         with suppress(ProcessLookupError, PermissionError):  # macOS refuses to signal an ended process
             os.killpg(process.pid, signal.SIGKILL)
@@ -218,7 +218,7 @@ def _how_it_ended(returncode: int, limits: DocumentLimits) -> str:
         return f"took more than {limits.seconds:g} s of processor time, {_DAMAGE}"
     how = signal.Signals(-returncode).name if returncode < 0 else f"code {returncode}"
     memory = f"{limits.memory_bytes / (1 << 30):.1f} GiB"
-    return f"made its reader stop ({how}): it is damaged or needs more than {memory} of memory; save it anew"
+    return f"stopped the reader ({how}): the file is damaged or needs more than {memory} of memory; save it again"
 
 
 def _one_line(message: str) -> str:

@@ -1,9 +1,9 @@
-"""Text to token ids and back, and the layout of every prompt.
+"""Convert text to token ids and back, and lay out prompts.
 
 Wraps the tokenizer of transformers; reads local files only and runs no code of the model. Documents come first, at the
 head of a system message. The same documents always give the same bytes, so their KV can be shared. A user's text cannot
-become a special token: a zero-width joiner breaks such a text. That includes texts that only the tokenizer's normaliser
-turns into a special token (full width letters, capitals).
+become a special token: a zero-width joiner splits it. This holds too if only the tokenizer's normaliser makes the special token
+(from full width letters, capitals).
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class Tokenizer:
 
     def __init__(self, source: ModelSource) -> None:
         self._inner = _load(source)
-        self._inner.model_max_length = 10**9  # the engine checks lengths itself, with a better message
+        self._inner.model_max_length = 10**9  # silences the tokenizer's own warning: the engine checks lengths
         specials = {token.content for token in self._inner.added_tokens_decoder.values() if token.special}
         specials.update(self._inner.all_special_tokens)
         self.specials = _any_of(specials)
         self._special_ids = set(self._inner.convert_tokens_to_ids(sorted(specials)))
         folded = specials | set(map(self._folded, specials))
         self._folded_specials = _any_of(folded)
-        # A template writes a space or a newline beside a text. A special token may begin or end with it.
+        # A template puts spaces or newlines around a text. Together they may form a special token, so test these edges too.
         self._edges = ("", " ", "\n") if any(text != text.strip(" \n▁") for text in folded) else ("",)
         self._system_role: bool | None = None
 
@@ -65,7 +65,7 @@ class Tokenizer:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """The ids that end a text by this tokenizer's files. A model's config may name more."""
+        """End-of-text ids in the tokenizer's files. The model's config may add more ids."""
         end = self._inner.eos_token_id
         return () if end is None else (end,)
 
@@ -84,7 +84,7 @@ class Tokenizer:
         return text
 
     def fingerprint(self) -> str:
-        """Hex digest of all that decides a prompt's ids: the serialised tokenizer and the chat template."""
+        """Hex digest of the serialised tokenizer and the chat template. Together they determine the ids of a prompt."""
         text = self._inner.backend_tokenizer.to_str() + str(self._inner.chat_template)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -99,9 +99,9 @@ class Tokenizer:
     ) -> Prompt:
         """Lay out a conversation: a system message with documents and system text, the turns, the head of the answer.
 
-        The content of leading system messages in `messages` follows `system`. thinking: passed to templates that know
-        it. date: the date that templates print (default: today). Without a template, the prompt is the contents with
-        empty lines between them.
+        The content of leading system messages in `messages` follows `system`. thinking: for templates with such a switch.
+        date: for templates that print a date (default: today). Without a template, the prompt is all contents, separated
+        by empty lines.
         """
         turns = [{name: self.defuse(text) for name, text in _checked(message).items()} for message in messages]
         texts = [self.defuse(document.text) for document in documents]
@@ -124,8 +124,8 @@ class Tokenizer:
     def defuse(self, text: str) -> str:
         """Return the text with a zero-width joiner inside every special token.
 
-        Where a joiner does not break the special token, a space is tried, and then the special token is removed. A
-        special token of one letter cannot be broken: U+FFFD replaces it.
+        If a joiner does not break the special token, try a space, then remove the special token. U+FFFD replaces a special
+        token of one letter: nothing fits inside it.
         """
         text = self.specials.sub(lambda match: _broken(match[0], JOINER), _clean(text))
         marks = iter((JOINER, " "))
@@ -139,7 +139,7 @@ class Tokenizer:
         return text
 
     def _forged(self, text: str) -> list[tuple[int, int]]:
-        """Characters `[begin, end)` that the tokenizer reads as special tokens. Encodes only texts that may contain some."""
+        """Character ranges `[begin, end)` that the tokenizer reads as special tokens. A regex skips most texts without encoding."""
         for edge in self._edges:
             padded = f"{edge}{text}{edge}"
             if self._folded_specials.search(self._folded(padded)):
@@ -208,7 +208,7 @@ def _checked(message: dict[str, str]) -> dict[str, str]:
 
 
 def _any_of(texts: set[str]) -> re.Pattern[str]:
-    """A pattern for any of the texts, longest first. Without texts it matches nothing."""
+    """A pattern that matches any of the texts, longest first. For an empty set, it matches nothing."""
     ordered = sorted(filter(None, texts), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered)) or "(?!)")
 
@@ -218,15 +218,15 @@ def _broken(text: str, mark: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Replace lone surrogates by question marks: no tokenizer takes them."""
+    """Replace lone surrogates by question marks: tokenizers refuse lone surrogates."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _tokens_inside(offsets: list[tuple[int, int]], begin: int, end: int) -> tuple[int, int]:
     """The tokens `[first, last)` wholly inside characters `[begin, end)`.
 
-    Some tokenizers leave spaces out of a token's offsets. So a token counts as reaching from the end of the token before
-    it to the begin of the token after it.
+    Some tokenizers leave spaces out of a token's offsets. So a token extends from the end of its left neighbour to the
+    begin of its right neighbour.
     """
     inside = []
     for index, (first, last) in enumerate(offsets):
@@ -240,8 +240,8 @@ def _tokens_inside(offsets: list[tuple[int, int]], begin: int, end: int) -> tupl
 def _config_stand_in(source: ModelSource, folder: Path) -> SimpleNamespace | None:
     """A stand-in for the model's config if `tokenizer_config.json` names the tokenizer's class; else None.
 
-    AutoTokenizer then reads only these two fields of a config. Without a config it loads the whole model config, and
-    transformers imports torch.distributed and sympy for it: 0.65 s of a start.
+    AutoTokenizer then reads only these two fields. Without a stand-in, it loads the model config, and transformers imports
+    torch.distributed and sympy: 0.65 s at start.
     """
     try:
         class_name = json.loads((folder / "tokenizer_config.json").read_text("utf-8")).get("tokenizer_class")
@@ -263,7 +263,7 @@ def _load(source: ModelSource) -> Any:
     options = {"config": stand_in} if stand_in else {}
     try:
         inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
-    except Exception as error:  # transformers raises many types for a missing or damaged file, or a missing package
+    except Exception as error:  # transformers has many error types for a missing or damaged file or package
         line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(f"no tokenizer in {folder} ({line}); add tokenizer.json") from None
     if not inner.is_fast:

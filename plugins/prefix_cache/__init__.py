@@ -1,14 +1,14 @@
 """Prefix cache: share the KV of known leading tokens in memory; save the KV of documents, and read it back after a restart.
 
-Changes in the loop: `match_prefix` gives cached blocks (and the first tokens of a further block), or the saved KV of a document, or
-waits for a request that computes the same tokens. `block_sealed` enters full blocks, and copies documents out to be saved.
-`reclaim_blocks` gives back the least recently used blocks.
-Exactness: identical; with `int8`, which saves KV in half the space: approximate. Costs: a SHA-256 per block of 32 tokens, and
+Changes in the loop: `match_prefix` returns cached blocks (and the first tokens of a further block), or the saved KV of a document,
+or a wait for a request that computes the same tokens. `block_sealed` caches full blocks, and copies the KV of documents for the
+disk. `reclaim_blocks` frees the least recently used blocks.
+Exactness: identical; with `int8`, approximate: saved KV then takes half the space. Costs: a SHA-256 per block of 32 tokens, and
 disk space. Helps if a prompt begins like an earlier prompt: the next question on a document, the next turn of a chat.
 Paper: RadixAttention, https://arxiv.org/abs/2312.07104; block hashes as in vLLM.
 
-cache.py is what a lane keeps; index.py knows the blocks in memory, disk.py the files. A document is not saved if a windowed KV
-group has dropped blocks of it.
+cache.py: the plugin's state in a lane. index.py: the blocks in memory. disk.py: the files. The plugin skips the saving of a
+document if a windowed KV group has dropped blocks of the document.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from pitlane import Lane
 
-WORTH_READING = 64  # tokens that a file has more than memory; for fewer tokens, sharing blocks beats copying the file
-EXPORT_TOKENS = 512  # copied out at a time while a document is computed, so that no step becomes long
+WORTH_READING = 64  # extra tokens from which we read a file; for fewer, sharing blocks beats copying the file
+EXPORT_TOKENS = 512  # tokens per copy while a document is computed: bounds the time of a step
 
 
 class PrefixCache(Plugin):
@@ -41,17 +41,17 @@ class PrefixCache(Plugin):
             True, title="Save documents", description="save the KV of documents, to read it back after a restart"
         )
         disk_gb: float = Field(
-            10.0, gt=0, le=10_000, title="Disk space (GB)", description="most disk space that saved KV may take, in GB"
+            10.0, gt=0, le=10_000, title="Disk space (GB)", description="maximum disk space for saved KV, in GB"
         )
         min_tokens: int = Field(
             64,
             ge=1,
             le=1_000_000,
             title="Shortest saved document",
-            description="documents of fewer tokens are not saved",
+            description="minimum number of tokens of a saved document",
         )
         int8: bool = Field(
-            False, title="Store as int8", description="saved KV takes half the disk space, and is approximate"
+            False, title="Store as int8", description="save KV as int8: half the disk space, but approximate"
         )
 
     @classmethod
@@ -64,7 +64,7 @@ class PrefixCache(Plugin):
     def lane_opened(self, lane: Lane) -> None:
         cache = cast(Cache, lane.state.setdefault(self.name, Cache(lane.pool)))
         if self.options.save_documents:
-            cache.open_disk(self._quota)  # before the first request needs it
+            cache.open_disk(self._quota)  # early: opening runs on its own thread
 
     @hookimpl
     def match_prefix(self, seq: Sequence, lane: Lane) -> PrefixMatch | None:
@@ -105,7 +105,9 @@ class PrefixCache(Plugin):
             "memory_tokens": chain.memory_tokens,
             "disk_tokens": chain.disk_tokens,
             "documents": [
-                s.title for s in seq.request.segments if s.end <= max(chain.memory_tokens, chain.disk_tokens)
+                segment.title
+                for segment in seq.request.segments
+                if segment.end <= max(chain.memory_tokens, chain.disk_tokens)
             ],
             "discarded": chain.discarded,
         }
@@ -124,11 +126,11 @@ class PrefixCache(Plugin):
 
     @property
     def _quota(self) -> int:
-        """Bytes."""
+        """Disk space in bytes."""
         return int(self.options.disk_gb * 1e9)
 
     def _on_disk(self, seq: Sequence, chain: Chain, cache: Cache, num_matched: int) -> PrefixMatch | None:
-        """A saved prefix that is longer than the match in memory: first its rows are looked up, then it is read."""
+        """A load of a saved prefix, if longer than the match in memory. The first call looks up the rows; the next call reads."""
         disk = cache.disk if self.options.save_documents else None
         ends = [s.end for s in seq.request.segments if self.options.min_tokens <= s.end < seq.num_tokens]
         if disk is None or not ends or disk.is_missed():
@@ -142,7 +144,7 @@ class PrefixCache(Plugin):
                 chain.saved = disk.find(fingerprint, keys, as_int8)
                 return None
 
-            looking = disk.submit(look_up)  # also if memory has all of it: this renews the dates of use
+            looking = disk.submit(look_up)  # always: a look-up renews the date of last use
             return PrefixMatch(loading=looking) if max(ends) > num_matched else None
         if not saved or saved[0].num_tokens <= num_matched + (WORTH_READING if num_matched else 0):
             return None
@@ -160,7 +162,7 @@ class PrefixCache(Plugin):
         return PrefixMatch(loading=disk.submit(read), num_loading_tokens=longest.num_tokens)
 
     def _export(self, seq: Sequence, chain: Chain, cache: Cache, num_ready: int) -> None:
-        """Copy out the computed KV of documents that no cache had, in pieces; after its last piece a document is written."""
+        """Copy the KV of uncached documents in pieces. The last piece of a document triggers the write."""
         disk = cache.disk if self.options.save_documents else None
         if disk is None:
             return

@@ -1,4 +1,4 @@
-"""What the prefix cache keeps in a lane, for all plans and options of the plugin."""
+"""State of the prefix cache in a lane, shared by all plans and options of the plugin."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Cache:
             self.disk = Disk(quota_bytes)
 
     def index(self, is_exact: bool) -> BlockIndex:
-        """The blocks in memory. KV that was saved as int8 has an index of its own, so no exact plan gets it."""
+        """The blocks in memory. KV loaded from int8 has a separate index, so no exact plan gets approximate KV."""
         return self._indexes[is_exact]
 
     def evict(self, num_blocks: int) -> None:
-        """Give back the least recently used blocks."""
+        """Free up to `num_blocks` of the least recently used blocks, exact plans' blocks first."""
         for index in self._indexes.values():
             num_blocks -= index.evict(num_blocks)
 
     @property
     def columns(self) -> list[Column]:
-        """Columns that are held in memory."""
+        """All cached columns."""
         return [column for index in self._indexes.values() for column in index.columns]
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""Saved prefixes: looked up and read in one thread, written in another, never in the engine's.
+"""Saved prefixes. A reading thread looks up and reads; a writing thread writes. The engine's thread never touches the disk.
 
-Whatever goes wrong here is logged and costs a computation, never an answer.
+A failure here is logged and costs a computation, never an answer.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from pitlane.storage.db import Store
 
 log = logging.getLogger("pitlane.prefix_cache")
-MAX_WAITING = 2 * 10**9  # bytes in memory that wait to be written; a document beyond this limit is not saved
+MAX_WAITING = 2 * 10**9  # bytes queued for the writing thread; beyond this limit, a document is not saved
 Result = TypeVar("Result")
 
 
 class Disk:
     """Saved prefixes. `find` and `read` run on the reading thread (`submit`), the other methods on the engine's thread.
 
-    quota_bytes: the disk space to trim to on opening. as_int8: whether KV is saved in half the space, approximately.
+    quota_bytes: limit of disk space, applied on opening. as_int8, in the methods: save KV as int8, in half the space.
     """
 
     def __init__(self, quota_bytes: int) -> None:
@@ -41,11 +41,11 @@ class Disk:
 
     @property
     def failed(self) -> bool:
-        """Whether the store could not be opened; False while it is being opened."""
+        """Whether opening the store failed. False while the opening runs."""
         return self._opening.done() and self._opening.exception() is not None
 
     def is_missed(self) -> bool:
-        """Whether a document needs the store and it could not be opened. Warns once: a request without documents needs no store."""
+        """Whether opening failed. Warns once, so call it only if a document needs the store."""
         if self.failed and not self._was_failure_said:
             self._was_failure_said = True
             log.warning("documents are cached in memory only: %s", self._opening.exception())
@@ -56,7 +56,7 @@ class Disk:
         return self._reader.submit(task)
 
     def find(self, fingerprint: str, keys: list[str], as_int8: bool) -> list[SavedPrefix]:
-        """The prefixes saved under these keys, the longest first."""
+        """Saved prefixes with these keys, the longest first."""
         if self.is_missed():
             return []
         try:
@@ -66,7 +66,7 @@ class Disk:
             return []
 
     def read(self, saved: SavedPrefix, token_ids: list[int], as_int8: bool) -> tuple[dict[str, Tensor] | None, str]:
-        """Tensors of a saved prefix. If anything does not match, None and the reason; the file is dropped."""
+        """Read the tensors of a saved prefix. On any failure, discard the file and return None and the reason."""
         prefixes = self._opening.result().prefixes
         try:
             if prefixes.token_ids(saved) != token_ids:
@@ -78,7 +78,7 @@ class Disk:
             try:
                 prefixes.discard(saved)
             except StorageError as second:
-                log.warning("it cannot be dropped: %s", second)
+                log.warning("the saved KV cannot be dropped: %s", second)
             return None, str(error)
 
     def write(
@@ -91,13 +91,13 @@ class Disk:
         quota_bytes: int,
         as_int8: bool,
     ) -> None:
-        """Write the KV of tokens on the writing thread. pieces: parts of it along the token axis, `[2, L, Hkv, n, D]` each."""
+        """Queue the KV of a document for the writing thread. pieces: parts along the token axis n, `[2, L, Hkv, n, D]`."""
         if self.is_missed():
             return
         num_bytes = sum(tensor.nbytes for piece in pieces for tensor in piece.values())
         with self._lock:
             if self._num_waiting and self._num_waiting + num_bytes > MAX_WAITING:
-                log.warning("the KV of %s was not saved: too much waits to be written", document.title)
+                log.warning("the KV of %s was not saved: too many bytes wait for the disk", document.title)
                 return
             self._num_waiting += num_bytes
 
@@ -146,7 +146,7 @@ def _unpacked(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _form(fingerprint: str, as_int8: bool) -> str:
-    """The fingerprint of the saved KV: a plan that wants exact KV never reads int8."""
+    """The fingerprint under which KV is saved. int8 KV has a separate fingerprint, so an exact plan never reads int8."""
     return f"{fingerprint}+int8" if as_int8 else fingerprint
 
 

@@ -1,8 +1,8 @@
-"""Blocks in memory: who has which leading tokens, what to give back first, who is computing what.
+"""Index of the blocks in memory: finds cached prefixes, orders eviction, and knows which sequence computes a block now.
 
-Identity of a block: SHA-256 over (parent's identity, token ids), the root being the lane's fingerprint and the request's
-salt; a hit also compares the token ids. Cached blocks are `Column`s, one block id per KV group.
-Only the engine's thread comes here.
+Identity of a block: SHA-256 over (parent's identity, token ids). The root is the lane's fingerprint and the request's salt.
+A hit also compares the token ids. A cached block is a `Column`: a block id per KV group. Only the engine's thread uses this
+module.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 Column = tuple[int, ...]
 Pending = Future[Mapping[str, "Tensor"] | None]
-MAX_CHILDREN = 16  # continuations of one block that are compared for a partial match
-MIN_AWAITED = 4  # blocks that another request must be about to compute to be waited for; a few are soon computed twice
+MAX_CHILDREN = 16  # per block, number of continuations to compare for a partial match
+MIN_AWAITED = 4  # wait only if another request computes at least so many blocks; computing fewer twice is faster
 
 
 @dataclass(slots=True, eq=False)
 class Chain:
-    """One sequence's state: identities of its full blocks, computed as it grows, and what it hit, read and exports.
+    """The plugin's state of a sequence: identities of its full blocks, its hits, loads and exports.
 
-    saved: saved prefixes that fit, longest first; None before they were looked up. awaited: by block, who waits for this
-    sequence to seal it.
+    saved: matching saved prefixes, longest first; None before the look-up. awaited: identity of a block -> futures of the
+    sequences that wait until this sequence seals the block.
     """
 
     pool: Pool
@@ -63,20 +63,22 @@ class Chain:
         return self.hashes[index - 1] if index else f"{self.pool.fingerprint}/{self.salt}".encode()
 
     def prefix_hash(self, token_ids: SequenceOf[int], end: int) -> str:
-        """Identity of the tokens `[0, end)`, whose last block may be partial."""
+        """Identity of the tokens `[0, end)`. The last block may be partial."""
         count = end // self.pool.block_size
         self.upto(token_ids, count)
         return block_hash(self.parent(count), token_ids[count * self.pool.block_size : end]).hex()
 
     def tell(self, key: bytes) -> None:
-        """Have those who wait for a block look again."""
+        """Wake the sequences that wait for a block: they match again."""
         for waiting in self.awaited.pop(key, ()):
             waiting.set_result(None)
 
 
 @dataclass(slots=True)
 class Entry:
-    """A cached block: its tokens (fewer than a block where a sequence ended), where it is, whose continuation, last use."""
+    """A cached block. token_ids: fewer than a full block at the end of a sequence. parent: identity of the block before it.
+
+    use: number of the latest use; a key of `BlockIndex.uses`."""
 
     token_ids: list[int]
     column: Column
@@ -87,8 +89,8 @@ class Entry:
 class BlockIndex:
     """Cached blocks of one pool.
 
-    uses: blocks by the request that used them last, the least recent first; each goes from the beginning of a prompt on,
-    and blocks are given back from its end, so that no block outlives the one before it.
+    uses: number of a use -> the blocks of that use, in prompt order; least recent use first. Eviction takes blocks from the end
+    of a use, so that no block outlives its parent.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -104,7 +106,7 @@ class BlockIndex:
         return [entry.column for entry in self.entries.values()]
 
     def match(self, token_ids: list[int], chain: Chain) -> PrefixMatch:
-        """The longest cached prefix that leaves a token to compute."""
+        """Match the longest cached prefix, without the last token: it must be computed for its logits."""
         size = self.pool.block_size
         match = PrefixMatch()
         hashes = chain.upto(token_ids, (len(token_ids) - 1) // size)
@@ -118,18 +120,18 @@ class BlockIndex:
         return match
 
     def wait_for(self, chain: Chain, num_matched: int) -> Pending | None:
-        """A future that is done when another request has computed the blocks that it shares with this one.
+        """A future that completes when another sequence has sealed the missing blocks that both share.
 
-        None, and the chain's unmatched blocks are its own to compute, if they are few. One that waits has none that others
-        wait for: so no two wait for each other.
+        If fewer than MIN_AWAITED blocks are shared, returns None. This chain then owns its missing blocks that no
+        other chain computes. A waiting chain owns no blocks: so no two chains wait for each other.
         """
         missing = chain.hashes[num_matched:]
         num_awaited, owner = 0, None
         for key in missing:
-            found = self.computing.get(key)
-            if found is None or found is chain:
+            computing_chain = self.computing.get(key)
+            if computing_chain is None or computing_chain is chain:
                 break
-            num_awaited, owner = num_awaited + 1, found
+            num_awaited, owner = num_awaited + 1, computing_chain
         if owner is None or num_awaited < MIN_AWAITED:
             for key in missing:
                 self.computing.setdefault(key, chain)
@@ -140,7 +142,7 @@ class BlockIndex:
         return waiting
 
     def leave(self, chain: Chain) -> None:
-        """Have nobody wait for this sequence any more: it waits itself, ends, or goes on without the plugin."""
+        """Give up all blocks of this sequence and wake their waiters. Called when it waits itself, ends, or loses the plugin."""
         for key in chain.hashes:
             if self.computing.get(key) is chain:
                 del self.computing[key]
@@ -149,7 +151,7 @@ class BlockIndex:
 
     @contextmanager
     def leaving_on_error(self, chain: Chain) -> Iterator[None]:
-        """A fault of our own takes the plugin out of the sequence's plan, and no hook is called for it again."""
+        """On an exception, wake the waiters now: the engine drops the plugin from the sequence's plan and calls no later hook."""
         try:
             yield
         except BaseException:
@@ -157,7 +159,7 @@ class BlockIndex:
             raise
 
     def insert(self, seq: Sequence, index: int, chain: Chain) -> None:
-        """Hold a sealed block; an equal one that is held already stays instead."""
+        """Cache a sealed block. If an equal block is cached, keep the cached block."""
         size = self.pool.block_size
         key = chain.upto(seq.token_ids, index + 1)[index]
         self._enter(
@@ -168,7 +170,7 @@ class BlockIndex:
         chain.tell(key)
 
     def park(self, seq: Sequence, chain: Chain) -> None:
-        """Keep what a finished sequence computed, its last few tokens too, for the next turn."""
+        """Cache all computed tokens of a finished sequence for the next turn, the last partial block included."""
         size = self.pool.block_size
         count, rest = divmod(seq.kv.num_computed_tokens, size)
         self._use(chain, chain.upto(seq.token_ids, count))
@@ -177,19 +179,19 @@ class BlockIndex:
             self._enter(block_hash(parent, token_ids), token_ids, seq.kv.column(count), parent, chain)
 
     def evict(self, num_blocks: int) -> int:
-        """Give back the least recently used blocks that no sequence holds; the number of blocks."""
+        """Free up to `num_blocks` of the least recently used blocks that no sequence holds. Returns their number."""
         count = 0
         for keys in list(self.uses.values()):
             while keys and count < num_blocks:
                 key = next(reversed(keys))
                 if not self.pool.is_idle(self.entries[key].column):
-                    break  # a sequence holds the block, and the blocks before it
+                    break  # a sequence holds this block, so it holds all earlier blocks too
                 self._drop(key)
                 count += 1
         return count
 
     def _use(self, chain: Chain, keys: SequenceOf[bytes]) -> None:
-        """Note that a request uses these blocks: they are given back after all others."""
+        """Mark blocks as used now: eviction takes them last."""
         self._num_uses += 1
         chain.use = self._num_uses
         for key in keys:
@@ -209,7 +211,9 @@ class BlockIndex:
             return
         siblings = self.children.setdefault(parent, {})
         for other in [
-            k for k in islice(reversed(siblings), MAX_CHILDREN) if _begins(token_ids, self.entries[k].token_ids)
+            sibling
+            for sibling in islice(reversed(siblings), MAX_CHILDREN)
+            if _begins(token_ids, self.entries[sibling].token_ids)
         ]:
             self._drop(other)
         self.pool.lock(column)
@@ -227,7 +231,7 @@ class BlockIndex:
         self.pool.unlock(entry.column)
 
     def _tail(self, token_ids: list[int], parent: bytes) -> tuple[Column, int] | None:
-        """The cached continuation of `parent` that shares most first tokens with `token_ids`."""
+        """The cached child of `parent` with the longest common prefix with `token_ids`, and its length."""
         best, length = None, 0
         for key in islice(reversed(self.children.get(parent, {})), MAX_CHILDREN):
             entry = self.entries[key]
@@ -239,7 +243,7 @@ class BlockIndex:
 
 
 def block_hash(parent: bytes, token_ids: SequenceOf[int]) -> bytes:
-    """Identity of a block of tokens behind `parent`."""
+    """Identity of the block of tokens that follows `parent`."""
     return hashlib.sha256(parent + array("q", token_ids).tobytes()).digest()
 
 

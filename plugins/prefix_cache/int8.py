@@ -1,7 +1,7 @@
-"""KV as int8: one scale per token, head and layer (the largest magnitude over 127), which halves it.
+"""KV as int8, in about half the space. Every token, head and layer has a scale: its largest magnitude / 127.
 
-A tensor `x [..., D]` named n becomes `n.int8` [..., D], `n.scale` [..., 1] in float32, and `n.like`, empty and of x's dtype.
-The error of a value is at most half its scale, 0.4 % of the largest in its vector.
+A tensor `x [..., D]` with name n becomes `n.int8` [..., D], `n.scale` [..., 1] in float32, and `n.like`, an empty tensor of x's
+dtype. The error of a value is at most half a scale: 0.4 % of the largest magnitude in its vector.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors [..., D] as int8 with scales."""
+    """Quantise tensors [..., D] to int8 with scales."""
     import torch
 
     packed = {}
@@ -27,6 +27,6 @@ def pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `pack` was given, rounded. Raises KeyError for what `pack` did not make."""
+    """Restore the rounded input of `pack`. Raises KeyError if a scale or a dtype is missing."""
     names = [name.removesuffix(".int8") for name in packed if name.endswith(".int8")]
     return {name: (packed[f"{name}.int8"] * packed[f"{name}.scale"]).to(packed[f"{name}.like"].dtype) for name in names}

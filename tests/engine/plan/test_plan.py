@@ -121,7 +121,7 @@ def planner(registry: PluginRegistry) -> Planner:
 
 
 def test_a_role_has_one_holder(planner: Planner) -> None:
-    with pytest.raises(PlanConflict, match=r"^drafter is held by chain; take it out to enable tree$"):
+    with pytest.raises(PlanConflict, match=r"drafter.*chain.*tree"):
         planner.resolve({"chain": {}, "tree": {}})
     assert planner.resolve({"chain": {}, "packed": {}}).names == ["packed", "chain"]
 
@@ -150,7 +150,7 @@ def test_an_unknown_plugin_lists_the_known(planner: Planner) -> None:
 
 
 def test_what_serves_the_host_is_no_part_of_a_plan(planner: Planner) -> None:
-    with pytest.raises(BadOption, match="reader serves the host and is always on"):
+    with pytest.raises(BadOption, match="reader is always on and belongs to no plan"):
         planner.resolve({"reader": {}})
 
 

@@ -207,6 +207,7 @@ def test_a_special_token_inside_a_character_leaves_it_whole() -> None:
         (("<|b|>",), "one two three", 5),
         (("<|a|> three<|b|>",), "one two", 5),
         (("<|a|> nowhere", "three<|b|>"), "one two ", 5),
+        ((">< three", "|><|b|>"), "one two three", 6),  # a stop string may begin as a special token ends
         (("|> three",), "one two three", 6),  # matches part of a special token only, so special tokens stay hidden
     ],
 )
