@@ -1,6 +1,6 @@
-"""How much to do in a step of one lane: `before` a step it says how many tokens to draft, `after` it learns from the times.
+"""How much work a step of one lane does: `before` a step it says how many tokens to draft, `after` the step it learns.
 
-Parts: the clock (what a forward takes), the governor (draft tokens), the budget (prompt tokens beside streams). The loop, the
+Parts: the clock (times of forwards), the governor (draft tokens), the budget (prompt tokens beside streams). The loop, the
 scheduler and the stats know `Pacing` alone.
 """
 
@@ -25,7 +25,7 @@ class Pacing:
         self.budget = StepBudget()
 
     def before(self, seqs: SequenceOf[Sequence], draft_limit: Callable[[Sequence], int]) -> list[Drafting]:
-        """Ask for drafts in a step over `seqs`: for every drafter that is wanted, how many tokens for which sequence.
+        """Ask for drafts in a step over `seqs`: for every drafter that is not paused, how many tokens for which sequence.
 
         draft_limit: the number of draft tokens that length, memory and context leave a sequence.
         """
@@ -45,7 +45,7 @@ class Pacing:
         return draftings
 
     def after(self, stats: StepStats, draftings: SequenceOf[Drafting]) -> None:
-        """Learn from a step: how long it took, and how the drafts fared."""
+        """Learn from a step: its times, and the acceptance of its drafts."""
         overhead = stats.seconds - stats.forward_seconds
         has_prompt = stats.num_prompt_tokens > 0
         self.governor.learn(draftings, None if has_prompt or not stats.num_draft_tokens else overhead)

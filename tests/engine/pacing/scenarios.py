@@ -88,6 +88,7 @@ LOSERS = {
     "never right, noise": Scenario(Machine(0.1, noise=0.2, spikes=0.02), (Drafter(0.05, 0.02),)),
     "never right, overhead": Scenario(Machine(0.02, overhead=0.2, draft_overhead=0.3), (Drafter(0.15),)),
     "never right, not calibrated": Scenario(Machine(0.1), (Drafter(0.0, 0.02),), is_calibrated=False),
+    "short drafts, dear steps": Scenario(Machine(0.02, draft_overhead=2.5), (Drafter(0.95, longest=2),)),
     "slow rows": Scenario(Machine(0.02), (Drafter(0.3, per_row=0.2),)),
     "search 0.05, no draft": Scenario(Machine(), (Drafter(has_draft=nowhere, search=0.05),)),
     "search 0.5, no draft": Scenario(Machine(), (Drafter(has_draft=nowhere, search=0.5, index=5.0),)),
@@ -102,6 +103,8 @@ WINNERS = {
     "nearly always right": Scenario(Machine(0.005), (Drafter(0.98, 0.01),)),
     "always right, long": Scenario(Machine(0.002), (Drafter(0.995, longest=28),)),
     "always right, longer": Scenario(Machine(0.002), (Drafter(0.999, longest=400),), length=1600, num_tokens=6000),
+    "short drafts, 16 seqs": Scenario(Machine(0.001), (Drafter(0.97, longest=4),), 16, num_tokens=5000),
+    "right, slow rows": Scenario(Machine(0.01), (Drafter(0.8, per_row=0.1),)),
     "right, dear tokens": Scenario(Machine(0.1), (Drafter(0.8, 0.02),)),
     "half right, small gain": Scenario(Machine(0.1), (Drafter(0.5, 0.1),)),
     "tree": Scenario(Machine(0.02), (TREE,)),
@@ -114,6 +117,10 @@ WINNERS = {
     ),
     "right, short answers": Scenario(Machine(0.03), (Drafter(0.8, 0.05),), length=48),
     "right, noise": Scenario(Machine(0.05, noise=0.2, spikes=0.02), (Drafter(0.75, 0.05),)),
+    "right, slow moments": Scenario(Machine(0.05, noise=0.1, spikes=0.05), (Drafter(0.7, 0.05),)),
+    "right, slow moments, 8 seqs": Scenario(
+        Machine(0.02, free=8, noise=0.1, spikes=0.05), (Drafter(0.7, 0.02),), 8, num_tokens=3000
+    ),
     "right, overhead": Scenario(Machine(0.02, overhead=0.3, draft_overhead=0.2), (Drafter(0.8),)),
     "right, not calibrated": Scenario(Machine(0.05), (Drafter(0.8, 0.05),), is_calibrated=False),
     "right, machine slower": Scenario(Machine(0.05, pace=changes(2.0, 150)), (Drafter(0.7, 0.1),)),
@@ -127,6 +134,9 @@ MIXED = {
     "alternates, 50": Scenario(Machine(0.05), (Drafter(alternates(0.9, 0.05, 50), 0.05),)),
     "alternates, 200": Scenario(Machine(0.05), (Drafter(alternates(0.05, 0.9, 200), 0.05),), length=800, num_tokens=2400),
     "lookup": Scenario(Machine(0.05), (Drafter(0.8, has_draft=in_stretches(0.3, 60), search=0.004),)),
+    "lookup, slow index": Scenario(
+        Machine(0.05), (Drafter(0.9, has_draft=in_stretches(0.5, 60), search=0.004, index=20.0),), length=800
+    ),
     "lookup, slow search": Scenario(
         Machine(0.05), (Drafter(0.9, has_draft=in_stretches(0.3, 200), search=0.1, index=2.0),), length=800
     ),
@@ -156,6 +166,9 @@ MIXED = {
     ),
     "prompts beside": Scenario(
         Machine(0.03, free=4), (Drafter(0.8, 0.02),), 4, 128, 3000, num_prompt_tokens=300
+    ),
+    "prompts beside, slow moments": Scenario(
+        Machine(0.03, free=4, noise=0.1, spikes=0.05), (None,), 4, 128, 3000, num_prompt_tokens=300
     ),
     "prompts beside a loser": Scenario(
         Machine(0.03, free=4), (Drafter(0.05, 0.02),), 4, 128, 3000, num_prompt_tokens=300

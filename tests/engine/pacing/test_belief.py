@@ -31,7 +31,7 @@ def test_acceptance_is_learned_from_drafts_of_any_length(rate: float, number: in
         accepted = 0
         while accepted < number and generator.random() < rate:
             accepted += 1
-        belief.saw(chain(number), accepted)
+        belief.update(chain(number), accepted)
         rates.append(belief.rate)
     assert sum(rates[100:]) / len(rates[100:]) == pytest.approx(rate, abs=0.06)
 
@@ -41,7 +41,7 @@ def test_acceptance_follows_a_change() -> None:
     assert 0.5 < belief.rate < 1, "a new drafter gets the benefit of the doubt"
     for accepted, low, high in ((4, 0.95, 1.0), (0, 0.0, 0.2), (4, 0.9, 1.0)):
         for _ in range(40):
-            belief.saw(chain(4), accepted)
+            belief.update(chain(4), accepted)
         assert low <= belief.rate <= high
 
 
@@ -56,21 +56,21 @@ def test_of_a_tree_the_mean_number_of_accepted_tokens_counts() -> None:
     """Three of twelve nodes are accepted: half of the tree brings half of them, and more nodes than the tree has bring no more."""
     belief = Belief()
     for _ in range(30):
-        belief.saw(Draft([0] * 12, TREE), 3)
+        belief.update(Draft([0] * 12, TREE), 3)
     assert [belief.expected(number) for number in (6, 12, 100)] == pytest.approx([1.5, 3.0, 3.0])
     (gain,), (size,) = belief.gains(100)
     assert (gain, size) == pytest.approx((3.0, 12.0))
     for _ in range(60):
-        belief.saw(Draft([0] * 12, TREE), 0)
+        belief.update(Draft([0] * 12, TREE), 0)
     assert belief.expected(12) < 0.1
 
 
 def test_a_drafter_of_trees_is_judged_by_its_chains_too() -> None:
     """A tree with one branch is a chain."""
     belief = Belief()
-    belief.saw(Draft([0] * 12, TREE), 3)
+    belief.update(Draft([0] * 12, TREE), 3)
     for _ in range(40):
-        belief.saw(chain(12), 0)
+        belief.update(chain(12), 0)
     assert belief.is_tree and belief.expected(12) < 0.1
 
 
@@ -78,11 +78,11 @@ def test_a_drafter_of_trees_is_judged_by_its_chains_too() -> None:
 def test_an_inherited_belief_expects_the_same_and_weighs_little(parents: list[int] | None) -> None:
     belief = Belief(decay=0.98)
     for _ in range(200):
-        belief.saw(Draft([0] * 12, parents), 3)
+        belief.update(Draft([0] * 12, parents), 3)
     heir = belief.inherited()
     assert [heir.expected(n) for n in (1, 5, 12)] == pytest.approx([belief.expected(n) for n in (1, 5, 12)])
     for _ in range(2):
-        heir.saw(Draft([0] * 12, parents), 12)
-        belief.saw(Draft([0] * 12, parents), 12)
+        heir.update(Draft([0] * 12, parents), 12)
+        belief.update(Draft([0] * 12, parents), 12)
     assert heir.expected(12) > 1.4 * belief.expected(12), "two drafts of its own outweigh those of other sequences"
     assert Belief().inherited() == Belief()

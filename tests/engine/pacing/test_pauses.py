@@ -25,13 +25,14 @@ def test_a_drafter_that_helps_has_no_reason() -> None:
     assert lane.seqs[0].outlook.reason is None and len(asked_places(lane)) > 0.9 * len(lane.steps)
 
 
-@pytest.mark.parametrize("drafter", [Drafter(0.0, 0.02), Drafter(0.0, 0.005, longest=28, is_tree=True)], ids=["chain", "tree"])
-def test_the_longer_a_drafter_fails_the_seldomer_it_is_tried(drafter: Drafter) -> None:
+@pytest.mark.parametrize(
+    "drafter", [Drafter(0.0, 0.02), Drafter(0.0, 0.005, longest=28, is_tree=True)], ids=["chain", "tree"]
+)
+def test_a_paused_drafter_is_tried_now_and_then_for_ever(drafter: Drafter) -> None:
     lane = Lane(Machine(0.05), [drafter]).stream(4000, length=4000)
-    places = asked_places(lane)
-    counts = [sum(start <= place < start + 1000 for place in places) for start in range(0, 4000, 1000)]
-    assert counts[0] > counts[1] >= counts[3] >= 1 and counts[1] <= 3
-    assert max(b - a for a, b in zip(places, places[1:], strict=False)) <= 1100, "but it is tried for ever"
+    for start in range(1000, 4000, 1000):
+        assert 5 <= sum(start <= place < start + 1000 for place in asked_places(lane)) <= 20
+    assert lane.seconds < 1.02 * 4000
 
 
 def test_a_dear_drafter_gets_a_short_trial() -> None:
@@ -43,26 +44,23 @@ def test_a_dear_drafter_gets_a_short_trial() -> None:
 def test_acceptance_that_turns_bad_pauses_the_drafter_soon() -> None:
     lane = Lane(Machine(0.05), [Drafter(turns(0.9, 0.0, 300), 0.02)]).stream(700, length=1000)
     steps = [step for step in lane.steps if step.places[0] >= 300]
-    assert sum(step.seconds - 1 for step in steps) < 8, "plain steps lost over 400 tokens"
+    assert sum(step.seconds - 1 for step in steps) < 14, "plain steps lost over 400 tokens"
     assert sum(bool(step.asked) for step in steps if step.places[0] > 360) <= 8
 
 
-@pytest.mark.parametrize("bad", [20, 100, 400])
-def test_a_drafter_that_turns_good_is_used_again_after_as_many_tokens_at_most(bad: int) -> None:
-    """Pauses double, so a drafter that was bad for a while is probed within about that while again."""
-    lanes = [Lane(Machine(0.05), [Drafter(turns(0.0, 0.95, bad), 0.02)], seed=seed) for seed in range(3)]
-    for lane in lanes:
-        lane.stream(3 * bad + 300, length=4000)
-        used = [place for place in asked_places(lane) if place >= 2.2 * bad + 100]
-        assert len(used) > 0.9 * sum(step.places[0] >= 2.2 * bad + 100 for step in lane.steps)
+@pytest.mark.parametrize("bad", [20, 100, 400, 2000])
+def test_a_drafter_that_turns_good_is_used_again_soon(bad: int) -> None:
+    """However long it was bad, it is tried again within 64 tokens; a trial may be unlucky."""
+    for seed in range(3):
+        lane = Lane(Machine(0.05), [Drafter(turns(0.0, 0.95, bad), 0.02)], seed=seed).stream(bad + 500, length=4000)
+        late = [step for step in lane.steps if step.places[0] >= bad + 200]
+        assert sum(bool(step.asked) for step in late) > 0.9 * len(late)
 
 
-def test_a_drafter_that_was_good_in_between_is_probed_soon_again() -> None:
-    """A stretch of good drafts makes the next pauses short."""
-    lane = Lane(Machine(0.05), [Drafter(alternates(0.0, 0.95, 400), 0.02)]).stream(2000, length=2000)
-    used = [place for place in asked_places(lane) if 1200 <= place < 1600]
-    drafted_steps = sum(1200 <= step.places[0] < 1600 for step in lane.steps)
-    assert len(used) > 0.8 * drafted_steps - 200 and drafted_steps < 300
+def test_a_drafter_that_is_good_in_stretches_is_used_in_each_of_them() -> None:
+    lane = Lane(Machine(0.05), [Drafter(alternates(0.0, 0.95, 400), 0.02)]).stream(4000, length=4000)
+    for start in (400, 1200, 2000, 2800):
+        assert sum(start <= step.places[0] < start + 400 for step in lane.steps) < 250, "steps for 400 tokens"
 
 
 def test_pauses_of_a_lane_end_when_its_drafter_is_paid_for() -> None:
@@ -79,7 +77,7 @@ def test_sequences_of_a_batch_pay_their_trials_from_one_purse() -> None:
     lane = Lane(Machine(0.2, free=16), [Drafter(0.0)]).serve(1, 400)
     before, start = lane.seconds, len(lane.steps)
     lane.serve(16, 40, 16)
-    assert lane.seconds - before < len(lane.steps) - start + 4
+    assert lane.seconds - before < len(lane.steps) - start + 8, "sixteen trials of 0.8 plain steps would cost 13"
     assert any(step.asked for step in lane.steps[start:])
 
 
