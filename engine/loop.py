@@ -23,7 +23,7 @@ from pitlane.engine.errors import PitlaneError, PluginFailed
 from pitlane.engine.events import Finished, FinishReason, PrefillProgress, Result, StepStats, TextDelta
 from pitlane.engine.lanes import Lanes
 from pitlane.engine.loader import Loader
-from pitlane.engine.pacing.governor import Drafting
+from pitlane.engine.pacing.drafting import Drafting
 from pitlane.engine.plan.dispatch import Dispatcher, named, own_failure
 from pitlane.engine.plan.hooks import HookError
 from pitlane.engine.plan.plugin import Plugin

@@ -18,8 +18,14 @@ from pitlane.engine.decode.draft import Draft
 MAX_DRAFT = 64  # tokens of a chain, which bounds the work of the governor; 32: 78 % slower where all drafts are right
 MIN_CHANCE = 0.01  # of acceptance of a draft token; off: the governor takes 1.4 times as long in a batch of 16; 0.1: 0.5 % slower
 LANE_WEIGHT = 10.0  # tested tokens of the lane in the belief of a sequence in a batch; off: 3 % slower in batches of one kind of text
-PRIOR_RATE, PRIOR_STEPS = 0.75, 2.0  # belief about a new drafter, as if from so many drafts; 0.5 to 0.9, 1 to 4: within 1 %
-DECAY, LANE_DECAY = 0.9, 0.98  # weight of earlier drafts after each draft; both 0.9: 0.8 % slower where texts differ or change
+PRIOR_RATE, PRIOR_STEPS = (
+    0.75,
+    2.0,
+)  # belief about a new drafter, as if from so many drafts; 0.5 to 0.9, 1 to 4: within 1 %
+DECAY, LANE_DECAY = (
+    0.9,
+    0.98,
+)  # weight of earlier drafts after each draft; both 0.9: 0.8 % slower where texts differ or change
 CREDIT = 3.0  # plain steps that a drafter may lose in a lane at once; off: losing drafters cost 39 %; half or double: within 0.3 %
 
 
@@ -168,5 +174,5 @@ class Record:
         self.earned_steps = num_steps
 
     def spend(self, num_lost: float) -> None:
-        """Charge plain steps that were lost."""
-        self.credit = max(-CREDIT, min(CREDIT, self.credit - num_lost))
+        """Charge plain steps that drafts lost; one slow moment makes no debt beyond `CREDIT`."""
+        self.credit = min(CREDIT, max(self.credit - num_lost, min(self.credit, -CREDIT)))

@@ -12,16 +12,16 @@ begins with what the drafter did for other sequences. Comments at constants say 
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil
 from operator import itemgetter
 from statistics import median
 from typing import NamedTuple
 
-from pitlane.engine.decode.draft import Draft
 from pitlane.engine.pacing.belief import CREDIT, Belief, Outlook, Record
 from pitlane.engine.pacing.clock import StepClock
+from pitlane.engine.pacing.drafting import Drafting
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.sequence import Sequence
 
@@ -30,7 +30,9 @@ TRIAL_SIZE = 8  # draft tokens of a trial; 4 or 16: within 0.3 %
 PAUSE = 64  # tokens; 32: losing drafters cost 0.2 % more; 128: drafters that turn good are 1 % slower
 REPEAT = 16  # tokens for which a search that found no draft is repeated unchanged; off: its step costs four times the Python time
 MARGIN = 0.02  # tokens that a draft must promise beyond the worth of its time; off: losing drafters cost 0.25 % more
-CREDIT_PER_STEP = 0.01  # plain steps that a drafter may lose with each step of the lane; also the price of a cheap search
+CREDIT_PER_STEP = (
+    0.01  # plain steps that a drafter may lose with each step of the lane; also the price of a cheap search
+)
 
 
 class Candidate(NamedTuple):
@@ -63,26 +65,6 @@ class Step:
         self.num_tokens += size
         self.num_expected += belief.expected(size)
         self.seconds += seconds
-
-
-@dataclass(slots=True)
-class Drafting:
-    """The drafts of one drafter in a step. Lists are by sequence. `Governor.ask` makes it, the loop fills it in.
-
-    lengths: known tokens before the step. asked: draft tokens that were asked for. drafts: the drafts that came. seconds: of
-    drafting. num_rows, row_seconds: rows in which a token was drawn for `after_verify`, and the time of that. num_accepted: by
-    sequence id, of the drafts that were verified.
-    """
-
-    drafter: Plugin
-    seqs: SequenceOf[Sequence]
-    lengths: list[int]
-    asked: list[int]
-    drafts: SequenceOf[Draft | None]
-    seconds: float = 0.0
-    num_rows: int = 0
-    row_seconds: float = 0.0
-    num_accepted: dict[int, int] = field(default_factory=dict)
 
 
 class Governor:
@@ -126,15 +108,14 @@ class Governor:
         return Drafting(drafter, seqs, [seq.num_tokens for seq in seqs], numbers, [None] * len(seqs))
 
     def learn(self, draftings: SequenceOf[Drafting], overhead: float | None) -> None:
-        """Learn from the drafts of a step. overhead: seconds besides its forward, None for a step with prompts."""
+        """Learn from the drafts of a step. overhead: seconds besides drafts and forward; None for a step with prompts."""
         for drafting in draftings:
             self._learn_costs(drafting)
         for drafting in draftings:
             self._learn_gains(drafting)
         drafters = [drafting.drafter for drafting in draftings if any(drafting.drafts)]
         if len(drafters) == 1 and overhead is not None:
-            drafting_seconds = sum(drafting.seconds for drafting in draftings)
-            self.records[drafters[0].key].overheads.append(overhead - drafting_seconds)
+            self.records[drafters[0].key].overheads.append(overhead)
 
     def _learn_costs(self, drafting: Drafting) -> None:
         record, num_drafted, has_read = self.records[drafting.drafter.key], 0, False
@@ -151,7 +132,7 @@ class Governor:
                 outlook.repeats_until = length + REPEAT
         if not num_drafted:
             record.search_seconds.append(drafting.seconds)
-            record.spend(self._search_cost(record))
+            record.credit -= self._search_cost(record)  # all of it, for the cost is a median
         elif not has_read:
             record.draft_seconds.append(drafting.seconds / num_drafted)
         elif self.clock.by_tokens:  # the drafter read a prompt first, once: that costs time, but is no price of a token
@@ -216,9 +197,7 @@ class Governor:
             self._try_or_pause(record, rest, numbers, seqs)
         return numbers
 
-    def _first_numbers(
-        self, record: Record, seqs: SequenceOf[Sequence], limits: SequenceOf[int]
-    ) -> list[int]:
+    def _first_numbers(self, record: Record, seqs: SequenceOf[Sequence], limits: SequenceOf[int]) -> list[int]:
         """A trial of one sequence, in turn, until the time of a draft token is known.
 
         A sequence that the drafter has read goes first: its next draft shows the time. Off: 33 % slower with 16 sequences.

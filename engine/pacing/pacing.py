@@ -12,7 +12,8 @@ from collections.abc import Sequence as SequenceOf
 from pitlane.engine.events import StepStats
 from pitlane.engine.pacing.budget import StepBudget
 from pitlane.engine.pacing.clock import StepClock
-from pitlane.engine.pacing.governor import Drafting, Governor
+from pitlane.engine.pacing.drafting import Drafting
+from pitlane.engine.pacing.governor import Governor
 from pitlane.engine.sequence import Sequence
 
 
@@ -46,7 +47,8 @@ class Pacing:
 
     def after(self, stats: StepStats, draftings: SequenceOf[Drafting]) -> None:
         """Learn from a step: its times, and the acceptance of its drafts."""
-        overhead = stats.seconds - stats.forward_seconds
+        drafting_seconds = sum(drafting.seconds + drafting.row_seconds for drafting in draftings)
+        overhead = stats.seconds - stats.forward_seconds - drafting_seconds
         has_prompt = stats.num_prompt_tokens > 0
         self.governor.learn(draftings, None if has_prompt or not stats.num_draft_tokens else overhead)
         if not has_prompt and not stats.num_draft_tokens:

@@ -62,7 +62,10 @@ RULES: dict[str, list[Change]] = {
     "searches are free": [("cost <= CREDIT_PER_STEP or", "True or")],
     "the first search counts": [("if len(self.search_seconds) > 1 else 0.0", "if self.search_seconds else 0.0")],
     "reading a prompt is free": [("elif self.clock.by_tokens:  # the drafter", "elif False:  # the drafter")],
-    "reading a prompt is drafting": [("elif not has_read:", "else:"), ("elif self.clock.by_tokens:  # the", "if False:  #")],
+    "reading a prompt is drafting": [
+        ("elif not has_read:", "else:"),
+        ("elif self.clock.by_tokens:  # the", "if False:  #"),
+    ],
     "first trial of any sequence": [("index = read[0] if read else allowed", "index = allowed")],
     "rows are free": [("in (self.draft_seconds, self.row_seconds) if", "in (self.draft_seconds,) if")],
     "time besides drafts is free": [("max(plain, median(record.overheads or [0.0]))", "plain")],

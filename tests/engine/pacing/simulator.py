@@ -16,7 +16,8 @@ from typing import Any
 
 from pitlane import Draft
 from pitlane.engine.events import StepStats
-from pitlane.engine.pacing.governor import CALIBRATED, Drafting
+from pitlane.engine.pacing.drafting import Drafting
+from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.pacing.pacing import Pacing
 
 PROMPT = 100  # known tokens of a sequence before its answer
@@ -163,9 +164,8 @@ class Lane:
         self.pacing = self.pacing or Pacing(self.max_step_tokens)
         self.plans = [SimpleNamespace(drafter=drafter) for drafter in self.drafters]
         self.random = Random(self.seed)
-        if self.is_calibrated:
-            for number in CALIBRATED:
-                self.pacing.clock.record(number, number, self.noisy(self.machine.forward(number)))
+        for number in (*[512] * 3, *(CALIBRATED if self.is_calibrated else ())):  # prompts, then the sizes of drafts
+            self.pacing.clock.record(number, number, self.noisy(self.machine.forward(number)))
 
     def noisy(self, seconds: float) -> float:
         """A time as it is measured."""

@@ -90,17 +90,17 @@ def test_a_slow_search_without_a_draft_is_paused_at_once_and_the_reason_is_said(
     lane = Lane(Machine(noise=0.0), [drafter]).stream(num_drafted + 1, length=4000)
     drafter.search, start = 100.0, len(lane.steps)
     lane.stream(2000, length=4000)
-    assert sum(bool(step.asked) for step in lane.steps[start:]) <= 7
+    assert sum(bool(step.asked) for step in lane.steps[start:]) <= 2
     reason = lane.seqs[0].outlook.reason
     assert reason == "its own work took 100000.0 ms a step, the time of 100.00 plain steps, and found no draft"
 
 
-@pytest.mark.parametrize("search", [0.02, 0.1, 0.5, 2.0])
+@pytest.mark.parametrize("search", [0.02, 0.1, 0.5, 2.0, 10.0, 100.0])
 def test_searches_without_drafts_cost_about_one_percent(search: float) -> None:
-    lane = Lane(Machine(noise=0.0), [Drafter(has_draft=nowhere, search=search)]).stream(500, length=8000)
-    before = lane.seconds
-    lane.stream(4500, length=8000)
-    assert lane.seconds - before < 1.011 * 4000 + 3
+    """The first two searches show the price. It is paid for before the next search, however high it is."""
+    num_tokens = 20000 if search > 5 else 4000
+    lane = Lane(Machine(noise=0.0), [Drafter(has_draft=nowhere, search=search)]).stream(num_tokens, length=30000)
+    assert lane.seconds - 2 * search < 1.011 * num_tokens + 4
 
 
 def test_a_cheap_search_is_made_in_every_step() -> None:
@@ -145,8 +145,7 @@ def test_a_limit_of_no_draft_tokens_uses_up_no_probe() -> None:
 def test_a_machine_that_becomes_slower_makes_a_slow_drafter_worth_its_time() -> None:
     """The drafter is no slower than before, and plain steps take four times as long."""
     lane = Lane(Machine(0.02, pace=changes(4.0, 150)), [Drafter(0.7, 0.8)]).stream(3000, length=3000)
-    early = [step for step in lane.steps[50:150]]
-    assert sum(bool(step.asked) for step in early) <= 5
+    assert sum(bool(step.asked) for step in lane.steps[50:150]) <= 5
     assert sum(bool(step.asked) for step in lane.steps[-100:]) > 90
 
 
