@@ -36,9 +36,9 @@ CREDIT_PER_STEP = (
 
 
 class Candidate(NamedTuple):
-    """A possible draft for sequence `index` of those that are asked for, of at most `limit` tokens; see `Belief.gains`."""
+    """A possible draft for the sequence in `place` of the list, of at most `limit` tokens; see `Belief.gains`."""
 
-    index: int
+    place: int
     limit: int
     outlook: Outlook
     gains: list[float]
@@ -193,7 +193,7 @@ class Governor:
             candidates.append(Candidate(index, limit, outlook, *belief.gains(limit)))
         if candidates:
             self._choose(record, candidates, numbers)
-            rest = [candidate for candidate in candidates if not numbers[candidate.index]]
+            rest = [candidate for candidate in candidates if not numbers[candidate.place]]
             self._try_or_pause(record, rest, numbers, seqs)
         return numbers
 
@@ -223,7 +223,7 @@ class Governor:
         num_parts = self._best(record, [gain for _, gain, _, _ in parts], [size for _, _, size, _ in parts])[0]
         for _, _, _, candidate in parts[:num_parts]:
             is_tree = candidate.outlook.belief.is_tree
-            numbers[candidate.index] = candidate.limit if is_tree else numbers[candidate.index] + 1
+            numbers[candidate.place] = candidate.limit if is_tree else numbers[candidate.place] + 1
 
     def _best(self, record: Record, gains: list[float], sizes: list[float]) -> tuple[int, int, float]:
         """How many of several parts to add to the step, 0 if no number pays; the least bad number; its time in plain steps."""
@@ -254,13 +254,13 @@ class Governor:
                 cost = seconds / plain - 1
                 if credit >= min(cost, CREDIT):
                     credit -= cost
-                    numbers[candidate.index] = candidate.limit if outlook.belief.is_tree else size
+                    numbers[candidate.place] = candidate.limit if outlook.belief.is_tree else size
                     continue
                 wait = _steps_to_earn(min(cost, CREDIT) - credit)
             outlook.pause(
                 f"drafts cost more than they saved (drafts of length {sizes[best - 1]:.0f} would add {gains[best - 1]:.2f} tokens "
                 f"to the {self.step.num_expected:.2f} of a step, and make it as long as {taken:.2f} plain steps)",
-                seqs[candidate.index].num_tokens + wait,
+                seqs[candidate.place].num_tokens + wait,
             )
             outlook.belief = outlook.belief.inherited()
 
