@@ -1,88 +1,113 @@
-"""Pitlane's public face: what a user or a plugin author imports, and nothing else.
+"""Pitlane's public face: the names that users and plugin authors import.
 
-Names are resolved on first use, so that importing this imports neither torch nor transformers.
+Importing this module imports neither torch nor transformers: a name is looked up in its module whenever it is used. Modules of
+their own are `pitlane.models` (models on this machine and the memory they take) and `pitlane.testing` (checks for plugins).
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    # isort: off
+    # Ruff would write a statement for every name.
+    from pitlane.engine.border import MAX_SAMPLES as MAX_SAMPLES
     from pitlane.engine.decode.draft import Draft as Draft
     from pitlane.engine.decode.params import SamplingParams as SamplingParams
     from pitlane.engine.decode.rows import Rows as Rows
     from pitlane.engine.engine import Engine as Engine
-    from pitlane.engine.errors import PitlaneError as PitlaneError
-    from pitlane.engine.events import StepStats as StepStats
-    from pitlane.engine.kv.operations import Copy as Copy
-    from pitlane.engine.kv.operations import Load as Load
-    from pitlane.engine.kv.operations import Save as Save
+    from pitlane.engine.errors import (
+        BadOption as BadOption,
+        EngineClosed as EngineClosed,
+        ModelError as ModelError,
+        ModelTooLarge as ModelTooLarge,
+        PitlaneError as PitlaneError,
+        PlanConflict as PlanConflict,
+        PluginFailed as PluginFailed,
+        PromptTooLong as PromptTooLong,
+        UnknownPlugin as UnknownPlugin,
+        UnsupportedModel as UnsupportedModel,
+    )
+    from pitlane.engine.events import (
+        Finished as Finished,
+        PrefillProgress as PrefillProgress,
+        Result as Result,
+        StepStats as StepStats,
+        TextDelta as TextDelta,
+    )
+    from pitlane.engine.kv.operations import Copy as Copy, Load as Load, Save as Save
     from pitlane.engine.kv.pool import Pool as Pool
-    from pitlane.engine.kv.state import KVState as KVState
-    from pitlane.engine.kv.state import PrefixMatch as PrefixMatch
+    from pitlane.engine.kv.state import KVState as KVState, PrefixMatch as PrefixMatch
     from pitlane.engine.kv.store import KVStore as KVStore
     from pitlane.engine.models.build_context import BuildContext as BuildContext
-    from pitlane.engine.models.layers import Linear as Linear
-    from pitlane.engine.models.layers import LinearPart as LinearPart
-    from pitlane.engine.plan.plugin import Plugin as Plugin
-    from pitlane.engine.plan.plugin import PluginOptions as PluginOptions
-    from pitlane.engine.plan.plugin import hookimpl as hookimpl
-    from pitlane.engine.run.attention import Attention as Attention
+    from pitlane.engine.models.layers import Linear as Linear, LinearPart as LinearPart
+    from pitlane.engine.plan.plan import Plan as Plan, Settings as Settings
+    from pitlane.engine.plan.planner import Planner as Planner
+    from pitlane.engine.plan.plugin import (
+        EXACTNESS as EXACTNESS,
+        Plugin as Plugin,
+        PluginOptions as PluginOptions,
+        hookimpl as hookimpl,
+    )
+    from pitlane.engine.plan.registry import (
+        PluginEntry as PluginEntry,
+        PluginRegistry as PluginRegistry,
+        check_roles as check_roles,
+    )
     from pitlane.engine.run.attention import SpanAttention as SpanAttention
-    from pitlane.engine.run.batch import Batch as Batch
-    from pitlane.engine.run.batch import Query as Query
+    from pitlane.engine.run.batch import Attention as Attention, Batch as Batch, Query as Query
     from pitlane.engine.run.lane import Lane as Lane
-    from pitlane.engine.run.lane import Limits as Limits
+    from pitlane.engine.run.limits import Limits as Limits
     from pitlane.engine.sequence import Sequence as Sequence
+    from pitlane.engine.stream import Stream as Stream
+    from pitlane.engine.text.documents import load_document as load_document
     from pitlane.engine.text.prompt import Segment as Segment
+    from pitlane.engine.text.tokenizer import Prompt as Prompt, Tokenizer as Tokenizer
     from pitlane.engine.worker import release_threads as release_threads
-    from pitlane.storage.errors import DocumentError as DocumentError
-    from pitlane.storage.errors import StorageError as StorageError
-    from pitlane.storage.types import Document as Document
-    from pitlane.storage.types import Page as Page
+    from pitlane.storage.errors import DocumentError as DocumentError, StorageError as StorageError
+    from pitlane.storage.types import Document as Document, Page as Page
 
-_HOME = {
-    "pitlane.engine.run.attention": ["Attention", "SpanAttention"],
-    "pitlane.engine.run.batch": ["Batch", "Query"],
-    "pitlane.engine.kv.operations": ["Copy", "Load", "Save"],
-    "pitlane.engine.engine": ["Engine"],
-    "pitlane.engine.errors": [
-        "BadOption",
-        "EngineClosed",
-        "ModelError",
-        "ModelTooLarge",
-        "PitlaneError",
-        "PlanConflict",
-        "PluginFailed",
-        "PromptTooLong",
-        "UnknownPlugin",
-        "UnsupportedModel",
-    ],
-    "pitlane.engine.kv.store": ["KVStore"],
-    "pitlane.engine.run.lane": ["Lane", "Limits"],
-    "pitlane.engine.models.layers": ["Linear", "LinearPart"],
-    "pitlane.engine.plan.plugin": ["Plugin", "PluginOptions", "hookimpl"],
-    "pitlane.engine.kv.pool": ["Pool"],
-    "pitlane.engine.models.build_context": ["BuildContext"],
-    "pitlane.engine.decode.draft": ["Draft"],
-    "pitlane.engine.kv.state": ["KVState", "PrefixMatch"],
-    "pitlane.engine.decode.rows": ["Rows"],
-    "pitlane.engine.decode.params": ["SamplingParams"],
-    "pitlane.engine.text.prompt": ["Segment"],
-    "pitlane.engine.sequence": ["Sequence"],
-    "pitlane.engine.events": ["Finished", "PrefillProgress", "Result", "StepStats", "TextDelta"],
-    "pitlane.engine.worker": ["release_threads"],
-    "pitlane.storage.errors": ["DocumentError", "StorageError"],
-    "pitlane.storage.types": ["Document", "Page"],
+_NAMES = {  # the same names at run time, when the imports above are not carried out
+    "pitlane.engine.border": "MAX_SAMPLES",
+    "pitlane.engine.decode.draft": "Draft",
+    "pitlane.engine.decode.params": "SamplingParams",
+    "pitlane.engine.decode.rows": "Rows",
+    "pitlane.engine.engine": "Engine",
+    "pitlane.engine.errors": "BadOption EngineClosed ModelError ModelTooLarge PitlaneError PlanConflict PluginFailed "
+    "PromptTooLong UnknownPlugin UnsupportedModel",
+    "pitlane.engine.events": "Finished PrefillProgress Result StepStats TextDelta",
+    "pitlane.engine.kv.operations": "Copy Load Save",
+    "pitlane.engine.kv.pool": "Pool",
+    "pitlane.engine.kv.state": "KVState PrefixMatch",
+    "pitlane.engine.kv.store": "KVStore",
+    "pitlane.engine.models.build_context": "BuildContext",
+    "pitlane.engine.models.layers": "Linear LinearPart",
+    "pitlane.engine.plan.plan": "Plan Settings",
+    "pitlane.engine.plan.planner": "Planner",
+    "pitlane.engine.plan.plugin": "EXACTNESS Plugin PluginOptions hookimpl",
+    "pitlane.engine.plan.registry": "PluginEntry PluginRegistry check_roles",
+    "pitlane.engine.run.attention": "SpanAttention",
+    "pitlane.engine.run.batch": "Attention Batch Query",
+    "pitlane.engine.run.lane": "Lane",
+    "pitlane.engine.run.limits": "Limits",
+    "pitlane.engine.sequence": "Sequence",
+    "pitlane.engine.stream": "Stream",
+    "pitlane.engine.text.documents": "load_document",
+    "pitlane.engine.text.prompt": "Segment",
+    "pitlane.engine.text.tokenizer": "Prompt Tokenizer",
+    "pitlane.engine.worker": "release_threads",
+    "pitlane.storage.errors": "DocumentError StorageError",
+    "pitlane.storage.types": "Document Page",
 }
-_WHERE = {name: module for module, names in _HOME.items() for name in names}
-__all__ = sorted(_WHERE)
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = sorted(_MODULE_OF)
 __version__ = "0.1.0"
 
+if not TYPE_CHECKING:  # a type checker that sees it takes every misspelt name for an `Any`
 
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'pitlane' has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'pitlane' has no attribute {name!r}")
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

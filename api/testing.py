@@ -1,7 +1,7 @@
-"""Helpers for plugin authors' tests: does a plugin keep its promise; were two answers the same, and if not, was it a tie?
+"""Checks for plugin authors: does a plugin keep its exactness class, and do two answers differ only at ties?
 
-Reference answers must be made with `logprobs=50`; with temperature they must use `top_k` below 50, so that the edge of the
-truncation is seen.
+Make reference answers with `logprobs=50`. With temperature they need a `top_k` below 50, so that the logprobs reach beyond the
+truncation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pitlane.engine.plan.plan import Settings
 
 @dataclass(frozen=True, slots=True)
 class PluginCheck:
-    """What `check_plugin` found. broken: one line for each answer that contradicts the plugin's claim."""
+    """The outcome of `check_plugin`. broken: a line for every answer that contradicts the plugin's exactness class."""
 
     exactness: str
     num_answers: int
@@ -29,45 +29,45 @@ class PluginCheck:
 
 
 def check_plugin(engine: Engine, settings: Settings, num_tokens: int = 64) -> PluginCheck:
-    """Compare answers under a plan with the bare core's, greedy and sampled, one by one.
+    """Compare answers under a plan with answers of the bare core, greedy and sampled.
 
-    engine: of dtype float64, where `identical` means equal token ids. Plans of another exactness are not compared, and their hooks
-    must only not fail.
+    engine: computes in float64, where `identical` means equal token ids. The tokens of any other plan are not compared: only
+    failures of its hooks are reported.
     """
     plan, core = engine.plan(settings), engine.plan({})
-    found: list[str] = []
+    broken: list[str] = []
     for number, (tokens, temperature) in enumerate(product(_prompts(engine.loader.vocab_size), (0.0, 0.8)), 1):
         sampling = SamplingParams(max_tokens=num_tokens, ignore_eos=True, temperature=temperature, seed=number)
         result = engine.generate(tokens, sampling, plan=plan)
         reference = engine.generate(tokens, sampling, plan=core)
-        found += [f"answer {number}: {reason}" for reason in result.stats["failed"].values()]
-        at = first_difference(reference.token_ids, result.token_ids)
-        if at is not None and plan.exactness == "identical":
-            found.append(f"answer {number}, temperature {temperature}: token {at + 1} of {num_tokens} differs")
-    return PluginCheck(plan.exactness, number, found)
+        broken += [f"answer {number}: {reason}" for reason in result.stats["failed"].values()]
+        index = first_difference(reference.token_ids, result.token_ids)
+        if index is not None and plan.exactness == "identical":
+            broken.append(f"answer {number}, temperature {temperature}: token {index + 1} of {num_tokens} differs")
+    return PluginCheck(plan.exactness, number, broken)
 
 
 def _prompts(vocab_size: int) -> list[list[int]]:
-    """A passage, and the same passage three times, so that drafters and caches have something to find."""
+    """A passage, and the same passage three times: drafters and caches need repeated text."""
     passage = np.random.default_rng(0).integers(0, vocab_size, 40).tolist()
     return [passage, 3 * passage]
 
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
-    """Index of the first token that differs (or is missing from one), None if there is none."""
+    """Index of the first token that differs or that only the longer sequence has; None for equal sequences."""
     if list(a) == list(b):
         return None
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def clearness(reference: Result, at: int, other: int, sampling: SamplingParams) -> float:
-    """How far, in logits, `reference` was from choosing `other` at token `at`.
+    """Distance in logits between `reference` and an answer that has token `other` at index `at`.
 
-    The smaller of two distances: between the scores of the two tokens, and of either to the edge of top-k.
+    It is the smaller of two distances: between the scores of the two tokens, and from either token to the edge of top-k.
     """
     assert reference.logprobs is not None, "make the reference with logprobs=50"
     logprobs = dict(sorted(reference.logprobs[at].items(), key=lambda item: -item[1]))
-    assert other in logprobs, f"token {other} is not even among the {len(logprobs)} likeliest"
+    assert other in logprobs, f"token {other} is not among the {len(logprobs)} likeliest"
     chosen = reference.token_ids[at]
     if sampling.temperature == 0:
         return logprobs[chosen] - logprobs[other]
@@ -84,15 +84,15 @@ def clearness(reference: Result, at: int, other: int, sampling: SamplingParams) 
 def assert_only_ties_differ(
     references: Sequence[Result], results: Sequence[Result], sampling: SamplingParams, rounding: float
 ) -> int:
-    """Assert that each answer equals its reference, or parts from it at a tie closer than `rounding` (in logits).
+    """Assert that every answer equals its reference, or first differs from it at a tie closer than `rounding` (in logits).
 
-    Returns how many parted.
+    Returns the number of answers that differ.
     """
-    parted = 0
+    num_different = 0
     for reference, result in zip(references, results, strict=True):
         at = first_difference(reference.token_ids, result.token_ids)
         if at is not None:
-            parted += 1
+            num_different += 1
             distance = clearness(reference, at, result.token_ids[at], sampling)
             assert distance < rounding, f"token {at} differs though the choice was clear by {distance:.3g}"
-    return parted
+    return num_different

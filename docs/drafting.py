@@ -1,8 +1,8 @@
-"""Tokens per target forward of each drafter, and of lookahead as W, N and G vary: python docs/drafting.py [PLOT].
+"""Tokens per target forward of each drafter, and of lookahead for several W, N and G: python docs/drafting.py [PLOT].
 
-The bundled model, with default settings of the drafters and as many tokens drafted as they like (the governor, which would weigh
-time, is left out): answers about generated documents, and 96 tokens behind the beginnings of this project's own documentation
-(prose) and source files (code). Prints a table and, last, one JSON document; with PLOT it draws lookahead's compression.
+The bundled model runs each drafter with its default options. The governor is off, since it would limit drafts by their time. Texts:
+answers about generated documents, and 96 tokens that continue the beginnings of this project's documentation (prose) and source
+files (code). Prints a table and, as the last line, one JSON document. PLOT: a file for the plot of lookahead.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ MODES = {"greedy": 0.0, "T = 0.8": 0.8}
 
 
 def answers(engine: Engine) -> list[list[int]]:
-    """Chats of documents, questions and their true answers, up to the last question."""
+    """Prompts: chats over a generated document with earlier questions and their true answers, up to the last question."""
     sys.path.insert(0, str(ROOT / "examples"))
     from bundled_model.docqa.generate import Settings, conversations
 
     settings = Settings("values", "drafting", min_chars=600, max_chars=2400, turns=4)
     chats = [row["messages"] for row in conversations(settings, NUM_CHATS)]
-    plain = [[{"role": each["role"], "content": each["content"]} for each in chat[:-1]] for chat in chats]
-    return [engine.tokenizer.render_chat(chat).token_ids for chat in plain]
+    prompts = [[{key: message[key] for key in ("role", "content")} for message in chat[:-1]] for chat in chats]
+    return [engine.tokenizer.render_chat(prompt).token_ids for prompt in prompts]
 
 
 def texts(engine: Engine, pattern: str) -> list[list[int]]:
-    """The beginnings of the longest files, in tokens."""
+    """Prompts: the first tokens of the longest files."""
     paths = sorted(ROOT.glob(pattern), key=lambda path: path.stat().st_size)[-NUM_TEXTS:]
     return [engine.tokenizer.encode(path.read_text(encoding="utf-8"))[:PROMPT_TOKENS] for path in paths]
 
@@ -42,12 +42,15 @@ def texts(engine: Engine, pattern: str) -> list[list[int]]:
 def tokens_per_forward(
     engine: Engine, prompts: list[list[int]], settings: Any, temperature: float, whole: bool
 ) -> float:
-    """Tokens behind the first of each answer, over the forwards that gave them; one user's, who asked nothing before."""
+    """Tokens per forward, without the first token of each answer. All prompts have one salt that was not used before.
+
+    whole: let an answer end by itself instead of after `NEW_TOKENS`.
+    """
     tokens = forwards = 0
-    user = f"{settings} {temperature} {hash(tuple(map(tuple, prompts)))}"
+    salt = f"{settings} {temperature} {hash(tuple(map(tuple, prompts)))}"
     for seed, prompt in enumerate(prompts):
         sampling = SamplingParams(max_tokens=NEW_TOKENS, temperature=temperature, seed=seed, ignore_eos=not whole)
-        for event in engine.submit(prompt, sampling, plan=engine.plan(settings), salt=user):
+        for event in engine.submit(prompt, sampling, plan=engine.plan(settings), salt=salt):
             if isinstance(event, TextDelta) and event.token_ids:
                 forwards += 1
                 tokens += len(event.token_ids)
@@ -56,40 +59,40 @@ def tokens_per_forward(
 
 def table(engine: Engine, sets: dict[str, list[list[int]]]) -> dict[str, dict[str, float]]:
     """Tokens per forward by drafter, then by text and mode."""
-    found: dict[str, dict[str, float]] = {}
+    speeds: dict[str, dict[str, float]] = {}
     for drafter in DRAFTERS:
         for name, prompts in sets.items():
             for mode, temperature in MODES.items():
                 value = tokens_per_forward(engine, prompts, {drafter: {}}, temperature, name == "answers")
-                found.setdefault(drafter, {})[f"{name}, {mode}"] = round(value, 2)
-        print(drafter, found[drafter], flush=True)
-    return found
+                speeds.setdefault(drafter, {})[f"{name}, {mode}"] = round(value, 2)
+        print(drafter, speeds[drafter], flush=True)
+    return speeds
 
 
 def compression(engine: Engine, sets: dict[str, list[list[int]]]) -> dict[str, dict[str, float]]:
-    """Lookahead's tokens per forward by text, then by `W N G`, at a temperature, where texts do not loop."""
-    found: dict[str, dict[str, float]] = {}
+    """Lookahead's tokens per forward by text, then by `W N G`, at temperature 0.8: greedy texts loop."""
+    speeds: dict[str, dict[str, float]] = {}
     for name, prompts in sets.items():
         for window in WINDOWS:
             for ngram in NGRAMS:
                 for candidates in CANDIDATES:
                     settings = {"lookahead": {"window": window, "ngram": ngram, "candidates": candidates}}
                     value = tokens_per_forward(engine, prompts[:NUM_COMPRESSED], settings, 0.8, name == "answers")
-                    found.setdefault(name, {})[f"{window} {ngram} {candidates}"] = round(value, 2)
-        print(f"lookahead {name}", found[name], flush=True)
-    return found
+                    speeds.setdefault(name, {})[f"{window} {ngram} {candidates}"] = round(value, 2)
+        print(f"lookahead {name}", speeds[name], flush=True)
+    return speeds
 
 
-def draw(found: dict[str, dict[str, float]], path: str) -> None:
+def draw(speeds: dict[str, dict[str, float]], path: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(
-        len(found), len(CANDIDATES), figsize=(8, 2.4 * len(found)), layout="constrained", sharex=True, sharey="row"
+        len(speeds), len(CANDIDATES), figsize=(8, 2.4 * len(speeds)), layout="constrained", sharex=True, sharey="row"
     )
-    for (name, values), row in zip(found.items(), axes, strict=True):
+    for (name, values), row in zip(speeds.items(), axes, strict=True):
         row[0].set_ylabel(f"{name}: tokens a forward")
         for candidates, axis in zip(CANDIDATES, row, strict=True):
             for ngram in NGRAMS:
@@ -104,10 +107,14 @@ def draw(found: dict[str, dict[str, float]], path: str) -> None:
 
 
 def measure() -> dict[str, Any]:
-    """The table and lookahead's compression."""
+    """The table of drafters, and lookahead for several W, N and G."""
     Governor._numbers = lambda governor, record, seqs, limits: list(limits)  # type: ignore[method-assign]
     with Engine("bundled", plugins={}) as engine:
-        sets = {"answers": answers(engine), "prose": texts(engine, "docs/*.md"), "code": texts(engine, "engine/*.py")}
+        sets = {
+            "answers": answers(engine),
+            "prose": texts(engine, "docs/*.md"),
+            "code": texts(engine, "engine/**/*.py"),
+        }
         return {"tokens_per_forward": table(engine, sets), "lookahead": compression(engine, sets)}
 
 

@@ -1,8 +1,8 @@
 """Inter-token latency of a running stream while a long prompt is admitted: python docs/latency.py [PLOT].
 
-Three runs on `random:llama-1b` in bfloat16: a prompt of 4,096 tokens alone, beside a stream that somebody reads, and beside
-one that nobody reads (then a step may hold 512 prompt tokens). Prints a table and, last, one JSON document; with PLOT it draws
-them. Takes about two minutes on two cores, and needs them for itself.
+Three runs on `random:llama-1b` in bfloat16: a prompt of 4,096 tokens alone, beside a stream that a client reads, and beside a
+stream that nobody reads (then a step may hold 512 prompt tokens). Prints a table and, as the last line, one JSON document.
+PLOT: a file for the plot. Takes about two minutes on two cores, and needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MODEL, LONG, QUIET_TOKENS = "random:llama-1b", 4096, 40
 
 
 class Reader:
-    """A stream that is read in a thread of its own; when each token came."""
+    """Reads a stream in its own thread, and notes the time of every token."""
 
     def __init__(self, engine: Engine) -> None:
         self.stream = engine.submit(list(range(100, 164)), SamplingParams(max_tokens=2000, ignore_eos=True))
@@ -39,14 +39,14 @@ class Reader:
             time.sleep(0.005)
 
     def gaps(self, start: float, stop: float) -> list[float]:
-        """Milliseconds between tokens, of those that came in [start, stop]."""
+        """Milliseconds between the tokens that came in [start, stop]."""
         times = np.array(self.times)
-        found: list[float] = (1e3 * np.diff(times))[(times[1:] >= start) & (times[1:] <= stop)].tolist()
-        return found
+        milliseconds: list[float] = (1e3 * np.diff(times))[(times[1:] >= start) & (times[1:] <= stop)].tolist()
+        return milliseconds
 
 
-def seconds_of_prompt(engine: Engine, first_token: int) -> tuple[float, float]:
-    """When it was submitted and when its first token was there."""
+def times_of_prompt(engine: Engine, first_token: int) -> tuple[float, float]:
+    """The times when a long prompt is submitted and when its first token is there."""
     started = time.perf_counter()
     prompt = [first_token + index % 30000 for index in range(LONG)]
     engine.generate(prompt, SamplingParams(max_tokens=1, ignore_eos=True))
@@ -57,7 +57,7 @@ def beside_a_stream(engine: Engine, first_token: int) -> dict[str, Any]:
     reader = Reader(engine)
     reader.wait_for(8 + QUIET_TOKENS)
     quiet_from = reader.times[8]
-    started, stopped = seconds_of_prompt(engine, first_token)
+    started, stopped = times_of_prompt(engine, first_token)
     reader.stream.abort()
     reader.thread.join()
     return {
@@ -68,20 +68,20 @@ def beside_a_stream(engine: Engine, first_token: int) -> dict[str, Any]:
 
 
 def measure() -> dict[str, Any]:
-    """Lists of gaps in milliseconds, and seconds to the first token of the long prompt."""
+    """The gaps between tokens in milliseconds, and the seconds to the first token of the long prompt."""
     with Engine(MODEL, dtype="bfloat16", threads=2) as engine:
         engine.generate(list(range(64)), SamplingParams(max_tokens=8, ignore_eos=True))
-        started, stopped = seconds_of_prompt(engine, 1000)
-        found = {"alone_seconds": stopped - started, "read": beside_a_stream(engine, 1001)}
+        started, stopped = times_of_prompt(engine, 1000)
+        runs = {"alone_seconds": stopped - started, "read": beside_a_stream(engine, 1001)}
         engine.loop.watch = lambda ids: None  # type: ignore[method-assign]
-        return found | {"unread": beside_a_stream(engine, 1002)}
+        return runs | {"unread": beside_a_stream(engine, 1002)}
 
 
-def summary(found: dict[str, Any]) -> dict[str, Any]:
-    """Medians and 95th percentiles, and how much longer the prompt took."""
-    result: dict[str, Any] = {"prompt_alone_s": round(found["alone_seconds"], 2)}
+def summary(runs: dict[str, Any]) -> dict[str, Any]:
+    """Medians and 95th percentiles of the gaps, and the slowdown of the long prompt."""
+    result: dict[str, Any] = {"prompt_alone_s": round(runs["alone_seconds"], 2)}
     for name in ("read", "unread"):
-        run = found[name]
+        run = runs[name]
         quiet = np.percentile(run["quiet_ms"], [50, 95])
         during = np.percentile(run["admission_ms"], [50, 95, 100])
         result[name] = {
@@ -94,12 +94,12 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
             "p95_over_quiet_p95": round(float(during[1] / quiet[1]), 2),
             "tokens_meanwhile": len(run["admission_ms"]),
             "prompt_s": round(run["prompt_seconds"], 2),
-            "prompt_slowdown": round(run["prompt_seconds"] / found["alone_seconds"], 2),
+            "prompt_slowdown": round(run["prompt_seconds"] / runs["alone_seconds"], 2),
         }
     return result
 
 
-def draw(found: dict[str, Any], path: str) -> None:
+def draw(runs: dict[str, Any], path: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -107,14 +107,14 @@ def draw(found: dict[str, Any], path: str) -> None:
 
     figure, axis = pyplot.subplots(figsize=(8, 3.5), layout="constrained")
     labels = {
-        "read": "somebody reads: a step is given a time",
-        "unread": "nobody reads: up to 512 prompt tokens a step",
+        "read": "a client reads the stream: the time of a step is limited",
+        "unread": "nobody reads the stream: up to 512 prompt tokens a step",
     }
     for name, label in labels.items():
-        gaps = found[name]["quiet_ms"][-30:] + found[name]["admission_ms"]
-        seconds = np.cumsum(gaps) / 1e3 - sum(found[name]["quiet_ms"][-30:]) / 1e3
+        gaps = runs[name]["quiet_ms"][-30:] + runs[name]["admission_ms"]
+        seconds = np.cumsum(gaps) / 1e3 - sum(runs[name]["quiet_ms"][-30:]) / 1e3
         axis.plot(seconds, gaps, ".-", markersize=4, linewidth=0.8, label=label)
-    quiet = float(np.median(found["read"]["quiet_ms"]))
+    quiet = float(np.median(runs["read"]["quiet_ms"]))
     axis.axhline(2.5 * quiet, color="grey", linestyle=":", linewidth=1, label="2.5 times quiet")
     axis.set(yscale="log", xlabel="seconds since a prompt of 4,096 tokens was submitted", ylabel="ms between tokens")
     axis.legend(frameon=False)

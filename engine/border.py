@@ -1,8 +1,8 @@
-"""The types and ranges of SamplingParams, checked once, when they are made; requests.py checks the rest of a request.
+"""Check the types and ranges of SamplingParams when they are made. `requests.py` checks the rest of a request.
 
-So a wrong value raises here, and not inside a step, where an error would reach other requests. Whole numbers may
-be of any integer type, numpy's too; a float such as 40.0, a text such as "40" and a bool are no integers. Every refusal is a
-BadOption that names the field, its range and the value.
+A wrong value raises here, before a step runs: an error inside a step could end other requests. An integer field takes
+any integer type, numpy's too, but no float (40.0), no text ("40") and no bool. Every refusal is a BadOption that names
+the field, its range and the value.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pitlane.engine.errors import BadOption
 
 MAX_SAMPLES = 32
 
-LONGEST_SHOWN = 60  # characters of a refused value
+MAX_SHOWN = 60  # characters of a refused value in a message
 
 
 def _whole(value: object) -> object:
-    """An integer of another type as an int; anything else as it is."""
+    """Turn any integer type into an int. Return other values unchanged: pydantic refuses them."""
     if not isinstance(value, bool):
         with suppress(TypeError):
             return index(value)  # type: ignore[arg-type]
@@ -30,9 +30,9 @@ def _whole(value: object) -> object:
 
 
 def _items(value: object) -> object:
-    """The items of a list, set or array as a tuple; anything else as it is."""
+    """Turn a list, set or array into a tuple. Return other values unchanged: pydantic refuses them."""
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, Mapping)):
-        with suppress(TypeError):  # a numpy array of no dimension
+        with suppress(TypeError):  # a numpy array without dimensions
             return tuple(value)
     return value
 
@@ -45,7 +45,7 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 class _Sampling(BaseModel):
-    """The fields of SamplingParams. description: the range, for messages."""
+    """The fields of SamplingParams. A field's description is the range that messages show."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -67,11 +67,11 @@ class _Sampling(BaseModel):
 
 
 KINDS = {"int_type": "an integer", "float_type": "a number", "bool_type": "true or false"}
-SIDES = {"greater_than_equal": ">= {ge}", "less_than": "< {lt}"}
+BOUNDS = {"greater_than_equal": ">= {ge}", "less_than": "< {lt}"}
 
 
 def checked_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of SamplingParams in their own types. Raises BadOption."""
+    """Return the fields of SamplingParams, converted to their own types. Raises BadOption."""
     try:
         return _Sampling(**values).__dict__
     except ValidationError as error:
@@ -81,17 +81,17 @@ def checked_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
 def _explained(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
-    value, wanted = first["input"], _Sampling.model_fields[name].description
-    if len(first["loc"]) == 1:  # not of an item of a tuple
-        side = SIDES.get(first["type"], "").format(**first.get("ctx", {}))
-        wanted = " ".join(filter(None, (KINDS.get(first["type"]), wanted or side)))
-    return f"{name} must be {wanted}, got {shown(value)}"
+    value, expected = first["input"], _Sampling.model_fields[name].description
+    if len(first["loc"]) == 1:  # a longer path leads to an item of a tuple
+        bound = BOUNDS.get(first["type"], "").format(**first.get("ctx", {}))
+        expected = " ".join(filter(None, (KINDS.get(first["type"]), expected or bound)))
+    return f"{name} must be {expected}, got {shown(value)}"
 
 
 def shown(value: object) -> str:
-    """A value for a message: short, and whatever its type."""
+    """Any value as a short text for a message."""
     try:
         text = repr(value)
-    except Exception:  # an int of more than 4300 digits, or an object of the caller's
+    except Exception:  # an int of more than 4300 digits has no repr; a caller's class may raise anything
         text = f"<{type(value).__name__}>"
-    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."

@@ -83,6 +83,10 @@ class Engine:
         self.worker.check()
         return self.planner.resolve(settings)
 
+    def is_loaded(self, plan: Plan) -> bool:
+        """Whether the weights of the plan's lane are loaded."""
+        return plan.lane_key in self.lanes.by_key
+
     def lane_of(self, plan: Plan) -> Lane:
         """The lane that runs a plan. Opens the lane if it is not open, and waits for that."""
         self.worker.check()
@@ -110,7 +114,11 @@ class Engine:
         if lane is not None:
             check_length(seq.num_tokens, lane, self.loader.context)
         loop, post = self.loop, self.worker.post
-        stream = Stream(lambda: post(lambda: loop.abort(ids)), lambda: post(lambda: loop.watch(ids)), len(ids))
+
+        def abort() -> None:
+            self.worker.post(lambda: loop.abort(ids))  # through `self`: the engine lives as long as its streams
+
+        stream = Stream(abort, lambda: post(lambda: loop.watch(ids)), len(ids))
         for seq_id in ids:
             loop.streams[seq_id] = stream
         if not post(lambda: loop.enter(seq)):

@@ -1,14 +1,14 @@
-"""Everything that a user can cause, as named errors. The message says what, the value, and what to do.
+"""One named error for each failure that a user can cause. Its message says what failed, shows the value, and says what to do.
 
 PitlaneError
 ├── StorageError, DocumentError ...   (storage/errors.py)
-├── BadOption          a setting has a value it cannot have
-├── UnknownPlugin      no plugin of that name; lists the known
-├── PlanConflict       two plugins cannot be in one plan, or one lacks what it requires
-├── ModelError         a model cannot be found or read, or computes no numbers
-│   ├── UnsupportedModel   its architecture or one of its features is not built here
-│   └── ModelTooLarge      it does not fit in memory; with numbers
-├── PromptTooLong      prompt and answer exceed the context or the KV memory; with both numbers
+├── BadOption          a setting has a value that is not allowed
+├── UnknownPlugin      no plugin has this name; the message lists the known names
+├── PlanConflict       two plugins cannot be in one plan, or a plugin lacks a plugin that it requires
+├── ModelError         a model cannot be found or read, or its logits are not finite
+│   ├── UnsupportedModel   the engine does not support the model's architecture or one of its features
+│   └── ModelTooLarge      the model does not fit in memory; the message shows both sizes
+├── PromptTooLong      prompt and answer exceed the context or the KV memory; the message shows both numbers
 ├── PluginFailed       a plugin raised while it served a request
 └── EngineClosed       the engine has stopped
 """
@@ -17,23 +17,23 @@ from pitlane.storage.errors import PitlaneError as PitlaneError
 
 
 class BadOption(PitlaneError):
-    """A setting has a value it cannot have."""
+    """A setting has a value that is not allowed."""
 
 
 class UnknownPlugin(PitlaneError):
-    """No plugin of that name."""
+    """No plugin has this name."""
 
 
 class PlanConflict(PitlaneError):
-    """Two plugins cannot be in one plan, or one lacks what it requires."""
+    """Two plugins cannot be in one plan, or a plugin lacks a plugin that it requires."""
 
 
 class ModelError(PitlaneError):
-    """A model cannot be found or read, or computes no numbers."""
+    """A model cannot be found or read, or its logits are not finite."""
 
 
 class UnsupportedModel(ModelError):
-    """A model's architecture, or a feature of it, is not built here."""
+    """The engine does not support the model's architecture or one of its features."""
 
 
 class ModelTooLarge(ModelError):

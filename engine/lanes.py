@@ -75,7 +75,7 @@ class Lanes:
     def _open(self, plan: Plan, future: Future[Lane]) -> None:
         error: Exception | None = EngineClosed("the lane was not opened: its loading was interrupted")
         try:
-            lane = self._build(plan)
+            lane = self.by_key.get(plan.lane_key) or self._build(plan)
             self._prepare(lane, plan)
             error = None
         except Exception as reason:

@@ -23,7 +23,8 @@ from pitlane.engine.models.registry import ModelSource, build_model, resolve
 from pitlane.engine.plan.hooks import Answer, HookError, call
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.plugin import Plugin
-from pitlane.engine.run.attention import Attention, SpanAttention
+from pitlane.engine.run.attention import SpanAttention
+from pitlane.engine.run.batch import Attention
 from pitlane.engine.run.built_model import BuiltModel
 from pitlane.engine.run.lane import BLOCK_SIZE, Call, Lane, LaneLimits, Match, Reclaim
 from pitlane.engine.text.tokenizer import Tokenizer

@@ -28,7 +28,8 @@ from pitlane.engine.plan.dispatch import Dispatcher, named, own_failure
 from pitlane.engine.plan.hooks import HookError
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.requests import check_length
-from pitlane.engine.run.lane import Lane, Limits
+from pitlane.engine.run.lane import Lane
+from pitlane.engine.run.limits import Limits
 from pitlane.engine.run.runner import Flight
 from pitlane.engine.sequence import Sequence
 from pitlane.engine.stats import request_stats

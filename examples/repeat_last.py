@@ -1,7 +1,7 @@
 """Repeat last: draft the last token again.
 
-Changes in the loop: `propose` returns the last token twice.
-Exactness: identical. Costs: nothing to speak of, and helps as little; it shows how small a plugin can be.
+Changes in the loop: `propose` drafts the last token twice.
+Exactness: identical. Costs: next to nothing. Helps next to nothing: it shows how small a plugin can be.
 """
 
 from pitlane import Draft, Plugin, hookimpl

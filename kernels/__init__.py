@@ -1,1 +1,1 @@
-"""Kernels: Triton (GPU) and C (CPU), each beside its torch reference. Imports nothing of the project."""
+"""Kernels in Triton (GPU) and C (CPU), each beside a reference in torch. Imports no other room of the project."""

@@ -1,11 +1,11 @@
 """Attention over paged KV in bfloat16: softmax(scale q K^T) V over the slots that each token sees.
 
-A token's keys are cut where their index is a multiple of 512; each piece is one softmax over slots in their order, and pieces
-merge by their largest score and sum (Milakov and Gimelshein 2018). A piece that several tokens see, or each a part of it, is a task
-for all of them, so a shared document is read once. What a token gets depends on its keys and their order alone: it is equal to the
-bit whether it is decoded, drafted or part of a long prompt. Bytes moved: 4 D for every key of a task and KV head; operations: 4 D
-for each of its members and query heads.
-Source: Kwon et al. 2023 (PagedAttention); Dao et al. 2022 (FlashAttention); Juravsky et al. 2024 (Hydragen) for shared pieces.
+A token's keys are cut into pieces at multiples of 512. A piece is one softmax over its keys in order, and a token's pieces
+merge by their largest scores and their sums (Milakov and Gimelshein 2018). A piece that several tokens see, even if a token
+sees only a part of it, becomes one task for all of them, its members. So a shared document is read once. A token's result
+depends only on its keys and their order: it is bit-equal whether the token is decoded, drafted or in a long prompt.
+Per key of a task and KV head: moves 4 D bytes; computes 4 D operations per member and query head.
+Source: Kwon et al. 2023 (PagedAttention); Dao et al. 2022 (FlashAttention); Juravsky et al. 2024 (Hydragen, shared pieces).
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from torch import Tensor
 from pitlane.kernels.extension import MISSING, cpu
 
 PIECE = 512
-MOST_MEMBERS = 64  # of a task, so that there are tasks for all threads
+MAX_MEMBERS = 64  # of a task: a larger limit leaves some threads without a task
 Slots: TypeAlias = npt.NDArray[np.int32]
 Indices: TypeAlias = npt.NDArray[np.int64]
 Members: TypeAlias = Indices | list[tuple[int, int, int, int]]
 
 
 class Seen(NamedTuple):
-    """Key `first + i` lies in slots[i]; query token tokens[j] sees keys [lows[j], highs[j]) of them. first: a multiple of PIECE.
+    """A run of keys and the query tokens that see them.
 
-    Of one token the last three may be lists, of more they are arrays.
+    Key `first + i` lies in slot slots[i]; first is a multiple of PIECE. Query token tokens[j] sees the keys
+    `[lows[j], highs[j])`. For a single token, tokens, lows and highs may be lists.
     """
 
     first: int
@@ -42,7 +43,10 @@ class Seen(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What `attend` works on, by kernels/cpu/attention_bf16.h: slots int32; tasks [n, 4], members [P, 4], rows [R, 3] int64."""
+    """The work for `attend`: slots int32, tasks [n, 4], members [P, 4] and rows [R, 3] int64.
+
+    kernels/cpu/attention_bf16.h explains the columns.
+    """
 
     slots: Tensor
     tasks: Tensor
@@ -51,24 +55,24 @@ class Parts(NamedTuple):
 
     @classmethod
     def of(cls, seen: Iterable[Seen], num_tokens: int) -> Parts:
-        """Of query tokens below `num_tokens`; what several of `seen` say of a token is in the order of its keys."""
+        """Cut runs of keys into tasks for query tokens `[0, num_tokens)`. The runs of a token come in the order of its keys."""
         num_parts = np.zeros(num_tokens, np.int64)
         pieces: dict[bytes, tuple[Slots, list[Members]]] = {}
-        for one in seen:
-            for at in range(0, len(one.slots), PIECE):
-                piece, start = one.slots[at : at + PIECE], one.first + at
-                found = _members(one, start, start + len(piece), num_parts)
-                if len(found):
-                    pieces.setdefault(piece.tobytes(), (piece, []))[1].append(found)
+        for run in seen:
+            for at in range(0, len(run.slots), PIECE):
+                piece, start = run.slots[at : at + PIECE], run.first + at
+                group = _members(run, start, start + len(piece), num_parts)
+                if len(group):
+                    pieces.setdefault(piece.tobytes(), (piece, []))[1].append(group)
         tasks: list[tuple[int, int, int, int]] = []
         at = end = 0
-        for piece, sharing in pieces.values():
-            begin, end = end, end + sum(map(len, sharing))
-            for low in range(begin, end, MOST_MEMBERS):
-                tasks.append((at, len(piece), low, min(MOST_MEMBERS, end - low)))
+        for piece, groups in pieces.values():
+            begin, end = end, end + sum(map(len, groups))
+            for low in range(begin, end, MAX_MEMBERS):
+                tasks.append((at, len(piece), low, min(MAX_MEMBERS, end - low)))
             at += len(piece)
         (tokens,), firsts = num_parts.nonzero(), num_parts.cumsum() - num_parts
-        members = np.concatenate([some for _, sharing in pieces.values() for some in sharing])
+        members = np.concatenate([group for _, groups in pieces.values() for group in groups])
         members[:, 1] += firsts[members[:, 0]]
         rows = np.empty((len(tokens), 3), np.int64)
         rows[:, 0], rows[:, 1], rows[:, 2] = tokens, firsts[tokens], num_parts[tokens]
@@ -76,29 +80,30 @@ class Parts(NamedTuple):
         return cls(*map(torch.from_numpy, (slots, np.array(tasks), members, rows)))
 
 
-def _members(one: Seen, start: int, stop: int, num_parts: Indices) -> Members:
-    """[m, 4]: the tokens that see some of the keys [start, stop), how many parts they have so far, and which of the keys.
+def _members(run: Seen, start: int, stop: int, num_parts: Indices) -> Members:
+    """The members [m, 4] of a piece `[start, stop)`: token, index among the token's parts, and which keys it sees.
 
-    Their parts are counted. One token is done in plain numbers: numpy's calls would take longer than its attention.
+    Counts the new part of each token in num_parts. A single token is handled without numpy, whose calls would take
+    longer than its attention.
     """
-    if len(one.tokens) == 1:
-        (token,), (low,), (high,) = one.tokens, one.lows, one.highs
+    if len(run.tokens) == 1:
+        (token,), (low,), (high,) = run.tokens, run.lows, run.highs
         if low >= stop or high <= start:
             return []
-        number = int(num_parts[token])
-        num_parts[token] = number + 1
-        return [(token, number, max(low - start, 0), min(high, stop) - start)]
-    every_low, every_high = np.asarray(one.lows), np.asarray(one.highs)
-    inside = (every_low < stop) & (every_high > start)
-    tokens = np.asarray(one.tokens)[inside]
-    lows, highs = np.maximum(every_low[inside] - start, 0), np.minimum(every_high[inside], stop) - start
-    found = np.stack((tokens, num_parts[tokens], lows, highs), 1)
+        index = int(num_parts[token])
+        num_parts[token] = index + 1
+        return [(token, index, max(low - start, 0), min(high, stop) - start)]
+    run_lows, run_highs = np.asarray(run.lows), np.asarray(run.highs)
+    inside = (run_lows < stop) & (run_highs > start)
+    tokens = np.asarray(run.tokens)[inside]
+    lows, highs = np.maximum(run_lows[inside] - start, 0), np.minimum(run_highs[inside], stop) - start
+    members = np.stack((tokens, num_parts[tokens], lows, highs), 1)
     num_parts[tokens] += 1
-    return found
+    return members
 
 
 def attend_ref(q: Tensor, keys: Tensor, values: Tensor, slots: Slots, scale: float) -> Tensor:
-    """One token in float32: q [H, D], keys and values [Hkv, S, D] -> [H, D] in q's dtype."""
+    """The reference for one token, in float32: q [H, D], keys and values [Hkv, S, D] -> [H, D] in q's dtype."""
     index, groups = torch.from_numpy(slots).long(), q.shape[0] // keys.shape[0]
     k, v = (x[:, index].float().repeat_interleave(groups, 0) for x in (keys, values))
     weights = (scale * torch.einsum("hd,hsd->hs", q.float(), k)).softmax(-1)
@@ -106,7 +111,7 @@ def attend_ref(q: Tensor, keys: Tensor, values: Tensor, slots: Slots, scale: flo
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, parts: Parts, scale: float, out: Tensor) -> None:
-    """Write the rows of out [T, H, D] that `parts` names. q [T, H, D], its tokens may be strided; keys, values [Hkv, S, D]."""
+    """Write the rows of out [T, H, D] that `parts` names. q [T, H, D], with any stride of tokens; keys, values [Hkv, S, D]."""
     num_tokens, heads, dim = q.shape
     kv_heads = keys.shape[0]
     if not q.dtype == keys.dtype == values.dtype == out.dtype == torch.bfloat16:
@@ -116,7 +121,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, parts: Parts, scale: float, 
     if out.shape != q.shape or keys.shape != values.shape or keys.shape[2] != dim or heads % kv_heads:
         raise ValueError(f"shapes do not fit: q {q.shape}, keys {keys.shape}, values {values.shape}, out {out.shape}")
     if q.stride()[1:] != (dim, 1) or not out.is_contiguous():
-        raise ValueError(f"rows of q and out must lie whole, got strides {q.stride()}, {out.stride()}")
+        raise ValueError(f"rows of q and out must be contiguous, got strides {q.stride()}, {out.stride()}")
     if keys.stride() != values.stride() or keys.stride()[1:] != (dim, 1):
         raise ValueError(f"slots of a head must follow each other, got strides {keys.stride()}, {values.stride()}")
     partial = torch.empty(len(parts.members) * heads * (dim + 2))
@@ -144,7 +149,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, parts: Parts, scale: float, 
 
 @cache
 def unavailable(head_dim: int) -> str | None:
-    """Why `attend` cannot be used on this machine; None if it can. Checked against the reference, once per head size."""
+    """Why `attend` cannot run on this machine; None if it can. Compares it with the reference, once per head size."""
     if cpu is None:
         return MISSING
     if not cpu.has_attention_bf16(head_dim):

@@ -1,4 +1,4 @@
-"""The kernels in C (kernels/cpu), if this build has them, and where they serve: bfloat16 on a CPU."""
+"""Imports the C kernels (kernels/cpu), if this build has them, and says which models they serve."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ except ImportError:
 
 
 def unsupported(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why they do not serve a model of this dtype and device; None if they do."""
+    """Why the C kernels cannot run a model of this dtype and device; None if they can."""
     if device.type == "cpu" and dtype == torch.bfloat16:
         return None
     return f"it is for bfloat16 on a CPU; the model runs in {str(dtype).removeprefix('torch.')} on {device}"

@@ -1,10 +1,10 @@
-"""Linear: y [M, N] = x [M, K] w [N, K]^T + bias, in bfloat16 with sums in float32, by AVX-512 BF16 or AMX on a CPU.
+"""Linear: y [M, N] = x [M, K] w [N, K]^T + bias, in bfloat16 with float32 sums, by AVX-512 BF16 or AMX on a CPU.
 
-Weights are packed once, as `_cpu` reads them (kernels/cpu/linear_bf16.c): panels of 32 outputs, in each all pairs of inputs,
-of each the 32 outputs' pairs side by side; so a forward reads them in one stream, and AMX's tiles are read from the same. Bytes
-moved: 2 N K for the weights once per 192 rows (AMX: 512), 2 M (K + N) for the rest. Operations: 2 M N K. A row's result is the
-same to the bit in any batch.
-Source: GotoBLAS (Goto and van de Geijn 2008) for panels and tiles; the dot products are Intel's VDPBF16PS and TDPBF16PS.
+A weight is packed once, for kernels/cpu/linear_bf16.c: panels of 32 outputs; in a panel, one line per pair of inputs; in
+a line, that pair's weights of the 32 outputs side by side. So a forward reads the weights in one stream, and AMX loads
+its tiles from the same layout. Bytes moved: 2 N K for the weights, once per 192 rows (AMX: 512 rows); 2 M (K + N) for
+inputs and outputs. Operations: 2 M N K. A row's result is bit-equal in any batch.
+Source: GotoBLAS (Goto and van de Geijn 2008) for panels and tiles; Intel's VDPBF16PS and TDPBF16PS for the dot products.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from torch import Tensor
 
 from pitlane.kernels.extension import MISSING, cpu
 
-PANEL = 32
-AMX_INPUTS = 32  # of a step
+PANEL = 32  # outputs
+AMX_INPUTS = 32  # per AMX instruction
 
 
 def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The same in float32: x [M, K], weight [N, K], bias [N] -> [M, N] in x's dtype."""
+    """The reference in float32: x [M, K], weight [N, K], bias [N] -> y [M, N] in x's dtype."""
     y = x.float() @ weight.float().T
     return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
 def pack(weight: Tensor) -> Tensor:
-    """A bfloat16 weight [N, K], K even -> [ceil(N / 32), K / 2, 2, 16, 2], zeros beyond N."""
+    """A bfloat16 weight [N, K], K even -> packed [ceil(N / 32), K / 2, 2, 16, 2], with zeros for outputs beyond N."""
     rows, inputs = weight.shape
     if weight.dtype != torch.bfloat16 or inputs % 2:
         raise ValueError(f"a packed weight is bfloat16 with even inputs, got {weight.dtype} [{rows}, {inputs}]")
     packed = weight.new_zeros(-(-rows // PANEL), inputs // 2, PANEL, 2).view(torch.int32).squeeze(-1)
     pairs = weight.contiguous().view(torch.int32)
-    whole = rows // PANEL
-    packed[:whole] = pairs[: whole * PANEL].view(whole, PANEL, inputs // 2).transpose(1, 2)
+    num_full = rows // PANEL
+    packed[:num_full] = pairs[: num_full * PANEL].view(num_full, PANEL, inputs // 2).transpose(1, 2)
     if rows % PANEL:
-        packed[whole, :, : rows % PANEL] = pairs[whole * PANEL :].T
+        packed[num_full, :, : rows % PANEL] = pairs[num_full * PANEL :].T
     return packed.view(torch.bfloat16).view(*packed.shape[:2], 2, PANEL // 2, 2)
 
 
 class Packed:
-    """A packed weight [N, K] and its bias [N], bfloat16; called with x [M, K] it gives y [M, N], fresh.
+    """A packed weight [N, K] and its bias [N], bfloat16. Calling it with x [M, K] returns y [M, N], a new tensor.
 
-    amx: multiply by AMX's tiles if K is a multiple of 32; only where `has_amx()`.
+    amx: use AMX if K is a multiple of 32; requires `has_amx()`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, amx: bool = False) -> None:
@@ -53,7 +53,6 @@ class Packed:
         if bias is not None and (bias.dtype != torch.bfloat16 or bias.shape != (self.num_outputs,)):
             raise ValueError(f"the bias must be bfloat16 [{self.num_outputs}], got {bias.dtype} {list(bias.shape)}")
         self.bias = None if bias is None else bias.contiguous()
-        self.num_bytes = 2 * (self.weight.numel() + (0 if bias is None else bias.numel()))
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
@@ -79,7 +78,7 @@ class Packed:
 
 @cache
 def unavailable() -> str | None:
-    """Why `Packed` cannot be used on this machine; None if it can. Checked against the reference, once per process."""
+    """Why `Packed` cannot run on this machine; None if it can. Compares it with the reference, once per process."""
     if cpu is None:
         return MISSING
     if not cpu.has_linear_bf16():
@@ -91,7 +90,7 @@ def unavailable() -> str | None:
 
 @cache
 def has_amx() -> bool:
-    """Whether this CPU has AMX, the operating system gives it, and the result is the reference's; asked once per process."""
+    """Whether the CPU has AMX, the operating system allows it, and it agrees with the reference. Checked once per process."""
     return unavailable() is None and cpu.has_amx_bf16() and _agrees(num_inputs=96, amx=True)
 
 
@@ -100,7 +99,7 @@ def _agrees(num_inputs: int, amx: bool) -> bool:
     for rows in (1, 5, 27, 50):
         shapes = (rows, num_inputs), (75, num_inputs), (75,)
         x, weight, bias = (torch.randn(shape, generator=generator).bfloat16() for shape in shapes)
-        found, expected = Packed(weight, bias, amx)(x).float(), linear_ref(x, weight, bias).float()
-        if not torch.allclose(found, expected, rtol=2**-7, atol=1e-3):
+        result, expected = Packed(weight, bias, amx)(x).float(), linear_ref(x, weight, bias).float()
+        if not torch.allclose(result, expected, rtol=2**-7, atol=1e-3):
             return False
     return True

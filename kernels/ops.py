@@ -1,7 +1,8 @@
-"""Operations on rows in one pass, in bfloat16 with float32 inside: rms_norm and silu_mul.
+"""rms_norm and silu_mul over rows of bfloat16, computed in float32, in one pass over memory.
 
-rms_norm: y [T, D] = x / sqrt(mean(x^2) + eps) * w; bytes moved 4 T D. silu_mul: y [T, I] = silu(gate) * up of [T, 2 I]; bytes moved
-6 T I. ATen takes eight passes for the one and three for the other. A row's result does not depend on the others.
+rms_norm: y [T, D] = x / sqrt(mean(x^2) + eps) * w; moves 4 T D bytes, ATen needs eight passes. silu_mul: y [T, I] =
+silu(gate) * up, where x [T, 2 I] = gate, up; moves 6 T I bytes, ATen needs three passes. A row's result does not depend
+on the other rows.
 """
 
 from __future__ import annotations
@@ -15,52 +16,52 @@ from pitlane.kernels.extension import MISSING, cpu
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The same in float32."""
+    """The reference in float32."""
     value = x.float()
     return (value * (value.pow(2).mean(-1, keepdim=True) + eps).rsqrt() * weight.float()).to(x.dtype)
 
 
 def silu_mul_ref(gate_up: Tensor) -> Tensor:
-    """The same in float32."""
+    """The reference in float32."""
     gate, up = gate_up.float().chunk(2, -1)
     return (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [T, D], weight [D] -> [T, D], fresh."""
+    """x [T, D], weight [D] -> y [T, D], a new tensor."""
     x = x.contiguous()
     y = torch.empty_like(x)
     rows, dim = x.shape
     if not x.dtype == weight.dtype == torch.bfloat16 or weight.shape != (dim,) or not weight.is_contiguous():
-        raise ValueError(f"x and weight must be bfloat16 [T, {dim}] and [{dim}], got {x.dtype}, {_of(weight)}")
+        raise ValueError(f"x and weight must be bfloat16 [T, {dim}] and [{dim}], got {x.dtype}, {_described(weight)}")
     cpu.rms_norm_bf16(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, dim, torch.get_num_threads(), eps)
     return y
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """[T, 2 I] -> [T, I], fresh."""
+    """gate_up [T, 2 I] -> y [T, I], a new tensor."""
     gate_up = gate_up.contiguous()
     rows, dim = gate_up.shape[0], gate_up.shape[1] // 2
     if gate_up.dtype != torch.bfloat16 or gate_up.shape[1] % 2:
-        raise ValueError(f"gate_up must be bfloat16 [T, 2 I], got {_of(gate_up)}")
+        raise ValueError(f"gate_up must be bfloat16 [T, 2 I], got {_described(gate_up)}")
     y = gate_up.new_empty(rows, dim)
     cpu.silu_mul_bf16(gate_up.data_ptr(), y.data_ptr(), rows, dim, torch.get_num_threads())
     return y
 
 
-def _of(tensor: Tensor) -> str:
+def _described(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)} with strides {tensor.stride()}"
 
 
 @cache
 def unavailable() -> str | None:
-    """Why these cannot be used on this machine; None if they can. Checked against the references, once per process."""
+    """Why these kernels cannot run on this machine; None if they can. Compares them with the references, once per process."""
     if cpu is None:
         return MISSING
     if not cpu.has_ops_bf16():
         return "this CPU has no AVX-512 BF16"
     x = torch.randn(3, 74, generator=torch.Generator().manual_seed(0)).bfloat16()
     pairs = (rms_norm(x, x[0], 1e-5), rms_norm_ref(x, x[0], 1e-5)), (silu_mul(x), silu_mul_ref(x))
-    if not all(torch.allclose(found.float(), expected.float(), rtol=2**-7, atol=1e-6) for found, expected in pairs):
+    if not all(torch.allclose(result.float(), expected.float(), rtol=2**-7, atol=1e-6) for result, expected in pairs):
         return "their results differ from the references on this machine; please report it"
     return None

@@ -1,1 +1,1 @@
-"""Built-in plugins, one optimisation per file, written on the same public face as third-party ones."""
+"""Built-in plugins, one optimisation per file. They use the same public interface as third-party plugins."""

@@ -1,8 +1,8 @@
-"""Fused operations: a norm or an activation in one pass over its rows, instead of eight and three.
+"""Fused operations: RMS norm and SiLU in one pass over memory each, instead of eight and three.
 
-Changes in the loop: `build_op` gives the model rms_norm and silu_mul in C (kernels/ops.py).
-Exactness: rounding. Float32 inside and rounded once: outputs are within a bfloat16 rounding (2^-8 relative) of exact, and no row
-depends on others. Costs: nothing. Helps small models and batches, where a step is not all products.
+Changes in the loop: `build_op` gives the model `rms_norm` and `silu_mul` in C (kernels/ops.py).
+Exactness: rounding. The kernels compute in float32 and round once: an output is within 2^-8 (relative) of the exact value. A row's
+result does not depend on the other rows. Costs: nothing. Helps small models and batches, where a step is more than matrix products.
 """
 
 from __future__ import annotations
@@ -31,5 +31,5 @@ class FusedOps(Plugin):
     def build_op(self, kind: str, context: BuildContext) -> Callable[..., Any] | None:
         from pitlane.kernels import ops
 
-        found: dict[str, Callable[..., Any]] = {"rms_norm": ops.rms_norm, "silu_mul": ops.silu_mul}
-        return found.get(kind)
+        kernels: dict[str, Callable[..., Any]] = {"rms_norm": ops.rms_norm, "silu_mul": ops.silu_mul}
+        return kernels.get(kind)

@@ -1,8 +1,8 @@
 """Jacobi decoding: guess the next tokens, and let every forward correct all guesses at once.
 
-Changes in the loop: `propose` returns a window of guesses; `after_verify` replaces each by what the target says at its place,
-until the front of the window stands still and is accepted.
-Exactness: identical. Costs: a wider forward, no model and no index. Helps on predictable text, alone by little.
+Changes in the loop: `propose` drafts a window of guesses. The engine accepts the right guesses at its front, and `after_verify`
+replaces the others by the target's tokens at their positions.
+Exactness: identical. Costs: more rows in a forward; no model and no index. Helps predictable text, a little.
 Source: Santilli et al. 2023, arXiv:2305.10427
 """
 
@@ -19,7 +19,7 @@ class Jacobi(Plugin):
     name, role, exactness = "jacobi", "drafter", "identical"
 
     class Options(PluginOptions):
-        window: int = Field(6, ge=1, le=64, title="Window", description="tokens guessed ahead")
+        window: int = Field(6, ge=1, le=64, title="Window", description="number of tokens to guess ahead")
 
     @hookimpl
     def propose(self, seqs: SequenceOf[Sequence], limits: Limits) -> list[Draft | None]:
@@ -27,7 +27,7 @@ class Jacobi(Plugin):
 
     def _draft(self, seq: Sequence, limit: int) -> Draft | None:
         guesses: list[int] = seq.state.setdefault(self.name, [])
-        while len(guesses) < self.options.window:  # what followed the last token a window ago is as good a guess as any
+        while len(guesses) < self.options.window:  # any start will do: take the last known tokens, backwards
             guesses.append(seq.token_ids[-1 - len(guesses) % seq.num_tokens])
         return Draft(guesses[:limit]) if limit else None
 

@@ -1,9 +1,10 @@
-"""Lookahead decoding: Jacobi iterations fill a pool of n-grams, and the pool's n-grams are verified, all in one forward.
+"""Lookahead decoding: Jacobi iterations fill a pool of n-grams, and the same forward verifies n-grams of the pool.
 
-Changes in the loop: `propose` returns one tree: n-grams that begin with the last token, and a window of guesses of several
-iterations; `after_verify` takes the window's next iteration and the n-grams that it completes.
-Exactness: identical. Costs: (n - 1) * (window + candidates) more tokens in a forward; the pool is the sequence's own. Helps large
-models, whose forward is bound by reading weights, on text with recurring phrases.
+Changes in the loop: `propose` drafts one tree: the pool's n-grams that begin with the last token, and a window with the guesses of
+the last `ngram` - 1 iterations. `after_verify` takes the window's next iteration from the target's tokens; every column of the
+window then is an n-gram, and enters the pool.
+Exactness: identical. Costs: (`ngram` - 1) * (`window` + `candidates`) more tokens in a forward. Every sequence has its own pool.
+Helps large models on text that repeats phrases: their forward is bound by reading weights, so more tokens cost little.
 Source: Fu et al. 2024, arXiv:2402.02057
 """
 
@@ -21,16 +22,18 @@ class Lookahead(Plugin):
     name, role, exactness = "lookahead", "drafter", "identical"
 
     class Options(PluginOptions):
-        window: int = Field(4, ge=1, le=32, title="Window", description="tokens guessed ahead; W in the paper")
+        window: int = Field(
+            4, ge=1, le=32, title="Window", description="number of tokens to guess ahead; W in the paper"
+        )
         ngram: int = Field(
             4,
             ge=2,
             le=8,
             title="N-gram length",
-            description="tokens of an n-gram, with the known first one; N in the paper",
+            description="tokens in an n-gram, its known first token included; N in the paper",
         )
         candidates: int = Field(
-            4, ge=1, le=32, title="Candidates", description="most n-grams verified per step; G in the paper"
+            4, ge=1, le=32, title="Candidates", description="most n-grams to verify per step; G in the paper"
         )
 
     @hookimpl
@@ -47,14 +50,14 @@ class Lookahead(Plugin):
         state.pool.grow(seq.token_ids)
         if not state.levels:
             state.levels = [[seq.token_ids[-1 - i % seq.num_tokens] for i in range(options.window)]]
-        known = state.pool.tree(seq.token_ids[-1])
-        tokens, parents = list(known.token_ids[:limit]), list((known.parents or ())[:limit])
+        ngrams = state.pool.tree(seq.token_ids[-1])
+        tokens, parents = list(ngrams.token_ids[:limit]), list((ngrams.parents or ())[:limit])
         state.window_start = len(tokens)
         for level, row in enumerate(state.levels):
             for column, token in enumerate(row):
-                above = len(tokens) - options.window if level else len(tokens) - 1 if column else -1
+                parent = len(tokens) - options.window if level else len(tokens) - 1 if column else -1
                 tokens.append(token)
-                parents.append(above)
+                parents.append(parent)
         return Draft(tokens[:limit], parents[:limit])
 
     @hookimpl
@@ -64,50 +67,50 @@ class Lookahead(Plugin):
             return
         stop = state.window_start + width * len(state.levels)
         if len(draft.token_ids) < stop:
-            return  # the window was cut off
+            return  # the limit cut the window: its next iteration is not known
         state.advance(targets[1 + stop - width : 1 + stop])
 
 
 class Pool:
-    """N-grams by their first token, at most `most` of each, the latest last."""
+    """N-grams by their first token: at most `limit` for a token, the latest last. Stores an n-gram without its first token."""
 
-    def __init__(self, ngram: int, most: int) -> None:
-        self.ngram, self.most = ngram, most
+    def __init__(self, ngram: int, limit: int) -> None:
+        self.ngram, self.limit = ngram, limit
         self.num_indexed = 0
-        self.found: dict[int, dict[tuple[int, ...], None]] = {}
+        self.rests: dict[int, dict[tuple[int, ...], None]] = {}
 
     def add(self, ngram: tuple[int, ...]) -> None:
         first, rest = ngram[0], ngram[1:]
-        rests = self.found.get(first)
+        rests = self.rests.get(first)
         if rests is None:
-            self.found[first] = {rest: None}
+            self.rests[first] = {rest: None}
             return
         rests.pop(rest, None)
         rests[rest] = None
-        if len(rests) > self.most:
+        if len(rests) > self.limit:
             del rests[next(iter(rests))]
 
     def grow(self, token_ids: list[int]) -> None:
-        """Add the n-grams of the sequence itself, prompt and answer."""
+        """Add the n-grams of a sequence's known tokens that are not in the pool yet."""
         for stop in range(max(self.num_indexed + 1, self.ngram), len(token_ids) + 1):
             self.add(tuple(token_ids[stop - self.ngram : stop]))
         self.num_indexed = len(token_ids)
 
     def tree(self, first: int) -> Draft:
-        """The n-grams that begin with a token, the latest first."""
-        return Draft.merged(reversed(self.found.get(first, ())))
+        """The n-grams that begin with token `first`, merged to a tree, the latest first."""
+        return Draft.merged(reversed(self.rests.get(first, ())))
 
 
 @dataclass(slots=True)
 class State:
-    """Of one sequence: its pool, and the window, one row per iteration, the oldest first."""
+    """One sequence: its pool, and its window with one level per iteration, the oldest first."""
 
     pool: Pool
     levels: list[list[int]] = field(default_factory=list)
-    window_start: int = 0
+    window_start: int = 0  # index of the window's first token in the draft
 
     def advance(self, row: list[int]) -> None:
-        """Take the window's next iteration; once there are enough, each column completes an n-gram."""
+        """Append the window's next iteration. With `ngram` iterations every column is an n-gram, and the oldest iteration goes."""
         self.levels.append(row)
         if len(self.levels) == self.pool.ngram:
             for column in zip(*self.levels, strict=True):

@@ -1,10 +1,10 @@
-"""Packed linears: bfloat16 weights laid out for AVX-512 BF16 and AMX, read at the speed of memory.
+"""Packed linears: bfloat16 weights in the layout of AVX-512 BF16 and AMX, read at the speed of memory.
 
-Changes in the loop: `build_linear` packs dense weights for a kernel in C (kernels/linear.py) that keeps every row's order of sums.
-Exactness: rounding. Sums are in float32 as without it, in another order: outputs are within a bfloat16 rounding (2^-8 relative)
-of their exact value, and a row's result is equal to the bit in any batch. Costs: packing at load, no memory. Helps everywhere: a
-step of one sequence is bound by reading the weights, one of 16 by operations, and this does both at once. AMX takes the weights as
-they lie for AVX-512, and sums 32 inputs at a time.
+Changes in the loop: `build_linear` packs dense weights for a kernel in C (kernels/linear.py).
+Exactness: rounding. Sums are in float32, as in the core, but in another order: an output is within 2^-8 (relative) of the exact
+value. The order does not depend on the batch, so a row's result has the same bits in any batch. Costs: time to pack at load; no
+memory. Helps everywhere: a step of one sequence is bound by reading the weights, a step of 16 by multiplying, and the kernel does
+both at once. AMX and AVX-512 share one layout; AMX sums 32 inputs at a time.
 Source: GotoBLAS, Goto and van de Geijn 2008
 """
 
@@ -28,7 +28,7 @@ class PackedLinear(Plugin):
         products: Literal["auto", "amx", "vectors"] = Field(
             "auto",
             title="Instructions",
-            description="amx multiplies with AMX tiles, vectors with AVX-512; auto takes AMX where the CPU has it",
+            description="amx multiplies with AMX tiles, vectors with AVX-512; auto uses AMX if the CPU has it",
         )
 
     @classmethod
@@ -47,13 +47,13 @@ class PackedLinear(Plugin):
         amx = self.options.products != "vectors" and has_amx()
         if self.options.products == "amx" and not amx:
             raise BadOption(
-                "packed_linear.products = amx: this CPU has no AMX, or the operating system keeps it back; use auto"
+                "packed_linear.products = amx: this CPU has no AMX, or the operating system does not allow it; use auto"
             )
         if any("weight" not in part.tensors or part.in_features % 2 for part in parts):
             return None
         weight = torch.cat([part.tensors["weight"].to(context.dtype) for part in parts])
         bias = None
         if any("bias" in part.tensors for part in parts):
-            each = [part.tensors.get("bias", torch.zeros(part.out_features)) for part in parts]
-            bias = torch.cat([one.to(context.dtype) for one in each])
+            biases = [part.tensors.get("bias", torch.zeros(part.out_features)) for part in parts]
+            bias = torch.cat([part_bias.to(context.dtype) for part_bias in biases])
         return Packed(weight, bias, amx)

@@ -1,10 +1,10 @@
-"""Paged attention: all tokens, decoded, drafted or of a long prompt, read their KV where it lies, in C.
+"""Paged attention: attention in C over paged KV, without a copy, for decode, drafts and prefill.
 
-Changes in the loop: `build_attention` plans each step's reads as lists of slots (kernels/attention.py).
-Exactness: rounding. Scores and weights are in float32, outputs within a bfloat16 rounding (2^-8 of the largest value) of exact;
-what a token gets depends on the keys that it sees alone, so with `packed_linear` no draft, no batch, no chunk of a prompt and no
-cache changes a bit of it.
-Costs: nothing. Helps most where many sequences decode at once, whose contexts are not copied side by side first, and long prompts.
+Changes in the loop: `build_attention` plans the reads of each step as lists of slots (kernels/attention.py).
+Exactness: rounding. Scores and softmax weights are in float32: an output is within 2^-8 (relative) of the exact value, plus 1e-5
+for values of about 1. A token's result depends only on the keys that it sees and on their order. So with `packed_linear` its bits
+are the same in any draft, batch or chunk of a prompt, and after a cache hit.
+Costs: nothing. Helps most with long prompts, and when many sequences decode at once, whose contexts the core copies side by side.
 Source: Kwon et al. 2023, arXiv:2309.06180; Dao et al. 2022, arXiv:2205.14135; Juravsky et al. 2024, arXiv:2402.05099
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pitlane.kernels.attention import Parts, Seen, Slots
 
 
-MOST_PARTS = 2048  # of a call: llama-1b's are 8 kB each, 17 MB
+MAX_PARTS = 2048  # per call, to bound its partial results: 17 MB for llama-1b, 8 kB a part
 
 
 class PagedAttention(Plugin):
@@ -44,7 +44,7 @@ class PagedAttention(Plugin):
 
 
 class Paged:
-    """Each step's short queries in one call a layer, and long ones in pieces that keep what they hold in between small."""
+    """One kernel call per layer for all short queries of a step; calls of at most `MAX_PARTS` parts for each long query."""
 
     def __init__(self, scale: float, device: torch.device) -> None:
         from pitlane import SpanAttention
@@ -61,14 +61,15 @@ class Paged:
 
         num_tokens = queries[-1].end
         short: list[Seen] = []
-        found: list[Parts] = []
+        calls: list[Parts] = []
         for kv, query in zip(kvs, queries, strict=True):
             query.spans.append([])
             if query.is_short:
                 short += _seen(pool, group, kv, query)
             else:
-                found += [Parts.of([some], num_tokens) for one in _seen(pool, group, kv, query) for some in _cut(one)]
-        return [Parts.of(short, num_tokens), *found] if short else found
+                for seen in _seen(pool, group, kv, query):
+                    calls += [Parts.of([piece], num_tokens) for piece in _cut(seen)]
+        return [Parts.of(short, num_tokens), *calls] if short else calls
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
         if not batch.reads:
@@ -80,7 +81,11 @@ class Paged:
 
 
 def _seen(pool: Pool, group: int, kv: KVState, query: Query) -> list[Seen]:
-    """What a query's tokens see: all the same slots, each up to its own; of a draft tree what is stored, and then each its path."""
+    """The slots that the tokens of a query see.
+
+    A chain is one `Seen`: all tokens share its slots, and a token sees the keys up to its own. In a draft tree the tokens share the
+    whole pieces before the draft; every token has a second `Seen` with the rest of the context and its own path.
+    """
     import numpy as np
 
     from pitlane.kernels.attention import PIECE, Seen
@@ -90,7 +95,7 @@ def _seen(pool: Pool, group: int, kv: KVState, query: Query) -> list[Seen]:
     size = pool.block_size
     table = kv.block_tables[group][base // size : -(-(first + count) // size)]
     starts = np.array(table, dtype=np.int32) * size
-    if min(table) < 0:  # dropped ones, which nobody sees any more
+    if min(table) < 0:  # dropped blocks lie outside of the window: any valid slot may stand in for theirs
         starts[starts < 0] = starts[-1]
     slots: Slots = np.add.outer(starts, np.arange(size, dtype=np.int32)).ravel()[: first + count - base]
     if count == 1:
@@ -102,19 +107,19 @@ def _seen(pool: Pool, group: int, kv: KVState, query: Query) -> list[Seen]:
     lows = np.maximum(0, highs - window) if window is not None else np.zeros_like(highs)
     if tree is None:
         return [Seen(base, slots, tokens, lows, highs)]
-    whole = first // PIECE * PIECE
-    found = [Seen(base, slots[: whole - base], tokens, lows, highs)]
+    common = first // PIECE * PIECE
+    seen = [Seen(base, slots[: common - base], tokens, lows, highs)]
     for i in range(count):
-        path = np.concatenate((slots[whole - base : first - base], own[tree[i]]))
-        found.append(Seen(whole, path, tokens[i : i + 1], lows[i : i + 1], highs[i : i + 1]))
-    return found
+        path = np.concatenate((slots[common - base : first - base], own[tree[i]]))
+        seen.append(Seen(common, path, tokens[i : i + 1], lows[i : i + 1], highs[i : i + 1]))
+    return seen
 
 
 def _cut(seen: Seen) -> Iterator[Seen]:
-    """A long query by so many tokens that they have at most `MOST_PARTS` parts."""
+    """Cut a long query into pieces of its tokens that have at most `MAX_PARTS` parts."""
     from pitlane.kernels.attention import PIECE
 
-    count = max(1, MOST_PARTS * PIECE // max(PIECE, len(seen.slots)))
-    for at in range(0, len(seen.tokens), count):
-        some = slice(at, at + count)
-        yield seen._replace(tokens=seen.tokens[some], lows=seen.lows[some], highs=seen.highs[some])
+    count = max(1, MAX_PARTS * PIECE // max(PIECE, len(seen.slots)))
+    for begin in range(0, len(seen.tokens), count):
+        piece = slice(begin, begin + count)
+        yield seen._replace(tokens=seen.tokens[piece], lows=seen.lows[piece], highs=seen.highs[piece])

@@ -1,9 +1,9 @@
-"""PDF document: text of a PDF's pages with their printed labels, through pypdfium2.
+"""PDF document: the text of a PDF's pages and their printed labels, through pypdfium2.
 
 Changes in the loop: none; `load_document` turns files of type application/pdf into pages of text.
 Exactness: identical. Costs: about 2 ms per page once, in a child process; nothing per token.
-Words that a line break divided are joined again; scans (images without text) are refused, not guessed at. A ligature
-without a Unicode value is read where the words tell which one it is; any other letter without one becomes U+FFFD.
+Words that a line break divides are joined. Scans (images without text) are refused. A ligature without a Unicode value is replaced
+by its letters if the document's words show which ligature it is; any other glyph without a Unicode value becomes U+FFFD.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufffe\uffff\u00ad\ufeff
 _ENCRYPTED = "is encrypted; save a copy without a password (for example by printing it to a PDF) and add that"
 _UNREADABLE = "[this page could not be read]"
 
-# Characters that pdfium gives for a glyph without a Unicode value: its code in the font, or what a wrong table says.
+# Characters that pdfium returns for a glyph without a Unicode value: its code in the font, or the value of a wrong table.
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd-\uffff]")
-_ANY_GLYPH = frozenset({0, 0xFFFD, 0xFFFE, 0xFFFF})  # values that a wrong table gives to different glyphs
-_MAYBE_TEXT = re.compile(r"[\t\n\r]")  # text where pdfium reports no error
-_FIRST_LETTER = 0xF0000  # each such glyph of a font is a character of its own, from here on, until it is resolved
+_ANY_GLYPH = frozenset({0, 0xFFFD, 0xFFFE, 0xFFFF})  # a wrong table gives these values to several glyphs
+_MAYBE_TEXT = re.compile(r"[\t\n\r]")  # these are text unless pdfium reports an error for the glyph
+_FIRST_LETTER = 0xF0000  # a glyph without a Unicode value gets a private character from here on, until it is resolved
 _PRIVATE = re.compile(r"[\ue000-\uf8ff\U000f0000-\U000ffffd]")
-_ALONE = re.compile(r"(?<!\S)[\U000f0000-\U000ffffd](?!\S)")  # a bullet or an icon
+_ALONE = re.compile(r"(?<!\S)[\U000f0000-\U000ffffd](?!\S)")  # a bullet or an icon: no word around it
 _IN_TEXT = re.compile(rf"(?<=\S){_PRIVATE.pattern}|{_PRIVATE.pattern}(?=\S)")
 _WORD = re.compile(rf"(?:\w|{_PRIVATE.pattern})+")
 _LIGATURES = ("ff", "fi", "fl", "ffi", "ffl")
-_PRIVATE_LIGATURES = {0xF001: "fi", 0xF002: "fl"}  # as fonts of Apple and Microsoft have them
+_PRIVATE_LIGATURES = {0xF001: "fi", 0xF002: "fl"}  # in fonts of Apple and Microsoft
 _KNOWN_WORDS = frozenset(
     """affect affected affects benefit benefits briefly brief certificate certified classification classified coefficient
     coefficients configuration confidence confidential confirm confirmed conflict conflicts deficit define defined
@@ -57,7 +57,7 @@ class PdfDocument(Plugin):
 
     @hookimpl
     def load_document(self, path: str, mime: str) -> Document | None:
-        """Return the text of a PDF. pypdfium2 is not safe in threads: one call at a time per process."""
+        """Return the text of a PDF. pypdfium2 is not thread-safe: a process may make one call at a time."""
         if mime != "application/pdf":
             return None
         import pypdfium2
@@ -80,8 +80,8 @@ def _refusal(error: Any) -> str:
     if error.err_code == raw.FPDF_ERR_PASSWORD:
         return _ENCRYPTED
     if error.err_code == raw.FPDF_ERR_SECURITY:
-        return "is protected in a way that cannot be read; save a copy without protection and add that"
-    return "is a damaged or incomplete PDF; open it in a PDF viewer and save it again, or get it anew"
+        return "has a protection that cannot be read; save a copy without protection and add that"
+    return "is a damaged or incomplete PDF; open it in a PDF viewer and save it again, or download it again"
 
 
 def _pages(pdf: Any) -> tuple[Page, ...]:
@@ -129,21 +129,21 @@ def _page_text(pdf: Any, index: int, letters: dict[tuple[bytes, int], str]) -> s
 
 
 def _with_letters(text_page: Any, text: str, letters: dict[tuple[bytes, int], str]) -> str:
-    """Put a private character for each glyph without a Unicode value, which pdfium leaves out or gives as its code."""
+    """Insert a private character for each glyph without a Unicode value. pdfium omits the glyph or returns its font code."""
     from pypdfium2 import raw
 
-    pieces, done, place = [], 0, -1
+    pieces, done, last = [], 0, -1  # last: the position in the text of the last character that is in it
     for index in range(text_page.count_chars()):
-        at = raw.FPDFText_GetTextIndexFromCharIndex(text_page, index)
-        place = at if at >= 0 else place
+        position = raw.FPDFText_GetTextIndexFromCharIndex(text_page, index)
+        last = position if position >= 0 else last
         code = raw.FPDFText_GetUnicode(text_page, index)
         wrong = _NO_TEXT.match(chr(code)) or (code < 32 and raw.FPDFText_HasUnicodeMapError(text_page, index))
         if not wrong or raw.FPDFText_IsGenerated(text_page, index) or raw.FPDFText_IsHyphen(text_page, index):
             continue
         glyph = -len(letters) if code in _ANY_GLYPH else code
         letter = letters.setdefault((_font(text_page, index), glyph), chr(_FIRST_LETTER + len(letters) % 0xFFFE))
-        pieces += [text[done : at if at >= 0 else place + 1], letter]
-        done = place + 1
+        pieces += [text[done : position if position >= 0 else last + 1], letter]
+        done = last + 1
     return "".join([*pieces, text[done:]])
 
 
@@ -158,7 +158,10 @@ def _font(text_page: Any, index: int) -> bytes:
 
 
 def _resolved(texts: list[str | None]) -> list[str | None]:
-    """Replace private characters: by a ligature where the words show which, else by U+FFFD. Drops lone ones from U+F0000 on."""
+    """Replace private characters in words by a ligature if the words show which, else by U+FFFD.
+
+    Lone characters from U+F0000 on are dropped (bullets, icons); other lone private characters stay.
+    """
     texts = [text and _ALONE.sub("", text.translate(_PRIVATE_LIGATURES)) for text in texts]
     if not any(text and _IN_TEXT.search(text) for text in texts):
         return texts
@@ -168,15 +171,15 @@ def _resolved(texts: list[str | None]) -> list[str | None]:
         if len(letters := set(_PRIVATE.findall(word))) == 1:
             gaps.setdefault(letters.pop(), []).append(word)
     known = _KNOWN_WORDS | words
-    ligatures = {ord(letter): _ligature(letter, found, known) for letter, found in gaps.items()}
+    ligatures = {ord(letter): _ligature(letter, incomplete, known) for letter, incomplete in gaps.items()}
     return [text and _IN_TEXT.sub("\ufffd", text.translate(ligatures)) for text in texts]
 
 
 def _ligature(letter: str, gaps: list[str], known: frozenset[str]) -> str:
-    """The ligature that makes known words of those with the letter, a quarter of them at least; else the letter."""
+    """The ligature that completes the most words, if they are at least a quarter of the words; else the letter itself."""
     hits = Counter({ligature: sum(word.replace(letter, ligature) in known for word in gaps) for ligature in _LIGATURES})
-    (best, most), (_, second) = hits.most_common(2)
-    return best if most > second and most * 4 >= len(gaps) else letter
+    (best, num_best), (_, num_second) = hits.most_common(2)
+    return best if num_best > num_second and num_best * 4 >= len(gaps) else letter
 
 
 def _label(pdf: Any, index: int) -> str:
@@ -195,7 +198,7 @@ def _clean(text: str, words: set[str]) -> str:
 
 
 def _hyphen(left: str, right: str, words: set[str]) -> str:
-    """Whether the hyphen at the end of a line belongs to the word: ask the document's other words, else the halves."""
+    """The hyphen at the end of a line if it belongs to the word, else "". Other words of the document decide, else the halves."""
     joined, compound = f"{left}{right}".lower(), f"{left}-{right}".lower()
     if compound in words or "-" in left or not right[0].islower() or not left[-1].islower():
         return "-"

@@ -1,8 +1,8 @@
-"""Self-speculation: the target's own first layers draft, all of it verifies.
+"""Self-speculation: the target's first layers draft, the whole target verifies.
 
-Changes in the loop: `propose` returns a chain that the first layers, norm and head draw with the target's own noise.
-Exactness: identical. Costs: the early layers' share of a forward per draft token; no second model, no memory. Helps when the model
-was trained with early exits (`pitlane train --exit-layers`, LayerSkip); of others, early layers predict little.
+Changes in the loop: `propose` drafts a chain with the target's first layers, norm and head, and draws with the target's noise.
+Exactness: identical. Costs: one pass through the first layers per draft token; no second model, no memory. Helps models that were
+trained with early exits (`pitlane train --exit-layers`, LayerSkip). The first layers of other models predict little.
 Source: Elhoushi et al. 2024, LayerSkip; Zhang et al. 2023, arXiv:2309.08168
 """
 
@@ -27,7 +27,7 @@ class SelfSpeculation(Plugin):
             0,
             ge=0,
             title="Drafting layers",
-            description="how many first layers draft; 0 takes the model's trained exit, or a quarter of its layers",
+            description="number of first layers that draft; 0: up to the model's trained exit, else a quarter of its layers",
         )
         num_draft_tokens: int = Field(4, ge=1, le=32, title="Draft length", description="most tokens drafted per step")
 

@@ -1,8 +1,8 @@
-"""Speculative decoding: a small draft model proposes, the target verifies all of it in one forward.
+"""Speculative decoding: a small draft model proposes tokens, the target verifies them all in one forward.
 
-Changes in the loop: `propose` returns a chain, or a tree of the draft model's likeliest tokens, drawn with the target's own noise.
-Exactness: identical. Costs: one small forward per draft token and the draft model's memory. Helps when the draft model imitates
-the target well and is much faster; the bundled pair was made by `pitlane distill`.
+Changes in the loop: `propose` drafts a chain or a tree with the draft model, and draws with the target's noise.
+Exactness: identical. Costs: one forward of the draft model per draft token, and its memory. Helps when the draft model imitates the
+target well and is much faster. `pitlane distill` makes draft models; the bundled drafter is one of them.
 Source: Leviathan et al. 2023, arXiv:2211.17192; trees: Miao et al. 2024, arXiv:2305.09781; noise: Daliri et al. 2024
 """
 
@@ -27,14 +27,14 @@ class Speculative(Plugin):
             "bundled-drafter", title="Draft model", description="bundled-drafter, a folder or a Hugging Face id"
         )
         num_draft_tokens: int = Field(
-            6, ge=1, le=32, title="Draft length", description="depth of the draft: most tokens accepted per step"
+            6, ge=1, le=32, title="Draft length", description="depth of the draft: most draft tokens accepted per step"
         )
         branching: int = Field(
             1,
             ge=1,
             le=4,
             title="Branches",
-            description="candidates for each of the first two draft tokens; 1 drafts a single chain",
+            description="candidates at each of the first two draft positions; 1 drafts a chain",
         )
 
     @hookimpl

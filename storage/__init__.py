@@ -1,4 +1,5 @@
-"""What Pitlane keeps between runs: documents, saved prefixes, conversations and runs, in SQLite and safetensors files.
+"""The data that Pitlane keeps between runs: documents, saved prefixes, conversations and runs.
 
-Imports nothing of the project and no torch at import; `storage.db.Store` is the way in.
+They lie in SQLite and safetensors files; open them with `storage.db.Store`. Imports no other room of the project, and
+torch only when tensors are read or written.
 """

@@ -1,8 +1,8 @@
 """Tensor files: written whole or not at all, checksummed, read by mmap.
 
-A file appears under its name only when its bytes are on the disk: temporary name in the same folder, fsync, rename,
-fsync of the folder. The checksum is SHA-256 over the SHA-256 digests of 8 MiB pieces, so that cores share the work;
-hashlib lets go of the interpreter lock. Knows nothing of prefixes, rows or models. torch is imported where it is used.
+A file appears under its final name only when its bytes are on the disk: write under a temporary name in the same folder,
+fsync, rename, fsync the folder. The checksum is the SHA-256 of the SHA-256 digests of 8 MiB pieces. Threads hash the
+pieces in parallel, because hashlib releases the interpreter lock. Knows nothing of prefixes, rows or models.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 TEMPORARY = ".tmp"
 _PIECE = 8 << 20
-_SPARE_BYTES = 16 << 20  # room left for the database and its log
+_SPARE_BYTES = 16 << 20  # space that a save leaves free for the database and its log
 _STALE_SECONDS = 3600.0
 
 
 def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Bytes that the tensors' values take."""
+    """Total bytes of the tensors' values."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def write(folder: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> Path:
-    """Write one safetensors file under a temporary name, synced; the caller publishes or deletes it."""
+    """Write and sync a safetensors file under a temporary name; the caller then publishes or removes it."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -60,7 +60,7 @@ def write(folder: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str,
 
 
 def publish(written: Path, final: Path) -> None:
-    """Give a synced file its name, durably; a file of that name is replaced, its readers keep the old one."""
+    """Rename a synced file to its final name, durably. It replaces an older file; readers of that file are not disturbed."""
     try:
         os.replace(written, final)
         sync_folder(final.parent)
@@ -69,7 +69,7 @@ def publish(written: Path, final: Path) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Map a file; return its tensors, whose pages are read when touched, and its metadata."""
+    """Map a file; return its tensors and its metadata. The tensors' bytes are read from the disk on first use."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -80,7 +80,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def checksum(path: Path) -> str:
-    """Checksum of a file's bytes, by several threads."""
+    """Checksum of a file's bytes, computed by several threads."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
@@ -98,7 +98,7 @@ def checksum(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable, where the platform can."""
+    """Make renames in a folder durable; does nothing on Windows, which cannot."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -109,20 +109,20 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file if it is there; one that cannot be deleted now is left for the next cleaning."""
+    """Delete a file if it exists. A file that cannot be deleted now stays until the store is opened again."""
     try:
         path.unlink(missing_ok=True)
-    except OSError:  # open elsewhere on Windows, or a folder that became read-only
+    except OSError:  # open in another process on Windows, or the folder has become read-only
         return
 
 
 def temporary(path: Path) -> bool:
-    """True for a name that `write` uses, or safetensors below it: it writes to `.tmp...` and renames."""
+    """True for the temporary names of `write` (`....tmp`) and of safetensors (`.tmp...`)."""
     return path.name.endswith(TEMPORARY) or path.name.startswith(TEMPORARY)
 
 
 def stale(path: Path) -> bool:
-    """True for a file so old that no running save can still be writing it."""
+    """True for a file so old that no running save can still write to it."""
     try:
         return time.time() - path.stat().st_mtime > _STALE_SECONDS
     except OSError:
@@ -130,12 +130,12 @@ def stale(path: Path) -> bool:
 
 
 def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """On the CPU, contiguous, each with storage of its own, as safetensors asks."""
-    seen: set[int] = set()
+    """The tensors on the CPU, contiguous, and with separate storages, as safetensors requires."""
+    pointers: set[int] = set()
     result = {}
     for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        pointer = plain.untyped_storage().data_ptr()
-        result[name] = plain.clone() if pointer in seen else plain
-        seen.add(pointer)
+        tensor = tensor.detach().cpu().contiguous()
+        pointer = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.clone() if pointer in pointers else tensor
+        pointers.add(pointer)
     return result

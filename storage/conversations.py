@@ -1,6 +1,6 @@
-"""Conversations in the store: turns with their token ids and stats, the documents they are about, and search.
+"""Conversations in the store: messages with their token ids and stats, the documents they are about, and search.
 
-Token ids are kept, not only text, so that a conversation can go on from the very tokens the model saw.
+Messages keep token ids beside text, so that a conversation continues from exactly the tokens that the model saw.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pitlane.storage.errors import NotFound
 from pitlane.storage.types import Conversation, Message, Refusal, SearchHit, storable
 
 if TYPE_CHECKING:
-    from pitlane.storage.db import Store
+    from pitlane.storage.documents import Documents
+    from pitlane.storage.sqlite_file import SqliteFile
 
 _TITLE_CHARS = 60
 _SELECT = """
@@ -43,7 +44,7 @@ WHERE title LIKE ? ESCAPE '\\' ORDER BY updated DESC LIMIT ?
 
 
 class Turn(Protocol):
-    """What a prompt needs of a message."""
+    """The part of a message that a prompt uses."""
 
     @property
     def role(self) -> str: ...
@@ -55,38 +56,38 @@ class Turn(Protocol):
 class Conversations:
     """Create, read, extend, cut, search and delete conversations."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, file: SqliteFile, documents: Documents) -> None:
+        self._file, self._documents = file, documents
 
     def create(self, model: str, title: str = "") -> Conversation:
-        """Start a conversation; without a title it takes the first words of its first user message."""
+        """Start a conversation. Without a title, the first words of its first user message become the title."""
         now = time.time()
         row = (secrets.token_hex(6), storable(title), storable(model), now, now)
-        with self._store.transaction() as db:
+        with self._file.transaction() as db:
             db.execute("INSERT INTO conversations VALUES (?, ?, ?, ?, ?)", row)
         return Conversation(*row, num_messages=0)
 
     def rename(self, conversation_id: str, title: str) -> None:
-        """Give a conversation another title."""
+        """Change the title of a conversation."""
         sql = "UPDATE conversations SET title = ? WHERE id = ?"
         self._change(sql, (storable(title), conversation_id), conversation_id)
 
     def delete(self, conversation_id: str) -> None:
-        """Delete a conversation with its messages; its documents stay."""
+        """Delete a conversation and its messages, but not its documents."""
         self._change("DELETE FROM conversations WHERE id = ?", (conversation_id,), conversation_id)
 
     def list(self, limit: int = 50) -> builtins.list[Conversation]:
-        """Conversations without their messages, the latest used first."""
-        rows = self._store.rows(f"{_SELECT} ORDER BY c.updated DESC, c.rowid DESC LIMIT ?", (limit,))
+        """Return conversations without their messages, most recently used first."""
+        rows = self._file.rows(f"{_SELECT} ORDER BY c.updated DESC, c.rowid DESC LIMIT ?", (limit,))
         return [Conversation(**row) for row in rows]
 
     def get(self, conversation_id: str) -> Conversation:
-        """One conversation with its messages in order and the ids of its documents."""
-        rows = self._store.rows(f"{_SELECT} WHERE c.id = ?", (conversation_id,))
+        """Return one conversation with its messages in order and the ids of its documents."""
+        rows = self._file.rows(f"{_SELECT} WHERE c.id = ?", (conversation_id,))
         if not rows:
             raise _missing(conversation_id)
-        messages = self._store.rows("SELECT * FROM messages WHERE conversation_id = ? ORDER BY id", (conversation_id,))
-        documents = self._store.rows(
+        messages = self._file.rows("SELECT * FROM messages WHERE conversation_id = ? ORDER BY id", (conversation_id,))
+        documents = self._file.rows(
             "SELECT document_id FROM conversation_documents WHERE conversation_id = ? ORDER BY position",
             (conversation_id,),
         )
@@ -109,29 +110,29 @@ class Conversations:
         text, now = storable(text), time.time()
         ids = None if token_ids is None else json.dumps([int(token) for token in token_ids], separators=(",", ":"))
         numbers = None if stats is None else json.dumps(dict(stats), default=str)
-        with self._store.transaction() as db:
+        with self._file.transaction() as db:
             self._touch(conversation_id, _first_words(text) if role == "user" else "")
             sql = "INSERT INTO messages (conversation_id, role, text, token_ids, stats, created) VALUES (?,?,?,?,?,?)"
             cursor = db.execute(sql, (conversation_id, role, text, ids, numbers, now))
-            return _message(self._store.rows("SELECT * FROM messages WHERE id = ?", (cursor.lastrowid,))[0])
+            return _message(self._file.rows("SELECT * FROM messages WHERE id = ?", (cursor.lastrowid,))[0])
 
     def truncate(self, conversation_id: str, message_id: int) -> None:
         """Remove a message and all that follow it, for a retry or an edit.
 
         A title that was taken from a removed question is cleared: the next question gives a new title.
         """
-        with self._store.transaction() as db:
+        with self._file.transaction() as db:
             self._touch(conversation_id)
-            found = self.get(conversation_id)
-            if all(message.id != message_id for message in found.messages):
+            conversation = self.get(conversation_id)
+            if all(message.id != message_id for message in conversation.messages):
                 raise NotFound(f"conversation '{conversation_id}' has no message {message_id}; reload it")
             db.execute("DELETE FROM messages WHERE conversation_id = ? AND id >= ?", (conversation_id, message_id))
-            question = next((message for message in found.messages if message.role == "user"), None)
-            if question is not None and question.id >= message_id and found.title == _first_words(question.text):
+            question = next((message for message in conversation.messages if message.role == "user"), None)
+            if question and question.id >= message_id and conversation.title == _first_words(question.text):
                 self.rename(conversation_id, "")
 
     def refuse(self, conversation_id: str, message_id: int, refusal: Refusal) -> None:
-        """Keep with a message why it has no answer."""
+        """Store with a message the reason why it has no answer."""
         text = json.dumps({"reason": storable(refusal.reason), "ways": refusal.ways})
         sql = "UPDATE messages SET refusal = ? WHERE id = ? AND conversation_id = ?"
         self._change(sql, (text, message_id, conversation_id), conversation_id)
@@ -139,27 +140,28 @@ class Conversations:
     def set_documents(
         self, conversation_id: str, document_ids: Sequence[str], *, leave_out_removed: bool = False
     ) -> None:
-        """Say which stored documents the conversation is about, in prompt order.
+        """Set the documents of a conversation, in prompt order. Raises NotFound if a document is not stored.
 
-        leave_out_removed: a document that another window or command has removed is left out, not refused.
+        leave_out_removed: skip a document that another window or command has removed meanwhile, instead of raising.
         """
         if leave_out_removed:
-            stored = {document.id for document in self._store.documents.list()}
+            stored = {document.id for document in self._documents.list()}
             document_ids = [document_id for document_id in document_ids if document_id in stored]
         rows = [(conversation_id, position, key) for position, key in enumerate(dict.fromkeys(document_ids))]
-        with self._store.transaction() as db:
+        with self._file.transaction() as db:
             self._touch(conversation_id)
             db.execute("DELETE FROM conversation_documents WHERE conversation_id = ?", (conversation_id,))
             try:
                 db.conn.executemany("INSERT INTO conversation_documents VALUES (?, ?, ?)", rows)
             except sqlite3.IntegrityError:
-                wanted = ", ".join(document_ids)
-                raise NotFound(f"not all of these documents are stored: {wanted}; add them first") from None
+                names = ", ".join(document_ids)
+                raise NotFound(f"not all of these documents are stored: {names}; add them first") from None
 
     def search(self, text: str, limit: int = 50) -> builtins.list[SearchHit]:
-        """Find conversations by title and messages by words, the last word as a beginning; any text is a valid search.
+        """Find conversations by title, and messages by words. The last word also matches as the beginning of a word.
 
-        Where no words match (punctuation, scripts without spaces) messages are searched by characters.
+        If no words match (punctuation, scripts without spaces), messages are searched by characters. Any text is a valid
+        search.
         """
         words = storable(text).split()
         if not words:
@@ -167,8 +169,8 @@ class Conversations:
         phrase = " ".join(words)
         pattern = "%" + phrase.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
         query = " ".join('"' + word.replace('"', '""') + '"' for word in words) + "*"
-        rows = self._store.rows(_BY_TITLE, (pattern, limit)) + (
-            self._store.rows(_BY_WORDS, (query, limit)) or self._store.rows(_BY_CHARACTERS, (phrase, pattern, limit))
+        rows = self._file.rows(_BY_TITLE, (pattern, limit)) + (
+            self._file.rows(_BY_WORDS, (query, limit)) or self._file.rows(_BY_CHARACTERS, (phrase, pattern, limit))
         )
         return [SearchHit(**row) for row in rows[:limit]]
 
@@ -177,7 +179,7 @@ class Conversations:
         self._change(sql, (time.time(), title, conversation_id), conversation_id)
 
     def _change(self, sql: str, parameters: Sequence[Any], conversation_id: str) -> None:
-        with self._store.transaction() as db:
+        with self._file.transaction() as db:
             if db.execute(sql, parameters).rowcount == 0:
                 raise _missing(conversation_id)
 
@@ -194,8 +196,8 @@ def _refusal(reason: str, ways: Sequence[Sequence[str]]) -> Refusal:
 
 
 def turns(messages: Sequence[Turn]) -> builtins.list[dict[str, str]]:
-    """Messages as a prompt takes them: earlier questions without an answer are left out."""
-    followers = [*(message.role for message in messages[1:]), "assistant"]  # the last question is to be answered
+    """Turn messages into the turns of a prompt, without earlier questions that have no answer."""
+    followers = [*(message.role for message in messages[1:]), "assistant"]  # the last question will get its answer
     return [
         {"role": message.role, "content": message.text}
         for message, follower in zip(messages, followers, strict=False)

@@ -1,183 +1,50 @@
-"""The store: one SQLite file for documents, saved prefixes, conversations and runs.
-
-Threads share one connection behind one lock: calls take microseconds to milliseconds, slow work (tensor files,
-checksums) runs outside the lock, and a page's pool of short-lived threads leaves no connections behind. Processes share
-the file: write-ahead log, a busy time-out, and writes that begin with `BEGIN IMMEDIATE`, so none fails half-way for a
-lock. A store does not survive `fork`; open a new one in the child.
-"""
+"""The store: one SQLite file for documents, saved prefixes, conversations and runs."""
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from sqlite_utils import Database
-
-from pitlane.storage import migrations
 from pitlane.storage.conversations import Conversations
 from pitlane.storage.documents import Documents
-from pitlane.storage.errors import StorageError, reason_of
+from pitlane.storage.errors import StorageError
 from pitlane.storage.home import home
 from pitlane.storage.prefixes import Prefixes
 from pitlane.storage.runs import Runs
-from pitlane.storage.types import storable
-
-BUSY_SECONDS = 10.0
-_LEAST_BYTES = 1 << 20
-_SPACE = "files of saved KV beside it, in `prefixes`, may be deleted"
+from pitlane.storage.sqlite_file import SqliteFile
 
 
-class Store:
-    """Everything Pitlane keeps. Safe to use from several threads and processes."""
+class Store(SqliteFile):
+    """All stored data of Pitlane. Several threads and processes may use it at the same time."""
 
     def __init__(self, path: Path | None = None, *, quota_bytes: int | None = None) -> None:
-        """Open or make the database at `path` (default: pitlane.db in the data folder); prefixes lie beside it.
+        """Open or create the database at `path` (default: pitlane.db in the data folder); prefixes lie beside it.
 
-        quota_bytes: prefixes are trimmed to it now and before each save. None: nothing is trimmed now.
+        quota_bytes: prune prefixes to this size now and before each save. None: prune to the default quota, on saves only.
         """
-        self.path = (path if path is not None else home() / "pitlane.db").absolute()
-        self._lock = threading.RLock()
-        with self._named_errors():
-            self._db = _open(self.path)
-        # Each database its own folder: files without a row are deleted, so two may not share one.
+        super().__init__((path if path is not None else home() / "pitlane.db").absolute())
+        # Opening deletes files without a row, so two databases must not share a folder.
         folder = "prefixes" if self.path.name == "pitlane.db" else f"{self.path.stem}-prefixes"
         try:
-            self.documents = Documents(self)
             self.prefixes = Prefixes(self, self.path.parent / folder, quota_bytes=quota_bytes)
-            self.conversations = Conversations(self)
+            self.documents = Documents(self, self.prefixes)
+            self.conversations = Conversations(self, self.documents)
             self.runs = Runs(self)
         except BaseException:
-            self._db.close()
+            super().close()
             raise
 
-    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Run a query and return its rows as dictionaries."""
-        with self._lock, self._named_errors():
-            cursor = self._db.execute(
-                sql, [storable(value) if isinstance(value, str) else value for value in parameters]
-            )
-            names = [column[0] for column in cursor.description]
-            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-
-    @contextmanager
-    def transaction(self) -> Iterator[Any]:
-        """Hold the write lock of all threads and processes; commit at the end, roll back on an error. Nests."""
-        with self._lock, self._named_errors():
-            if self._db.conn.in_transaction:
-                yield self._db
-                return
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.commit()
-            except BaseException:
-                self._db.rollback()
-                raise
-
     def close(self) -> None:
-        """Write what is pending and close the file. May be called twice."""
+        """Write the pending dates of last use and close the file. May be called twice."""
         with self._lock:
-            with suppress(StorageError, sqlite3.ProgrammingError):  # closed before, or: only dates of last use are lost
+            with suppress(StorageError, sqlite3.ProgrammingError):  # closed already, or only dates of last use are lost
                 self.prefixes.flush()
-            self._db.close()
+            super().close()
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-    @contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            # Subclasses other than OperationalError (integrity, programming) are our own mistakes: let them through.
-            if type(error) not in (sqlite3.DatabaseError, sqlite3.OperationalError):
-                raise
-            raise StorageError(_explain(self.path, error)) from error
-
-
-def _open(path: Path) -> Any:
-    connection = None
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        connection = sqlite3.connect(str(path), timeout=BUSY_SECONDS, check_same_thread=False)
-        db = Database(connection, execute_plugins=False)
-        _use_wal(connection)
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        _migrate(db, path)
-        return db
-    except BaseException as error:
-        if connection is not None:
-            connection.close()
-        if isinstance(error, OSError):
-            raise StorageError(f"cannot open {path} ({reason_of(error)}); set PITLANE_HOME to another folder") from None
-        raise
-
-
-def _use_wal(connection: sqlite3.Connection) -> None:
-    """Switch to the write-ahead log; SQLite ignores the busy time-out here, so wait by hand."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-
-
-def _migrate(db: Any, path: Path) -> None:
-    newer = migrations.unknown(db)
-    if newer:
-        raise StorageError(
-            f"{path} was written by a newer Pitlane (it has {newer[-1]}); "
-            "upgrade Pitlane, or set PITLANE_HOME to another folder"
-        )
-    if not migrations.pending(db):
-        return
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        migrations.apply(db)
-        db.commit()
-    except BaseException:
-        db.rollback()
-        raise
-
-
-def _explain(path: Path, error: sqlite3.DatabaseError) -> str:
-    """What happened, and the way out. Only damage that SQLite has found itself is called damage."""
-    reason = str(error)
-    elsewhere = "or set PITLANE_HOME to another folder"
-    if "locked" in reason or "busy" in reason:
-        return f"{path} is in use by another process (waited {BUSY_SECONDS:.0f} s); try again, or close the other one"
-    if "full" in reason or ("I/O" in reason and _is_full(path.parent)):
-        return f"{path} cannot be written ({reason}): the disk is full; free some space ({_SPACE}), {elsewhere}"
-    if "I/O" in reason:
-        return (
-            f"{path} cannot be read or written ({reason}): the disk or your share of it may be full, or it fails; "
-            f"free some space ({_SPACE}), {elsewhere}"
-        )
-    if "readonly" in reason or "unable to open" in reason or "denied" in reason:
-        return f"{path} cannot be opened for writing ({reason}); check its permissions and its disk, {elsewhere}"
-    if "malformed" in reason or "not a database" in reason or "no such table" in reason or "no such column" in reason:
-        return f"{path} is damaged or not a Pitlane database ({reason}); move it away to start with an empty one"
-    return f"{path} cannot be used ({reason}); try again, {elsewhere}"
-
-
-def _is_full(folder: Path) -> bool:
-    """Whether a folder's disk has no room for the smallest files of SQLite."""
-    try:
-        return shutil.disk_usage(folder).free < _LEAST_BYTES
-    except OSError:
-        return False

@@ -1,10 +1,10 @@
-"""The root of all errors that a user can cause, and those of storage and of documents. Messages are one line.
+"""The root of all errors that a user can cause, and the errors of storage and documents. A message is one line.
 
-PitlaneError                 engine/errors.py grows further branches
-├── StorageError             the database, the home folder or a file in it cannot be used
-│   ├── NotFound             no stored thing of that name; lists the known
-│   └── PrefixMismatch       a saved prefix is not what its row says: discard it and compute it again
-└── DocumentError            a file given as a document cannot be read as one
+PitlaneError                 engine/errors.py adds further branches
+├── StorageError             the database, the data folder or a file in it cannot be used
+│   ├── NotFound             nothing stored has this name; the message lists the known names
+│   └── PrefixMismatch       a saved prefix does not match its row: discard it and compute it again
+└── DocumentError            a file cannot be read as a document
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ FORBIDDEN = (errno.EACCES, errno.EPERM)
 
 
 class PitlaneError(Exception):
-    """Root of everything a user can cause: what, the value, what to do."""
+    """Root of all errors that a user can cause. A message says what failed, shows the value, and says what to do."""
 
 
 class StorageError(PitlaneError):
-    """The database, the home folder or a file in it cannot be used."""
+    """The database, the data folder or a file in it cannot be used."""
 
 
 class NotFound(StorageError):
-    """No stored thing of that name."""
+    """Nothing stored has this name."""
 
 
 class PrefixMismatch(StorageError):
-    """A saved prefix is missing, damaged or of another kind than its row says."""
+    """A saved prefix is missing, damaged, or does not match its row."""
 
 
 class DocumentError(PitlaneError):
-    """A file given as a document cannot be read as one."""
+    """A file cannot be read as a document."""
 
 
 def reason_of(error: OSError) -> str:
-    """Why the system refused a file, and what to do about it."""
+    """The reason of the operating system for an error, and what to do about it."""
     reason = error.strerror or str(error)
     if error.errno in FULL:
         return f"{reason}: the disk is full, or your share of it; free some space"

@@ -1,4 +1,4 @@
-"""Where Pitlane keeps its data: PITLANE_HOME, or else the platform's user data folder."""
+"""The folder for Pitlane's data: PITLANE_HOME, or else the platform's user data folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pitlane.storage.errors import StorageError, reason_of
 
 
 def home() -> Path:
-    """Return the data folder, made on demand and readable by its owner only."""
+    """Return the data folder. Create it if it is missing, readable by its owner only."""
     given = os.environ.get("PITLANE_HOME")
     folder = Path(given).expanduser() if given else platformdirs.user_data_path("pitlane", appauthor=False)
     try:

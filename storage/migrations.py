@@ -1,6 +1,6 @@
-"""The database's schema, as steps. Append only: a step that was released is never edited, a change is a new step.
+"""The database's schema, as migration steps. A released step is never edited; a change of the schema is a new step.
 
-sqlite-utils records which steps a database has; `unknown` tells a database that a newer Pitlane has written.
+sqlite-utils records the steps that a database has. `unknown` finds steps of a newer Pitlane.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ _migrations = Migrations("pitlane")
 
 
 def migration(step: Step) -> Step:
-    """Register a step; its name is its identity."""
+    """Register a step. The function's name identifies it in the database."""
     return cast(Step, _migrations()(step))
 
 
 def apply(db: Any) -> None:
-    """Run the steps that this database lacks. Call it inside a transaction: then several processes may open at once."""
+    """Run the steps that this database lacks. Call it in a transaction, so that several processes can open the database."""
     _migrations.apply(db)
 
 
 def pending(db: Any) -> bool:
-    """True where `apply` would change something."""
+    """True if `apply` would run a step."""
     return bool(_migrations.pending(db))
 
 
 def unknown(db: Any) -> list[str]:
-    """Names of applied steps that this version does not know."""
+    """Names of applied steps that this version does not have."""
     names = [step.name for step in _migrations.applied(db)]
     known = {step.name for step in _migrations.pending(_Empty())}
     return [name for name in names if name not in known]
 
 
 class _Empty:
-    """Stands for a database without steps, so that `pending` names them all."""
+    """An empty database for `pending`, which then returns all steps."""
 
     def __getitem__(self, name: str) -> _Empty:
         return self
@@ -49,18 +49,18 @@ class _Empty:
 
 @migration
 def m001_initial(db: Any) -> None:
-    """Documents with pages, saved prefixes, conversations with searchable messages, runs."""
+    """Create documents with pages, saved prefixes, conversations with searchable messages, and runs."""
     db.executescript(_INITIAL)
     db["messages"].enable_fts(["text"], create_triggers=True)
 
 
 @migration
 def m002_refusals(db: Any) -> None:
-    """Why a question has no answer, kept with its message."""
+    """Add to a message the reason why it has no answer."""
     db.execute("ALTER TABLE messages ADD COLUMN refusal TEXT")
 
 
-# AUTOINCREMENT: an id that another tab still holds must never come to name a new row.
+# AUTOINCREMENT: SQLite never uses an id again. Another tab may still hold the id of a deleted row.
 _INITIAL = """
 CREATE TABLE documents (
     id TEXT PRIMARY KEY,

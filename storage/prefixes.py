@@ -1,10 +1,10 @@
-"""Saved prefixes: KV of a prompt's leading blocks, a row in SQLite and a safetensors file each.
+"""Saved prefixes: the KV of a prompt's leading blocks. A prefix is a row in SQLite and a safetensors file.
 
-Rows name files, and both change inside one write transaction: save renames then inserts, removal deletes the row then
-the file. So to every other process a file without a row is rubbish, and a row without a file is a crash; both are
-cleaned on open. Only temporary files are outside that rule, and get an hour's grace. Reading trusts nothing: size,
-checksum, metadata.
-Knows nothing of blocks, models or what the tensors mean; a fingerprint and a block hash are opaque text.
+Row and file change inside one write transaction: a save renames the file and inserts the row, a removal deletes the row
+and then the file. So a process that holds the write lock sees a file without a row, or a row without a file, only after a
+crash. Opening the store removes both, and temporary files of saves that are older than an hour.
+Loading checks size, checksum and metadata. Knows nothing of blocks, models or the meaning of the tensors: a fingerprint
+and a block hash are opaque text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pitlane.storage.types import SavedPrefix, storable
 if TYPE_CHECKING:
     import torch
 
-    from pitlane.storage.db import Store
+    from pitlane.storage.sqlite_file import SqliteFile
 
 FORMAT = "pitlane-prefix-1"
 DEFAULT_QUOTA_BYTES = 10 * 10**9
@@ -34,14 +34,14 @@ _COLUMNS = ", ".join(field.name for field in fields(SavedPrefix))
 
 
 class Prefixes:
-    """Save, find, load, pin and prune."""
+    """Save, find, load, pin and prune saved prefixes."""
 
-    def __init__(self, store: Store, folder: Path, *, quota_bytes: int | None = None) -> None:
-        """Use (and clean) `folder`, which belongs to this store alone; keep at most `quota_bytes` in it.
+    def __init__(self, file: SqliteFile, folder: Path, *, quota_bytes: int | None = None) -> None:
+        """Open `folder`, which belongs to this store alone, and clean it. Keep at most `quota_bytes` in it.
 
-        None: nothing is trimmed on opening, because another process may use a larger quota; saves keep to the default.
+        None: opening prunes nothing, because another process may use a larger quota; saves prune to the default quota.
         """
-        self._store = store
+        self._file = file
         self.folder = folder
         self.quota_bytes = DEFAULT_QUOTA_BYTES if quota_bytes is None else quota_bytes
         self._touched: dict[int, float] = {}
@@ -66,20 +66,20 @@ class Prefixes:
         title: str = "",
         document_hash: str | None = None,
     ) -> SavedPrefix:
-        """Save the KV of `token_ids`; what is saved already is returned as it is. Prunes to the quota first."""
-        known = self._intact(fingerprint, block_hash)
-        if known:
-            self._touch(known)
-            return known
+        """Save the KV of `token_ids`, after pruning to the quota. If it is saved already, return the saved prefix."""
+        saved = self._intact(fingerprint, block_hash)
+        if saved:
+            self._touch(saved)
+            return saved
         self._make_room(blobs.tensor_bytes(tensors))
         temporary = blobs.write(self.folder, tensors, _metadata(fingerprint, block_hash, len(token_ids)))
         try:
             num_bytes, checksum = temporary.stat().st_size, blobs.checksum(temporary)
             self._make_room(num_bytes)  # a file is larger than its tensors
-            with self._store.transaction() as db:
-                known = self._intact(fingerprint, block_hash)  # another process may have been faster
-                if known:
-                    return known
+            with self._file.transaction() as db:
+                saved = self._intact(fingerprint, block_hash)  # another process may have been faster
+                if saved:
+                    return saved
                 now, file = time.time(), _file_name(fingerprint, block_hash)
                 blobs.publish(temporary, self.folder / file)
                 row = {"fingerprint": fingerprint, "block_hash": block_hash, "num_tokens": len(token_ids)}
@@ -91,26 +91,26 @@ class Prefixes:
             blobs.remove(temporary)
 
     def find(self, fingerprint: str, block_hashes: Sequence[str]) -> builtins.list[SavedPrefix]:
-        """Return the saved prefixes whose hash is among these, the longest first; a file may still prove damaged."""
+        """Return the saved prefixes with these block hashes, longest first. `load` may still find a file damaged."""
         marks = ", ".join("?" * len(block_hashes))
         condition = f"fingerprint = ? AND block_hash IN ({marks}) ORDER BY num_tokens DESC"
-        found = self._where(condition, fingerprint, *block_hashes)
-        for prefix in found:
+        prefixes = self._where(condition, fingerprint, *block_hashes)
+        for prefix in prefixes:
             self._touch(prefix)
-        return found
+        return prefixes
 
     def load(self, prefix: SavedPrefix) -> dict[str, torch.Tensor]:
-        """Map a prefix's tensors after checking all that its row says; raise PrefixMismatch with the reason."""
+        """Map a prefix's tensors. Raises PrefixMismatch if size, checksum or metadata differ from its row."""
         path = self.folder / prefix.file
         try:
             size = path.stat().st_size
             if size != prefix.num_bytes:
                 raise PrefixMismatch(f"{path.name} has {size} bytes, {prefix.num_bytes} were saved")
-            found = blobs.checksum(path)
+            checksum = blobs.checksum(path)
         except OSError as error:
             raise PrefixMismatch(f"{path.name} is gone or cannot be read ({error.strerror})") from error
-        if found != prefix.checksum:
-            raise PrefixMismatch(f"{path.name} has the checksum {found[:12]}, {prefix.checksum[:12]} was saved")
+        if checksum != prefix.checksum:
+            raise PrefixMismatch(f"{path.name} has the checksum {checksum[:12]}, {prefix.checksum[:12]} was saved")
         tensors, metadata = blobs.read(path)
         for key, expected in _metadata(prefix.fingerprint, prefix.block_hash, prefix.num_tokens).items():
             if metadata.get(key) != expected:
@@ -118,48 +118,48 @@ class Prefixes:
         return tensors
 
     def token_ids(self, prefix: SavedPrefix) -> builtins.list[int]:
-        """The tokens whose KV was saved: a hit also compares them."""
-        rows = self._store.rows("SELECT token_ids FROM prefixes WHERE id = ?", (prefix.id,))
+        """Return the tokens whose KV was saved. The caller compares them with the prompt."""
+        rows = self._file.rows("SELECT token_ids FROM prefixes WHERE id = ?", (prefix.id,))
         ids = array("q", rows[0]["token_ids"] if rows else b"")
         if len(ids) != prefix.num_tokens:
             raise PrefixMismatch(f"{prefix.file} has {len(ids)} token ids in its row, {prefix.num_tokens} were saved")
         return ids.tolist()
 
     def discard(self, prefix: SavedPrefix) -> None:
-        """Drop a prefix, row and file; nothing happens if it was dropped or saved anew meanwhile."""
-        with self._store.transaction() as db:
+        """Delete a prefix, row and file. Does nothing if it was deleted, or deleted and saved again, meanwhile."""
+        with self._file.transaction() as db:
             if db.execute("DELETE FROM prefixes WHERE id = ?", (prefix.id,)).rowcount:
                 blobs.remove(self.folder / prefix.file)
         self._touched.pop(prefix.id, None)
 
     def list(self) -> builtins.list[SavedPrefix]:
-        """All saved prefixes, the latest used first."""
+        """Return all saved prefixes, most recently used first."""
         self.flush()
         return self._where("1 ORDER BY last_used DESC, id DESC")
 
     def pin(self, prefix_id: int, pinned: bool = True) -> None:
-        """Keep a prefix from being pruned, or let it go again."""
-        with self._store.transaction() as db:
+        """Protect a prefix from pruning, or end the protection."""
+        with self._file.transaction() as db:
             if not db.execute("UPDATE prefixes SET pinned = ? WHERE id = ?", (pinned, prefix_id)).rowcount:
                 raise self._missing(prefix_id)
 
     def remove(self, prefix_id: int) -> None:
         """Remove one prefix, pinned or not."""
-        found = self._where("id = ?", prefix_id)
-        if not found:
+        prefixes = self._where("id = ?", prefix_id)
+        if not prefixes:
             raise self._missing(prefix_id)
-        self.discard(found[0])
+        self.discard(prefixes[0])
 
     def remove_document(self, document_hash: str) -> None:
-        """Remove every prefix that was saved for a document."""
+        """Remove all prefixes of a document."""
         for prefix in self._where("document_hash = ?", document_hash):
             self.discard(prefix)
 
     def prune(self, max_bytes: int) -> builtins.list[SavedPrefix]:
-        """Remove the least recently used, never the pinned, until at most `max_bytes` are left; return the removed."""
+        """Remove the least recently used prefixes until at most `max_bytes` are left; return them. Keeps pinned prefixes."""
         self.flush()
         removed = []
-        with self._store.transaction():
+        with self._file.transaction():
             excess = self.total_bytes() - max_bytes
             for prefix in self._where("NOT pinned ORDER BY last_used, id") if excess > 0 else []:
                 if excess <= 0:
@@ -171,13 +171,13 @@ class Prefixes:
 
     def total_bytes(self) -> int:
         """Bytes of all saved prefixes."""
-        return int(self._store.rows("SELECT coalesce(sum(num_bytes), 0) AS total FROM prefixes")[0]["total"])
+        return int(self._file.rows("SELECT coalesce(sum(num_bytes), 0) AS total FROM prefixes")[0]["total"])
 
     def flush(self) -> None:
-        """Write the dates of last use, which `find` only notes: a hit shall cost no write."""
+        """Write the dates of last use. `find` only notes them in memory, so that a hit costs no write."""
         touched, self._touched, self._flushed = self._touched, {}, time.monotonic()
         if touched:
-            with self._store.transaction() as db:
+            with self._file.transaction() as db:
                 rows = [(when, key) for key, when in touched.items()]
                 db.conn.executemany("UPDATE prefixes SET last_used = ? WHERE id = ?", rows)
 
@@ -187,12 +187,13 @@ class Prefixes:
             self.flush()
 
     def _intact(self, fingerprint: str, block_hash: str) -> SavedPrefix | None:
-        """The saved prefix if its file has the right size (the checksum is for `load`)."""
-        found = self._where("fingerprint = ? AND block_hash = ?", fingerprint, block_hash)
+        """The saved prefix if its file has the right size; `load` checks the checksum."""
+        prefixes = self._where("fingerprint = ? AND block_hash = ?", fingerprint, block_hash)
         try:
-            return found[0] if found and (self.folder / found[0].file).stat().st_size == found[0].num_bytes else None
+            has_file = bool(prefixes) and (self.folder / prefixes[0].file).stat().st_size == prefixes[0].num_bytes
         except OSError:
             return None
+        return prefixes[0] if has_file else None
 
     def _make_room(self, num_bytes: int) -> None:
         pinned = sum(prefix.num_bytes for prefix in self._where("pinned"))
@@ -204,19 +205,19 @@ class Prefixes:
         self.prune(self.quota_bytes - num_bytes)
 
     def _clean(self) -> None:
-        """Drop rows without files, files without rows, and temporary files of saves that died."""
-        with self._store.transaction():
+        """Delete rows without files, files without rows, and old temporary files."""
+        with self._file.transaction():
             for prefix in self._where("1"):
                 if not (self.folder / prefix.file).is_file():
                     self.discard(prefix)
-            named = {prefix.file for prefix in self._where("1")}
+            saved_files = {prefix.file for prefix in self._where("1")}
             for path in self.folder.iterdir():
-                lost = path.suffix == ".safetensors" and path.name not in named
-                if lost or (blobs.temporary(path) and blobs.stale(path)):
+                has_no_row = path.suffix == ".safetensors" and path.name not in saved_files
+                if has_no_row or (blobs.temporary(path) and blobs.stale(path)):
                     blobs.remove(path)
 
     def _where(self, condition: str, *parameters: Any) -> builtins.list[SavedPrefix]:
-        rows = self._store.rows(f"SELECT {_COLUMNS} FROM prefixes WHERE {condition}", parameters)
+        rows = self._file.rows(f"SELECT {_COLUMNS} FROM prefixes WHERE {condition}", parameters)
         return [SavedPrefix(**{**row, "pinned": bool(row["pinned"])}) for row in rows]
 
     def _missing(self, prefix_id: int) -> NotFound:

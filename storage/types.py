@@ -1,7 +1,7 @@
 """Plain data of the storage room: documents as loaders return them, and rows as the store returns them.
 
-Knows no database, no file and no tensor. Times are Unix seconds. `Document.text` is the one rendering of a document in
-a prompt; saved prefixes depend on every byte of it, so a change here invalidates them all.
+Knows no database, no file and no tensor. Times are Unix seconds. `Document.text` is how a document appears in every
+prompt. Saved prefixes depend on each byte of it, so a change here makes all of them useless.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 MAX_PAGES = 5_000
 MAX_CHARS = 20_000_000
 
-# Names that chat templates and tokenizers give to their own marks; the list errs on the side of replacing too much.
+# Names of the marks of chat templates and tokenizers. A name too many is harmless: only a `<` of the text changes.
 _MARK_NAMES = (
     r"documents?|s|bos|eos|pad|unk|mask|think|thinking|reasoning|answer|user|assistant|system|(?:start|end)_of_turn"
     r"|(?:begin|end)_of_\w+|(?:im|fim)_\w+|\w*tool\w*|image_?\w*|<SYS>"
@@ -23,12 +23,12 @@ _NAMED = rf"\s*/?\s*(?:{_MARK_NAMES})(?:\s[^<>\n]{{0,200}})?\s*>"
 _BARRED = r"[|｜][^<>\n]{0,100}[|｜]>"
 _MARK = re.compile(rf"<(?={_NAMED}|{_BARRED})", re.IGNORECASE)
 _OPEN_FRAME = re.compile(r"<(?=\s*/?\s*document\b)", re.IGNORECASE)
-_LONE = re.compile("[\\ud800-\\udc7f\\udd00-\\udfff]")  # those that stand for no byte
+_LONE = re.compile("[\\ud800-\\udc7f\\udd00-\\udfff]")  # lone surrogates, except the 128 that stand for a byte
 _BRACKET = re.compile(r"\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w+)\]|p\. \d+\])")
 
 
 def neutralise(text: str) -> str:
-    """Make text unable to close its frame, pose as a special token or forge a page marker.
+    """Change marks in a document's text that could end its frame, or look like a special token or a page marker.
 
     Only the opening character changes (`<` to `‹`, `[` to `［`), so the text keeps its length and stays readable.
     """
@@ -36,20 +36,24 @@ def neutralise(text: str) -> str:
 
 
 def whole_text(text: str) -> str:
-    """Text without lone surrogates. A C locale turns UTF-8 bytes into surrogates; these become the letters again.
+    """Return text without lone surrogates.
 
-    Bytes that are no UTF-8 become U+FFFD, other lone surrogates question marks.
+    Python in a C locale reads UTF-8 bytes as surrogates: they become letters again, or U+FFFD if the bytes are no UTF-8.
+    Other lone surrogates become question marks.
     """
     return _LONE.sub("?", text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def storable(text: str) -> str:
-    """Text that can be written as UTF-8, without NUL."""
+    """Return text that SQLite can store: valid UTF-8 without NUL."""
     return whole_text(text.replace("\0", ""))
 
 
 def utf16_without_mark(data: bytes) -> str | None:
-    """The encoding of bytes that are UTF-16 without a mark: in Latin text, most first or most second bytes are zero."""
+    """The encoding of UTF-16 data that has no byte order mark; None for other data.
+
+    Recognises Latin text, where most first bytes (big endian) or most second bytes (little endian) are zero.
+    """
     sample = data[:4096]
     zeros = sample[::2].count(0), sample[1::2].count(0)
     if len(sample) < 4 or max(zeros) * 10 < len(sample) * 3 or min(zeros) * 50 > len(sample):
@@ -68,7 +72,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a loader makes of a file. `content_hash` is the SHA-256 of the file's bytes, in hex."""
+    """The text of a file, as a loader read it. `content_hash` is the SHA-256 of the file's bytes, in hex."""
 
     title: str
     mime: str
@@ -77,14 +81,14 @@ class Document:
 
     @property
     def text(self) -> str:
-        """The document as it stands in a prompt: framed, page markers from 1, the same bytes each time."""
+        """The document as it appears in a prompt: in a frame, with page markers from 1, always the same bytes."""
         title = neutralise(" ".join(self.title.split())).replace('"', "'")
         pages = "\n\n".join(f"[p. {page.index + 1}]\n{neutralise(page.text)}" for page in self.pages)
         return f'<document title="{title}">\n{pages}\n</document>'
 
     @property
     def num_chars(self) -> int:
-        """Characters of text, without the frame and the markers."""
+        """Characters of text, without frame and page markers."""
         return sum(len(page.text) for page in self.pages)
 
 
@@ -103,7 +107,7 @@ class StoredDocument:
 
 @dataclass(frozen=True, slots=True)
 class SavedPrefix:
-    """A row about KV in a safetensors file. `block_hash` is that of the last block; it stands for all tokens before."""
+    """A row about KV in a safetensors file. `block_hash`: hash of the last block, which depends on all tokens before it."""
 
     id: int
     fingerprint: str
@@ -121,7 +125,7 @@ class SavedPrefix:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a question has no answer. ways: what would help, as pairs of a verb and its target (`turn_off`, plugin)."""
+    """Why a question has no answer. ways: remedies, as pairs of a verb and its target (`turn_off`, plugin)."""
 
     reason: str
     ways: tuple[tuple[str, str], ...] = ()
@@ -129,9 +133,9 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `token_ids` are what the model saw or produced, where known.
+    """One turn of a conversation. token_ids: the tokens that the model saw or produced, if known.
 
-    refusal: of a question, why it has no answer; of an answer, why it could not be made again.
+    refusal: why a question has no answer, or why an answer could not be made again.
     """
 
     id: int
@@ -146,7 +150,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation; `messages` and `document_ids` are filled by `get`, and empty in lists."""
+    """A conversation. `get` fills `messages` and `document_ids`; lists leave them empty."""
 
     id: str
     title: str
@@ -160,7 +164,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class SearchHit:
-    """A place where searched words stand; `message_id` is None where the title matched. Matches are in [brackets]."""
+    """A search result. message_id: None if the title matched. snippet: the matching text, its words in [brackets]."""
 
     conversation_id: str
     message_id: int | None
@@ -170,7 +174,7 @@ class SearchHit:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The stats of one finished request (DESIGN.md section 7)."""
+    """The stats of one finished request."""
 
     id: int
     created: float

@@ -64,7 +64,7 @@ def make_engine(own_home: Path) -> Iterator[Callable[..., Any]]:
     yield make
     for engine in made:
         engine.close()
-        for lane in engine.lanes.values():
+        for lane in engine.lanes.all:
             lane.pool.check_integrity(())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -26,26 +27,35 @@ ALLOWED = {
     "api": {"engine", "storage.types", "storage.errors"},
     "plugins": {"", "kernels", "storage", "plugins"},
     "training": {"", "kernels", "storage", "training"},
-    "ui": {"", "testing", "engine", "plugins", "kernels", "storage", "training", "ui"},
+    "ui": {"", "models", "testing", "plugins", "kernels", "storage", "training", "ui"},
     "examples": {"", "training"},
 }
 FILES = [path for room in ALLOWED for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts]
 
 
+def is_module(name: str) -> bool:
+    """Whether `pitlane.<room>.…` is a module of its own, not a name in one."""
+    path = ROOT.joinpath(*name.split(".")[1:])
+    return name.startswith("pitlane.") and (path.with_suffix(".py").is_file() or (path / "__init__.py").is_file())
+
+
 def imported(path: Path) -> set[str]:
     """Names below `pitlane` that a file imports: `engine.pool`, '' for the face."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [node.module or ""]
-        found |= {name.removeprefix("pitlane").removeprefix(".") for name in names if name.split(".")[0] == "pitlane"}
+            submodules = [
+                f"{node.module}.{alias.name}" for alias in node.names if is_module(f"{node.module}.{alias.name}")
+            ]
+            names = submodules if len(submodules) == len(node.names) else [node.module or "", *submodules]
+        modules |= {name.removeprefix("pitlane").removeprefix(".") for name in names if name.split(".")[0] == "pitlane"}
         bare = {name.split(".")[0] for name in names} & (set(ROOMS) - {"api"})
         assert not bare, f"{path}: import {bare} as pitlane.<room>"
-    return found
+    return modules
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -54,6 +64,33 @@ def test_imports_run_one_way(path: Path) -> None:
     for name in imported(path):
         ok = any(name == allowed or (allowed and name.startswith(allowed + ".")) for allowed in ALLOWED[room])
         assert ok, f"{path.relative_to(ROOT)} may not import pitlane.{name}"
+
+
+def installed() -> dict[str, Path]:
+    """Installed modules by name below `pitlane`; '' is the face."""
+    result = {}
+    for room, folder in ROOMS.items():
+        for path in (ROOT / folder).rglob("*.py") if folder else (ROOT / room).rglob("*.py"):
+            parts = [*([folder] if folder else []), *path.relative_to(ROOT / (folder or room)).with_suffix("").parts]
+            result[".".join(parts).removesuffix("__init__").rstrip(".")] = path
+    return result
+
+
+def test_there_is_no_import_cycle() -> None:
+    """Imports for type checkers and inside functions count too. The face names its own members, so it is left out."""
+    paths = {name: path for name, path in installed().items() if name}
+    edges = {name: imported(path) & set(paths) - {name} for name, path in paths.items()}
+    assert len(edges) > 150 and edges["engine.engine"] >= {"engine.loop", "engine.lanes"}
+    TopologicalSorter(edges).prepare()  # raises CycleError, which names the cycle
+
+
+def test_the_engine_names_no_plugin() -> None:
+    """Apart from the list of built-in modules: a plugin is known by its hooks alone."""
+    names = [path.stem for path in (ROOT / "plugins").glob("*.py") if path.stem != "__init__"] + ["prefix_cache"]
+    for path in (ROOT / "engine").rglob("*.py"):
+        strings = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+        named = [name for name in names if name in strings]
+        assert not named, f"{path.relative_to(ROOT)} names {named}"
 
 
 def test_optimisations_do_not_import_each_other() -> None:

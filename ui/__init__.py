@@ -1,1 +1,1 @@
-"""People's side: command line, page, bench. Imports every other room; nothing imports it."""
+"""The user's side: command line, page, bench. It knows the engine through the face alone; no other room imports it."""

@@ -1,7 +1,7 @@
-"""What the page does with the engine: answers out, documents' KV computed ahead, and which request is known by which key.
+"""Requests of the page to the engine: answers, and the KV of documents computed before the first question.
 
-Knows no Gradio and no HTML. One `Desk` serves all tabs. An answer's key is its conversation, so every tab that shows the
-conversation can stop it; a prefill's key is its tab.
+Knows no Gradio and no HTML. One `Desk` serves all tabs. A request has a key by which it is stopped. The key of an answer is its
+conversation, so every tab that shows the conversation can stop the answer. The key of a prefill is its tab.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from dataclasses import dataclass, field, replace
 from threading import Lock, Thread
 from typing import Any
 
-from pitlane.engine.engine import Engine
-from pitlane.engine.plan.plan import Plan
-from pitlane.engine.stream import Stream
-from pitlane.engine.types import PrefillProgress, Result, SamplingParams, TextDelta
+from pitlane import Engine, Plan, PrefillProgress, Result, SamplingParams, Stream, TextDelta
 from pitlane.storage.conversations import turns
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound, PitlaneError
@@ -31,10 +28,10 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """How a question is to be answered. It is the conversation's last message, unless one of these is given:
+    """How to answer a question. The question is the conversation's last message, except in two cases.
 
-    replaced: the answer that is asked for again. edited: the question that `text` stands in place of. Both stay in the
-    store until the new answer is there.
+    replaced: this answer is generated again. edited: `text` replaces this question. The replaced messages stay in the store until
+    the new answer is complete.
     """
 
     settings: Mapping[str, Mapping[str, Any]]
@@ -46,7 +43,7 @@ class Ask:
     text: str = ""
 
     def messages(self, conversation: Conversation) -> tuple[Message, ...]:
-        """The messages to answer: those that are kept, and the new question."""
+        """The messages to answer: the messages before the change, and the new question."""
         changed = self.edited or self.replaced
         if changed is None:
             return conversation.messages
@@ -58,21 +55,21 @@ class Ask:
 
 @dataclass(slots=True)
 class Running:
-    """A request from the moment it is asked for; it has a stream once it is with the engine."""
+    """A request of the page. It has no stream until the engine has accepted it."""
 
     stream: Stream | None = None
     is_stopped: bool = False
     _lock: Lock = field(default_factory=Lock)
 
     def follow(self, stream: Stream) -> None:
-        """Belong to this stream; stop it if a stop came before."""
+        """Take the request's stream; abort it if `stop` was called before."""
         with self._lock:
             self.stream = stream
             if self.is_stopped:
                 stream.abort()
 
     def stop(self) -> None:
-        """Stop the compute; the reader gets the text that there is."""
+        """Abort the request; its reader gets the text so far."""
         with self._lock:
             self.is_stopped = True
             if self.stream is not None:
@@ -91,13 +88,13 @@ class Desk(Library):
     # ---- requests
 
     def begin(self, key: Key) -> Running:
-        """Make a request known, so that `stop` reaches it before the engine has it."""
+        """Register a request, so that `stop` reaches it before the engine has accepted it."""
         with self._lock:
             running = self._running[key] = Running()
         return running
 
     def stop(self, key: Key) -> None:
-        """Stop the compute of a request; its reader gets what there is."""
+        """Abort the request of this key; its reader gets the text so far."""
         with self._lock:
             running = self._running.get(key)
         if running is not None:
@@ -105,7 +102,7 @@ class Desk(Library):
 
     @contextmanager
     def _requested(self, key: Key) -> Iterator[Running]:
-        """A request from here to the end of the block; it may have been made known before."""
+        """Register a request, unless `begin` has done so, and remove it at the end of the block."""
         with self._lock:
             running = self._running.setdefault(key, Running())
         try:
@@ -119,9 +116,9 @@ class Desk(Library):
     # ---- documents
 
     def prefill(self, key: Key, document_ids: Sequence[str], ask: Ask) -> Iterator[float]:
-        """Compute the KV of documents ahead of the first question; the share that is done. Stopped by `stop(key)`."""
+        """Compute the KV of documents before the first question. Yields the computed share; `stop(key)` ends it."""
         plan = self.engine.plan(ask.settings)
-        if "match_prefix" not in plan.hooks:  # nothing would keep what is computed
+        if "match_prefix" not in plan.hooks:  # no plugin of the plan would keep the KV
             return
         self.begin(key)
         with self._requested(key) as running:
@@ -133,13 +130,13 @@ class Desk(Library):
                     yield event.num_computed_tokens / event.num_prompt_tokens
 
     def prepare(self, plan: Plan) -> None:
-        """Open a plan's lane in the background, if its weights are there: the next answer need not wait for timed forwards."""
+        """Open a plan's lane in the background if its weights are loaded, so that the next answer need not wait for it."""
 
         def open_lane() -> None:
-            with suppress(PitlaneError):  # it is raised, and shown, when somebody asks
+            with suppress(PitlaneError):  # the next question raises it again, and the page shows it then
                 self.engine.lane_of(plan)
 
-        if plan.lane_key in self.engine.lanes:
+        if self.engine.is_loaded(plan):
             Thread(target=open_lane, daemon=True).start()
 
     # ---- conversations
@@ -147,31 +144,32 @@ class Desk(Library):
     def used_tokens(
         self, messages: Sequence[Message], document_ids: Sequence[str], system: str | None
     ) -> tuple[int, int]:
-        """Tokens that a conversation takes in the context, and how many of them are documents'."""
+        """Tokens of a conversation in the context, and the number of them that belong to documents."""
         chat = self._chat(document_ids, turns(messages), system)
         prompt = chat.prompt() if chat.messages or chat.documents else None
-        inside = sum(segment.end - segment.start for segment in prompt.segments) if prompt else 0
-        return (len(prompt.token_ids) if prompt else 0), inside
+        if prompt is None:
+            return 0, 0
+        return len(prompt.token_ids), sum(segment.end - segment.start for segment in prompt.segments)
 
     def answer(self, key: Key, conversation_id: str, ask: Ask) -> Iterator[Live]:
-        """Answer a question, with every event; the text that there is at the end is stored.
+        """Answer a question. Yields its state after every event, then stores the answer.
 
-        Raises PitlaneError where there is no answer; the conversation is then as it was.
+        Raises PitlaneError if there is no answer; the conversation then stays unchanged.
         """
         with self._requested(key) as running:
             conversation = self.store.conversations.get(conversation_id)
             chat = self._chat(conversation.document_ids, turns(ask.messages(conversation)), ask.system, ask.thinking)
             plan = self.engine.plan(ask.settings)
-            live = Live(loading=plan.lane_key not in self.engine.lanes)
+            live = Live(loading=not self.engine.is_loaded(plan))
             yield live
             prompt = chat.prompt()
             stream = self.engine.submit(prompt, ask.sampling, plan=plan)
             running.follow(stream)
-            live.loading, live.total = False, len(prompt.token_ids)
+            live.total = len(prompt.token_ids)
             try:
                 yield live
                 yield from _followed(stream, live)
-            except GeneratorExit:  # the tab is gone
+            except GeneratorExit:  # the tab was closed
                 stream.abort()
                 with suppress(PitlaneError):
                     self._save(conversation, ask, stream.result())
@@ -180,18 +178,18 @@ class Desk(Library):
                 self._save(conversation, ask, live.result)
 
     def refuse(self, conversation_id: str, ask: Ask, refusal: Refusal) -> None:
-        """Keep why a question has no answer. An edited question that is refused goes behind the messages it would replace."""
+        """Store why a question has no answer. A refused edit is appended after the messages that it would have replaced."""
         conversations = self.store.conversations
         with self.store.transaction():
             last = conversations.get(conversation_id).messages[-1]
             if ask.edited is not None:
-                if ask.edited.id == last.id:  # it had no answer either
+                if ask.edited.id == last.id:  # the original question has no answer either
                     conversations.truncate(conversation_id, last.id)
                 last = conversations.append(conversation_id, "user", ask.text)
             conversations.refuse(conversation_id, last.id, refusal)
 
     def _save(self, conversation: Conversation, ask: Ask, result: Result) -> None:
-        """Store an answer, and only now remove the messages that it replaces. An answer without a token is none."""
+        """Store an answer in place of the messages that it replaces. Drop it if it was stopped before its first token."""
         stats = result.stats | {"finish_reason": result.finish_reason, "temperature": ask.sampling.temperature}
         self.store.runs.add(stats)
         if was_stopped_before_it_began(result):
@@ -222,7 +220,7 @@ class Desk(Library):
 
 
 def seed_of(message: Message | None) -> int | None:
-    """The seed an answer was made with, to be used again for a comparison."""
+    """The seed of an answer, for a comparison with the same seed."""
     return int(message.stats["seed"]) if message is not None and message.stats else None
 
 
@@ -232,9 +230,10 @@ def was_stopped_before_it_began(result: Result) -> bool:
 
 
 def _followed(stream: Stream, live: Live) -> Iterator[Live]:
-    """Fold each event into `live`."""
+    """Update `live` from every event of a stream."""
     first = 0.0
     for event in stream:
+        live.loading = False
         if isinstance(event, PrefillProgress):
             live.done, live.total, live.cached = (
                 event.num_computed_tokens,

@@ -1,7 +1,7 @@
-"""The page: `launch` serves it, `build_page` lays it out and joins widgets to the handlers of `ui/handlers.py`.
+"""The page: `launch` serves it, `build_page` makes its widgets and connects them to the handlers of `ui/handlers.py`.
 
-Three columns: conversations and documents, the thread, plugins. Nothing on it comes from or goes to another machine. A
-tab's state is ids and plain values; engine and store are shared by all tabs and live in the `Desk`.
+Three columns: conversations and documents, the thread, plugins. The page loads nothing from other machines and sends nothing to
+them. The state of a tab is ids and plain values; all tabs share one engine and one store in the `Desk`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from pitlane.engine.engine import Engine
+from pitlane import Engine
 from pitlane.storage.db import Store
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.answering import Desk
@@ -34,18 +34,19 @@ PORTS_TRIED = 20
 MAX_ANSWERS = 8  # answers at once; the engine batches them
 SYSTEM_FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-EVENTS = "open rename remove attach discard dismiss retry edit try turn_off take_out"  # what page.js makes of elements with data-do
+# Events that page.js raises on elements with data-do.
+EVENTS = "open rename remove attach discard dismiss retry edit try turn_off take_out"
 
 
 def launch(options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True) -> None:
     """Load the model, serve the page until Ctrl-C. Raises PitlaneError for whatever a user can cause."""
     port = free_port(host, port)
     with (
-        Store() as store,  # first: a home that cannot be used is said before a model is loaded
+        Store() as store,  # first, so that an unusable home is refused before a model is loaded
         options.build() as engine,
         tempfile.TemporaryDirectory(prefix="pitlane-uploads-") as uploads,
     ):
-        os.environ["GRADIO_TEMP_DIR"] = uploads  # a file lies here until it is read into the store
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # uploads stay here until they are in the store
         page = build_page(engine, store)
         note(engine.loader.describe_memory())
         print(f"Pitlane is at http://{host}:{port} (Ctrl-C ends it)", flush=True)
@@ -53,7 +54,7 @@ def launch(options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860,
 
 
 def serve(page: Any, *, host: str, port: int, open_browser: bool = False, block: bool = True) -> Any:
-    """Serve a built page: nothing shared, recorded or sent away. Returns what Gradio's launch returns."""
+    """Serve a built page with all of Gradio's sharing and monitoring off. Returns the result of Gradio's launch."""
     return page.queue(default_concurrency_limit=MAX_ANSWERS).launch(
         server_name=host,
         server_port=port,
@@ -75,7 +76,7 @@ def serve(page: Any, *, host: str, port: int, open_browser: bool = False, block:
 
 
 def free_port(host: str, port: int) -> int:
-    """The port, or one of the next few if it is taken; 0 finds any."""
+    """The given port, or the first free port of the next few; 0 takes any free port."""
     for candidate in range(port, port + PORTS_TRIED) if port else (0,):
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -91,7 +92,7 @@ def free_port(host: str, port: int) -> int:
 
 
 def theme() -> Any:
-    """Gradio's plainest theme with local fonts; colours are page.css's."""
+    """Gradio's plainest theme with local fonts; page.css sets the colours."""
     fonts = [gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), *map(gr.themes.Font, SYSTEM_FONTS)]
     mono = [
         gr.themes.LocalFont("IBM Plex Mono", weights=(400,)),
@@ -102,7 +103,7 @@ def theme() -> Any:
 
 
 def build_page(engine: Engine, store: Store) -> Any:
-    """The page over an engine and a store, as gr.Blocks that are not served yet."""
+    """Build the page over an engine and a store, as gr.Blocks that are not served yet."""
     desk = Desk(engine, store)
     with gr.Blocks(title="Pitlane", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         tab = gr.State(new_tab())
@@ -141,7 +142,7 @@ def _html(value: str, **options: Any) -> Any:
 
 
 def _acting(value: str, **options: Any) -> Any:
-    """HTML whose elements with data-do raise the events named in EVENTS."""
+    """HTML whose elements with data-do raise the events named in `EVENTS`."""
     names = " ".join(f"'{name}'" for name in EVENTS.split())
     return gr.HTML(
         value, js_on_load=f"window.pitlane.act(element, trigger); /* {names} */", apply_default_css=False, **options
@@ -207,10 +208,11 @@ def _right(engine: Engine) -> dict[str, Any]:
 
 
 def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
-    """Join events to handlers. Those that answer may run at once in several tabs; the rest take milliseconds.
+    """Connect events to handlers. Handlers that answer or read may run at the same time; all others take milliseconds.
 
-    An answer that begins changes `live`, and that is the event which draws it as it comes: Gradio runs one event of a widget after
-    the other. Questions may run side by side in one tab (`multiple`): each conversation has its own answer.
+    Gradio runs the events of one widget in sequence. So the event that asks does not draw the answer: the start of an answer
+    changes `live`, and the change event of `live` draws it. In one tab several questions may run at once (`multiple`), because
+    every conversation has its own answer.
     """
     quiet = QUIET | {"outputs": widgets.outputs}
     asking = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "answers", "trigger_mode": "multiple"}
@@ -245,7 +247,7 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
 
 
 def _keep(page: Any, handlers: Handlers, widgets: Widgets, anchor: Any, kept: Any) -> None:
-    """Keep in the browser, per tab, what a reload would lose: switches, options, sampling, documents before a question."""
+    """Keep the state of a tab in the browser over a reload: switches, options, sampling, documents of a new conversation."""
     inputs = [*widgets.sampling, *widgets.controls.inputs]
     names = json.dumps(handlers.value_names)
     js = f"(...values) => window.pitlane.keep({{ values: Object.fromEntries({names}.map((name, i) => [name, values[i]])) }})"

@@ -1,10 +1,11 @@
-"""Prompts from a JSON Lines file, answers to another: in order, one line each, and the same again goes on where it stopped.
+"""Prompts from a JSON Lines file, answers to another, in the same order. A second run continues where the first stopped.
 
-A line of prompts is an object with `prompt`, or just the text in quotes; `id` is copied to the answer, and sampling options
-(`max_tokens`, `temperature`, ...) hold for that line alone. A line of answers is the document of `run --json` with `line` (the
-number in the file of prompts), `id` and `key` (a digest of prompt and options), or with `error` instead of an answer. What a kill
-left of a line is taken off and that prompt answered again. So are prompts that failed: the new answers are added at the end, and
-when all are there the file is put in order. Knows no model and no terminal.
+A line of prompts is an object with `prompt`, or only the text in quotes. Its `id` is copied to the answer, and its sampling options
+(`max_tokens`, `temperature`, ...) hold for this line alone. A line of answers is the document of `run --json` with `line` (the line
+number of the prompt), `id` and `key` (a digest of prompt and options); it has `error` in place of an answer that failed.
+
+A killed run may leave a part of a line: it is cut off, and its prompt is answered again. Failed prompts are answered again too.
+New answers are appended, and at the end of a run the file is sorted. Knows no model and no terminal.
 """
 
 from __future__ import annotations
@@ -19,20 +20,17 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pitlane.engine.errors import BadOption, PitlaneError
+from pitlane import BadOption, PitlaneError, SamplingParams
 
 if TYPE_CHECKING:
-    from pitlane.engine.stream import Stream
-    from pitlane.engine.types import SamplingParams
+    from pitlane import Stream
 
-IN_FLIGHT = (
-    128  # requests handed to the engine ahead of the one whose answer is written next; twice as many as run at once
-)
+IN_FLIGHT = 128  # requests submitted before the next answer is written; the engine runs half as many at once
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One line of prompts. error: why it cannot be one."""
+    """One line of prompts. error: why the line is not a prompt."""
 
     line: int
     key: str
@@ -43,7 +41,7 @@ class Item:
 
 
 def read_items(path: Path, options: object) -> list[Item]:
-    """All lines that are not blank. options: whatever answers depend on beside the line itself; its repr enters the keys."""
+    """Read all lines that are not blank. options: everything else that answers depend on; its repr enters the keys."""
     if path.is_char_device():
         raise BadOption(f"{path} is a device; write the prompts to a file")
     items = []
@@ -68,30 +66,28 @@ def _item(number: int, key: str, raw: bytes) -> Item:
     unknown = value.keys() - {"prompt", "id"} - set(sampling_names())
     if unknown:
         known = ", ".join(["prompt", "id", *sampling_names()])
-        reason = f"{min(unknown)!r} is unknown; known are {known} (what is to be copied goes under id)"
+        reason = f"{min(unknown)!r} is unknown; known are {known} (put your own data under id)"
         return Item(number, key, error=reason)
     sampling = {name: value[name] for name in value.keys() - {"prompt", "id"}}
     return Item(number, key, prompt, value.get("id"), sampling)
 
 
 def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a number in JSON")
 
 
 def sampling_names() -> list[str]:
-    """Sampling options that a line may set."""
-    from pitlane.engine.types import SamplingParams
-
-    return [each.name for each in fields(SamplingParams) if each.name != "sample_index"]
+    """Names of the sampling options that a line may set."""
+    return [field.name for field in fields(SamplingParams) if field.name != "sample_index"]
 
 
 def sampling_of(item: Item, sampling: SamplingParams) -> SamplingParams:
-    """The command's sampling options with the line's own. Raises BadOption."""
+    """The sampling options of the command, changed by those of the line. Raises BadOption."""
     return replace(sampling, **item.sampling)
 
 
 class Answers:
-    """The file of answers, open for its next line. No other run may write it meanwhile. todo: the items without an answer."""
+    """The file of answers, open and locked against other runs. todo: the items without an answer."""
 
     def __init__(self, path: Path, items: list[Item]) -> None:
         self.path = path
@@ -103,31 +99,31 @@ class Answers:
             raise BadOption(f"{path} cannot be written: {error.strerror}; give another --out") from None
         try:
             _lock(self._file, path)
-            found = _Found.read(path, items)
-            self.todo = [item for item in items if item.line not in found.answered]
-            self._file.truncate(found.size)
+            contents = _Contents.read(path, items)
+            self.todo = [item for item in items if item.line not in contents.answered]
+            self._file.truncate(contents.size)
         except BaseException:
             self._file.close()
             raise
 
     def write(self, item: Item, answer: dict[str, Any]) -> None:
-        """Add one line, whole; raises BadOption where the disk has no room for it."""
+        """Append a line. Raises BadOption if the disk is full."""
         head = {"line": item.line, **({} if item.id is None else {"id": item.id}), "key": item.key}
         with _writing(self.path):
             self._file.write(json.dumps(head | answer).encode() + b"\n")
             self._file.flush()
 
     def put_in_order(self, items: list[Item]) -> None:
-        """Leave the last line of each item, in the order of the prompts; raises BadOption where the disk has no room for that."""
+        """Keep the last line of every item, in the order of the prompts. Raises BadOption if the disk is full."""
         path = self.path.resolve()
-        found = _Found.read(path, items)
-        if found.is_in_order:
+        contents = _Contents.read(path, items)
+        if contents.is_in_order:
             return
-        whole = b"".join(line for _, line in sorted(found.lines.items()))
+        lines = b"".join(line for _, line in sorted(contents.lines.items()))
         ordered = path.with_name(path.name + ".ordered")
         with _writing(self.path):
             try:
-                ordered.write_bytes(whole)
+                ordered.write_bytes(lines)
                 shutil.copymode(path, ordered)
                 ordered.replace(path)
             finally:
@@ -137,7 +133,7 @@ class Answers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # what could not be flushed was said
+        with suppress(OSError):  # `write` has reported that the disk is full
             self._file.close()
 
 
@@ -146,24 +142,26 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BadOption(f"{path} cannot be written: {error.strerror}; make room and run the same again") from None
+        raise BadOption(
+            f"{path} cannot be written: {error.strerror}; make room and run the same command again"
+        ) from None
 
 
 @dataclass(slots=True)
-class _Found:
-    """What a file of answers holds, by the line of the prompt.
+class _Contents:
+    """Contents of a file of answers, by the line number of the prompt.
 
-    size: bytes of all whole lines; a kill may have left a part of one more.
+    size: bytes of all complete lines; a killed run may have left a part of a line behind them.
     """
 
-    lines: dict[int, bytes] = field(default_factory=dict)  # the last of each prompt
-    answered: set[int] = field(default_factory=set)  # the others failed
+    lines: dict[int, bytes] = field(default_factory=dict)  # the last line of every prompt
+    answered: set[int] = field(default_factory=set)  # prompts that have an answer, not an error
     size: int = 0
     is_in_order: bool = True
 
     @classmethod
-    def read(cls, path: Path, items: list[Item]) -> _Found:
-        found, known = cls(), {item.line: item for item in items}
+    def read(cls, path: Path, items: list[Item]) -> _Contents:
+        contents, items_by_line = cls(), {item.line: item for item in items}
         for number, raw in enumerate(path.read_bytes().splitlines(keepends=True), 1):
             if not raw.endswith(b"\n"):
                 break
@@ -171,14 +169,14 @@ class _Found:
             with suppress(ValueError, RecursionError):
                 answer = json.loads(raw)
             line = answer.get("line") if isinstance(answer, dict) else None
-            item = known.get(line) if isinstance(line, int) else None
+            item = items_by_line.get(line) if isinstance(line, int) else None
             if item is None or (answer.get("key") != item.key and "error" not in answer):
                 raise BadOption(
-                    f"{path}: line {number} is no answer to these prompts under these options; "
+                    f"{path}: line {number} is not an answer to these prompts under these options; "
                     "give another --out, or delete it"
                 )
-            found._add(item.line, raw, "error" not in answer)
-        return found
+            contents._add(item.line, raw, "error" not in answer)
+        return contents
 
     def _add(self, line: int, raw: bytes, is_answer: bool) -> None:
         self.is_in_order = self.is_in_order and line > next(reversed(self.lines), 0)
@@ -191,7 +189,7 @@ class _Found:
 def _lock(file: BinaryIO, path: Path) -> None:
     try:
         import fcntl
-    except ImportError:  # not on Windows
+    except ImportError:  # Windows
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -200,14 +198,14 @@ def _lock(file: BinaryIO, path: Path) -> None:
 
 
 def answer_all(items: list[Item], submit: Callable[[Item], Stream]) -> Iterator[tuple[Item, dict[str, Any]]]:
-    """Answer all items; each with its answer or {"error": ...}, in order. submit: may raise PitlaneError."""
-    flying: deque[tuple[Item, Stream | str]] = deque()
+    """Answer all items in order. Yields every item with its answer or `{"error": ...}`. submit: may raise PitlaneError."""
+    in_flight: deque[tuple[Item, Stream | str]] = deque()
     for item in items:
-        if len(flying) == IN_FLIGHT:
-            yield _landed(*flying.popleft())
-        flying.append((item, item.error or _submitted(item, submit)))
-    while flying:
-        yield _landed(*flying.popleft())
+        if len(in_flight) == IN_FLIGHT:
+            yield _finished(*in_flight.popleft())
+        in_flight.append((item, item.error or _submitted(item, submit)))
+    while in_flight:
+        yield _finished(*in_flight.popleft())
 
 
 def _submitted(item: Item, submit: Callable[[Item], Stream]) -> Stream | str:
@@ -217,7 +215,7 @@ def _submitted(item: Item, submit: Callable[[Item], Stream]) -> Stream | str:
         return str(error)
 
 
-def _landed(item: Item, stream: Stream | str) -> tuple[Item, dict[str, Any]]:
+def _finished(item: Item, stream: Stream | str) -> tuple[Item, dict[str, Any]]:
     if isinstance(stream, str):
         return item, {"error": stream}
     try:

@@ -1,7 +1,7 @@
-"""What an answer's stats say, as HTML for the page: the stats line, the lap bar, the comparison, the context meter.
+"""The stats of an answer as HTML for the page: the stats line, the lap bar, the comparison, the context meter.
 
-Pure functions of the stats record (engine/stats.py) and of token ids; knows no Gradio, no engine and no store. All text
-is escaped here. What each plugin did is said by ui/effects.py.
+Pure functions of the stats record (engine/stats.py) and of token ids; knows no Gradio, no engine and no store. All text is escaped
+here. ui/effects.py says what a plugin did.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pitlane.engine.plan.plugin import EXACTNESS
+from pitlane import EXACTNESS
 from pitlane.testing import first_difference
 from pitlane.ui.effects import Roles, Stats, cost_ms, drafter_of, reason_html, replayed_tokens, work
 from pitlane.ui.render import milliseconds
@@ -19,9 +19,9 @@ NEAR_TIE = (
     "Identical plugins give the same tokens where arithmetic is exact enough (float64). In shorter types a forward over several "
     "tokens rounds differently from one over a single token, which can tip a choice between two nearly equal tokens."
 )
-CUT = {"length": "cut at the token limit", "aborted": "stopped"}  # ends that are not the answer's own
+CUT = {"length": "cut at the token limit", "aborted": "stopped"}  # finish reasons other than the model's own end
 COMPARED_KEYS = ("tokens_per_second", "ttft_ms", "completion_tokens", "cached_tokens")
-MIN_COMPARED_TOKENS = 32  # speeds of shorter answers differ by chance
+MIN_COMPARED_TOKENS = 32  # the speed of a shorter answer varies by chance
 
 
 def number(value: float) -> str:
@@ -30,7 +30,7 @@ def number(value: float) -> str:
 
 
 def dotted(parts: Iterable[str]) -> str:
-    """Pieces of a line with dots between them; page.css hides a dot that would begin a line."""
+    """Parts of a line with dots between them; page.css hides the dot at the beginning of a line."""
     return " ".join(f'<span><i class="dot">·</i> {part}</span>' for part in parts)
 
 
@@ -41,7 +41,7 @@ def badge(exactness: str) -> str:
 
 
 def stats_html(stats: Stats, roles: Roles, tools: str = "") -> str:
-    """All that stands under an answer: lap bar, stats line, plan chips, comparison with the answer before. tools: buttons."""
+    """Everything below an answer: lap bar, stats line, plan chips, comparison with the answer before. tools: HTML of buttons."""
     line = dotted(stat_parts(stats, roles))
     chips = "".join(f'<span class="chip">{escape(name)}</span>' for name in stats["plugins"]) or (
         '<span class="chip none">no plugins</span>'
@@ -53,7 +53,7 @@ def stats_html(stats: Stats, roles: Roles, tools: str = "") -> str:
 
 
 def stat_parts(stats: Stats, roles: Roles) -> list[str]:
-    """The stats line in pieces: tokens, times, what each plugin did."""
+    """The parts of the stats line: tokens, times, effects of plugins."""
     parts = [f"<b>{number(stats['prompt_tokens'])}</b> prompt"]
     if stats["cached_tokens"]:
         parts.append(f"<b>{number(stats['cached_tokens'])}</b> from cache")
@@ -75,12 +75,12 @@ def stat_parts(stats: Stats, roles: Roles) -> list[str]:
 
 
 def _ending(stats: Stats) -> str:
-    said = CUT.get(str(stats.get("finish_reason")))
-    return f'<span class="ending">{said}</span>' if said else ""
+    ending = CUT.get(str(stats.get("finish_reason")))
+    return f'<span class="ending">{ending}</span>' if ending else ""
 
 
 def lap_html(stats: Stats) -> str:
-    """The answer's time as a bar: waiting, reading, writing, and hatched behind it what the plugins bought."""
+    """The time of an answer as a bar: waiting, reading, writing; behind them, hatched, the time that plugins saved."""
     bought = sum(max(0.0, float(gain["ms"]) - cost_ms(stats, name)) for name, gain in stats["bought_ms"].items())
     spans = (
         ("queue", stats["queue_ms"], "waited"),
@@ -90,17 +90,17 @@ def lap_html(stats: Stats) -> str:
     )
     total = sum(ms for _, ms, _ in spans) or 1.0
     pieces = "".join(
-        f'<i class="{kind}" style="width:{100 * ms / total:.2f}%" title="{what}: {milliseconds(ms)}"></i>'
-        for kind, ms, what in spans
+        f'<i class="{kind}" style="width:{100 * ms / total:.2f}%" title="{label}: {milliseconds(ms)}"></i>'
+        for kind, ms, label in spans
         if ms > 0
     )
     return f'<div class="lap" role="img" aria-label="time of this answer">{pieces}</div>'
 
 
 def compare(before_ids: Sequence[int], before: Stats, after_ids: Sequence[int], after: Stats) -> dict[str, Any]:
-    """How an answer differs from the one it replaces: first differing token (None: none), figures and plugins of before.
+    """Compare an answer with the answer that it replaces: first differing token (None: no difference), figures, plugins.
 
-    An answer that was stopped, or cut at its limit, differs in no token from one that goes on behind it.
+    An answer that was stopped or cut at its limit does not differ from a longer answer that begins with the same tokens.
     """
     first = first_difference(before_ids, after_ids)
     shorter = before if len(before_ids) < len(after_ids) else after
@@ -116,13 +116,14 @@ def compare(before_ids: Sequence[int], before: Stats, after_ids: Sequence[int], 
 
 
 def compared_html(stats: Stats) -> str:
-    """The comparison with the answer that this one replaced, if there was one."""
+    """The comparison with the answer that this answer replaced; empty if it replaced none."""
     compared = stats.get("compared")
     if not compared:
         return ""
     first = compared["first_difference"]
     if first is None:
-        cut = f" as far as the shorter one goes, {compared['num_same']}" if compared.get("num_same") is not None else ""
+        num_same = compared.get("num_same")
+        cut = "" if num_same is None else f" as far as the shorter answer goes, {num_same}"
         parts = [f'<b class="good">same tokens as before</b>{cut}']
     else:
         seed = "" if compared["same_seed"] else "another seed, "
@@ -136,7 +137,7 @@ def compared_html(stats: Stats) -> str:
 
 
 def _compared_times(compared: Mapping[str, Any], stats: Stats) -> list[str]:
-    """Speed and TTFT beside those of before; a ratio only where the change of plugins can explain it."""
+    """Speed and TTFT of both answers; with a ratio only if the change of plugins can explain it."""
     before, replayed = compared["before"], replayed_tokens(stats)
     old, new = before["tokens_per_second"], stats["tokens_per_second"]
     num_tokens = min(stats["completion_tokens"], before.get("completion_tokens") or stats["completion_tokens"])
@@ -157,43 +158,43 @@ def _compared_times(compared: Mapping[str, Any], stats: Stats) -> list[str]:
             parts.append(f"<b>×{new / old:.2f}</b> tok/s, {old:.0f} → {new:.0f}")
     if before["ttft_ms"] is not None and not _is_same(compared, stats["plugins"]):
         had, has = before.get("cached_tokens", stats["cached_tokens"]), stats["cached_tokens"]
-        why = f" with {number(has)} tokens from cache instead of {number(had)}" if had != has else ""
-        parts.append(f"TTFT {milliseconds(before['ttft_ms'])} → <b>{milliseconds(stats['ttft_ms'])}</b>{why}")
+        reason = f" with {number(has)} tokens from cache instead of {number(had)}" if had != has else ""
+        parts.append(f"TTFT {milliseconds(before['ttft_ms'])} → <b>{milliseconds(stats['ttft_ms'])}</b>{reason}")
     return parts
 
 
 def _is_same(compared: Mapping[str, Any], plugins: Mapping[str, Any]) -> bool:
-    """Whether both answers had the same plugins with the same options (not noted in answers of earlier versions)."""
+    """Whether both answers had the same plugins and options. Answers of earlier versions have only names of plugins."""
     return bool(compared.get("same_settings", set(compared["plugins"]) == set(plugins)))
 
 
 def _changes(compared: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Which plugins an answer had beside those of the one before, and which it did without."""
+    """The plugins that were added since the answer before, and the plugins that were left out."""
     before = compared["plugins"]
     added, left_out = (", ".join(sorted(set(a) - set(b))) for a, b in ((after, before), (before, after)))
-    said = [f"{word} <em>{escape(names)}</em>" for word, names in (("with", added), ("without", left_out)) if names]
-    return " and ".join(said) or ("with the same plugins" if _is_same(compared, after) else "with other options")
+    parts = [f"{word} <em>{escape(names)}</em>" for word, names in (("with", added), ("without", left_out)) if names]
+    return " and ".join(parts) or ("with the same plugins" if _is_same(compared, after) else "with other options")
 
 
 def meter_html(used: int, document: int, context: int) -> str:
-    """Tokens used of the context, the documents' share in another tone."""
-    share, rest = (min(100.0, 100 * part / context) for part in (document, max(0, used - document)))
+    """The used part of the context as a bar, with the documents in another colour."""
+    share, chat = (min(100.0, 100 * part / context) for part in (document, max(0, used - document)))
     level = "full" if used >= context else "high" if used > 0.85 * context else ""
     title = f"{number(document)} tokens of documents, {number(max(0, used - document))} of conversation"
     return (
         f'<div class="meter {level}" title="{title}"><span class="bar"><i class="doc" style="width:{share:.2f}%"></i>'
-        f'<i class="chat" style="width:{min(rest, 100 - share):.2f}%"></i></span>'
+        f'<i class="chat" style="width:{min(chat, 100 - share):.2f}%"></i></span>'
         f"<span><b>{number(used)}</b> of {number(context)} tokens</span></div>"
     )
 
 
 def reading_html(done: int, total: int, cached: int) -> str:
-    """The prompt's progress before the first token."""
+    """Progress of the prefill."""
     percent = round(100 * done / total) if total else 0
-    known = f"{number(cached)} from cache" if cached else f"{number(total)} tokens" if total else ""
+    detail = f"{number(cached)} from cache" if cached else f"{number(total)} tokens" if total else ""
     width = f'<i class="had" style="width:{100 * cached / total:.1f}%"></i>' if cached and total else ""
     return (
         f'<div class="reading" role="status"><span>Reading the prompt <b>{percent} %</b></span>'
         f'<span class="bar">{width}<i style="width:{max(0.0, percent - (100 * cached / total if total else 0)):.1f}%"></i>'
-        f"</span><small>{known}</small></div>"
+        f"</span><small>{detail}</small></div>"
     )

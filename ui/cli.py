@@ -1,8 +1,8 @@
 """The command line: `pitlane COMMAND`. Only the module of the chosen command is imported.
 
-Every error that a user can cause is one line on standard error and exit code 2; PITLANE_DEBUG=1 shows the traceback.
-Values of options: flag, then environment (PITLANE_<OPTION>), then `config.toml` in PITLANE_HOME, then default. Other
-packages add commands through entry points of the group `pitlane.commands`.
+Every error that a user can cause is one line on standard error and exit code 2; PITLANE_DEBUG=1 shows the traceback. The value of
+an option comes from the flag, else from the environment (PITLANE_<OPTION>), else from `config.toml` in PITLANE_HOME, else it is the
+default. Other packages add commands through entry points of the group `pitlane.commands`.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ COMMANDS = {
     "ui": "Open the page in a browser.",
     "docs": "Documents and their saved KV.",
     "models": "Models in the Hugging Face cache.",
-    "plugins": "What plugins there are, and their options.",
+    "plugins": "Plugins and their options.",
     "memory": "What a model needs in memory, without loading it.",
     "train": "Train a small model on texts and chats.",
     "distill": "Teach a small model to draft for a large one.",
-    "bench": "Measure speed here, beside transformers if wanted.",
+    "bench": "Measure speed on this machine, with --vs also in transformers.",
     "doctor": "Check this installation and this machine.",
 }
 ENTRY_POINTS = "pitlane.commands"
 INTERRUPTED = 130
-LONGEST = 900  # characters of an error
+MAX_ERROR = 900  # characters
 
 
 class LazyGroup(click.Group):
-    """Imports a command when it is asked for; turns errors into one line."""
+    """Imports a command when it is called; turns errors into one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*COMMANDS, *sorted(point.name for point in _foreign() if point.name not in COMMANDS)]
@@ -56,14 +56,14 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click's, but an unknown command is compared with those that are not imported."""
+        """As click's, but suggests commands for an unknown name without importing them."""
         known = self.list_commands(ctx)
         if args[0] not in known and not args[0].startswith("-"):
             ctx.fail(f"No such command {args[0]!r}; {suggestion(args[0], known)}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As click's, but an error says where the value stands that it is about, if not on the command line."""
+        """As click's, but an error about a value of the environment or of config.toml names the place of the value."""
         try:
             return super().invoke(ctx)
         except click.BadParameter as error:
@@ -90,7 +90,7 @@ class LazyGroup(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """As click's, but an error is one line; with PITLANE_DEBUG=1 it is raised."""
+        """As click's, but prints an error as one line; with PITLANE_DEBUG=1 raises it."""
         name = prog_name or "pitlane"
         if not standalone_mode or os.environ.get("PITLANE_DEBUG", "0") not in ("", "0"):
             return super().main(args, name, complete_var, standalone_mode, **extra)
@@ -101,11 +101,11 @@ class LazyGroup(click.Group):
         except click.Abort:
             sys.exit(INTERRUPTED)
         except click.ClickException as error:
-            if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 on; before, help was printed
+            if type(error).__name__ == "NoArgsIsHelpError":  # since click 8.2; older versions print help
                 error.show()
                 sys.exit(2)
             _fail(error.format_message() + _help_hint(error))
-        except OSError as error:  # of a file that no other error names, or of standard output, which has no name
+        except OSError as error:  # about a file, or about standard output, which has no filename
             where = f"cannot use {error.filename}" if error.filename else "cannot write the output"
             _fail(f"{where}: {reason_of(error)}")
         except PitlaneError as error:
@@ -128,8 +128,8 @@ def _log_in_lines() -> None:
 
 def _fail(message: str) -> NoReturn:
     line = " ".join(message.split())
-    if len(line) > LONGEST:  # a value of any length; the way out stands at the end
-        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    if len(line) > MAX_ERROR:  # it may hold a value of any length; its end says what to do
+        line = f"{line[: MAX_ERROR // 2]} … {line[-MAX_ERROR // 2 :]}"
     say(f"pitlane: {line}", err=True)
     close_output()
     sys.exit(2)
@@ -142,38 +142,38 @@ def _help_hint(error: click.ClickException) -> str:
 
 def _load(name: str) -> click.Command | None:
     if name in COMMANDS:
-        found = getattr(importlib.import_module(f"pitlane.ui.commands.{name}"), name)
+        command = getattr(importlib.import_module(f"pitlane.ui.commands.{name}"), name)
     else:
         point = next((point for point in _foreign() if point.name == name), None)
         if point is None:
             return None
         try:
-            found = point.load()
+            command = point.load()
         except Exception as error:
             raise click.ClickException(f"command {name} of {_package(point)} did not load: {error}") from error
-    assert isinstance(found, click.Command), f"{name} is not a click command"
-    return found
+    assert isinstance(command, click.Command), f"{name} is not a click command"
+    return command
 
 
 def _values(ctx: click.Context) -> list[Given]:
-    """What the environment and config.toml say for the command of a call; nothing if they cannot be read."""
+    """Values from the environment and from config.toml for the command of a call; none if they cannot be read."""
     name = ctx.invoked_subcommand
     command = _load(name) if name else None
     try:
         return given(name, command) if name and command else []
-    except PitlaneError:  # it is the error that is raised
+    except PitlaneError:  # the caller raises this error already
         return []
 
 
 def _all_commands() -> dict[str, click.Command]:
     """All commands that load, by name."""
-    found: dict[str, click.Command] = {}
+    commands: dict[str, click.Command] = {}
     for name in [*COMMANDS, *(point.name for point in _foreign())]:
         with suppress(click.ClickException):
             command = _load(name)
             if command is not None:
-                found[name] = command
-    return found
+                commands[name] = command
+    return commands
 
 
 def _foreign() -> list[importlib.metadata.EntryPoint]:
@@ -191,4 +191,4 @@ def _package(point: importlib.metadata.EntryPoint) -> str:
 )
 @click.version_option(package_name="pitlane", prog_name="pitlane")
 def main() -> None:
-    """Run language models with optimisations that are plugins: swap them, and read what each one bought."""
+    """Run language models with optimisations that are plugins: swap them, and read what each plugin bought."""

@@ -1,8 +1,8 @@
 """Plugin cards and their option widgets, generated from the registry and from each plugin's pydantic `Options`.
 
-A widget follows the JSON schema of its field: bool -> Checkbox, a choice -> Dropdown, a number with two near bounds ->
-Slider, any other number -> Number, the rest -> Textbox. Nothing here changes the engine: switches and options are values
-that a request reads when it is sent.
+A widget follows the JSON schema of its field: bool -> Checkbox, a choice -> Dropdown, a number between two near bounds ->
+Slider, any other number -> Number, anything else -> Textbox. Nothing here changes the engine: switches and options are values,
+and a request reads them when it is sent.
 """
 
 from __future__ import annotations
@@ -12,14 +12,11 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from pitlane.engine.plan.plan import Plan
-from pitlane.engine.plan.plugin import Plugin
-from pitlane.engine.plan.registry import PluginEntry, PluginRegistry
-from pitlane.engine.types import BuildContext
+from pitlane import BuildContext, Plan, Plugin, PluginEntry, PluginRegistry
 from pitlane.ui.chat_flow import badge
 from pitlane.ui.offline_gradio import gr
 
-MAX_STEPS = 1000  # a slider over more values cannot be set by hand
+MAX_STEPS = 1000  # with more values, a slider cannot be set by hand
 ABBREVIATIONS = {
     "max": "maximum", "min": "minimum", "ngram": "n-gram", "kv": "KV",
     "ms": "(ms)", "kb": "(kB)", "mb": "(MB)", "gb": "(GB)",
@@ -29,9 +26,9 @@ Settings = dict[str, dict[str, Any]]
 
 @dataclass(slots=True)
 class Card:
-    """The widgets of one plugin: its switch, a note on its last toggle, one widget per option, what it did.
+    """The widgets of one plugin: its switch, a note on its last toggle, a widget per option, its effect in the last answer.
 
-    optional: names of the options that may be left empty.
+    optional: names of the options that may stay empty.
     """
 
     plugin: type[Plugin]
@@ -43,14 +40,14 @@ class Card:
 
 
 class PluginControls:
-    """All cards, and the settings that their values make. `inputs` is what a handler takes, in this order."""
+    """All cards, and plugin settings from their values. A handler takes the values of `inputs`, in this order."""
 
     def __init__(self, registry: PluginRegistry, default: Plan, context: BuildContext) -> None:
         self.registry = registry
         plugins = [registry.get(name) for name in registry.togglable()]
-        found = [(each.unavailable(context), each) for each in plugins]
-        found.sort(key=lambda pair: (pair[0] is not None, pair[1].name))  # what cannot be switched on comes last
-        self.cards = [_card(each, default.settings.get(each.name), reason) for reason, each in found]
+        reasons = {plugin.name: plugin.unavailable(context) for plugin in plugins}
+        plugins.sort(key=lambda plugin: (bool(reasons[plugin.name]), plugin.name))  # unavailable plugins come last
+        self.cards = [_card(plugin, default.settings.get(plugin.name), reasons[plugin.name]) for plugin in plugins]
 
     @property
     def inputs(self) -> list[Any]:
@@ -58,7 +55,7 @@ class PluginControls:
 
     @property
     def names(self) -> list[str]:
-        """Names of `inputs`, in this order: a plugin's for its switch, `plugin.option` for an option."""
+        """Names of `inputs`, in this order: `plugin` for a switch, `plugin.option` for an option."""
         return [
             name
             for card in self.cards
@@ -70,18 +67,18 @@ class PluginControls:
 
     def settings(self, values: Sequence[Any]) -> Settings:
         """Settings of the plugins that are on, from the values of `inputs`."""
-        found: Settings = {}
-        values_left = iter(values)
+        settings: Settings = {}
+        remaining = iter(values)
         for card in self.cards:
-            enabled = next(values_left)
-            options = {name: next(values_left) for name in card.fields}
+            enabled = next(remaining)
+            options = {name: next(remaining) for name in card.fields}
             if enabled:
-                found[card.plugin.name] = {
+                settings[card.plugin.name] = {
                     name: value
                     for name, value in options.items()
                     if value is not None and not (value == "" and name in card.optional)
                 }
-        return found
+        return settings
 
     def switched_off(self, values: Sequence[Any], name: str) -> list[Any]:
         """The values of `inputs` with one plugin off."""
@@ -89,9 +86,9 @@ class PluginControls:
 
 
 def option_label(name: str, schema: dict[str, Any]) -> str:
-    """The title of the option's `Field`; without one, its name as people write it: `max_disk_gb` is "Maximum disk (GB)"."""
+    """The title of the option's `Field`. Without a title, its name in words: `max_disk_gb` is "Maximum disk (GB)"."""
     title = str(schema.get("title") or "")
-    if title and title != name.replace("_", " ").title():  # pydantic makes this one where the field has none
+    if title and title != name.replace("_", " ").title():  # the title that pydantic makes for a field without one
         return title
     label = " ".join(ABBREVIATIONS.get(word, word) for word in name.removeprefix("num_").split("_"))
     return label[:1].upper() + label[1:]
@@ -106,7 +103,7 @@ def option_widget(name: str, schema: dict[str, Any], value: Any) -> Any:
         "elem_classes": ["field"],
     }
     is_optional = "anyOf" in schema
-    if is_optional:  # an empty widget is None
+    if is_optional:  # an empty widget means None
         schema = schema | next(part for part in schema["anyOf"] if part.get("type") != "null")
     kind = schema.get("type")
     if "enum" in schema:
@@ -157,14 +154,14 @@ def _card(plugin: type[Plugin], settings: dict[str, Any] | None, reason: str | N
 
 
 def _sentence(summary: str) -> str:
-    """A plugin's summary without its own name before it."""
-    _, colon, rest = summary.partition(": ")
-    text = rest if colon else summary
+    """The summary of a plugin, without the plugin's name in front."""
+    _, colon, description = summary.partition(": ")
+    text = description if colon else summary
     return text[:1].upper() + text[1:]
 
 
 def others_html(entries: Iterable[PluginEntry]) -> str:
-    """Plugins without a switch: those that failed, with their reason, and those that always serve the host."""
+    """Plugins without a switch: plugins that failed, with the reason, and plugins that are always on."""
     entries = list(entries)
     failed = "".join(
         f'<div class="card failed"><b>{escape(entry.name)}</b><span class="badge bad">failed</span>'
@@ -177,18 +174,18 @@ def others_html(entries: Iterable[PluginEntry]) -> str:
 
 
 def plan_html(plan: Plan, loaded: bool) -> str:
-    """What the next message will run with."""
+    """The plan of the next answer."""
     chips = "".join(f'<span class="chip">{escape(name)}</span>' for name in plan.names)
     chips = chips or '<span class="chip none">no plugins</span>'
-    more = "" if loaded else "<small>Weights are loaded for this set first.</small>"
-    return f'<div class="next"><h4>Next answer</h4><p>{chips}{badge(plan.exactness())}</p>{more}</div>'
+    loading = "" if loaded else "<small>Weights are loaded for this set first.</small>"
+    return f'<div class="next"><h4>Next answer</h4><p>{chips}{badge(plan.exactness)}</p>{loading}</div>'
 
 
 def note_html(text: str, refused: bool = False) -> str:
-    """What a toggle did beyond its own switch, or why it was refused."""
+    """The side effect of a toggle, or the reason for which it was refused."""
     return f'<p class="{"refused" if refused else ""}" role="{"alert" if refused else "status"}">{escape(text)}</p>'
 
 
 def refusal_html(message: str) -> str:
-    """Why a set of plugins cannot run."""
+    """The reason for which a set of plugins cannot run."""
     return f'<div class="next refused" role="alert"><h4>Not possible</h4><p>{escape(message)}</p></div>'

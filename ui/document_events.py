@@ -1,4 +1,4 @@
-"""Events of the document list: add files, attach and detach documents, remove them; their KV is computed ahead."""
+"""Events of the document list: add files, attach, detach and remove documents. Computes the KV of attached documents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pitlane.ui.page_view import Changes, Tab, page_event, session_of
 from pitlane.ui.panels import notice_html
 from pitlane.ui.plugin_events import PluginEvents
 
-SAVE_SECONDS = 1.0  # how long a list waits for KV that is being written to disk
+SAVE_SECONDS = 1.0  # the longest wait for KV that is being written to disk
 
 
 class DocumentEvents(PluginEvents):
@@ -48,18 +48,18 @@ class DocumentEvents(PluginEvents):
 
     @page_event
     def attach(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
-        """Attach a document that is not attached, detach one that is."""
-        wanted = str(event.id)
-        if wanted in self.shown_tab(request, tab)["documents"]:
-            yield from self._read(request, tab, [], values, taken_out=wanted)
+        """Attach or detach a document."""
+        document_id = str(event.id)
+        if document_id in self.shown_tab(request, tab)["documents"]:
+            yield from self._read(request, tab, [], values, taken_out=document_id)
         else:
-            problems = self._missing(wanted)
-            yield from self._read(request, tab, [] if problems else [wanted], values, problems)
+            problems = self._missing(document_id)
+            yield from self._read(request, tab, [] if problems else [document_id], values, problems)
 
     @page_event
     def discard(self, request: gr.Request, event: gr.EventData, tab: Tab) -> Changes:
         document_id = str(event.id)
-        with suppress(NotFound):  # another window was faster
+        with suppress(NotFound):  # another window has removed it
             self.desk.forget(document_id)
         return self.show(request, self.with_documents(tab, [key for key in tab["documents"] if key != document_id]))
 
@@ -87,7 +87,7 @@ class DocumentEvents(PluginEvents):
     ) -> Iterator[Changes]:
         """Attach documents to the tab's conversation, and compute their KV with progress in the list.
 
-        The tab may show another conversation by now: then nothing but its own list is drawn.
+        If the tab shows another conversation by now, only the list of that conversation is drawn.
         """
         shown, notice = self.shown_tab(request, tab), {self.ui.notice: notice_html(problems, remarks)}
         if shown["conversation"] != tab["conversation"]:
@@ -106,7 +106,7 @@ class DocumentEvents(PluginEvents):
             yield {self.ui.documents: self.document_list(tab), self.ui.notice: notice_html(problems, remarks)}
 
     def _prefill(self, request: gr.Request, tab: Tab, values: Sequence[Any]) -> Iterator[Changes]:
-        """Compute the KV of the tab's documents, in place of what is computed for the tab now."""
+        """Compute the KV of the tab's documents. A computation that runs for the tab is stopped."""
         key = (session_of(request), "reading")
         self.desk.stop(key)
         if not tab["documents"]:
@@ -120,7 +120,7 @@ class DocumentEvents(PluginEvents):
         self._await_saved(newest)
 
     def _await_saved(self, document_id: str) -> None:
-        """Saved KV is written by a thread of the plugin's; give it a moment before the list is drawn."""
+        """Wait a moment for the plugin's thread that writes KV to disk, so that the list can show it."""
         deadline = time.monotonic() + SAVE_SECONDS
         content_hash = self.desk.document(document_id).content_hash
         while time.monotonic() < deadline:

@@ -1,7 +1,7 @@
-"""What one plugin did in an answer, as HTML for the stats line and for the plugin's card.
+"""The effect of a plugin in an answer, as HTML for the stats line and for the plugin's card.
 
-Pure functions of the stats record (engine/stats.py). All text is escaped here. `roles` maps plugin names to their roles,
-which says whose the draft tokens are.
+Pure functions of the stats record (engine/stats.py). All text is escaped here. `roles` maps names of plugins to their roles: draft
+tokens belong to the plugin whose role is `drafter`.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from pitlane.ui.render import milliseconds
 
 Stats = Mapping[str, Any]
 Roles = Mapping[str, str | None]
-SMALL_MS = 0.1  # what is below is noise of the clock
-SLOW_SHARE = 0.1  # of an answer's time: a plugin that takes more of it than it gives back is called slow
+SMALL_MS = 0.1  # a shorter time is noise of the clock
+SLOW_SHARE = 0.1  # a plugin is called slow if its net cost exceeds this share of the answer's time
 
 
 def drafter_of(stats: Stats, roles: Roles) -> str | None:
-    """The plugin of this answer that drafts."""
+    """The drafter of this answer."""
     return next((name for name in stats["plugins"] if roles.get(name) == "drafter"), None)
 
 
 def effect(name: str, stats: Stats | None, roles: Roles) -> tuple[Literal["", "good", "bad", "idle"], str]:
-    """What a plugin did in the last answer, for its card: a tone and a line of HTML."""
+    """The effect of a plugin in the last answer, for its card: a tone and a line of HTML."""
     if stats is None:
         return "", ""
-    if name in stats["failed"]:  # which took it out of the plan
+    if name in stats["failed"]:  # a failed plugin is not in `plugins`
         return "bad", f"failed in the last answer: {escape(stats['failed'][name])}"
     if name not in stats["plugins"]:
         return "", ""
@@ -37,8 +37,8 @@ def effect(name: str, stats: Stats | None, roles: Roles) -> tuple[Literal["", "g
         return "idle", f"paused in the last answer: {reason_html(stats['paused'][name])}{loss}"
     has_no_draft = name == drafter_of(stats, roles) and not stats["draft_tokens"]
     if cost - (gain or 0.0) > SLOW_SHARE * (stats["prefill_ms"] + stats["decode_ms"]):
-        more = f", {lost}" if lost else ", without a draft" if has_no_draft else ""
-        return "bad", f"slow: its own work took {milliseconds(cost)} of the last answer{more}"
+        detail = f", {lost}" if lost else ", without a draft" if has_no_draft else ""
+        return "bad", f"slow: its own work took {milliseconds(cost)} of the last answer{detail}"
     if has_no_draft:
         return "idle", "no match in the last answer, so nothing was drafted"
     if gain is None:
@@ -49,18 +49,18 @@ def effect(name: str, stats: Stats | None, roles: Roles) -> tuple[Literal["", "g
     return "good", f"bought {_about(stats, name)}{milliseconds(gain)} in the last answer"
 
 
-def reason_html(why: str) -> str:
-    """A reason for people; its figures, in brackets behind it, as a tooltip."""
-    head, _, figures = why.partition(" (")
+def reason_html(reason: str) -> str:
+    """A reason as text, with the figures in its brackets as a tooltip."""
+    words, _, figures = reason.partition(" (")
     return (
-        f'<span class="why" title="{escape(figures.removesuffix(")"))}">{escape(head)}</span>'
+        f'<span class="why" title="{escape(figures.removesuffix(")"))}">{escape(words)}</span>'
         if figures
-        else escape(why)
+        else escape(reason)
     )
 
 
 def work(stats: Stats, name: str, drafter: str | None) -> list[str]:
-    """What a plugin did, in words for the stats line: accepted drafts, its own time, what it bought or lost in all."""
+    """The effect of a plugin in words for the stats line: accepted drafts, its own time, time that it bought or lost."""
     words = []
     if name == drafter and stats["draft_tokens"]:
         words.append(f"<b>{stats['accepted_tokens']}/{stats['draft_tokens']}</b> accepted")
@@ -77,32 +77,32 @@ def work(stats: Stats, name: str, drafter: str | None) -> list[str]:
 
 
 def cost_ms(stats: Stats, name: str) -> float:
-    """What a plugin's hooks took."""
+    """Time of a plugin's hooks."""
     return float(stats["plugin_ms"].get(name, 0.0))
 
 
 def _bought(stats: Stats, name: str) -> float | None:
-    found = stats["bought_ms"].get(name)
-    return None if found is None else float(found["ms"])
+    bought = stats["bought_ms"].get(name)
+    return None if bought is None else float(bought["ms"])
 
 
 def _lost(stats: Stats, name: str) -> str:
-    """What a plugin lost in all, its own time included; nothing if it saved time, or if its gain is not known."""
+    """The time that a plugin lost, its own time included. Empty if it saved time, or if its gain is unknown."""
     gain, cost = _bought(stats, name), cost_ms(stats, name)
     if gain is None or abs(gain) < SMALL_MS or cost - gain < SMALL_MS:
         return ""
     saved = f"saved {milliseconds(gain)}" if gain > 0 else f"took {milliseconds(-gain)} more than they saved"
     subject = "its drafts" if stats["draft_tokens"] else "it"
-    why = f"its own work took {milliseconds(cost)}, {subject} {saved}"
-    return f'<span class="why" title="{why}">lost {_about(stats, name)}{milliseconds(cost - gain)}</span>'
+    reason = f"its own work took {milliseconds(cost)}, {subject} {saved}"
+    return f'<span class="why" title="{reason}">lost {_about(stats, name)}{milliseconds(cost - gain)}</span>'
 
 
 def replayed_tokens(stats: Stats) -> int:
-    """Accepted tokens that a drafter took from earlier answers."""
+    """Accepted tokens that a drafter copied from earlier answers."""
     counts = [notes.get("replayed_tokens") for notes in stats.get("notes", {}).values()]
     return sum(count for count in counts if isinstance(count, int))
 
 
 def _about(stats: Stats, name: str) -> str:
-    """`~` where the gain is modelled, nothing where it was measured by a paired run."""
+    """`~` before a modelled gain, nothing before a gain measured by a paired run."""
     return "~" if stats["bought_ms"].get(name, {}).get("how") == "modelled" else ""

@@ -1,7 +1,7 @@
 """Events of the page as a whole and of the list of conversations; `Handlers` joins them with all other events.
 
-One method per event. Each takes values of widgets and returns changes of widgets; generators yield changes while something
-is read or written. Errors that people can cause are shown in the page.
+An event is a method: it takes values of widgets and returns changes of widgets. A generator yields changes while the engine reads
+or writes. The page shows every error that a user can cause.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Handlers(DocumentEvents, QuestionEvents):
 
     @page_event
     def load(self, request: gr.Request, tab: Tab, anchor: str, kept: str | None = None) -> Changes:
-        """A fresh tab, or a tab that was reloaded. anchor: its conversation; kept: what page.js keeps of it."""
+        """Open a tab, or reload it. anchor: its conversation; kept: the state that page.js keeps."""
         values, documents = kept_by_browser(kept)
         stored = {row.id for row in self.desk.store.documents.list()}
         tab = {"conversation": None, "documents": [key for key in documents if key in stored]}
@@ -31,7 +31,7 @@ class Handlers(DocumentEvents, QuestionEvents):
         return self.show(request, tab) | self.restored(values)
 
     def close(self, request: gr.Request) -> None:
-        """The tab is gone: stop what it asked for."""
+        """Stop the requests of a tab that was closed."""
         session = session_of(request)
         self.desk.stop((session, "reading"))
         for conversation, writing in list(self.writing.items()):
@@ -42,7 +42,7 @@ class Handlers(DocumentEvents, QuestionEvents):
 
     @page_event
     def new(self, request: gr.Request, tab: Tab) -> Changes:
-        """An empty conversation over the same documents."""
+        """Start an empty conversation over the same documents."""
         return self.show(request, {"conversation": None, "documents": tab["documents"]}) | {self.ui.box: ""}
 
     @page_event

@@ -1,6 +1,6 @@
-"""The documents of the page: files into the store, their text and token counts, the rows of the document list.
+"""The documents of the page: files added to the store, their text and token counts, the rows of the document list.
 
-Knows no Gradio, no HTML and no request. `Desk` (ui/answering.py) builds on this.
+Knows no Gradio, no HTML and no request. `Desk` (ui/answering.py) extends it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from contextlib import suppress
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from pitlane.engine.engine import Engine
-from pitlane.engine.errors import PromptTooLong
-from pitlane.engine.text.documents import load_document
+from pitlane import Engine, PromptTooLong, load_document
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound
 from pitlane.storage.types import Document, StoredDocument
@@ -22,7 +20,7 @@ SAMPLE = "sample.pdf"
 
 
 class Library:
-    """Documents of one store, counted in tokens of one engine."""
+    """Documents of one store, with token counts by the tokenizer of one engine."""
 
     def __init__(self, engine: Engine, store: Store) -> None:
         self.engine = engine
@@ -31,7 +29,7 @@ class Library:
         self._tokens: dict[str, int] = {}
 
     def add_file(self, path: str | Path, title: str | None = None) -> StoredDocument:
-        """Read a file into the store. Raises DocumentError with one line for people."""
+        """Read a file into the store. Raises DocumentError with a message of one line."""
         return self.store.documents.add(load_document(path, title=title))
 
     def add_sample(self) -> StoredDocument:
@@ -50,21 +48,21 @@ class Library:
         return self._documents[document_id]
 
     def documents(self, ids: Sequence[str]) -> list[Document]:
-        """Those of the documents that are still stored."""
-        found = []
+        """Load documents by id. Removed documents are left out."""
+        documents = []
         for document_id in ids:
             with suppress(NotFound):
-                found.append(self.document(document_id))
-        return found
+                documents.append(self.document(document_id))
+        return documents
 
     def num_tokens(self, document_id: str) -> int:
-        """Tokens of a document as it stands in a prompt."""
+        """Tokens of a document in a prompt."""
         if document_id not in self._tokens:
             self._tokens[document_id] = len(self.engine.tokenizer.encode(self.document(document_id).text, False))
         return self._tokens[document_id]
 
     def rows(self, attached: Sequence[str], reading: Mapping[str, float] | None = None) -> list[DocumentRow]:
-        """The document list of a tab. Tokens are counted for what is attached, and known for what once was."""
+        """The document list of a tab. Only documents that are or were attached have a token count."""
         for document_id in attached:
             with suppress(NotFound):
                 self.num_tokens(document_id)
@@ -82,5 +80,5 @@ class Library:
         if total >= context:
             raise PromptTooLong(
                 f"the attached documents have {total} tokens and the context of {self.engine.loader.source.name} holds "
-                f"{context} with question and answer; take one out, use a shorter one, or start with another --model"
+                f"{context} with question and answer; take a document out, use a shorter document, or start with another --model"
             )

@@ -1,8 +1,8 @@
-"""Text of people and models as safe HTML: Markdown without raw HTML or images, page citations checked against documents.
+"""Text of users and models as safe HTML: Markdown without raw HTML or images, page citations checked against documents.
 
-Images are left out because a model's answer could otherwise make the browser fetch any address; links open elsewhere and
-send no referrer. A citation `[p. 3]` becomes a chip: its page exists or not, and the figures and quotes of its sentence
-stand on that page or not, in whatever way quotation marks, dashes, accents and ligatures are written. Knows no Gradio.
+Images are left out, because an answer could make the browser fetch any address. Links open in a new tab and send no referrer. A
+citation `[p. 3]` becomes a chip. The chip tells whether the page exists, and whether it holds the figures and quotes of the
+sentence; the spelling of quotation marks, dashes, accents and ligatures does not matter. Knows no Gradio.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _THOUGHT = re.compile(r"^\s*<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 _VALUE = re.compile(
     r'"([^"\n]{3,200})"|[“„]([^“”\n]{3,200})[“”]|«([^»\n]{3,200})»|‘([^\n]{3,200}?)’(?!\w)|(\d[\d.,:/]*\d|\d)'
 )
-_QUOTES = frozenset("\"'`´ʹʼˈ‘’‚‛“”„‟′″«»‹›<>")  # a document in a prompt has ‹ for some of its <
+_QUOTES = frozenset("\"'`´ʹʼˈ‘’‚‛“”„‟′″«»‹›<>")  # a prompt writes ‹ for some < of a document
 _KEPT_FORMS = ("<super>", "<sub>", "<fraction>", "<circle>")  # 10² is not 102
 _SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z\[])|\n")
 
@@ -76,53 +76,55 @@ def markdown_html(text: str, documents: Sequence[Document] = ()) -> str:
 
 
 def plain_html(text: str) -> str:
-    """A person's message: as it was typed."""
+    """A user's message as HTML, as it was typed."""
     return f"<p>{escape(text)}</p>"
 
 
 def citation_html(page: int, sentence: str, documents: Sequence[Document]) -> str:
-    """A citation as a chip: `missing` page, values `found` on it, values `unfound`, or nothing to look for."""
+    """A citation as a chip. Its class: `missing` page, values `found` or `unfound` on it, none without values in the sentence."""
     texts = [(document.title, document.pages[page - 1].text) for document in documents if page <= len(document.pages)]
     if page < 1 or not texts:
         return f'<span class="cite missing" title="there is no page {page}">p. {page}</span>'
     values = _values(sentence)
     for title, text in texts:
         if values and all(_has(text, value) for value in values):
-            said = ", ".join(values)
-            return f'<span class="cite found" title="{escape(f"{title}, page {page}: found {said}")}">p. {page}</span>'
+            quoted = ", ".join(values)
+            return (
+                f'<span class="cite found" title="{escape(f"{title}, page {page}: found {quoted}")}">p. {page}</span>'
+            )
     title = texts[0][0]
     if values:
-        why = f"{title}, page {page}: does not hold {', '.join(values)}"
-        return f'<span class="cite unfound" title="{escape(why)}">p. {page}</span>'
+        reason = f"{title}, page {page}: does not hold {', '.join(values)}"
+        return f'<span class="cite unfound" title="{escape(reason)}">p. {page}</span>'
     return f'<span class="cite" title="{escape(f"{title}, page {page}")}">p. {page}</span>'
 
 
 def _sentence(text: str, end: int) -> str:
-    """What stands before a citation, back to the end of the sentence before or to the citation before."""
+    """The text before a citation, from the end of the previous sentence or citation."""
     start = max((match.end() for match in _SENTENCE_END.finditer(text, 0, end)), default=0)
     start = max([start, *(match.end() for match in _CITATION.finditer(text, start, end))])
     return text[start:end]
 
 
 def _values(sentence: str) -> list[str]:
-    """Quotes and figures of a sentence: what can be looked up on a page."""
+    """Quotes and figures of a sentence, to look up on a page."""
     return [next(filter(None, match.groups())) for match in _VALUE.finditer(sentence)]
 
 
 def _has(text: str, value: str) -> bool:
-    wanted = re.escape(folded(value).strip(" .,;:-"))
-    if not wanted:
+    pattern = re.escape(folded(value).strip(" .,;:-"))
+    if not pattern:
         return value in text
     if value[0].isdigit():
-        wanted = rf"(?<![\d.,:]){wanted}(?![.,:]?\d)"
-    return re.search(wanted, folded(text)) is not None
+        pattern = rf"(?<![\d.,:]){pattern}(?![.,:]?\d)"
+    return re.search(pattern, folded(text)) is not None
 
 
 @lru_cache(maxsize=64)
 def folded(text: str) -> str:
-    """Text in the one spelling in which quotations are compared: composed, small letters, plain quotes and dashes.
+    """Text in one spelling for comparison: composed letters, lower case, plain quotes and dashes.
 
-    What cannot be seen (soft hyphens, joiners) is left out; blanks and line breaks are single spaces.
+    Invisible characters (soft hyphens, joiners) are left out; a run of blanks and line breaks is one space.
     """
     plain = "".join(map(_plain, unicodedata.normalize("NFC", text)))
     plain = re.sub("'+", "'", re.sub(r"\s*-[\s-]*", "-", plain))
@@ -146,8 +148,8 @@ def _plain(letter: str) -> str:
 
 
 def highlighted(snippet: str, words: Iterable[str]) -> str:
-    """A search result's text with the searched words marked."""
+    """The text of a search hit as HTML, with the searched words marked."""
     text = snippet.replace("[", "").replace("]", "")
-    wanted = "|".join(re.escape(word) for word in words if word)
-    pieces = re.split(f"({wanted})", text, flags=re.IGNORECASE) if wanted else [text]  # every second one was searched
+    pattern = "|".join(re.escape(word) for word in words if word)
+    pieces = re.split(f"({pattern})", text, flags=re.IGNORECASE) if pattern else [text]  # every second piece is a match
     return "".join(f"<mark>{escape(piece)}</mark>" if i % 2 else escape(piece) for i, piece in enumerate(pieces))

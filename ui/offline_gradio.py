@@ -1,6 +1,6 @@
-"""Gradio, told before its import to send nothing anywhere. Page modules import `gr` from here, never from gradio itself.
+"""Gradio that sends nothing to other machines. Modules of the page import `gr` from here, never from gradio.
 
-The settings are in the environment because gradio reads them while it is imported; what the user set is overruled.
+Gradio reads these environment variables while it is imported. They replace the values that the user has set.
 """
 
 from __future__ import annotations

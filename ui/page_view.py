@@ -1,8 +1,8 @@
-"""What a tab shows, drawn from the store: its state, the widgets that change, and the one way to draw each of them.
+"""A tab of the page: its state, its widgets, and how they are drawn from the store.
 
-A tab's state is a small dictionary of ids; nothing of the engine is in it. An answer that is being written belongs to its
-conversation: every tab that shows the conversation draws it, and no other. The handlers build on this; each handler goes
-through `page_event`.
+The state of a tab is a small dictionary of ids; nothing of the engine is in it. An answer that is being written belongs to its
+conversation: only tabs that show the conversation draw it. Event handlers extend `View`, and every handler is wrapped by
+`page_event`.
 """
 
 from __future__ import annotations
@@ -32,25 +32,24 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
 class Tab(TypedDict):
-    """What one browser tab is about. documents: attached ones, also before there is a conversation."""
+    """The state of one browser tab. documents: ids of attached documents, also before the conversation is stored."""
 
     conversation: str | None
     documents: list[str]
 
 
 def page_event(handler: Handler) -> Handler:
-    """Make a handler safe to leave early: it always changes something, if only by `gr.skip()`.
+    """Let a handler change nothing, and show its PitlaneErrors as warnings.
 
-    Gradio empties every output of a generator that yields nothing, and refuses an empty dictionary. A PitlaneError that
-    the handler lets through is shown as a warning, and the page stays as it is.
+    Gradio empties all outputs of a generator that yields nothing, and refuses an empty dictionary: both become `gr.skip()`.
     """
 
     @wraps(handler)
     def steps(*values: Any) -> Iterator[Changes]:
         num_changes = 0
         try:
-            with closing(handler(*values)) as found:
-                for changes in found:
+            with closing(handler(*values)) as all_changes:
+                for changes in all_changes:
                     num_changes += 1
                     yield changes or gr.skip()
         except PitlaneError as error:
@@ -70,7 +69,7 @@ def page_event(handler: Handler) -> Handler:
 
 
 def warn(error: PitlaneError) -> None:
-    """Show an error in the corner of the page; Gradio reads the text as HTML."""
+    """Show an error in the corner of the page. Gradio takes the text for HTML, so it is escaped."""
     gr.Warning(escape(str(error), quote=False))
 
 
@@ -85,7 +84,7 @@ def new_tab() -> Tab:
 
 @dataclass(slots=True)
 class Writing:
-    """An answer that is being written. session: the tab that asked; messages: those that it answers."""
+    """An answer that is being written. session: the tab that asked; messages: the messages before the answer."""
 
     session: str
     conversation: str
@@ -93,7 +92,7 @@ class Writing:
     documents: Sequence[Document]
     live: Live
     num_watching: int = 0
-    over: Event = field(default_factory=Event)  # set when nothing more comes
+    over: Event = field(default_factory=Event)  # set when the answer is complete
 
     def html(self) -> str:
         return live_html(self.live, self.documents)
@@ -146,13 +145,13 @@ class View:
     def __init__(self, desk: Desk, widgets: Widgets) -> None:
         self.desk = desk
         self.ui = widgets
-        self.shown: dict[str, Tab] = {}  # by browser tab; newer than the state that an event of the tab began with
+        self.shown: dict[str, Tab] = {}  # by browser tab; may be newer than the state with which a running event began
         self.writing: dict[str, Writing] = {}  # by conversation
         self.following: set[str] = set()  # browser tabs that show an answer which another tab asked for
         self.lock = RLock()
 
     def show(self, request: gr.Request, tab: Tab) -> Changes:
-        """Everything, and remember that this browser tab shows it."""
+        """Draw a tab whole, and remember that this browser tab shows it."""
         session = session_of(request)
         with self.lock:
             self.shown[session] = tab
@@ -164,15 +163,15 @@ class View:
         return self.everything(tab)
 
     def shown_tab(self, request: gr.Request, tab: Tab) -> Tab:
-        """The tab as it was last drawn: an event that takes long may begin with an older state."""
+        """The tab as it was last drawn. A long event may have begun with an older state."""
         return self.shown.setdefault(session_of(request), tab)
 
     def shown_writing(self, request: gr.Request) -> Writing | None:
-        """The answer that is being written in the conversation that the browser tab shows."""
+        """The unfinished answer of the conversation that the browser tab shows."""
         return self.writing.get(self.shown.get(session_of(request), new_tab())["conversation"] or "")
 
     def everything(self, tab: Tab) -> Changes:
-        """All that depends on which conversation is open and what is in it."""
+        """All widgets that depend on the open conversation."""
         writing = self.writing.get(tab["conversation"] or "")
         messages = self.messages(tab) if writing is None else writing.messages
         documents, is_new = self.desk.documents(tab["documents"]), tab["conversation"] is None
@@ -221,7 +220,7 @@ class View:
             return ()
 
     def with_documents(self, tab: Tab, ids: Sequence[str]) -> Tab:
-        """The tab with these documents, in its conversation too where there is one."""
+        """The tab with these documents; a stored conversation gets them too."""
         unique, conversation = list(dict.fromkeys(ids)), tab["conversation"]
         if conversation is not None:
             store = self.desk.store.conversations
@@ -229,7 +228,7 @@ class View:
         return {"conversation": conversation, "documents": unique}
 
     def reopened(self, tab: Tab) -> Tab:
-        """The tab as the store has it now; an empty page over the same documents if its conversation is gone."""
+        """The tab as it is in the store now. If its conversation was deleted: an empty page over the same documents."""
         if tab["conversation"] is None:
             return tab
         try:
@@ -247,7 +246,7 @@ class View:
         }
 
     def attempt(self, action: Callable[[], Any]) -> bool:
-        """Do it; say so if the user must know that it could not be done."""
+        """Carry out an action and return whether it succeeded; show its PitlaneError."""
         try:
             action()
         except PitlaneError as error:

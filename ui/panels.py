@@ -1,7 +1,7 @@
 """The page's lists and the thread as HTML: conversations, documents, messages, the empty page.
 
-Pure functions of stored rows. Elements with `data-do` are what page.js turns into events: data-do names the event, data-id
-what it is about. Everything that comes from people, files or models is escaped.
+Pure functions of stored rows. page.js turns clicks on elements with `data-do` into events: data-do is the name of the event,
+data-id its target. All text from users, files and models is escaped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pitlane.ui.refusals import refusal_html
 from pitlane.ui.render import size
 
 if TYPE_CHECKING:
-    from pitlane.engine.types import Result
+    from pitlane import Result
 
 SAMPLE_QUESTIONS = (
     "When is the track open?",
@@ -41,10 +41,10 @@ _ICONS = {
 
 @dataclass(frozen=True, slots=True)
 class DocumentRow:
-    """A stored document as the page lists it.
+    """A stored document in the list of documents.
 
-    tokens: None where they are not counted. saved_bytes: its own share of saved KV; None where nothing is saved, 0 where
-    its tokens are not counted. reading: share of it that is computed.
+    tokens: None if they are not counted. saved_bytes: the document's own share of saved KV; None if no KV is saved, 0 if its tokens
+    are not counted. reading: share of its KV that is computed.
     """
 
     stored: StoredDocument
@@ -56,7 +56,7 @@ class DocumentRow:
 
 @dataclass(slots=True)
 class Live:
-    """An answer on its way: done, total and cached prompt tokens; then its text, its tokens and their speed."""
+    """An unfinished answer. done, total, cached: tokens of the prompt. Then its text, its tokens and their speed."""
 
     done: int = 0
     total: int = 0
@@ -82,12 +82,12 @@ def button(do: str, target: object, label: str, symbol: str | None = None, css: 
 
 
 def button_text(do: str, target: object, label: str) -> str:
-    """The same, with words instead of an icon."""
+    """A button with words that page.js turns into the event `do` about `target`."""
     return f'<button type="button" data-do="{do}" data-id="{escape(str(target))}">{escape(label)}</button>'
 
 
 def conversations_html(rows: Iterable[Conversation], current: str | None, now: float) -> str:
-    """The list of conversations under headings of age, the open one marked."""
+    """The list of conversations under headings of age, with the open conversation marked."""
     pieces, heading = [], ""
     for row in rows:
         age = _age(row.updated, now)
@@ -99,26 +99,26 @@ def conversations_html(rows: Iterable[Conversation], current: str | None, now: f
 
 
 def hits_html(hits: Sequence[SearchHit], text: str, current: str | None) -> str:
-    """What a search found, one row per conversation."""
-    found: dict[str, SearchHit] = {}
+    """The hits of a search, one row per conversation."""
+    first_hits: dict[str, SearchHit] = {}
     for hit in hits:
-        found.setdefault(hit.conversation_id, hit)
+        first_hits.setdefault(hit.conversation_id, hit)
     words = text.split()
     rows = (
         _conversation(
             hit.conversation_id, hit.title, current, highlighted(hit.snippet, words) if hit.message_id else ""
         )
-        for hit in found.values()
+        for hit in first_hits.values()
     )
     return "".join(rows) or f'<p class="quiet">Nothing found for “{escape(text.strip())}”.</p>'
 
 
 def _conversation(key: str, title: str, current: str | None, snippet: str = "") -> str:
     here = ' aria-current="true"' if key == current else ""
-    more = f"<small>{snippet}</small>" if snippet else ""
+    excerpt = f"<small>{snippet}</small>" if snippet else ""
     return (
         f'<div class="item"{here}><button type="button" class="open" data-do="open" data-id="{key}">'
-        f"<span>{escape(title or 'New conversation')}</span>{more}</button>"
+        f"<span>{escape(title or 'New conversation')}</span>{excerpt}</button>"
         f'<span class="tools">{button("rename", key, "Rename")}{button("remove", key, "Delete")}</span></div>'
     )
 
@@ -129,7 +129,7 @@ def _age(then: float, now: float) -> str:
 
 
 def documents_html(rows: Sequence[DocumentRow]) -> str:
-    """The list of documents: a mark to attach each to the conversation, its sizes, its progress while it is read."""
+    """The list of documents: a checkbox to attach a document, its sizes, its progress while its KV is computed."""
     return (
         "".join(map(_document, rows))
         or '<p class="quiet">No documents yet. PDF, text and Markdown files can be read.</p>'
@@ -158,7 +158,7 @@ def _document(row: DocumentRow) -> str:
 
 
 def notice_html(problems: Sequence[str], remarks: Sequence[str] = ()) -> str:
-    """What became of the files that were added, with a button that takes it away; nothing where nothing is to be said."""
+    """Problems and remarks about added files, with a button to dismiss them; empty without any."""
     if not problems and not remarks:
         return ""
     lines = "".join(f"<p>{escape(line)}</p>" for line in (*problems, *remarks))
@@ -173,7 +173,7 @@ def thread_html(
     conversation_id: str | None,
     answering: bool = False,
 ) -> str:
-    """All messages that are finished; the empty page where there are none."""
+    """All finished messages; without any, the empty page."""
     if not messages and not answering:
         return empty_html(documents)
     followers = [*(message.role for message in messages[1:]), "assistant" if answering else ""]
@@ -208,7 +208,7 @@ def _message(message: Message, documents: Sequence[Document], roles: Roles, last
 
 
 def live_html(live: Live, documents: Sequence[Document]) -> str:
-    """The answer that is being written, or the progress of what comes before it."""
+    """The unfinished answer, or the progress of loading and prefill before it."""
     if live.loading:
         inner = '<div class="reading" role="status"><span>Loading the weights for this set of plugins</span></div>'
     elif not live.num_tokens:
@@ -223,7 +223,7 @@ def live_html(live: Live, documents: Sequence[Document]) -> str:
 
 
 def empty_html(documents: Sequence[Document]) -> str:
-    """What a newcomer sees: what to do first, and three questions over the sample that can be clicked."""
+    """The page without messages: the first steps, and three questions about the sample to click."""
     if documents and not any(document.title == "sample.pdf" for document in documents):
         names = ", ".join(escape(document.title) for document in documents)
         return (
@@ -247,13 +247,17 @@ def counted(
     prefixes: Iterable[SavedPrefix],
     reading: Mapping[str, float],
 ) -> list[DocumentRow]:
-    """Rows of the document list, those of this conversation first."""
-    here, saved = list(attached), defaultdict[str | None, list[SavedPrefix]](list)
+    """Rows of the document list, with the attached documents first."""
+    attached, saved = list(attached), defaultdict[str | None, list[SavedPrefix]](list)
     for prefix in prefixes:
         saved[prefix.document_hash].append(prefix)
     rows = [
         DocumentRow(
-            row, row.id in here, tokens(row.id), own_bytes(tokens(row.id), saved[row.content_hash]), reading.get(row.id)
+            row,
+            row.id in attached,
+            tokens(row.id),
+            own_bytes(tokens(row.id), saved[row.content_hash]),
+            reading.get(row.id),
         )
         for row in documents
     ]
@@ -261,12 +265,12 @@ def counted(
 
 
 def own_bytes(num_tokens: int | None, prefixes: Sequence[SavedPrefix]) -> int | None:
-    """A document's share of the files saved for it, which hold the KV of all that stands before it too."""
+    """A document's share of its saved KV. The files also hold the KV of all tokens before the document."""
     if not prefixes:
         return None
-    return sum(each.num_bytes * min(num_tokens or 0, each.num_tokens) // each.num_tokens for each in prefixes)
+    return sum(prefix.num_bytes * min(num_tokens or 0, prefix.num_tokens) // prefix.num_tokens for prefix in prefixes)
 
 
 def last_stats(messages: Sequence[Message]) -> Mapping[str, Any] | None:
-    """Stats of the latest answer that has some."""
+    """Stats of the latest answer that has stats."""
     return next((message.stats for message in reversed(messages) if message.stats), None)

@@ -1,4 +1,4 @@
-"""Events of the plugin cards, and the values of all option widgets: read for a question, put back after a reload."""
+"""Events of the plugin cards, and the values of all option widgets: read for a question, restored after a reload."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pitlane.engine.errors import BadOption
-from pitlane.engine.plan.plan import Plan, parse_settings
-from pitlane.engine.types import SamplingParams
+from pitlane import BadOption, Plan, SamplingParams
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import Message
 from pitlane.ui.answering import Ask, seed_of
 from pitlane.ui.controls import Card, Settings, note_html, plan_html, refusal_html
 from pitlane.ui.page_view import Changes, View, page_event
+from pitlane.ui.plugin_text import parse_settings
 
 THINKING = {"auto": None, "on": True, "off": False}
 SAMPLING = ("temperature", "top_p", "max_tokens", "seed", "system", "thinking")  # names of the sampling widgets
@@ -25,25 +24,25 @@ class PluginEvents(View):
     """Events of the plugin cards, over one desk."""
 
     def toggled(self, card: Card) -> Callable[..., Changes]:
-        """Handler of one card's switch and options: the plan of the next message, or why there is none."""
+        """Make the handler of a card's switch and options. It shows the plan of the next message, or why there is no plan."""
 
         def toggle(*values: Any) -> Changes:
             settings, registry = self.ui.controls.settings(values), self.desk.engine.registry
             switched_on = f"+{card.plugin.name}" if card.plugin.name in settings else None
             try:
-                wanted, replaced = parse_settings(switched_on, (), settings, registry)
-                plan = self.desk.engine.plan(wanted)
+                changed, replaced = parse_settings(switched_on, (), settings, registry)
+                plan = self.desk.engine.plan(changed)
             except PitlaneError as error:
                 return self._refused(card, settings, str(error))
-            names = {each.old for each in replaced}
+            names = {replacement.old for replacement in replaced}
             off = {other.switch: False for other in self.ui.controls.cards if other.plugin.name in names}
-            note = "".join(note_html(str(each)) for each in replaced)
+            note = "".join(note_html(str(replacement)) for replacement in replaced)
             return {**self._notes(card, note), **off, **self.next_plan(plan)}
 
         return page_event(toggle)
 
     def _refused(self, card: Card, settings: Settings, reason: str) -> Changes:
-        """Say at the card why it cannot be switched; switch it back if the plan is good without the change."""
+        """Show the reason at the card. Switch the plugin back if the plan is possible without the change."""
         name, notes = card.plugin.name, self._notes(card, note_html(reason, refused=True))
         is_on = name in settings
         before = {key: options for key, options in settings.items() if key != name} if is_on else settings | {name: {}}
@@ -52,13 +51,13 @@ class PluginEvents(View):
         return {**notes, self.ui.plan: refusal_html(reason)}
 
     def _notes(self, card: Card, html: str) -> Changes:
-        """A note at one card, and none at the others."""
+        """Show a note at one card, and clear the notes of all other cards."""
         return {other.note: html if other is card else "" for other in self.ui.controls.cards}
 
     def next_plan(self, plan: Plan) -> Changes:
-        """Show the plan of the next answer, and open its lane if the weights are there."""
+        """Show the plan of the next answer, and open its lane if the weights are loaded."""
         self.desk.prepare(plan)
-        return {self.ui.plan: plan_html(plan, plan.lane_key in self.desk.engine.lanes)}
+        return {self.ui.plan: plan_html(plan, self.desk.engine.is_loaded(plan))}
 
     # ---- values
 
@@ -84,23 +83,23 @@ class PluginEvents(View):
 
     @property
     def value_names(self) -> list[str]:
-        """Names of the values that `read` takes, in this order."""
+        """Names of the values for `read`, in this order."""
         return [*SAMPLING, *self.ui.controls.names]
 
     def restored(self, kept: Mapping[str, Any]) -> Changes:
-        """Put back the values that the browser tab had before it was reloaded, if they are still possible."""
+        """Restore the values that the browser tab had before its reload, if they are still possible."""
         widgets = [*self.ui.sampling, *self.ui.controls.inputs]
         values = [kept.get(name, widget.value) for name, widget in zip(self.value_names, widgets, strict=True)]
         try:
             plan = self.desk.engine.plan(self.read(values).settings)
-        except (PitlaneError, TypeError, ValueError, KeyError):  # of another model, or not written by this page
+        except (PitlaneError, TypeError, ValueError, KeyError):  # values for another model, or from another page
             return {}
-        found = {widget: kept[name] for name, widget in zip(self.value_names, widgets, strict=True) if name in kept}
-        return {**found, **self.next_plan(plan)}
+        restored = {widget: kept[name] for name, widget in zip(self.value_names, widgets, strict=True) if name in kept}
+        return {**restored, **self.next_plan(plan)}
 
 
 def kept_by_browser(text: str | None) -> tuple[dict[str, Any], list[str]]:
-    """Values of widgets and ids of documents from the text that page.js keeps; nothing where it is not such a text."""
+    """Values of widgets and ids of documents from the text that page.js keeps; nothing from any other text."""
     try:
         kept = json.loads(text or "{}")
         return dict(kept.get("values", {})), [str(document_id) for document_id in kept.get("documents", [])]
@@ -109,7 +108,7 @@ def kept_by_browser(text: str | None) -> tuple[dict[str, Any], list[str]]:
 
 
 def _seed(value: str | float | None) -> int | None:
-    """The seed as it is typed; None where the field is empty."""
+    """The seed that was typed; None for an empty field."""
     text = str("" if value is None else value).strip()
     try:
         return int(text) if text else None

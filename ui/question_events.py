@@ -1,8 +1,8 @@
-"""Events of the thread and the box: ask, edit, ask again, stop; and what draws an answer as it is written.
+"""Events of the thread and the box: ask, edit, ask again, stop, and draw an answer while it is written.
 
-The event that asks follows the answer to its end, and stops it when Gradio closes the event (the tab is gone). What stands in
-the answer so far is drawn by an event of its own (`watch`) with one widget as output: an event with several outputs makes Gradio
-rebuild all of them each time. That takes 20 ms of Python, and the engine's thread waits for it.
+The event that asks follows the answer to its end. When Gradio closes the event because the tab was closed, it stops the answer.
+Another event (`watch`) draws the unfinished answer, with one widget as output: for an event with several outputs, Gradio rebuilds
+all of them every time. This takes 20 ms of Python, and the engine's thread waits for it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pitlane.ui.panels import Live
 from pitlane.ui.plugin_events import PluginEvents
 from pitlane.ui.refusals import STOPPED, refusal_of
 
-# How long an answer stands before it is drawn again. A browser on the same processor takes time from the model: 500 tokens of
-# SmolLM2 on 2 cores came at 0.57 of the speed without a page when they were drawn every 0.04 s.
+# Time between two drawings of an answer. A browser on the same processor takes time from the model: drawn every 0.04 s, 500 tokens
+# of SmolLM2 on 2 cores came at 0.57 of the speed without a page.
 FRAME_SECONDS, SECONDS_PER_CHARACTER, LONGEST_FRAME_SECONDS = 0.06, 1.6e-4, 0.4
-ALIVE_SECONDS = 1.0  # an answer's event yields this often, so that Gradio can close it
+ALIVE_SECONDS = 1.0  # an event yields at this interval, so that Gradio can close it
 
-Question = Callable[[Tab], tuple[Tab, Ask]]  # puts a question into the conversation, and says how to answer it
+Question = Callable[[Tab], tuple[Tab, Ask]]  # adds a question to the conversation, and returns how to answer it
 
 
 class QuestionEvents(PluginEvents):
@@ -35,19 +35,19 @@ class QuestionEvents(PluginEvents):
 
     @page_event
     def ask(self, request: gr.Request, text: str, tab: Tab, *values: Any) -> Iterator[Changes]:
-        """Ask what stands in the box."""
+        """Ask the question in the box."""
         if text.strip():
             yield from self._answer(request, tab, self._new_question(text.strip(), values), {self.ui.box: ""})
 
     @page_event
     def try_sample(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
-        """A question of the empty page: attach the sample, then ask."""
+        """Attach the sample, then ask the clicked question of the empty page."""
         tab = self.with_documents(tab, [*tab["documents"], self.desk.add_sample().id])
         yield from self._answer(request, tab, self._new_question(str(event.id), values))
 
     @page_event
     def edit(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
-        """Ask an edited message in place of it and of all that followed."""
+        """Ask an edited question. It replaces the question and all messages after it."""
         text, message_id = str(event.text).strip(), int(event.id)
 
         def question(tab: Tab) -> tuple[Tab, Ask]:
@@ -61,12 +61,12 @@ class QuestionEvents(PluginEvents):
 
     @page_event
     def retry(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
-        """Answer the last question again, with the plugins that are on now, and compare with the answer before."""
+        """Answer the last question again with the plugins that are on now, and compare both answers."""
         yield from self._answer(request, tab, self._last_question(values))
 
     @page_event
     def turn_off(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
-        """A way out of a refusal: ask again without a plugin."""
+        """Ask a refused question again without a plugin."""
         card, num_sampling = self.ui.controls.card(str(event.id)), len(self.ui.sampling)
         switches = self.ui.controls.switched_off(values[num_sampling:], str(event.id))
         if card is not None:
@@ -75,7 +75,7 @@ class QuestionEvents(PluginEvents):
 
     @page_event
     def take_out(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
-        """A way out of a refusal: ask again without a document."""
+        """Ask a refused question again without a document."""
         tab = self.with_documents(tab, [key for key in tab["documents"] if key != event.id])
         yield from self._answer(request, tab, self._last_question(values))
 
@@ -89,7 +89,7 @@ class QuestionEvents(PluginEvents):
 
     @page_event
     def watch(self, request: gr.Request) -> Iterator[Changes]:
-        """Draw the answer of the conversation that the tab shows, until it is there or the tab shows another conversation."""
+        """Draw the unfinished answer of the tab's conversation, until it is complete or the tab shows another conversation."""
         writing = self.shown_writing(request)
         while writing is not None:
             with self.lock:
@@ -103,11 +103,11 @@ class QuestionEvents(PluginEvents):
                     writing.num_watching -= 1
             was_left, writing = not writing.over.is_set(), self.shown_writing(request)
             if was_left and writing is None:
-                yield {self.ui.live: ""}  # after the last frame, which may come behind what the tab shows now
+                yield {self.ui.live: ""}  # removes a last frame that arrived after the change of conversation
 
     @page_event
     def settle(self, request: gr.Request, tab: Tab) -> Changes:
-        """Draw the finished answer in a tab that another tab's answer was shown in."""
+        """Draw a finished answer in a tab that followed the answer of another tab."""
         if session_of(request) not in self.following or self.shown_writing(request) is not None:
             return {}
         return self.show(request, self.reopened(tab))
@@ -136,7 +136,7 @@ class QuestionEvents(PluginEvents):
         return question
 
     def _messages(self, tab: Tab) -> Sequence[Message]:
-        """Messages of the tab's conversation. Raises NotFound if it was deleted."""
+        """Messages of the tab's conversation. Raises NotFound for a deleted conversation."""
         return () if tab["conversation"] is None else self.desk.store.conversations.get(tab["conversation"]).messages
 
     # ---- answers
@@ -144,14 +144,14 @@ class QuestionEvents(PluginEvents):
     def _answer(
         self, request: gr.Request, tab: Tab, question: Question, changes: Changes | None = None
     ) -> Iterator[Changes]:
-        """Put a question and follow its answer to the end. changes: to be made if the question is taken."""
+        """Ask a question and follow its answer to the end. changes: carried out if the question is accepted."""
         tab, ask = self._begin(request, tab, question)
         if ask is None:
             yield self.show(request, tab)
             return
         conversation = str(tab["conversation"])
         writing, alive = self.writing[conversation], time.monotonic()
-        self.desk.stop((session_of(request), "reading"))  # the engine's cache keeps the KV that is computed so far
+        self.desk.stop((session_of(request), "reading"))  # the prefix cache keeps the KV that is computed so far
         try:
             yield self.show(request, tab) | (changes or {})
             for writing.live in self.desk.answer(_key(conversation), conversation, ask):
@@ -167,14 +167,14 @@ class QuestionEvents(PluginEvents):
             self.writing.pop(conversation, None)
         ended = time.monotonic()
         while writing.num_watching and time.monotonic() - ended < 2 * ALIVE_SECONDS:
-            time.sleep(FRAME_SECONDS / 10)  # or its last frame would come behind this
+            time.sleep(FRAME_SECONDS / 10)  # otherwise the last frame could arrive after the finished answer
         if self.shown_tab(request, tab)["conversation"] == conversation:
             yield self.show(request, self.reopened(tab))
 
     def _begin(self, request: gr.Request, tab: Tab, question: Question) -> tuple[Tab, Ask | None]:
-        """Put a question, unless its conversation waits for an answer; then, and if it is gone, there is no Ask."""
+        """Register a question. Returns no Ask if the conversation waits for an answer or was deleted."""
         session = session_of(request)
-        with self.lock:  # two clicks at once: the second click finds the answer of the first
+        with self.lock:  # of two clicks at once, the second finds the answer of the first
             if tab["conversation"] is None and self.shown_writing(request):
                 tab = self.shown[session]
             if tab["conversation"] in self.writing:
@@ -198,7 +198,7 @@ class QuestionEvents(PluginEvents):
         return refusal_of(error, ask.settings, self.desk.engine.default_plan.names, longest)
 
     def _refuse(self, tab: Tab, ask: Ask, refusal: Refusal) -> None:
-        """Keep the refusal with its question; show it in the corner if it cannot be kept."""
+        """Store the refusal with its question. If this fails, show it in the corner of the page."""
         try:
             self.desk.refuse(str(tab["conversation"]), ask, refusal)
         except NotFound as error:
@@ -208,7 +208,7 @@ class QuestionEvents(PluginEvents):
 
 
 def _frame_seconds(num_characters: int) -> float:
-    """How long an answer of this length stands before it is drawn again: a longer one takes longer to draw."""
+    """Time between two drawings of an answer of this length: a longer answer takes longer to draw."""
     return min(FRAME_SECONDS + SECONDS_PER_CHARACTER * num_characters, LONGEST_FRAME_SECONDS)
 
 

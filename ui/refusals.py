@@ -1,7 +1,7 @@
-"""Why a question has no answer: the sentence, the ways out of it, and both as HTML in the thread.
+"""Refusals: the reason why a question has no answer, the ways out, and both as HTML in the thread.
 
-A way out is a verb and its target; page.js turns a click into the event of the verb (`turn_off`, `take_out`, `edit`,
-`retry`). Knows no Gradio.
+A way out is a verb and its target. page.js turns a click on its button into the event of the verb: `turn_off`, `take_out`, `edit`
+or `retry`. Knows no Gradio.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from pitlane.engine.errors import PitlaneError, PromptTooLong
+from pitlane import PitlaneError, PromptTooLong
 from pitlane.storage.errors import StorageError
 from pitlane.storage.types import Document, Message, Refusal
 
-MAX_DOCUMENTS = 3  # buttons for the longest ones
+MAX_DOCUMENTS = 3  # buttons to take out a document: for the longest documents
 STOPPED = Refusal("it was stopped before its first token.")
 
 
 def refusal_of(error: Exception, plugins: Iterable[str], default: Iterable[str], documents: Sequence[str]) -> Refusal:
-    """An error as a refusal. plugins: names in the plan; documents: ids, the longest first."""
+    """An error as a refusal. plugins, default: names in the plan and in the default plan; documents: ids, the longest first."""
     if not isinstance(error, PitlaneError):
         logging.getLogger(__name__).error("an answer failed", exc_info=error)
         return Refusal(f"{type(error).__name__}: {error}; the terminal shows where it happened")
@@ -32,14 +32,14 @@ def refusal_of(error: Exception, plugins: Iterable[str], default: Iterable[str],
     return Refusal(str(error), tuple(ways))
 
 
-def _suspects(sentence: str, plugins: list[str], default: set[str]) -> list[str]:
-    """Plugins that an error names; if it names none, those that were added to the default plan."""
-    named = [name for name in plugins if re.search(rf"\b{re.escape(name)}\b", sentence)]
+def _suspects(message: str, plugins: list[str], default: set[str]) -> list[str]:
+    """Plugins that an error names. If it names none: plugins that are not in the default plan."""
+    named = [name for name in plugins if re.search(rf"\b{re.escape(name)}\b", message)]
     return named or [name for name in plugins if name not in default]
 
 
 def refusal_html(message: Message, documents: Iterable[Document], is_last: bool) -> str:
-    """Why a message has no answer; with buttons if it is the last one. documents: attached ones."""
+    """The refusal of a message, with buttons if it is the last message. documents: the attached documents."""
     refusal, is_question = message.refusal, message.role == "user"
     if (not is_last and not (is_question and refusal)) or (not is_question and refusal is None):
         return ""

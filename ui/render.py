@@ -1,6 +1,6 @@
-"""Text for people in a terminal: sizes, times, the stats line, tables, progress. Imports rich only where it draws.
+"""Text in a terminal: sizes, times, the stats line, tables, progress. Imports rich when it draws.
 
-Results go to standard output, everything about them to standard error, so that pipes get results alone.
+Results go to standard output and everything else to standard error, so that a pipe gets results alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # control characters, line ends, bidi overrides
-NARROWEST = 8  # characters of a column
+NARROWEST = 8  # minimum characters of a column
 Advance = Callable[[int, int], None]
 
 
@@ -44,7 +44,7 @@ def milliseconds(ms: float | None) -> str:
 
 
 def stats_line(stats: Mapping[str, Any], drafter: str | None = None) -> str:
-    """One line under an answer: tokens, times, and what each plugin bought. drafter: whose the draft tokens are."""
+    """One line of stats under an answer: tokens, times, effects of plugins. drafter: the plugin that made the draft tokens."""
     cached = f" ({stats['cached_tokens']} cached)" if stats["cached_tokens"] else ""
     parts = [f"{stats['prompt_tokens']} prompt{cached}", f"TTFT {milliseconds(stats['ttft_ms'])}"]
     if stats["tokens_per_second"]:
@@ -65,33 +65,33 @@ def stats_line(stats: Mapping[str, Any], drafter: str | None = None) -> str:
 
 
 def note(text: str) -> None:
-    """A dim line on standard error; plain where NO_COLOR is set."""
+    """Print a dim line on standard error; plain if NO_COLOR is set."""
     text = one_line(text)
     click.echo(text if os.environ.get("NO_COLOR") else click.style(text, dim=True), err=True)
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """A line that may hold names from elsewhere: titles, files, models."""
+    """Print a line that may hold foreign names: titles, files, models."""
     click.echo(one_line(text), err=err)
 
 
 def one_line(text: str) -> str:
-    """Text on one line, without characters that a terminal would obey: a name may hold escape sequences."""
+    """Text on one line without control characters: a foreign name may hold escape sequences of a terminal."""
     return _UNSEEN.sub("\ufffd", text)
 
 
 def printable(text: str) -> str:
-    """What a model wrote, without control characters where a terminal would obey them."""
+    """Text of a model, without control characters if standard output is a terminal."""
     return _CONTROL.sub("\ufffd", text) if sys.stdout.isatty() else text
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on one line of standard output."""
+    """Print one JSON document on one line of standard output."""
     click.echo(json.dumps(value))
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
-    """A table on standard output; columns whose cells begin with a digit are set to the right."""
+    """Print a table on standard output; columns of numbers are aligned to the right."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -106,15 +106,15 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], title: st
     for row in rows:
         table.add_row(*[Text("-" if cell is None else one_line(str(cell))) for cell in row])
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.width = max(console.width, NARROWEST * len(headers))  # rich leaves columns out where it finds no room
+    console.width = max(console.width, NARROWEST * len(headers))  # rich leaves out columns without room
     console.print(table)
 
 
 @contextmanager
 def progress(label: str) -> Iterator[Advance]:
-    """A bar on standard error; call what it yields with (done, total).
+    """Show a bar on standard error; yields a function of (done, total) that advances it.
 
-    It appears with the first call that leaves something to do and goes when all is done. Nothing where no one looks.
+    The bar appears at the first call with done < total, and disappears at done = total. Without a terminal there is no bar.
     """
     bars: list[Progress] = []
 

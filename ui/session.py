@@ -1,4 +1,4 @@
-"""What `run`, `chat` and the page share: an engine from options, documents from files, prompts from a conversation.
+"""Shared by `run`, `chat` and the page: an engine from options, documents from files, prompts from a conversation.
 
 Importing this imports no torch; `EngineOptions.build` does. Knows no terminal and no page.
 """
@@ -12,16 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pitlane import PrefillProgress, TextDelta, load_document
 from pitlane.storage.errors import DocumentError, NotFound
 from pitlane.storage.types import whole_text
+from pitlane.ui.plugin_text import ParsedSettings, Replacement, parse_settings
 
 if TYPE_CHECKING:
-    from pitlane.engine.engine import Engine
-    from pitlane.engine.plan.plan import ParsedSettings, Replacement, Settings
-    from pitlane.engine.plan.registry import PluginRegistry
-    from pitlane.engine.stream import Stream
-    from pitlane.engine.text.tokenizer import Prompt, Tokenizer
-    from pitlane.engine.types import Result
+    from pitlane import Engine, PluginRegistry, Prompt, Result, Settings, Stream, Tokenizer
     from pitlane.storage.db import Store
     from pitlane.storage.types import Document, StoredDocument
 
@@ -30,10 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What an engine is built from, as a user writes it.
+    """Options of an engine, as a user writes them.
 
-    plugins: the text of `--plugins` (None: the default set, `''`: the bare core). plugin_options: `plugin.key=value`
-    each. context is in tokens, kv_memory in bytes.
+    plugins: the text of `--plugins` (None: the default set, `''`: the bare core). plugin_options: texts `plugin.key=value`.
+    context is in tokens, kv_memory in bytes.
     """
 
     model: str = "bundled"
@@ -47,20 +44,17 @@ class EngineOptions:
     plugins_dir: str | None = None
 
     def build(self) -> Engine:
-        """Load the plugins, check the set, load the model. Raises PitlaneError for whatever a user can cause."""
-        from pitlane.engine.engine import Engine
-        from pitlane.engine.loader import default_settings
-        from pitlane.engine.plan.plan import Planner
-        from pitlane.engine.plan.registry import PluginRegistry
+        """Load the plugins, check the plugin set, load the model. Raises PitlaneError for every error that a user can cause."""
+        from pitlane import Engine, Planner, PluginRegistry
 
         registry = PluginRegistry.load(self.plugins_dir)
-        if self.plugins is not None or self.plugin_options:  # refused here, before a model is touched
-            Planner(registry).check(self.settings(registry, default_settings(registry)).settings)
+        if self.plugins is not None or self.plugin_options:  # so that a wrong set is refused before a model is read
+            Planner(registry).check(self.settings(registry, registry.default_settings()).settings)
         replaced: set[Replacement] = set()
 
-        def chosen(default: Settings) -> Settings:  # the engine asks more than once
-            settings, found = self.settings(registry, default)
-            replaced.update(found)
+        def chosen(default: Settings) -> Settings:  # the engine calls it more than once
+            settings, replacements = self.settings(registry, default)
+            replaced.update(replacements)
             return settings
 
         engine = Engine(
@@ -78,18 +72,16 @@ class EngineOptions:
         return engine
 
     def settings(self, registry: PluginRegistry, default: Settings) -> ParsedSettings:
-        """The plugin settings that were asked for, given what is on by default."""
-        from pitlane.engine.plan.plan import parse_settings
-
+        """The plugin settings of these options. default: settings of the default set."""
         return parse_settings(self.plugins, self.plugin_options, default, registry)
 
 
 @dataclass(slots=True)
 class Chat:
-    """Messages and documents of one conversation, in prompt order. `prompt` is a function of them.
+    """Messages and documents of one conversation, in prompt order. They alone decide the prompt.
 
-    thinking: for models that can reason before they answer (None: as the template has it). raw: no chat template, the
-    last message as it is. date: what templates that print one shall print; documents freeze it, so that their KV stays
+    thinking: whether a model that can reason does so before it answers (None: the template decides). raw: the prompt is the last
+    message, without a chat template. date: for templates that print a date; the first document fixes it, so that its KV stays
     valid.
     """
 
@@ -102,7 +94,7 @@ class Chat:
     date: datetime.date | None = None
 
     def ask(self, text: str) -> Prompt:
-        """Add a user's message; the prompt for its answer."""
+        """Add a user's message, and return the prompt for its answer."""
         self.messages.append({"role": "user", "content": text})
         return self.prompt()
 
@@ -120,25 +112,23 @@ class Chat:
         )
 
     def add(self, document: Document, stored: StoredDocument) -> None:
-        """Put a document behind those that are there; one that is there already is not added again."""
-        if all(document.content_hash != known.content_hash for known in self.documents):
+        """Add a document after the others. A document with the same content is not added again."""
+        if all(document.content_hash != other.content_hash for other in self.documents):
             self.documents.append(document)
             self.date = self.date or datetime.date.fromtimestamp(stored.created)
 
 
 def add_document(store: Store, file: str, plugins_dir: str | None = None) -> tuple[Document, StoredDocument]:
-    """Read a file and store it; or find a stored document by its id or title where there is no such file.
+    """Read a file and store it. Without such a file, find a stored document by id or title.
 
-    The stored rendering is returned, title included, so that the same bytes always make the same prompt.
+    Returns the document as it is stored, title included, so that the same bytes always give the same prompt.
     """
-    from pitlane.engine.text.documents import load_document
-
     stored = store.documents.add(load_document(file, plugins_dir=plugins_dir)) if _exists(file) else _find(store, file)
     return store.documents.load(stored.id), stored
 
 
 def add_documents(files: Iterable[str], plugins_dir: str | None = None) -> list[tuple[Document, StoredDocument]]:
-    """`add_document` for each of several files, with a store of its own; nothing is opened for none."""
+    """Call `add_document` for every file, with a store of its own. Without files no store is opened."""
     files = list(files)
     if not files:
         return []
@@ -149,12 +139,10 @@ def add_documents(files: Iterable[str], plugins_dir: str | None = None) -> list[
 
 
 def read_answer(stream: Stream, on_text: Callable[[str], None], on_prefill: Callable[[int, int], None]) -> Result:
-    """Follow a request to its end. Ctrl-C stops it and gives what there is (finish_reason `aborted`); twice is raised.
+    """Follow a request to its end. Ctrl-C aborts it (finish_reason `aborted`, with the text so far); a second Ctrl-C is raised.
 
-    on_prefill is told (computed, all) tokens of the prompt, the last time before any text.
+    on_prefill gets the numbers of computed tokens and of all tokens of the prompt; its last call comes before any text.
     """
-    from pitlane.engine.types import PrefillProgress, TextDelta
-
     num_prompt_tokens = 0
     try:
         for event in stream:
@@ -177,7 +165,7 @@ def read_answer(stream: Stream, on_text: Callable[[str], None], on_prefill: Call
 def _exists(file: str) -> bool:
     try:
         return Path(file).expanduser().exists()
-    except PermissionError:  # reading it says so
+    except PermissionError:  # the error of reading it says why
         return True
     except (OSError, RuntimeError):  # a name that is too long, or the home of an unknown user
         return False

@@ -1,4 +1,4 @@
-"""Standard streams that take every text and fail once: other encodings, closed descriptors, a full device."""
+"""Standard streams with any encoding, closed descriptors or a full device: every text passes, and an error comes once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def open_streams() -> None:
-    """Let every letter be read and written: those that an encoding lacks are replaced, bytes that are none are kept."""
+    """Make the standard streams take every text. Letters without a code are replaced; invalid bytes of the input are kept."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the caller: `>&-`
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
@@ -18,7 +18,7 @@ def open_streams() -> None:
 
 
 def close_output() -> None:
-    """Write what is pending. Where that fails, drop it: at the interpreter's end it would fail again, with a traceback."""
+    """Flush standard output. If this fails, drop its buffer: the interpreter would fail on it again, with a traceback."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

@@ -16,7 +16,7 @@ from torch import Tensor
 from pitlane.engine.decode.draft import Draft
 from pitlane.engine.decode.sampling import penalise, ranked
 from pitlane.engine.kv.state import KVState
-from pitlane.engine.run.batch_builder import BatchBuilder, Chunk
+from pitlane.engine.run.batch import BatchBuilder, Chunk
 from pitlane.engine.run.runner import Runner
 from pitlane.engine.sequence import Sequence
 

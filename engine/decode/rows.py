@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from itertools import pairwise
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pitlane.engine.decode.draft import Draft
 from pitlane.engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(slots=True)
@@ -62,5 +63,7 @@ def _rows_of(logits: Tensor, seqs: list[Sequence], bounds: list[tuple[int, int]]
         seq_index += [index] * (1 + len(draft.token_ids))
     if all(left[1] == right[0] for left, right in pairwise(bounds)):
         return Rows(logits[bounds[0][0] : bounds[-1][1]], seqs, seq_index, parents, token_ids)
+    import torch  # plugins import `Rows`, and finding plugins imports no torch
+
     own = torch.cat([logits[start:stop] for start, stop in bounds])
     return Rows(own, seqs, seq_index, parents, token_ids)

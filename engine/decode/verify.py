@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from itertools import pairwise
-from math import isfinite
+from math import inf, isfinite
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from pitlane.engine.decode.adjust import adjust_logits
+from pitlane.engine.border import shown
 from pitlane.engine.decode.draft import Draft, depths, merged_children
 from pitlane.engine.decode.rows import Rows
 from pitlane.engine.decode.sampling import logprobs_of, penalise, sample
 from pitlane.engine.errors import ModelError
 from pitlane.engine.plan.dispatch import Dispatcher, own_failure
+from pitlane.engine.plan.hooks import HookError
+from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.sequence import Sequence
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Verified(NamedTuple):
@@ -128,3 +133,48 @@ def _penalise(rows: Rows) -> None:
         num_prompt_tokens = seq.request.num_prompt_tokens
         prompt, completion = seq.token_ids[:num_prompt_tokens], seq.token_ids[num_prompt_tokens:]
         rows.logits[i] = penalise(rows.logits[i], prompt, completion + rows.path(i), seq.request.sampling)
+
+
+def adjust_logits(rows: Rows, dispatch: Dispatcher) -> None:
+    """Fold `adjust_logits` over the rows of one plan. A row that a plugin breaks fails for its own sequence alone."""
+    before = rows.logits
+
+    def keep(plugin: Plugin, result: object) -> None:
+        nonlocal before
+        logits = _checked(rows.logits if result is None else result, before, plugin)
+        _undo_broken(rows, logits, before, plugin, dispatch)
+        before = logits
+
+    for hook in rows.seqs[0].plan.hook("adjust_logits"):
+        rows.logits = before.clone()  # a plugin may write into the logits that it gets, and fail afterwards
+        dispatch.call(rows.seqs, [hook], keep, rows=rows)
+        rows.logits = before
+
+
+def _undo_broken(rows: Rows, logits: Tensor, before: Tensor, plugin: Plugin, dispatch: Dispatcher) -> None:
+    """Undo a plugin's change for the sequences whose next token can no longer be drawn."""
+    places = [place for place, parent in enumerate(rows.parents) if parent < 0]
+    for seq, peak in zip(rows.seqs, logits[places].amax(-1).tolist(), strict=True):
+        if isfinite(peak) or seq.error:
+            continue
+        fault = "forbids every token" if peak == -inf else f"returned logits that hold {peak}"
+        own = [row for row, index in enumerate(rows.seq_index) if rows.seqs[index] is seq]
+        logits[own] = before[own].to(logits.dtype)
+        cause = ValueError(f"{fault}, after token {seq.num_tokens}")
+        dispatch.drop([seq], HookError(plugin, "adjust_logits", cause))
+
+
+def _checked(logits: object, before: Tensor, plugin: Plugin) -> Tensor:
+    """The logits, if type, shape and device fit, and an identical plugin left the values as they were. Raises otherwise."""
+    if not isinstance(logits, Tensor) or logits.shape != before.shape:
+        got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else shown(logits)
+        raise TypeError(f"returned {got}, not a tensor of shape {tuple(before.shape)}")
+    if logits.dtype not in FLOATS or logits.device != before.device:
+        raise TypeError(f"returned {logits.dtype} on {logits.device}, not {before.dtype} on {before.device}")
+    if plugin.exactness_for(plugin.options) == "identical" and not _equal(logits, before):
+        raise ValueError("changed the logits, but is declared identical; declare the plugin steering")
+    return logits
+
+
+def _equal(logits: Tensor, before: Tensor) -> bool:
+    return torch.equal(logits.to(before.dtype).nan_to_num(), before.nan_to_num())

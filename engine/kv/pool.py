@@ -17,9 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pitlane.engine.kv.group import KVGroup
 from pitlane.engine.kv.operations import Copy, Operation
-from pitlane.engine.kv.state import Column, KVState
+from pitlane.engine.kv.state import Column, KVGroup, KVState
 
 DROPPED = -1
 

@@ -1,4 +1,4 @@
-"""What the KV store holds of one sequence, and what a prefix cache can give it.
+"""What layers share a block table (`KVGroup`), what the KV store holds of one sequence, and what a prefix cache can give it.
 
 Half-open token ranges: of a sequence's known tokens, `[0, num_computed_tokens)` have their KV in the store, and
 `[0, num_cached_tokens)` of them came from a prefix cache.
@@ -13,9 +13,24 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    import torch
     from torch import Tensor
 
     from pitlane.engine.kv.operations import Operation
+
+
+@dataclass(frozen=True, slots=True)
+class KVGroup:
+    """Layers that share one block table. window: number of tokens that a query sees, its own included; None = no limit."""
+
+    layers: tuple[int, ...]
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        return 2 * len(self.layers) * self.num_kv_heads * self.head_dim * dtype.itemsize
+
 
 Column: TypeAlias = tuple[int, ...]  # one block id per KV group
 

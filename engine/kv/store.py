@@ -11,8 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pitlane.engine.kv.group import KVGroup
 from pitlane.engine.kv.operations import Copy, Load, Operation, Save
+from pitlane.engine.kv.state import KVGroup
 
 
 class KVStore:

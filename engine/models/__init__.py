@@ -1,1 +1,1 @@
-"""Models: configuration, weights, shared layers, one file per architecture, and the registry that finds them."""
+"""Models: configuration, weights, shared layers, one file per decoder, and the registry that finds a model."""

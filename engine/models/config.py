@@ -1,8 +1,8 @@
-"""What a model declares of itself, read from `config.json` in the spelling of transformers 4 or 5.
+"""A model's configuration, read from `config.json` in the spelling of transformers 4 or 5.
 
-Knows no weights and no torch. What architectures differ in and their files do not say stands in `ARCHITECTURES`; all
-else is a field, so that one decoder serves them all. Anything the decoder does not build is refused by name here,
-before weights are touched. `config_file.py` checks the kind and the range of each value.
+Knows no weights and no torch. `ARCHITECTURES` holds the defaults that a family's `config.json` does not write down; all
+other differences are fields of ModelConfig, so that one decoder serves all families. A feature that the decoder lacks is
+refused by name here, before any weights are read. `config_file.py` checks the type and the range of each value.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What transformers takes for granted where `config.json` is silent."""
+    """The defaults of transformers for keys that a `config.json` leaves out."""
 
     model_type: str
     rope_theta: float = 10000.0
     tied: bool = False
-    attention_bias: bool | None = None  # q, k, v bias; None: `attention_bias` says, of the output projection too
-    has_mlp_bias: bool = False  # `mlp_bias` says
+    attention_bias: bool | None = None  # of q, k, v; None: the key `attention_bias` decides, also for the output
+    has_mlp_bias: bool = False  # the key `mlp_bias` counts
     qk_norm: bool = False
     head_dim: int | None = None
-    window: int | None = None  # where `sliding_window` is absent
-    switched_window: bool = False  # a window counts only with `use_sliding_window`, on the layers of `layer_types`
+    window: int | None = None  # if the key `sliding_window` is absent
+    switched_window: bool = False  # the window needs `use_sliding_window`, and applies to the layers of `layer_types`
     no_rope_interval: int | None = None
 
 
@@ -48,10 +48,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Shape and switches of one decoder. windows: per layer, tokens a query sees, its own included (None = all).
+    """Shape and switches of one decoder.
 
-    attention_bias: of q, k and v. dtype: of the checkpoint, one of `DTYPES`. no_rope_layers: layers without RoPE.
-    exit_layers: numbers of first layers after which norm and head were trained too.
+    windows: per layer, the number of tokens that a query sees, its own included (None: all). attention_bias: bias of q,
+    k and v. output_bias: bias of the output projection. no_rope_layers: layers without RoPE. exit_layers: numbers of
+    layers after which norm and head were trained to answer early. dtype: of the checkpoint, one of `DTYPES`.
     """
 
     architecture: str
@@ -86,7 +87,7 @@ class ModelConfig:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> ModelConfig:
-        """Read `config.json`, and `generation_config.json` for the tokens that end an answer."""
+        """Read `config.json`; take the tokens that end an answer from `generation_config.json`, if there is one."""
         folder = Path(path)
         file = folder / "config.json"
         if not file.is_file():
@@ -99,8 +100,8 @@ class ModelConfig:
         except ModelError as error:
             raise ModelError(f"{file}: {error}") from None
         generation = folder / "generation_config.json"
-        ends = GenerationFile.read(generation).eos_token_id if generation.is_file() else None
-        return replace(config, eos_token_ids=tuple((raw.eos_token_id if ends is None else ends) or ()))
+        end_ids = GenerationFile.read(generation).eos_token_id if generation.is_file() else None
+        return replace(config, eos_token_ids=tuple((raw.eos_token_id if end_ids is None else end_ids) or ()))
 
 
 def _declared(raw: ConfigFile) -> ModelConfig:
@@ -135,12 +136,12 @@ def _declared(raw: ConfigFile) -> ModelConfig:
 
 
 def _architecture(raw: ConfigFile) -> tuple[str, Architecture]:
-    named = raw.architectures or [n for n, a in ARCHITECTURES.items() if a.model_type == raw.model_type]
-    if not named:
+    names = raw.architectures or [n for n, a in ARCHITECTURES.items() if a.model_type == raw.model_type]
+    if not names:
         raise ModelError(f"names no architecture; known: {', '.join(ARCHITECTURES)}")
-    if named[0] not in ARCHITECTURES:
-        raise UnsupportedModel(f"architecture {short(named[0])} is not built here; known: {', '.join(ARCHITECTURES)}")
-    return named[0], ARCHITECTURES[named[0]]
+    if names[0] not in ARCHITECTURES:
+        raise UnsupportedModel(f"architecture {short(names[0])} is not supported; known: {', '.join(ARCHITECTURES)}")
+    return names[0], ARCHITECTURES[names[0]]
 
 
 def _refuse(raw: ConfigFile, name: str) -> None:
@@ -148,12 +149,12 @@ def _refuse(raw: ConfigFile, name: str) -> None:
     if quantization:
         method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
         raise UnsupportedModel(
-            f"the checkpoint is quantized ({short(method)}), which is not read here; use the plain one"
+            f"the checkpoint is quantized ({short(method)}), which is not supported; use the unquantized model"
         )
     if raw.hidden_act not in (None, "silu", "swish"):
-        raise UnsupportedModel(f"{name} with hidden_act {short(raw.hidden_act)} is not built here; known: silu")
+        raise UnsupportedModel(f"{name} with hidden_act {short(raw.hidden_act)} is not supported; known: silu")
     if raw.partial_rotary_factor not in (None, 1.0):
-        raise UnsupportedModel(f"{name} with partial_rotary_factor {raw.partial_rotary_factor} is not built here")
+        raise UnsupportedModel(f"{name} with partial_rotary_factor {raw.partial_rotary_factor} is not supported")
 
 
 def _head_dim(raw: ConfigFile, known: Architecture) -> int:
@@ -162,16 +163,16 @@ def _head_dim(raw: ConfigFile, known: Architecture) -> int:
         size, rest = divmod(raw.hidden_size, raw.num_attention_heads)
         if rest:
             raise ModelError(
-                f"hidden_size must divide by num_attention_heads where head_dim is not given, "
+                f"hidden_size must divide by num_attention_heads if head_dim is not given, "
                 f"got {raw.hidden_size} and {raw.num_attention_heads}"
             )
     if size % 2:
-        raise UnsupportedModel(f"head_dim must be even, because RoPE turns pairs, got {size}")
+        raise UnsupportedModel(f"head_dim must be even, because RoPE rotates pairs, got {size}")
     return size
 
 
 def _no_rope(raw: ConfigFile, known: Architecture) -> frozenset[int]:
-    """`no_rope_layers` of the file holds 1 where RoPE is used, against its name."""
+    """The layers without RoPE. Despite its name, the key `no_rope_layers` holds 1 for each layer with RoPE."""
     if known.no_rope_interval is None:
         return frozenset()
     layers, uses = range(raw.num_hidden_layers), raw.no_rope_layers
@@ -184,7 +185,7 @@ def _no_rope(raw: ConfigFile, known: Architecture) -> frozenset[int]:
 
 
 def _windows(raw: ConfigFile, known: Architecture) -> tuple[int | None, ...]:
-    """The window of each layer; `layer_types`, where given, must agree with it."""
+    """The window of each layer. Raises UnsupportedModel if `layer_types` says otherwise."""
     layers = range(raw.num_hidden_layers)
     window = raw.sliding_window if "sliding_window" in raw.model_fields_set else known.window
     if known.switched_window:
@@ -205,7 +206,7 @@ def _check_types(types: list[str], windows: tuple[int | None, ...]) -> None:
         expected = "full_attention" if window is None else "sliding_attention"
         if kind != expected:
             raise UnsupportedModel(
-                f"layer_types[{index}] {short(kind)} is not built here: by the other keys of config.json it is {expected}"
+                f"layer_types[{index}] {short(kind)} is not supported: by the other keys of config.json it is {expected}"
             )
 
 
@@ -220,5 +221,5 @@ def _local_layers(raw: ConfigFile, known: Architecture) -> set[int]:
 def _dtype(raw: ConfigFile) -> str:
     dtype = (raw.dtype or raw.torch_dtype or "float32").removeprefix("torch.")
     if dtype not in DTYPES:
-        raise UnsupportedModel(f"weights of dtype {short(dtype)} are not read here; known: {', '.join(DTYPES)}")
+        raise UnsupportedModel(f"weights of dtype {short(dtype)} are not supported; known: {', '.join(DTYPES)}")
     return dtype

@@ -1,7 +1,7 @@
-"""The JSON files of a model folder as typed fields. An error names the key, the value and what to do.
+"""The JSON files of a model folder as typed fields. An error names the key, shows the value, and says what to do.
 
-Knows what a value can be, not what it means: `config.py` does. Numbers must be of JSON's own kind (no text, no 16.0 for 16),
-finite, and in a range that some model could have. Keys that no architecture reads are ignored.
+Checks the type and range of values; `config.py` knows their meaning. A number must be a JSON number of the right type (no
+text, no 16.0 for 16), finite, and in a range that a model could have. Keys that no architecture reads are ignored.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pitlane.engine.errors import ModelError
 
-MOST_LAYERS = 4096
-MOST_BYTES = 2**24  # of a JSON file; the largest known index has 9 MB
+MAX_LAYERS = 4096
+MAX_BYTES = 2**24  # of a JSON file; the largest known index has 9 MB
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 80
 
@@ -35,13 +35,13 @@ Factor = Annotated[float, Field(ge=1e-3, le=1e6)]
 
 
 class JsonFile(BaseModel):
-    """One object of a JSON file."""
+    """An object in a JSON file."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Read a file, or raise a ModelError that names it."""
+        """Read a file. Raises a ModelError that names the file."""
         raw = read_json(file)
         try:
             return cls.of(raw)
@@ -50,7 +50,7 @@ class JsonFile(BaseModel):
 
     @classmethod
     def of(cls, raw: dict[str, Any], name: str = "") -> Self:
-        """Check an object. name: where it stands in its file."""
+        """Check an object. name: its key in the file, for messages."""
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
@@ -58,8 +58,8 @@ class JsonFile(BaseModel):
         key = escaped(".".join(map(str, (*filter(None, [name]), *first["loc"]))))
         if first["type"] == "missing":
             raise ModelError(f"the file lacks {key}; download the model again or add it")
-        must = re.sub("^(Input|List|Dictionary) should", "must", first["msg"])
-        raise ModelError(f"{key} {must}, got {short(first['input'])}; correct it")
+        rule = re.sub("^(Input|List|Dictionary) should", "must", first["msg"])
+        raise ModelError(f"{key} {rule}, got {short(first['input'])}; correct it")
 
 
 class ConfigFile(JsonFile):
@@ -69,7 +69,7 @@ class ConfigFile(JsonFile):
     model_type: str | None = None
     hidden_size: Size
     intermediate_size: Size
-    num_hidden_layers: int = Field(ge=1, le=MOST_LAYERS)
+    num_hidden_layers: int = Field(ge=1, le=MAX_LAYERS)
     num_attention_heads: Size
     num_key_value_heads: Size | None = None
     head_dim: Size | None = None
@@ -88,10 +88,10 @@ class ConfigFile(JsonFile):
     use_sliding_window: bool | None = None
     sliding_window: NumTokens | None = None
     max_window_layers: int = Field(28, ge=0)
-    layer_types: list[str] | None = Field(None, max_length=MOST_LAYERS)
-    no_rope_layers: list[Literal[0, 1]] | None = Field(None, max_length=MOST_LAYERS)
+    layer_types: list[str] | None = Field(None, max_length=MAX_LAYERS)
+    no_rope_layers: list[Literal[0, 1]] | None = Field(None, max_length=MAX_LAYERS)
     no_rope_layer_interval: Size | None = None
-    exit_layers: list[int] | None = Field(None, max_length=MOST_LAYERS)
+    exit_layers: list[int] | None = Field(None, max_length=MAX_LAYERS)
     eos_token_id: TokenIds = None
     dtype: str | None = None
     torch_dtype: str | None = None
@@ -100,7 +100,7 @@ class ConfigFile(JsonFile):
 
 
 class RopeFile(JsonFile):
-    """`rope_parameters`, or `rope_scaling` as it was called."""
+    """`rope_parameters`, in older files `rope_scaling`."""
 
     rope_type: str | None = None
     type: str | None = None
@@ -125,17 +125,17 @@ class GenerationFile(JsonFile):
 
 
 class IndexFile(JsonFile):
-    """`model.safetensors.index.json`: the shard of each tensor."""
+    """`model.safetensors.index.json`: names the shard of each tensor."""
 
     weight_map: dict[str, str] = Field(min_length=1, max_length=2**18)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object that a file holds."""
+    """Return the object in a file. Raises a ModelError that names the file."""
     try:
-        if file.stat().st_size > MOST_BYTES:
+        if file.stat().st_size > MAX_BYTES:
             raise ModelError(
-                f"{file} has {file.stat().st_size:,} bytes, more than any model's; download the model again"
+                f"{file} has {file.stat().st_size:,} bytes, at most {MAX_BYTES:,} are read; download the model again"
             )
         value = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -146,10 +146,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def escaped(text: str) -> str:
-    """A name of any length in a message: one line, without quotes."""
+    """A name from a file as a short line for a message: escaped, without quotes."""
     return short(text)[1:-1]
 
 
 def short(value: object) -> str:
-    """A value of any size and depth in a message: one line, escaped."""
+    """Any value as a short, escaped line for a message."""
     return SHORT.repr(value)

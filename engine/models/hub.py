@@ -1,7 +1,7 @@
 """Models of the Hugging Face hub and its cache: fetch, list, pull, remove.
 
-Only safetensors, JSON and tokenizer files are ever downloaded. Every way in which the hub can fail becomes a ModelError
-of one line. huggingface_hub is imported when used.
+Downloads safetensors, JSON and tokenizer files only. Every failure of the hub becomes a ModelError of one line.
+huggingface_hub is imported on first use.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pitlane.engine.errors import ModelError
 from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.weights import weight_files
 
-WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
-UNWANTED = ["*/*", "consolidated*"]  # other formats in folders (onnx, original), and Mistral's second copy
+PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
+IGNORED_PATTERNS = ["*/*", "consolidated*"]  # folders of other formats (onnx, original); Mistral's second copy
 ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 WAY_OUT = "connect, or give a local folder, `bundled` or `random:<preset>`"
 SIGN_IN = "accept its terms on its page, then `hf auth login` or set HF_TOKEN"
@@ -24,7 +24,7 @@ SIGN_IN = "accept its terms on its page, then `hf auth login` or set HF_TOKEN"
 
 @dataclass(frozen=True, slots=True)
 class CachedModel:
-    """A model in the Hugging Face cache. reason: why it is not supported, empty where it is."""
+    """A model in the Hugging Face cache. reason: why it is not supported; empty if it is."""
 
     name: str
     path: Path
@@ -37,17 +37,17 @@ class CachedModel:
 
 
 def fetch(name: str) -> Path:
-    """Folder of a model: from the cache when it is complete there, else downloaded."""
+    """Return the folder of a model: the cached folder if it is complete, else a new download."""
     return cached_folder(name) or pull(name)
 
 
 def cached_folder(name: str) -> Path | None:
-    """Folder of a model in the cache, None where it is not there or not complete."""
+    """Return the folder of a model in the cache; None if it is missing or incomplete."""
     try:
         folder = _snapshot(name, local_files_only=True)
     except ModelError:
         return None
-    return None if _why_not(folder) else folder
+    return None if _unsupported(folder) else folder
 
 
 def pull(name: str) -> Path:
@@ -57,31 +57,32 @@ def pull(name: str) -> Path:
 
 def cached_models() -> list[CachedModel]:
     """All models in the cache, by name."""
-    found = []
+    models = []
     cache = _scan()
     for repo in cache.repos if cache else ():
         revisions = sorted(repo.revisions, key=lambda revision: revision.last_modified)
         if repo.repo_type == "model" and revisions:
             folder = Path(revisions[-1].snapshot_path)
-            found.append(CachedModel(repo.repo_id, folder, repo.size_on_disk, _why_not(folder)))
-    return sorted(found, key=lambda model: model.name)
+            models.append(CachedModel(repo.repo_id, folder, repo.size_on_disk, _unsupported(folder)))
+    return sorted(models, key=lambda model: model.name)
 
 
 def remove(name: str) -> int:
-    """Delete a model from the cache and return the bytes that were freed."""
+    """Delete a model from the cache; return the number of bytes freed."""
     cache = _scan()
     repos = {repo.repo_id: repo for repo in cache.repos if repo.repo_type == "model"} if cache else {}
     if name not in repos:
         raise ModelError(f"no cached model {name!r}; cached: {', '.join(sorted(repos)) or 'none'}")
-    alone = replace(cache, repos=frozenset({repos[name]}))  # a copied repository shares its commits with the original
-    strategy = alone.delete_revisions(*(revision.commit_hash for revision in repos[name].revisions))
+    # A copied repository shares its commits with the original: search this repository alone for them.
+    repo_alone = replace(cache, repos=frozenset({repos[name]}))
+    strategy = repo_alone.delete_revisions(*(revision.commit_hash for revision in repos[name].revisions))
     freed = int(strategy.expected_freed_size)
     strategy.execute()
     return freed
 
 
 def _scan() -> Any:
-    """What huggingface_hub says of its cache; None where there is none yet."""
+    """The cache as huggingface_hub lists it; None if there is no cache yet."""
     from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     try:
@@ -90,8 +91,8 @@ def _scan() -> Any:
         return None
 
 
-def _why_not(folder: Path) -> str:
-    """Why a folder cannot be run here; empty where it can."""
+def _unsupported(folder: Path) -> str:
+    """Why the model in a folder is not supported; empty if it is."""
     try:
         ModelConfig.from_folder(folder)
         weight_files(folder)
@@ -104,8 +105,10 @@ def _snapshot(name: str, local_files_only: bool) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     if not ID.fullmatch(name):
-        raise ModelError(f"{name!r} is no folder and no Hugging Face id (owner/name); also: bundled, random:<preset>")
-    options: dict[str, Any] = {"allow_patterns": WANTED, "ignore_patterns": UNWANTED}
+        raise ModelError(
+            f"{name!r} is no folder and no Hugging Face id (owner/name); also known: bundled, random:<preset>"
+        )
+    options: dict[str, Any] = {"allow_patterns": PATTERNS, "ignore_patterns": IGNORED_PATTERNS}
     try:
         return Path(snapshot_download(name, local_files_only=local_files_only, **options))
     except errors.GatedRepoError:
@@ -116,8 +119,8 @@ def _snapshot(name: str, local_files_only: bool) -> Path:
         raise ModelError(f"{name} is not in the cache and the hub cannot be reached; {WAY_OUT}") from None
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
-        way = SIGN_IN if status in (401, 403) else "try again later"
-        raise ModelError(f"the hub refused {name} with status {status}; {way}") from None
-    except Exception as error:  # the disk's, and the HTTP client's own, whose names change with its version
+        way_out = SIGN_IN if status in (401, 403) else "try again later"
+        raise ModelError(f"the hub refused {name} with status {status}; {way_out}") from None
+    except Exception as error:  # errors of the disk, and of the HTTP client, whose types change with its version
         line = (str(error).splitlines() or [""])[0][:200]
         raise ModelError(f"{name} cannot be downloaded ({type(error).__name__}: {line}); {WAY_OUT}") from error

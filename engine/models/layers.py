@@ -1,7 +1,7 @@
-"""Layers that architectures share, as plain classes, and the builder that fills them from a source of weights.
+"""Layers as plain classes, and the builder that fills them from a source of weights.
 
-Knows no architecture, no batch and no KV. Weights are [out, in] as in checkpoints. A `Linear` may be fused from parts
-whose outputs lie side by side: q, k, v, or gate, up.
+Knows no architecture, no batch and no KV. Weights are [out, in] as in checkpoints. A `Linear` may be fused from several
+parts of the checkpoint, with their outputs side by side: q, k, v, or gate, up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pitlane.engine.models.weights import WeightSource
 
 @dataclass(frozen=True, slots=True)
 class LinearPart:
-    """One linear of the checkpoint. tensors: all under its name, as stored (weight [out, in], bias, scales, ...)."""
+    """One linear of the checkpoint. tensors: all tensors under its name, as stored (weight [out, in], bias, scales, ...)."""
 
     name: str
     tensors: Mapping[str, Tensor]
@@ -29,23 +29,20 @@ class LinearPart:
 
 
 class Linear(Protocol):
-    """What `build_linear` returns: x [T, in] -> [T, out], fresh."""
+    """A callable x [T, in] -> y [T, out], a new tensor. `build_linear` returns it."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of its weights in memory."""
-
 
 BuildLinear = Callable[[list[LinearPart]], "Linear | None"]
-# Weights. oneDNN against `F.linear`, float32, M = 1, 2 cores: 15 us and 7 at 384 x 128, 24 and 25 at 512 x 512.
+# Numbers in a weight from which oneDNN is as fast as `F.linear`. Float32, M = 1, 2 cores, oneDNN and `F.linear`:
+# 15 and 7 us at 384 x 128, 24 and 25 us at 512 x 512.
 MIN_PACKED = 2**17
-FEWEST_ROWS = 5
+MIN_ROWS = 5  # see DenseLinear
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN takes this weight in its own layout, and gains by it: CPU, float32 or bfloat16, not small."""
+    """Whether oneDNN can reorder this weight and gains by it: on a CPU, float32 or bfloat16, not small."""
     dtype = weight.dtype
     if weight.device.type != "cpu" or weight.numel() < MIN_PACKED or not torch._C._has_mkldnn:
         return False
@@ -55,47 +52,42 @@ def can_pack(weight: Tensor) -> bool:
 
 
 class DenseLinear:
-    """A linear in the model's dtype, its weight reordered for oneDNN where that is possible.
+    """A linear in the model's dtype. Its weight is reordered for oneDNN if `can_pack` says so.
 
-    Time against `F.linear` on llama-1b's shapes (2 cores with AVX-512 BF16, weights out of cache): bfloat16 0.61-0.73
-    at M = 1 to 16 (28 GB/s at 1), 0.85-0.88 at 64, 0.94-0.97 at 512; float32 0.65, 0.28-0.44 at 16, 0.73-0.87 at 512.
-    Fewer rows than `FEWEST_ROWS` are filled up in bfloat16: a decode step of llama-1b then takes 0.81 of the time of one row
-    (0.86 when filled up to 4, 0.89 to 6, 1.0 to 8).
+    Time as a fraction of `F.linear`, on llama-1b's shapes (2 cores with AVX-512 BF16, weights not in the cache). bfloat16:
+    0.61-0.73 at M = 1 to 16 (28 GB/s at 1), 0.85-0.88 at 64, 0.94-0.97 at 512. float32: 0.65 at M = 1, 0.28-0.44 at 16,
+    0.73-0.87 at 512. In bfloat16, rows of zeros are added up to `MIN_ROWS`: a decode step of llama-1b then takes 0.81 of
+    its time without (0.86 with 4 rows, 0.89 with 6, 1.0 with 8).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.num_bytes = weight.numel() * weight.itemsize + (0 if bias is None else bias.numel() * bias.itemsize)
         self.packed = can_pack(weight)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
-        self.fewest_rows = FEWEST_ROWS if weight.dtype == torch.bfloat16 else 1
+        self.min_rows = MIN_ROWS if weight.dtype == torch.bfloat16 else 1
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self.packed:
             return F.linear(x, self.weight, self.bias)
         rows = x.shape[0]
-        if rows < self.fewest_rows:
-            x = F.pad(x, (0, 0, 0, self.fewest_rows - rows))
+        if rows < self.min_rows:
+            x = F.pad(x, (0, 0, 0, self.min_rows - rows))
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return y[:rows]
 
 
 class Concat:
-    """Linears on one input, their outputs side by side."""
+    """Several linears on the same input, with their outputs side by side."""
 
     def __init__(self, linears: list[Linear]) -> None:
         self.linears = linears
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(linear.num_bytes for linear in self.linears)
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.cat([linear(x) for linear in self.linears], -1)
 
 
 class Embedding:
-    """Token ids [T] -> [T, hidden]. On a CPU the table stays a view of the file, and rows are cast when looked up."""
+    """Token ids [T] -> [T, hidden]. On a CPU the table stays a view of the file; rows are cast when they are looked up."""
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         self.weight = weight
@@ -106,7 +98,7 @@ class Embedding:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight over rows [T, D]; ATen computes half dtypes in float32, others in their own."""
+    """x / rms(x) * weight over rows [T, D]. ATen computes half dtypes in float32, other dtypes in their own precision."""
     return F.rms_norm(x, tuple(weight.shape), weight, eps)
 
 
@@ -118,17 +110,17 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """The operations that a lane's model calls, each of which a plugin may give (`build_op`)."""
+    """The operations that a lane's model calls. A plugin may replace any of them (`build_op`)."""
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
     silu_mul: Callable[[Tensor], Tensor] = silu_mul
 
 
 class Builder:
-    """Makes a model's layers, part by part, so that loading needs the model's memory and one part's.
+    """Makes a model's layers one after the other, so that loading needs memory for the model and one part of it.
 
-    The source's tensors have the names and shapes that the config declares (`weights.checked`).
-    build_linear is asked for the fused list, then for each part; what it declines is dense. num_bytes: of all linears.
+    The source must have the names and shapes that the config declares (`weights.checked`). build_linear is called with
+    all parts of a fused linear, and after None with each part alone; a part that it declines becomes a DenseLinear.
     """
 
     def __init__(
@@ -141,14 +133,13 @@ class Builder:
     ) -> None:
         self.config, self.source, self.dtype, self.device = config, source, dtype, device
         self.build_linear = build_linear or (lambda parts: None)
-        self.num_bytes = 0
         self.embedding_on_device: Tensor | None = None
         self.names: dict[str, list[str]] = {}
         for name in source.names():
             self.names.setdefault(name.rpartition(".")[0], []).append(name)
 
     def linear(self, in_features: int, parts: Mapping[str, int]) -> Linear:
-        """One linear of the parts {name: out_features}, outputs in that order."""
+        """Build one linear from parts {name: out_features}, with their outputs in this order."""
         loaded = [self._part(name, in_features, out) for name, out in parts.items()]
         linear = self.build_linear(loaded)
         if linear is None and len(loaded) > 1:
@@ -158,11 +149,10 @@ class Builder:
                 linear = Concat([self._dense([part]) if built is None else built for built, part in pairs])
         if linear is None:
             linear = self._dense(loaded)
-        self.num_bytes += linear.num_bytes
         return linear
 
     def norm(self, name: str) -> Tensor:
-        """The weight of a norm [D]."""
+        """Return the weight [D] of a norm."""
         return self.tensor(f"{name}.weight")
 
     def embedding(self, name: str) -> Embedding:
@@ -172,7 +162,7 @@ class Builder:
         return Embedding(weight, self.dtype)
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor in the model's dtype, on its device."""
+        """Return a copy of one tensor in the model's dtype, on its device."""
         return self.source.get(name).to(self.device, self.dtype, copy=True)
 
     def _part(self, name: str, in_features: int, out_features: int) -> LinearPart:

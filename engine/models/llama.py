@@ -1,8 +1,8 @@
-"""Llama 2 and 3, Mistral, Qwen2, Qwen3, SmolLM2 and SmolLM3: one decoder, switched by data of its ModelConfig.
+"""Llama 2 and 3, Mistral, Qwen2, Qwen3, SmolLM2 and SmolLM3: one decoder, switched by its ModelConfig.
 
 Per layer: x + o(attention(rope(norm(q)), rope(norm(k)), v)), then x + down(silu(gate) * up). Knows no sequences and no
-plugins; whoever calls it runs it under `torch.inference_mode`. Shapes: T tokens flat, R wanted rows, H query heads and
-Hkv KV heads of size D; q, k and v are views of one tensor, so their rows are strided.
+plugins; the caller runs it under `torch.inference_mode`. Shapes: T tokens flat, R logit rows, H query heads and Hkv KV
+heads of size D; q, k and v are views of one tensor, so their rows are strided.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pitlane.engine.kv.group import KVGroup
+from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.kv.store import KVStore
 from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.layers import Builder, Ops
 from pitlane.engine.models.rope import Rope
-from pitlane.engine.run.attention import Attention
-from pitlane.engine.run.batch import Batch
+from pitlane.engine.run.batch import Attention, Batch
 
 EMBEDDING, LAYER, NORM, HEAD = "model.embed_tokens", "model.layers.{}.", "model.norm", "lm_head"
 ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
@@ -29,7 +28,7 @@ GATE, UP, DOWN = (f"mlp.{part}_proj" for part in ("gate", "up", "down"))
 
 
 class Layer:
-    """The weights of one layer, and where its KV lives: layer `index_in_group` of store `group`."""
+    """The weights of one layer. Its KV is layer `index_in_group` of the store of KV group `group`."""
 
     def __init__(self, config: ModelConfig, build: Builder, index: int, group: int, index_in_group: int) -> None:
         at, hidden, inner = LAYER.format(index), config.hidden_size, config.intermediate_size
@@ -46,33 +45,33 @@ class Layer:
 
 
 class Llama:
-    """Logits of a batch. kv_groups: layers by attention window, in the order in which `forward` takes their stores."""
+    """The decoder: a batch to logits. kv_groups: layers by attention window; `forward` takes one store per group."""
 
     def __init__(self, config: ModelConfig, build: Builder) -> None:
         self.config = config
         self.ops = Ops()
         self.num_layers, self.exit_layers = config.num_layers, config.exit_layers
         windows = list(dict.fromkeys(config.windows))
-        members = [tuple(i for i, window in enumerate(config.windows) if window == each) for each in windows]
+        group_layers = [tuple(i for i, layer in enumerate(config.windows) if layer == window) for window in windows]
         self.kv_groups = tuple(
             KVGroup(layers, config.num_kv_heads, config.head_dim, window)
-            for layers, window in zip(members, windows, strict=True)
+            for layers, window in zip(group_layers, windows, strict=True)
         )
         self.rope = Rope(config.rope, config.head_dim, build.dtype, build.device)
         self.embedding = build.embedding(EMBEDDING)
         self.layers: list[Layer] = []
         for index, window in enumerate(config.windows):
             group = windows.index(window)
-            self.layers.append(Layer(config, build, index, group, members[group].index(index)))
+            self.layers.append(Layer(config, build, index, group, group_layers[group].index(index)))
         self.norm = build.norm(NORM)
         self.head = build.linear(config.hidden_size, {HEAD: config.vocab_size})
 
     def forward(
         self, batch: Batch, stores: list[KVStore], attention: Attention, num_layers: int | None = None
     ) -> Tensor:
-        """Write the batch's KV and return logits [R, V] of its wanted rows, in the model's dtype.
+        """Write the batch's KV and return logits [R, V] of its logit rows, in the model's dtype.
 
-        num_layers: run the first so many layers only, then norm and head (an early exit, for drafts).
+        num_layers: run only this many first layers, then norm and head (an early exit, for drafts).
         """
         x = self.embedding(batch.token_ids)
         angles = self.rope.angles(batch.positions)
@@ -85,10 +84,10 @@ class Llama:
         return logits
 
     def with_ops(self, ops: Ops) -> Llama:
-        """The same weights, run with other operations."""
-        other = copy(self)
-        other.ops = ops
-        return other
+        """Return a model with the same weights and other operations."""
+        model = copy(self)
+        model.ops = ops
+        return model
 
     def _attend(
         self,
@@ -113,6 +112,6 @@ class Llama:
 
 
 def _qk_norm(config: ModelConfig, build: Builder, at: str) -> Tensor:
-    """One weight per head [H + Hkv, D], so that queries and keys are normed in one pass."""
+    """The norm weights repeated per head [H + Hkv, D], so that queries and keys are normed in one pass."""
     query = build.tensor(at + QUERY_NORM).expand(config.num_heads, -1)
     return torch.cat((query, build.tensor(at + KEY_NORM).expand(config.num_kv_heads, -1)))

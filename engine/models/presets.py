@@ -1,7 +1,7 @@
-"""Shapes of known models, for `random:<preset>`: speed work and tests with nothing to download.
+"""Shapes of known models, for `random:<preset>`: measure speed and run tests without a download.
 
-Each is what the model's `config.json` says. The dtype is bfloat16 and weights are drawn, so text is noise; time and
-memory are real. `llama-1b` is the shape of the tables in the documentation (1.10 B parameters).
+A preset has the values of the model's `config.json`. The dtype is bfloat16 and the weights are random, so the text is
+noise, but time and memory are those of the model. The tables in the documentation use `llama-1b` (1.10 B parameters).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _qwen3(hidden: int, inner: int, layers: int, heads: tuple[int, int]) -> Mode
 PRESETS: Mapping[str, ModelConfig] = {
     "tiny": _model("Llama", 128, 256, 2, (2, 1), 512, 10000.0, max_position=4096),
     "llama-1b": _model("Llama", 2048, 8192, 16, (32, 8), 32000, 500000.0),
-    "llama-1b-draft": _model("Llama", 512, 1536, 2, (8, 2), 32000, 500000.0),  # a draft model for it, for its speed
+    "llama-1b-draft": _model("Llama", 512, 1536, 2, (8, 2), 32000, 500000.0),  # a draft model for llama-1b
     "llama-8b": _model("Llama", 4096, 14336, 32, (32, 8), 128256, 500000.0),
     "llama-3.2-1b": _llama32(2048, 8192, 16, (32, 8)),
     "llama-3.2-3b": _llama32(3072, 8192, 28, (24, 8)),
@@ -74,8 +74,8 @@ ALIASES: Mapping[str, str] = {"qwen-0.5b": "qwen2.5-0.5b"}
 
 
 def preset(name: str) -> ModelConfig:
-    """The shape of that name; its tokens are bytes (`byte_tokenizer.py`), of which one ends an answer."""
-    known = PRESETS.get(ALIASES.get(name, name))
-    if known is None:
+    """Return the config of a preset. Its tokenizer is `byte_tokenizer.py`, whose id 257 ends an answer."""
+    config = PRESETS.get(ALIASES.get(name, name))
+    if config is None:
         raise ModelError(f"unknown preset {name!r}; known: {', '.join(sorted((*PRESETS, *ALIASES)))}")
-    return replace(known, eos_token_ids=(257,))
+    return replace(config, eos_token_ids=(257,))

@@ -1,7 +1,7 @@
-"""From what a user writes after `--model` to a configuration, weights, a tokenizer folder and a class.
+"""Find the model that a user names after `--model`: its configuration, weights, tokenizer folder and class.
 
-`bundled`, `bundled-drafter`, `random:<preset>`, a local folder, or a Hugging Face id (from its cache when complete there, else
-downloaded: safetensors, JSON and tokenizer files only). Finding builds nothing.
+A name is `bundled`, `bundled-drafter`, `random:<preset>`, a local folder, or a Hugging Face id. A Hugging Face model comes
+from the cache if it is complete there, else it is downloaded. Finding a model builds no layer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BUNDLED = {"bundled": "pitlane.storage.bundled", "bundled-drafter": "pitlane.sto
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model that was found. name: as the user wrote it. folder: its files, None for a random preset."""
+    """A model that `resolve` has found. name: as the user wrote it. folder: its files; None for a random preset."""
 
     name: str
     config: ModelConfig
@@ -48,7 +48,7 @@ class ModelSource:
 
 
 def resolve(model: str) -> ModelSource:
-    """Find a model, or raise a ModelError of one line that says what to do."""
+    """Find a model by its name. Raises a ModelError of one line that says what to do."""
     if model.startswith("random:"):
         config = preset(model.removeprefix("random:"))
         return ModelSource(model, config, RandomWeights(config))
@@ -57,7 +57,7 @@ def resolve(model: str) -> ModelSource:
     try:
         folder = Path(model).expanduser()
         is_folder, is_file = bool(model) and folder.is_dir(), folder.is_file()
-    except (OSError, RuntimeError):  # a name that is too long, a home of nobody
+    except (OSError, RuntimeError):  # the name is too long, or `~user` names no user
         raise ModelError(f"no such folder: {short(model)}; {WAY_OUT}") from None
     if is_folder:
         return _from_folder(model, folder)
@@ -69,7 +69,7 @@ def resolve(model: str) -> ModelSource:
 
 
 def build_model(config: ModelConfig, builder: Builder) -> Llama:
-    """The architecture's class, filled with weights; run it under `torch.inference_mode`."""
+    """Make a model of the architecture's class; call it under `torch.inference_mode`."""
     return MODELS[config.architecture](config, builder)
 
 

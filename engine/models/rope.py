@@ -1,8 +1,8 @@
 """Rotary position embedding (Su et al. 2021), with the scalings of position interpolation, YaRN and Llama 3.1.
 
-Frequencies and angles are float64, so that positions may grow without end; cos and sin are cast to the model's dtype,
-once per forward. Pairs are (i, i + D/2), as in Hugging Face checkpoints. Shapes: cos, sin [T, 1, D], the first half of
-sin negated, so that rotating is x * cos + roll(x, D/2) * sin.
+Frequencies and angles are float64, so that large positions stay exact; cos and sin are cast to the model's dtype once per
+forward. RoPE rotates pairs of dimensions (i, i + D/2), as in Hugging Face checkpoints. Shapes: cos, sin [T, 1, D]. The
+first half of sin is negated, so the rotation is x * cos + roll(x, D/2) * sin.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pitlane.engine.models.config import RopeConfig
 
 
 class Rope:
-    """Angles of a batch, once per forward, and their application to queries and keys together."""
+    """Computes cos and sin once per forward, and rotates queries and keys together."""
 
     def __init__(self, config: RopeConfig, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype
@@ -32,24 +32,24 @@ class Rope:
         return cos.to(self.dtype)[:, None], sin.to(self.dtype)[:, None]
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [T, heads, D] -> the same, rotated, fresh."""
+        """x [T, heads, D] -> x rotated, a new tensor."""
         return torch.addcmul(x * cos, torch.roll(x, self.half, -1), sin)
 
 
 def frequencies(config: RopeConfig, head_dim: int) -> Tensor:
     """Radians per position [D/2], float64."""
-    plain = config.theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    unscaled = config.theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     if config.kind == "linear":
-        return plain / config.parameters["factor"]
+        return unscaled / config.parameters["factor"]
     if config.kind == "llama3":
-        return _llama3(plain, config)
+        return _llama3(unscaled, config)
     if config.kind == "yarn":
-        return _yarn(plain, config, head_dim)
-    return plain
+        return _yarn(unscaled, config, head_dim)
+    return unscaled
 
 
 def amplitude(config: RopeConfig) -> float:
-    """Factor on cos and sin: 1 but for YaRN (Peng et al. 2023, equation 22)."""
+    """Factor on cos and sin: 1 except for YaRN (Peng et al. 2023, equation 22)."""
     if config.kind != "yarn":
         return 1.0
     given = config.parameters
@@ -64,17 +64,17 @@ def amplitude(config: RopeConfig) -> float:
     return mscale(1.0)
 
 
-def _llama3(plain: Tensor, config: RopeConfig) -> Tensor:
-    """Long waves are stretched by the factor, short ones kept, those between blended."""
+def _llama3(unscaled: Tensor, config: RopeConfig) -> Tensor:
+    """Divide low frequencies by the factor, keep high frequencies, and blend the frequencies between them."""
     given = config.parameters
     low, high = given["low_freq_factor"], given["high_freq_factor"]
-    turns = given["original_max_position_embeddings"] * plain / (2 * math.pi)  # full turns within the trained context
+    turns = given["original_max_position_embeddings"] * unscaled / (2 * math.pi)  # full turns in the trained context
     blend = ((turns - low) / (high - low)).clamp(0, 1)
-    return plain / given["factor"] * (1 - blend) + plain * blend
+    return unscaled / given["factor"] * (1 - blend) + unscaled * blend
 
 
-def _yarn(plain: Tensor, config: RopeConfig, head_dim: int) -> Tensor:
-    """Dimensions that turn often within the trained context are kept, slow ones interpolated, a ramp between."""
+def _yarn(unscaled: Tensor, config: RopeConfig, head_dim: int) -> Tensor:
+    """Keep dimensions that turn often in the trained context, divide slow dimensions by the factor, with a ramp between."""
     given = config.parameters
 
     def dimension(turns: float) -> float:
@@ -87,4 +87,4 @@ def _yarn(plain: Tensor, config: RopeConfig, head_dim: int) -> Tensor:
     low, high = max(low, 0), min(high, head_dim - 1)
     ramp = (torch.arange(head_dim // 2, dtype=torch.float64) - low) / ((high - low) or 0.001)
     blend = ramp.clamp(0, 1)
-    return plain / given["factor"] * blend + plain * (1 - blend)
+    return unscaled / given["factor"] * blend + unscaled * (1 - blend)

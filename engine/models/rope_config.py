@@ -1,7 +1,7 @@
-"""Which rotary embedding a `config.json` asks for, and how far it reaches. The angles are `rope.py`'s.
+"""The rotary embedding that a `config.json` asks for, and the context that it reaches. `rope.py` computes the angles.
 
-Spelt as in transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`); where a file holds both, what transformers 5
-makes of it counts. Kinds that are not built are refused with the reason.
+Reads the keys of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`). A file with both is read as
+transformers 5 reads it. Unsupported kinds are refused with the reason.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pitlane.engine.errors import ModelError, UnsupportedModel
 from pitlane.engine.models.config_file import ConfigFile, RopeFile, short
 
-ROPE_KINDS: Mapping[str, tuple[str, ...]] = {  # kind -> the parameters it must have
+ROPE_KINDS: Mapping[str, tuple[str, ...]] = {  # kind -> its required parameters
     "default": (),
     "linear": ("factor",),
     "yarn": ("factor", "original_max_position_embeddings"),
@@ -27,46 +27,46 @@ REFUSED_ROPE: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary embedding. parameters: those of the kind (factor, beta_fast, ...), by their names in `config.json`."""
+    """A rotary embedding. parameters: of its kind (factor, beta_fast, ...), by their names in `config.json`."""
 
     theta: float = 10000.0
     kind: str = "default"
     parameters: Mapping[str, float] = field(default_factory=dict)
 
 
-def read_rope(raw: ConfigFile, usual_theta: float) -> RopeConfig:
-    """The kind and its parameters. `rope_scaling` goes before `rope_parameters`, as in transformers 5."""
+def read_rope(raw: ConfigFile, default_theta: float) -> RopeConfig:
+    """Read the kind and its parameters. `rope_scaling` overrides `rope_parameters`, as in transformers 5."""
     name = "rope_scaling" if raw.rope_scaling else "rope_parameters"
     given = getattr(raw, name) or {}
     if any(isinstance(value, dict) for value in given.values()):
-        raise UnsupportedModel(f"RoPE that differs by layer type ({short(list(given))}) is not built here")
+        raise UnsupportedModel(f"RoPE that differs by layer type ({short(list(given))}) is not supported")
     rope = RopeFile.of(given, name)
     kind = rope.rope_type or rope.type
     if kind is None and given.keys() - {"rope_theta", "partial_rotary_factor"}:
         raise ModelError(f"{name} names no rope_type beside {short(sorted(given))}; add it")
     kind = kind or "default"
     if kind not in ROPE_KINDS:
-        reason = REFUSED_ROPE.get(kind, "it is not known")
-        raise UnsupportedModel(f"RoPE kind {short(kind)} is not built here: {reason}; known: {', '.join(ROPE_KINDS)}")
+        reason = REFUSED_ROPE.get(kind, "the kind is not known")
+        raise UnsupportedModel(f"RoPE kind {short(kind)} is not supported: {reason}; known: {', '.join(ROPE_KINDS)}")
     if rope.partial_rotary_factor not in (None, 1.0):
-        raise UnsupportedModel("RoPE on a part of the head (partial_rotary_factor) is not built here")
-    theta = rope.rope_theta or raw.rope_theta or usual_theta
+        raise UnsupportedModel("RoPE on a part of the head (partial_rotary_factor) is not supported")
+    theta = rope.rope_theta or raw.rope_theta or default_theta
     return RopeConfig(theta, kind, _parameters(raw, rope, kind))
 
 
 def longest(raw: ConfigFile, rope: RopeConfig) -> int:
-    """Tokens that the scaled RoPE reaches: `max_position_embeddings` is often left at the trained length (YaRN, linear)."""
-    trained = {
+    """The context length with scaled RoPE. With YaRN and linear, `max_position_embeddings` is often the trained length."""
+    trained_lengths = {
         "yarn": rope.parameters.get("original_max_position_embeddings", 0),
         "linear": raw.max_position_embeddings,
     }
-    return max(raw.max_position_embeddings, int(trained.get(rope.kind, 0) * rope.parameters.get("factor", 1)))
+    return max(raw.max_position_embeddings, int(trained_lengths.get(rope.kind, 0) * rope.parameters.get("factor", 1)))
 
 
 def _parameters(raw: ConfigFile, rope: RopeFile, kind: str) -> dict[str, float]:
-    """The parameters that the kind reads. A trained length beside `rope_scaling` goes before one inside, as in transformers 5."""
-    trained = raw.original_max_position_embeddings or rope.original_max_position_embeddings
-    rope = rope.model_copy(update={"original_max_position_embeddings": trained or raw.max_position_embeddings})
+    """The parameters of the kind. A trained length beside `rope_scaling` overrides a length inside it, as in transformers 5."""
+    trained_length = raw.original_max_position_embeddings or rope.original_max_position_embeddings
+    rope = rope.model_copy(update={"original_max_position_embeddings": trained_length or raw.max_position_embeddings})
     missing = [key for key in ROPE_KINDS[kind] if getattr(rope, key) is None]
     if missing:
         raise ModelError(f"RoPE kind {kind!r} lacks {', '.join(missing)}")

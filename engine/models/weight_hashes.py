@@ -1,7 +1,7 @@
-"""SHA-256 of weight files, each read once: known ones come from a cache in the home, by the state of the file.
+"""SHA-256 of weight files. A cache in the data folder keeps the hash of each known state of a file, so it is read once.
 
-A date of change can be set back (`cp -p`, `rsync -t`, `touch -d`). So the state of a file also has the time at which the system saw
-its last change, which a user cannot set, and a checksum of 16 pieces of the file.
+A user can set a file's modification time back (`cp -p`, `rsync -t`, `touch -d`). So the state also has the time at which
+the system saw the last change, which a user cannot set, and a checksum of 16 pieces of the file.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from pitlane.engine.errors import ModelError
 from pitlane.storage.errors import StorageError
 from pitlane.storage.home import home
 
-PIECES, PIECE = 16, 4096  # bytes of a file that are read on every start
+NUM_PIECES, PIECE_BYTES = 16, 4096  # read at every start
 
 
 def state_of(file: Path) -> str:
-    """A text that changes when the file is written: path, size, times and a checksum of 16 pieces of it."""
+    """A text that changes when the file is written: path, size, times and a checksum of 16 pieces."""
     try:
         with open(file, "rb") as handle:
             stat = os.fstat(handle.fileno())
             digest = hashlib.sha256()
-            for piece in range(PIECES):
-                handle.seek(max(0, stat.st_size - PIECE) * piece // (PIECES - 1))
-                digest.update(handle.read(PIECE))
+            for piece in range(NUM_PIECES):
+                handle.seek(max(0, stat.st_size - PIECE_BYTES) * piece // (NUM_PIECES - 1))
+                digest.update(handle.read(PIECE_BYTES))
     except OSError as error:
         raise _unreadable(file, error) from None
     return f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{digest.hexdigest()[:16]}"
 
 
 def hashes(states: Mapping[Path, str]) -> list[str]:
-    """SHA-256 of each file, given its state."""
+    """SHA-256 of each file. states: file -> its `state_of`."""
     known: dict[str, str] = {}
-    with suppress(OSError, ValueError, AttributeError, RecursionError, StorageError):  # unreadable: as good as none
-        found = json.loads(_cache().read_text(encoding="utf-8"))
-        known = {key: value for key, value in found.items() if isinstance(value, str)}
-    before = len(known)
+    with suppress(OSError, ValueError, AttributeError, RecursionError, StorageError):  # unreadable: counts as empty
+        cache = json.loads(_cache().read_text(encoding="utf-8"))
+        known = {key: value for key, value in cache.items() if isinstance(value, str)}
+    num_cached = len(known)
     for file, state in states.items():
         if state not in known:
             known[state] = _sha256(file)
-    if len(known) > before:
-        with suppress(OSError, StorageError):  # one that cannot be written is done without
+    if len(known) > num_cached:
+        with suppress(OSError, StorageError):  # without a cache, the next start reads the files again
             _replace(_cache(), json.dumps(known))
     return [known[state] for state in states.values()]
 
@@ -68,13 +68,13 @@ def _cache() -> Path:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file in one step, so that no reader sees half of it."""
+    """Replace a file in one step, so that no reader sees half of the new text."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as handle:
         partial = Path(handle.name)
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(file)
-    except OSError:  # a full disk, at every start
+    except OSError:  # on a full disk, every start would leave another partial file
         partial.unlink(missing_ok=True)
         raise

@@ -1,8 +1,8 @@
-"""Where weights come from: a folder of safetensors files, or random numbers at a real shape.
+"""Sources of weights: a folder of safetensors files, or random numbers in the shapes of a config.
 
-Knows no layer. A source hands out tensors as stored; the caller casts and moves them. Nothing here reads a pickle.
-Files are memory-mapped, so a tensor costs no memory until it is read. `checked` compares every tensor of a folder with what
-`shapes_of` declares, before one is read, so no later code checks shapes.
+Knows no layer. A source returns tensors as stored; the caller casts and moves them. Nothing here reads a pickle. Files
+are memory-mapped, so a tensor takes no memory until it is read. `checked` compares the names, shapes and dtypes of a
+folder with the config before any tensor is read, so no later code checks shapes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pitlane.engine.models.weight_hashes import hashes, state_of
 log = logging.getLogger("pitlane")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-COMPUTED = "rotary_emb.inv_freq"  # buffers of old checkpoints, whose numbers follow from the config
+COMPUTED = "rotary_emb.inv_freq"  # tensors in old checkpoints that follow from the config: ignored
 FLOATS = ("F64", "F32", "F16", "BF16")
-POOL = 20_000_003  # numbers; prime, so that rows of a tensor that is larger never repeat in step
+POOL = 20_000_003  # random numbers; prime, so that the rows of a larger tensor differ
 
 
 class WeightSource(Protocol):
@@ -40,14 +40,14 @@ class WeightSource(Protocol):
     def names(self) -> list[str]: ...
 
     def get(self, name: str) -> Tensor:
-        """One tensor as stored, on the CPU, not to be written to."""
+        """Return one tensor as stored, on the CPU. The caller must not write to it."""
 
     def fingerprint(self) -> str:
-        """Hex digest that differs where any weight does."""
+        """Hex digest of all weights: any other weight gives another digest."""
 
 
 class SafetensorsFolder:
-    """`model.safetensors`, or the shards that an index names, or all `*.safetensors` where there is no index."""
+    """Reads the shards that an index names, else `model.safetensors`, else all `*.safetensors`."""
 
     def __init__(self, path: str | Path) -> None:
         self.folder = Path(path)
@@ -80,7 +80,7 @@ class SafetensorsFolder:
         return tuple(self.handles[self.owner[name]].get_slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """As safetensors spells it: F32, BF16, I64, ..."""
+        """The dtype in the spelling of safetensors: F32, BF16, I64, ..."""
         return str(self.handles[self.owner[name]].get_slice(name).get_dtype())
 
     def fingerprint(self) -> str:
@@ -92,9 +92,10 @@ class SafetensorsFolder:
 
 
 class RandomWeights:
-    """Weights of a config's shape, the same for a seed: linears keep the size of their input, norms are 1.
+    """Random weights in the shapes of a config; the same seed gives the same weights.
 
-    All are slices of one pool of normal numbers, drawn once.
+    All tensors are slices of one pool of normal numbers. A linear is scaled so that its outputs are as large as its
+    inputs; norms are 1.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
@@ -104,7 +105,7 @@ class RandomWeights:
         largest = max(torch.Size(shape).numel() for shape in self.shapes.values())
         generator = torch.Generator().manual_seed(seed)
         pool = torch.randn(min(POOL, largest * 5 // 4 + 1), generator=generator).to(self.dtype)
-        self.pools = {1: pool}  # by the width of the linear that they are scaled for
+        self.pools = {1: pool}  # width of a linear -> the pool, scaled for this width
 
     @property
     def num_bytes(self) -> int:
@@ -119,7 +120,7 @@ class RandomWeights:
             return torch.ones(shape, dtype=self.dtype)
         width = shape[-1] if len(shape) > 1 else 2500  # biases get a standard deviation of 0.02
         if name == EMBEDDING and not self.config.tie_word_embeddings:
-            width = 1  # as large as what layers add, so that the text does not settle into one token
+            width = 1  # as large as the output of a layer: a smaller embedding makes the text repeat one token
         if width not in self.pools:
             self.pools[width] = self.pools[1] * width**-0.5
         pool, size = self.pools[width], torch.Size(shape).numel()
@@ -134,7 +135,7 @@ class RandomWeights:
 
 
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a Llama-like checkpoint: name -> shape."""
+    """The shape of every tensor of a Llama-like checkpoint, by name."""
     hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.num_heads * dim, config.num_kv_heads * dim
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
@@ -159,16 +160,17 @@ def _linear(name: str, shape: tuple[int, int], bias: bool) -> dict[str, tuple[in
 
 
 def checked(config: ModelConfig, weights: SafetensorsFolder) -> ModelConfig:
-    """Compare every tensor with the config; a missing tensor, an unknown one, another shape or dtype is a ModelError.
+    """Compare all tensors of a folder with the config. Raises a ModelError that names the tensor.
 
-    Returns the config, untied if the file holds a head that differs from the embedding: transformers 5 uses that head too.
+    Returns the config. If it ties head and embedding, but the file holds a head that differs from the embedding, the
+    returned config unties them: transformers 5 uses such a head too.
     """
     tied = config.tie_word_embeddings
     untied = replace(config, tie_word_embeddings=tied and HEAD not in weights.owner)
     declared = shapes_of(untied)
-    _none_of([name for name in declared if name not in weights.owner], weights.folder, "lacks")
+    _refuse_any([name for name in declared if name not in weights.owner], weights.folder, "lacks")
     unknown = [name for name in weights.owner if name not in declared and not name.endswith(COMPUTED)]
-    _none_of(unknown, weights.folder, "holds tensors that its config.json does not declare:")
+    _refuse_any(unknown, weights.folder, "holds tensors that its config.json does not declare:")
     for name, shape in declared.items():
         if weights.shape(name) != shape:
             raise ModelError(f"{weights.folder}: {name} must be {shape} by config.json, got {weights.shape(name)}")
@@ -180,19 +182,19 @@ def checked(config: ModelConfig, weights: SafetensorsFolder) -> ModelConfig:
     return untied
 
 
-def _none_of(names: list[str], folder: Path, problem: str) -> None:
+def _refuse_any(names: list[str], folder: Path, problem: str) -> None:
     if names:
         first = ", ".join(map(escaped, names[:3]))
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ModelError(f"{folder} {problem} {first}{more}; correct config.json, or download the model again")
 
 
-def _are_equal(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
+def _are_equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model, or a ModelError that says what is wrong with the folder."""
+    """Return the safetensors files of a model. Raises a ModelError that says what is wrong with the folder."""
     single, index = folder / SINGLE, folder / INDEX
     if index.is_file():
         return _shards(folder, index)

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from pitlane.engine.kv.state import PrefixMatch
     from pitlane.engine.models.build_context import BuildContext
     from pitlane.engine.models.layers import Linear, LinearPart
-    from pitlane.engine.run.attention import Attention
-    from pitlane.engine.run.lane import Lane, Limits
+    from pitlane.engine.run.batch import Attention
+    from pitlane.engine.run.lane import Lane
+    from pitlane.engine.run.limits import Limits
     from pitlane.engine.sequence import Sequence
     from pitlane.storage.types import Document
 

@@ -1,14 +1,14 @@
 """From settings to plans: options are checked, conflicts refused, plugin instances shared and closed.
 
-Equal settings give the same plan, and equal options the same plugin instance. Plans are held weakly: when the last plan with
-an instance is gone, the instance is closed.
+Equal settings give the same plan, and equal options the same plugin instance. Only the last few plans are held: when the last
+plan with an instance is gone, the instance is closed.
 """
 
 from __future__ import annotations
 
 import logging
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from queue import Empty, SimpleQueue
 from threading import Lock
@@ -21,9 +21,10 @@ from pitlane.engine.plan.hooks import Hook
 from pitlane.engine.plan.hookspecs import SPECS
 from pitlane.engine.plan.plan import Plan, Settings
 from pitlane.engine.plan.plugin import Plugin, PluginOptions
-from pitlane.engine.plan.registry import PluginRegistry, hooks_of
+from pitlane.engine.plan.registry import PluginRegistry, check_roles, hooks_of
 
 log = logging.getLogger("pitlane")
+NUM_RECENT = 8
 
 
 class Planner:
@@ -35,6 +36,7 @@ class Planner:
         self._plugins: dict[str, Plugin] = {}
         self._num_plans: Counter[str] = Counter()  # by plugin key: live plans with this instance
         self._plans: weakref.WeakValueDictionary[tuple[str, ...], Plan] = weakref.WeakValueDictionary()
+        self._recent: deque[Plan] = deque(maxlen=NUM_RECENT)  # so that asking again makes no new instances
         self._gone: SimpleQueue[tuple[str, ...]] = (
             SimpleQueue()
         )  # keys of collected plans; a finalizer may take no lock
@@ -52,6 +54,9 @@ class Planner:
                 plan = self._plans[key] = Plan(tuple(plugins), _flatten(plugins))
                 self._num_plans.update(key)
                 weakref.finalize(plan, self._gone.put, key).atexit = False
+            if plan in self._recent:
+                self._recent.remove(plan)
+            self._recent.append(plan)
             self._close_unused()
             return plan
 
@@ -66,6 +71,7 @@ class Planner:
     def close(self) -> None:
         """Close every plugin instance."""
         with self._lock:
+            self._recent.clear()
             self._num_plans.clear()
             self._close_unused()
 
@@ -118,15 +124,6 @@ def _check(plugins: Sequence[type[Plugin]]) -> None:
         for other in plugin.requires:
             if other not in names:
                 raise PlanConflict(f"{plugin.name} requires {other}; enable it too")
-
-
-def check_roles(plugins: Sequence[type[Plugin]]) -> None:
-    """Refuse two plugins of one role."""
-    holders: dict[str, str] = {}
-    for plugin in plugins:
-        holder = holders.setdefault(plugin.role, plugin.name) if plugin.role else plugin.name
-        if holder != plugin.name:
-            raise PlanConflict(f"{plugin.role} is held by {holder}; take it out to enable {plugin.name}")
 
 
 def _flatten(plugins: Sequence[Plugin]) -> dict[str, tuple[Hook, ...]]:

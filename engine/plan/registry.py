@@ -13,7 +13,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 import pluggy
 
-from pitlane.engine.errors import BadOption, UnknownPlugin
+from pitlane.engine.errors import BadOption, PlanConflict, UnknownPlugin
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.plan import hookspecs
 from pitlane.engine.plan.hooks import Hook, HookError, call
@@ -159,6 +159,15 @@ class PluginRegistry:
 def hooks_of(plugin: type[Plugin]) -> list[str]:
     """Names of the hooks that a class implements, in call order."""
     return [name for name in SPECS if hasattr(getattr(plugin, name, None), "pitlane_impl")]
+
+
+def check_roles(plugins: Sequence[type[Plugin]]) -> None:
+    """Refuse two plugins of one role."""
+    holders: dict[str, str] = {}
+    for plugin in plugins:
+        holder = holders.setdefault(plugin.role, plugin.name) if plugin.role else plugin.name
+        if holder != plugin.name:
+            raise PlanConflict(f"{plugin.role} is held by {holder}; take it out to enable {plugin.name}")
 
 
 def validate(plugin: Any) -> None:

@@ -12,7 +12,7 @@ Shapes: q [T, H, D]; stored KV [Hkv, S, D]; H = Hkv * G.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,16 +22,6 @@ from pitlane.engine.kv.state import KVState
 from pitlane.engine.kv.store import KVStore
 from pitlane.engine.run.batch import MOST_SHORT, Batch, Gather, Query, Reads
 from pitlane.engine.run.kv_reads import plan_reads
-
-
-class Attention(Protocol):
-    """What `build_attention` returns: plans a step's reads of each KV group, and a model calls it once per layer."""
-
-    def plan(self, pool: Pool, group: int, kvs: Sequence[KVState], queries: list[Query], dtype: torch.dtype) -> Any:
-        """What `batch.reads[group]` shall be; every query is given its spans, those of the KV that it reads by itself."""
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
-        """q [T, H, D], fresh k and v [T, Hkv, D] (already in the store) -> [T, H, D]."""
 
 
 class SpanAttention:

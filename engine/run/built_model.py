@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pitlane.engine.plan.plugin import Plugin
-from pitlane.engine.run.attention import Attention
+from pitlane.engine.run.batch import Attention
 from pitlane.engine.run.runner import Model
 
 

@@ -27,8 +27,7 @@ from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.pacing.pacing import Pacing
 from pitlane.engine.plan.hooks import Hook
 from pitlane.engine.plan.plan import Plan
-from pitlane.engine.run.batch import Batch, Query
-from pitlane.engine.run.batch_builder import BatchBuilder, Chunk
+from pitlane.engine.run.batch import Batch, BatchBuilder, Chunk, Query
 from pitlane.engine.run.built_model import BuiltModel
 from pitlane.engine.run.runner import EarlyExit, Runner
 from pitlane.engine.run.scheduler import Scheduler
@@ -49,14 +48,6 @@ class LaneLimits:
     context: int
     max_step_tokens: int = 512
     max_seqs: int = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How many tokens a drafter may propose for each sequence, and the lane that opens draft models."""
-
-    num_draft_tokens: list[int]
-    lane: Lane
 
 
 class State(Protocol):

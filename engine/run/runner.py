@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from pitlane.engine.errors import BadOption
-from pitlane.engine.kv.group import KVGroup
 from pitlane.engine.kv.operations import Operation
+from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.kv.store import KVStore, execute
-from pitlane.engine.run.attention import Attention
-from pitlane.engine.run.batch import Batch
+from pitlane.engine.run.batch import Attention, Batch
 
 
 class Model(Protocol):

@@ -1,1 +1,1 @@
-"""From text and documents to tokens and back."""
+"""Text and documents to tokens, and tokens back to text."""

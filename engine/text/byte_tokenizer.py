@@ -1,7 +1,7 @@
-"""A tokenizer without a file, for random weights: one token per byte, two marks, and a plain chat template.
+"""A tokenizer that needs no file, for models with random weights: one token per byte, and a plain chat template.
 
-Ids 0 to 255 are bytes, 256 begins and 257 ends a text; all others of the vocabulary decode to their number, as `<300>`,
-and are never the result of encoding.
+Ids 0 to 255 are bytes. Id 256 begins a text and id 257 ends it. Every other id decodes to its number, such as `<300>`,
+and no text encodes to it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ CHAT_TEMPLATE = (
 
 
 def byte_tokenizer(vocab_size: int) -> Any:
-    """A transformers tokenizer whose ids are all below `vocab_size` (at least 258)."""
+    """Return a transformers tokenizer with ids `[0, vocab_size)`; `vocab_size` is at least 258."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    assert vocab_size > END, f"bytes and two marks need 258 tokens, got {vocab_size}"
+    assert vocab_size > END, f"256 bytes, begin and end need a vocabulary of 258 tokens, got {vocab_size}"
     vocab = {letter: byte for byte, letter in enumerate(_letters())}
     vocab |= {"<s>": BEGIN, "</s>": END} | {f"<{index}>": index for index in range(END + 1, vocab_size)}
     inner = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -33,7 +33,7 @@ def byte_tokenizer(vocab_size: int) -> Any:
 
 
 def _letters() -> list[str]:
-    """The printable letter that byte-level tokenizers use for each byte (Radford et al. 2019)."""
+    """The letter that byte-level tokenizers write for each byte (Radford et al. 2019)."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+    spare_letters = map(chr, range(256, 512))
+    return [chr(byte) if byte in printable else next(spare_letters) for byte in range(256)]

@@ -1,8 +1,8 @@
-"""A model's chat template: a program of the model's author, run in the sandbox of transformers, within bounds.
+"""Run a model's chat template: a program by the model's author, in the sandbox of transformers, within bounds.
 
-Whatever it raises becomes one ModelError with the template's own words. Its lines and what it writes are counted, so
-that a loop without an end is ended; what one expression computes is not (`'x' * 10**9` takes its gigabyte). Templates
-see one frozen date, so that a prompt stays the same. Knows no documents and no special tokens.
+Any exception of the template becomes a ModelError with the template's own words. A template that runs too many lines or
+writes too much text is stopped. Work inside one expression is not bounded: `'x' * 10**9` takes its gigabyte. Templates
+see a fixed date, so that the same conversation gives the same prompt. Knows no documents and no special tokens.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 from pitlane.engine.errors import ModelError
 
-MAX_LINES = 2_000_000  # of the compiled template; a conversation of 1000 turns takes thousands
+MAX_LINES = 2_000_000  # executed lines of the compiled template; a conversation of 1000 turns runs thousands
 MAX_CHARS = 200_000_000
 DATE_CODES = ("%a", "%A", "%b", "%B", "%d", "%m", "%y", "%Y", "%j", "%H", "%I", "%M", "%S", "%p")
-# Templates get plain data only, no functions (transformers 5.23), so the clock that they call is a macro over strings.
+# transformers 5.23 passes data to templates, no functions. So `strftime_now`, which templates call, is a macro over strings.
 FROZEN_CLOCK = (
     "{%- macro strftime_now(format) -%}{%- set now = namespace(text=format) -%}"
     "{%- for code, text in frozen_date.items() -%}"
@@ -29,7 +29,10 @@ FROZEN_CLOCK = (
 
 
 def apply_template(tokenizer: Any, turns: list[dict[str, str]], thinking: bool | None, date: datetime.date) -> str:
-    """A conversation as text, with the head of the answer. tokenizer: of transformers. Raises ModelError."""
+    """Render a conversation as text, up to the place where the answer begins. Raises ModelError.
+
+    tokenizer: a tokenizer of transformers. thinking: the template's `enable_thinking`; None leaves it undefined.
+    """
     from jinja2 import TemplateError
 
     variables: dict[str, Any] = {"date_string": date.strftime("%d %b %Y")}
@@ -53,7 +56,7 @@ def apply_template(tokenizer: Any, turns: list[dict[str, str]], thinking: bool |
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Trace the lines of the template that this thread runs, and the texts that it yields."""
+    """Count the lines that the template runs and the characters that it yields in this thread; raise at the limits."""
     from jinja2 import TemplateError
 
     lines = chars = 0
@@ -65,7 +68,7 @@ def _bounded() -> Iterator[None]:
         lines += event == "line"
         chars += len(value) if event == "return" and isinstance(value, str) else 0
         if lines > MAX_LINES or chars > MAX_CHARS:
-            raise TemplateError(f"it ran {lines} lines and wrote {chars} characters without an end")
+            raise TemplateError(f"it ran {lines} lines and wrote {chars} characters without coming to an end")
         return trace
 
     before = sys.gettrace()

@@ -1,8 +1,12 @@
-"""Token ids to text as they come: whole characters only, cut before a stop string.
+"""Token ids to text while an answer is generated: whole characters only, cut before a stop string.
 
-An answer never ends with a replacement character: a character that is incomplete at the end is left out. Decodes a
-short tail, not the whole answer: the text of a token depends on the ones before it (spaces, bytes of one character), so
-a few tokens whose text is known are decoded along (as vLLM and TGI do).
+The text of a token depends on the tokens before it (spaces, bytes of one character). So each step decodes a short tail
+of the answer: a few context tokens, whose text was returned already, and the pending tokens after them. vLLM and TGI
+do the same. An answer never ends with U+FFFD: a character that is incomplete at the end is left out.
+
+`tokenizers.DecodeStream` (0.23) decodes such a tail too, but it cannot take over. It returns nothing while the text ends
+with U+FFFD. So it shows a stop string before half a character too late, bytes that are no UTF-8 make each step longer
+than the step before, and at the end of an answer its waiting text cannot be read.
 """
 
 from __future__ import annotations
@@ -11,21 +15,24 @@ import re
 from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
-MAX_PENDING = 8  # tokens held back for an incomplete character, which has at most four bytes
+from pitlane.engine.text.stop_string import StopString
+
+MAX_PENDING = 8  # tokens that wait for an incomplete character, which has at most four bytes
 INVALID = "\ufffd"
 
 
 class Decodes(Protocol):
-    """What a detokenizer needs of a tokenizer."""
+    """The part of a tokenizer that a detokenizer uses."""
 
     def decode(self, token_ids: SequenceOf[int], skip_special_tokens: bool = True) -> str: ...
 
 
 class Detokenizer:
-    """One answer's text. stopped: a stop string was met. num_tokens: tokens taken, up to the one that completed it.
+    """The text of one answer.
 
-    specials: matches the special tokens' texts. They are not part of an answer, but a stop string may contain them.
-    text: all that `push` and `flush` have returned.
+    stopped: the answer has reached a stop string. num_tokens: tokens taken, up to the token that completed the stop string.
+    specials: matches the texts of special tokens. An answer does not show them, but a stop string may contain them.
+    text: everything that `push` and `flush` have returned.
     """
 
     def __init__(self, tokenizer: Decodes, stop: SequenceOf[str] = (), specials: re.Pattern[str] | None = None) -> None:
@@ -33,20 +40,21 @@ class Detokenizer:
         self.stop = tuple(text for text in stop if text)
         self.stopped = False
         self.num_tokens = 0
+        self._stop_strings = [StopString(text) for text in self.stop]
         self._specials = specials if specials and any(map(specials.search, self.stop)) else None
         self._pieces: list[str] = []
-        self._tail: list[int] = []  # [context, pending]
-        self._num_context = 0  # tokens of the tail whose text is decoded for the sake of the pending ones
+        self._tail: list[int] = []  # context tokens, then pending tokens
+        self._num_context = 0
         self._num_decoded = 0  # characters of the tail's text that were passed on
-        self._held = ""  # decoded, but may be the head of a stop string
-        self._incomplete = ""  # replacement characters, which may be the end of the answer
+        self._held = ""  # decoded text that may be the beginning of a stop string
+        self._incomplete = ""  # replacement characters that are shown only if more text follows
 
     @property
     def text(self) -> str:
         return "".join(self._pieces)
 
     def push(self, token_ids: SequenceOf[int]) -> str:
-        """Take new tokens and return the text that is now certain. After a stop string, nothing is taken."""
+        """Take new tokens and return the text that is now certain. After a stop string, take no more tokens."""
         pieces = []
         for token_id in token_ids:
             if self.stopped:
@@ -58,7 +66,7 @@ class Detokenizer:
         return "".join(pieces)
 
     def flush(self) -> str:
-        """Return what was held back, without a character that is incomplete; the end."""
+        """End the answer: return the text held back so far, without an incomplete character."""
         if self.stopped:
             return ""
         text = self._release(self._decode(self._tail)[self._num_decoded :])
@@ -77,23 +85,26 @@ class Detokenizer:
         if len(text) > self._num_decoded and not text.endswith(INVALID):
             return self._advance(text)
         if len(self._tail) - self._num_context > MAX_PENDING:
-            return self._give_up(text)
+            return self._shorten_tail(text)
         num_whole = max(len(text.rstrip(INVALID)), self._num_decoded)
         piece, self._num_decoded = text[self._num_decoded : num_whole], num_whole
         return piece
 
     def _advance(self, text: str) -> str:
-        """Drop the old context; what was pending becomes the new one."""
+        """Drop the context; the pending tokens become the new context."""
         piece = text[self._num_decoded :]
         self._tail = self._tail[self._num_context :]
         self._num_context, self._num_decoded = len(self._tail), len(self._decode(self._tail))
         return piece
 
-    def _give_up(self, text: str) -> str:
-        """Bytes that are no text: cut where decoding apart gives the same, so that work per token stays bounded."""
+    def _shorten_tail(self, text: str) -> str:
+        """Cut a tail of bytes that are no UTF-8, so that the work per token stays bounded.
+
+        The cut is at a place where both sides decode to the same text apart as together.
+        """
         for cut in range(len(self._tail) - 1, self._num_context, -1):
             head, rest = self._decode(self._tail[:cut]), self._decode(self._tail[cut:])
-            if rest and head + rest == text:  # so the last character, which may be incomplete, is in the rest
+            if rest and head + rest == text:  # a last character that may be incomplete stays in the rest
                 piece = head[self._num_decoded :]
                 self._tail, self._num_context = self._tail[cut:], 0
                 self._num_decoded = max(self._num_decoded - len(head), 0)
@@ -101,29 +112,22 @@ class Detokenizer:
         return self._advance(text)
 
     def _release(self, text: str) -> str:
-        """Pass text through the stop strings: cut at the first, hold back what may become one."""
-        if not text:
-            return ""
-        text = self._held + text
-        found = [place for place in map(text.find, self.stop) if place >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return self._visible(text[: min(found)])
-        keep = max((_overlap(text, stop) for stop in self.stop), default=0)
-        self._held = text[len(text) - keep :]
-        return self._visible(text[: len(text) - keep])
+        """Search text for stop strings: cut at the first complete match, hold back the beginning of a possible match."""
+        text, num_searched = self._held + text, len(self._held)
+        for end, character in enumerate(text[num_searched:], num_searched + 1):
+            matches = [stop.num_matched for stop in self._stop_strings if stop.completed_by(character)]
+            if matches:
+                self.stopped, self._held = True, ""
+                return self._visible(text[: end - max(matches)])
+        num_held = max((stop.num_matched for stop in self._stop_strings), default=0)
+        self._held = text[len(text) - num_held :]
+        return self._visible(text[: len(text) - num_held])
 
     def _visible(self, text: str) -> str:
-        """The text without special tokens, and without the replacement characters at its end unless more follows."""
+        """The text without special tokens. Replacement characters at its end wait until more text follows."""
         if self._specials:
             text = self._specials.sub("", text)
         text = self._incomplete + text
         whole = text.rstrip(INVALID)
         self._incomplete = text[len(whole) :]
         return whole
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of the text that begins a stop string."""
-    longest = min(len(text), len(stop) - 1)
-    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

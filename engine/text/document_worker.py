@@ -1,7 +1,7 @@
-"""Files to documents, the child's side: one request on stdin, one answer on stdout, both JSON, then the process ends.
+"""The child process that reads one file into a document: one JSON request on stdin, one JSON answer on stdout.
 
-Loads the plugins, then limits itself, then lets the `load_document` hook read the file. Standard output is set aside
-for the answer before anything else runs, so that a plugin may print. Imports no torch: it starts in 0.15 s.
+It loads the plugins, limits its own memory and processor time, and calls the `load_document` hook. First of all it
+moves standard output aside for the answer, so that a plugin may print. Imports no torch: it starts in 0.15 s.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pitlane.storage.types import Document
 
 
 def main() -> int:
-    """Answer the request; every failure is an answer too, so that the host can show it."""
+    """Answer the request. A failure is an answer too: the parent process shows it."""
     output = _claim_stdout()
     request = json.load(sys.stdin)
     try:
@@ -33,7 +33,7 @@ def main() -> int:
 
 
 def read(request: dict[str, Any]) -> Document:
-    """Read the requested file with the first loader that takes it, within the requested limits."""
+    """Read the file with the first loader that takes it. Raises DocumentError beyond the limits of the request."""
     from pitlane.engine.plan.registry import PluginRegistry
 
     registry = PluginRegistry.load(request["plugins_dir"])
@@ -55,25 +55,25 @@ def _encode(document: Document) -> dict[str, Any]:
 
 
 def _claim_stdout() -> BinaryIO:
-    """Keep the real stdout for the answer; whatever else prints goes to stderr."""
+    """Keep the real stdout for the answer; redirect all other printing to stderr."""
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return output
 
 
 def _limit(memory_bytes: int, cpu_seconds: int) -> None:
-    """Limit this process beyond what it has used so far; where the platform cannot, the host's time-out still holds."""
+    """Limit what this process uses from now on. Where a platform cannot, the parent's time-out still holds."""
     try:
         import resource
     except ImportError:  # Windows
         return
-    for kind, wanted in (
+    for kind, limit in (
         (resource.RLIMIT_AS, _address_space() + memory_bytes),
         (resource.RLIMIT_CPU, cpu_seconds),
         (resource.RLIMIT_CORE, 0),
     ):
         hard = resource.getrlimit(kind)[1]
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         try:
             resource.setrlimit(kind, (soft, hard))
         except (ValueError, OSError):  # macOS refuses RLIMIT_AS
@@ -81,7 +81,7 @@ def _limit(memory_bytes: int, cpu_seconds: int) -> None:
 
 
 def _address_space() -> int:
-    """Bytes of address space this process has mapped; plugins may have brought large libraries."""
+    """Bytes of address space that this process has mapped already; plugins may have loaded large libraries."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")

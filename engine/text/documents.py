@@ -1,8 +1,8 @@
-"""Files to documents, the host's side: check the file, find its type by its content, let a child process read it.
+"""Read a file into a document: check the file, find its type from its content, let a child process read it.
 
-Readers of PDF and the like are large C libraries fed with strangers' bytes: they run in a process of their own, with
-limits of memory, processor time and wall time (engine/text/document_worker.py), and whatever happens there becomes one
-DocumentError that begins with the file's name. Knows no file format; loaders are plugins on the `load_document` hook.
+PDF readers are large C libraries, and the files come from strangers. So they run in a child process
+(`document_worker.py`) with limits of memory, processor time and wall time. Any failure there becomes a DocumentError
+that begins with the file's name. Knows no file format: loaders are plugins on the `load_document` hook.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _BLANKS = frozenset(b"\t\n\r\f\b\x1b")
 
 @dataclass(frozen=True, slots=True)
 class DocumentLimits:
-    """What a file may cost before it is refused."""
+    """Limits on a file: its size, the resources to read it, and the size of its text."""
 
     file_bytes: int = 200 * 10**6
     seconds: float = 60.0
@@ -91,19 +91,19 @@ def load_document(
 
 
 def unreadable_letters(document: Document) -> str | None:
-    """One line for people where letters of a document could not be read, and stand as U+FFFD in its text."""
+    """A warning for people if the document's text contains U+FFFD for letters that could not be read; else None."""
     counts = {page.index + 1: page.text.count("\ufffd") for page in document.pages if "\ufffd" in page.text}
     if not counts:
         return None
     pages = ", ".join(map(str, list(counts)[:5])) + (", …" if len(counts) > 5 else "")
     return (
-        f"letters that cannot be read: {sum(counts.values())}, on pages {pages}; each stands as \ufffd in the text; "
+        f"letters that cannot be read: {sum(counts.values())}, on pages {pages}; they appear as \ufffd in the text; "
         "save the file anew so that its text can be copied, or run OCR on it, and add it again"
     )
 
 
 def sniff(head: bytes) -> str:
-    """Type of a file by its first bytes (64 KiB are enough); names are not asked."""
+    """Return the MIME type from a file's first bytes (64 KiB are enough). Its name does not count."""
     if head.startswith(b"%PDF-") or _PDF_HEADER.search(head[:1024]):
         return "application/pdf"
     for magic, mime in _MAGIC:
@@ -114,17 +114,17 @@ def sniff(head: bytes) -> str:
     if utf16_without_mark(head):
         return "text/plain"
     num_odd = sum(byte < 32 and byte not in _BLANKS for byte in head)
-    is_text = head.count(0) * 1000 <= len(head) and num_odd * 50 <= len(head)  # a damaged log may hold some zeros
+    is_text = head.count(0) * 1000 <= len(head) and num_odd * 50 <= len(head)  # a damaged log may contain some zeros
     return "text/plain" if is_text else "application/octet-stream"
 
 
 def _inspect(path: Path, limits: DocumentLimits) -> tuple[str, bytes]:
-    """SHA-256 and first bytes of a file that is worth reading."""
+    """Check that the file can be read; return its SHA-256 and its first bytes."""
     try:
         if path.is_dir():
             raise DocumentError("is a folder; give the files in it one by one")
         if path.exists() and not path.is_file():
-            raise DocumentError("is not a regular file; copy what it holds to one")
+            raise DocumentError("is not a regular file; copy its content to a regular file")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
@@ -152,13 +152,13 @@ def _check_name(path: Path, mime: str) -> None:
 
 
 def _read_in_child(request: dict[str, Any], limits: DocumentLimits) -> dict[str, Any]:
-    """Run the worker on one request; its document, or DocumentError with what it said or how it ended."""
+    """Run the worker on one request and return its document. Raises DocumentError with its message or its exit status."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pitlane.engine.text.document_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONSAFEPATH": "1"},  # no module of the working folder may pass for one of ours
+        env={**os.environ, "PYTHONSAFEPATH": "1"},  # do not import modules from the working folder
         start_new_session=True,
     )
     output, timed_out = _exchange(process, json.dumps(request).encode(), limits)
@@ -175,18 +175,21 @@ def _read_in_child(request: dict[str, Any], limits: DocumentLimits) -> dict[str,
 
 
 def _exchange(process: subprocess.Popen[bytes], request: bytes, limits: DocumentLimits) -> tuple[bytes, bool]:
-    """Send, receive at most what the limits allow, and leave no process of the child's group behind."""
+    """Send the request, read the answer up to the limits, and end all processes of the child's group.
+
+    Returns the answer and whether the time ran out.
+    """
     assert process.stdin and process.stdout, "the worker is started with pipes"
     stdin, stdout = process.stdin, process.stdout
     output: list[bytes] = []
-    # Four bytes a character in UTF-8, two for an escape, some for each page's label.
-    most = 4 * limits.chars + 200 * limits.pages + 65_536
+    # UTF-8 takes up to four bytes per character, an escape such as \n takes two. A page also has a label.
+    max_bytes = 4 * limits.chars + 200 * limits.pages + 65_536
 
     def talk() -> None:
-        with suppress(OSError):  # it died before it read; how it ended says why
+        with suppress(OSError):  # the child died before it read the request; its exit status says why
             stdin.write(request)
             stdin.close()
-        output.append(stdout.read(most))
+        output.append(stdout.read(max_bytes))
 
     reader = threading.Thread(target=talk, name="document-reader", daemon=True)
     reader.start()
@@ -201,9 +204,9 @@ def _exchange(process: subprocess.Popen[bytes], request: bytes, limits: Document
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the worker and of its children. It is not reaped yet, so its id is still its own."""
+    """Kill the worker and its children. Before `wait` the system gives its process id to no other process."""
     if os.name == "posix":
-        with suppress(ProcessLookupError, PermissionError):  # macOS refuses for one that has ended
+        with suppress(ProcessLookupError, PermissionError):  # macOS refuses to signal an ended process
             os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()

@@ -1,9 +1,9 @@
-"""Text to token ids and back, and the one way in which a prompt is laid out.
+"""Text to token ids and back, and the layout of every prompt.
 
-Wraps the tokenizer of transformers, from local files only and without code of the model's. Documents come first, as the
-head of a system message, byte for byte the same each time, so that their KV can be shared. No text of a user becomes a
-special token, not even a text that the tokenizer's normaliser turns into one (full width, capitals): a zero-width joiner
-breaks it.
+Wraps the tokenizer of transformers; reads local files only and runs no code of the model. Documents come first, at the
+head of a system message. The same documents always give the same bytes, so their KV can be shared. A user's text cannot
+become a special token: a zero-width joiner breaks such a text. That includes texts that only the tokenizer's normaliser
+turns into a special token (full width letters, capitals).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PROBE = "pitlane-system-probe"
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as the model gets it. segments: the tokens that lie wholly inside a document; text: before encoding."""
+    """A prompt for the model. segments: per document, the tokens wholly inside it. text: the prompt before encoding."""
 
     token_ids: list[int]
     segments: tuple[Segment, ...]
@@ -43,29 +43,29 @@ class Prompt:
 
 
 class Tokenizer:
-    """Encodes, decodes, and lays out prompts for one model. specials: matches the text of any special token."""
+    """Encodes and decodes text and lays out prompts for one model. specials: matches the text of any special token."""
 
     def __init__(self, source: ModelSource) -> None:
         self._inner = _load(source)
-        self._inner.model_max_length = 10**9  # the engine says what is too long, with numbers
+        self._inner.model_max_length = 10**9  # the engine checks lengths itself, with a better message
         specials = {token.content for token in self._inner.added_tokens_decoder.values() if token.special}
         specials.update(self._inner.all_special_tokens)
         self.specials = _any_of(specials)
         self._special_ids = set(self._inner.convert_tokens_to_ids(sorted(specials)))
         folded = specials | set(map(self._folded, specials))
         self._folded_specials = _any_of(folded)
-        # What a template may write beside a text, where a special token reaches over the text's edge.
+        # A template writes a space or a newline beside a text. A special token may begin or end with it.
         self._edges = ("", " ", "\n") if any(text != text.strip(" \n▁") for text in folded) else ("",)
         self._system_role: bool | None = None
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, added ones included."""
+        """Number of token ids, added tokens included."""
         return len(self._inner)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """What this tokenizer itself says ends a text; a model's config may name more."""
+        """The ids that end a text by this tokenizer's files. A model's config may name more."""
         end = self._inner.eos_token_id
         return () if end is None else (end,)
 
@@ -84,7 +84,7 @@ class Tokenizer:
         return text
 
     def fingerprint(self) -> str:
-        """Hex digest of what decides ids: the tokenizer's own serialisation, and the chat template."""
+        """Hex digest of all that decides a prompt's ids: the serialised tokenizer and the chat template."""
         text = self._inner.backend_tokenizer.to_str() + str(self._inner.chat_template)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -97,10 +97,11 @@ class Tokenizer:
         thinking: bool | None = None,
         date: datetime.date | None = None,
     ) -> Prompt:
-        """Lay out a conversation: documents and system text in a system message, the turns, the answer's head.
+        """Lay out a conversation: a system message with documents and system text, the turns, the head of the answer.
 
-        A leading system message of `messages` counts as system text, after `system`. thinking: given to templates that
-        know it. date: what templates that print one shall print. Without a template, contents with empty lines between.
+        The content of leading system messages in `messages` follows `system`. thinking: passed to templates that know
+        it. date: the date that templates print (default: today). Without a template, the prompt is the contents with
+        empty lines between them.
         """
         turns = [{name: self.defuse(text) for name, text in _checked(message).items()} for message in messages]
         texts = [self.defuse(document.text) for document in documents]
@@ -116,47 +117,47 @@ class Tokenizer:
         return self._prompt(self._apply(turns, thinking, day), texts, documents, False)
 
     def render_raw(self, text: str, documents: SequenceOf[Document] = ()) -> Prompt:
-        """Documents, an empty line, the text as it is: special tokens in it count as such."""
+        """Lay out documents, an empty line and the text. Special tokens in the text stay special tokens."""
         texts = [self.defuse(document.text) for document in documents]
         return self._prompt("\n\n".join([*texts, _clean(text)]), texts, documents, True)
 
     def defuse(self, text: str) -> str:
-        """The text with a zero-width joiner inside whatever would be read as a special token.
+        """Return the text with a zero-width joiner inside every special token.
 
-        Where a joiner does not help, a space is tried. A special token of one letter cannot be broken: U+FFFD replaces it.
-        A special token that withstands both is left out.
+        Where a joiner does not break the special token, a space is tried, and then the special token is removed. A
+        special token of one letter cannot be broken: U+FFFD replaces it.
         """
         text = self.specials.sub(lambda match: _broken(match[0], JOINER), _clean(text))
         marks = iter((JOINER, " "))
         while spans := self._forged(text):
             mark = next(marks, None)
-            pieces, done = [], 0
+            pieces, num_copied = [], 0
             for begin, end in spans:
-                pieces += [text[done:begin], _broken(text[begin:end], mark) if mark else ""]
-                done = end
-            text = "".join([*pieces, text[done:]])
+                pieces += [text[num_copied:begin], _broken(text[begin:end], mark) if mark else ""]
+                num_copied = end
+            text = "".join([*pieces, text[num_copied:]])
         return text
 
     def _forged(self, text: str) -> list[tuple[int, int]]:
-        """Characters `[begin, end)` of what the tokenizer reads as special tokens; encodes only where some may be."""
+        """Characters `[begin, end)` that the tokenizer reads as special tokens. Encodes only texts that may contain some."""
         for edge in self._edges:
             padded = f"{edge}{text}{edge}"
             if self._folded_specials.search(self._folded(padded)):
                 spans = ((begin - len(edge), end - len(edge)) for begin, end in self._special_spans(padded))
-                found = [(max(begin, 0), min(end, len(text))) for begin, end in spans]
-                if found := [(begin, end) for begin, end in found if begin < end]:
-                    return found
+                inside = [(max(begin, 0), min(end, len(text))) for begin, end in spans]
+                if inside := [(begin, end) for begin, end in inside if begin < end]:
+                    return inside
         return []
 
     def _special_spans(self, text: str) -> list[tuple[int, int]]:
         encoded = self._inner(text, add_special_tokens=False, return_offsets_mapping=True)
         pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        found = [(begin, max(end, begin + 1)) for token_id, (begin, end) in pairs if token_id in self._special_ids]
-        # A letter that the vocabulary lacks is the unknown token too, and forges nothing.
-        return [pair for pair in found if self._folded_specials.search(self._folded(text[slice(*pair)]))]
+        spans = [(begin, max(end, begin + 1)) for token_id, (begin, end) in pairs if token_id in self._special_ids]
+        # A letter that the vocabulary lacks also becomes a special token, `<unk>`, but its text is harmless: drop its span.
+        return [span for span in spans if self._folded_specials.search(self._folded(text[slice(*span)]))]
 
     def _folded(self, text: str) -> str:
-        """The text as the tokenizer's normaliser leaves it."""
+        """The text after the tokenizer's normaliser."""
         normalizer = self._inner.backend_tokenizer.normalizer
         return str(normalizer.normalize_str(text)) if normalizer else text
 
@@ -207,7 +208,7 @@ def _checked(message: dict[str, str]) -> dict[str, str]:
 
 
 def _any_of(texts: set[str]) -> re.Pattern[str]:
-    """Matches any of the texts, the longest first; nothing where there is none."""
+    """A pattern for any of the texts, longest first. Without texts it matches nothing."""
     ordered = sorted(filter(None, texts), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered)) or "(?!)")
 
@@ -217,14 +218,15 @@ def _broken(text: str, mark: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Lone surrogates, which no tokenizer takes, become question marks."""
+    """Replace lone surrogates by question marks: no tokenizer takes them."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _tokens_inside(offsets: list[tuple[int, int]], begin: int, end: int) -> tuple[int, int]:
-    """Tokens wholly inside characters `[begin, end)`.
+    """The tokens `[first, last)` wholly inside characters `[begin, end)`.
 
-    Some tokenizers trim spaces off offsets, so a token counts as reaching from its neighbour before to the one after.
+    Some tokenizers leave spaces out of a token's offsets. So a token counts as reaching from the end of the token before
+    it to the begin of the token after it.
     """
     inside = []
     for index, (first, last) in enumerate(offsets):
@@ -235,17 +237,18 @@ def _tokens_inside(offsets: list[tuple[int, int]], begin: int, end: int) -> tupl
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
 
 
-def _named_class(source: ModelSource, folder: Path) -> SimpleNamespace | None:
-    """What AutoTokenizer reads of a model's config where `tokenizer_config.json` names the class; else None.
+def _config_stand_in(source: ModelSource, folder: Path) -> SimpleNamespace | None:
+    """A stand-in for the model's config if `tokenizer_config.json` names the tokenizer's class; else None.
 
-    Left to itself it makes the whole config, for which transformers imports torch.distributed and sympy: 0.65 s of a start.
+    AutoTokenizer then reads only these two fields of a config. Without a config it loads the whole model config, and
+    transformers imports torch.distributed and sympy for it: 0.65 s of a start.
     """
     try:
-        named = json.loads((folder / "tokenizer_config.json").read_text("utf-8")).get("tokenizer_class")
+        class_name = json.loads((folder / "tokenizer_config.json").read_text("utf-8")).get("tokenizer_class")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
     model_type = ARCHITECTURES[source.config.architecture].model_type
-    return SimpleNamespace(model_type=model_type, _name_or_path=str(folder)) if named else None
+    return SimpleNamespace(model_type=model_type, _name_or_path=str(folder)) if class_name else None
 
 
 def _load(source: ModelSource) -> Any:
@@ -256,10 +259,11 @@ def _load(source: ModelSource) -> Any:
     from transformers import AutoTokenizer
 
     folder = source.tokenizer_folder
-    known = {"config": named} if (named := _named_class(source, folder)) else {}
+    stand_in = _config_stand_in(source, folder)
+    options = {"config": stand_in} if stand_in else {}
     try:
-        inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **known)
-    except Exception as error:  # transformers raises many kinds for a file that is missing, damaged, or needs a package
+        inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
+    except Exception as error:  # transformers raises many types for a missing or damaged file, or a missing package
         line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(f"no tokenizer in {folder} ({line}); add tokenizer.json") from None
     if not inner.is_fast:

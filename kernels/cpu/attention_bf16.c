@@ -1,46 +1,46 @@
 /* bfloat16 attention over paged keys and values: scores by AVX-512 BF16's dot products, the rest in float32.
  *
- * A part is a softmax over the keys that one token sees of a piece, at most 512 whose first index is a multiple of 512. A row is a
- * query head of a token; 12 rows are scored at a time, against keys that were turned into pairs once for all rows of the piece.
- * Every score is one chain of sums over ascending pairs of dimensions, weights are summed by lanes of 16, values one after another,
- * and parts merge in their order. So what a token gets depends on the keys that it sees and on their order alone: not on its batch,
- * nor on where the keys lie, nor on whether it is decoded, drafted or read as part of a long prompt.
+ * A piece is up to 512 keys; the index of its first key is a multiple of 512. A part is the softmax of one token over the keys of a
+ * piece that it sees. A row is a query head of a token. The keys of a piece are transposed into pairs once, for all of its rows.
+ * Then 12 rows are scored at a time. A score is one chain of sums over ascending pairs of dimensions, weights are summed in 16 lanes,
+ * values are summed in the order of their keys, and parts merge in order. So a token's result depends only on the keys that it sees
+ * and their order: not on its batch, not on the keys' slots, and not on whether it is decoded, drafted or in a long prompt.
  */
 #include "attention_bf16.h"
 #include "threads.h"
 #include "vectors.h"
 
 #if defined(PITLANE_VECTORS)
-#define MOST_KEYS 512
-#define MOST_DIM 256
-#define ROWS 12     /* most rows scored at a time: two accumulators for each */
-#define SUMMED 6    /* most rows whose values are summed at a time: four accumulators for each */
+#define MAX_KEYS 512
+#define MAX_DIM 256
+#define ROWS 12     /* rows scored at a time, with two accumulators each */
+#define SUMMED 6    /* rows whose values are summed at a time, with four accumulators each */
 #define KEYS 32     /* keys scored at a time */
 #define LINE 64     /* bytes */
-#define AHEAD 128   /* keys from a key's use to its prefetch */
+#define AHEAD 128   /* keys between a key in use and the key prefetched */
 
-/* What a thread works with. keys: of each 32 keys [dim / 2 pairs][32]. q: [dim / 2 pairs][rows]. */
+/* Buffers of a thread. keys: per 32 keys [dim / 2 pairs][32]. q: [dim / 2 pairs][rows]. scores: [rows][keys]. */
 typedef struct {
-    uint32_t keys[MOST_KEYS * MOST_DIM / 2], q[ROWS * MOST_DIM / 2];
-    float scores[ROWS * MOST_KEYS];
+    uint32_t keys[MAX_KEYS * MAX_DIM / 2], q[ROWS * MAX_DIM / 2];
+    float scores[ROWS * MAX_KEYS];
 } __attribute__((aligned(LINE))) Scratch;
 
-/* Keys and values of one task and KV head. */
+/* The keys and values of one task and KV head. */
 typedef struct {
     const uint16_t *keys, *values;
     const int32_t *slots;
     long num_keys;
 } Piece;
 
-/* A query head of a member: it sees keys [low, high) of the piece. */
+/* One query head of a member, which sees the keys [low, high) of the piece. */
 typedef struct {
     const uint32_t *q;
-    float *sums; /* [dim], then the sum of its weights, then its largest score */
+    float *sums; /* [dim] weighted sums of values, then the sum of weights, then the largest score */
     long low, high;
 } Row;
 
-static long least(long a, long b) { return a < b ? a : b; }
-static long most(long a, long b) { return a > b ? a : b; }
+static long minimum(long a, long b) { return a < b ? a : b; }
+static long maximum(long a, long b) { return a > b ? a : b; }
 
 INLINE Piece piece_of(const Attention *job, long item) {
     const int64_t *task = job->tasks + item / job->kv_heads * 4;
@@ -48,23 +48,23 @@ INLINE Piece piece_of(const Attention *job, long item) {
     return (Piece){job->keys + head, job->values + head, job->slots + task[0], task[1]};
 }
 
-/* Prefetch `count` keys and values from `at` on into the second cache. */
+/* Prefetch `count` keys and values, from key `at` on, into the second cache. */
 TARGET INLINE void fetch(const Piece *piece, long at, long count, long dim) {
-    for (long stop = least(at + count, piece->num_keys); at < stop; at++)
+    for (long stop = minimum(at + count, piece->num_keys); at < stop; at++)
         for (long d = 0; d < dim; d += 32) {
             _mm_prefetch((const char *)(piece->keys + (long)piece->slots[at] * dim + d), _MM_HINT_T1);
             _mm_prefetch((const char *)(piece->values + (long)piece->slots[at] * dim + d), _MM_HINT_T1);
         }
 }
 
-/* 16 vectors of 16 pairs -> 16 pairs of 16 vectors, KEYS apart. */
+/* Transpose 16 keys of 16 pairs into 16 pairs of 16 keys, whose rows lie KEYS apart in target. */
 TARGET INLINE void turn(const __m512i *key, uint32_t *target) {
     __m512i a[16], b[16];
     UNROLLED for (int i = 0; i < 16; i += 2) {
         a[i] = _mm512_unpacklo_epi32(key[i], key[i + 1]);
         a[i + 1] = _mm512_unpackhi_epi32(key[i], key[i + 1]);
     }
-    UNROLLED for (int i = 0; i < 16; i += 4) { /* b[i + c]: pair 4 L + c of vectors i to i + 3 in lane L of 128 bits */
+    UNROLLED for (int i = 0; i < 16; i += 4) { /* lane L (128 bits) of b[i + c]: pair 4 L + c of vectors i to i + 3 */
         b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
         b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
         b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
@@ -80,7 +80,7 @@ TARGET INLINE void turn(const __m512i *key, uint32_t *target) {
     }
 }
 
-/* Turn keys [low, high) of a piece into pairs; prefetches this and the next piece. low is a multiple of KEYS. */
+/* Transpose the keys [low, high) of a piece into pairs, and prefetch this piece and the next. low is a multiple of KEYS. */
 TARGET static void turn_keys(const Piece *piece, const Piece *next, long low, long high, long dim, uint32_t *target) {
     for (long at = low; at < high; at += LANES) {
         fetch(next, at, LANES, dim);
@@ -88,7 +88,7 @@ TARGET static void turn_keys(const Piece *piece, const Piece *next, long low, lo
         for (long d = 0; d < dim; d += 32) {
             __m512i key[LANES];
             UNROLLED for (int i = 0; i < LANES; i++)
-                key[i] = _mm512_loadu_si512(piece->keys + (long)piece->slots[least(at + i, piece->num_keys - 1)] * dim + d);
+                key[i] = _mm512_loadu_si512(piece->keys + (long)piece->slots[minimum(at + i, piece->num_keys - 1)] * dim + d);
             turn(key, target + at / KEYS * (KEYS * dim / 2) + d / 2 * KEYS + at % KEYS);
         }
     }
@@ -96,7 +96,7 @@ TARGET static void turn_keys(const Piece *piece, const Piece *next, long low, lo
 
 typedef void (*Score)(const uint32_t *q, const uint32_t *keys, long pairs, float *scores, float scale);
 
-/* scores [rows][MOST_KEYS] of 32 keys: scale times q [pairs][rows] times keys [pairs][32]. */
+/* scores [rows][MAX_KEYS], of 32 keys: scale times q [pairs][rows] times keys [pairs][32]. */
 #define DEFINE_SCORE(COUNT)                                                                                                          \
     TARGET static void score_##COUNT(const uint32_t *q, const uint32_t *keys, long pairs, float *scores, float scale) {              \
         __m512 low[COUNT], high[COUNT];                                                                                              \
@@ -113,8 +113,8 @@ typedef void (*Score)(const uint32_t *q, const uint32_t *keys, long pairs, float
             }                                                                                                                        \
         }                                                                                                                            \
         UNROLLED for (int r = 0; r < COUNT; r++) {                                                                                   \
-            _mm512_store_ps(scores + r * MOST_KEYS, _mm512_mul_ps(low[r], _mm512_set1_ps(scale)));                                   \
-            _mm512_store_ps(scores + r * MOST_KEYS + LANES, _mm512_mul_ps(high[r], _mm512_set1_ps(scale)));                          \
+            _mm512_store_ps(scores + r * MAX_KEYS, _mm512_mul_ps(low[r], _mm512_set1_ps(scale)));                                    \
+            _mm512_store_ps(scores + r * MAX_KEYS + LANES, _mm512_mul_ps(high[r], _mm512_set1_ps(scale)));                           \
         }                                                                                                                            \
     }
 DEFINE_SCORE(1)
@@ -132,13 +132,14 @@ DEFINE_SCORE(12)
 static const Score score[ROWS + 1] = {0,       score_1, score_2, score_3,  score_4,  score_5, score_6,
                                       score_7, score_8, score_9, score_10, score_11, score_12};
 
-/* Which of the lanes from `at` on a row sees. */
+/* A mask of the keys [at, at + LANES) that a row sees. */
 INLINE __mmask16 seen(const Row *row, long at) {
-    uint32_t from = (uint32_t)least(most(row->low - at, 0), LANES), to = (uint32_t)least(most(row->high - at, 0), LANES);
+    uint32_t from = (uint32_t)minimum(maximum(row->low - at, 0), LANES), to = (uint32_t)minimum(maximum(row->high - at, 0), LANES);
     return (__mmask16)(((1u << to) - 1) & ~((1u << from) - 1));
 }
 
-/* Turn scores of keys [low, high) into exp(score - largest), 0 where the row sees none; their sum, and the largest. */
+/* Replace the scores of keys [low, high) by weights exp(score - largest score), or 0 for keys that the row does not see. Store the
+ * sum of the weights and the largest score in the row. */
 TARGET static void weigh(float *scores, const Row *row, long low, long high, long dim) {
     __m512 largest = _mm512_set1_ps(-__builtin_inff()), sum = _mm512_setzero_ps();
     for (long at = low; at < high; at += LANES)
@@ -156,7 +157,7 @@ TARGET static void weigh(float *scores, const Row *row, long low, long high, lon
 
 typedef void (*Sum)(const float *weights, const Piece *piece, long low, long high, long dim, long d, const Row *rows);
 
-/* WIDTH vectors, from dimension d on, of the values [low, high) by weights [rows][MOST_KEYS]; key after key. */
+/* Weighted sums of the values [low, high), key after key: WIDTH vectors of dimensions from d on. weights: [rows][MAX_KEYS]. */
 #define DEFINE_SUM(COUNT, WIDTH)                                                                                                     \
     TARGET static void sum_##COUNT##_##WIDTH(const float *weights, const Piece *piece, long low, long high, long dim, long d,        \
                                              const Row *rows) {                                                                      \
@@ -170,7 +171,7 @@ typedef void (*Sum)(const float *weights, const Piece *piece, long low, long hig
             UNROLLED for (int i = 0; i < WIDTH; i++)                                                                                 \
                 part[i] = widened(value + i * LANES);                                                                                \
             UNROLLED for (int r = 0; r < COUNT; r++) {                                                                               \
-                __m512 weight = _mm512_set1_ps(weights[r * MOST_KEYS + k]);                                                          \
+                __m512 weight = _mm512_set1_ps(weights[r * MAX_KEYS + k]);                                                           \
                 UNROLLED for (int i = 0; i < WIDTH; i++)                                                                             \
                     sum[r][i] = _mm512_fmadd_ps(part[i], weight, sum[r][i]);                                                         \
             }                                                                                                                        \
@@ -194,37 +195,37 @@ TARGET static void sum_values(const float *weights, const Piece *piece, long low
         (dim - d < 4 * LANES ? narrow : wide)[count](weights, piece, low, high, dim, d, rows);
 }
 
-/* Up to ROWS rows of one piece. */
-TARGET static void some_rows(const Piece *piece, const Row *rows, long count, long dim, float scale, Scratch *scratch) {
+/* Compute the parts of up to ROWS rows of a piece. */
+TARGET static void compute_rows(const Piece *piece, const Row *rows, long count, long dim, float scale, Scratch *scratch) {
     long low = piece->num_keys, high = 0, pairs = dim / 2;
     for (long r = 0; r < count; r++) {
-        low = least(low, rows[r].low / KEYS * KEYS);
-        high = most(high, rows[r].high);
+        low = minimum(low, rows[r].low / KEYS * KEYS);
+        high = maximum(high, rows[r].high);
         for (long p = 0; p < pairs; p++)
             scratch->q[p * count + r] = rows[r].q[p];
     }
     for (long at = low; at < high; at += KEYS)
         score[count](scratch->q, scratch->keys + at * pairs, pairs, scratch->scores + at, scale);
     for (long r = 0; r < count; r++)
-        weigh(scratch->scores + r * MOST_KEYS, rows + r, low, high, dim);
+        weigh(scratch->scores + r * MAX_KEYS, rows + r, low, high, dim);
     for (long r = 0; r < count; r += SUMMED)
-        sum_values(scratch->scores + r * MOST_KEYS, piece, low, high, dim, rows + r, least(SUMMED, count - r));
+        sum_values(scratch->scores + r * MAX_KEYS, piece, low, high, dim, rows + r, minimum(SUMMED, count - r));
 }
 
-/* All members of one task over one KV head. */
-TARGET static void one_item(const Attention *job, long item, long following, Scratch *scratch) {
+/* Compute the parts of all members of a task for one KV head. following: the item to prefetch. */
+TARGET static void compute_item(const Attention *job, long item, long following, Scratch *scratch) {
     const int64_t *task = job->tasks + item / job->kv_heads * 4, *members = job->members + task[2] * 4;
     long dim = job->dim, group = job->heads / job->kv_heads, first_head = item % job->kv_heads * group;
     Piece piece = piece_of(job, item), next = piece_of(job, following);
     long low = piece.num_keys, high = 0, num_rows = task[3] * group;
     for (long i = 0; i < task[3]; i++) {
-        low = least(low, members[i * 4 + 2]);
-        high = most(high, members[i * 4 + 3]);
+        low = minimum(low, members[i * 4 + 2]);
+        high = maximum(high, members[i * 4 + 3]);
     }
     turn_keys(&piece, &next, low / KEYS * KEYS, high, dim, scratch->keys);
     for (long begin = 0; begin < num_rows; begin += ROWS) {
         Row rows[ROWS];
-        long count = least(ROWS, num_rows - begin);
+        long count = minimum(ROWS, num_rows - begin);
         for (long r = 0; r < count; r++) {
             const int64_t *member = members + (begin + r) / group * 4;
             long head = first_head + (begin + r) % group;
@@ -233,11 +234,11 @@ TARGET static void one_item(const Attention *job, long item, long following, Scr
             rows[r].low = member[2];
             rows[r].high = member[3];
         }
-        some_rows(&piece, rows, count, dim, job->scale, scratch);
+        compute_rows(&piece, rows, count, dim, job->scale, scratch);
     }
 }
 
-/* A token's output from its parts. */
+/* Merge the parts of a token into its output. */
 TARGET static void merge(const Attention *job, const int64_t *row) {
     long dim = job->dim, stride = dim + 2, next = job->heads * stride;
     for (long head = 0; head < job->heads; head++) {
@@ -245,7 +246,7 @@ TARGET static void merge(const Attention *job, const int64_t *row) {
         float top = part[dim + 1], total = 0;
         for (long i = 1; i < row[2]; i++)
             top = part[i * next + dim + 1] > top ? part[i * next + dim + 1] : top;
-        __m512 sum[MOST_DIM / LANES];
+        __m512 sum[MAX_DIM / LANES];
         for (long d = 0; d < dim / LANES; d++)
             sum[d] = _mm512_setzero_ps();
         for (long i = 0; i < row[2]; i++) {
@@ -273,13 +274,13 @@ static void work(void *arg) {
     const Attention *job = shared->job;
     long items = job->num_tasks * job->kv_heads;
     for (long item; (item = take(&shared->scoring, items)) < items; finish(&shared->scoring))
-        one_item(job, item, item + shared->threads < items ? item + shared->threads : item, &scratch);
+        compute_item(job, item, item + shared->threads < items ? item + shared->threads : item, &scratch);
     wait_for(&shared->scoring, items);
     for (long row; (row = take(&shared->merging, job->num_rows)) < job->num_rows;)
         merge(job, job->rows + row * 3);
 }
 
-int has_attention_bf16(int64_t dim) { return dim > 0 && dim % 32 == 0 && dim <= MOST_DIM && has_vectors(); }
+int has_attention_bf16(int64_t dim) { return dim > 0 && dim % 32 == 0 && dim <= MAX_DIM && has_vectors(); }
 
 void attention_bf16(const Attention *job, int threads) {
     Shared shared = {.job = job, .threads = threads};

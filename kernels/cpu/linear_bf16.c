@@ -1,7 +1,7 @@
-/* bfloat16 linear: who computes which outputs, by AVX-512's vectors (linear_vectors.c) or AMX's tiles (linear_tiles.c).
+/* bfloat16 linear: divides the outputs among threads. linear_vectors.c (AVX-512) or linear_tiles.c (AMX) computes them.
  *
- * A panel is 32 outputs. Threads take a few panels at a time, for one block of rows after the other. In both ways every output is
- * one chain of sums in an order that depends on the number of inputs alone: a row's result does not depend on its batch.
+ * A panel is 32 outputs. A thread takes a few panels of one block of rows at a time. With vectors and with tiles, an output is one
+ * chain of sums whose order depends only on the number of inputs. So a row's result does not depend on its batch.
  */
 #include "linear_bf16.h"
 #include "linear_parts.h"
@@ -14,11 +14,11 @@ static void work(void *arg) {
             pack_rows(job, item);
         wait_for(&job->packing, job->parts);
     }
-    long chunks = divided(job->panels, job->chunk), items = chunks * divided(job->rows, job->block);
+    long chunks = ceil_divide(job->panels, job->chunk), items = chunks * ceil_divide(job->rows, job->block);
     for (long item; (item = take(&job->products, items)) < items;) {
         long first = item / chunks * job->block, panel = item % chunks * job->chunk;
-        (job->amx ? by_tiles : by_vectors)(job, first, least(job->rows - first, job->block), panel,
-                                           least(panel + job->chunk, job->panels));
+        (job->amx ? by_tiles : by_vectors)(job, first, minimum(job->rows - first, job->block), panel,
+                                           minimum(panel + job->chunk, job->panels));
     }
 }
 
@@ -29,10 +29,10 @@ void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, uin
     Job job = {.x = (const uint32_t *)x, .w = (const char *)w, .bias = bias, .y = y, .rows = rows, .outs = outs, .amx = amx};
     job.packed = rows > 1 && !amx ? (uint32_t *)scratch : 0;
     job.pairs = ins / 2;
-    job.parts = least(4 * threads, divided(job.pairs, LINE));
-    job.panels = divided(outs, OUTS);
+    job.parts = minimum(4 * threads, ceil_divide(job.pairs, LINE));
+    job.panels = ceil_divide(outs, OUTS);
     job.block = amx ? TILE_ROWS : VECTOR_ROWS;
-    job.chunk = least(amx ? TILE_PANELS : VECTOR_PANELS, divided(job.panels, 4 * threads));
+    job.chunk = minimum(amx ? TILE_PANELS : VECTOR_PANELS, ceil_divide(job.panels, 4 * threads));
     run_parallel(work, &job, threads);
 }
 

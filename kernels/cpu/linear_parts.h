@@ -1,4 +1,4 @@
-/* What the ways of `linear_bf16` share: the work, and how sums become outputs. */
+/* Shared by linear_vectors.c and linear_tiles.c: the job, and the conversion of sums into outputs. */
 #ifndef PITLANE_LINEAR_PARTS_H
 #define PITLANE_LINEAR_PARTS_H
 
@@ -8,32 +8,33 @@
 #if defined(PITLANE_VECTORS)
 #define OUTS 32 /* outputs of a panel */
 #define LINE 64 /* bytes */
-#define PAIR (2 * LINE) /* bytes of a panel's weights, for one pair of inputs */
+#define PAIR (2 * LINE) /* bytes of a panel's weights for one pair of inputs */
 
 typedef struct {
-    const uint32_t *x; /* pairs of inputs [rows][pairs]; packed: the same as `pack_rows` leaves them, or NULL */
+    const uint32_t *x; /* pairs of inputs [rows][pairs] */
     const char *w;
     const uint16_t *bias;
     uint16_t *y;
-    uint32_t *packed;
-    long rows, outs, pairs, panels, chunk, block; /* most panels and most rows that a thread takes at a time */
-    long parts; /* into which the inputs are divided to be packed */
+    uint32_t *packed; /* x as `pack_rows` writes it, or NULL */
+    long rows, outs, pairs, panels;
+    long chunk, block; /* largest numbers of panels and of rows that a thread takes at a time */
+    long parts; /* `pack_rows` packs one of so many parts of the inputs */
     int amx;
     Phase packing, products;
 } Job;
 
-/* Rows from `first` on times panels from `panel` to `end`: by AVX-512's vectors, and by AMX's tiles. */
+/* Compute the outputs of panels [panel, end) for rows [first, first + rows): with AVX-512's vectors, or with AMX's tiles. */
 void by_vectors(const Job *job, long first, long rows, long panel, long end);
 void by_tiles(const Job *job, long first, long rows, long panel, long end);
 enum { VECTOR_ROWS = 192, VECTOR_PANELS = 8, TILE_ROWS = 512, TILE_PANELS = 4 };
 
-/* Turn rows of pairs into pairs of rows for `by_vectors`: one of the parts of the inputs. */
+/* Pack a part of the inputs for `by_vectors`: transpose [rows][pairs] to [pairs][rows], per tile of rows. */
 void pack_rows(const Job *job, long part);
 
-INLINE long least(long a, long b) { return a < b ? a : b; }
-INLINE long divided(long a, long b) { return (a + b - 1) / b; }
+INLINE long minimum(long a, long b) { return a < b ? a : b; }
+INLINE long ceil_divide(long a, long b) { return (a + b - 1) / b; }
 
-/* A panel's sums [OUTS] of a row, its bias added, become outputs. */
+/* Add the bias to a row's sums [OUTS] of one panel and write them as outputs. */
 TARGET INLINE void store(const Job *job, const float *sums, long row, long panel) {
     long left = job->outs - panel * OUTS;
     __mmask32 mask = left < OUTS ? ((__mmask32)1 << left) - 1 : ~(__mmask32)0;

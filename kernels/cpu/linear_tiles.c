@@ -1,9 +1,9 @@
 /* bfloat16 linear on AMX's tiles.
  *
- * Two tiles of up to 16 rows times a panel's two halves: four tiles of sums, so that each load serves two products and no sum waits
- * for itself. Inputs lie as they come, and a panel of 16 pairs is a tile as it lies. Every output is one chain of sums over
- * ascending inputs, 32 at a time, whatever the number of rows. Of more than 32 rows, 512 inputs of a panel (32 kB, in the first
- * cache) meet all rows of a block before the next.
+ * Two tiles of inputs (up to 16 rows each) times the two halves of a panel give four tiles of sums: each load serves two products,
+ * and no product waits for the sum before it. Tiles load inputs and packed weights without rearranging them. An output is one chain
+ * of sums over ascending inputs, 32 at a time, for any number of rows. With more than 32 rows, 512 inputs of a panel (32 kB, in the
+ * first cache) are multiplied with all rows of a block before the next 512 inputs.
  */
 #define _GNU_SOURCE
 #include "linear_bf16.h"
@@ -15,14 +15,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define HEIGHT 16       /* rows of a tile, and pairs of inputs */
+#define HEIGHT 16       /* rows of a tile; pairs of inputs in a step */
 #define STEP (HEIGHT * PAIR) /* bytes of weights that a step reads */
-#define FEW (2 * HEIGHT)  /* rows: so few read the weights once */
-#define ROW (OUTS * 4)  /* bytes of sums */
-#define CHUNK 256       /* pairs of inputs at a time, of more rows */
-#define AHEAD 8192      /* bytes from a weight's use to its prefetch */
-#define REQUEST 0x1023  /* ARCH_REQ_XCOMP_PERM: the state of tiles is given to a process on demand */
-#define TILE_DATA 18    /* its number, as XCR0's bit */
+#define FEW (2 * HEIGHT)  /* up to so many rows, one sweep over the weights serves all */
+#define ROW (OUTS * 4)  /* bytes of a row's sums */
+#define CHUNK 256       /* pairs of inputs in a sweep, for more rows */
+#define AHEAD 8192      /* bytes between a weight in use and the weight prefetched */
+#define REQUEST 0x1023  /* ARCH_REQ_XCOMP_PERM: Linux lets a process use the tiles after this request */
+#define TILE_DATA 18    /* the tiles' bit in XCR0 */
 
 static int look_up(void) {
     unsigned a, b, c, d;
@@ -41,10 +41,10 @@ int has_amx_bf16(void) {
     return atomic_load(&known) - 1;
 }
 
-/* sums: tiles 0, 1 of the upper rows, 2, 3 of the lower; inputs: 4, 5; weights: 6, 7. */
+/* Set the shapes of the tiles. Sums: tiles 0 and 1 for the upper rows, 2 and 3 for the lower. Inputs: 4, 5. Weights: 6, 7. */
 static void configure(long count) {
     TileShapes shapes = {.palette = 1};
-    long upper = least(count, HEIGHT);
+    long upper = minimum(count, HEIGHT);
     for (int tile = 0; tile < 8; tile++) {
         long rows = tile > 5 ? HEIGHT : tile < 2 || tile == 4 ? upper : count - upper;
         shapes.rows[tile] = (uint8_t)rows;
@@ -58,7 +58,8 @@ INLINE void prefetch(const char *ahead) {
         _mm_prefetch(ahead + line, _MM_HINT_T1);
 }
 
-/* sums [rows][OUTS], or zero at first, += x [rows][stride bytes] times w, `steps` times 16 pairs; 16 rows, or as many more below. */
+/* sums [rows][OUTS] += x [rows][stride bytes] times w, over `steps` times 16 pairs. both: up to 32 rows, else up to 16.
+ * first: start from 0 instead of sums. */
 INLINE void sweep(int both, const char *x, long stride, const char *w, long steps, float *sums, int first, const char *ahead) {
     const char *below = x + HEIGHT * stride;
     float *sums_below = sums + HEIGHT * OUTS;
@@ -99,24 +100,24 @@ INLINE void sweep(int both, const char *x, long stride, const char *w, long step
     }
 }
 
-/* Where the weights lie that come after those of a panel's chunk of inputs. */
-INLINE const char *next_weights(const Job *job, long panel, long first, long end, long k, long most) {
+/* The address of the weights of the next sweep: of the next panel, or of the first panel's next inputs. */
+INLINE const char *next_weights(const Job *job, long panel, long first, long end, long k, long chunk) {
     if (panel + 1 < end)
         return job->w + ((panel + 1) * job->pairs + k) * PAIR;
-    return job->w + (k + most < job->pairs ? first * job->pairs + k + most : end * job->pairs) * PAIR;
+    return job->w + (k + chunk < job->pairs ? first * job->pairs + k + chunk : end * job->pairs) * PAIR;
 }
 
 TARGET void by_tiles(const Job *job, long first, long rows, long panel, long end) {
     _Alignas(LINE) float sums[TILE_PANELS][TILE_ROWS * OUTS];
-    long most = rows > FEW ? CHUNK : job->pairs, configured = 0;
-    for (long k = 0; k < job->pairs; k += most) {
-        long steps = least(job->pairs - k, most) / HEIGHT;
+    long chunk = rows > FEW ? CHUNK : job->pairs, configured = 0;
+    for (long k = 0; k < job->pairs; k += chunk) {
+        long steps = minimum(job->pairs - k, chunk) / HEIGHT;
         for (long p = panel; p < end; p++) {
             const char *w = job->w + (p * job->pairs + k) * PAIR;
-            const char *ahead = rows > FEW ? next_weights(job, p, panel, end, k, most) : w + AHEAD;
+            const char *ahead = rows > FEW ? next_weights(job, p, panel, end, k, chunk) : w + AHEAD;
             for (long row = 0; row < rows; row += FEW, ahead = 0) {
                 const char *x = (const char *)(job->x + (first + row) * job->pairs + k);
-                long count = least(rows - row, FEW);
+                long count = minimum(rows - row, FEW);
                 if (count != configured)
                     configure(configured = count);
                 if (count > HEIGHT)

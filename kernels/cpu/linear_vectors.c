@@ -1,23 +1,23 @@
 /* bfloat16 linear by AVX-512 BF16's dot products of pairs.
  *
- * Two accumulators for each of up to 12 rows (24 of 32 registers), so one load of weights serves 12 rows and one broadcast of inputs
- * two products. Every output is one chain of sums over ascending pairs of inputs, whatever the number of rows. Of more than 12 rows
- * the weights of a block of inputs are read once from memory and then from cache, and the first two tiles prefetch the blocks to
- * come.
+ * A tile is up to 12 rows with two accumulators each (24 of 32 registers): a load of weights serves 12 rows, and a broadcast of
+ * inputs serves two products. An output is one chain of sums over ascending pairs of inputs, for any number of rows. With more than
+ * 12 rows, the weights of a block of inputs are read from memory for the first tile and from the cache for the other tiles. The
+ * first two tiles prefetch the weights of the next block.
  */
 #include "linear_parts.h"
 
 #if defined(PITLANE_VECTORS)
-#define TILE 12        /* most rows of a tile */
-#define FEW_PAIRS 128  /* pairs of inputs at a time, of one or two tiles */
-#define MANY_PAIRS 512
-#define FEW_ROWS 3     /* so few leave time to prefetch into the first cache: 37 to 40 GB/s of 43 at 1 row, else 31 */
-#define AHEAD(rows) ((rows) > FEW_ROWS ? 8192 : 4096) /* bytes from a weight's use to its prefetch, of one tile */
+#define TILE 12        /* largest number of rows in a tile */
+#define FEW_PAIRS 128  /* pairs of inputs in a block, with one or two tiles */
+#define MANY_PAIRS 512 /* with more tiles */
+#define FEW_ROWS 3     /* up to so many rows, prefetch into the first cache: at 1 row 37 to 40 GB/s of 43; second cache: 31 */
+#define AHEAD(rows) ((rows) > FEW_ROWS ? 8192 : 4096) /* with one tile: bytes between a weight in use and the weight prefetched */
 #define HINT(rows) ((rows) > FEW_ROWS ? _MM_HINT_T1 : _MM_HINT_T0)
 
 typedef void (*Tile)(const uint32_t *x, const char *w, long pairs, float *sums, const char *ahead, long stride);
 
-/* sums [rows][OUTS] += x [pairs][rows] times w [pairs][OUTS]; prefetches `stride` bytes for each pair. */
+/* sums [rows][OUTS] += x [pairs][rows] times w [pairs][OUTS]. Prefetches `stride` bytes from `ahead` on per pair. */
 #define DEFINE_TILE(ROWS)                                                                                                            \
     TARGET static void tile_##ROWS(const uint32_t *x, const char *w, long pairs, float *sums, const char *ahead, long stride) {      \
         __m512 low[ROWS], high[ROWS];                                                                                                \
@@ -56,13 +56,13 @@ DEFINE_TILE(12)
 static const Tile tiles[TILE + 1] = {0,      tile_1, tile_2, tile_3, tile_4,  tile_5, tile_6,
                                      tile_7, tile_8, tile_9, tile_10, tile_11, tile_12};
 
-/* Tile i of a block of rows: rows from share(rows, n, i) to share(rows, n, i + 1). */
+/* Divide rows into n shares of about equal size: share i is [share(rows, n, i), share(rows, n, i + 1)). */
 static long share(long rows, long n, long i) { return rows * i / n; }
 
 void pack_rows(const Job *job, long part) {
     long begin = share(job->pairs, job->parts, part), end = share(job->pairs, job->parts, part + 1);
     for (long block = 0; block < job->rows; block += job->block) {
-        long rows = least(job->rows - block, job->block), n = divided(rows, TILE);
+        long rows = minimum(job->rows - block, job->block), n = ceil_divide(rows, TILE);
         for (long i = 0; i < n; i++) {
             long first = block + share(rows, n, i), count = block + share(rows, n, i + 1) - first;
             uint32_t *target = job->packed + first * job->pairs;
@@ -76,12 +76,12 @@ void pack_rows(const Job *job, long part) {
 TARGET static void by_panel(const Job *job, long block, long rows, long panel) {
     const uint32_t *x = job->packed ? job->packed : job->x;
     const char *w = job->w + panel * job->pairs * PAIR;
-    long n = divided(rows, TILE), most = n > 2 ? MANY_PAIRS : FEW_PAIRS;
+    long n = ceil_divide(rows, TILE), chunk = n > 2 ? MANY_PAIRS : FEW_PAIRS;
     float sums[VECTOR_ROWS * OUTS];
     for (long i = 0; i < rows * OUTS; i++)
         sums[i] = 0;
-    for (long k = 0; k < job->pairs; k += most) {
-        long pairs = least(job->pairs - k, most);
+    for (long k = 0; k < job->pairs; k += chunk) {
+        long pairs = minimum(job->pairs - k, chunk);
         const char *here = w + k * PAIR;
         for (long i = 0; i < n; i++) {
             long first = share(rows, n, i), count = share(rows, n, i + 1) - first;

@@ -1,5 +1,5 @@
-/* The Python module `pitlane.kernels._cpu`: kernels take addresses and sizes. Their callers in kernels/ check shapes and dtypes; here
- * sizes are checked that no memory could have, or that a kernel would divide by. */
+/* The Python module `pitlane.kernels._cpu`. Its functions take addresses and sizes. The Python callers in kernels/ check shapes and
+ * dtypes; this file refuses negative sizes, sizes of 0 that a kernel divides by, and null addresses. */
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
 
@@ -7,9 +7,9 @@
 #include "linear_bf16.h"
 #include "ops_bf16.h"
 
-#define MOST_ARGUMENTS 17
+#define MAX_ARGUMENTS 17
 
-/* Addresses and sizes from the first `count` of `all` arguments; 0 with an exception set if they are not integers, or not so many. */
+/* Read the first `count` of `all` arguments as integers. On a wrong type or number, sets an exception and returns 0. */
 static int read_integers(PyObject *const *args, Py_ssize_t given, Py_ssize_t count, Py_ssize_t all, int64_t *values) {
     if (given != all) {
         PyErr_Format(PyExc_TypeError, "takes %zd arguments, got %zd", all, given);
@@ -23,7 +23,7 @@ static int read_integers(PyObject *const *args, Py_ssize_t given, Py_ssize_t cou
     return 1;
 }
 
-/* Whether `holds`; 0 with an exception set if not. */
+/* Returns `holds`; if it is 0, sets an exception with the message. */
 static int check(int holds, const char *message) {
     if (!holds)
         PyErr_SetString(PyExc_ValueError, message);
@@ -31,7 +31,7 @@ static int check(int holds, const char *message) {
 }
 
 static PyObject *call_linear_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    int64_t v[MOST_ARGUMENTS];
+    int64_t v[MAX_ARGUMENTS];
     (void)self;
     if (!read_integers(args, given, 10, 10, v) || !check(has_linear_bf16() && (!v[8] || has_amx_bf16()), "this CPU cannot run it") ||
         !check(v[5] >= 0 && v[6] > 0 && v[7] > 0 && v[7] % (v[8] ? 32 : 2) == 0 && v[9] > 0,
@@ -56,7 +56,7 @@ static PyObject *call_has_amx_bf16(PyObject *self, PyObject *unused) {
 }
 
 static PyObject *call_attention_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    int64_t v[MOST_ARGUMENTS];
+    int64_t v[MAX_ARGUMENTS];
     (void)self;
     if (!read_integers(args, given, 17, 18, v) || !check(has_attention_bf16(v[13]), "this CPU cannot run it with heads of this size") ||
         !check(v[9] >= 0 && v[10] >= 0 && v[12] > 0 && v[11] > 0 && v[11] % v[12] == 0 && v[16] > 0,
@@ -77,7 +77,7 @@ static PyObject *call_attention_bf16(PyObject *self, PyObject *const *args, Py_s
 }
 
 static PyObject *call_rms_norm_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    int64_t v[MOST_ARGUMENTS];
+    int64_t v[MAX_ARGUMENTS];
     (void)self;
     if (!read_integers(args, given, 6, 7, v) || !check(has_ops_bf16(), "this CPU cannot run it") ||
         !check(v[3] >= 0 && v[4] > 0 && v[5] > 0, "needs rows >= 0, dim > 0, threads > 0") ||
@@ -93,7 +93,7 @@ static PyObject *call_rms_norm_bf16(PyObject *self, PyObject *const *args, Py_ss
 }
 
 static PyObject *call_silu_mul_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    int64_t v[MOST_ARGUMENTS];
+    int64_t v[MAX_ARGUMENTS];
     (void)self;
     if (!read_integers(args, given, 5, 5, v) || !check(has_ops_bf16(), "this CPU cannot run it") ||
         !check(v[2] >= 0 && v[3] > 0 && v[4] > 0, "needs rows >= 0, dim > 0, threads > 0") ||

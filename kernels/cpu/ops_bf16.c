@@ -1,10 +1,10 @@
-/* Small operations on rows of bfloat16, each read and written once. A row's result does not depend on the others. */
+/* Operations on rows of bfloat16, which read and write memory once. A row's result does not depend on the other rows. */
 #include "ops_bf16.h"
 #include "threads.h"
 #include "vectors.h"
 
 #if defined(PITLANE_VECTORS)
-#define ITEM 16384 /* elements that a thread takes at a time; fewer cost less than waking a thread */
+#define ITEM 16384 /* elements that a thread takes at a time; computing fewer takes less time than waking a thread */
 
 typedef struct Job {
     void (*operation)(const struct Job *, int64_t row, int64_t end);
@@ -55,7 +55,7 @@ TARGET static void silu_rows(const Job *job, int64_t row, int64_t end) {
         for (int64_t at = 0; at < dim; at += LANES) {
             __mmask16 mask = left_of(dim, at);
             __m512 gate = load(job->x + 2 * row * dim + at, mask), up = load(job->x + (2 * row + 1) * dim + at, mask);
-            __m512 small = exponential(_mm512_sub_ps(zero, _mm512_abs_ps(gate))); /* its inverse may overflow */
+            __m512 small = exponential(_mm512_sub_ps(zero, _mm512_abs_ps(gate))); /* exp(-|gate|): exp(|gate|) may overflow */
             __m512 top = _mm512_mask_mov_ps(one, _mm512_cmp_ps_mask(gate, zero, _CMP_LT_OQ), small);
             __m512 sigmoid = _mm512_div_ps(top, _mm512_add_ps(one, small));
             store(job->y + row * dim + at, mask, _mm512_mul_ps(_mm512_mul_ps(gate, sigmoid), up));

@@ -3,13 +3,13 @@
 
 #include <stdint.h>
 
-/* Whether this build and this CPU can run these. */
+/* Whether this build and this CPU can run these operations. */
 int has_ops_bf16(void);
 
-/* y[rows, dim] = x / sqrt(mean(x^2) + eps) * w, each row of bfloat16 in float32, rounded once. */
+/* y[rows, dim] = x / sqrt(mean(x^2) + eps) * w per row, bfloat16, computed in float32 and rounded once. */
 void rms_norm_bf16(const uint16_t *x, const uint16_t *w, uint16_t *y, int64_t rows, int64_t dim, float eps, int threads);
 
-/* y[rows, dim] = silu(gate) * up of x[rows, 2 dim] = gate, up. */
+/* y[rows, dim] = silu(gate) * up, where x[rows, 2 dim] = gate, up. */
 void silu_mul_bf16(const uint16_t *x, uint16_t *y, int64_t rows, int64_t dim, int threads);
 
 #endif

@@ -10,12 +10,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MOST_HELPERS 127
+#define MAX_HELPERS 127
 #define OPEN 128u                /* in `state`: helpers may join the job */
 #define JOINED 127u              /* in `state`: how many helpers have joined */
-#define JOB 256u                 /* in `state`: jobs are counted from this bit on */
-#define SPINS_TO_YIELD 1024      /* pauses between two looks at the clock and the run queue: 10 to 60 microseconds */
-#define SPIN_NANOSECONDS 300000  /* then a helper sleeps; the Python code between two operations takes 10 to 100 microseconds */
+#define JOB 256u                 /* in `state`: the number of the job, from this bit on */
+#define SPINS_TO_YIELD 1024      /* pauses before a thread yields and reads the clock: 10 to 60 microseconds */
+#define SPIN_NANOSECONDS 300000  /* then a helper sleeps; Python takes 10 to 100 microseconds between two operations */
 
 static struct {
     _Alignas(64) atomic_uint state; /* alone in its cache line: idle helpers read it all the time */
@@ -23,8 +23,8 @@ static struct {
     atomic_flag taken; /* one job at a time: a second caller works alone */
     void (*body)(void *);
     void *job;
-    atomic_uint wanted; /* helpers of the job */
-    unsigned started; /* helpers, ever */
+    atomic_uint wanted; /* largest number of helpers that may join the job */
+    unsigned started; /* number of helpers that exist */
 } pool = {.taken = ATOMIC_FLAG_INIT};
 
 static inline void pause_briefly(void) {
@@ -75,7 +75,7 @@ static void *help(void *unused) {
     return 0;
 }
 
-/* In a forked child there are no helpers, and nobody works on the parent's job. */
+/* A forked child has no helper threads, and none of its threads works on the parent's job. */
 static void forget_helpers(void) {
     atomic_store(&pool.state, atomic_load(&pool.state) / JOB * JOB);
     atomic_store(&pool.sleeping, 0);
@@ -102,7 +102,7 @@ static void start_helpers(unsigned wanted) {
 
 void run_parallel(void (*body)(void *), void *job, int threads) {
     unsigned wanted = threads > 1 ? (unsigned)threads - 1 : 0;
-    wanted = wanted > MOST_HELPERS ? MOST_HELPERS : wanted;
+    wanted = wanted > MAX_HELPERS ? MAX_HELPERS : wanted;
     if (!wanted || atomic_flag_test_and_set(&pool.taken)) {
         body(job);
         return;

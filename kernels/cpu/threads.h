@@ -11,13 +11,13 @@
 
 #include <stdatomic.h>
 
-/* A counter from which threads take the items of one phase of a job, in order; starts as zeros. */
+/* Counters of one phase of a job: threads take its items in order. Starts as zeros. */
 typedef struct {
     atomic_long next, done;
 } Phase;
 
-/* Run body(job) on the caller, and on up to `threads` - 1 helpers that come in time. Return when the caller and all helpers that
- * joined have returned from it. Every thread must take its items from a Phase: the caller may be the only one. */
+/* Run body(job) on the caller, and on up to `threads` - 1 helpers that join in time. Return when the caller and all helpers that
+ * joined have returned from body. body must take its items from a Phase, because the caller may run alone. */
 void run_parallel(void (*body)(void *job), void *job, int threads);
 
 /* The next item of [0, items), or `items` when all are taken. */
@@ -26,10 +26,10 @@ static inline long take(Phase *phase, long items) {
     return item < items && (item = atomic_fetch_add(&phase->next, 1)) < items ? item : items;
 }
 
-/* Say that a taken item is finished. Needed where a later phase reads the results: see wait_for. */
+/* Mark a taken item as finished. Needed if a later phase reads its results: see wait_for. */
 static inline void finish(Phase *phase) { atomic_fetch_add_explicit(&phase->done, 1, memory_order_release); }
 
-/* Wait until all items of a phase are finished; none may be left to take. */
+/* Wait until all items of a phase are finished. Call it only when all items have been taken. */
 void wait_for(Phase *phase, long items);
 
 #endif

@@ -1,4 +1,4 @@
-/* AMX's eight tiles: up to 16 rows of up to 64 bytes each, and the sums of products of bfloat16 pairs on them. */
+/* AMX: eight tiles of up to 16 rows of up to 64 bytes, and the instruction that sums products of bfloat16 pairs. */
 #ifndef PITLANE_TILES_H
 #define PITLANE_TILES_H
 
@@ -17,7 +17,7 @@
 #define tiles_configure(shapes) __asm__ volatile("ldtilecfg %0" : : "m"(*(shapes)))
 #endif
 
-/* What `ldtilecfg` reads: the rows of each tile and the bytes of a row; none of a tile that is not used. */
+/* The operand of `ldtilecfg`: rows and bytes per row of each tile; 0 for an unused tile. */
 typedef struct {
     uint8_t palette, start_row, reserved[14];
     uint16_t bytes[16];

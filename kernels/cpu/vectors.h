@@ -1,4 +1,4 @@
-/* Vectors of 16 floats: what the kernels share. PITLANE_VECTORS is defined where they can be compiled. */
+/* Vectors of 16 floats, shared by the kernels. PITLANE_VECTORS is defined if this build can compile them. */
 #ifndef PITLANE_VECTORS_H
 #define PITLANE_VECTORS_H
 
@@ -17,7 +17,7 @@ INLINE int has_vectors(void) {
            __builtin_cpu_supports("avx512dq");
 }
 
-/* exp(x) for x <= 0, to 2 units in the last place; 0 far below. */
+/* exp(x) for x <= 0, within 2 units in the last place; 0 for large negative x. */
 TARGET INLINE __m512 exponential(__m512 x) {
     x = _mm512_max_ps(x, _mm512_set1_ps(-150.0f));
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504089f)), 0);

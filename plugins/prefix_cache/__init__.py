@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 
-from pitlane import Lane, Plugin, PluginOptions, Pool, PrefixMatch, Save, Segment, Sequence, hookimpl
+from pitlane import Plugin, PluginOptions, Pool, PrefixMatch, Save, Segment, Sequence, hookimpl
 from pitlane.plugins.prefix_cache.cache import Cache
 from pitlane.plugins.prefix_cache.disk import Disk
 from pitlane.plugins.prefix_cache.index import Chain
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
+
+    from pitlane import Lane
 
 WORTH_READING = 64  # tokens that a file has more than memory; for fewer tokens, sharing blocks beats copying the file
 EXPORT_TOKENS = 512  # copied out at a time while a document is computed, so that no step becomes long

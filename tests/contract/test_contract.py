@@ -1,4 +1,4 @@
-"""The contract that every plugin keeps, checked on all built-in ones (DESIGN.md section 8)."""
+"""The contract of every plugin, checked on all built-in plugins."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SAMPLING: list[dict[str, Any]] = [
     {"temperature": 0.8, "top_k": 20},
     {"temperature": 1.2, "top_p": 0.95, "presence_penalty": 0.5},
 ]
-OPTIONS: dict[str, dict[str, Any]] = {  # where the defaults do not fit a model of two layers
+OPTIONS: dict[str, dict[str, Any]] = {  # the defaults do not fit a model of two layers
     "self_speculation": {"num_layers": 1},
     "speculative": {"model": "random:tiny-cut"},
 }
@@ -30,13 +30,13 @@ each_plugin = pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plug
 
 
 def prompts(count: int, vocab: int = 256) -> list[list[int]]:
-    """Half random, half with a repeated passage, so that drafters and caches have something to do."""
-    found = []
+    """Half of the prompts are random, half repeat a passage, so that drafters and caches have something to do."""
+    result = []
     for seed in range(count):
         generator = random.Random(seed)
         tokens = [generator.randrange(vocab) for _ in range(20 + 7 * seed)]
-        found.append(tokens * 3 if seed % 2 else tokens)
-    return found
+        result.append(tokens * 3 if seed % 2 else tokens)
+    return result
 
 
 def settings_of(plugin: type[Plugin]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def settings_of(plugin: type[Plugin]) -> dict[str, Any]:
 
 
 def engine_for(make_engine: Any, plugin: type[Plugin]) -> Any:
-    """An engine of a dtype that the plugin serves."""
+    """An engine with a dtype that the plugin supports."""
     for dtype in ("float32", "bfloat16"):
         engine = make_engine(dtype=dtype)
         reason = plugin.unavailable(engine.loader.build_context)
@@ -54,15 +54,15 @@ def engine_for(make_engine: Any, plugin: type[Plugin]) -> Any:
 
 
 def answers(engine: Any, settings: dict[str, Any], count: int, **sampling: Any) -> list[Result]:
-    """Answers of 256 tokens to the prompts, in one batch, twice over (the second time caches are warm)."""
-    plan, found = engine.plan(settings), []
+    """Answers of 256 tokens to the prompts, in one batch, and again with warm caches."""
+    plan, results = engine.plan(settings), []
     for _ in range(2):
         streams = [
             engine.submit(p, SamplingParams(max_tokens=256, ignore_eos=True, seed=seed, **sampling), plan=plan)
             for seed, p in enumerate(prompts(count))
         ]
-        found += [stream.result() for stream in streams]
-    return found
+        results += [stream.result() for stream in streams]
+    return results
 
 
 def test_names_agree_with_files() -> None:
@@ -97,7 +97,7 @@ def test_on_and_off_leaves_the_engine_bit_identical(make_engine: Any, plugin: ty
     engine.generate(prompts(2)[1], params, plan=engine.plan(settings_of(plugin)))
     after = engine.generate(prompts(2)[1], params)
     assert after.token_ids == before.token_ids
-    assert after.logprobs == before.logprobs, "logprobs differ in some bit"
+    assert after.logprobs == before.logprobs, "logprobs are not equal to the bit"
 
 
 @pytest.mark.usefixtures("cut_tiny")
@@ -108,9 +108,9 @@ def test_identical_plugins_give_the_same_tokens(
 ) -> None:
     engine = make_engine(dtype="float64")
     plain = answers(engine, {}, 4, **sampling)
-    found = answers(engine, settings_of(plugin), 4, **sampling)
-    assert [r.token_ids for r in found] == [r.token_ids for r in plain]
-    assert all(len(r.token_ids) == 256 for r in found)
+    with_plugin = answers(engine, settings_of(plugin), 4, **sampling)
+    assert [r.token_ids for r in with_plugin] == [r.token_ids for r in plain]
+    assert all(len(r.token_ids) == 256 for r in with_plugin)
 
 
 @pytest.mark.usefixtures("cut_tiny")
@@ -120,8 +120,8 @@ def test_identical_plugins_give_the_same_tokens(
 def test_in_lower_precision_only_ties_differ(
     make_engine: Any, plugin: type[Plugin], sampling: dict[str, Any], dtype: str
 ) -> None:
-    """Where answers part, the choice or the edge of top-k was closer than the rounding between batch shapes."""
+    """At the first different token, the choice or the edge of top-k is closer than the rounding between batch shapes."""
     engine = make_engine(dtype=dtype)
     plain = answers(engine, {}, 4, logprobs=50, **sampling)
-    found = answers(engine, settings_of(plugin), 4, **sampling)
-    assert_only_ties_differ(plain, found, SamplingParams(**sampling), {"float32": 1e-4, "bfloat16": 0.15}[dtype])
+    with_plugin = answers(engine, settings_of(plugin), 4, **sampling)
+    assert_only_ties_differ(plain, with_plugin, SamplingParams(**sampling), {"float32": 1e-4, "bfloat16": 0.15}[dtype])

@@ -320,7 +320,7 @@ def test_lost_blocks_are_found_when_idle(make_engine: Any, caplog: pytest.LogCap
 
 def test_whoever_reads_along_is_known(engine: Any) -> None:
     stream = engine.submit(prompt(1, 8), SamplingParams(max_tokens=3000, ignore_eos=True))
-    (seq,) = [seq for _, seq in _when(lambda: list(engine.loop.seqs.values()))]
+    (seq,) = _when(lambda: list(engine.loop.seqs.values()))
     assert not seq.is_streamed
     next(iter(stream))
     assert _when(lambda: seq.is_streamed)

@@ -1,4 +1,4 @@
-"""Dtypes that are chosen when none is named, and what draft models are built with."""
+"""The dtype of a model, toggles that change nothing else, and the plugins that build draft models."""
 
 from __future__ import annotations
 
@@ -9,43 +9,33 @@ import pytest
 import torch
 
 from pitlane import BuildContext
-from pitlane.engine.loader import KERNELS, choose_dtype, is_small
+from pitlane.engine.loader import choose_dtype
 from pitlane.engine.models.registry import resolve
 from pitlane.kernels import attention, linear
 
 CPU = torch.device("cpu")
-SMALL, LARGE = resolve("random:tiny").config, resolve("random:llama-1b").config
+KERNELS = ("packed_linear", "paged_attention", "fused_ops")
+SMALL = resolve("random:tiny").config
 here = pytest.mark.skipif(bool(linear.unavailable() or attention.unavailable(64)), reason="no kernels here")
 
 
-def chosen(config: Any, wanted: tuple[str, ...]) -> torch.dtype:
-    return choose_dtype(None, CPU, config, lambda context: {name: {} for name in wanted})
-
-
-@pytest.mark.parametrize("fast", [False, True])
-def test_a_small_model_is_in_bfloat16_only_by_all_kernels(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: fast)
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_the_dtype_follows_from_the_instruction_set(monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has_bfloat16)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
-    assert is_small(SMALL) and not is_small(LARGE)
-    quick = torch.bfloat16 if fast else torch.float32
-    assert chosen(SMALL, KERNELS) == chosen(LARGE, KERNELS) == chosen(LARGE, ()) == quick
-    for name in KERNELS:
-        assert chosen(SMALL, tuple(other for other in KERNELS if other != name)) == torch.float32
-    assert choose_dtype("float64", CPU, SMALL, lambda context: {}) == torch.float64
+    assert choose_dtype(None, CPU) == (torch.bfloat16 if has_bfloat16 else torch.float32)
+    assert choose_dtype("float64", CPU) == torch.float64
 
 
 @here
-def test_what_is_asked_for_decides(make_engine: Any) -> None:
-    """A small model's dtype follows from the plugins that the engine is made with."""
-    every = {name: {} for name in KERNELS}
-    some = {"prefix_cache": {}}
-    for plugins, dtype in (
-        (None, torch.bfloat16),
-        (every, torch.bfloat16),
-        ({}, torch.float32),
-        (some, torch.float32),
-    ):
-        assert make_engine("bundled", dtype=None, plugins=plugins).loader.dtype == dtype
+@pytest.mark.parametrize("absent", ["prefix_cache", *KERNELS, None])
+def test_taking_a_plugin_out_changes_nothing_else(make_engine: Any, absent: str | None) -> None:
+    """Neither the dtype nor any other plugin: so the difference between two runs is the plugin's."""
+    whole = make_engine("bundled", dtype=None, plugins=None)
+    rest = {name: options for name, options in whole.default_plan.settings.items() if name != absent}
+    engine = make_engine("bundled", dtype=None, plugins=rest)
+    assert engine.loader.dtype == whole.loader.dtype and engine.default_plan.settings == rest
+    assert engine.lane_of(engine.default_plan).built.is_batch_invariant == (absent not in KERNELS)
 
 
 @here

@@ -37,8 +37,7 @@ class Fails(Plugin):
     def lane_opened(self, lane: Lane) -> None:
         raise RuntimeError("no lane for me")
 
-    @hookimpl
-    def engine_closed(self) -> None:
+    def close(self) -> None:
         self._end.set()
 
 
@@ -71,7 +70,7 @@ def test_a_dropped_engine_ends_its_threads_and_gives_back_its_memory(threads: Ca
     engine = dropped()
     engine.generate([1, 2, 3], SamplingParams(max_tokens=3))
     lane = weakref.ref(engine.lane_of(engine.default_plan))
-    store, weights = weakref.ref(lane().stores[0]), weakref.ref(lane().variant)  # type: ignore[union-attr]
+    store, weights = weakref.ref(lane().stores[0]), weakref.ref(lane().built.variant)  # type: ignore[union-attr]
     assert "pitlane-engine" in threads() and len(threads()) > 1
     del engine
     gc.collect()
@@ -97,8 +96,7 @@ def test_a_dropped_engine_tells_its_plugins() -> None:
         name, exactness = "told", "identical"
         closed = 0
 
-        @hookimpl
-        def engine_closed(self) -> None:
+        def close(self) -> None:
             type(self).closed += 1
 
     registry = PluginRegistry()
@@ -174,7 +172,6 @@ def test_a_forked_engine_says_so_and_the_first_one_goes_on(is_running: bool) -> 
             lambda: engine.generate([1]),
             lambda: engine.generate([[1], [2]]),
             lambda: engine.plan({"prefix_cache": {}}),
-            lambda: engine.resource("key", dict),
         ):
             refused(call)
         if is_running:
@@ -198,12 +195,12 @@ def test_a_forked_engine_says_so_and_the_first_one_goes_on(is_running: bool) -> 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_while_locks_are_held_does_not_wait_for_them() -> None:
     engine = dropped({})
-    with engine.worker._wake, engine._loading, engine.planner._lock:
+    with engine.worker._wake, engine.lanes._building, engine.lanes._lock, engine.planner._lock:
 
         def used() -> None:
             with ThreadPoolExecutor() as pool:  # other threads than the one that holds them
                 pool.submit(engine.close).result(5)
-                for call in (lambda: engine.submit([1]), lambda: engine.plan({}), lambda: engine.resource("key", dict)):
+                for call in (lambda: engine.submit([1]), lambda: engine.plan({})):
                     pool.submit(refused, call).result(5)
 
         in_child(used)

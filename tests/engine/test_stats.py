@@ -1,4 +1,4 @@
-"""Stats: what plugins are said to have bought is bounded by the times of the request itself."""
+"""Stats: the times of the request itself bound the milliseconds that a plugin claims to have bought."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pitlane import SamplingParams
-from pitlane.engine.pacing.clock import StepClock
+from pitlane.engine.pacing.pacing import Pacing
 
 PARAMS = SamplingParams(max_tokens=48, ignore_eos=True)
 
@@ -18,11 +18,13 @@ def test_a_drafter_claims_no_more_than_its_accepted_tokens_took_in_this_run(
 ) -> None:
     engine = make_engine(plugins={"prompt_lookup": {}})
     prompt = [5, 6, 7, 8] * 12
-    engine.generate(prompt, PARAMS)  # then its answer is drafted from
-    monkeypatch.setattr(StepClock, "estimate", lambda clock, num_tokens: 10.0)  # as on a machine that was busy before
+    engine.generate(prompt, PARAMS)  # the next request drafts from this answer
+    monkeypatch.setattr(
+        Pacing, "forward_seconds", lambda pacing, num_tokens: 10.0
+    )  # as after a time when the machine was busy
     stats = engine.generate(prompt, PARAMS).stats
     assert stats["accepted_tokens"] > 10
-    num_steps = stats["steps"] - 1  # the first one reads the prompt
+    num_steps = stats["steps"] - 1  # the first step reads the prompt
     bound = stats["accepted_tokens"] * stats["decode_ms"] / num_steps
     assert 0 < stats["bought_ms"]["prompt_lookup"]["ms"] <= bound * 1.01
 
@@ -33,7 +35,7 @@ def test_a_prefix_hit_claims_no_more_than_its_tokens_would_have_taken_in_this_ru
     engine = make_engine(plugins={"prefix_cache": {}})
     prompt = [number % 251 for number in range(300)]
     engine.generate(prompt, PARAMS)
-    monkeypatch.setattr(StepClock, "per_prompt_token", property(lambda clock: 10.0))
+    monkeypatch.setattr(Pacing, "seconds_per_prompt_token", property(lambda pacing: 10.0))
     stats = engine.generate([*prompt[:256], *range(44)], PARAMS).stats
     computed = stats["prompt_tokens"] - stats["cached_tokens"]
     assert stats["cached_tokens"] >= 256 and computed > 0

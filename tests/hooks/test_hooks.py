@@ -41,12 +41,12 @@ PROMPT = [random.Random(0).randrange(256) for _ in range(70)]
 
 
 def run(make_engine: Any, plugin: type[Plugin], **options: Any) -> Any:
-    """A result under a plan with one plugin, and the plugin instance."""
+    """Generate under a plan with a single plugin. Returns the result, the plugin instance and the engine."""
     registry = PluginRegistry.load()
     registry.add(plugin)
     engine = make_engine(registry=registry, plugins=[plugin.name], **options)
     result = engine.generate(PROMPT, PARAMS)
-    engine.worker.call(lambda: None).result()  # the step that ended it is over
+    engine.worker.call(lambda: None).result()  # wait for the end of the last step
     return result, engine.default_plan.plugins[0], engine
 
 
@@ -70,15 +70,15 @@ def test_hook_build_linear(make_engine: Any) -> None:
 
         def __init__(self, options: Any = None) -> None:
             super().__init__(options)
-            self.asked: list[list[str]] = []
+            self.part_names: list[list[str]] = []
 
         @hookimpl
         def build_linear(self, parts: list[LinearPart], context: BuildContext) -> None:
-            self.asked.append([part.name.rpartition(".")[2] for part in parts])
+            self.part_names.append([part.name.rpartition(".")[2] for part in parts])
             assert all(part.tensors["weight"].shape == (part.out_features, part.in_features) for part in parts)
 
     result, plugin, engine = run(make_engine, Recorder)
-    assert plugin.asked[:4] == [["q_proj", "k_proj", "v_proj"], ["q_proj"], ["k_proj"], ["v_proj"]]
+    assert plugin.part_names[:4] == [["q_proj", "k_proj", "v_proj"], ["q_proj"], ["k_proj"], ["v_proj"]]
     assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
 
 
@@ -105,7 +105,7 @@ def test_hook_build_op(make_engine: Any) -> None:
     assert plugin.kinds == ["rms_norm", "silu_mul"]
     assert (len(PROMPT), 128, 128) in plugin.shapes and (1, 128, 128) in plugin.shapes
     assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
-    assert len(engine.lanes) == 2
+    assert len(engine.lanes.all) == 2
 
 
 def test_hook_build_attention(make_engine: Any) -> None:
@@ -114,7 +114,7 @@ def test_hook_build_attention(make_engine: Any) -> None:
 
         def __init__(self, options: Any = None) -> None:
             super().__init__(options)
-            self.planned, self.called = 0, 0
+            self.num_plans, self.num_calls = 0, 0
 
         @hookimpl
         def build_attention(self, context: BuildContext) -> Any:
@@ -122,18 +122,18 @@ def test_hook_build_attention(make_engine: Any) -> None:
 
             class Counting(SpanAttention):
                 def plan(self, *arguments: Any) -> Any:
-                    outer.planned += 1
+                    outer.num_plans += 1
                     return super().plan(*arguments)
 
                 def __call__(self, *arguments: Any) -> torch.Tensor:
-                    outer.called += 1
+                    outer.num_calls += 1
                     return super().__call__(*arguments)
 
             return Counting(context.config.attention_scale, context.device)
 
     result, plugin, engine = run(make_engine, Attender)
     steps = result.stats["steps"]
-    assert plugin.planned >= steps and plugin.called >= 2 * steps  # of two layers
+    assert plugin.num_plans >= steps and plugin.num_calls >= 2 * steps  # the model has two layers
     assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
 
 
@@ -146,13 +146,15 @@ def test_hook_lane_opened(make_engine: Any) -> None:
 
         def __init__(self, options: Any = None) -> None:
             super().__init__(options)
-            self.opened: list[tuple[Lane, threading.Thread]] = []
+            self.opened: list[Lane] = []
+            self.threads: set[str] = set()
 
         @hookimpl
         def lane_opened(self, lane: Lane) -> None:
-            self.opened.append((lane, threading.current_thread()))
+            self.opened.append(lane)
+            self.threads.add(threading.current_thread().name)
             if self.options.number == 13:
-                raise BadOption("13 is no number for me; take 14")
+                raise BadOption("number must not be 13; take 14")
             if self.options.number == 666:
                 raise RuntimeError("broken")
 
@@ -162,15 +164,16 @@ def test_hook_lane_opened(make_engine: Any) -> None:
     (plugin,) = engine.default_plan.plugins
     lane = engine.lane_of(engine.default_plan)
     engine.generate(PROMPT, PARAMS)
-    assert plugin.opened == [(lane, threading.current_thread())], "once, and where it may take its time"
-    other = engine.plan({"opener": {}, "prefix_cache": {}})
-    engine.generate(PROMPT, PARAMS, plan=other)
-    assert plugin.opened == 2 * [(lane, threading.current_thread())], "once more for another plan"
-    for _ in range(2):  # an error is not remembered as success
-        with pytest.raises(BadOption, match="13 is no number for me"):
-            engine.submit(PROMPT, PARAMS, plan=engine.plan({"opener": {"number": 13}}))
+    assert plugin.opened == [lane], "called once"
+    second_plan = engine.plan({"opener": {}, "prefix_cache": {}})
+    engine.generate(PROMPT, PARAMS, plan=second_plan)
+    assert plugin.opened == [lane, lane], "called once more for another plan"
+    assert plugin.threads == {threading.current_thread().name, "pitlane-load"}, "never on the engine's thread"
+    for _ in range(2):  # a failed call is repeated
+        with pytest.raises(BadOption, match="number must not be 13"):
+            engine.generate(PROMPT, PARAMS, plan=engine.plan({"opener": {"number": 13}}))
     with pytest.raises(PluginFailed, match="opener.lane_opened: RuntimeError: broken; take opener out of the plan"):
-        engine.submit(PROMPT, PARAMS, plan=engine.plan({"opener": {"number": 666}}))
+        engine.generate(PROMPT, PARAMS, plan=engine.plan({"opener": {"number": 666}}))
 
 
 def test_hook_match_prefix(make_engine: Any) -> None:
@@ -178,8 +181,8 @@ def test_hook_match_prefix(make_engine: Any) -> None:
         name, exactness = "matcher", "identical"
 
         @hookimpl
-        def match_prefix(self, seq: Sequence, pool: Pool) -> PrefixMatch | None:
-            seq.state[self.name] = pool.num_free_blocks
+        def match_prefix(self, seq: Sequence, lane: Lane) -> PrefixMatch | None:
+            seq.state[self.name] = lane.pool.num_free_blocks
             return None
 
     result, _, _ = run(make_engine, Matcher)
@@ -187,7 +190,7 @@ def test_hook_match_prefix(make_engine: Any) -> None:
 
 
 class Hoarder(Plugin):
-    """Locks every sealed block until asked for it."""
+    """Locks every sealed block until the pool needs blocks."""
 
     name, exactness = "hoarder", "identical"
 
@@ -195,25 +198,22 @@ class Hoarder(Plugin):
         super().__init__(options)
         self.locked: list[tuple[int, ...]] = []
         self.sealed: list[int] = []
-        self.asked = 0
+        self.num_calls = 0
         self.pool: Pool | None = None
 
     @hookimpl
-    def match_prefix(self, seq: Sequence, pool: Pool) -> None:
-        self.pool = pool
-
-    @hookimpl
-    def block_sealed(self, seq: Sequence, index: int) -> None:
-        assert self.pool is not None and seq.num_computed_tokens >= (index + 1) * self.pool.block_size
+    def block_sealed(self, seq: Sequence, index: int, lane: Lane) -> None:
+        self.pool = lane.pool
+        assert seq.kv.num_computed_tokens >= (index + 1) * lane.pool.block_size
         self.sealed.append(index)
-        self.locked.append(seq.column(index))
-        self.pool.lock(self.locked[-1])
+        self.locked.append(seq.kv.column(index))
+        lane.pool.lock(self.locked[-1])
 
     @hookimpl
-    def reclaim_blocks(self, pool: Pool, num_blocks: int) -> None:
-        self.asked += 1
+    def reclaim_blocks(self, lane: Lane, num_blocks: int) -> None:
+        self.num_calls += 1
         while self.locked:
-            pool.unlock(self.locked.pop())
+            lane.pool.unlock(self.locked.pop())
 
 
 def test_hook_block_sealed(make_engine: Any) -> None:
@@ -226,7 +226,7 @@ def test_hook_reclaim_blocks(make_engine: Any) -> None:
     per_token = make_engine().loader.needs.kv_per_token
     _, plugin, engine = run(make_engine, Hoarder, kv_memory=4 * 32 * per_token * 5)
     engine.generate(PROMPT, PARAMS)
-    assert plugin.asked > 0
+    assert plugin.num_calls > 0
 
 
 def test_hook_propose(make_engine: Any) -> None:
@@ -259,28 +259,28 @@ def test_hook_adjust_logits(make_engine: Any) -> None:
 
 
 class Watcher(Plugin):
-    """Drafts a tree with one right branch (it is told the answer), and notes what the target says."""
+    """Knows the answer and drafts a tree with one right branch. Records the target's tokens."""
 
     name, role, exactness = "watcher", "drafter", "identical"
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
         self.answer: list[int] = []
-        self.seen: list[tuple[int, Draft, list[int], list[int]]] = []
+        self.verified: list[tuple[int, Draft, list[int], list[int]]] = []
 
     @hookimpl
     def propose(self, seqs: list[Sequence], limits: Limits) -> list[Draft | None]:
-        found: list[Draft | None] = []
+        result: list[Draft | None] = []
         for seq, limit in zip(seqs, limits.num_draft_tokens, strict=True):
             first, second = [*self.answer[seq.num_completion_tokens :], 0, 0][:2]
             drafts = seq.num_completion_tokens % 2 and limit >= 4
-            found.append(Draft([first ^ 1, first, second, second ^ 1], [-1, -1, 1, 0]) if drafts else None)
-        return found
+            result.append(Draft([first ^ 1, first, second, second ^ 1], [-1, -1, 1, 0]) if drafts else None)
+        return result
 
     @hookimpl
     def after_verify(self, seq: Sequence, draft: Draft, targets: list[int], accepted: list[int]) -> None:
         assert seq.draft is draft
-        self.seen.append((seq.num_completion_tokens, draft, targets, accepted))
+        self.verified.append((seq.num_completion_tokens, draft, targets, accepted))
 
 
 @pytest.mark.usefixtures("always_draft")
@@ -295,10 +295,10 @@ def test_hook_after_verify(make_engine: Any, sampling: dict[str, Any]) -> None:
     plugin.answer = plain
     result = engine.generate(PROMPT, params, plan=plan)
     assert result.token_ids == plain and result.stats["failed"] == {}
-    assert 5 < len(plugin.seen) < result.stats["steps"], "of drafts, not of every step"
-    for count, draft, targets, accepted in plugin.seen:
-        assert len(targets) == 1 + len(draft.token_ids), "also of what was rejected"
-        assert targets[0] == plain[count], "told before it is committed"
+    assert 5 < len(plugin.verified) < result.stats["steps"], "called for drafts, not for every step"
+    for count, draft, targets, accepted in plugin.verified:
+        assert len(targets) == 1 + len(draft.token_ids), "targets of rejected draft tokens too"
+        assert targets[0] == plain[count], "called before the step is committed"
         assert accepted == [1, 2]
         assert targets[2] == plain[count + 1] and targets[3] == plain[count + 2]
         behind = [*PROMPT, *plain[:count], draft.token_ids[0]]
@@ -313,7 +313,6 @@ class Observer(Plugin):
         super().__init__(options)
         self.steps: list[StepStats] = []
         self.finished: list[list[int]] = []
-        self.closed = 0
 
     @hookimpl
     def step_finished(self, stats: StepStats) -> None:
@@ -321,11 +320,7 @@ class Observer(Plugin):
 
     @hookimpl
     def sequence_finished(self, seq: Sequence) -> None:
-        self.finished.append(seq.token_ids[seq.num_prompt_tokens :])
-
-    @hookimpl
-    def engine_closed(self) -> None:
-        self.closed += 1
+        self.finished.append(seq.token_ids[seq.request.num_prompt_tokens :])
 
 
 def test_hook_step_finished(make_engine: Any) -> None:
@@ -340,14 +335,7 @@ def test_hook_sequence_finished(make_engine: Any) -> None:
     assert plugin.finished == [result.token_ids]
 
 
-def test_hook_engine_closed(make_engine: Any) -> None:
-    _, plugin, engine = run(make_engine, Observer)
-    assert plugin.closed == 0
-    engine.close()
-    assert plugin.closed == 1
-
-
-@pytest.mark.parametrize("hook", hookspecs.COMBINE)
+@pytest.mark.parametrize("hook", hookspecs.SPECS)
 def test_every_hook_is_tested_and_documented(hook: str) -> None:
     assert f"test_hook_{hook}" in globals(), f"write test_hook_{hook}"
     arguments = ", ".join(inspect.signature(getattr(hookspecs, hook)).parameters)
@@ -356,7 +344,8 @@ def test_every_hook_is_tested_and_documented(hook: str) -> None:
 
 def test_every_spec_says_how_results_combine() -> None:
     specs = {name for name, value in vars(hookspecs).items() if hasattr(value, "pitlane_spec")}
-    assert specs == set(hookspecs.COMBINE)
+    assert specs == set(hookspecs.SPECS)
     for name in specs:
         doc = (getattr(hookspecs, name).__doc__ or "").lower()
-        assert hookspecs.COMBINE[name] in doc, f"{name}: docstring lacks '{hookspecs.COMBINE[name]}'"
+        combine = hookspecs.SPECS[name].combine
+        assert combine in doc, f"{name}: docstring lacks '{combine}'"

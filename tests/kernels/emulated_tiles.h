@@ -1,4 +1,4 @@
-/* AMX's tiles in C, as Intel's manual writes them, for CPUs without: the wrong shape ends the process as the hardware would. */
+/* AMX's tiles in C, after Intel's manual, for CPUs without AMX. A wrong shape ends the process, as the hardware does. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-"""What the kernels refuse before C reads memory, as `python -O` runs it: without asserts."""
+"""The kernels refuse wrong arguments before C reads memory, also under `python -O`, which removes asserts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The C linear against its reference: any shape, any number of rows, the same bits in any batch; and as a plugin in the engine."""
+"""The C linear equals its reference for any shape and number of rows, is bit-equal in any batch, and works as a plugin."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pitlane import BadOption, BuildContext, PlanConflict, Plugin, SamplingParams
+from pitlane import BadOption, BuildContext, PlanConflict, Plugin, SamplingParams, hookimpl
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.kernels import attention, linear, ops
 from pitlane.testing import assert_only_ties_differ
 
 here = pytest.mark.skipif(linear.unavailable() is not None, reason=str(linear.unavailable()))
-BF16_STEP = 2.0**-8  # half the distance of neighbours, relative
+BF16_STEP = 2.0**-8  # largest relative error of rounding to bfloat16
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
@@ -42,10 +42,10 @@ def test_is_within_a_rounding_of_the_exact_value(rows: int, outputs: int, inputs
     exact = x.double() @ weight.double().T
     if offset is not None:
         exact += offset.double()
-    size = x.double().abs() @ weight.double().abs().T  # float32 sums err by their terms
-    found = linear.Packed(weight, offset)(x)
-    assert found.shape == (rows, outputs) and found.dtype == torch.bfloat16
-    assert bool(((found.double() - exact).abs() <= BF16_STEP * exact.abs() + 1e-6 * size).all())
+    size = x.double().abs() @ weight.double().abs().T  # the error of a float32 sum grows with the size of its terms
+    result = linear.Packed(weight, offset)(x)
+    assert result.shape == (rows, outputs) and result.dtype == torch.bfloat16
+    assert bool(((result.double() - exact).abs() <= BF16_STEP * exact.abs() + 1e-6 * size).all())
 
 
 @here
@@ -67,17 +67,17 @@ def test_takes_rows_that_are_strided_and_no_rows() -> None:
 @here
 def test_serves_threads_at_once() -> None:
     weight, x = linear.Packed(made(512, 512)), [made(9, 512, seed=i) for i in range(4)]
-    expected, found = [weight(each) for each in x], [True] * 4
+    expected, equal = [weight(rows) for rows in x], [True] * 4
 
     def run(i: int) -> None:
-        found[i] = all(torch.equal(weight(x[i]), expected[i]) for _ in range(200))
+        equal[i] = all(torch.equal(weight(x[i]), expected[i]) for _ in range(200))
 
     running = [Thread(target=run, args=(i,)) for i in range(4)]
     for thread in running:
         thread.start()
     for thread in running:
         thread.join()
-    assert all(found)
+    assert all(equal)
 
 
 @here
@@ -99,7 +99,7 @@ def test_answers_part_from_the_core_only_at_ties(make_engine: Any) -> None:
     plain = engine.generate(prompts, params)
     packed = engine.generate(prompts, params, plan=engine.plan({"packed_linear": {}}))
     assert list(packed[0].stats["plugins"]) == ["packed_linear"] and packed[0].stats["exactness"] == "rounding"
-    # both round every product to bfloat16, at other places: a few steps of 2^-8 of logits about 10
+    # Both plans round to bfloat16, at different places: logits of about 10 differ by a few steps of 2^-8.
     assert_only_ties_differ(plain, packed, params[0], rounding=0.5)
 
 
@@ -107,8 +107,8 @@ def test_answers_part_from_the_core_only_at_ties(make_engine: Any) -> None:
 def test_every_linear_of_a_model_is_packed(make_engine: Any) -> None:
     engine = make_engine("bundled", dtype="bfloat16", plugins=["packed_linear"])
     model = engine.lane_of(engine.default_plan).runner.model
-    found = [model.head, *(x for layer in model.layers for x in (layer.qkv, layer.output, layer.gate_up, layer.down))]
-    assert all(isinstance(each, linear.Packed) for each in found)
+    linears = [model.head, *(x for layer in model.layers for x in (layer.qkv, layer.output, layer.gate_up, layer.down))]
+    assert all(isinstance(layer, linear.Packed) for layer in linears)
 
 
 def test_is_on_by_default_where_it_serves_and_refused_with_a_reason_where_not(make_engine: Any) -> None:
@@ -135,6 +135,10 @@ def test_without_a_compiler_it_is_left_out_and_says_why(make_engine: Any, monkey
 def test_another_holder_of_its_role_replaces_it_and_both_are_refused(make_engine: Any) -> None:
     class Other(Plugin):
         name, role, exactness = "other", "linear", "approximate"
+
+        @hookimpl
+        def build_linear(self, parts: Any, context: Any) -> None:
+            return None
 
     registry = PluginRegistry.load()
     registry.add(Other)

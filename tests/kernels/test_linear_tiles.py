@@ -1,4 +1,4 @@
-"""The C linear on AMX's tiles: emulated in C, as Intel's manual writes them, and by the CPU where it has them."""
+"""The C linear on AMX's tiles: on tiles emulated in C from Intel's manual, and on the CPU's own if it has AMX."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def made(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Multiply:
-    """y of x, a packed weight, its number of outputs and a bias: the kernel, compiled with emulated tiles."""
+    """The kernel compiled with emulated tiles: (x, packed weight, number of outputs, bias, threads) -> y."""
     if COMPILER is None or not CPU.is_dir():
         pytest.skip("no compiler, or no sources")
     library = tmp_path_factory.mktemp("tiles") / "linear.so"
@@ -43,7 +43,9 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Multiply:
     run.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_long] * 3 + [ctypes.c_int] * 2
 
     def multiply(x: Tensor, packed: Tensor, outputs: int, bias: Tensor | None, threads: int = 1) -> Tensor:
-        y = torch.full((len(x) + 1, outputs), torch.nan, dtype=torch.bfloat16)  # a row beyond, to stay as it is
+        y = torch.full(
+            (len(x) + 1, outputs), torch.nan, dtype=torch.bfloat16
+        )  # the kernel must not write to the extra row
         addresses = [x.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr(), 0]
         run(*addresses, len(x), outputs, x.shape[1], 1, threads)
         assert y[-1].isnan().all()
@@ -61,9 +63,9 @@ def test_is_within_a_rounding_of_the_exact_value(
 ) -> None:
     x, weight, bias = made(rows, inputs), made(outputs, inputs, seed=1), made(outputs, seed=2)
     exact = x.double() @ weight.double().T + bias.double()
-    size = x.double().abs() @ weight.double().abs().T  # float32 sums err by their terms
-    found = emulated(x, linear.pack(weight), outputs, bias, threads)
-    assert bool(((found.double() - exact).abs() <= 2.0**-8 * exact.abs() + 1e-6 * size).all())
+    size = x.double().abs() @ weight.double().abs().T  # the error of a float32 sum grows with the size of its terms
+    result = emulated(x, linear.pack(weight), outputs, bias, threads)
+    assert bool(((result.double() - exact).abs() <= 2.0**-8 * exact.abs() + 1e-6 * size).all())
 
 
 @here

@@ -1,4 +1,4 @@
-"""The kernels' threads: a helper that gets no processor time is not waited for; callers at once; a forked child."""
+"""The kernels' threads: no call waits for a helper without processor time; several callers at once; a forked child."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pitlane.kernels import linear
 Product: TypeAlias = tuple[linear.Packed, torch.Tensor, torch.Tensor]
 here = pytest.mark.skipif(linear.unavailable() is not None, reason=str(linear.unavailable()))
 
-# Prints how many times as long two threads take as one thread, where both must share one processor.
+# Prints the time of two threads relative to one thread, when they share one processor.
 ON_ONE_PROCESSOR = """
 import os, statistics, time, torch
 from pitlane.kernels.linear import Packed

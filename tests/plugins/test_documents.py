@@ -1,4 +1,4 @@
-"""The loaders themselves, called in this process: PDF and text."""
+"""The PDF and text loaders, called in this process."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def make_pdf(
     font: str = "/Encoding /WinAnsiEncoding",
     unicode_values: dict[int, str] | None = None,
 ) -> bytes:
-    """A PDF of one content stream per page; without a table of objects, which readers then rebuild.
+    """A PDF with one content stream per page, and without a table of objects: readers rebuild it.
 
-    unicode_values: what the font's table says for a code beside those of ASCII, in hex.
+    unicode_values: Unicode values in hex that the font's table gives to codes, besides those of ASCII.
     """
     kids = " ".join(f"{10 + 2 * index} 0 R" for index in range(len(pages)))
     objects = {
@@ -140,7 +140,7 @@ def test_ligatures_of_tex(tmp_path: Path) -> None:
     assert load_pdf(tmp_path, make_pdf([text])).pages[0].text == "the office files a different floor plan, finally"
 
 
-def test_the_other_words_of_a_document_tell_a_ligature(tmp_path: Path) -> None:
+def test_other_words_of_the_document_resolve_a_ligature(tmp_path: Path) -> None:
     text = lines("Fiddleford fiddles.", r"\005ddles, Fi\004", r"x\006y")
     assert load_pdf(tmp_path, make_pdf([text])).pages[0].text == "Fiddleford fiddles.\nfiddles, Fi\ufffd\nx\ufffdy"
 

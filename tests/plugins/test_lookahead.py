@@ -1,4 +1,4 @@
-"""Lookahead decoding: the tree that it proposes, the window's iterations, and the pool of n-grams."""
+"""Lookahead decoding: the tree of a draft, the window's iterations, and the pool of n-grams."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import pytest
 
 from pitlane import BadOption, Draft, Limits, SamplingParams, Sequence
 from pitlane.engine.decode.draft import clean, depths, merged_children
-from pitlane.engine.sequence import Timing
+from pitlane.engine.sequence import Request, Timing
 from pitlane.plugins.lookahead import Lookahead, Pool
 
 
 def make_seq(token_ids: list[int]) -> Sequence:
     nothing = cast(Any, None)
-    return Sequence(0, list(token_ids), len(token_ids), SamplingParams(), 0, nothing, nothing, Timing(0.0), frozenset())
+    request = Request(len(token_ids), SamplingParams(), seed=0)
+    return Sequence(0, request, nothing, list(token_ids), nothing, Timing(0.0))
 
 
 def plugin(window: int = 4, ngram: int = 4, candidates: int = 4) -> Lookahead:
@@ -49,9 +50,9 @@ def test_the_first_window_is_a_chain_of_the_last_tokens() -> None:
 
 @pytest.mark.parametrize("window, ngram", [(1, 2), (3, 2), (4, 3), (5, 4), (2, 6)])
 def test_parents_of_the_window(window: int, ngram: int) -> None:
-    """Of level l column i it is level l - 1 column i; of level 0 column i it is column i - 1."""
+    """The parent of level l, column i is level l - 1, column i. The parent of level 0, column i is column i - 1."""
     lookahead, seq = plugin(window, ngram), make_seq([1])
-    table = [*range(1, 400), 0]  # never repeats: the pool proposes nothing
+    table = [*range(1, 400), 0]  # the text never repeats, so no n-gram of the pool is drafted
     for iteration in range(ngram + 3):
         draft = step(lookahead, seq, table)
         assert draft.parents is not None
@@ -62,7 +63,7 @@ def test_parents_of_the_window(window: int, ngram: int) -> None:
         assert parents[0] == [-1, *range(start, start + window - 1)]
         for level in range(1, levels):
             assert parents[level] == [start + (level - 1) * window + column for column in range(window)]
-            assert rows[level] == [table[token] for token in rows[level - 1]], "what the target said a step ago"
+            assert rows[level] == [table[token] for token in rows[level - 1]], "the target's tokens of the step before"
         places = depths(draft.parents)[start:]
         assert places == [1 + level + column for level in range(levels) for column in range(window)]
         assert clean(draft, 256, 512) is not None
@@ -77,16 +78,16 @@ def test_only_the_last_iterations_are_kept() -> None:
     assert len(state.levels) == 3 and all(len(row) == 3 for row in state.levels)
 
 
-def test_columns_that_are_complete_become_ngrams() -> None:
+def test_complete_columns_become_ngrams() -> None:
     lookahead, seq = plugin(window=2, ngram=3), make_seq([10, 20])
     table = [*range(1, 400), 0]
     for _ in range(2):
         step(lookahead, seq, table)
-    found = seq.state["lookahead"].pool.found
-    assert (21, 22) in found[20] and (11, 12) in found[10], "the window began as 20 10"
+    rests = seq.state["lookahead"].pool.rests
+    assert (21, 22) in rests[20] and (11, 12) in rests[10], "the first window is 20 10"
 
 
-def test_a_window_that_was_cut_off_waits() -> None:
+def test_a_window_that_the_limit_cut_keeps_its_iteration() -> None:
     lookahead, seq = plugin(window=4, ngram=3), make_seq([5, 6, 7])
     table = [*range(1, 400), 0]
     before = propose(lookahead, seq, 2)
@@ -97,15 +98,15 @@ def test_a_window_that_was_cut_off_waits() -> None:
     assert len(seq.state["lookahead"].levels) == 2
 
 
-def test_nothing_is_proposed_where_nothing_is_allowed() -> None:
+def test_a_limit_of_zero_gives_no_draft() -> None:
     lookahead, seq = plugin(), make_seq([1, 2, 3])
     assert propose(lookahead, seq, 0) is None and seq.state == {}
     lookahead.after_verify(seq, Draft([1]), [4, 5], [])
     assert seq.state == {}
 
 
-def test_what_recurs_is_found() -> None:
-    """A target that goes round in a circle: once round, n-grams are accepted to their end."""
+def test_ngrams_of_a_text_that_repeats_are_accepted() -> None:
+    """A target that repeats 12 tokens: after one round, whole n-grams are accepted."""
     lookahead, seq = plugin(), make_seq([0])
     table = [(token + 1) % 12 for token in range(12)]
     lengths = []
@@ -134,16 +135,16 @@ def test_the_pool_is_bounded_per_first_token_and_forgets_the_oldest() -> None:
     pool = Pool(3, 2)
     for ngram in ((1, 2, 3), (1, 4, 5), (7, 7, 7), (1, 2, 3), (1, 6, 6)):
         pool.add(ngram)
-    assert list(pool.found[1]) == [(2, 3), (6, 6)], "what came again is young again"
-    assert list(pool.found[7]) == [(7, 7)]
+    assert list(pool.rests[1]) == [(2, 3), (6, 6)], "an n-gram that comes again becomes the latest"
+    assert list(pool.rests[7]) == [(7, 7)]
     generator = random.Random(0)
     for _ in range(5000):
         pool.add((generator.randrange(9), generator.randrange(9), generator.randrange(9)))
-    assert set(pool.found) == set(range(9)) and all(len(rests) == 2 for rests in pool.found.values())
+    assert set(pool.rests) == set(range(9)) and all(len(rests) == 2 for rests in pool.rests.values())
 
 
 @pytest.mark.parametrize("candidates", [1, 3])
-def test_no_more_than_the_candidates_are_proposed(candidates: int) -> None:
+def test_at_most_candidates_ngrams_are_drafted(candidates: int) -> None:
     lookahead = plugin(window=1, ngram=3, candidates=candidates)
     tokens = [token for other in range(2, 12) for token in (1, other, other + 20)] + [1]
     draft = propose(lookahead, make_seq(tokens))
@@ -159,17 +160,17 @@ def test_the_pool_grows_with_the_text_in_one_pass() -> None:
         grown.grow(tokens[:stop])
         whole = Pool(3, 4)
         whole.grow(tokens[:stop])
-        assert grown.found == whole.found
-        assert [list(grown.found[first]) for first in grown.found] == [
-            list(whole.found[first]) for first in grown.found
+        assert grown.rests == whole.rests
+        assert [list(grown.rests[first]) for first in grown.rests] == [
+            list(whole.rests[first]) for first in grown.rests
         ]
 
 
 def test_each_sequence_has_its_own_pool() -> None:
     lookahead = plugin(window=1)
-    one, other = make_seq([1, 2, 3, 4, 1]), make_seq([9, 8, 7, 6, 1])
-    propose(lookahead, one)
-    draft = propose(lookahead, other)
+    first, second = make_seq([1, 2, 3, 4, 1]), make_seq([9, 8, 7, 6, 1])
+    propose(lookahead, first)
+    draft = propose(lookahead, second)
     assert draft is not None and 2 not in draft.token_ids
 
 
@@ -187,7 +188,7 @@ def test_fewer_steps_where_the_text_repeats(make_engine: Any, options: dict[str,
     params = SamplingParams(max_tokens=256, ignore_eos=True)
     tokens = [random.Random(1).randrange(256) for _ in range(40)]
     plain = engine.generate(tokens, params)
-    found = engine.generate(tokens, params, plan=engine.plan({"lookahead": options}))
-    assert found.token_ids == plain.token_ids and found.stats["failed"] == {}
-    assert found.stats["accepted_tokens"] == 256 - found.stats["steps"] > 0
-    assert found.stats["steps"] < 0.75 * 256
+    drafted = engine.generate(tokens, params, plan=engine.plan({"lookahead": options}))
+    assert drafted.token_ids == plain.token_ids and drafted.stats["failed"] == {}
+    assert drafted.stats["accepted_tokens"] == 256 - drafted.stats["steps"] > 0
+    assert drafted.stats["steps"] < 0.75 * 256

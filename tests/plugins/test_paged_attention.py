@@ -1,4 +1,4 @@
-"""With attention and linears in C, bfloat16 is as exact as float64: no draft and no batch changes a token."""
+"""With attention and linears in C, no draft and no batch changes a token in bfloat16."""
 
 from __future__ import annotations
 
@@ -52,6 +52,6 @@ def test_in_bfloat16_no_drafter_and_no_batch_changes_a_token(make_engine: Any, m
         assert all(r.stats["failed"] == {} for r in results)
 
 
-def test_it_is_refused_for_heads_of_another_size() -> None:
+def test_head_sizes_without_a_kernel_are_refused() -> None:
     reason = "this CPU has no AVX-512 BF16, or heads of 48 are no multiple of 32 up to 256"
     assert attention.unavailable(48) == reason

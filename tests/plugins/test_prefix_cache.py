@@ -1,4 +1,4 @@
-"""Prefix cache: hits in memory and from disk, never other tokens."""
+"""Prefix cache: hits in memory and from disk, with the tokens of plain decoding."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ def plain(make_engine: Any, prompt: list[int], **options: Any) -> list[int]:
 
 
 def check_integrity(engine: Any) -> None:
-    plugin = engine.default_plan.plugins[0]
-    pool = engine.lane_of(engine.default_plan).pool
-    pool.check_integrity([], lambda: plugin.locked(pool))
+    lane = engine.lane_of(engine.default_plan)
+    lane.pool.check_integrity([], lambda: lane.state["prefix_cache"].columns)
 
 
 @pytest.mark.parametrize("length", [33, 64, 65, 200])
-def test_a_second_request_hits_and_says_the_same(make_engine: Any, length: int) -> None:
+def test_a_second_request_hits_and_gives_the_same_tokens(make_engine: Any, length: int) -> None:
     engine = make_engine(plugins=["prefix_cache"])
     prompt = tokens(1, length)
     first = engine.generate(prompt, PARAMS)
@@ -47,7 +46,7 @@ def test_a_second_request_hits_and_says_the_same(make_engine: Any, length: int) 
     check_integrity(engine)
 
 
-def test_the_next_turn_hits_the_answer_too(make_engine: Any) -> None:
+def test_the_next_turn_hits_the_answer(make_engine: Any) -> None:
     engine = make_engine(plugins=["prefix_cache"])
     prompt = tokens(1, 50)
     first = engine.generate(prompt, SamplingParams(max_tokens=60, ignore_eos=True))
@@ -77,7 +76,7 @@ def test_two_salts_never_share(make_engine: Any) -> None:
     assert engine.generate(prompt, PARAMS, salt="ann").stats["cached_tokens"] == 99
 
 
-def test_cached_blocks_are_given_back_under_pressure(make_engine: Any) -> None:
+def test_cached_blocks_are_freed_when_memory_is_short(make_engine: Any) -> None:
     per_token = make_engine().loader.needs.kv_per_token
     engine = make_engine(plugins=["prefix_cache"], kv_memory=4 * 32 * per_token * 8)
     for seed in range(6):
@@ -110,7 +109,7 @@ def test_without_save_documents_nothing_is_written(make_engine: Any, own_home: P
 
 
 def test_its_cost_without_a_hit_is_small(make_engine: Any) -> None:
-    """Even of a tiny model, whose step is a millisecond (of models with a use: tests/speed/test_prefix_cache.py)."""
+    """Even on a tiny model, whose step takes a millisecond. Larger models: tests/speed/test_prefix_cache.py."""
     engine = make_engine(plugins=["prefix_cache"])
     engine.generate(tokens(0, 64), PARAMS)
     before = engine.loop.step_seconds

@@ -1,4 +1,4 @@
-"""Saved prefixes that are damaged, of another model, half written or gone: computed again and said, never a wrong answer."""
+"""Saved prefixes that are damaged, of another model, half written or gone: computed again and reported, never a wrong answer."""
 
 from __future__ import annotations
 
@@ -44,17 +44,16 @@ def ask(engine: Any, seed: int = 1, length: int = LENGTH) -> Any:
 
 
 def opened(engine: Any) -> Any:
-    """The same engine, its store open: what happens to files now is not cleaned up but met."""
-    plugin = next(plugin for plugin in engine.default_plan.plugins if plugin.name == "prefix_cache")
-    plugin._disk._opening.result()
+    """The engine after its store has opened: opening cleans up, so damage must come later to be met."""
+    engine.lane_of(engine.default_plan).state["prefix_cache"].disk._opening.result()
     return engine
 
 
 @pytest.fixture(scope="module")
 def expected() -> list[int]:
     with Engine("random:tiny", dtype="float64", plugins={}) as engine:
-        found: list[int] = ask(engine).token_ids
-        return found
+        token_ids: list[int] = ask(engine).token_ids
+        return token_ids
 
 
 @pytest.fixture
@@ -110,7 +109,7 @@ def sql(statement: str) -> Callable[[Path], None]:
 
 
 def half_written(file: Path) -> None:
-    """The second half reads as zeros, as after a power cut on a file system that grows files first."""
+    """Zeros in the second half, as after a power cut on a file system that extends files before it writes them."""
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
 
@@ -139,7 +138,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_computed_again_and_said(
+def test_a_damaged_prefix_is_computed_again_and_reported(
     make_engine: Any, saved: Path, expected: list[int], damage: str, caplog: Any
 ) -> None:
     engine = opened(make_engine(plugins=["prefix_cache"]))
@@ -150,12 +149,12 @@ def test_damage_is_computed_again_and_said(
     assert result.stats["cached_tokens"] == notes["disk_tokens"] == 0
     assert len(notes["discarded"]) == 1 and notes["discarded"][0] in caplog.text and "computed again" in caplog.text
     engine.close()
-    if damage != "a folder":  # which nothing of ours makes, and which is left alone
+    if damage != "a folder":  # Pitlane never makes a folder there, and leaves it alone
         again = ask(make_engine(plugins=["prefix_cache"]))
         assert again.stats["cached_tokens"] == LENGTH and again.token_ids == expected
 
 
-def test_a_flip_of_any_byte_is_found(tmp_path: Path) -> None:
+def test_a_flip_of_any_byte_is_detected(tmp_path: Path) -> None:
     with Store(tmp_path / "pitlane.db") as store:
         saved = store.prefixes.save("fp", "h", [1, 2], {"group.0": torch.randn(2, 2, 1, 2, 4)})
         file = store.prefixes.folder / saved.file
@@ -169,7 +168,7 @@ def test_a_flip_of_any_byte_is_found(tmp_path: Path) -> None:
 
 
 class HalvedLinears(Plugin):
-    """Another quantization, as far as KV is concerned."""
+    """Stands for another quantization: other weights give other KV."""
 
     name, role, exactness = "halved", "linear", "approximate"
 
@@ -223,7 +222,7 @@ OTHERS = [other_model, other_rope, other_tokenizer, other_dtype, other_quantizat
 def test_kv_of_another_kind_is_never_used(
     make_engine: Any, saved: Path, monkeypatch: Any, other: Any, relabelled: bool, caplog: Any
 ) -> None:
-    """Nor where its row was made to look like this model's: the file says what it is."""
+    """Not even if its row is changed to name this model: the file describes itself."""
     options = other(monkeypatch)
     plugins = options.pop("plugins", {})
     plain = ask(make_engine(plugins=plugins, **options)).token_ids
@@ -252,14 +251,14 @@ def test_a_full_disk_costs_the_saving_alone(
 def test_a_disk_that_fills_up(
     make_engine: Any, tmp_path: Path, expected: list[int], monkeypatch: Any, caplog: Any
 ) -> None:
-    """A real one of 2 MB, with room for the database and little else, whose free space is not believed."""
+    """A real disk of 2 MB, with room for the database and little else. The check of free space is told of more."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=False, capture_output=True
     )
     if mounted.returncode:
-        pytest.skip("may not mount a small disk here")
+        pytest.skip("this user may not mount a small disk")
     try:
         monkeypatch.setenv("PITLANE_HOME", str(disk))
         monkeypatch.setattr(blobs.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**12))
@@ -294,15 +293,15 @@ def ask(engine, seed, length):
 
 def save_for_ever(number):
     sync = os.fsync
-    os.fsync = lambda file: (time.sleep(0.02), sync(file))  # most of the time goes by in the middle of a save
+    os.fsync = lambda file: (time.sleep(0.02), sync(file))  # so that a kill comes in the middle of a save
     engine = Engine("random:tiny", dtype="float64", plugins={"prefix_cache": {}})
     print("ready", os.getpid(), flush=True)
     while True:
         for seed in (1, 2):
             ask(engine, seed, 150)
-        engine.default_plan.plugins[0]._disk._opening.result().prefixes.prune(0)
-        index, = engine.default_plan.plugins[0]._indexes.values()
-        engine.worker.call(lambda: index.evict(10**6)).result()
+        cache = engine.lane_of(engine.default_plan).state["prefix_cache"]
+        cache.disk._opening.result().prefixes.prune(0)
+        engine.worker.call(lambda: cache.evict(10**6)).result()
 
 def ask_often(number):
     for _ in range(number):
@@ -310,7 +309,7 @@ def ask_often(number):
             for seed in (1, 2):
                 result = ask(engine, seed, 150)
                 line = " ".join(map(str, (seed, result.stats["cached_tokens"], *result.token_ids)))
-                os.write(1, (line + os.linesep).encode())  # at once: two processes write here
+                os.write(1, (line + os.linesep).encode())  # whole lines: two processes write here
         if random.random() < 0.3:
             with Store() as store:
                 store.prefixes.prune(0)
@@ -318,17 +317,17 @@ def ask_often(number):
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 print("loaded", flush=True)
 for line in sys.stdin:
-    what, number = line.split()
+    command, number = line.split()
     if os.fork() == 0:
         random.seed()
-        globals()[what](int(number))
+        globals()[command](int(number))
         os._exit(0)
 """
 
 
 @pytest.fixture
 def server(own_home: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process with everything imported, which forks at a word: a start takes milliseconds."""
+    """A process that has imported everything and forks on command, so that a start takes milliseconds."""
     process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "loaded\n"
     yield process
@@ -339,9 +338,9 @@ def server(own_home: Path) -> Iterator[subprocess.Popen[str]]:
         pipe.close()
 
 
-def tell(server: subprocess.Popen[str], word: str) -> None:
+def tell(server: subprocess.Popen[str], command: str) -> None:
     assert server.stdin is not None
-    server.stdin.write(word + "\n")
+    server.stdin.write(command + "\n")
     server.stdin.flush()
 
 
@@ -357,7 +356,7 @@ def answers_of(lines: list[list[str]]) -> set[tuple[str, ...]]:
 
 
 def test_two_processes_save_and_load_the_same_documents_at_once(server: Any, expected: list[int]) -> None:
-    """And remove them now and then."""
+    """They also remove the documents now and then."""
     rounds = 10
     for _ in range(2):
         tell(server, f"ask_often {rounds}")
@@ -373,15 +372,15 @@ def has_half_a_file(folder: Path) -> bool:
 
 
 def pause_in_a_save(pid: int, folder: Path, chance: random.Random) -> None:
-    """Stop a process that saves for ever where a file of its is not whole yet."""
+    """Stop a process that saves for ever while one of its files is incomplete."""
     for _ in range(2000):
         os.kill(pid, signal.SIGSTOP)
-        time.sleep(0.002)  # until it stands still
+        time.sleep(0.002)  # the signal takes effect
         if has_half_a_file(folder):
             return
         os.kill(pid, signal.SIGCONT)
         time.sleep(chance.uniform(0.0, 0.01))
-    raise AssertionError("it never saves")
+    raise AssertionError("the process never saves")
 
 
 @pytest.mark.parametrize("num_kills", [5, pytest.param(100, marks=pytest.mark.slow)])
@@ -393,14 +392,14 @@ def test_killed_in_the_middle_of_a_save(
         tell(server, "save_for_ever 0")
         ready, pid = hear(server)
         time.sleep(chance.uniform(0.05, 0.4))
-        if index % 5 == 0:  # at least these find a file half written
+        if index % 5 == 0:  # at least these kills meet an incomplete file
             pause_in_a_save(int(pid), own_home, chance)
         os.kill(int(pid), signal.SIGKILL)
         num_left += has_half_a_file(own_home)
         with Store() as store:
             rows = store.prefixes.list()
             for row in rows:
-                store.prefixes.load(row)  # raises if anything is wrong
+                store.prefixes.load(row)  # raises if the file does not match its row
             files = {path.name for path in store.prefixes.folder.iterdir() if not blobs.temporary(path)}
             assert files == {row.file for row in rows}
         engine = make_engine(plugins=["prefix_cache"])

@@ -1,4 +1,4 @@
-"""Prefix cache on disk: several documents, what the stats say, int8, and that files and locks stall nobody."""
+"""Prefix cache on disk: several documents, stats, int8, and files and locks that stall no other stream."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def chat(*documents: tuple[int, int], question: int = 99) -> Prompt:
 
 
 def notes(result: Any) -> dict[str, Any]:
-    found: dict[str, Any] = result.stats["notes"]["prefix_cache"]
-    return found
+    own_notes: dict[str, Any] = result.stats["notes"]["prefix_cache"]
+    return own_notes
 
 
 def test_each_document_is_saved_for_its_place_in_the_prompt(make_engine: Any) -> None:
@@ -65,7 +65,7 @@ def test_each_document_is_saved_for_its_place_in_the_prompt(make_engine: Any) ->
     assert hits == [(850, ["1.pdf", "2.pdf"]), (150, ["1.pdf"]), (0, []), (850, ["1.pdf", "2.pdf"])]
 
 
-def test_the_stats_say_where_a_hit_came_from(make_engine: Any) -> None:
+def test_the_stats_tell_memory_hits_from_disk_hits(make_engine: Any) -> None:
     first = make_engine(plugins=["prefix_cache"])
     cold = first.generate(chat((1, 150)), PARAMS)
     memory = first.generate(chat((1, 150), question=98), PARAMS)
@@ -76,7 +76,7 @@ def test_the_stats_say_where_a_hit_came_from(make_engine: Any) -> None:
     assert notes(disk) == {"memory_tokens": 0, "disk_tokens": 150, "documents": ["1.pdf"], "discarded": []}
 
 
-def test_a_lower_quota_trims_what_is_saved_when_the_engine_starts(make_engine: Any) -> None:
+def test_a_lower_quota_removes_files_when_the_engine_starts(make_engine: Any) -> None:
     first = make_engine(plugins=["prefix_cache"])
     first.generate(chat((1, 150)), PARAMS)
     first.close()
@@ -88,7 +88,7 @@ def test_a_lower_quota_trims_what_is_saved_when_the_engine_starts(make_engine: A
         assert store.prefixes.list() == [] and not list(store.prefixes.folder.iterdir())
 
 
-def test_a_store_that_cannot_be_opened_is_said_once_and_only_to_documents(
+def test_a_store_that_cannot_be_opened_is_logged_once_and_only_for_documents(
     make_engine: Any, own_home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     own_home.write_text("")
@@ -100,7 +100,7 @@ def test_a_store_that_cannot_be_opened_is_said_once_and_only_to_documents(
     assert [message.partition(":")[0] for message in caplog.messages] == ["documents are cached in memory only"]
 
 
-def test_a_shorter_saved_prefix_serves_where_the_longest_is_damaged(make_engine: Any, own_home: Path) -> None:
+def test_a_shorter_saved_prefix_serves_if_the_longest_is_damaged(make_engine: Any, own_home: Path) -> None:
     first = make_engine(plugins=["prefix_cache"])
     expected = first.generate(chat((1, 150), (2, 200)), PARAMS).token_ids
     first.close()
@@ -126,49 +126,50 @@ def test_a_hit_in_memory_renews_the_date_of_use(make_engine: Any) -> None:
     engine = make_engine(plugins=["prefix_cache"])
     for seed in (1, 2, 1):
         engine.generate(chat((seed, 150)), PARAMS)
-        engine.default_plan.plugins[0]._disk._writer.submit(lambda: None).result()  # or it is written after its use
+        cache = engine.lane_of(engine.default_plan).state["prefix_cache"]
+        cache.disk._writer.submit(lambda: None).result()  # the file is written before its next use
     engine.close()
     with Store() as store:
         assert [row.title for row in store.prefixes.list()] == ["1.pdf", "2.pdf"]
 
 
-def test_a_document_given_back_from_memory_is_read_again(make_engine: Any) -> None:
+def test_a_document_evicted_from_memory_is_read_from_disk(make_engine: Any) -> None:
     engine = make_engine(plugins=["prefix_cache"])
-    plugin, pool = engine.default_plan.plugins[0], engine.lane_of(engine.default_plan).pool
+    cache = engine.lane_of(engine.default_plan).state["prefix_cache"]
     expected = engine.generate(chat((1, 150)), PARAMS)
-    plugin._disk._writer.submit(lambda: None).result()
-    engine.worker.call(lambda: plugin.reclaim_blocks(pool, 1000)).result()
+    cache.disk._writer.submit(lambda: None).result()
+    engine.worker.call(lambda: cache.evict(1000)).result()
     again = engine.generate(chat((1, 150)), PARAMS)
     assert notes(again)["disk_tokens"] == 150 and again.token_ids == expected.token_ids
 
 
-@pytest.mark.parametrize("what", ["load", "find", "__init__"])
-def test_a_pending_load_stalls_no_other_stream(make_engine: Any, monkeypatch: Any, what: str) -> None:
-    """The disk hangs while a file is read, while rows are looked up, while the database opens."""
+@pytest.mark.parametrize("method", ["load", "find", "__init__"])
+def test_a_pending_load_stalls_no_other_stream(make_engine: Any, monkeypatch: Any, method: str) -> None:
+    """The disk hangs while it reads a file, looks up rows or opens the database."""
     first = make_engine(plugins=["prefix_cache"])
     expected = first.generate(chat((1, 150)), PARAMS).token_ids
     first.close()
-    go, owner = threading.Event(), db.Store if what == "__init__" else Prefixes
-    real: Callable[..., Any] = getattr(owner, what)
+    released, owner = threading.Event(), db.Store if method == "__init__" else Prefixes
+    real: Callable[..., Any] = getattr(owner, method)
 
     def hang(*args: Any, **options: Any) -> Any:
-        assert go.wait(60)
+        assert released.wait(60)
         return real(*args, **options)
 
-    monkeypatch.setattr(owner, what, hang)
+    monkeypatch.setattr(owner, method, hang)
     engine = make_engine(plugins=["prefix_cache"])
-    talking = engine.submit(tokens(5, 20), SamplingParams(max_tokens=400, ignore_eos=True))
-    events = iter(talking)
+    writing = engine.submit(tokens(5, 20), SamplingParams(max_tokens=400, ignore_eos=True))
+    events = iter(writing)
     next(events)
     reading = engine.submit(chat((1, 150)), PARAMS)
-    spoken = sum(len(event.token_ids) for event in events if isinstance(event, TextDelta))
-    assert spoken == 400 - 1 or spoken == 400
-    go.set()
+    num_tokens = sum(len(event.token_ids) for event in events if isinstance(event, TextDelta))
+    assert num_tokens == 400 - 1 or num_tokens == 400
+    released.set()
     result = reading.result()
     assert result.token_ids == expected and notes(result)["disk_tokens"] == 150
 
 
-def test_one_load_serves_all_who_ask_at_once(make_engine: Any, monkeypatch: Any) -> None:
+def test_one_load_serves_all_requests_that_come_at_once(make_engine: Any, monkeypatch: Any) -> None:
     first = make_engine(plugins=["prefix_cache"])
     first.generate(chat((1, 300)), PARAMS)
     first.close()
@@ -193,8 +194,8 @@ def test_without_a_store_answers_come_from_memory(make_engine: Any, monkeypatch:
 
     monkeypatch.setattr(db.Store, "__init__", fail)
     engine = make_engine(plugins=["prefix_cache"])
-    found = [engine.generate(chat((1, 150)), PARAMS).stats["cached_tokens"] for _ in range(2)]
-    assert found == [0, 161] and "in memory only: the database is damaged" in caplog.text
+    cached = [engine.generate(chat((1, 150)), PARAMS).stats["cached_tokens"] for _ in range(2)]
+    assert cached == [0, 161] and "in memory only: the database is damaged" in caplog.text
 
 
 # ---- int8
@@ -213,15 +214,15 @@ def test_int8_is_within_half_a_scale(dtype: torch.dtype) -> None:
     values = torch.randn(2, 2, 3, 40, 16, dtype=torch.float64).mul(3).to(dtype)
     values[0, 0, 0, 0] = 0
     values[0, 0, 0, 1, 3] = 300
-    (name, found), *rest = int8.unpack(int8.pack({"group.0": values})).items()
-    assert name == "group.0" and not rest and found.dtype == dtype
+    (name, unpacked), *rest = int8.unpack(int8.pack({"group.0": values})).items()
+    assert name == "group.0" and not rest and unpacked.dtype == dtype
     half = values.double().abs().amax(-1, keepdim=True) / 127 / 2
-    error = (found.double() - values.double()).abs()
+    error = (unpacked.double() - values.double()).abs()
     assert bool((error <= half * 1.001 + values.double().abs() * torch.finfo(dtype).eps).all())
-    assert bool((found[0, 0, 0, 0] == 0).all())
+    assert bool((unpacked[0, 0, 0, 0] == 0).all())
 
 
-def test_int8_takes_half_the_space_and_exact_plans_do_not_read_it(make_engine: Any) -> None:
+def test_int8_takes_half_the_space_and_plans_without_it_do_not_read_it(make_engine: Any) -> None:
     options: dict[str, Any] = {"prefix_cache": {"int8": True}}
     for plugins in (options, {"prefix_cache": {}}):
         engine = make_engine(dtype="bfloat16", plugins=plugins)
@@ -236,27 +237,27 @@ def test_int8_takes_half_the_space_and_exact_plans_do_not_read_it(make_engine: A
         engine.close()
 
 
-def test_int8_moves_the_next_token_little(make_engine: Any) -> None:
-    """Bound of docs/exactness.md: bundled model, its sample, probability moved in the next token's distribution."""
+def test_int8_changes_the_next_token_little(make_engine: Any) -> None:
+    """The bound of docs/exactness.md: how much probability moves in the next token's distribution (bundled model and sample)."""
     from importlib.resources import files
 
     from pitlane.engine.text.documents import load_document
 
     sample = load_document(str(files("pitlane.storage.bundled") / "sample.pdf"))
-    moved = []
+    results = []
     for plugins in ({}, {"prefix_cache": {"int8": True}}, {"prefix_cache": {"int8": True}}):
         engine = make_engine("bundled", dtype="float32", plugins=plugins)
         prompt = engine.tokenizer.render_chat([{"role": "user", "content": "When is the track open?"}], [sample])
         result = engine.generate(prompt, SamplingParams(max_tokens=16, ignore_eos=True, logprobs=50))
-        moved.append(result)
+        results.append(result)
         engine.close()
-    assert moved[2].stats["cached_tokens"] > 600
-    exact, other = (
+    assert results[2].stats["cached_tokens"] > 600
+    exact, rounded = (
         [{token: 2.718281828**value for token, value in row.items()} for row in result.logprobs or []]
-        for result in (moved[0], moved[2])
+        for result in (results[0], results[2])
     )
-    total = [
-        sum(abs(a[token] - b[token]) for token in a.keys() & b.keys()) / 2 for a, b in zip(exact, other, strict=True)
+    moved = [
+        sum(abs(a[token] - b[token]) for token in a.keys() & b.keys()) / 2 for a, b in zip(exact, rounded, strict=True)
     ]
-    same = next((i for i in range(16) if moved[0].token_ids[i] != moved[2].token_ids[i]), 16)
-    assert 0 < max(total[: same + 1]) < 0.02
+    num_same = next((i for i in range(16) if results[0].token_ids[i] != results[2].token_ids[i]), 16)
+    assert 0 < max(moved[: num_same + 1]) < 0.02

@@ -1,4 +1,4 @@
-"""Prefix cache in memory: who waits for whom, what is given back first, what is parked between turns."""
+"""Prefix cache in memory: requests that wait for shared blocks, the order of eviction, the last turn's tail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pitlane.plugins.prefix_cache.index import BlockIndex, Chain
 
 PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
 ONE = SamplingParams(max_tokens=1, ignore_eos=True)
-pytestmark = pytest.mark.timeout(120)  # who waits for nobody waits for ever
+pytestmark = pytest.mark.timeout(120)  # a request that waits for an ended request would wait for ever
 
 
 def tokens(seed: int, length: int) -> list[int]:
@@ -21,12 +21,12 @@ def tokens(seed: int, length: int) -> list[int]:
 
 
 def index_of(engine: Any) -> BlockIndex:
-    (index,) = engine.default_plan.plugins[0]._indexes.values()
+    index: BlockIndex = engine.lane_of(engine.default_plan).state["prefix_cache"].index(True)
     return index
 
 
 def submit_together(engine: Any, prompts: list[list[int]], salts: Any = ()) -> list[Any]:
-    """Submit such that all are there at the next step."""
+    """Submit all requests between two steps."""
     streams: list[Any] = []
     pairs = [(prompt, salts[i] if salts else "") for i, prompt in enumerate(prompts)]
     add = lambda: streams.extend(engine.submit(prompt, PARAMS, salt=salt) for prompt, salt in pairs)  # noqa: E731
@@ -35,9 +35,9 @@ def submit_together(engine: Any, prompts: list[list[int]], salts: Any = ()) -> l
 
 
 def check_integrity(engine: Any) -> None:
-    """Counts of blocks, and that the index agrees with itself."""
-    plugin, pool = engine.default_plan.plugins[0], engine.lane_of(engine.default_plan).pool
-    engine.worker.call(lambda: pool.check_integrity([], lambda: plugin.locked(pool))).result()
+    """Check the counts of blocks, and that the maps of the index agree."""
+    lane = engine.lane_of(engine.default_plan)
+    engine.worker.call(lambda: lane.pool.check_integrity([], lambda: lane.state["prefix_cache"].columns)).result()
     index = index_of(engine)
     assert {key: use for use, keys in index.uses.items() for key in keys} == {
         k: e.use for k, e in index.entries.items()
@@ -48,7 +48,7 @@ def check_integrity(engine: Any) -> None:
     assert not index.computing
 
 
-def test_questions_asked_at_once_wait_for_one_to_compute_the_document(make_engine: Any) -> None:
+def test_questions_asked_at_once_wait_for_the_request_that_computes_the_document(make_engine: Any) -> None:
     engine, bare = make_engine(plugins=["prefix_cache"], max_step_tokens=2048), make_engine()
     document = tokens(0, 300)
     prompts = [document + tokens(seed, 10) for seed in range(1, 17)]
@@ -66,19 +66,19 @@ def test_two_salts_asked_at_once_do_not_wait_for_each_other(make_engine: Any) ->
     assert [stream.result().stats["cached_tokens"] for stream in streams] == [0, 0, 288, 0]
 
 
-def test_nobody_waits_for_a_request_that_is_aborted(make_engine: Any) -> None:
+def test_no_request_waits_for_an_aborted_request(make_engine: Any) -> None:
     engine, bare = make_engine(plugins=["prefix_cache"], max_step_tokens=64), make_engine()
     document = tokens(0, 1500)
     first = engine.submit([*document, 1], PARAMS)
     prompts = [document + tokens(seed, 10) for seed in (1, 2)]
-    others = [engine.submit(prompt, PARAMS) for prompt in prompts]
+    waiting = [engine.submit(prompt, PARAMS) for prompt in prompts]
     assert isinstance(next(iter(first)), PrefillProgress)
     first.abort()
-    assert [other.result().token_ids for other in others] == [bare.generate(p, PARAMS).token_ids for p in prompts]
+    assert [stream.result().token_ids for stream in waiting] == [bare.generate(p, PARAMS).token_ids for p in prompts]
     check_integrity(engine)
 
 
-def test_nobody_waits_for_a_request_that_goes_on_without_the_plugin(
+def test_no_request_waits_for_a_request_that_goes_on_without_the_plugin(
     make_engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     insert = BlockIndex.insert
@@ -99,7 +99,7 @@ def test_nobody_waits_for_a_request_that_goes_on_without_the_plugin(
 
 
 @pytest.mark.parametrize("num_shared", [3, 4, 7])
-def test_a_few_shared_blocks_are_computed_twice_rather_than_awaited(engine: Any, num_shared: int) -> None:
+def test_a_request_does_not_wait_for_a_few_shared_blocks(engine: Any, num_shared: int) -> None:
     pool = engine.lane_of(engine.default_plan).pool
     index, chains = BlockIndex(pool), [Chain(pool, ""), Chain(pool, ""), Chain(pool, "other")]
     for seed, chain in enumerate(chains):
@@ -113,33 +113,33 @@ def test_a_few_shared_blocks_are_computed_twice_rather_than_awaited(engine: Any,
     assert not index.computing
 
 
-def test_the_least_recently_used_goes_first_and_from_its_end(make_engine: Any) -> None:
+def test_the_least_recently_used_prompt_is_evicted_first_and_from_its_end(make_engine: Any) -> None:
     engine = make_engine(plugins=["prefix_cache"])
     old, new = tokens(1, 160), tokens(2, 160)
     for prompt in (old, new, old):
         engine.generate(prompt, ONE)
     index = index_of(engine)
     engine.worker.call(lambda: index.evict(2)).result()
-    assert engine.generate([*new, 1], ONE).stats["cached_tokens"] == 96  # 3 of 5 blocks, from the beginning
+    assert engine.generate([*new, 1], ONE).stats["cached_tokens"] == 96  # the first 3 of 5 blocks are left
     engine.worker.call(lambda: index.evict(100)).result()
     assert not index.entries and not index.children and not index.uses
     assert engine.generate(old, ONE).stats["cached_tokens"] == 0
     check_integrity(engine)
 
 
-def test_a_longer_turn_takes_the_place_of_the_one_that_was_parked(make_engine: Any) -> None:
+def test_a_longer_turn_replaces_the_tail_of_the_turn_before(make_engine: Any) -> None:
     engine = make_engine(plugins=["prefix_cache"])
     turn = tokens(1, 40)
     for _ in range(6):
         result = engine.generate(turn, ONE)
         assert result.stats["cached_tokens"] in (0, len(turn) - 3)
         turn = [*turn, *tokens(len(turn), 3)]
-    assert len(index_of(engine).entries) == 2  # a full block, and the last turn's few tokens behind it
+    assert len(index_of(engine).entries) == 2  # a full block, and the tail of the last turn
     check_integrity(engine)
 
 
-def test_answers_are_right_under_pressure_and_aborts(make_engine: Any) -> None:
-    """Prompts with common beginnings, more than memory holds, two salts, some aborted: never another answer, no leak."""
+def test_answers_are_right_when_memory_is_short_and_requests_abort(make_engine: Any) -> None:
+    """Prompts with common beginnings, more than memory holds, two salts, every fifth aborted: right answers, no leak."""
     per_token = make_engine().loader.needs.kv_per_token
     engine = make_engine(plugins=["prefix_cache"], max_step_tokens=96, kv_memory=4 * 32 * per_token * 24)
     bare = make_engine()

@@ -1,4 +1,4 @@
-"""Self-speculation: options, refusals, and that nothing but time is spent."""
+"""Self-speculation: options, refusals, acceptance, and no memory of its own."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def test_options() -> None:
         SelfSpeculation.parse_options({"num_layers": "-1"})
 
 
-def test_more_layers_than_the_model_has_are_refused_to_whoever_asks(make_engine: Any) -> None:
+def test_more_layers_than_the_model_has_are_refused(make_engine: Any) -> None:
     engine = make_engine()
     for _ in range(2):
         with pytest.raises(BadOption, match="after 2 layers: the model has 2; choose 1 to 1"):
-            engine.submit(PROMPT, PARAMS, plan=engine.plan({"self_speculation": {"num_layers": 2}}))
-    assert len(engine.generate(PROMPT, PARAMS).token_ids) == 48, "and nobody else notices"
+            engine.submit(PROMPT, PARAMS, plan=engine.plan({"self_speculation": {"num_layers": 2}})).result()
+    assert len(engine.generate(PROMPT, PARAMS).token_ids) == 48, "other requests go on"
 
 
 @pytest.mark.usefixtures("always_draft")
@@ -35,9 +35,9 @@ def test_it_needs_no_memory_and_shares_the_lane(make_engine: Any) -> None:
     engine = make_engine()
     plain = engine.generate(PROMPT, PARAMS)
     plan = engine.plan({"self_speculation": {"num_layers": 1}})
-    found = engine.generate(PROMPT, PARAMS, plan=plan)
-    assert found.token_ids == plain.token_ids and found.stats["failed"] == {}
-    assert found.stats["draft_tokens"] > 0
+    drafted = engine.generate(PROMPT, PARAMS, plan=plan)
+    assert drafted.token_ids == plain.token_ids and drafted.stats["failed"] == {}
+    assert drafted.stats["draft_tokens"] > 0
     lane = engine.lane_of(plan)
     assert lane is engine.lane_of(engine.default_plan)
     assert lane.pool.num_free_blocks == lane.pool.num_blocks
@@ -52,9 +52,9 @@ def test_more_layers_are_accepted_more_often(make_engine: Any, shared_data: Path
     plain, shares = engine.generate("Once upon a time", params), []
     for num_layers in (1, 4):
         plan = engine.plan({"self_speculation": {"num_layers": num_layers, "num_draft_tokens": 2}})
-        found = engine.generate("Once upon a time", params, plan=plan)
-        assert found.token_ids == plain.token_ids
-        shares.append(found.stats["accepted_tokens"] / found.stats["draft_tokens"])
+        drafted = engine.generate("Once upon a time", params, plan=plan)
+        assert drafted.token_ids == plain.token_ids
+        shares.append(drafted.stats["accepted_tokens"] / drafted.stats["draft_tokens"])
     assert shares[0] < shares[1] < 1 and shares[1] > 0.1, shares
 
 

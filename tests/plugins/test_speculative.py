@@ -1,4 +1,4 @@
-"""Speculative decoding with a draft model: options, refusals, memory, and what is accepted."""
+"""Speculative decoding with a draft model: options, refusals, memory and acceptance."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def test_options() -> None:
         Speculative.parse_options({"num_draft_tokens": "0"})
 
 
-def test_a_draft_model_with_another_tokenizer_is_refused_to_whoever_asks(make_engine: Any, shared_data: Path) -> None:
+def test_a_draft_model_with_another_tokenizer_is_refused(make_engine: Any, shared_data: Path) -> None:
     engine = make_engine()
     plan = engine.plan({"speculative": {"model": str(shared_data / "models" / "stories260K")}})
     for _ in range(2):
         with pytest.raises(
             BadOption, match=r"cannot draft for random:tiny: its tokenizer differs; name a model of the"
         ):
-            engine.submit(PROMPT, PARAMS, plan=plan)
+            engine.submit(PROMPT, PARAMS, plan=plan).result()
     lane = engine.lane_of(engine.default_plan)
     assert lane.pool.num_withheld == 0 and lane.draft_models == {}
-    assert len(engine.generate(PROMPT, PARAMS).token_ids) == 48, "and nobody else notices"
+    assert len(engine.generate(PROMPT, PARAMS).token_ids) == 48, "other requests go on"
 
 
-def test_a_draft_model_that_is_not_there_is_refused(make_engine: Any) -> None:
+def test_an_unknown_draft_model_is_refused(make_engine: Any) -> None:
     engine = make_engine()
     with pytest.raises(ModelError, match="unknown preset 'gone'"):
         engine.lane_of(engine.plan({"speculative": {"model": "random:gone"}}))
@@ -48,16 +48,16 @@ def test_a_draft_model_that_is_not_there_is_refused(make_engine: Any) -> None:
 @pytest.mark.usefixtures("always_draft")
 @each_mode
 def test_a_model_that_drafts_for_itself_is_always_right(make_engine: Any, sampling: dict[str, Any]) -> None:
-    """With the target's noise, at any temperature: every draft is accepted to its end."""
+    """The draft model draws with the target's noise, so at any temperature every draft is accepted whole."""
     engine = make_engine()
     params = SamplingParams(max_tokens=70, ignore_eos=True, **sampling)
     plain = engine.generate(PROMPT, params)
     plan = engine.plan({"speculative": {"model": "random:tiny", "num_draft_tokens": 6}})
-    found = engine.generate(PROMPT, params, plan=plan)
-    assert found.token_ids == plain.token_ids
-    assert found.stats["steps"] == 1 + -(-69 // 7), "one for the prompt, then seven tokens a step"
-    assert found.stats["accepted_tokens"] == found.stats["draft_tokens"] == 70 - found.stats["steps"]
-    assert found.stats["bought_ms"]["speculative"]["how"] == "modelled"
+    drafted = engine.generate(PROMPT, params, plan=plan)
+    assert drafted.token_ids == plain.token_ids
+    assert drafted.stats["steps"] == 1 + -(-69 // 7), "one step for the prompt, then seven tokens a step"
+    assert drafted.stats["accepted_tokens"] == drafted.stats["draft_tokens"] == 70 - drafted.stats["steps"]
+    assert drafted.stats["bought_ms"]["speculative"]["how"] == "modelled"
 
 
 @pytest.mark.usefixtures("always_draft")
@@ -70,9 +70,9 @@ def test_a_tree_is_accepted_at_least_as_far_as_its_chain(
     plain, steps = engine.generate(PROMPT, params), []
     for branching in (1, 2, 4):
         plan = engine.plan({"speculative": {"model": cut_tiny, "branching": branching, "num_draft_tokens": 2}})
-        found = engine.generate(PROMPT, params, plan=plan)
-        assert found.token_ids == plain.token_ids and found.stats["failed"] == {}
-        steps.append(found.stats["steps"])
+        drafted = engine.generate(PROMPT, params, plan=plan)
+        assert drafted.token_ids == plain.token_ids and drafted.stats["failed"] == {}
+        steps.append(drafted.stats["steps"])
     assert steps[0] >= steps[1] >= steps[2] and steps[2] < steps[0], steps
 
 
@@ -83,9 +83,9 @@ def test_another_model_of_the_family_drafts(make_engine: Any, shared_data: Path)
     params = SamplingParams(max_tokens=96, ignore_eos=True)
     plain = engine.generate("Once upon a time", params)
     plan = engine.plan({"speculative": {"model": str(folder / "babyllama-tok361-as-tok105")}})
-    found = engine.generate("Once upon a time", params, plan=plan)
-    assert found.token_ids == plain.token_ids and found.stats["failed"] == {}
-    assert found.stats["draft_tokens"] > 0
+    drafted = engine.generate("Once upon a time", params, plan=plan)
+    assert drafted.token_ids == plain.token_ids and drafted.stats["failed"] == {}
+    assert drafted.stats["draft_tokens"] > 0
 
 
 def test_the_lane_is_shared_and_the_draft_model_loaded_once(make_engine: Any, cut_tiny: str) -> None:
@@ -101,8 +101,8 @@ def test_a_draft_model_may_be_opened_while_others_are_served(make_engine: Any, c
     long = SamplingParams(max_tokens=150, ignore_eos=True)
     expected = engine.generate(PROMPT, long).token_ids
     streams = [engine.submit(PROMPT, long) for _ in range(3)]
-    found = engine.generate(PROMPT, long, plan=engine.plan({"speculative": {"model": cut_tiny}}))
-    assert found.token_ids == expected
+    drafted = engine.generate(PROMPT, long, plan=engine.plan({"speculative": {"model": cut_tiny}}))
+    assert drafted.token_ids == expected
     assert all(stream.result().token_ids == expected for stream in streams)
 
 
@@ -113,7 +113,7 @@ def test_of_finished_sequences_only_shadows_are_kept(make_engine: Any, cut_tiny:
     streams = [engine.submit(PROMPT[: 9 + i], PARAMS, plan=plan) for i in range(4)]
     assert all(stream.result().stats["draft_tokens"] > 0 for stream in streams)
     (drafter,) = engine.lane_of(plan).draft_models.values()
-    pool = drafter.lane.pool
+    pool = drafter.pool
     assert len(drafter.shadows) == 4
-    pool.check_integrity(drafter.shadows.values())
+    pool.check_integrity(shadow.kv for shadow in drafter.shadows.values())
     assert pool.num_free_blocks < pool.num_blocks

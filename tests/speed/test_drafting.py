@@ -1,7 +1,7 @@
-"""Speed of verified drafts on a real size, and that a drafter which does not pay costs nothing. Needs a quiet machine.
+"""The speed of verified drafts on a model of real size, and the cost of a drafter that is never right. Needs a quiet machine.
 
-The text is forced (a steering plugin) and the drafter knows it, with a set chance per token, so acceptance is exact: what is
-measured is the loop, the wider forward and the governor. Each token follows from the one before, so that nobody else guesses it.
+A steering plugin forces the text, and a drafter knows every token with a set probability. So acceptance is known, and the test
+measures the loop, the wider forward and the governor. A token is a hash of the token before, so no other drafter guesses it.
 Run with `pytest -m slow -s tests/speed`, which prints the tables.
 """
 
@@ -22,7 +22,7 @@ from pitlane.engine.plan.registry import PluginRegistry
 pytestmark = pytest.mark.slow
 MODEL = "random:llama-1b"
 NUM_TOKENS, PROMPT = 96, list(range(100, 164))
-TURN = 16  # tokens, less than a second
+TURN = 16  # tokens per turn, less than a second
 PLUGINS = '''
 from random import Random
 
@@ -36,7 +36,7 @@ def forced(token, position):
 
 
 class Forced(Plugin):
-    """Force a text whose every token follows from the one before it.
+    """Force a text: a token is a hash of the token before and of its position.
 
     Changes in the loop: `adjust_logits` raises one token. Exactness: steering. Costs: nothing. Source: this test.
     """
@@ -52,7 +52,7 @@ class Forced(Plugin):
 
 
 class Scripted(Plugin):
-    """Draft the forced text, each token right with a set chance.
+    """Draft the forced text; every token is right with a set probability.
 
     Changes in the loop: `propose`. Exactness: identical. Costs: nothing. Source: this test.
     """
@@ -60,8 +60,8 @@ class Scripted(Plugin):
     name, role, exactness = "scripted", "drafter", "identical"
 
     class Options(PluginOptions):
-        acceptance: float = Field(0.8, description="chance that a token is right")
-        num_draft_tokens: int = Field(4, description="tokens a draft")
+        acceptance: float = Field(0.8, description="probability that a draft token is right")
+        num_draft_tokens: int = Field(4, description="tokens per draft")
 
     @hookimpl
     def propose(self, seqs, limits):
@@ -94,20 +94,20 @@ def seconds_per_token(engine: Engine, settings: dict[str, Any], num_tokens: int 
 
 @pytest.mark.parametrize("number", [2, 4, 8, 16])
 def test_speed_up_is_what_acceptance_and_the_wider_forward_predict(engine: Engine, number: int) -> None:
-    plain, drafted, steps, one, wider = [], [], [], [], []
-    clock = engine.lane_of(engine.default_plan).clock  # what the forwards of these very runs take
+    plain, drafted, steps, narrow, wide = [], [], [], [], []
+    clock = engine.lane_of(engine.default_plan).clock  # its times of forwards come from these runs
     drafter = {"forced": {}, "scripted": {"acceptance": 0.8, "num_draft_tokens": number}}
     for _ in range(3):
         plain.append(seconds_per_token(engine, {"forced": {}})[0])
-        one.append(clock.by_tokens[1])
+        narrow.append(clock.by_tokens[1])
         seconds, result = seconds_per_token(engine, drafter)
         drafted.append(seconds)
-        wider.append(clock.by_tokens[number + 1])
+        wide.append(clock.by_tokens[number + 1])
         steps.append((NUM_TOKENS - 1) / (result.stats["steps"] - 1))
         assert all(token != 7 for token in result.token_ids)
-    cost = median(wider) / median(one)
+    cost = median(wide) / median(narrow)
     speed_up, predicted = median(plain) / median(drafted), median(steps) / cost
-    forward = f"a forward of {number + 1} takes {1e3 * median(wider):.0f} ms ({cost:.2f} of one of 1)"
+    forward = f"a forward of {number + 1} takes {1e3 * median(wide):.0f} ms ({cost:.2f} of a forward of 1)"
     tokens = f"{1e3 * median(plain):.0f} and {1e3 * median(drafted):.0f} ms a token"
     print(
         f"\nK={number}: {median(steps):.2f} tokens a step, {forward}, predicted {predicted:.2f}x, {speed_up:.2f}x: {tokens}"
@@ -126,7 +126,7 @@ DRAFTERS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Turn:
-    """What one of two sequences did in a row."""
+    """Consecutive steps of one of the two sequences."""
 
     drafts: bool
     seconds: float = 0.0
@@ -134,44 +134,44 @@ class Turn:
 
 
 class Turns:
-    """Two sequences of one lane, one with drafts, by turns of `TURN` tokens, so that both meet the machine as it drifts.
+    """Two sequences of one lane, plain and with drafts, in turns of `TURN` tokens, so that both meet the same drift of the machine.
 
-    Steps that read prompts are nobody's.
+    Steps that read prompts count for neither.
     """
 
     def __init__(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.turns = [Turn(drafts=False)]
         self.scheduler = engine.lane_of(engine.default_plan).scheduler
-        self.schedule, self.step, self.mine = self.scheduler.schedule, engine.loop.step, None
+        self.schedule, self.step, self.active = self.scheduler.schedule, engine.loop.step, None
         monkeypatch.setattr(self.scheduler, "schedule", self._schedule)
         monkeypatch.setattr(engine.loop, "step", self._step)
 
     def _schedule(self) -> list[Any]:
-        found, self.mine = self.schedule(), None
-        if not found or not all(seq.is_decoding for seq in self.scheduler.seqs):
-            return found
-        sides = {seq.plan.drafter is not None: seq for seq in found}
+        scheduled, self.active = self.schedule(), None
+        if not scheduled or not all(seq.is_decoding for seq in self.scheduler.seqs):
+            return scheduled
+        sides = {seq.plan.drafter is not None: seq for seq in scheduled}
         turn = self.turns[-1]
         if turn.drafts not in sides or (turn.tokens >= TURN and len(sides) > 1):
             self.turns.append(turn := Turn(not turn.drafts))
-        for seq in found:
+        for seq in scheduled:
             seq.num_scheduled_tokens = int(seq is sides[turn.drafts])
-        self.mine = sides[turn.drafts]
-        self.known = self.mine.num_tokens
-        return [self.mine]
+        self.active = sides[turn.drafts]
+        self.num_tokens_before = self.active.num_tokens
+        return [self.active]
 
     def _step(self) -> None:
         started = perf_counter()
         self.step()
-        if self.mine is not None:
+        if self.active is not None:
             self.turns[-1].seconds += perf_counter() - started
-            self.turns[-1].tokens += self.mine.num_tokens - self.known
+            self.turns[-1].tokens += self.active.num_tokens - self.num_tokens_before
 
     @property
     def pairs(self) -> list[tuple[Turn, Turn]]:
-        found = list(zip(self.turns[::2], self.turns[1::2], strict=False))
-        assert all(drafted.drafts and not plain.drafts for plain, drafted in found)
-        return found
+        pairs = list(zip(self.turns[::2], self.turns[1::2], strict=False))
+        assert all(drafted.drafts and not plain.drafts for plain, drafted in pairs)
+        return pairs
 
 
 def _speed(pairs: list[tuple[Turn, Turn]]) -> float:
@@ -182,26 +182,29 @@ def _speed(pairs: list[tuple[Turn, Turn]]) -> float:
 def by_turns(
     engine: Engine, sampling: SamplingParams, common: dict[str, Any], drafter: dict[str, Any]
 ) -> tuple[float, float]:
-    """The speed of a request with a drafter over the same without, twice, either first; and the share of accepted drafts.
+    """The speed of a request with a drafter over a request without, and the share of accepted draft tokens.
+
+    Runs twice; the other side begins the second time.
 
     Prints the speed with a 95 % bootstrap interval over pairs of turns.
     """
     plans, pairs, drafts, accepted = [engine.plan(common), engine.plan(common | drafter)], [], 0, 0
     for plan in plans:
         engine.lane_of(plan)
-    for user, order in enumerate((plans, plans[::-1])):  # nobody knows the answers to another user
+    for user, order in enumerate((plans, plans[::-1])):
         with pytest.MonkeyPatch.context() as patch:
             turns = Turns(engine, patch)
+            # a salt per round: no drafter remembers the answers of the first round
             streams = [engine.submit(PROMPT, sampling, plan=plan, salt=str(user)) for plan in order]
-            one, other = (stream.result() for stream in streams)
-        assert one.token_ids == other.token_ids and len(one.token_ids) == sampling.max_tokens
+            first, second = (stream.result() for stream in streams)
+        assert first.token_ids == second.token_ids and len(first.token_ids) == sampling.max_tokens
         pairs += turns.pairs
-        drafts += one.stats["draft_tokens"] + other.stats["draft_tokens"]
-        accepted += one.stats["accepted_tokens"] + other.stats["accepted_tokens"]
+        drafts += first.stats["draft_tokens"] + second.stats["draft_tokens"]
+        accepted += first.stats["accepted_tokens"] + second.stats["accepted_tokens"]
     generator = Random(0)
-    found = sorted(_speed(generator.choices(pairs, k=len(pairs))) for _ in range(2000))
+    speeds = sorted(_speed(generator.choices(pairs, k=len(pairs))) for _ in range(2000))
     speed, share = _speed(pairs), accepted / max(1, drafts)
-    name, interval = ", ".join(drafter), f"{found[50]:.3f} to {found[-51]:.3f}"
+    name, interval = ", ".join(drafter), f"{speeds[50]:.3f} to {speeds[-51]:.3f}"
     print(
         f"\n{name}: {drafts} drafted, {share:.1%} accepted, speed {speed:.3f} ({interval}) over {len(pairs)} pairs of turns"
     )
@@ -210,7 +213,7 @@ def by_turns(
 
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_a_drafter_that_is_never_right_costs_next_to_nothing(engine: Engine, name: str) -> None:
-    """512 tokens that nothing can guess, with drafts and without, by turns in one process."""
+    """512 tokens that no drafter can guess, with drafts and without, in turns in one process."""
     sampling = SamplingParams(max_tokens=512, ignore_eos=True)
     speed, share = by_turns(engine, sampling, engine.default_plan.settings | {"forced": {}}, {name: DRAFTERS[name]})
     assert share < 0.02
@@ -219,7 +222,7 @@ def test_a_drafter_that_is_never_right_costs_next_to_nothing(engine: Engine, nam
 
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_nor_does_it_cost_a_small_model(name: str) -> None:
-    """Noise of the bundled model, of which some is guessed; its tokens take 1.4 ms, so every microsecond of a drafter shows."""
+    """Noise of the bundled model, some of which can be guessed. A token takes 1.4 ms, so every microsecond of a drafter shows."""
     sampling = SamplingParams(max_tokens=1024, ignore_eos=True, temperature=2.0, seed=1)
     with Engine("bundled") as engine:
         speed, _ = by_turns(engine, sampling, engine.default_plan.settings, {name: {}})

@@ -1,4 +1,4 @@
-"""What the prefix cache costs where it finds nothing, and buys where sixteen questions share a document. Needs a quiet machine.
+"""The cost of the prefix cache without hits, and its gain when sixteen questions share a document. Needs a quiet machine.
 
 Run with `pytest -m slow -s tests/speed/test_prefix_cache.py`, which prints the figures of docs/benchmarks.md.
 """
@@ -38,7 +38,7 @@ def test_its_cost_without_a_hit_is_below_a_hundredth(make_engine: Any, model: st
 
 
 def test_sixteen_questions_on_one_document(make_engine: Any) -> None:
-    """All sixteen at once, end to end: the document is computed once, and the others wait for it."""
+    """Sixteen requests at once, end to end: one computes the document, the others wait for it."""
     seconds: dict[str, float] = {}
     prompts = [tokens(0, 1024) + tokens(seed, 16) for seed in range(1, 17)]
     for name in ("prefix_cache", ""):

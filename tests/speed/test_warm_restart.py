@@ -1,4 +1,4 @@
-"""A document of 8,000 tokens is read from disk by a new process. Needs a quiet machine.
+"""A new process reads the KV of a document of 8,000 tokens from disk. Needs a quiet machine.
 
 Run with `pytest -m slow -s tests/speed/test_warm_restart.py`, which prints the table of docs/benchmarks.md.
 """
@@ -27,13 +27,13 @@ from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.engine.text.tokenizer import Prompt
 
 class Recorder(Plugin):
-    "Changes nothing, and notes the logits of the first token."
+    "Records a hash of the logits of the first token, and changes nothing."
     name, exactness = "recorder", "identical"
-    found = []
+    hashes = []
 
     @hookimpl
     def adjust_logits(self, rows):
-        self.found.append(hashlib.sha256(rows.logits[0].float().numpy().tobytes()).hexdigest())
+        self.hashes.append(hashlib.sha256(rows.logits[0].float().numpy().tobytes()).hexdigest())
         return rows.logits
 
 logging.basicConfig(level=logging.WARNING)
@@ -48,12 +48,12 @@ with Engine("random:llama-1b", dtype="bfloat16", plugins=lambda default: default
         result = engine.generate(prompt, SamplingParams(max_tokens=1, ignore_eos=True))
         stats = result.stats
         print(json.dumps({"ttft_ms": stats["ttft_ms"], "queue_ms": stats["queue_ms"], "cached": stats["cached_tokens"],
-                          "notes": stats["notes"], "logits": Recorder.found[-1]}), flush=True)
+                          "notes": stats["notes"], "logits": Recorder.hashes[-1]}), flush=True)
 """
 
 
 def ask(questions: str) -> list[dict[str, Any]]:
-    """Ask questions by number in a process of its own."""
+    """Ask the questions with these digits in a new process."""
     command = [sys.executable, "-c", ASK, questions]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     assert result.returncode == 0, result.stderr
@@ -76,13 +76,13 @@ def test_a_saved_document_is_twenty_times_faster_after_a_restart(own_home: Path)
     for name, rows in table.items():
         times = sorted(row["ttft_ms"] for row in rows)
         print(
-            f"{name}: TTFT {median(times):.0f} ms ({times[0]:.0f} to {times[-1]:.0f}), of it waiting {rows[0]['queue_ms']:.0f}"
+            f"{name}: TTFT {median(times):.0f} ms ({times[0]:.0f} to {times[-1]:.0f}), wait for the file {rows[0]['queue_ms']:.0f}"
         )
     for name, rows in table.items():
         if name.startswith("from disk"):
             assert all(row["cached"] == row["notes"]["prefix_cache"]["disk_tokens"] == 8000 for row in rows)
-            # the core's attention merges blocks that lie apart, so without the kernels bits depend on where they lie
+            # the core's attention merges runs of adjacent blocks, so its bits depend on the places of the blocks
             if KERNELS is None:
                 assert all(row["logits"] == memory["logits"] for row in rows)
             assert median(row["ttft_ms"] for row in rows) < cold["ttft_ms"] / 20
-    assert cold["logits"] != memory["logits"]  # another question: the comparison can fail
+    assert cold["logits"] != memory["logits"]  # another question has other logits: the comparison can fail

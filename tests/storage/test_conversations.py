@@ -23,11 +23,11 @@ def test_append_and_get(store: Store) -> None:
     made = store.conversations.create("bundled")
     store.conversations.append(made.id, "user", "What is\n a pit  lane?")
     answer = store.conversations.append(made.id, "assistant", "A lane.", token_ids=[1, 2, 300], stats={"steps": 3})
-    found = store.conversations.get(made.id)
-    assert (found.title, found.num_messages, found.model) == ("What is a pit lane?", 2, "bundled")
-    assert found.messages[1] == answer
+    conversation = store.conversations.get(made.id)
+    assert (conversation.title, conversation.num_messages, conversation.model) == ("What is a pit lane?", 2, "bundled")
+    assert conversation.messages[1] == answer
     assert (answer.token_ids, answer.stats) == ((1, 2, 300), {"steps": 3})
-    assert found.messages[0].token_ids is None
+    assert conversation.messages[0].token_ids is None
 
 
 def test_default_title_is_the_first_words_only(store: Store) -> None:
@@ -106,9 +106,9 @@ def test_a_prompt_leaves_earlier_questions_without_an_answer_out(store: Store, r
     key = store.conversations.create("m").id
     for number, role in enumerate(roles):
         store.conversations.append(key, names[role], str(number))
-    found = turns(store.conversations.get(key).messages)
-    assert [turn["role"] for turn in found] == [names[role] for role in kept]
-    assert not roles or found[-1]["content"] == str(len(roles) - 1)
+    kept_turns = turns(store.conversations.get(key).messages)
+    assert [turn["role"] for turn in kept_turns] == [names[role] for role in kept]
+    assert not roles or kept_turns[-1]["content"] == str(len(roles) - 1)
 
 
 def test_rename_and_delete(store: Store) -> None:

@@ -96,7 +96,7 @@ def test_damage_found_later_is_named_too(tmp_path: Path) -> None:
         for number in range(200):
             store.conversations.append(key, "user", f"{number} " * 100)
     data = bytearray(path.read_bytes())
-    for start in range(4096 * 20, len(data), 4096):  # the schema stays whole, so that opening works
+    for start in range(4096 * 20, len(data), 4096):  # the schema stays intact, so that opening works
         data[start : start + 64] = b"\xff" * 64
     path.write_bytes(data)
     with pytest.raises(StorageError, match="damaged"), Store(path) as store:
@@ -119,7 +119,7 @@ def test_a_disk_that_cannot_be_written_is_no_damage(
     def fail(connection: object) -> None:
         raise sqlite3.OperationalError(reason)
 
-    monkeypatch.setattr("pitlane.storage.db._use_wal", fail)
+    monkeypatch.setattr("pitlane.storage.sqlite_file._use_wal", fail)
     with pytest.raises(StorageError, match=r"pitlane.db cannot .*set PITLANE_HOME to another folder$") as caught:
         Store(tmp_path / "pitlane.db")
     assert f"({reason})" in str(caught.value) and words in str(caught.value)
@@ -127,9 +127,9 @@ def test_a_disk_that_cannot_be_written_is_no_damage(
 
 
 def test_an_io_error_on_a_full_disk_is_called_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite says `disk I/O error` where its log cannot be made."""
+    """SQLite reports `disk I/O error` if it cannot create its log."""
     with Store(tmp_path / "pitlane.db") as store:
-        monkeypatch.setattr("pitlane.storage.db.shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+        monkeypatch.setattr("pitlane.storage.sqlite_file.shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
         with pytest.raises(StorageError, match="the disk is full"), store.transaction():
             raise sqlite3.OperationalError("disk I/O error")
 
@@ -186,8 +186,8 @@ def test_home_is_private_and_made_on_demand(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_two_databases_in_one_folder_do_not_clean_each_other(tmp_path: Path) -> None:
-    with Store(tmp_path / "a.db") as one, Store(tmp_path / "b.db") as two:
-        assert one.prefixes.folder != two.prefixes.folder
+    with Store(tmp_path / "a.db") as first, Store(tmp_path / "b.db") as second:
+        assert first.prefixes.folder != second.prefixes.folder
 
 
 def test_transaction_rolls_back_as_a_whole(tmp_path: Path) -> None:

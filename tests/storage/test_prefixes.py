@@ -1,4 +1,4 @@
-"""Saved prefixes: round trip, finding, quota, damage, two processes at once, death in the middle of a save."""
+"""Saved prefixes: save and load, find, quota, damage, two processes at once, a process killed in the middle of a save."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def files(store: Store) -> list[str]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.uint8])
 def test_round_trip_to_the_bit(store: Store, dtype: torch.dtype) -> None:
-    given = kv(dtype=dtype)
-    saved = store.prefixes.save("fp", "h1", [5, 2**31, 7], given, title="report.pdf", document_hash="d" * 64)
+    tensors = kv(dtype=dtype)
+    saved = store.prefixes.save("fp", "h1", [5, 2**31, 7], tensors, title="report.pdf", document_hash="d" * 64)
     loaded = store.prefixes.load(saved)
-    assert loaded.keys() == given.keys()
-    for name, tensor in given.items():
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
         assert loaded[name].dtype == dtype and torch.equal(loaded[name], tensor)
     assert store.prefixes.token_ids(saved) == [5, 2**31, 7]
     assert (saved.num_tokens, saved.title, saved.document_hash, saved.pinned) == (3, "report.pdf", "d" * 64, False)
@@ -85,8 +85,8 @@ def test_find_returns_those_of_the_same_fingerprint_longest_first(store: Store) 
     save(store, "other branch", 96)
     store.prefixes.save("another model", "long", range(64), kv())
     hashes = ["short", "long", "x"]
-    found = store.prefixes.find("fp", hashes)
-    assert [(prefix.block_hash, prefix.fingerprint) for prefix in found] == [("long", "fp"), ("short", "fp")]
+    prefixes = store.prefixes.find("fp", hashes)
+    assert [(prefix.block_hash, prefix.fingerprint) for prefix in prefixes] == [("long", "fp"), ("short", "fp")]
     assert store.prefixes.find("fp", ["nothing"]) == store.prefixes.find("fp", []) == []
     assert store.prefixes.find("unknown", hashes) == []
 

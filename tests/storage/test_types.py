@@ -1,4 +1,4 @@
-"""Documents as they stand in a prompt."""
+"""Documents as they appear in a prompt."""
 
 from __future__ import annotations
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from pitlane.engine.decode.draft import Draft
-from pitlane.engine.plan.plugin import Plugin, hookimpl
+from pitlane import Draft, Plugin, hookimpl
 from pitlane.storage.db import Store
 from pitlane.ui.app import build_page
 from pitlane.ui.handlers import Handlers

@@ -178,7 +178,7 @@ def test_stop_retry_edit_rename_search_delete(tab: Any) -> None:
     limit(tab, 8)
     tab.click(".message.answer [data-do=retry]")
     tab.wait_for_selector(".compared")
-    assert "same tokens as before as far as the shorter one goes" in tab.inner_text(".compared")
+    assert "same tokens as before as far as the shorter answer goes" in tab.inner_text(".compared")
 
     tab.hover(".message.user")
     tab.click(".message.user [data-do=edit]")

@@ -114,14 +114,14 @@ def test_what_failed_is_answered_again_in_its_place(tmp_path: Path) -> None:
     whole = out.read_bytes().splitlines(keepends=True)
     again = run(prompts, out)
     assert again.exit_code == 1 and "line 2: max_tokens must be >= 1" in again.stderr, "they fail again"
-    assert "3 answers in" in again.stderr and "3 of them were there · 2 failed" in again.stderr
+    assert "3 answers in" in again.stderr and "3 of them were there before · 2 failed" in again.stderr
     assert out.read_bytes() == b"".join(whole)
     lines[1]["max_tokens"] = 3
     mended = run(write_prompts(prompts, lines), out)
     assert mended.exit_code == 1 and [answer["line"] for answer in read(out)] == [1, 2, 3, 4, 5]
     lines[2] = {"prompt": "c"}
     mended = run(write_prompts(prompts, lines), out)
-    assert mended.exit_code == 0 and "4 of them were there" in mended.stderr
+    assert mended.exit_code == 0 and "4 of them were there before" in mended.stderr
     assert [len(answer["token_ids"]) for answer in read(out)] == [5, 3, 5, 5, 5]
     kept = out.read_bytes().splitlines(keepends=True)
     assert [kept[number] for number in (0, 3, 4)] == [whole[number] for number in (0, 3, 4)]
@@ -136,7 +136,7 @@ def test_a_kill_among_lines_that_are_answered_again_loses_none(tmp_path: Path) -
     failed = json.dumps({"line": 2, "key": "another", "error": "no"}).encode() + b"\n"
     out.write_bytes(b"".join([lines[0], failed, *lines[2:4], lines[1], lines[4][:20]]))
     result = run(prompts, out)
-    assert result.exit_code == 0 and "4 of them were there" in result.stderr
+    assert result.exit_code == 0 and "4 of them were there before" in result.stderr
     assert without_times(read(out)) == without_times(whole)
 
 
@@ -173,9 +173,11 @@ def test_a_disk_without_room_is_one_line_and_a_rerun_goes_on(tmp_path: Path, mon
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
         result = run(lines, out)
-    assert result.exit_code == 2 and "No space left on device; make room and run the same again" in result.stderr
+    assert (
+        result.exit_code == 2 and "No space left on device; make room and run the same command again" in result.stderr
+    )
     result = run(lines, out)
-    assert result.exit_code == 0 and "3 of them were there" in result.stderr
+    assert result.exit_code == 0 and "3 of them were there before" in result.stderr
     assert [answer["line"] for answer in read(out)] == [1, 2, 3] and list(tmp_path.glob("*.ordered")) == []
 
 
@@ -185,7 +187,7 @@ def test_a_finished_file_is_left_as_it_is_and_loads_no_model(tmp_path: Path, mon
     before = out.read_bytes()
     monkeypatch.setattr("pitlane.ui.session.EngineOptions.build", lambda self: pytest.fail("loaded"))
     result = run(prompts, out)
-    assert result.exit_code == 0 and "3 of them were there" in result.stderr and out.read_bytes() == before
+    assert result.exit_code == 0 and "3 of them were there before" in result.stderr and out.read_bytes() == before
 
 
 @pytest.mark.parametrize("cut", [0, 1, 40, -1])
@@ -196,7 +198,7 @@ def test_what_a_kill_left_of_a_line_is_answered_again(tmp_path: Path, cut: int) 
     lines = out.read_bytes().splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:3]) + lines[3][:cut])
     result = run(prompts, out)
-    assert result.exit_code == 0 and "3 of them were there" in result.stderr
+    assert result.exit_code == 0 and "3 of them were there before" in result.stderr
     assert without_times(read(out)) == without_times(whole)
 
 
@@ -218,7 +220,7 @@ def test_answers_to_something_else_are_not_touched(tmp_path: Path, change: str) 
         lines.pop()
     result = run(write_prompts(prompts, lines), out, *args)
     assert result.exit_code == 2 and out.read_bytes() == before
-    assert "is no answer to these prompts under these options" in result.stderr and "--out" in result.stderr
+    assert "is not an answer to these prompts under these options" in result.stderr and "--out" in result.stderr
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:

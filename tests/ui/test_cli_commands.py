@@ -134,14 +134,14 @@ def test_a_document_over_the_context_is_stored_and_refused(text_file: str) -> No
 
 
 def test_models_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from pitlane.engine.models.hub import CachedModel
+    from pitlane.models import CachedModel
 
     cached = [CachedModel("a/b", tmp_path, 2 * 10**9, ""), CachedModel("c/d", tmp_path, 10, "is quantized")]
-    monkeypatch.setattr("pitlane.engine.models.hub.cached_models", lambda: cached)
+    monkeypatch.setattr("pitlane.models.cached_models", lambda: cached)
     text = invoke("models", "ls").stdout
     assert "a/b" in text and "2.0 GB" in text and "ready" in text and "is quantized" in text
     assert [row["name"] for row in loaded("models", "ls")["cached"]] == ["a/b", "c/d"]
-    monkeypatch.setattr("pitlane.engine.models.hub.remove", lambda name: 5_000_000)
+    monkeypatch.setattr("pitlane.models.remove", lambda name: 5_000_000)
     assert "freed 5.0 MB" in invoke("models", "rm", "a/b").stdout
 
 

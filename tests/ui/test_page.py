@@ -16,8 +16,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field
 
-from pitlane.engine.plan.plugin import PluginOptions
-from pitlane.engine.plan.registry import PluginRegistry
+from pitlane import PluginOptions, PluginRegistry
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import Document, Page, SavedPrefix, StoredDocument
 from pitlane.ui import chat_flow
@@ -82,8 +81,8 @@ def test_stats_line_shows_failed_and_paused_plugins_escaped() -> None:
         ([1, 2, 3], "stop", "same tokens as before</b>"),
         ([1, 9, 3], "length", "first difference at token <b>2</b>"),
         ([1, 2], "stop", "first difference at token <b>3</b>"),
-        ([1, 2], "length", "same tokens as before</b> as far as the shorter one goes, 2"),
-        ([1, 2], "aborted", "same tokens as before</b> as far as the shorter one goes, 2"),
+        ([1, 2], "length", "same tokens as before</b> as far as the shorter answer goes, 2"),
+        ([1, 2], "aborted", "same tokens as before</b> as far as the shorter answer goes, 2"),
         ([1, 2, 3, 4], "aborted", "first difference at token <b>4</b>"),  # the one before had come to its end
     ],
 )
@@ -389,7 +388,7 @@ def test_a_drafter_is_made_ready_when_it_is_switched_on(page: Any) -> None:
     enabled = values(page, ("prompt_lookup",))[len(page.handlers.ui.sampling) :]
     page.handlers.toggled(card)(*enabled)
     plan = page.engine.plan(page.handlers.ui.controls.settings(enabled))
-    lane, deadline = page.engine.lanes[plan.lane_key], time.monotonic() + 20
+    lane, deadline = page.engine.lanes.by_key[plan.lane_key], time.monotonic() + 20
     while plan not in lane.opened and time.monotonic() < deadline:
         time.sleep(0.01)
     assert plan in lane.opened and lane.is_calibrated, "before anything is asked"

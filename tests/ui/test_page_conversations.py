@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from pitlane.engine.decode.params import SamplingParams
-from pitlane.engine.errors import BadOption, PromptTooLong
+from pitlane import BadOption, PromptTooLong, SamplingParams
 from pitlane.storage.errors import StorageError
 from pitlane.storage.types import Message, Refusal
 from pitlane.ui.answering import Ask

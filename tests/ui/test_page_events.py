@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pitlane.engine.plan.plugin import Plugin, PluginOptions
+from pitlane import Plugin, PluginOptions
 from pitlane.storage.errors import StorageError
 from pitlane.ui.controls import PluginControls, option_widget
 from pitlane.ui.offline_gradio import gr

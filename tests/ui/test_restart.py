@@ -8,8 +8,7 @@ import sys
 from importlib.resources import files
 from typing import Any
 
-from pitlane import SamplingParams
-from pitlane.engine.text.documents import load_document
+from pitlane import SamplingParams, load_document
 
 SAMPLE = str(files("pitlane.storage.bundled") / "sample.pdf")
 QUESTION = "When is the track open?"

@@ -1,1 +1,1 @@
-"""Measuring: speed through the engine, beside transformers, and plan by plan. `pitlane bench` is the way in."""
+"""Measurements behind `pitlane bench`: speed of the engine, of transformers beside it, and of plugin sets."""

@@ -1,4 +1,4 @@
-"""What a number was measured on: machine, versions, commit. torch is imported when asked."""
+"""The environment of a measurement: machine, versions, commit. Imports torch only inside functions."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def machine() -> dict[str, Any]:
 
 def versions(packages: Iterable[str] = ("pitlane", "torch", "transformers")) -> dict[str, str]:
     """Versions of the packages that are installed."""
-    found = {}
+    installed = {}
     for name in packages:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def commit() -> str | None:
-    """Commit of the checkout that this runs from, with `+` if it was changed; None for an installed copy."""
+    """Commit of the checkout, with `+` if files were changed; None for an installed copy."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "pyproject.toml").is_file():
         return None
@@ -56,7 +56,7 @@ def commit() -> str | None:
 
 
 def read_bandwidth(num_bytes: int = 256 * 10**6, repeats: int = 5) -> float:
-    """Bytes per second that all threads read from memory: the best of several sums of a large vector."""
+    """Bytes per second that all threads together read from memory: the best of several sums of a large vector."""
     import torch
 
     values = torch.ones(num_bytes // 4)
@@ -76,7 +76,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def _cpuinfo() -> tuple[str, set[str]]:
-    """Name and flags of the processor; where there is no /proc, the platform's word and no flags."""
+    """Name and flags of the processor; without /proc, the name that Python's platform module knows, and no flags."""
     name, flags = platform.processor() or platform.machine(), set[str]()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

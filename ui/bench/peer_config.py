@@ -1,31 +1,31 @@
-"""transformers' configuration of a model that Pitlane knows, for a model of the same shape beside ours."""
+"""transformers' configuration for a model, to measure the same shape in transformers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pitlane.engine.models.registry import ModelSource
+    from pitlane.models import ModelSource
 
 
 def peer_config(source: ModelSource) -> Any:
-    """The folder's own `config.json`, or for a random preset the same numbers under transformers' names."""
+    """The `config.json` of the model's folder; for a random preset, its numbers under transformers' names."""
     from transformers import AutoConfig
 
-    from pitlane.engine.models.config import ARCHITECTURES
+    from pitlane.models import transformers_type
 
     if source.folder is not None:
         return AutoConfig.from_pretrained(str(source.folder), local_files_only=True, trust_remote_code=False)
     config = source.config
     rope: dict[str, Any] = {"rope_type": config.rope.kind, "rope_theta": config.rope.theta}
     rope |= {key: int(value) if key.startswith("original_") else value for key, value in config.rope.parameters.items()}
-    more: dict[str, Any] = {}
+    special: dict[str, Any] = {}
     if config.no_rope_layers:
-        more["no_rope_layers"] = [int(layer not in config.no_rope_layers) for layer in range(config.num_layers)]
+        special["no_rope_layers"] = [int(layer not in config.no_rope_layers) for layer in range(config.num_layers)]
     if config.architecture == "MistralForCausalLM":
-        more["sliding_window"] = config.windows[0]
+        special["sliding_window"] = config.windows[0]
     return AutoConfig.for_model(
-        ARCHITECTURES[config.architecture].model_type,
+        transformers_type(source),
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_hidden_layers=config.num_layers,
@@ -38,5 +38,5 @@ def peer_config(source: ModelSource) -> Any:
         tie_word_embeddings=config.tie_word_embeddings,
         attention_bias=config.attention_bias,
         rope_parameters=rope,
-        **more,
+        **special,
     )

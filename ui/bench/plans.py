@@ -1,7 +1,7 @@
-"""Plugin sets side by side on the same prompts: tokens per step, speed, and whether the ids are the same.
+"""Comparison of plugin sets on the same prompts: tokens per step, speed, and whether the ids are the same.
 
-Sets take turns on every prompt (A B A B). The first set is what the others are compared with. Each repeat of each set is a user
-of its own (a salt), in a data folder of its own: what plugins remember comes from the same repeat's earlier prompts alone.
+Sets take turns on every prompt (A B A B); all sets are compared with the first one. Every repeat of a set has its own salt, and the
+engine has an empty data folder: a plugin remembers only earlier prompts of the same set and repeat.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pitlane.engine.types import Finished, SamplingParams, TextDelta
+from pitlane import Finished, SamplingParams, TextDelta
 from pitlane.ui.bench.summary import ratio, summary
 
 if TYPE_CHECKING:
-    from pitlane.engine.engine import Engine
-    from pitlane.engine.plan.plan import Plan
-    from pitlane.engine.text.tokenizer import Prompt
+    from pitlane import Engine, Plan, Prompt
 
 PROMPTS = (
     "Repeat this list word for word, twice: apples, pears, plums, cherries, apricots, peaches, quinces, grapes.",
@@ -34,7 +32,7 @@ PROMPTS = (
 
 @dataclass(slots=True)
 class PlanRow:
-    """Measurements of one plugin set; lists have a number per repeat."""
+    """Measurements of one plugin set; a list has a number per repeat."""
 
     label: str
     plan: Plan
@@ -50,7 +48,7 @@ class PlanRow:
     def to_json(self, first: PlanRow) -> dict[str, Any]:
         return {
             "plugins": self.label,
-            "exactness": self.plan.exactness(),
+            "exactness": self.plan.exactness,
             "tokens_per_step": round(self.num_tokens / self.num_steps, 3),
             "draft_tokens": self.num_drafted,
             "accepted_tokens": self.num_accepted,
@@ -66,7 +64,7 @@ class PlanRow:
 
 @contextmanager
 def own_home() -> Iterator[None]:
-    """For engines made inside: a data folder that is empty before and gone after, so that saved KV neither helps nor stays."""
+    """Give engines an empty data folder inside the block, and delete it afterwards: saved KV neither helps nor stays."""
     before = os.environ.get("PITLANE_HOME")
     with TemporaryDirectory(prefix="pitlane-bench-") as folder:
         os.environ["PITLANE_HOME"] = folder
@@ -86,19 +84,19 @@ def compare_plans(
     repeats: int,
     advance: Callable[[int, int], None],
 ) -> list[PlanRow]:
-    """Answer every prompt under every plan, `repeats` times after one to warm up."""
+    """Answer every prompt under every plan: once to warm up, then `repeats` times."""
     rows = [PlanRow(label, plan) for label, plan in plans.items()]
     total, done = (repeats + 1) * len(prompts) * len(rows), 0
     for repeat in range(repeats + 1):
-        found: dict[str, list[_Answer]] = {row.label: [] for row in rows}
+        answers: dict[str, list[_Answer]] = {row.label: [] for row in rows}
         for prompt in prompts:
             for row in rows:
                 advance(done, total)
                 done += 1
-                found[row.label].append(_answer(engine, prompt, sampling, row.plan, f"{repeat} {row.label}"))
+                answers[row.label].append(_answer(engine, prompt, sampling, row.plan, f"{repeat} {row.label}"))
         if repeat:
             for row in rows:
-                _add(row, found[row.label])
+                _add(row, answers[row.label])
     advance(total, total)
     return rows
 

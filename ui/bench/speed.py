@@ -1,8 +1,8 @@
-"""Prefill and decode speed of one request: through the engine, and of transformers' own model of the same shape.
+"""Prefill and decode speed of one request: in the engine, and in transformers' model of the same shape.
 
-A block is one prompt of random ids and then greedy decoding, the end token ignored. Blocks of the two take turns
-(A B A B) in one process, so that a noisy machine is noisy to both. Engine time outside the forward comes from the
-engine's accumulators, over decode steps only.
+A block is a prompt of random ids, then greedy decoding past the end token. Blocks of both sides take turns (A B A B) in one
+process, so that noise of the machine meets both. The share of time outside the forward comes from the engine's accumulators, over
+decode steps only.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pitlane.engine.types import Finished, SamplingParams, TextDelta
-from pitlane.engine.worker import release_threads
+from pitlane import Finished, SamplingParams, TextDelta, release_threads
 from pitlane.ui.bench.summary import ratio, summary
 
 if TYPE_CHECKING:
-    from pitlane.engine.engine import Engine
+    from pitlane import Engine
 
 PAUSE = 0.2  # seconds between blocks
 
 
 @dataclass(slots=True)
 class Blocks:
-    """Measurements of one side, a number per block."""
+    """Measurements of one side; a list has a number per block."""
 
     prefill_tokens_per_second: list[float] = field(default_factory=list)
     decode_ms: list[float] = field(default_factory=list)  # median per token
-    outside_forward: list[float] = field(default_factory=list)  # share of decode steps' time, the engine's only
+    outside_forward: list[float] = field(default_factory=list)  # share of the time of decode steps; of the engine only
 
     def to_json(self) -> dict[str, Any]:
         names = ("prefill_tokens_per_second", "decode_ms", "outside_forward")
@@ -38,16 +37,16 @@ class Blocks:
 
 
 class Side(Protocol):
-    """Whoever is measured."""
+    """A library under measurement."""
 
     blocks: Blocks
 
     def measure(self, token_ids: list[int], num_steps: int) -> Blocks:
-        """One block: a prompt, and that many decode steps."""
+        """Measure one block: a prompt, then `num_steps` decode steps."""
 
 
 class EngineSide:
-    """The engine under its default plan. Each side gives its threads back when it is measured (`release_threads`)."""
+    """The engine under its default plan. After a block a side releases its threads (`release_threads`)."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -59,7 +58,7 @@ class EngineSide:
         for event in self.engine.submit(token_ids, sampling):
             if isinstance(event, TextDelta):
                 num_deltas += 1
-                if num_deltas == 2:  # the prefill step is in the accumulators, decode steps follow
+                if num_deltas == 2:  # the accumulators now hold the prefill step; decode steps follow
                     begin = self._accumulators()
             elif isinstance(event, Finished):
                 stats = event.result.stats
@@ -70,18 +69,18 @@ class EngineSide:
         return Blocks([len(token_ids) / seconds], [decode], [1 - forward / step] if step > 0 else [])
 
     def _accumulators(self) -> tuple[float, float]:
-        """Seconds of steps and of their forwards, read between two steps (they are added one after the other)."""
-        found = (0.0, 0.0)
+        """Seconds of all steps and of their forwards. Read until they stand still: the engine adds to both at every step."""
+        seconds = (0.0, 0.0)
         for _ in range(100):
-            found = (self.engine.loop.step_seconds, self.engine.loop.forward_seconds)
+            seconds = (self.engine.loop.step_seconds, self.engine.loop.forward_seconds)
             time.sleep(2e-4)
-            if found == (self.engine.loop.step_seconds, self.engine.loop.forward_seconds):
+            if seconds == (self.engine.loop.step_seconds, self.engine.loop.forward_seconds):
                 break
-        return found
+        return seconds
 
 
 class TransformersSide:
-    """transformers' model of the same config with random weights: eager, attention as it chooses, the same dtype."""
+    """transformers' model of the same config and dtype with random weights: eager, with its own choice of attention."""
 
     def __init__(self, engine: Engine) -> None:
         import torch
@@ -111,7 +110,7 @@ class TransformersSide:
                 start = time.perf_counter()
                 out = self.model(token, None, None, out.past_key_values, use_cache=True)  # by position: 5.24 renamed it
                 token = out.logits[:, -1:].argmax(-1)
-                token.item()  # a token that nobody reads is no token
+                token.item()  # waits until the token is computed
                 times.append(time.perf_counter() - start)
         release_threads()
         return Blocks([len(token_ids) / prefill], [1e3 * median(times)])
@@ -125,24 +124,24 @@ def measure_in_turn(
     repeats: int,
     advance: Callable[[int, int], None],
 ) -> None:
-    """Warm every side up, then fill their blocks: A B A B."""
+    """Warm up every side, then measure their blocks in turn: A B A B."""
     generator = random.Random(0)
     total = (repeats + 1) * len(sides)
     for repeat in range(repeats + 1):
         token_ids = [generator.randrange(vocab_size) for _ in range(num_prompt_tokens)]
         for index, side in enumerate(sides):
             advance(repeat * len(sides) + index, total)
-            found = side.measure(token_ids, num_steps if repeat else min(4, num_steps))
+            blocks = side.measure(token_ids, num_steps if repeat else min(4, num_steps))
             if repeat:
-                side.blocks.prefill_tokens_per_second += found.prefill_tokens_per_second
-                side.blocks.decode_ms += found.decode_ms
-                side.blocks.outside_forward += found.outside_forward
+                side.blocks.prefill_tokens_per_second += blocks.prefill_tokens_per_second
+                side.blocks.decode_ms += blocks.decode_ms
+                side.blocks.outside_forward += blocks.outside_forward
             time.sleep(PAUSE)
     advance(total, total)
 
 
 def compare(ours: Blocks, theirs: Blocks) -> dict[str, Any]:
-    """How many times as fast: above 1 is ours."""
+    """Ratios of speed; above 1 the engine is faster."""
     return {
         "prefill": ratio(ours.prefill_tokens_per_second, theirs.prefill_tokens_per_second),
         "decode": ratio(theirs.decode_ms, ours.decode_ms),

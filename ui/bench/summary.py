@@ -11,7 +11,7 @@ _RESAMPLES = 2000
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Median, least, greatest and count."""
+    """Median, minimum, maximum and count."""
     return {
         "median": round(median(values), 4),
         "min": round(min(values), 4),
@@ -27,12 +27,12 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     """
     assert len(ours) == len(theirs), "pairs are measured in turn"
     generator, pairs = random.Random(0), list(zip(ours, theirs, strict=True))
-    found = sorted(_ratio(generator.choices(pairs, k=len(pairs))) for _ in range(_RESAMPLES))
+    resampled = sorted(_ratio(generator.choices(pairs, k=len(pairs))) for _ in range(_RESAMPLES))
     edge = _RESAMPLES // 40
     return {
         "ratio": round(_ratio(pairs), 4),
-        "low": round(found[edge], 4),
-        "high": round(found[-edge - 1], 4),
+        "low": round(resampled[edge], 4),
+        "high": round(resampled[-edge - 1], 4),
         "pairs": len(pairs),
     }
 

@@ -1,1 +1,1 @@
-"""The commands of `pitlane`, one module each, imported when chosen. `options` and `config` are what they share."""
+"""The commands of `pitlane`: a module per command, imported when the command is called. All share `options` and `config`."""

@@ -1,4 +1,4 @@
-"""What `pitlane run --batch` does between the two files: an engine, progress, a summary."""
+"""`pitlane run --batch`: an engine, progress and a summary around the two files of ui/batch_file.py."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from pitlane.engine.errors import BadOption
+from pitlane import BadOption
 from pitlane.ui.batch_file import Answers, Item, answer_all, read_items, sampling_of
 from pitlane.ui.render import Advance, note, print_json, progress
 from pitlane.ui.session import Chat, EngineOptions, add_documents
 
 if TYPE_CHECKING:
-    from pitlane.engine.stream import Stream
-    from pitlane.engine.types import SamplingParams
+    from pitlane import SamplingParams, Stream
 
 INTERRUPTED = 130
 SOME_FAILED = 1
-CHANGES_ANSWERS = ("model", "plugins", "plugin_options", "dtype")  # of the engine's options
+CHANGES_ANSWERS = ("model", "plugins", "plugin_options", "dtype")  # options of the engine
 
 
 @dataclass(slots=True)
@@ -33,7 +32,7 @@ class BatchRun:
     failed: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self, prompts: Path, out: Path, as_json: bool) -> int:
-        """Answer what is not answered yet, and what failed again; the exit code."""
+        """Answer all prompts that have no answer yet, and return the exit code."""
         if out.exists() and out.samefile(prompts):
             raise BadOption(f"{out} holds the prompts; give another --out")
         documents = add_documents(self.doc, self.options.plugins_dir)
@@ -42,15 +41,15 @@ class BatchRun:
         items = read_items(prompts, (self.sampling, self.template, hashes, engine_options))
         started = perf_counter()
         with Answers(out, items) as answers, progress("Answering") as advance:
-            num_found = len(items) - len(answers.todo)
+            num_present = len(items) - len(answers.todo)
             try:
                 if answers.todo:
                     self._answer(len(items), documents, answers, advance)
             except KeyboardInterrupt:
-                note(f"stopped; the same command goes on behind what {out} holds")
+                note(f"stopped; the same command goes on after the answers in {out}")
                 return INTERRUPTED
             answers.put_in_order(items)
-        self._report(len(items), num_found, out, perf_counter() - started, as_json)
+        self._report(len(items), num_present, out, perf_counter() - started, as_json)
         return SOME_FAILED if self.failed else 0
 
     def _answer(self, num_items: int, documents: list[Any], answers: Answers, advance: Advance) -> None:
@@ -77,13 +76,13 @@ class BatchRun:
         for sample in answer.get("samples") or [answer]:
             self.completion_tokens += len(sample.get("token_ids", ()))
 
-    def _report(self, num_prompts: int, num_found: int, out: Path, seconds: float, as_json: bool) -> None:
+    def _report(self, num_prompts: int, num_present: int, out: Path, seconds: float, as_json: bool) -> None:
         if as_json:
             print_json(
                 {
                     "out": str(out),
                     "prompts": num_prompts,
-                    "found": num_found,
+                    "found": num_present,
                     "failed": self.failed,
                     "completion_tokens": self.completion_tokens,
                     "seconds": round(seconds, 3),
@@ -91,7 +90,7 @@ class BatchRun:
             )
             return
         parts = [f"{num_prompts - len(self.failed)} answers in {out}"]
-        parts += [f"{num_found} of them were there"] if num_found else []
+        parts += [f"{num_present} of them were there before"] if num_present else []
         parts += [f"{len(self.failed)} failed"] if self.failed else []
         parts += [f"{self.completion_tokens} tokens in {seconds:.1f} s"] if self.completion_tokens else []
         note(" · ".join(parts))

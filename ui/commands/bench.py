@@ -10,31 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pitlane import SamplingParams
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.commands.options import MOST, as_json, engine_options
+from pitlane.ui.plugin_text import parse_settings
 from pitlane.ui.render import note, print_json, print_table, progress
 from pitlane.ui.session import Chat, EngineOptions, add_documents
 
 if TYPE_CHECKING:
-    from pitlane.engine.engine import Engine
-    from pitlane.engine.plan.plan import Plan
-    from pitlane.engine.text.tokenizer import Prompt
+    from pitlane import Engine, Plan, Prompt
     from pitlane.storage.types import Document, Run, StoredDocument
     from pitlane.ui.bench.speed import Side
 
-MARGIN = 64  # tokens of context beside prompt and answer
+MARGIN = 64  # tokens of context after prompt and answer
 
 
 @click.group(invoke_without_command=True)
 @engine_options
 @click.option("--prompt-tokens", type=click.IntRange(1), default=512, show_default=True, metavar="N")
 @click.option(
-    "--steps", type=click.IntRange(2), default=32, show_default=True, metavar="N", help="Decode steps a block."
+    "--steps", type=click.IntRange(2), default=32, show_default=True, metavar="N", help="Decode steps per block."
 )
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Blocks per side.")
 @click.option(
-    "--repeats", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Blocks of each side."
+    "--vs", type=click.Choice(["transformers"]), help="Also measure this library, in turn, with random weights."
 )
-@click.option("--vs", type=click.Choice(["transformers"]), help="Measure this beside, in turn, with random weights.")
 @as_json
 @click.pass_context
 def bench(
@@ -66,7 +66,7 @@ def bench(
             measure_in_turn(list(sides.values()), vocab_size, prompt_tokens, steps, repeats, advance)
         report = _head(engine) | {"prompt_tokens": prompt_tokens, "steps": steps}
     blocks: dict[str, Blocks] = {name: side.blocks for name, side in sides.items()}
-    report |= {name: found.to_json() for name, found in blocks.items()}
+    report |= {name: side.blocks.to_json() for name, side in sides.items()}
     if vs:
         report["ratio"] = compare(blocks["pitlane"], blocks[vs])
     _print(
@@ -82,9 +82,11 @@ def bench(
     multiple=True,
     metavar="SET",
     help="A plugin set, as in --plugins. Repeatable; the first "
-    "is compared with.  [default: what is on, then with each other plugin and without each of those]",
+    "is compared with.  [default: the default set, then the set with one more plugin or one less]",
 )
-@click.option("--prompts", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="One prompt a line.")
+@click.option(
+    "--prompts", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="A file with one prompt per line."
+)
 @click.option("--doc", multiple=True, metavar="FILE", help="Ask over this document. Repeatable.")
 @click.option("--max-tokens", type=click.IntRange(2), default=128, show_default=True, metavar="N")
 @click.option("--temperature", type=float, default=0.0, show_default=True, metavar="T")
@@ -103,7 +105,6 @@ def plugins(
     as_json: bool,
 ) -> None:
     """Compare plugin sets on the same prompts: tokens per step, speed, and whether the ids are the same."""
-    from pitlane.engine.types import SamplingParams
     from pitlane.ui.bench.plans import PROMPTS, compare_plans, own_home
 
     sampling = SamplingParams(max_tokens, temperature, seed=seed)
@@ -118,7 +119,7 @@ def plugins(
     headers = ["plugins", "tokens/step", "accepted", "tok/s", "speed (95 %)", "TTFT ms", "identical ids"]
     _print(report, _plan_rows(report["sets"]), headers, as_json)
     if any(row["exactness"] == "identical" and not row["identical"] for row in report["sets"]):
-        note(f"identical means: proved in float64; in {report['dtype']} other shapes of a forward round otherwise")
+        note(f"identical is proved in float64; in {report['dtype']} a forward of another shape rounds differently")
 
 
 @bench.command()
@@ -147,9 +148,7 @@ def _history_row(run: Run) -> list[Any]:
 
 
 def _plans(engine: Engine, sets: Sequence[str]) -> dict[str, Plan]:
-    """The plans of the sets that were named; else the default one, and one for each plugin switched, where that can serve."""
-    from pitlane.engine.plan.plan import parse_settings
-
+    """Plans of the named sets. Without sets: the default plan, and a plan for every plugin that can be added or removed."""
     default, registry = engine.default_plan.settings, engine.registry
     names = sets or [f"{'-' if name in default else '+'}{name}" for name in sorted(registry.togglable())]
     plans = {} if sets else {"default": engine.default_plan}
@@ -214,20 +213,20 @@ def _plan_rows(sets: list[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
-def _interval(found: dict[str, Any]) -> str:
-    return f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+def _interval(ratio: dict[str, Any]) -> str:
+    return f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
 
 def _lines(path: str) -> list[str]:
     try:
-        found = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise PitlaneError(
-            f"{path} cannot be read as text ({error}); give a UTF-8 file with one prompt a line"
+            f"{path} cannot be read as text ({error}); give a UTF-8 file with one prompt per line"
         ) from None
-    if not found:
-        raise PitlaneError(f"{path} holds no prompt; write one a line")
-    return found
+    if not lines:
+        raise PitlaneError(f"{path} holds no prompt; write one prompt per line")
+    return lines
 
 
 def _prompts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pitlane.engine.types import SamplingParams
+from pitlane import SamplingParams
 from pitlane.ui.commands.options import engine_options, prompt_options, sampling_options
 from pitlane.ui.session import Chat, EngineOptions, add_documents
 
@@ -26,7 +26,7 @@ def chat(
     load: str | None,
     save: bool,
 ) -> None:
-    """Talk with a model. /help lists what else can be done; Ctrl-C stops an answer, twice leaves.
+    """Talk with a model. /help lists the commands; Ctrl-C stops an answer, twice leaves.
 
     \b
     pitlane chat --doc report.pdf

@@ -1,12 +1,12 @@
-"""Values of options that stand elsewhere than on the command line: in the environment, and in `config.toml` of PITLANE_HOME.
+"""Values of options from the environment, and from `config.toml` in PITLANE_HOME.
 
     [defaults]                      # every command that has the option
     model = "Qwen/Qwen3-0.6B"
     [chat]                          # one command
     temperature = 0.7
 
-Keys are the long options without dashes in front; `PITLANE_MAX_TOKENS` is `--max-tokens`. A value means what it means after
-a flag. What stands there and cannot be is named with the variable, or with the file and the line.
+Keys are the long options without the leading dashes; `PITLANE_MAX_TOKENS` is `--max-tokens`. A value means the same as after a
+flag. An error about a value names the variable, or the file and the line.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pitlane.ui.commands.config_file import SHARED, ConfigFile, key_of
 
 log = logging.getLogger(__name__)
 PREFIX = "PITLANE_"
-SETTINGS = tuple(PREFIX + name for name in ("HOME", "DEBUG", "LOAD"))  # variables that are no options
-SHORTEST = 3  # characters of a value that is recognised in a message by itself
+SETTINGS = tuple(PREFIX + name for name in ("HOME", "DEBUG", "LOAD"))  # variables that are not options
+SHORTEST = 3  # characters; a shorter value in a message may be there by chance
 
 
 class Given(NamedTuple):
@@ -45,11 +45,11 @@ class Given(NamedTuple):
         return self.place if self.place == self.key else f"{self.place}, {self.key}"
 
 
-Commands = Callable[[], Mapping[str, click.Command]]  # all of them by name, loaded when it is called
+Commands = Callable[[], Mapping[str, click.Command]]  # loads all commands, by name
 
 
 def bind(name: str, command: click.Command, commands: Commands) -> None:
-    """Give a command, and each command below it, its values from the environment and from the file."""
+    """Give a command and its subcommands their values from the environment and from the file."""
     _name_variables(command)
     _check_variables(command, commands)
     file = _config_file()
@@ -58,20 +58,20 @@ def bind(name: str, command: click.Command, commands: Commands) -> None:
 
 
 def given(name: str, command: click.Command) -> list[Given]:
-    """The values that `bind` found, those of the environment first."""
-    parameters = [pair for each in _family(command) for pair in _parameters(each).items()]
-    variables = [(param.name or "", key, _variable(key) or "") for key, param in parameters]
-    found = [Given(param, name, os.environ[name], name) for param, _, name in variables if name in os.environ]
+    """Values from the environment, then values from the file."""
+    parameters = [pair for member in _family(command) for pair in _parameters(member).items()]
+    variables = [(param.name or "", _variable(key) or "") for key, param in parameters]
+    values = [Given(param, name, os.environ[name], name) for param, name in variables if name in os.environ]
     file = _config_file()
     for key, param in parameters:
         for section, written in file.keys(name).get(key, ())[-1:]:
             value = file.tables[section][written]
-            found.append(Given(param.name or "", written, str(value), file.place(section, written)))
-    return found
+            values.append(Given(param.name or "", written, str(value), file.place(section, written)))
+    return values
 
 
 def explain(error: click.BadParameter, values: Iterable[Given]) -> str | None:
-    """The message of a bad value with the place where it stands; None if it stands on the command line."""
+    """The message about a bad value, with the place of the value; None for a value of the command line."""
     if error.ctx is None or error.param is None or error.param.name is None:
         return None
     source = error.ctx.get_parameter_source(error.param.name)
@@ -85,21 +85,21 @@ def explain(error: click.BadParameter, values: Iterable[Given]) -> str | None:
 
 
 def places(message: str, values: Iterable[Given]) -> list[str]:
-    """Where the values stand that a message is about: those named in it."""
+    """Places of the values that a message names."""
     words = set(re.findall(r"\w+", message))
-    found: dict[str, str] = {}
+    sentences: dict[str, str] = {}
     for given in values:
         is_named = given.param in words or len(given.value) >= SHORTEST
         if is_named and given.value in message and given.place not in message:
-            found.setdefault(given.param, f"it is set in {given.where}")
-    return list(found.values())
+            sentences.setdefault(given.param, f"it is set in {given.where}")
+    return list(sentences.values())
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """`did you mean ...?`, or what is known."""
-    known = sorted(set(known))
-    close = get_close_matches(word, known, 1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+    """`did you mean ...?`, or the list of known words."""
+    names = sorted(set(known))
+    close = get_close_matches(word, names, 1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
 
 
 # ---- the environment
@@ -112,13 +112,13 @@ def _variable(key: str) -> str | None:
 
 
 def _name_variables(command: click.Command) -> None:
-    for each in _family(command):
-        for key, param in _parameters(each).items():
+    for member in _family(command):
+        for key, param in _parameters(member).items():
             param.envvar = param.envvar or _variable(key)
 
 
 def _check_variables(command: click.Command, commands: Commands) -> None:
-    """Warn of variables that nothing reads."""
+    """Warn about PITLANE_ variables that nothing reads."""
     settings = {name.removeprefix(PREFIX) for name in SETTINGS}
     given = {name.removeprefix(PREFIX) for name in os.environ if name.startswith(PREFIX)}
     unknown = given - settings - {key.upper() for key in _options(command)}
@@ -135,12 +135,12 @@ def _check_variables(command: click.Command, commands: Commands) -> None:
 def _config_file() -> ConfigFile:
     try:
         return ConfigFile.read(home() / "config.toml")
-    except StorageError:  # a command that needs the folder says so; `doctor` and `--help` do not need it
+    except StorageError:  # a command that needs the folder raises it; `doctor` and `--help` work without
         return ConfigFile(Path(), "", {})
 
 
 def _check_names(file: ConfigFile, name: str, command: click.Command, commands: Commands) -> None:
-    """Refuse a section that is no command, and a key that is no option."""
+    """Refuse a section that is not a command, and a key that is not an option."""
     for section in file.tables:
         if section not in (SHARED, name) and section not in commands():
             words = suggestion(section, [SHARED, *commands()])
@@ -156,11 +156,11 @@ def _check_names(file: ConfigFile, name: str, command: click.Command, commands: 
 
 
 def _set_defaults(file: ConfigFile, name: str, command: click.Command) -> None:
-    found = file.keys(name)
-    for each in _family(command):
-        values = each.context_settings["default_map"] = {}
-        for key, param in _parameters(each).items():
-            for section, written in found.get(key, ())[-1:]:
+    keys = file.keys(name)
+    for member in _family(command):
+        values = member.context_settings["default_map"] = {}
+        for key, param in _parameters(member).items():
+            for section, written in keys.get(key, ())[-1:]:
                 value = file.tables[section][written]
                 try:
                     values[param.name or ""] = _as_typed(param, value)
@@ -169,7 +169,7 @@ def _set_defaults(file: ConfigFile, name: str, command: click.Command) -> None:
 
 
 def _as_typed(param: click.Parameter, value: Any) -> Any:
-    """The value as if it had been typed: as text, but for flags and for options that may be repeated."""
+    """The value as if it had been typed: a text, a bool for a flag, a list for a repeatable option."""
     if getattr(param, "is_flag", False):
         if not isinstance(value, bool):
             raise ValueError(f"{value!r} is neither true nor false")
@@ -189,8 +189,8 @@ def _text(value: Any) -> str:
 
 
 def _options(command: click.Command) -> set[str]:
-    """Options of a command and of those below it."""
-    return {key for each in _family(command) for key in _parameters(each)}
+    """Options of a command and of its subcommands."""
+    return {key for member in _family(command) for key in _parameters(member)}
 
 
 def _parameters(command: click.Command) -> dict[str, click.Parameter]:
@@ -200,7 +200,7 @@ def _parameters(command: click.Command) -> dict[str, click.Parameter]:
 
 
 def _family(command: click.Command) -> Iterator[click.Command]:
-    """A command and those below it."""
+    """A command and its subcommands."""
     yield command
     for child in command.commands.values() if isinstance(command, click.Group) else ():
         yield from _family(child)

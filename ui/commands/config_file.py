@@ -1,4 +1,4 @@
-"""`config.toml`: its tables, and the line where each of its keys stands. Knows no command."""
+"""`config.toml`: its tables, and the line of every key. Knows no command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHARED = "defaults"
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """A configuration file: its tables, with keys as they are written."""
+    """A configuration file; its tables have the keys as they are written."""
 
     path: Path
     text: str
@@ -23,7 +23,7 @@ class ConfigFile:
 
     @classmethod
     def read(cls, path: Path) -> ConfigFile:
-        """Read a file; one that does not exist has no tables."""
+        """Read a file; a file that does not exist has no tables."""
         try:
             text = path.read_text(encoding="utf-8-sig")
             tables = tomllib.loads(text)
@@ -38,24 +38,24 @@ class ConfigFile:
         return file
 
     def place(self, section: str, key: str | None = None) -> str:
-        """The file and the line where a section or a key of it ends: the first lines that hold it and can be read."""
+        """The file, and the line on which a section or its key ends: up to this line the text parses and holds it."""
         lines = self.text.splitlines()
         for number in range(1, len(lines) + 1):
             try:
-                found = tomllib.loads("\n".join(lines[:number]))
+                tables = tomllib.loads("\n".join(lines[:number]))
             except tomllib.TOMLDecodeError:
                 continue
-            if section in found and (key is None or key in found[section]):
+            if section in tables and (key is None or key in tables[section]):
                 return f"{self.path}, line {number}"
         return str(self.path)
 
     def keys(self, name: str) -> dict[str, list[tuple[str, str]]]:
-        """Where the options of a command stand, as (section, key as it is written); the last one counts."""
-        found: dict[str, list[tuple[str, str]]] = {}
+        """Places of the options of a command, as (section, key as it is written); the last place counts."""
+        places: dict[str, list[tuple[str, str]]] = {}
         for section in (SHARED, name):
             for written in self.tables.get(section, {}):
-                found.setdefault(key_of(written), []).append((section, written))
-        return found
+                places.setdefault(key_of(written), []).append((section, written))
+        return places
 
 
 def key_of(option: str) -> str:

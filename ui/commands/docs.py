@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pitlane import SamplingParams
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import whole_text
 from pitlane.ui.commands.options import BYTES, MOST, as_json, engine_options
@@ -19,7 +20,7 @@ from pitlane.ui.render import note, print_json, print_table, progress, say, size
 from pitlane.ui.session import Chat, EngineOptions, add_document, read_answer
 
 if TYPE_CHECKING:
-    from pitlane.engine.text.tokenizer import Prompt
+    from pitlane import Engine
     from pitlane.storage.types import Document, StoredDocument
 
 
@@ -37,7 +38,7 @@ def docs() -> None:
 def add(ctx: click.Context, options: EngineOptions, prefill: bool, as_json: bool, files: tuple[str, ...]) -> None:
     """Store documents, and compute their KV so that the first question starts fast.
 
-    A file that cannot be read is named, and the others are added. The exit code is 1 then, and 2 if all files failed.
+    A file that cannot be read is named, and all other files are added. The exit code is then 1, or 2 if every file failed.
     """
     added, failed = _store(files, options.plugins_dir)
     if not added:
@@ -62,7 +63,7 @@ def add(ctx: click.Context, options: EngineOptions, prefill: bool, as_json: bool
 def _store(
     files: Sequence[str], plugins_dir: str | None
 ) -> tuple[list[tuple[dict[str, Any], Document, StoredDocument]], list[dict[str, str]]]:
-    """Store every file that can be read: a row of the report each, and what was said of the others."""
+    """Store all files that can be read. Returns them with their rows of the report, and rows for the files that failed."""
     from pitlane.storage.db import Store
 
     added, failed = [], []
@@ -90,16 +91,14 @@ def _report(rows: list[dict[str, Any]], failed: list[dict[str, str]], prefill: b
         kv = f", {size(row['kv_bytes'])} of KV saved" if row["kv_bytes"] else ""
         say(f"{row['id']}  {row['title']}: {row['num_pages']} pages, {row['num_chars']} characters{kv}")
     if prefill and not all(row["kv_bytes"] for row in rows):
-        note("KV is saved by the plugin prefix_cache, for documents from its min_tokens on")
+        note("the plugin prefix_cache saves KV, for documents of at least min_tokens tokens")
 
 
-def _prefill(engine: Any, document: Document, stored: StoredDocument) -> dict[str, Any]:
-    """Compute the KV of everything up to the document's end; what that took."""
-    from pitlane.engine.types import SamplingParams
-
+def _prefill(engine: Engine, document: Document, stored: StoredDocument) -> dict[str, Any]:
+    """Compute the KV of the prompt up to the document's end. Returns counts of tokens and the time."""
     chat = Chat(engine.tokenizer)
     chat.add(document, stored)
-    prompt: Prompt = chat.ask("?")
+    prompt = chat.ask("?")
     if prompt.segments:
         prompt = replace(prompt, token_ids=prompt.token_ids[: prompt.segments[-1].end])
     started = time.perf_counter()
@@ -154,9 +153,9 @@ def rm(name: str) -> None:
 def cache() -> None:
     """The saved KV on disk.
 
-    A document's KV is saved for its place in a prompt: the same document behind another one, for another model, in another
-    dtype is another entry. Entries that are not pinned go, the longest unused first, when new ones need the space
-    (prefix_cache.disk_gb).
+    A document's KV is saved for its place in a prompt: the same document after another document, for another model or in
+    another dtype is another entry. When new entries need the space (prefix_cache.disk_gb), old entries are removed, the
+    longest unused first, but no pinned entry.
     """
 
 
@@ -171,7 +170,7 @@ def ls(as_json: bool) -> None:
     if as_json:
         print_json(rows)
     elif not rows:
-        note("no saved KV; it comes with the first question on a document, or: pitlane docs add FILE")
+        note("no saved KV; it is saved at the first question on a document, or by: pitlane docs add FILE")
     else:
         cells = [
             [row["id"], row["title"], row["num_tokens"], size(row["num_bytes"]), _date(row["last_used"]),
@@ -193,8 +192,8 @@ def prune(keep: int | None, as_json: bool) -> None:
 
     with Store() as store:
         removed = store.prefixes.prune(keep or 0)
-        rest = store.prefixes.list()
-    freed, left = sum(prefix.num_bytes for prefix in removed), sum(prefix.num_bytes for prefix in rest)
+        remaining = store.prefixes.list()
+    freed, left = sum(prefix.num_bytes for prefix in removed), sum(prefix.num_bytes for prefix in remaining)
     if as_json:
         print_json({"removed": [prefix.id for prefix in removed], "freed_bytes": freed, "left_bytes": left})
         return
@@ -202,13 +201,13 @@ def prune(keep: int | None, as_json: bool) -> None:
         say(f"{prefix.id}  {prefix.title}: {prefix.num_tokens} tokens, {size(prefix.num_bytes)}")
     say(f"removed {len(removed)}, freed {size(freed)}, {size(left)} left")
     if left > (keep or 0):
-        note("what is left is pinned; let it go with: pitlane docs cache unpin ID")
+        note("what is left is pinned; unpin an entry with: pitlane docs cache unpin ID")
 
 
 @cache.command()
 @click.argument("prefix_ids", type=click.IntRange(1, MOST), nargs=-1, required=True, metavar="ID...")
 def pin(prefix_ids: tuple[int, ...]) -> None:
-    """Keep saved KV from being pruned (by the numbers that `ls` shows)."""
+    """Keep saved KV from being pruned; ID is a number that `ls` shows."""
     _pin(prefix_ids, True)
 
 
@@ -220,7 +219,7 @@ def unpin(prefix_ids: tuple[int, ...]) -> None:
 
 
 def _pin(prefix_ids: tuple[int, ...], pinned: bool) -> None:
-    """All of them, or none if one is unknown."""
+    """Pin or unpin all entries, or none if an id is unknown."""
     from pitlane.storage.db import Store
 
     with Store() as store:

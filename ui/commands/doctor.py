@@ -1,6 +1,6 @@
-"""`pitlane doctor`: versions, the machine, and whether each part works. What to attach to a bug report.
+"""`pitlane doctor`: versions, the machine, and whether every part works. Attach its output to a bug report.
 
-Every check is on its own: one that raises is reported as failed, and the rest go on. Exit code 1 if any failed.
+Checks are independent: a check that raises is reported as failed, and the next check goes on. Exit code 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from importlib.metadata import version
 
 import click
 
+from pitlane import SamplingParams
 from pitlane.storage.errors import PitlaneError, reason_of
 from pitlane.ui.bench.machine import machine, read_bandwidth, versions
 from pitlane.ui.commands.options import as_json
 from pitlane.ui.render import print_json, print_table, size
 
 PACKAGES = ("torch", "transformers", "gradio", "safetensors", "pluggy", "pydantic", "sqlite-utils", "pypdfium2")
-PROBE_BYTES = 1 << 16  # a full disk still takes an empty file
+PROBE_BYTES = 1 << 16  # an empty file fits even on a full disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         print_json({"ok": all(check.ok for check in checks), "checks": [asdict(check) for check in checks]})
     else:
-        print_table(["", "check", "found"], [["ok" if c.ok else "FAILED", c.name, c.detail] for c in checks])
+        print_table(["", "check", "result"], [["ok" if c.ok else "FAILED", c.name, c.detail] for c in checks])
     if not all(check.ok for check in checks):
         ctx.exit(1)
 
@@ -74,25 +75,25 @@ def _check(name: str, part: Callable[[], str]) -> Check:
 
 
 def _packages() -> str:
-    found = versions(PACKAGES)
-    missing = [name for name in PACKAGES if name not in found]
+    installed = versions(PACKAGES)
+    missing = [name for name in PACKAGES if name not in installed]
     if missing:
         raise PitlaneError(f"not installed: {', '.join(missing)}; run: python -m pip install --upgrade pitlane")
-    return ", ".join(f"{name} {number}" for name, number in found.items())
+    return ", ".join(f"{name} {number}" for name, number in installed.items())
 
 
 def _cpu() -> str:
-    found = machine()
-    return f"{found['cpu']}, {found['cores']} cores, {found['threads']} threads, {' '.join(found['features'])}"
+    facts = machine()
+    return f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, {' '.join(facts['features'])}"
 
 
 def _kernels() -> str:
     from pitlane.kernels import attention, linear, ops
 
     reasons = {"linear": linear.unavailable(), "attention": attention.unavailable(64), "ops": ops.unavailable()}
-    found = {name: reason or "ok" for name, reason in reasons.items()}
-    found["linear"] += " with AMX" if linear.has_amx() else ""
-    return ", ".join(f"{name}: {state}" for name, state in found.items())
+    states = {name: reason or "ok" for name, reason in reasons.items()}
+    states["linear"] += " with AMX" if linear.has_amx() else ""
+    return ", ".join(f"{name}: {state}" for name, state in states.items())
 
 
 def _gpu() -> str:
@@ -102,8 +103,8 @@ def _gpu() -> str:
 def _memory() -> str:
     import psutil
 
-    found = psutil.virtual_memory()
-    return f"{size(found.total)}, {size(found.available)} free"
+    memory = psutil.virtual_memory()
+    return f"{size(memory.total)}, {size(memory.available)} free"
 
 
 def _bandwidth() -> str:
@@ -118,7 +119,9 @@ def _home() -> str:
     try:
         probe.write_bytes(bytes(PROBE_BYTES))
     except OSError as error:
-        raise PitlaneError(f"{folder} cannot be written ({reason_of(error)}); set PITLANE_HOME to another") from None
+        raise PitlaneError(
+            f"{folder} cannot be written ({reason_of(error)}); set PITLANE_HOME to another folder"
+        ) from None
     finally:
         probe.unlink(missing_ok=True)
     return str(folder)
@@ -140,14 +143,12 @@ def _bundled() -> str:
 
     started = time.perf_counter()
     with EngineOptions(plugins="").build() as engine:
-        from pitlane.engine.types import SamplingParams
-
         result = engine.generate("Hello", SamplingParams(max_tokens=8, ignore_eos=True))
     return f"{result.stats['completion_tokens']} tokens in {time.perf_counter() - started:.1f} s, loading included"
 
 
 def _plugins() -> str:
-    from pitlane.engine.plan.registry import PluginRegistry
+    from pitlane import PluginRegistry
 
     entries = list(PluginRegistry.load())
     failed = [f"{entry.name} ({entry.source}): {entry.reason}" for entry in entries if entry.status == "failed"]

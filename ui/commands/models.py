@@ -1,4 +1,4 @@
-"""`pitlane models`: what `--model` can name here, and the Hugging Face cache."""
+"""`pitlane models`: models on this machine, and the Hugging Face cache."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from pitlane.ui.render import note, print_json, print_table, say, size
 
 @click.group()
 def models() -> None:
-    """Models in the Hugging Face cache, and those that need no download."""
+    """Models in the Hugging Face cache, and models that need no download."""
 
 
 @models.command()
 @as_json
 def ls(as_json: bool) -> None:
-    """List the models that are here."""
-    from pitlane.engine.models.hub import cached_models
-    from pitlane.engine.models.presets import PRESETS
+    """List the models on this machine."""
+    from pitlane.models import PRESETS, cached_models
 
     rows: list[dict[str, Any]] = [
         {"name": model.name, "path": str(model.path), "bytes": model.num_bytes, "reason": model.reason}
@@ -42,12 +41,9 @@ def ls(as_json: bool) -> None:
 @click.argument("name", metavar="ID")
 def pull(name: str) -> None:
     """Download a model, as owner/name."""
-    from pitlane.engine.models import hub
-    from pitlane.engine.models.config import ModelConfig
+    from pitlane.models import pull as download
 
-    path = hub.pull(name)
-    ModelConfig.from_folder(path)  # says now, not at the first question, if it cannot be run
-    say(str(path))
+    say(str(download(name)))
 
 
 @models.command()
@@ -55,8 +51,8 @@ def pull(name: str) -> None:
 @click.argument("name", metavar="ID")
 def rm(yes: bool, name: str) -> None:
     """Delete a model from the Hugging Face cache, which other programs may use too."""
-    from pitlane.engine.models import hub
+    from pitlane.models import remove
 
     if not yes and sys.stdin.isatty():
         click.confirm(f"Delete {name} from the Hugging Face cache?", abort=True)
-    say(f"removed {name}, freed {size(hub.remove(name))}")
+    say(f"removed {name}, freed {size(remove(name))}")

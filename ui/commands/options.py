@@ -1,7 +1,7 @@
 """Options that commands share, and values with units: `32k` tokens, `2GB`.
 
-`engine_options` and `sampling_options` gather their flags and pass the command one `EngineOptions` and one
-`SamplingParams`; what they accept and what it defaults to stands here alone.
+`engine_options` and `sampling_options` gather their flags into one `EngineOptions` and one `SamplingParams` for the command. Only
+this module declares values and defaults of these flags.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pitlane import SamplingParams
 from pitlane.storage.types import whole_text
 from pitlane.ui.session import EngineOptions
 
 if TYPE_CHECKING:
-    from pitlane.engine.types import SamplingParams
-
     IntType = click.ParamType[int]
     TextType = click.ParamType[str]
 else:
     IntType = TextType = click.ParamType  # generic from click 8.5 on
 
-MOST = 1 << 62  # of a count; the database and torch take 64 bits
+MOST = 1 << 62  # largest count: the database and torch have 64 bits
 THREADS = click.IntRange(1, 1024)
 DTYPES = ["float64", "float32", "bfloat16", "float16"]
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -38,11 +37,11 @@ class TokenCount(IntType):
     name = "tokens"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = _NUMBER.fullmatch(str(value).strip())
-        unit = {"": 1, "k": 1024, "m": 1024**2}.get(found[2].lower()) if found else None
-        if found is None or unit is None or not 1 <= float(found[1]) * unit <= MOST:
+        match = _NUMBER.fullmatch(str(value).strip())
+        unit = {"": 1, "k": 1024, "m": 1024**2}.get(match[2].lower()) if match else None
+        if match is None or unit is None or not 1 <= float(match[1]) * unit <= MOST:
             self.fail(f"{value!r} is not a number of tokens; write 4096 or 32k", param, ctx)
-        return int(float(found[1]) * unit)
+        return int(float(match[1]) * unit)
 
 
 class ByteCount(IntType):
@@ -51,15 +50,15 @@ class ByteCount(IntType):
     name = "bytes"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = _NUMBER.fullmatch(str(value).strip())
-        size = _SIZES.get(found[2].lower().removesuffix("b")) if found else None
-        if found is None or size is None or not 1 <= float(found[1]) * size <= MOST:
+        match = _NUMBER.fullmatch(str(value).strip())
+        size = _SIZES.get(match[2].lower().removesuffix("b")) if match else None
+        if match is None or size is None or not 1 <= float(match[1]) * size <= MOST:
             self.fail(f"{value!r} is not a number of bytes; write 500MB, 2GB or 2GiB", param, ctx)
-        return int(float(found[1]) * size)
+        return int(float(match[1]) * size)
 
 
 class Text(TextType):
-    """A text for the model. Its letters are read as UTF-8, whatever the locale."""
+    """A text for the model, read as UTF-8 whatever the locale."""
 
     name = "text"
 
@@ -68,7 +67,7 @@ class Text(TextType):
 
 
 class PluginSet(click.Option):
-    """`--plugins`: unlike other options, an empty value in the environment counts (the bare core)."""
+    """`--plugins`: unlike for other options, an empty value in the environment counts (the bare core)."""
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         import os
@@ -108,13 +107,13 @@ _PROMPT_OPTIONS = [
     click.option("--doc", "-d", multiple=True, metavar="FILE",
                  help="A PDF, text or markdown file to answer over, or a stored document's id. Repeatable."),
     click.option("--system", type=TEXT, metavar="TEXT", help="System prompt."),
-    click.option("--think/--no-think", "think", default=None, help="Let models that can reason first do so, or not."),
+    click.option("--think/--no-think", "think", default=None, help="Whether a model that can reason does so first."),
 ]  # fmt: skip
 as_json = click.option("--json", "as_json", is_flag=True, envvar="PITLANE_JSON", help="Print one JSON document.")
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of an engine; the command gets them as `options: EngineOptions`."""
+    """Add the options of an engine; the command gets `options: EngineOptions`."""
 
     @functools.wraps(command)
     def gathered(*args: Any, **values: Any) -> Any:
@@ -125,7 +124,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of sampling; the command gets them as `sampling: SamplingParams`."""
+    """Add the options of sampling; the command gets `sampling: SamplingParams`."""
 
     @functools.wraps(command)
     def gathered(*args: Any, **values: Any) -> Any:
@@ -136,13 +135,11 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--doc`, `--system` and `--think`, passed as they are."""
+    """Add `--doc`, `--system` and `--think`; the command gets them unchanged."""
     return _decorate(command, _PROMPT_OPTIONS)
 
 
 def _sampling(**values: Any) -> SamplingParams:
-    from pitlane.engine.types import SamplingParams
-
     return SamplingParams(**values)
 
 

@@ -1,6 +1,6 @@
-"""`pitlane plugins`: what was found, what each does to the output, and its options.
+"""`pitlane plugins`: all plugins on this machine, with exactness and options.
 
-Only `check`, which runs a model, imports torch.
+Only `check` runs a model and imports torch.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from pitlane.engine.plan.plugin import EXACTNESS
-from pitlane.engine.plan.registry import PluginEntry, PluginRegistry
+from pitlane import EXACTNESS, PluginEntry, PluginRegistry
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.commands.options import as_json
 from pitlane.ui.render import print_json, print_table
@@ -24,21 +23,21 @@ plugins_dir = click.option(
 
 @click.group()
 def plugins() -> None:
-    """What plugins there are, and their options."""
+    """Plugins and their options."""
 
 
 @plugins.command("list")
 @plugins_dir
 @as_json
 def list_plugins(plugins_dir: str | None, as_json: bool) -> None:
-    """List all plugins that were found; failed ones with the reason."""
-    found = [describe(entry) for entry in PluginRegistry.load(plugins_dir)]
+    """List all plugins that were found, and the reason for which a plugin failed."""
+    rows = [describe(entry) for entry in PluginRegistry.load(plugins_dir)]
     if as_json:
-        print_json(found)
+        print_json(rows)
         return
     columns = ("name", "role", "exactness", "status", "source")
-    rows = [[*(row[column] or "" for column in columns), row["reason"] or row["summary"]] for row in found]
-    print_table([*columns, "summary"], rows)
+    cells = [[*(row[column] or "" for column in columns), row["reason"] or row["summary"]] for row in rows]
+    print_table([*columns, "summary"], cells)
 
 
 @plugins.command()
@@ -79,29 +78,29 @@ def info(plugins_dir: str | None, as_json: bool, name: str) -> None:
 def check(ctx: click.Context, plugins_dir: str | None, as_json: bool, model: str, name: str) -> None:
     """Compare answers with and without one plugin: does it keep the exactness that it declares?
 
-    A plugin that declares itself identical must give the same tokens, greedy and sampled, in float64. Of the others only failures
-    are found. Exit code 1 if the plugin breaks its promise.
+    A plugin that declares itself identical must give the same tokens, greedy and sampled, in float64. For other plugins, only
+    failures are reported. Exit code 1 if the plugin breaks its promise.
     """
     registry = PluginRegistry.load(plugins_dir)
     registry.get(name)  # an unknown name loads no model
-    from pitlane.engine.engine import Engine
+    from pitlane import Engine
     from pitlane.testing import check_plugin
 
     with Engine(model, dtype="float64", plugins={}, registry=registry) as engine:
-        found = check_plugin(engine, {name: {}})
+        outcome = check_plugin(engine, {name: {}})
     if as_json:
-        print_json({"name": name, **asdict(found)})
+        print_json({"name": name, **asdict(outcome)})
     else:
-        what = "answers compared" if found.exactness == "identical" else "answers, not compared"
-        verdict = "does not keep its promise" if found.broken else "nothing contradicts it"
-        click.echo(f"{name} declares {found.exactness}; {found.num_answers} {what}: {verdict}")
-        for line in found.broken:
+        answers = "answers compared" if outcome.exactness == "identical" else "answers, not compared"
+        verdict = "does not keep its promise" if outcome.broken else "nothing contradicts it"
+        click.echo(f"{name} declares {outcome.exactness}; {outcome.num_answers} {answers}: {verdict}")
+        for line in outcome.broken:
             click.echo(f"  {line}")
-    ctx.exit(1 if found.broken else 0)
+    ctx.exit(1 if outcome.broken else 0)
 
 
 def describe(entry: PluginEntry) -> dict[str, Any]:
-    """Everything that is known of a plugin, as JSON."""
+    """All facts about a plugin, as JSON."""
     plugin = entry.plugin
     return {
         "name": entry.name,
@@ -139,7 +138,7 @@ def _type(field: dict[str, Any]) -> str:
 
 
 def _range(field: dict[str, Any]) -> str:
-    """Bounds as an interval: `[1, 64]`, `(0, 10000]`, empty where there are none."""
+    """Bounds as an interval: `[1, 64]`, `(0, 10000]`; empty without bounds."""
     bounds = [part for part in field.get("anyOf", [field]) if any(key.endswith("imum") for key in map(str.lower, part))]
     if not bounds:
         return ""

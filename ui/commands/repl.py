@@ -1,7 +1,7 @@
-"""The loop of `pitlane chat`: reads lines, streams answers, and knows the /commands.
+"""The loop of `pitlane chat`: reads lines, streams answers, carries out /commands.
 
-Works on a terminal (readline, colours) and in a pipe. Answers go to standard output, all else to standard error. A turn
-that fails is taken back, so that the conversation holds only what was answered.
+Works on a terminal (readline, colours) and in a pipe. Answers go to standard output, everything else to standard error. A question
+that gets no answer is removed again, so that every question of the conversation has an answer.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.exceptions import Exit
 
-from pitlane.engine.errors import BadOption, PitlaneError
-from pitlane.engine.types import SamplingParams
+from pitlane import BadOption, PitlaneError, SamplingParams
 from pitlane.storage.types import whole_text
 from pitlane.ui.commands.transcript import Entry, Transcript
+from pitlane.ui.plugin_text import parse_settings
 from pitlane.ui.render import note, printable, progress, say, stats_line
 from pitlane.ui.session import Chat, EngineOptions, add_document, read_answer
 
 if TYPE_CHECKING:
-    from pitlane.engine.engine import Engine
+    from pitlane import Engine
     from pitlane.storage.db import Store
 
 INTERRUPTED = 130
@@ -55,7 +55,7 @@ class Repl:
     # ---- lines
 
     def loop(self) -> int:
-        """Read and do until the end; the exit code."""
+        """Read lines and act on them until the end; return the exit code."""
         if sys.stdin.isatty():
             import readline  # noqa: F401 (gives input() a history and editing)
         description = self.engine.loader.describe()
@@ -88,29 +88,29 @@ class Repl:
         text = line.lstrip().removeprefix(QUOTES)
         while not text.rstrip().endswith(QUOTES):
             text += "\n" + _input("… ")
-        return " " + text.rstrip().removesuffix(QUOTES).strip("\n")  # a message, even if it begins with /
+        return " " + text.rstrip().removesuffix(QUOTES).strip("\n")  # the space makes it a message, not a /command
 
     def do(self, line: str) -> None:
-        """Carry out a /command or answer a message (a space before / makes it a message)."""
+        """Carry out a /command, or answer a message. A space before / makes a message."""
         if not line.startswith("/"):
             self.ask(line.strip())
             return
-        name, _, rest = line[1:].partition(" ")
+        name, _, argument = line[1:].partition(" ")
         method = getattr(self, f"do_{name}", None)
         if method is None:
-            raise BadOption(f"unknown command /{name}; known: {', '.join('/' + known for known in commands())}")
-        method(rest.strip())
+            raise BadOption(f"unknown command /{name}; known: {', '.join('/' + command for command in commands())}")
+        method(argument.strip())
 
     # ---- answers
 
     def ask(self, text: str, index: int | None = None) -> None:
-        """Answer a message, print the line of stats, save. index: it replaces the entries from here on, once it is answered."""
+        """Answer a message, print its stats, save. index: the message replaces the entries from here on, once it has an answer."""
         before = self.transcript.entries
         self.transcript.entries = [*before[:index], Entry("user", text)]
         try:
             self._answer()
         except (PitlaneError, KeyboardInterrupt) as error:
-            self._interrupted = isinstance(error, KeyboardInterrupt)  # the second one: the first stops the answer
+            self._interrupted = isinstance(error, KeyboardInterrupt)  # a second Ctrl-C: the first aborts the answer
             self.transcript.entries = before
             raise
         if index is not None:
@@ -153,14 +153,14 @@ class Repl:
     def do_doc(self, file: str) -> None:
         """/doc FILE: add a document, in front of the conversation"""
         if not file:
-            raise BadOption("/doc wants a file, or the id of a stored document")
+            raise BadOption("/doc needs a file, or the id of a stored document")
         document, stored = add_document(self.store, file.strip("\"'"), self.options.plugins_dir)
         self.chat.add(document, stored)
         note(f"{stored.title}: {stored.num_pages} pages, {stored.num_chars} characters")
 
-    def do_docs(self, rest: str) -> None:
+    def do_docs(self, argument: str) -> None:
         """/docs [clear]: list the conversation's documents, or take them all out"""
-        if rest == "clear":
+        if argument == "clear":
             self.chat.documents.clear()
             self.chat.date = None
         for document in self.chat.documents:
@@ -170,8 +170,6 @@ class Repl:
 
     def do_plugins(self, text: str) -> None:
         """/plugins +a,-b: toggle plugins from the next turn on; a,b: exactly these; none: the bare core"""
-        from pitlane.engine.plan.plan import parse_settings
-
         if text:
             text = "" if text == "none" else text
             settings, replaced = parse_settings(text, (), self.plan.settings, self.engine.registry)
@@ -185,8 +183,6 @@ class Repl:
         name, _, value = text.replace("=", " ", 1).partition(" ")
         value = value.strip()
         if "." in name:
-            from pitlane.engine.plan.plan import parse_settings
-
             settings, _ = parse_settings(None, [f"{name}={value}"], self.plan.settings, self.engine.registry)
             self.plan = self.engine.plan(settings)
         elif name == "system":
@@ -197,7 +193,7 @@ class Repl:
             self.sampling = replace(self.sampling, **{name: _parse(name, value)})
         else:
             raise BadOption(
-                f"nothing is called {name!r}; /set knows {', '.join(SETTABLE)}, system, think, plugin.option"
+                f"there is no value {name!r}; /set knows {', '.join(SETTABLE)}, system, think, plugin.option"
             )
 
     def do_stats(self, _: str) -> None:
@@ -238,11 +234,13 @@ class Repl:
 
     def load(self, conversation_id: str) -> None:
         """Replace the conversation by a saved one, documents included."""
-        found = self.transcript.load(conversation_id)
-        self.do_docs("clear") if self.chat.documents else None
-        for document_id in found.document_ids:
+        conversation = self.transcript.load(conversation_id)
+        if self.chat.documents:
+            self.do_docs("clear")
+        for document_id in conversation.document_ids:
             self.chat.add(*add_document(self.store, document_id))
-        note(f"{found.title or found.id}: {found.num_messages} messages, {len(self.chat.documents)} documents")
+        title, num_documents = conversation.title or conversation.id, len(self.chat.documents)
+        note(f"{title}: {conversation.num_messages} messages, {num_documents} documents")
 
     def do_search(self, text: str) -> None:
         """/search TEXT: find saved conversations by their words"""
@@ -272,7 +270,7 @@ def _input(prompt: str) -> str:
 
 
 def _parse(name: str, value: str) -> Any:
-    """A sampling value from text, by the type of its field."""
+    """Parse a sampling value by the type of its field."""
     kind = SETTABLE[name]
     try:
         if kind.startswith("bool"):

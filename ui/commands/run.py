@@ -1,6 +1,6 @@
-"""`pitlane run`: one prompt, one answer; or a file of prompts, a file of answers.
+"""`pitlane run`: one prompt to one answer, or a file of prompts to a file of answers.
 
-Text streams to standard output, a line of stats follows on standard error.
+Text streams to standard output; a line of stats follows on standard error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from pitlane.engine.types import MAX_SAMPLES, Result, SamplingParams
+from pitlane import MAX_SAMPLES, Result, SamplingParams
 from pitlane.storage.errors import StorageError
 from pitlane.ui.commands.options import TEXT, as_json, engine_options, prompt_options, sampling_options
 from pitlane.ui.render import note, print_json, printable, progress, stats_line
@@ -28,10 +28,10 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 @engine_options
 @prompt_options
 @sampling_options
-@click.option("--samples", type=click.IntRange(1, MAX_SAMPLES), default=1, metavar="N", help="So many answers.")
+@click.option("--samples", type=click.IntRange(1, MAX_SAMPLES), default=1, metavar="N", help="Number of answers.")
 @click.option("--raw", is_flag=True, help="No chat template: the model continues the prompt.")
-@click.option("--batch", type=EXISTING, metavar="FILE", help='Answer every line of FILE: {"prompt": "..."} each.')
-@click.option("--out", type=FILE, metavar="FILE", help="Where the answers of --batch go, a line of JSON each.")
+@click.option("--batch", type=EXISTING, metavar="FILE", help='Answer every line {"prompt": "..."} of FILE.')
+@click.option("--out", type=FILE, metavar="FILE", help="File for the answers of --batch, one line of JSON per answer.")
 @as_json
 @click.argument("prompt", type=TEXT, required=False)
 @click.pass_context
@@ -49,12 +49,12 @@ def run(
     as_json: bool,
     prompt: str | None,
 ) -> None:
-    """Answer one PROMPT (`-`, or nothing in a pipe: read it from standard input), or all prompts of a file.
+    """Answer one PROMPT, or all prompts of a file. `-`, or no PROMPT in a pipe, reads it from standard input.
 
     \b
     pitlane run --doc report.pdf "What were the findings?"
     pitlane run --plugins +prompt_lookup --json "Say it again: one, two, three" | jq .stats
-    pitlane run --batch prompts.jsonl --out answers.jsonl   # the same command goes on after a kill
+    pitlane run --batch prompts.jsonl --out answers.jsonl   # a second run continues a killed one
     """
     sampling = replace(sampling, n=samples)
     if (batch is None) != (out is None) or (batch is not None and prompt is not None):
@@ -84,7 +84,7 @@ def run(
 
 
 def read_prompt(prompt: str | None) -> str:
-    """The argument, or standard input for `-` and in a pipe."""
+    """The prompt from the argument; from standard input for `-` and in a pipe."""
     if prompt is None and sys.stdin.isatty():
         raise click.UsageError("give a PROMPT, or - to type it")
     if prompt is None or prompt == "-":
@@ -95,7 +95,7 @@ def read_prompt(prompt: str | None) -> str:
 
 
 def _remember(result: Result) -> None:
-    """Keep the lap times (not the text) for `bench history`, where the data folder can be written."""
+    """Store the lap times, not the text, for `bench history`; warn if the data folder cannot be written."""
     from pitlane.storage.db import Store
 
     try:

@@ -90,7 +90,7 @@ def _job(values: dict[str, Any]) -> Job:
     """Take the shared options out of the values."""
     import torch
 
-    from pitlane.engine.loader import choose_device
+    from pitlane.models import choose_device
     from pitlane.training.corpus import Weighting
     from pitlane.training.loop import Settings
     from pitlane.training.train import Data, Output

@@ -1,4 +1,4 @@
-"""A conversation of the terminal and its copy in the database, turn by turn, with token ids and stats."""
+"""A conversation in the terminal and its copy in the database, with token ids and stats."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Entry:
-    """One message. saved_id: its row, None until it is saved."""
+    """One message. saved_id: its id in the database, None until it is saved."""
 
     role: str
     text: str
@@ -28,7 +28,7 @@ class Entry:
 
 @dataclass(slots=True)
 class Transcript:
-    """Messages in order, and the conversation in the database that they are saved as (none before the first save)."""
+    """Messages in order, and the id of their conversation in the database (None before the first save)."""
 
     store: Store
     model: str
@@ -36,7 +36,7 @@ class Transcript:
     conversation_id: str | None = None
 
     def messages(self) -> list[dict[str, str]]:
-        """As a prompt takes them."""
+        """The messages for a prompt."""
         return turns(self.entries)
 
     def add(self, entry: Entry) -> None:
@@ -48,16 +48,16 @@ class Transcript:
         del self.entries[num_entries:]
 
     def forget(self, entries: Sequence[Entry]) -> None:
-        """Remove the last entries from the database; nothing happens if another window has removed them."""
+        """Remove the last entries from the database, unless another window has removed them."""
         saved = next((entry.saved_id for entry in entries if entry.saved_id is not None), None)
         if saved is not None and self.conversation_id is not None:
             with suppress(NotFound):
                 self.store.conversations.truncate(self.conversation_id, saved)
 
     def save(self, document_hashes: Sequence[str], title: str = "") -> str:
-        """Write what is not yet written; the id of the conversation.
+        """Save all entries that are not saved yet. Returns the id of the conversation.
 
-        A document that was removed elsewhere is left out; a conversation that was deleted elsewhere is written anew.
+        A document that another window removed is left out; a conversation that another window deleted is saved anew.
         """
         conversations = self.store.conversations
         if self.conversation_id is not None and not self._is_stored():
@@ -88,14 +88,14 @@ class Transcript:
         return True
 
     def load(self, conversation_id: str) -> Conversation:
-        """Replace everything by a saved conversation."""
-        found = self.store.conversations.get(conversation_id)
-        self.conversation_id = found.id
-        self.entries = [Entry(m.role, m.text, m.token_ids, m.stats, m.id) for m in found.messages]
-        return found
+        """Replace all entries by a saved conversation."""
+        conversation = self.store.conversations.get(conversation_id)
+        self.conversation_id = conversation.id
+        self.entries = [Entry(m.role, m.text, m.token_ids, m.stats, m.id) for m in conversation.messages]
+        return conversation
 
     def clear(self) -> None:
-        """Begin another conversation; what is saved stays."""
+        """Begin another conversation; saved messages stay in the database."""
         self.entries, self.conversation_id = [], None
 
     def last_question(self) -> int | None:

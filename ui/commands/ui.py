@@ -1,4 +1,4 @@
-"""`pitlane ui`: the page, on this machine only unless told otherwise."""
+"""`pitlane ui`: the page, by default for this machine only."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pitlane.ui.session import EngineOptions
 @click.command()
 @engine_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes a free port.")
 @click.option("--open/--no-open", "open_browser", default=True, show_default=True, help="Open a browser.")
 def ui(options: EngineOptions, host: str, port: int, open_browser: bool) -> None:
-    """Open the page: chat over documents, toggle plugins, see what each one bought."""
+    """Open the page: chat over documents, toggle plugins, see what each plugin bought."""
     from pitlane.ui.app import launch
 
     launch(options, host=host, port=port, open_browser=open_browser)

@@ -1,8 +1,8 @@
-"""Verification by a function of the position, beside rejection sampling (Leviathan et al. 2023; Chen et al. 2023).
+"""Sampling as a function of the position, compared with rejection sampling (Leviathan et al. 2023; Chen et al. 2023).
 
 Rejection sampling accepts a draft token x ~ q with probability min(1, p(x) / q(x)) and otherwise draws from the residual
-max(0, p - q); its chance of acceptance is sum(min(p, q)), the best that any method can reach. Drawing both the draft and the
-target by argmax of log-probability + the same Gumbel noise accepts when the two argmaxes agree (Daliri et al. 2024).
+max(0, p - q); it accepts with probability sum(min(p, q)), and no method accepts more often. The engine draws draft and target by
+argmax of log-probability + the same Gumbel noise, and accepts when the two argmaxes agree (Daliri et al. 2024).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def softened(p: Distribution, temperature: float) -> Distribution:
 
 
 def disturbed(p: Distribution, deviation: float, seed: int) -> Distribution:
-    """A draft model's view: log-probabilities with errors."""
+    """The distribution of a draft model: log-probabilities with errors."""
     weights = p * np.exp(deviation * np.random.default_rng(seed).normal(size=len(p)))
     return weights / weights.sum()
 
@@ -53,19 +53,19 @@ each_pair = pytest.mark.parametrize("p, q", list(PAIRS.values()), ids=list(PAIRS
 
 
 def overlap(p: Distribution, q: Distribution) -> float:
-    """Chance that rejection sampling accepts, exact."""
+    """The exact probability that rejection sampling accepts."""
     return float(np.minimum(p, q).sum())
 
 
 def coupled(p: Distribution, q: Distribution) -> float:
-    """Chance that the argmaxes of both with the same Gumbel noise agree, exact.
+    """The exact probability that the argmaxes of both with the same Gumbel noise agree.
 
     With exponential clocks E_x of rate 1, p's winner is argmin E_x / p_x. Token x wins both iff every other clock is at least
     E_x * max(p_y / p_x, q_y / q_x): probability 1 / sum_y max(p_y / p_x, q_y / q_x).
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         order = np.argsort(np.nan_to_num(q / p, nan=0.0, posinf=np.inf), kind="stable")
-    p, q = p[order], q[order]  # up to x the first ratio is the larger one, behind it the second
+    p, q = p[order], q[order]  # up to token x the ratio of p is larger, behind it the ratio of q
     both = (p > 0) & (q > 0)
     return float((1 / (np.cumsum(p)[both] / p[both] + (q.sum() - np.cumsum(q))[both] / q[both])).sum())
 
@@ -78,12 +78,12 @@ def by_rejection(p: Distribution, q: Distribution) -> tuple[list[int], float]:
     residual = np.maximum(p - q, 0)
     if residual.sum() == 0:
         residual = p
-    others = generator.choice(len(p), size=DRAWS, p=residual / residual.sum())
-    return np.where(accepted, drafted, others).tolist(), float(accepted.mean())
+    redrawn = generator.choice(len(p), size=DRAWS, p=residual / residual.sum())
+    return np.where(accepted, drafted, redrawn).tolist(), float(accepted.mean())
 
 
 def by_function(p: Distribution, q: Distribution) -> tuple[list[int], float]:
-    """The engine's sampler on both, position by position; the token is the target's, whatever was drafted."""
+    """Draw both by the engine's sampler, position by position; the token is the target's for any draft."""
     with np.errstate(divide="ignore"):
         target, draft = torch.from_numpy(np.log(p)), torch.from_numpy(np.log(q))
     tokens = [sample(target, SAMPLED, 3, position) for position in range(DRAWS)]
@@ -97,7 +97,7 @@ def tolerance(chance: float) -> float:
 
 
 def assert_follows(tokens: list[int], p: Distribution) -> None:
-    """Chi-square over the tokens expected at least ten times, the others taken together."""
+    """Chi-square over the tokens that are expected at least ten times; rarer tokens count as one class."""
     counts = np.bincount(tokens, minlength=len(p))
     assert counts[p == 0].sum() == 0
     common = DRAWS * p >= 10
@@ -118,7 +118,7 @@ def test_rejection_sampling_accepts_the_overlap(p: Distribution, q: Distribution
 
 
 @each_pair
-def test_the_sampling_function_accepts_what_its_noise_couples(p: Distribution, q: Distribution) -> None:
+def test_the_sampling_function_accepts_as_often_as_shared_noise_allows(p: Distribution, q: Distribution) -> None:
     tokens, accepted = by_function(p, q)
     assert accepted == pytest.approx(coupled(p, q), abs=tolerance(coupled(p, q)))
     assert_follows(tokens, p)
@@ -127,8 +127,8 @@ def test_the_sampling_function_accepts_what_its_noise_couples(p: Distribution, q
 @each_pair
 def test_both_lie_within_their_bounds(p: Distribution, q: Distribution) -> None:
     """No coupling beats the overlap; shared noise reaches at least overlap / (2 - overlap) (Daliri et al. 2024)."""
-    best, shared = overlap(p, q), coupled(p, q)
-    assert best / (2 - best) - 1e-12 <= shared <= best + 1e-12
+    bound, shared = overlap(p, q), coupled(p, q)
+    assert bound / (2 - bound) - 1e-12 <= shared <= bound + 1e-12
 
 
 def test_equal_distributions_are_always_accepted() -> None:
@@ -138,7 +138,7 @@ def test_equal_distributions_are_always_accepted() -> None:
 
 
 def test_a_draft_changes_the_tokens_of_rejection_sampling_and_none_of_the_function() -> None:
-    """The same seeds, two drafts: rejection sampling follows the same distribution by other tokens."""
+    """The same seeds and two drafts: rejection sampling draws other tokens of the same distribution."""
     p, good = PAIRS["good draft"]
     poor = PAIRS["poor draft"][1]
     assert by_rejection(p, good)[0] != by_rejection(p, poor)[0]
@@ -146,7 +146,7 @@ def test_a_draft_changes_the_tokens_of_rejection_sampling_and_none_of_the_functi
 
 
 def test_independent_noise_accepts_far_less() -> None:
-    """What sharing the noise is for: two independent draws of p agree with probability sum(p * q) only."""
+    """Two independent draws agree with probability sum(p * q) only; shared noise makes them agree more often."""
     p, q = PAIRS["good draft"]
     assert coupled(p, q) > 3 * float((p * q).sum())
 
@@ -156,7 +156,7 @@ def test_independent_noise_accepts_far_less() -> None:
 
 @pytest.fixture(scope="module")
 def pair() -> Any:
-    """Target and drafter, and chats about generated documents, in which the answers' tokens weigh 1."""
+    """Target, drafter, and chats about generated documents; the tokens of answers have weight 1."""
     from pitlane.training.corpus import Encoder, Weighting
     from pitlane.training.models import read_model, read_tokenizer
 
@@ -170,23 +170,23 @@ def pair() -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("least", [1.0, 0.0], ids=["answers", "all"])
+@pytest.mark.parametrize("min_weight", [1.0, 0.0], ids=["answers", "all"])
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.2])
-def test_acceptance_on_the_bundled_pair(pair: Any, temperature: float, least: float) -> None:
-    """Printed for docs/exactness.md: `pytest -m slow -s tests/engine/decode/test_rejection_sampling.py`."""
+def test_acceptance_on_the_bundled_pair(pair: Any, temperature: float, min_weight: float) -> None:
+    """Prints the numbers of docs/exactness.md: `pytest -m slow -s tests/engine/decode/test_rejection_sampling.py`."""
     target, drafter, examples = pair
-    best, ours = [], []
+    overlaps, agreements = [], []
     for example in examples:
         tokens = torch.tensor([example.ids])
         with torch.no_grad():
             both = [(model(tokens).logits[0].double() / temperature).softmax(-1).numpy() for model in (target, drafter)]
-        for place in np.flatnonzero(np.array(example.weights[1:]) >= least):
+        for place in np.flatnonzero(np.array(example.weights[1:]) >= min_weight):
             p, q = both[0][place], both[1][place]
-            best.append(overlap(p, q))
-            ours.append(coupled(p, q))
-    rejection, function = float(np.mean(best)), float(np.mean(ours))
+            overlaps.append(overlap(p, q))
+            agreements.append(coupled(p, q))
+    rejection, function = float(np.mean(overlaps)), float(np.mean(agreements))
     print(
-        f"\nT = {temperature}: {len(best)} tokens, rejection sampling {rejection:.3f}, sampling as a function {function:.3f}"
+        f"\nT = {temperature}: {len(overlaps)} tokens, rejection sampling {rejection:.3f}, sampling as a function {function:.3f}"
     )
     assert rejection / (2 - rejection) - 1e-3 <= function <= rejection
-    assert rejection > (0.9 if least else 0.5), "the drafter imitates the target"
+    assert rejection > (0.9 if min_weight else 0.5), "the drafter imitates the target"

@@ -20,7 +20,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 def reference_survivors(scaled: list[float], params: SamplingParams) -> set[int]:
-    """The definition, one token at a time."""
+    """The definition, token by token."""
     order = sorted(range(len(scaled)), key=lambda token: (-scaled[token], token))
     if params.top_k:
         order = order[: params.top_k]
@@ -101,9 +101,9 @@ def test_truncation_follows_its_definition(params: dict[str, Any]) -> None:
         scaled = [generator.gauss(0, 2) for _ in range(generator.randint(1, 40))]
         scaled = [round(2 * value) / 2 for value in scaled] if coarse else scaled
         settings = SamplingParams(temperature=1, **params)
-        found = survivors(np.array(scaled), settings).tolist()
-        assert len(found) == len(set(found))
-        assert set(found) == reference_survivors(scaled, settings)
+        kept = survivors(np.array(scaled), settings).tolist()
+        assert len(kept) == len(set(kept))
+        assert set(kept) == reference_survivors(scaled, settings)
 
 
 def test_ties_at_the_edge_go_to_the_lower_token_id() -> None:
@@ -119,7 +119,9 @@ def test_broken_logits_still_give_a_token(truncation: dict[str, Any]) -> None:
         assert sample(torch.tensor(values), params, 1, 2) in range(4)
     for seed in range(20):
         assert sample(torch.tensor([5.0, -inf, inf, 6.0]), params, seed, 2) == 2, "a forced token"
-        assert sample(torch.tensor([5.0, -inf, 5.0, -inf]), params, seed, 2) in (0, 2), "forbidden ones"
+        assert sample(torch.tensor([5.0, -inf, 5.0, -inf]), params, seed, 2) in (0, 2), (
+            "tokens without a logit are forbidden"
+        )
 
 
 # ---- the distribution
@@ -145,10 +147,10 @@ def test_sampling_follows_the_softmax_over_seeds_and_over_positions(params: dict
         [sample(LOGITS, settings, 17, position) for position in range(4000)],
     ):
         counts = [draws.count(token) for token in range(len(LOGITS))]
-        assert chi_square(counts, probabilities) < 30.9  # one in 1e5 at 5 degrees of freedom
+        assert chi_square(counts, probabilities) < 30.9  # exceeded once in 1e5 at 5 degrees of freedom
     wrong = reference_probabilities(LOGITS, SamplingParams(**params | {"temperature": params["temperature"] * 1.3}))
     if sum(p > 0 for p in wrong) == sum(p > 0 for p in probabilities) > 1:
-        assert chi_square(counts, wrong) > 30.9, "a temperature that is off by a third is seen"
+        assert chi_square(counts, wrong) > 30.9, "the test sees a temperature that is off by a third"
 
 
 def test_samples_of_one_prompt_are_independent() -> None:
@@ -160,7 +162,7 @@ def test_samples_of_one_prompt_are_independent() -> None:
     p = reference_probabilities(LOGITS, SamplingParams(temperature=1))
     counts = [pairs.count((a, b)) for a in range(5) for b in range(5)]  # token 5 is rare
     expected = [p[a] * p[b] / (1 - p[5]) ** 2 for a in range(5) for b in range(5)]
-    assert chi_square(counts, expected) < 65.2  # one in 1e5 at 24 degrees of freedom
+    assert chi_square(counts, expected) < 65.2  # exceeded once in 1e5 at 24 degrees of freedom
 
 
 TRUNCATIONS: list[dict[str, Any]] = [
@@ -180,7 +182,7 @@ TRUNCATIONS: list[dict[str, Any]] = [
 def test_the_whole_cube_of_uniforms_gives_the_softmax(
     monkeypatch: pytest.MonkeyPatch, logits: list[float], steps: int, truncation: dict[str, Any]
 ) -> None:
-    """No chance at all: every combination of evenly spaced uniforms once. What is left is the width of a step."""
+    """Every combination of evenly spaced uniforms once, so no chance is left, only the width of a step."""
     params = SamplingParams(temperature=0.8, **truncation)
     tensor = torch.tensor(logits, dtype=torch.float64)
     noise = -np.log(-np.log((np.arange(steps) + 0.5) / steps))
@@ -190,13 +192,13 @@ def test_the_whole_cube_of_uniforms_gives_the_softmax(
         monkeypatch.setattr(sampling, "gumbel", lambda seed, index, position, ids, drawn=drawn: drawn[ids])
         counts[sample(tensor, params, 0, 0)] += 1
     expected = reference_probabilities(tensor, params)
-    found = [count / steps ** len(logits) for count in counts]
-    assert found == pytest.approx(expected, abs=1 / steps)
-    assert [p == 0 for p in found] == [p == 0 for p in expected]
+    shares = [count / steps ** len(logits) for count in counts]
+    assert shares == pytest.approx(expected, abs=1 / steps)
+    assert [p == 0 for p in shares] == [p == 0 for p in expected]
 
 
 @pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
-def test_every_truncation_leaves_the_softmax_of_what_survives(truncation: dict[str, Any]) -> None:
+def test_every_truncation_leaves_the_softmax_of_the_surviving_tokens(truncation: dict[str, Any]) -> None:
     logits = torch.tensor([0.1, 1.2, -0.7, 0.8, 0.0, 0.4, -1.5, 0.9], dtype=torch.float64)
     params = SamplingParams(temperature=1.1, **({"top_k": 5} | truncation if "top_k" in truncation else truncation))
     probabilities = reference_probabilities(logits, params)
@@ -217,7 +219,7 @@ def test_draws_of_neighbours_are_independent(step: tuple[int, int]) -> None:
     ]
     counts = [pairs.count((a, b)) for a in range(5) for b in range(5)]  # token 5 is rare
     expected = [p[a] * p[b] / (1 - p[5]) ** 2 for a in range(5) for b in range(5)]
-    assert chi_square(counts, expected) < 65.2  # one in 1e5 at 24 degrees of freedom
+    assert chi_square(counts, expected) < 65.2  # exceeded once in 1e5 at 24 degrees of freedom
 
 
 # ---- runners-up, for draft trees
@@ -228,13 +230,13 @@ def test_runners_up_are_the_next_best_of_the_same_draw(params: dict[str, Any]) -
     settings, generator = SamplingParams(**params), torch.Generator().manual_seed(1)
     for seed in range(40):
         logits = torch.randn(30, generator=generator, dtype=torch.float64)
-        found = ranked(logits, settings, seed, 5, 4)
-        assert found[0] == sample(logits, settings, seed, 5)
-        assert found == ranked(logits, settings, seed, 5, 8)[:4] and len(set(found)) == 4
+        tokens = ranked(logits, settings, seed, 5, 4)
+        assert tokens[0] == sample(logits, settings, seed, 5)
+        assert tokens == ranked(logits, settings, seed, 5, 8)[:4] and len(set(tokens)) == 4
         for count in (1, 2, 3):  # without the winner, the runner-up wins
-            logits[found[count - 1]] = float("-inf")
+            logits[tokens[count - 1]] = float("-inf")
             if settings.top_k == 0:
-                assert sample(logits, settings, seed, 5) == found[count]
+                assert sample(logits, settings, seed, 5) == tokens[count]
 
 
 def test_no_more_runners_up_than_survivors() -> None:
@@ -246,15 +248,15 @@ def test_no_more_runners_up_than_survivors() -> None:
 def test_pairs_of_winner_and_runner_up_are_drawn_without_replacement() -> None:
     params, p = SamplingParams(temperature=1), reference_probabilities(LOGITS, SamplingParams(temperature=1))
     pairs = [tuple(ranked(LOGITS, params, seed, 9, 2)) for seed in range(6000)]
-    wanted = [(a, b) for a in range(6) for b in range(6) if a != b]
-    expected = [p[a] * p[b] / (1 - p[a]) for a, b in wanted]  # Plackett-Luce
+    all_pairs = [(a, b) for a in range(6) for b in range(6) if a != b]
+    expected = [p[a] * p[b] / (1 - p[a]) for a, b in all_pairs]  # Plackett-Luce
     rare = [index for index, chance in enumerate(expected) if 6000 * chance < 8]
-    counts = [pairs.count(pair) for pair in wanted]
-    kept = [index for index in range(len(wanted)) if index not in rare]
-    found = [*[counts[index] for index in kept], sum(counts[index] for index in rare)]
+    counts = [pairs.count(pair) for pair in all_pairs]
+    kept = [index for index in range(len(all_pairs)) if index not in rare]
+    frequencies = [*[counts[index] for index in kept], sum(counts[index] for index in rare)]
     chances = [*[expected[index] for index in kept], sum(expected[index] for index in rare)]
-    freedom = len(found) - 1
-    assert chi_square(found, chances) < freedom + 4.5 * math.sqrt(2 * freedom) + 12
+    freedom = len(frequencies) - 1
+    assert chi_square(frequencies, chances) < freedom + 4.5 * math.sqrt(2 * freedom) + 12
 
 
 # ---- the noise
@@ -283,9 +285,9 @@ KNOWN_ANSWERS = {
 
 @pytest.mark.parametrize("arguments", list(KNOWN_ANSWERS))
 def test_noise_never_changes(arguments: tuple[int, int, int]) -> None:
-    """Seeds that people have written down give the same answers in every version."""
-    found = gumbel(*arguments, np.array([0, 1, 31999, 262143]))
-    np.testing.assert_allclose(found, KNOWN_ANSWERS[arguments], rtol=1e-12)
+    """A seed gives the same answer in every version."""
+    noise = gumbel(*arguments, np.array([0, 1, 31999, 262143]))
+    np.testing.assert_allclose(noise, KNOWN_ANSWERS[arguments], rtol=1e-12)
 
 
 def test_noise_is_the_documented_function() -> None:
@@ -330,13 +332,13 @@ def test_noise_of_other_seeds_positions_samples_and_tokens_is_uncorrelated() -> 
     assert abs(np.corrcoef(along[:, :-1].ravel(), along[:, 1:].ravel())[0, 1]) < 5 / math.sqrt(9900)
 
 
-def test_noise_of_a_token_does_not_depend_on_the_others_asked_for() -> None:
+def test_noise_of_a_token_does_not_depend_on_other_tokens() -> None:
     whole = gumbel(3, 2, 1, np.arange(100))
     assert gumbel(3, 2, 1, np.array([99, 5, 42])).tolist() == whole[[99, 5, 42]].tolist()
 
 
-@pytest.mark.parametrize("wanted", [0, MASK, MASK - (1 << 11), 1 << 63])
-def test_uniforms_lie_in_the_open_interval(wanted: int) -> None:
+@pytest.mark.parametrize("hashed", [0, MASK, MASK - (1 << 11), 1 << 63])
+def test_uniforms_lie_in_the_open_interval(hashed: int) -> None:
     """The hash is a bijection: the token ids whose hash is extreme can be computed, and their noise is finite."""
 
     def unshift(value: int, bits: int) -> int:
@@ -351,8 +353,8 @@ def test_uniforms_lie_in_the_open_interval(wanted: int) -> None:
         return unshift(value, 30)
 
     key = (unmix(unmix(reference_hash(5, 0, 9, 0)))) & MASK
-    token = ((unmix(unmix(wanted)) - key) * pow(GOLDEN, -1, 1 << 64)) & MASK
-    assert reference_hash(5, 0, 9, token) == wanted
+    token = ((unmix(unmix(hashed)) - key) * pow(GOLDEN, -1, 1 << 64)) & MASK
+    assert reference_hash(5, 0, 9, token) == hashed
     assert np.isfinite(gumbel(5, 0, 9, np.array([token], dtype=np.uint64).view(np.int64))).all()
 
 
@@ -379,11 +381,11 @@ def test_penalties_follow_their_definition(dtype: torch.dtype) -> None:
             count = completion.count(token)
             expected[token] -= params.presence_penalty * (count > 0) + params.frequency_penalty * count
         before = logits.clone()
-        found = penalise(logits, prompt, completion, params)
-        assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        penalised = penalise(logits, prompt, completion, params)
+        assert penalised.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         tolerance = 1e-14 if dtype == torch.float64 else 1e-5
         torch.testing.assert_close(
-            found.double(), torch.tensor(expected, dtype=torch.float64), atol=tolerance, rtol=tolerance
+            penalised.double(), torch.tensor(expected, dtype=torch.float64), atol=tolerance, rtol=tolerance
         )
         assert torch.equal(logits, before), "the given logits are not changed"
 

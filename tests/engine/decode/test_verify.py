@@ -1,9 +1,10 @@
-"""Verification: whatever is drafted, the tokens are those of plain sampling, and the walk is a path of the draft."""
+"""Verification: for any draft, the tokens are those of plain sampling, and the walk follows a path of the draft."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -14,9 +15,12 @@ from pitlane import Draft, Limits, Plugin, PluginOptions, Rows, SamplingParams, 
 from pitlane import Sequence as Seq
 from pitlane.engine.decode.draft import clean, depths, merged_children
 from pitlane.engine.decode.sampling import logprobs_of, sample
-from pitlane.engine.decode.verify import verify, verify_rows
+from pitlane.engine.decode.verify import Verified, verify, verify_rows
+from pitlane.engine.plan.dispatch import Dispatcher
+from pitlane.engine.plan.plan import Settings
+from pitlane.engine.plan.planner import Planner
 from pitlane.engine.plan.registry import PluginRegistry
-from pitlane.engine.sequence import Timing
+from pitlane.engine.sequence import Request, Timing
 
 VOCAB = 5
 MODES = [
@@ -29,25 +33,22 @@ MODES = [
 def make_seq(token_ids: list[int], sampling: SamplingParams, seed: int = 11) -> Seq:
     return Seq(
         id=0,
-        token_ids=list(token_ids),
-        num_prompt_tokens=len(token_ids),
-        sampling=sampling,
-        seed=seed,
+        request=Request(len(token_ids), sampling, seed),
         plan=cast(Any, None),
+        token_ids=list(token_ids),
         detokenizer=cast(Any, None),
         timing=Timing(0.0),
-        stop_token_ids=frozenset(),
     )
 
 
 def logits_after(token_ids: Sequence[int]) -> torch.Tensor:
-    """A model: logits [V] that depend on all tokens before."""
+    """A model: logits [V] that depend on all tokens so far."""
     generator = np.random.default_rng([len(token_ids), *token_ids])
     return torch.from_numpy(generator.normal(size=VOCAB) * 2)
 
 
 def rows_of(known: list[int], draft: Draft | None) -> torch.Tensor:
-    """Logits [1 + K, V] that the model gives to the last known token and to each draft token."""
+    """Logits [1 + K, V] after the last known token and after every draft token."""
     paths: list[list[int]] = []
     for index, token in enumerate(draft.token_ids if draft else ()):
         assert draft is not None
@@ -64,7 +65,7 @@ def plain(known: list[int], sampling: SamplingParams, count: int, seed: int = 11
 
 
 def random_tree(generator: random.Random, size: int, hint: list[int]) -> Draft:
-    """Random parents; a node takes the true token of its depth half the time, so that walks go deep."""
+    """A tree with random parents. Half of the nodes hold the right token of their depth, so that walks go deep."""
     tokens: list[int] = []
     parents: list[int] = []
     for index in range(size):
@@ -75,28 +76,28 @@ def random_tree(generator: random.Random, size: int, hint: list[int]) -> Draft:
 
 
 def check(known: list[int], sampling: SamplingParams, draft: Draft | None) -> int:
-    """One verified step gives the plain tokens, along a path of the draft, and stops only where no child fits."""
-    found = verify(make_seq(known, sampling), rows_of(known, draft), draft)
+    """Verify a draft: tokens are plain, nodes are a path, the walk ends where no child fits. Return the accepted tokens."""
+    verified = verify(make_seq(known, sampling), rows_of(known, draft), draft)
     size = len(draft.token_ids) if draft else 0
     expected = plain(known, sampling, size + 1)
-    assert found.token_ids == expected[: len(found.token_ids)]
-    assert len(found.nodes) == len(found.token_ids) - 1
+    assert verified.token_ids == expected[: len(verified.token_ids)]
+    assert len(verified.nodes) == len(verified.token_ids) - 1
     if draft is None:
-        assert found.nodes == []
+        assert verified.nodes == []
         return 0
-    assert [draft.token_ids[node] for node in found.nodes] == found.token_ids[:-1]
+    assert [draft.token_ids[node] for node in verified.nodes] == verified.token_ids[:-1]
     parents = draft.parents if draft.parents is not None else list(range(-1, size - 1))
-    assert [depths(parents)[node] for node in found.nodes] == list(range(1, len(found.nodes) + 1))
+    assert [depths(parents)[node] for node in verified.nodes] == list(range(1, len(verified.nodes) + 1))
     paths = {(): -1} | {tuple(path_of(draft, parents, node)): node for node in range(size)}
-    assert tuple(found.token_ids[:-1]) in paths
-    assert tuple(found.token_ids) not in paths, "a child that fits was not followed"
+    assert tuple(verified.token_ids[:-1]) in paths
+    assert tuple(verified.token_ids) not in paths, "a child that fits was not followed"
     if sampling.logprobs is None:
-        assert found.logprobs == []
+        assert verified.logprobs == []
     else:
-        after = [logits_after(known + found.token_ids[:i]) for i in range(len(found.token_ids))]
-        wanted = zip(after, found.token_ids, strict=True)
-        assert found.logprobs == [logprobs_of(row, token, sampling.logprobs) for row, token in wanted]
-    return len(found.nodes)
+        after = [logits_after(known + verified.token_ids[:i]) for i in range(len(verified.token_ids))]
+        pairs = zip(after, verified.token_ids, strict=True)
+        assert verified.logprobs == [logprobs_of(row, token, sampling.logprobs) for row, token in pairs]
+    return len(verified.nodes)
 
 
 def path_of(draft: Draft, parents: Sequence[int], node: int) -> list[int]:
@@ -117,7 +118,7 @@ def test_without_a_draft_a_step_gives_one_token(sampling: SamplingParams) -> Non
 
 
 @pytest.mark.parametrize("sampling", MODES)
-def test_a_drafter_that_is_always_right_is_accepted_whole(sampling: SamplingParams) -> None:
+def test_a_right_draft_is_accepted_whole(sampling: SamplingParams) -> None:
     for start in range(20):
         known = [start % VOCAB, start // VOCAB]
         for size in (1, 2, 7):
@@ -127,7 +128,7 @@ def test_a_drafter_that_is_always_right_is_accepted_whole(sampling: SamplingPara
 
 
 @pytest.mark.parametrize("sampling", MODES)
-def test_a_drafter_that_is_never_right_costs_nothing_but_time(sampling: SamplingParams) -> None:
+def test_a_wrong_draft_is_rejected_whole(sampling: SamplingParams) -> None:
     for start in range(20):
         known = [start % VOCAB, start // VOCAB]
         truth = plain(known, sampling, 1)[0]
@@ -137,7 +138,7 @@ def test_a_drafter_that_is_never_right_costs_nothing_but_time(sampling: Sampling
 
 
 @pytest.mark.parametrize("sampling", MODES)
-def test_a_drafter_that_is_right_at_times_gives_plain_tokens(sampling: SamplingParams) -> None:
+def test_a_draft_is_accepted_up_to_its_first_wrong_token(sampling: SamplingParams) -> None:
     generator = random.Random(3)
     accepted = set()
     for _ in range(60):
@@ -163,13 +164,13 @@ def test_trees_give_plain_tokens(sampling: SamplingParams) -> None:
 
 
 def test_equal_siblings_are_merged() -> None:
-    """The truth is split between twins: the child of the later one is reached through the first."""
+    """Two equal siblings share the right path: the walk reaches the child of the later sibling through the first sibling."""
     sampling = MODES[1]
     first, second, third = plain([1, 2], sampling, 3)
     wrong = (second + 1) % VOCAB
     draft = Draft([first, first, wrong, second, second, third], [-1, -1, 0, 1, 1, 4])
-    found = verify(make_seq([1, 2], sampling), rows_of([1, 2], draft), draft)
-    assert found.nodes == [0, 3, 5] and found.token_ids[:3] == [first, second, third]
+    verified = verify(make_seq([1, 2], sampling), rows_of([1, 2], draft), draft)
+    assert verified.nodes == [0, 3, 5] and verified.token_ids[:3] == [first, second, third]
     children = merged_children(draft)
     assert children == {-1: {first: 0}, 0: {wrong: 2, second: 3}, 3: {third: 5}}
     assert merged_children(None) == {}
@@ -181,7 +182,7 @@ def test_depths_count_from_the_last_known_token() -> None:
 
 
 def test_sampled_positions_are_those_of_the_tokens() -> None:
-    """Noise belongs to the position: two steps of a known text sample as one drafted step does."""
+    """Noise belongs to the position of a token, so a step with a draft draws the tokens of plain steps."""
     sampling = SamplingParams(temperature=1.0, max_tokens=100)
     flat = torch.zeros(4, VOCAB)
     truth = [sample(flat[0], sampling, 11, 2 + i) for i in range(4)]
@@ -189,23 +190,39 @@ def test_sampled_positions_are_those_of_the_tokens() -> None:
     assert verify(make_seq([0, 0], sampling), flat, Draft(truth[:3])).token_ids == truth
 
 
-def test_log_probabilities_are_the_models_own() -> None:
-    """Not those of the logits after penalties and plugins, from which the token is drawn."""
-    sampling = SamplingParams(max_tokens=9, presence_penalty=50.0, repetition_penalty=1.5, logprobs=2)
-    seq = make_seq([1, 2, 3], sampling)
-    seq.num_prompt_tokens, seq.draft = 1, Draft([2, 0])
-    logits = rows_of(seq.token_ids, seq.draft)
-    rows = Rows(logits.clone(), [seq], [0, 0, 0], [-1, 0, 1], [3, 2, 0])
+class Forces4(Plugin):
+    """Steers every row to token 4."""
 
-    def adjust(rows: Rows) -> None:
+    name, exactness = "forces_4", "steering"
+
+    @hookimpl
+    def adjust_logits(self, rows: Rows) -> None:
         rows.logits[:, 4] = 99.0
 
-    ((_, found),) = verify_rows(rows, adjust)
-    assert found.token_ids == [4], "the plugin's choice"
-    assert found.logprobs == [logprobs_of(logits[0], 4, 2)]
-    ((_, found),) = verify_rows(Rows(logits.clone(), [seq], [0, 0, 0], [-1, 0, 1], [3, 2, 0]), lambda rows: None)
-    assert found.token_ids[0] not in (2, 3), "the penalty's choice"
-    assert found.logprobs[0] == logprobs_of(logits[0], found.token_ids[0], 2)
+
+def test_log_probabilities_are_those_of_the_model() -> None:
+    """The token is drawn from the logits after penalties and plugins; its log-probability is taken before them."""
+    sampling = SamplingParams(max_tokens=9, presence_penalty=50.0, repetition_penalty=1.5, logprobs=2)
+    registry = PluginRegistry()
+    registry.add(Forces4)
+    planner = Planner(registry)
+    seq = make_seq([1, 2, 3], sampling)
+    seq.request, seq.draft = replace(seq.request, num_prompt_tokens=1), Draft([2, 0])
+    logits = rows_of(seq.token_ids, seq.draft)
+
+    def run(settings: Settings) -> Verified:
+        seq.plan = planner.resolve(settings)
+        rows = Rows(logits.clone(), [seq], [0, 0, 0], [-1, 0, 1], [3, 2, 0])
+        ((_, verified),) = verify_rows(rows, Dispatcher(planner.resolve))
+        assert seq.failed == {}
+        return verified
+
+    verified = run({"forces_4": {}})
+    assert verified.token_ids == [4], "the plugin chooses"
+    assert verified.logprobs == [logprobs_of(logits[0], 4, 2)]
+    verified = run({})
+    assert verified.token_ids[0] not in (2, 3), "the penalty chooses"
+    assert verified.logprobs[0] == logprobs_of(logits[0], verified.token_ids[0], 2)
 
 
 def test_the_walk_ends_before_a_row_without_a_finite_logit() -> None:
@@ -218,7 +235,7 @@ def test_the_walk_ends_before_a_row_without_a_finite_logit() -> None:
         assert verify(make_seq([1, 2], sampling), logits, draft, peaks=peaks).token_ids == truth[:kept]
 
 
-# ---- what a stranger may propose
+# ---- drafts of any plugin
 
 
 @pytest.mark.parametrize(
@@ -247,18 +264,18 @@ def test_the_walk_ends_before_a_row_without_a_finite_logit() -> None:
     ],
 )
 def test_clean_cuts_before_the_first_bad_node(draft: Draft | None, expected: tuple[Any, Any] | None) -> None:
-    found = clean(draft, 8, VOCAB)
-    assert (None if found is None else (found.token_ids, found.parents)) == expected
-    if found is not None:
-        assert all(type(token) is int for token in [*found.token_ids, *(found.parents or [])])
+    cleaned = clean(draft, 8, VOCAB)
+    assert (None if cleaned is None else (cleaned.token_ids, cleaned.parents)) == expected
+    if cleaned is not None:
+        assert all(type(token) is int for token in [*cleaned.token_ids, *(cleaned.parents or [])])
 
 
 @pytest.mark.parametrize("limit", [0, -3])
-def test_clean_gives_nothing_where_nothing_is_allowed(limit: int) -> None:
+def test_clean_returns_no_draft_for_a_limit_of_zero(limit: int) -> None:
     assert clean(Draft([1, 2]), limit, VOCAB) is None
 
 
-def test_clean_of_anything_is_verifiable() -> None:
+def test_every_cleaned_draft_can_be_verified() -> None:
     generator = random.Random(5)
     kept = 0
     for _ in range(300):
@@ -275,7 +292,7 @@ def test_clean_of_anything_is_verifiable() -> None:
 
 
 class Oracle(Plugin):
-    """Knows the answer. Proposes trees whose true branch comes late and is split between twins, or spoilt at times."""
+    """Knows the answer. Drafts chains with wrong tokens, trees whose right branch comes late, and invalid drafts."""
 
     name, role, exactness = "oracle", "drafter", "identical"
 
@@ -298,7 +315,7 @@ class Oracle(Plugin):
         return Draft([token ^ (index % 7 == 6) for index, token in enumerate(truth[:20])])
 
     def _tree(self, truth: list[int], limit: int) -> Draft:
-        """Each level: two wrong tokens, the right one, its twin; the next level hangs on the twin."""
+        """A level has two wrong tokens and the right token twice; the next level hangs on the second right token."""
         tokens: list[int] = []
         parents: list[int] = []
         parent = -1
@@ -316,7 +333,7 @@ class Oracle(Plugin):
 @pytest.mark.parametrize("kind", ["chain", "tree", "malicious"])
 @pytest.mark.parametrize("mode", [{}, {"temperature": 1.1, "seed": 5, "top_k": 40, "frequency_penalty": 0.2}])
 def test_drafts_that_end_an_answer_in_their_middle(make_engine: Any, kind: str, mode: dict[str, Any]) -> None:
-    """Stopped by length, by a token and by a text: tokens, text and reason are those without a drafter."""
+    """Answers end by length, by a token and by a text: tokens, text and reason are those without a drafter."""
     registry = PluginRegistry()
     registry.add(Oracle)
     engine = make_engine(registry=registry)
@@ -325,7 +342,7 @@ def test_drafts_that_end_an_answer_in_their_middle(make_engine: Any, kind: str, 
     late = next(i for i in range(20, 60) if whole.token_ids[i] not in whole.token_ids[:i])
     plan = engine.plan({"oracle": {"kind": kind}})
     plan.plugins[0].answer = whole.token_ids
-    drafted_steps = []
+    step_ratios = []
     for ending in (
         {"max_tokens": 60},
         {"max_tokens": 7},
@@ -333,18 +350,18 @@ def test_drafts_that_end_an_answer_in_their_middle(make_engine: Any, kind: str, 
         {"max_tokens": 60, "stop": (whole.text[25:28],)},
     ):
         params = SamplingParams(**{"ignore_eos": True, "logprobs": 1, **mode, **ending})
-        expected, found = engine.generate(tokens, params), engine.generate(tokens, params, plan=plan)
-        assert (found.token_ids, found.text, found.finish_reason) == (
+        expected, drafted = engine.generate(tokens, params), engine.generate(tokens, params, plan=plan)
+        assert (drafted.token_ids, drafted.text, drafted.finish_reason) == (
             expected.token_ids,
             expected.text,
             expected.finish_reason,
         )
-        assert found.logprobs is not None and expected.logprobs is not None
-        for one, other in zip(found.logprobs, expected.logprobs, strict=True):
-            assert one == pytest.approx(other, abs=1e-9)
-        assert found.stats["failed"] == {}
-        drafted_steps.append(found.stats["steps"] / expected.stats["steps"])
-    assert min(drafted_steps) < 0.6, "drafts were accepted"
+        assert drafted.logprobs is not None and expected.logprobs is not None
+        for logprobs, plain_logprobs in zip(drafted.logprobs, expected.logprobs, strict=True):
+            assert logprobs == pytest.approx(plain_logprobs, abs=1e-9)
+        assert drafted.stats["failed"] == {}
+        step_ratios.append(drafted.stats["steps"] / expected.stats["steps"])
+    assert min(step_ratios) < 0.6, "drafts were accepted"
     lane = engine.lane_of(plan)
     lane.pool.check_integrity([])
     assert lane.pool.num_free_blocks == lane.pool.num_blocks

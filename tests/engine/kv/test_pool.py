@@ -1,16 +1,14 @@
-"""Blocks: who owns which, adjacency, sharing, copy on write, dropping behind windows. Random sequences: test_kv_properties."""
+"""Blocks: ownership, adjacency, sharing, copy on write, dropping behind windows. Random operations: test_kv_properties."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, cast
 
 import pytest
 
-from pitlane import Copy, SamplingParams, Sequence
-from pitlane.engine.kv.group import KVGroup
+from pitlane import Copy, KVState
 from pitlane.engine.kv.pool import DROPPED, BlockAllocator, Pool
-from pitlane.engine.sequence import Timing
+from pitlane.engine.kv.state import KVGroup
 
 SIZE = 4
 FULL = KVGroup((0, 1), 2, 8)
@@ -19,20 +17,6 @@ WINDOWED = KVGroup((2,), 2, 8, window=6)
 
 def make_pool(num_blocks: int = 12, *groups: KVGroup) -> Pool:
     return Pool(groups or (FULL,), num_blocks, SIZE, "fingerprint")
-
-
-def make_seq(number: int = 0) -> Sequence:
-    return Sequence(
-        id=number,
-        token_ids=[1],
-        num_prompt_tokens=1,
-        sampling=SamplingParams(),
-        seed=0,
-        plan=cast(Any, None),
-        detokenizer=cast(Any, None),
-        timing=Timing(0.0),
-        stop_token_ids=frozenset(),
-    )
 
 
 # ---- the allocator
@@ -48,17 +32,17 @@ def test_a_table_grows_right_behind_its_last_block() -> None:
     allocator = BlockAllocator(20)
     first = allocator.take(3, None)
     second = allocator.take(3, None)
-    assert second[0] > first[-1] + 1, "the second leaves the first room to grow"
+    assert second[0] > first[-1] + 1, "the first table has room to grow"
     assert allocator.take(2, first[-1]) == [first[-1] + 1, first[-1] + 2]
     assert allocator.take(2, second[-1]) == [second[-1] + 1, second[-1] + 2]
 
 
-def test_what_is_taken_behind_an_occupied_block_comes_from_the_largest_run() -> None:
+def test_behind_an_occupied_block_blocks_come_from_the_largest_free_run() -> None:
     allocator = BlockAllocator(12)
     allocator.take(12, None)
     for block in (1, 5, 6, 7, 8, 10):
         allocator.release(block)
-    assert allocator.take(2, 2) == [7, 8]  # the middle of [5, 9): whoever holds 4 may grow
+    assert allocator.take(2, 2) == [7, 8]  # the middle of [5, 9): the table that ends with block 4 may grow
     assert sorted(allocator.take(4, None)) == [1, 5, 6, 10]
     assert allocator.num_free == 0
 
@@ -84,12 +68,12 @@ def test_a_shared_block_is_free_after_its_last_release() -> None:
         allocator.take(3, None)
 
 
-def test_a_dropped_block_is_nobodys() -> None:
+def test_a_dropped_block_can_be_neither_shared_nor_released() -> None:
     allocator = BlockAllocator(2)
     allocator.take(2, None)
-    for verb in (allocator.release, allocator.share):
+    for call in (allocator.release, allocator.share):
         with pytest.raises(AssertionError):
-            verb(DROPPED)
+            call(DROPPED)
     assert allocator.counts.tolist() == [1, 1]
 
 
@@ -97,32 +81,32 @@ def test_a_dropped_block_is_nobodys() -> None:
 
 
 def test_reserve_is_all_or_nothing() -> None:
-    pool, one, two = make_pool(5, FULL, WINDOWED), make_seq(1), make_seq(2)
-    assert pool.reserve(one, 3 * SIZE)
-    assert [len(table) for table in one.block_tables] == [3, 3]
-    assert not pool.reserve(two, 2 * SIZE + 1)
-    assert two.block_tables == [] and pool.num_free_blocks == 2
-    assert not pool.reserve(one, 5 * SIZE + 1)
-    assert [len(table) for table in one.block_tables] == [3, 3]
-    assert pool.reserve(two, 2 * SIZE) and pool.num_free_blocks == 0
-    assert pool.reserve(one, 3 * SIZE), "nothing more is needed"
-    pool.check_integrity([one, two])
+    pool, first, second = make_pool(5, FULL, WINDOWED), KVState(), KVState()
+    assert pool.reserve(first, 3 * SIZE)
+    assert [len(table) for table in first.block_tables] == [3, 3]
+    assert not pool.reserve(second, 2 * SIZE + 1)
+    assert second.block_tables == [] and pool.num_free_blocks == 2
+    assert not pool.reserve(first, 5 * SIZE + 1)
+    assert [len(table) for table in first.block_tables] == [3, 3]
+    assert pool.reserve(second, 2 * SIZE) and pool.num_free_blocks == 0
+    assert pool.reserve(first, 3 * SIZE), "the blocks are reserved already"
+    pool.check_integrity([first, second])
 
 
 @pytest.mark.parametrize("num_tokens, blocks", [(0, 0), (1, 1), (SIZE, 1), (SIZE + 1, 2), (3 * SIZE, 3)])
 def test_missing_blocks_are_rounded_up(num_tokens: int, blocks: int) -> None:
-    pool, seq = make_pool(), make_seq()
-    assert pool.num_missing_blocks(seq, num_tokens) == blocks
-    pool.reserve(seq, SIZE)
-    assert pool.num_missing_blocks(seq, num_tokens) == max(0, blocks - 1)
+    pool, kv = make_pool(), KVState()
+    assert pool.num_missing_blocks(kv, num_tokens) == blocks
+    pool.reserve(kv, SIZE)
+    assert pool.num_missing_blocks(kv, num_tokens) == max(0, blocks - 1)
 
 
-def test_an_adopted_prefix_is_shared_until_both_let_go() -> None:
-    pool, owner, guest = make_pool(8, FULL, WINDOWED), make_seq(1), make_seq(2)
+def test_an_adopted_prefix_is_shared_until_both_sequences_release_it() -> None:
+    pool, owner, guest = make_pool(8, FULL, WINDOWED), KVState(), KVState()
     pool.reserve(owner, 3 * SIZE)
     prefix = [owner.column(0), owner.column(1)]
     pool.adopt(guest, prefix)
-    guest.num_computed_tokens = 2 * SIZE
+    assert (guest.num_computed_tokens, guest.num_sealed_blocks) == (2 * SIZE, 2)
     assert guest.block_tables == [table[:2] for table in owner.block_tables]
     pool.reserve(guest, 3 * SIZE)
     assert guest.column(2) != owner.column(2) and pool.num_free_blocks == 8 - 4
@@ -131,7 +115,7 @@ def test_an_adopted_prefix_is_shared_until_both_let_go() -> None:
     assert pool.num_free_blocks == 8 - 3 and owner.block_tables == []
     pool.check_integrity([guest])
     pool.release(guest)
-    assert pool.num_free_blocks == 8
+    assert pool.num_free_blocks == 8 and (guest.num_computed_tokens, guest.num_sealed_blocks) == (0, 0)
     with pytest.raises(AssertionError, match="only an empty sequence"):
         pool.reserve(guest, 1)
         pool.adopt(guest, prefix)
@@ -139,17 +123,17 @@ def test_an_adopted_prefix_is_shared_until_both_let_go() -> None:
 
 @pytest.mark.parametrize("num_tokens, kept", [(12, 3), (11, 3), (9, 3), (8, 2), (1, 1), (0, 0)])
 def test_roll_back_keeps_the_block_of_the_last_token(num_tokens: int, kept: int) -> None:
-    pool, seq = make_pool(8, FULL, WINDOWED), make_seq()
-    pool.reserve(seq, 3 * SIZE)
-    before = [list(table) for table in seq.block_tables]
-    pool.roll_back(seq, num_tokens)
-    assert seq.block_tables == [table[:kept] for table in before]
+    pool, kv = make_pool(8, FULL, WINDOWED), KVState()
+    pool.reserve(kv, 3 * SIZE)
+    before = [list(table) for table in kv.block_tables]
+    pool.roll_back(kv, num_tokens)
+    assert kv.block_tables == [table[:kept] for table in before]
     assert pool.num_free_blocks == 8 - kept
-    pool.check_integrity([seq])
+    pool.check_integrity([kv])
 
 
-def test_roll_back_leaves_shared_blocks_to_the_others() -> None:
-    pool, owner, guest = make_pool(), make_seq(1), make_seq(2)
+def test_roll_back_leaves_shared_blocks_to_their_other_holders() -> None:
+    pool, owner, guest = make_pool(), KVState(), KVState()
     pool.reserve(owner, 2 * SIZE)
     pool.adopt(guest, [owner.column(0), owner.column(1)])
     pool.roll_back(guest, SIZE)
@@ -157,47 +141,47 @@ def test_roll_back_leaves_shared_blocks_to_the_others() -> None:
     assert len(owner.block_tables[0]) == 2 and pool.num_free_blocks == 10
 
 
-def test_drop_frees_only_what_no_later_token_sees() -> None:
-    """Window 6: token p sees [p - 5, p]. After n computed tokens the next one is n."""
+def test_drop_frees_only_blocks_that_no_later_token_sees() -> None:
+    """Window 6: token p sees [p - 5, p]. After n computed tokens the next token is n."""
     for num_computed in range(1, 25):
-        pool, seq = make_pool(8, FULL, WINDOWED), make_seq()
-        pool.reserve(seq, 24)
-        full = list(seq.block_tables[0])
+        pool, kv = make_pool(8, FULL, WINDOWED), KVState()
+        pool.reserve(kv, 24)
+        full = list(kv.block_tables[0])
         for count in range(1, num_computed + 1):
-            pool.drop(seq, count)
+            pool.drop(kv, count)
         first_seen = max(0, num_computed - 5)
-        dropped = [block == DROPPED for block in seq.block_tables[1]]
+        dropped = [block == DROPPED for block in kv.block_tables[1]]
         assert dropped == [(index + 1) * SIZE <= first_seen for index in range(6)]
-        assert seq.block_tables[0] == full, "the group without a window keeps all"
-        pool.check_integrity([seq])
-        pool.spans(seq, 1, first_seen, 24)  # all that is seen is there
-        pool.release(seq)
+        assert kv.block_tables[0] == full, "the group without a window keeps all blocks"
+        pool.check_integrity([kv])
+        pool.spans(kv, 1, first_seen, 24)  # no visible block is dropped
+        pool.release(kv)
         pool.check_integrity([])
 
 
 def test_drop_at_once_equals_drop_step_by_step() -> None:
-    pool, one, two = make_pool(16, WINDOWED), make_seq(1), make_seq(2)
-    for seq in (one, two):
-        pool.reserve(seq, 24)
+    pool, first, second = make_pool(16, WINDOWED), KVState(), KVState()
+    for kv in (first, second):
+        pool.reserve(kv, 24)
     for count in range(24):
-        pool.drop(one, count)
-    pool.drop(two, 23)
-    assert [b == DROPPED for b in one.block_tables[0]] == [b == DROPPED for b in two.block_tables[0]]
-    assert one.block_tables[0].count(DROPPED) == 4
+        pool.drop(first, count)
+    pool.drop(second, 23)
+    assert [b == DROPPED for b in first.block_tables[0]] == [b == DROPPED for b in second.block_tables[0]]
+    assert first.block_tables[0].count(DROPPED) == 4
 
 
-def test_a_dropped_block_stays_with_who_locked_it() -> None:
-    pool, seq = make_pool(8, FULL, WINDOWED), make_seq()
-    pool.reserve(seq, 16)
-    column = seq.column(0)
+def test_a_dropped_block_stays_locked() -> None:
+    pool, kv = make_pool(8, FULL, WINDOWED), KVState()
+    pool.reserve(kv, 16)
+    column = kv.column(0)
     pool.lock(column)
     assert not pool.is_idle(column)
-    pool.drop(seq, 16)
-    assert seq.column(0) == (column[0], DROPPED)
-    pool.check_integrity([seq], lambda: [column])
-    pool.release(seq)
+    pool.drop(kv, 16)
+    assert kv.column(0) == (column[0], DROPPED)
+    pool.check_integrity([kv], lambda: [column])
+    pool.release(kv)
     assert pool.is_idle(column)
-    pool.lock((column[0], DROPPED))  # a column may lack what was dropped
+    pool.lock((column[0], DROPPED))  # a column may hold dropped blocks
     assert not pool.is_idle(column)
     pool.unlock((column[0], DROPPED))
     pool.unlock(column)
@@ -205,93 +189,94 @@ def test_a_dropped_block_stays_with_who_locked_it() -> None:
 
 
 def test_reaching_into_a_dropped_block_is_refused() -> None:
-    pool, seq = make_pool(8, WINDOWED), make_seq()
-    pool.reserve(seq, 16)
-    pool.drop(seq, 16)
-    for verb in (pool.spans, pool.slots):
+    pool, kv = make_pool(8, WINDOWED), KVState()
+    pool.reserve(kv, 16)
+    pool.drop(kv, 16)
+    for call in (pool.spans, pool.slots):
         with pytest.raises(AssertionError, match="dropped block"):
-            verb(seq, 0, 5, 16)
+            call(kv, 0, 5, 16)
 
 
 def test_spans_and_slots_follow_the_table() -> None:
-    pool, seq = make_pool(10), make_seq()
-    seq.block_tables = [[5, 6, 2, 3, 4, 9]]
-    naive = [seq.block_tables[0][token // SIZE] * SIZE + token % SIZE for token in range(6 * SIZE)]
+    pool, kv = make_pool(10), KVState()
+    kv.block_tables = [[5, 6, 2, 3, 4, 9]]
+    expected = [kv.block_tables[0][token // SIZE] * SIZE + token % SIZE for token in range(6 * SIZE)]
     for start in range(24):
         for stop in range(start, 25):
-            assert pool.slots(seq, 0, start, stop) == naive[start:stop]
-            spans = pool.spans(seq, 0, start, stop)
-            found = [(slot, span.first + i) for span in spans for i, slot in enumerate(range(span.start, span.stop))]
-            assert found == [(naive[token], token) for token in range(start, stop)]
-            assert all(span.start < span.stop for span in spans), "torch's attention dies of an empty one"
-            assert all(a.stop != b.start for a, b in pairwise(spans)), "runs are as long as can be"
-    assert len(pool.spans(seq, 0, 0, 24)) == 3
+            assert pool.slots(kv, 0, start, stop) == expected[start:stop]
+            spans = pool.spans(kv, 0, start, stop)
+            pairs = [(slot, span.first + i) for span in spans for i, slot in enumerate(range(span.start, span.stop))]
+            assert pairs == [(expected[token], token) for token in range(start, stop)]
+            assert all(span.start < span.stop for span in spans), "torch's attention crashes on an empty span"
+            assert all(a.stop != b.start for a, b in pairwise(spans)), "adjacent slots make a single span"
+    assert len(pool.spans(kv, 0, 0, 24)) == 3
 
 
 @pytest.mark.parametrize(
     "harm", ["lost reference", "lost block", "wrong free count", "forgotten lock", "foreign block"]
 )
-def test_check_integrity_sees_every_leak(harm: str) -> None:
-    pool, seq = make_pool(8, FULL, WINDOWED), make_seq()
-    pool.reserve(seq, 3 * SIZE)
-    pool.check_integrity([seq])
+def test_check_integrity_finds_every_leak(harm: str) -> None:
+    pool, kv = make_pool(8, FULL, WINDOWED), KVState()
+    pool.reserve(kv, 3 * SIZE)
+    pool.check_integrity([kv])
     if harm == "lost reference":
-        pool.allocators[0].share(seq.block_tables[0][1])
+        pool.allocators[0].share(kv.block_tables[0][1])
     elif harm == "lost block":
-        seq.block_tables[1].pop()
+        kv.block_tables[1].pop()
     elif harm == "wrong free count":
         pool.allocators[1].num_free += 1
     elif harm == "forgotten lock":
-        pool.lock(seq.column(0))
-        pool.check_integrity([seq], lambda: [seq.column(0)])
-        pool.unlock(seq.column(0))
+        pool.lock(kv.column(0))
+        pool.check_integrity([kv], lambda: [kv.column(0)])
+        pool.unlock(kv.column(0))
         with pytest.raises(AssertionError, match="group 0: counts differ from what plugins hold"):
-            pool.check_integrity([seq], lambda: [seq.column(0)])
+            pool.check_integrity([kv], lambda: [kv.column(0)])
         with pytest.raises(AssertionError, match="is not locked"):
-            pool.unlock(seq.column(0))
+            pool.unlock(kv.column(0))
         return
     else:
-        seq.block_tables[0][0] = 7
+        kv.block_tables[0][0] = 7
     with pytest.raises(AssertionError, match=r"group [01]: (counts differ|free count is off)"):
-        pool.check_integrity([seq])
+        pool.check_integrity([kv])
 
 
 # ---- fork and copy on write
 
 
-def test_a_fork_shares_every_block_until_somebody_writes() -> None:
-    pool, seq, child = make_pool(8, FULL, WINDOWED), make_seq(1), make_seq(2)
-    pool.reserve(seq, 3 * SIZE)
-    seq.num_computed_tokens = child.num_computed_tokens = 2 * SIZE + 1
-    pool.fork(seq, child)
-    assert child.block_tables == seq.block_tables and pool.num_free_blocks == 5
-    shared = seq.column(2)
-    assert pool.num_missing_blocks(child, 2 * SIZE + 2) == 1, "the last block has a token of both and is to be written"
+def test_a_fork_shares_every_block_until_a_sequence_writes() -> None:
+    pool, kv, child = make_pool(8, FULL, WINDOWED), KVState(), KVState()
+    pool.reserve(kv, 3 * SIZE)
+    kv.num_computed_tokens, kv.num_cached_tokens, kv.num_sealed_blocks = 2 * SIZE + 1, SIZE, 2
+    pool.fork(kv, child)
+    assert (child.num_computed_tokens, child.num_cached_tokens, child.num_sealed_blocks) == (2 * SIZE + 1, SIZE, 2)
+    assert child.block_tables == kv.block_tables and pool.num_free_blocks == 5
+    shared = kv.column(2)
+    assert pool.num_missing_blocks(child, 2 * SIZE + 2) == 1, "the last block is shared and will be written"
     assert pool.reserve(child, 2 * SIZE + 2)
-    assert child.column(2) != shared and seq.column(2) == shared and pool.num_free_blocks == 4
-    assert [table[:2] for table in child.block_tables] == [table[:2] for table in seq.block_tables]
+    assert child.column(2) != shared and kv.column(2) == shared and pool.num_free_blocks == 4
+    assert [table[:2] for table in child.block_tables] == [table[:2] for table in kv.block_tables]
     copies = [operation for operation in pool.operations if isinstance(operation, Copy)]
     assert [(copy.group, copy.sources) for copy in copies] == [(g, [shared[g] * SIZE]) for g in (0, 1)]
     assert [copy.targets for copy in copies] == [pool.slots(child, g, 2 * SIZE, 2 * SIZE + 1) for g in (0, 1)]
-    assert pool.reserve(seq, 2 * SIZE + 2) and len(pool.operations) == 2, "the last holder writes in place"
-    pool.check_integrity([seq, child])
+    assert pool.reserve(kv, 2 * SIZE + 2) and len(pool.operations) == 2, "the last holder writes without a copy"
+    pool.check_integrity([kv, child])
 
 
 def test_a_fork_at_a_block_boundary_copies_nothing() -> None:
-    pool, seq, child = make_pool(), make_seq(1), make_seq(2)
-    pool.reserve(seq, 2 * SIZE)
-    seq.num_computed_tokens = child.num_computed_tokens = 2 * SIZE
-    pool.fork(seq, child)
-    assert pool.reserve(child, 3 * SIZE) and pool.reserve(seq, 3 * SIZE)
-    assert not pool.operations and child.column(2) != seq.column(2)
-    pool.check_integrity([seq, child])
+    pool, kv, child = make_pool(), KVState(), KVState()
+    pool.reserve(kv, 2 * SIZE)
+    kv.num_computed_tokens = 2 * SIZE
+    pool.fork(kv, child)
+    assert pool.reserve(child, 3 * SIZE) and pool.reserve(kv, 3 * SIZE)
+    assert not pool.operations and child.column(2) != kv.column(2)
+    pool.check_integrity([kv, child])
 
 
 def test_a_copy_needs_a_free_block() -> None:
-    pool, seq, child = make_pool(1), make_seq(1), make_seq(2)
-    pool.reserve(seq, 2)
-    seq.num_computed_tokens = child.num_computed_tokens = 2
-    pool.fork(seq, child)
-    assert not pool.reserve(child, 3) and not pool.operations and child.block_tables == seq.block_tables
-    pool.release(seq)
+    pool, kv, child = make_pool(1), KVState(), KVState()
+    pool.reserve(kv, 2)
+    kv.num_computed_tokens = 2
+    pool.fork(kv, child)
+    assert not pool.reserve(child, 3) and not pool.operations and child.block_tables == kv.block_tables
+    pool.release(kv)
     assert pool.reserve(child, 3) and not pool.operations

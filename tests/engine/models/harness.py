@@ -1,4 +1,4 @@
-"""Drives a model without the engine: chunks of one or more sequences over scattered runs of slots."""
+"""Runs a model without the engine: chunks of several sequences in one forward, with KV in scattered runs of slots."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pitlane.engine.run.attention import SpanAttention
 from pitlane.engine.run.batch import Batch, Query
 
 CPU = torch.device("cpu")
-RUN = 8  # adjacent slots; runs of two sequences alternate, so one sequence's KV is never one span
+RUN = 8  # adjacent slots; the runs of two sequences alternate, so a sequence's KV is several spans
 
 
 def load(model: str | Path, dtype: torch.dtype = torch.float32, build_linear: BuildLinear | None = None) -> Llama:
@@ -27,7 +27,7 @@ def load(model: str | Path, dtype: torch.dtype = torch.float32, build_linear: Bu
 
 
 class Harness:
-    """One model, `num_seqs` sequences, slots dealt out in runs."""
+    """One model and `num_seqs` sequences, whose slots alternate in runs."""
 
     def __init__(
         self, model: Llama, num_seqs: int = 2, num_tokens: int = 64, dtype: torch.dtype = torch.float32
@@ -45,7 +45,7 @@ class Harness:
         return [Span(self.slot(seq, a), self.slot(seq, b - 1) + 1, a) for a, b in pairwise(edges) if a < b]
 
     def run(self, chunks: dict[int, list[int]], num_layers: int | None = None, rows: list[int] | None = None) -> Tensor:
-        """Append a chunk of ids to each named sequence in one forward; logits [R, V] of rows, else of all."""
+        """Append a chunk of ids to each sequence of `chunks` in one forward. Returns logits [R, V] of `rows`, or of all."""
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -61,12 +61,12 @@ class Harness:
             slots += [self.slot(seq, index) for index in range(first, stop)]
             self.lengths[seq] = stop
         slot_tensors = [torch.tensor(slots)] * len(self.stores)
-        wanted = torch.arange(len(token_ids)) if rows is None else torch.tensor(rows)
-        batch = Batch(torch.tensor(token_ids), torch.tensor(positions), slot_tensors, queries, wanted)
+        logit_rows = torch.arange(len(token_ids)) if rows is None else torch.tensor(rows)
+        batch = Batch(torch.tensor(token_ids), torch.tensor(positions), slot_tensors, queries, logit_rows)
         with torch.inference_mode():
             return self.model.forward(batch, self.stores, self.attention, num_layers)
 
     def _seen(self, seq: int, first: int, stop: int, group: int) -> list[Span]:
-        """Spans before `stop` that the window of the query at `first` reaches."""
+        """The spans before `stop` inside the window of the query at `first`."""
         window = self.model.kv_groups[group].window
         return self.spans(seq, 0 if window is None else max(0, first + 1 - window), stop)

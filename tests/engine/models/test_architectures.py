@@ -1,4 +1,4 @@
-"""Every architecture equals transformers on a tiny random config: prefill in chunks over scattered slots, decode."""
+"""Every architecture equals transformers on a tiny random config, in prefill by chunks and in decode, over scattered slots."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ ATOL = RTOL = 1e-4
 
 
 def make(family: str, options: dict[str, Any], folder: Path, shard: str = "5GB") -> Any:
-    """A random transformers model, also saved as a folder; norms and biases are drawn too, so that each one counts."""
+    """Make a random transformers model and save it as a folder. Norms and biases are random too, so that they matter."""
     import transformers
 
     torch.manual_seed(0)
@@ -102,34 +102,34 @@ def test_equals_transformers(case: str, tmp_path: Path) -> None:
     theirs = make(*CASES[case], tmp_path)
     ours = Harness(load(tmp_path))
     first, second = tokens(1), tokens(2)
-    got: dict[int, list[Tensor]] = {0: [], 1: []}
+    logits_of: dict[int, list[Tensor]] = {0: [], 1: []}
 
     def feed(chunks: dict[int, list[int]]) -> None:
         logits = ours.run(chunks)
         for seq, part in zip(chunks, logits.split([len(ids) for ids in chunks.values()]), strict=True):
-            got[seq].append(part)
+            logits_of[seq].append(part)
 
     feed({0: first[:13]})
     feed({0: first[13:30], 1: second[:21]})  # chunks start inside runs of slots and span several
     feed({1: second[21:37], 0: first[30:31]})
     for index in range(31, 37):
         feed({0: first[index : index + 1]})
-    for index in range(37, LENGTH):  # both decode in one batch
+    for index in range(37, LENGTH):  # both sequences decode in one batch
         feed({0: first[index : index + 1], 1: second[index : index + 1]})
     for seq, ids in ((0, first), (1, second)):
-        torch.testing.assert_close(torch.cat(got[seq]), reference(theirs, ids), atol=ATOL, rtol=RTOL)
+        torch.testing.assert_close(torch.cat(logits_of[seq]), reference(theirs, ids), atol=ATOL, rtol=RTOL)
 
 
 def test_packed_weights_equal_transformers(tmp_path: Path) -> None:
-    """Linears large enough to be reordered for oneDNN (`layers.MIN_PACKED`)."""
+    """The linears are large enough to be reordered for oneDNN (`layers.MIN_PACKED`)."""
     options = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "initializer_range": 0.05}
     theirs = make("Qwen2", options, tmp_path)
     model = load(tmp_path)
     assert model.layers[0].gate_up.packed
     ours = Harness(model)
     ids = tokens(3)
-    got = torch.cat([ours.run({0: ids[:30]}), *(ours.run({0: [token]}) for token in ids[30:])])
-    torch.testing.assert_close(got, reference(theirs, ids), atol=ATOL, rtol=RTOL)
+    result = torch.cat([ours.run({0: ids[:30]}), *(ours.run({0: [token]}) for token in ids[30:])])
+    torch.testing.assert_close(result, reference(theirs, ids), atol=ATOL, rtol=RTOL)
 
 
 def test_shards(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_shards(tmp_path: Path) -> None:
     ("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.012), (torch.float64, 1e-5)], ids=str
 )
 def test_dtypes(dtype: torch.dtype, tolerance: float, tmp_path: Path) -> None:
-    """Error relative to the size of float32's logits, within the dtype's."""
+    """The error relative to the largest float32 logit is within the tolerance of the dtype."""
     make("Qwen3", {"head_dim": 32, "initializer_range": 0.05}, tmp_path)
     exact = Harness(load(tmp_path)).run({0: tokens(5)})
     rounded = Harness(load(tmp_path, dtype), dtype=dtype).run({0: tokens(5)})
@@ -164,18 +164,18 @@ def test_early_exit_equals_a_shorter_model(tmp_path: Path) -> None:
     theirs = make("Llama", {}, tmp_path)
     theirs.model.layers = theirs.model.layers[:2]
     ids = tokens(7)
-    got = Harness(load(tmp_path)).run({0: ids}, num_layers=2)
-    torch.testing.assert_close(got, reference(theirs, ids), atol=ATOL, rtol=RTOL)
+    result = Harness(load(tmp_path)).run({0: ids}, num_layers=2)
+    torch.testing.assert_close(result, reference(theirs, ids), atol=ATOL, rtol=RTOL)
 
 
 def test_plain_attention_over_windows(tmp_path: Path) -> None:
-    """The attention of devices without ATen's CPU op, where some queries see nothing of a span."""
+    """The attention for devices without ATen's CPU op, with queries that see no key of a span."""
     theirs = make(*CASES["mistral-window"], tmp_path)
     harness = Harness(load(tmp_path))
     harness.attention.attend = attention._attend_plain
     ids = tokens(9)
-    got = torch.cat([harness.run({0: ids[:13]}), harness.run({0: ids[13:39]}), harness.run({0: ids[39:]})])
-    torch.testing.assert_close(got, reference(theirs, ids), atol=ATOL, rtol=RTOL)
+    result = torch.cat([harness.run({0: ids[:13]}), harness.run({0: ids[13:39]}), harness.run({0: ids[39:]})])
+    torch.testing.assert_close(result, reference(theirs, ids), atol=ATOL, rtol=RTOL)
 
 
 def test_only_wanted_rows(tmp_path: Path) -> None:

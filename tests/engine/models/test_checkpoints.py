@@ -1,4 +1,4 @@
-"""Checkpoints that contradict their config: what transformers 5 computes, or a refusal that names the tensor and both shapes."""
+"""Checkpoints that contradict their config give the result of transformers 5, or an error with the tensor and both shapes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
 
 def write(folder: Path, family: str = "Llama", edit: Edit = lambda tensors: None, **config: Any) -> Path:
-    """A model of zeros that fits its config, then `edit`ed; `**config` is written after the tensors were made."""
+    """Write a model of zeros that fits its config. Then change its tensors with `edit` and its config.json with `**config`."""
     file, raw = folder / "config.json", CONFIG | {"architectures": [f"{family}ForCausalLM"]}
     file.write_text(json.dumps(raw))
     tensors = {name: torch.zeros(shape) for name, shape in shapes_of(ModelConfig.from_folder(folder)).items()}
@@ -133,7 +133,7 @@ def test_a_config_that_the_tensors_do_not_fit_is_refused(
 
 
 def edited(folder: Path, edit: Edit, without: tuple[str, ...] = (), **config: Any) -> Any:
-    """A folder that `make` wrote, edited, as transformers reads it."""
+    """Write a folder with `make`, edit it, and return the model as transformers reads it."""
     from transformers import AutoModelForCausalLM
 
     file, weights = folder / "config.json", folder / "model.safetensors"

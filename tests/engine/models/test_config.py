@@ -1,4 +1,4 @@
-"""Configs in the spelling of transformers 4 and 5, and what is refused by name."""
+"""Configs in the spelling of transformers 4 and 5, and features that are refused by name."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_layer_types_agree_with_the_windows(tmp_path: Path) -> None:
         read(tmp_path, architectures=["MistralForCausalLM"], layer_types=sliding, sliding_window=8).windows == (8,) * 4
     )
     for family, types in (("Llama", sliding), ("Mistral", full), ("Qwen2", sliding), ("Qwen3", [*full[:3], "mamba"])):
-        with pytest.raises(UnsupportedModel, match=r"layer_types\[\d\] '\w+' is not built here: .*_attention"):
+        with pytest.raises(UnsupportedModel, match=r"layer_types\[\d\] '\w+' is not supported: .*_attention"):
             read(tmp_path, architectures=[f"{family}ForCausalLM"], layer_types=types)
     with pytest.raises(ModelError, match="layer_types must have an entry for each of 4 layers, got 3"):
         read(tmp_path, layer_types=full[:3])
@@ -114,7 +114,7 @@ def test_rope_scaling_goes_before_rope_parameters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rope", "most"),
+    ("rope", "length"),
     [
         ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 1024),
         ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
@@ -125,8 +125,8 @@ def test_rope_scaling_goes_before_rope_parameters(tmp_path: Path) -> None:
         ({"type": "default"}, 256),
     ],
 )
-def test_a_scaled_rope_reaches_beyond_the_trained_length(rope: dict[str, Any], most: int, tmp_path: Path) -> None:
-    assert read(tmp_path, rope_scaling=rope).max_position == most
+def test_a_scaled_rope_reaches_beyond_the_trained_length(rope: dict[str, Any], length: int, tmp_path: Path) -> None:
+    assert read(tmp_path, rope_scaling=rope).max_position == length
 
 
 def test_trained_exits(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_trained_exits(tmp_path: Path) -> None:
 
 def test_layers_without_rope(tmp_path: Path) -> None:
     assert read(tmp_path, architectures=["SmolLM3ForCausalLM"]).no_rope_layers == {3}
-    given = read(tmp_path, architectures=["SmolLM3ForCausalLM"], no_rope_layers=[1, 0, 0, 1])
-    assert given.no_rope_layers == {1, 2}
+    config = read(tmp_path, architectures=["SmolLM3ForCausalLM"], no_rope_layers=[1, 0, 0, 1])
+    assert config.no_rope_layers == {1, 2}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""JSON files of a model folder with values that cannot be: one printable line that names file, key and value."""
+"""JSON files of a model folder with impossible values: the error is one printable line with file, key and value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from pitlane.engine.errors import ModelError
 from pitlane.engine.models.config import ModelConfig
-from pitlane.engine.models.config_file import MOST_BYTES
+from pitlane.engine.models.config_file import MAX_BYTES
 from pitlane.engine.models.registry import ModelSource, resolve
 from pitlane.engine.models.weights import RandomWeights, SafetensorsFolder
 from pitlane.engine.text.tokenizer import Tokenizer
@@ -120,7 +120,7 @@ def test_layers_without_end_are_refused_before_they_are_counted(tmp_path: Path) 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     with open(tmp_path / "config.json", "wb") as file:
-        file.truncate(MOST_BYTES + 1)  # sparse
+        file.truncate(MAX_BYTES + 1)  # a sparse file takes no space
     assert "16,777,217 bytes" in refused(tmp_path)
 
 

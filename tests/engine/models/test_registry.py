@@ -1,4 +1,4 @@
-"""What may follow `--model`, and what is said when it cannot be had. The hub is a folder and a stub here."""
+"""Model names after `--model`, and the errors for models that cannot be found. The hub is a local folder and a stub."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pitlane.engine.models.weights import RandomWeights, shapes_of
 from tests.engine.models.harness import Harness, load
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-TENSORS = shapes_of(ModelConfig("LlamaForCausalLM", 8, 8, 1, 1, 1, 8, 300, 16))  # of `write_model`
+TENSORS = shapes_of(ModelConfig("LlamaForCausalLM", 8, 8, 1, 1, 1, 8, 300, 16))  # the tensors of `write_model`
 
 
 def write_model(folder: Path, **changes: Any) -> Path:
-    """A folder that is complete as far as resolving it goes."""
+    """Write a model folder that is complete enough for `resolve`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     config |= {"num_attention_heads": 1, "vocab_size": 300, "max_position_embeddings": 16} | changes

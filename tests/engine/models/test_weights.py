@@ -1,4 +1,4 @@
-"""Sources of weights: files, what can be wrong with them, fingerprints, and random numbers at a real shape."""
+"""Sources of weights: files and their defects, fingerprints, and random weights in the shapes of a model."""
 
 from __future__ import annotations
 
@@ -76,10 +76,12 @@ def test_shards_outside_of_the_folder_are_missing(shard: str, tmp_path: Path) ->
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("found", [None, [], {}, {"a": 1}, {"a": None}, {"a": ["model.safetensors"]}, {"a\x1b": 1}])
-def test_an_index_of_other_kinds(found: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "weight_map", [None, [], {}, {"a": 1}, {"a": None}, {"a": ["model.safetensors"]}, {"a\x1b": 1}]
+)
+def test_an_index_of_other_kinds(weight_map: Any, tmp_path: Path) -> None:
     write(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": found}))
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(ModelError, match=r"index\.json: weight_map.* must .*, got") as error:
         SafetensorsFolder(tmp_path)
     assert str(error.value).isprintable()
@@ -121,7 +123,7 @@ def test_fingerprint_is_of_the_content_and_cached(tmp_path: Path, monkeypatch: p
 
 
 def set_back(file: Path, before: os.stat_result) -> None:
-    """As `cp -p` and `rsync -t` do it."""
+    """Restore the modification time of a file, as `cp -p` and `rsync -t` do."""
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
@@ -138,14 +140,14 @@ def test_weights_replaced_under_their_old_date_are_noticed(tmp_path: Path) -> No
 def test_one_changed_byte_of_a_large_file_is_noticed(
     has_system_time: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the time at which the system saw the change; where a file system has none, if it lies in one of the pieces."""
+    """The system's time of the change shows it. On a file system without this time, a change inside a piece is noticed."""
     file, size = tmp_path / "large", 2**20
     file.write_bytes(bytes(size))
     before = file.stat()
     if not has_system_time:
         monkeypatch.setattr(weight_hashes.os, "fstat", lambda handle: before)
     first = weight_hashes.state_of(file)
-    time.sleep(0.02)  # the system's clock of files may tick every 4 ms
+    time.sleep(0.02)  # the clock of file times may tick every 4 ms
     with open(file, "r+b") as handle:
         handle.seek(size // 2 - 20_000 if has_system_time else size - 1)
         handle.write(b"x")
@@ -154,7 +156,7 @@ def test_one_changed_byte_of_a_large_file_is_noticed(
 
 
 def test_weights_replaced_while_they_are_in_use_have_no_fingerprint(tmp_path: Path) -> None:
-    """What is mapped are the old weights, so their KV must not be saved as that of the new ones."""
+    """The process still maps the old weights, so it must not save their KV under the fingerprint of the new weights."""
     file = write(tmp_path)
     source = SafetensorsFolder(tmp_path)
     first = source.fingerprint()
@@ -193,15 +195,15 @@ def test_a_cache_that_cannot_be_written_leaves_no_half_file(tmp_path: Path, monk
 
 def test_random_weights_are_a_function_of_shape_and_seed() -> None:
     config = preset("tiny")
-    one, same, other = RandomWeights(config), RandomWeights(config), RandomWeights(config, seed=1)
-    assert set(one.names()) == set(shapes_of(config))
+    weights, same, other = RandomWeights(config), RandomWeights(config), RandomWeights(config, seed=1)
+    assert set(weights.names()) == set(shapes_of(config))
     for name, shape in shapes_of(config).items():
-        assert one.get(name).shape == shape
-        assert torch.equal(one.get(name), same.get(name))
+        assert weights.get(name).shape == shape
+        assert torch.equal(weights.get(name), same.get(name))
     name = "model.layers.1.mlp.down_proj.weight"
-    assert not torch.equal(one.get(name), other.get(name))
-    assert one.fingerprint() == same.fingerprint() != other.fingerprint()
-    assert abs(float(one.get(name).float().std()) - 256**-0.5) < 0.002
-    assert torch.equal(one.get("model.norm.weight"), torch.ones(128, dtype=torch.bfloat16))
-    rows = one.get("lm_head.weight")
+    assert not torch.equal(weights.get(name), other.get(name))
+    assert weights.fingerprint() == same.fingerprint() != other.fingerprint()
+    assert abs(float(weights.get(name).float().std()) - 256**-0.5) < 0.002
+    assert torch.equal(weights.get("model.norm.weight"), torch.ones(128, dtype=torch.bfloat16))
+    rows = weights.get("lm_head.weight")
     assert len(torch.unique(rows, dim=0)) == len(rows)

@@ -1,17 +1,17 @@
-"""Plans: what may stand together, options, keys, and settings from a command line."""
+"""Plans: what may stand together, options, keys, hooks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import Field
 
-from pitlane import BadOption, PitlaneError, PlanConflict, Plugin, PluginFailed, PluginOptions, UnknownPlugin, hookimpl
-from pitlane.engine.plan.hooks import HookError
-from pitlane.engine.plan.plan import Plan, parse_settings
-from pitlane.engine.plan.planner import Planner
+from pitlane import BadOption, PlanConflict, Plugin, PluginFailed, PluginOptions, UnknownPlugin, hookimpl
+from pitlane.engine.plan.hooks import HookError, call
+from pitlane.engine.plan.plan import Plan
+from pitlane.engine.plan.planner import NUM_RECENT, Planner
 from pitlane.engine.plan.plugin import Exactness
 from pitlane.engine.plan.registry import PluginRegistry
 
@@ -84,19 +84,24 @@ class Reader(Plugin):
 
 
 class Costly(Plugin):
-    """Counts how often it is made, and may refuse to be."""
+    """Counts its instances, and may fail to start."""
 
     name, exactness = "costly", "identical"
     made = 0
+    closed: ClassVar[list[int]] = []
 
     class Options(PluginOptions):
         broken: bool = False
+        number: int = -1
 
     def __init__(self, options: PluginOptions | None = None) -> None:
         super().__init__(options)
         type(self).made += 1
         if self.options.broken:
             raise OSError("no such device")
+
+    def close(self) -> None:
+        self.closed.append(self.options.number)
 
 
 @pytest.fixture
@@ -195,15 +200,32 @@ def test_equal_settings_give_the_same_plan_and_instance(planner: Planner) -> Non
     other = planner.resolve({"chain": {"length": 5}})
     assert other is not alone and other.plugins[0] is not alone.plugins[0]
     assert planner.resolve({}) is planner.resolve({}) and planner.resolve({}).plugins == ()
-    assert len(planner._plugins) == 3
 
 
-def test_an_instance_is_made_once(planner: Planner) -> None:
-    """Making one may open files and start threads."""
+def test_asking_again_makes_no_new_instance(planner: Planner) -> None:
+    """A new instance may open files and start threads."""
     Costly.made = 0
-    for others in ([], ["chain"], ["tree"], []):
-        planner.resolve({name: {} for name in ["costly", *others]})
+    for names in ([], ["chain"], ["tree"], []):
+        planner.resolve({name: {} for name in ["costly", *names]})
     assert Costly.made == 1
+
+
+def test_an_instance_is_closed_once_after_its_last_plan(planner: Planner) -> None:
+    Costly.closed.clear()
+    plans = [planner.resolve({"costly": {}}), planner.resolve({"costly": {}, "chain": {}})]
+    for number in range(40):
+        planner.resolve({"costly": {"number": number}})
+    assert len(planner._plugins) <= NUM_RECENT + 2 and sorted(Costly.closed) == list(range(31, -1, -1))[::-1]
+    assert 0 in Costly.closed and 39 not in Costly.closed and -1 not in Costly.closed, (
+        "two plans hold the first instance"
+    )
+    del plans[0]
+    planner.resolve({})
+    assert -1 not in Costly.closed
+    plans.clear()
+    planner.resolve({"tree": {}})
+    planner.close()
+    assert sorted(Costly.closed) == list(range(-1, 40)), "each instance once"
 
 
 def test_order_is_by_stage_then_name(planner: Planner) -> None:
@@ -237,119 +259,70 @@ def test_keys_hold_what_weights_and_kv_depend_on(planner: Planner) -> None:
     ],
 )
 def test_a_plan_is_as_exact_as_its_weakest_part(planner: Planner, settings: Any, exactness: str) -> None:
-    assert planner.resolve(settings).exactness() == exactness
+    assert planner.resolve(settings).exactness == exactness
 
 
 # ---- hooks
 
 
-def test_hooks_get_what_they_ask_for_and_are_charged(planner: Planner) -> None:
+def call_hook(plan: Plan, name: str, check: Any = None, **values: Any) -> tuple[Any, list[str], list[HookError]]:
+    """The answer, the names of the plugins that were charged, and the failures."""
+    charged: list[str] = []
+    failures: list[HookError] = []
+
+    def charge(plugin: Plugin, seconds: float) -> None:
+        assert seconds > 0, "a failing call takes time too"
+        charged.append(plugin.name)
+
+    return call(plan.hook(name), charge, failures.append, check, **values), charged, failures
+
+
+def test_a_hook_gets_the_arguments_that_it_names_and_its_plugin_is_charged(planner: Planner) -> None:
     plan = planner.resolve({"chain": {"length": 3}})
-    charged: list[tuple[str, float]] = []
-    found = plan.first("propose", lambda name, seconds: charged.append((name, seconds)), seqs=[], limits=None)
-    assert found == 3 and charged[0][0] == "chain" and charged[0][1] > 0
-    assert plan.first("match_prefix", lambda name, seconds: charged.append((name, seconds)), seq=0, pool=0) is None
-    assert len(charged) == 1
+    answer, charged, failures = call_hook(plan, "propose", seqs=[], limits=None)
+    assert (answer.value, answer.plugin, charged, failures) == (3, plan.plugins[0], ["chain"], [])
+    assert call_hook(plan, "match_prefix", seq=0, lane=0) == (None, [], [])
 
 
-def hook(plan: Plan, name: str) -> Any:
-    (found,) = plan.hooks[name]
-    return found
-
-
-def test_an_error_in_a_step_names_the_plugin_even_if_it_has_a_name(planner: Planner) -> None:
-    """A PitlaneError out of a step's hook would reach requests that have nothing to do with the plugin."""
+def test_a_failure_in_a_step_names_the_plugin_even_if_the_error_has_a_name(planner: Planner) -> None:
+    """A PitlaneError of a step hook would reach requests that have nothing to do with the plugin."""
     plan = planner.resolve({"ban": {}, "packed": {}})
-    with pytest.raises(HookError, match="ban.adjust_logits: BadOption: a named error") as caught:
-        hook(plan, "adjust_logits")(rows=None)
-    assert caught.value.plugin is plan.plugins[0]
-    with pytest.raises(HookError, match="ban.step_finished: ZeroDivisionError: steps"):
-        hook(plan, "step_finished")(stats=None)
-    assert hook(plan, "step_finished").seconds > 0, "a failing call is timed too"
+    _, charged, (failure,) = call_hook(plan, "adjust_logits", rows=None)
+    assert str(failure) == "ban.adjust_logits: BadOption: a named error" and charged == ["ban"]
+    assert failure.plugin is plan.plugins[0] and isinstance(failure.__cause__, BadOption)
+    _, _, (failure,) = call_hook(plan, "step_finished", stats=None)
+    assert str(failure) == "ban.step_finished: ZeroDivisionError: steps"
+
+
+def test_the_plugin_that_answers_is_named_and_a_refused_answer_is_a_failure(registry: PluginRegistry) -> None:
+    class Silent(Plugin):
+        name, exactness, stage = "silent", "identical", -1
+
+        @hookimpl
+        def match_prefix(self, seq: Any) -> Any:
+            return None
+
+    class Answers(Plugin):
+        name, exactness = "answers", "identical"
+
+        @hookimpl
+        def match_prefix(self, seq: Any) -> Any:
+            return seq
+
+    for plugin in (Silent, Answers):
+        registry.add(plugin)
+    plan = Planner(registry).resolve({"silent": {}, "answers": {}})
+    answer, charged, _ = call_hook(plan, "match_prefix", seq=7, lane=None)
+    assert (answer.value, answer.plugin.name) == (7, "answers") and charged == ["silent", "answers"]
+
+    def refuse(plugin: Plugin, result: Any) -> Any:
+        raise TypeError(f"{plugin.name} gave {result}")
+
+    answer, charged, (failure,) = call_hook(plan, "match_prefix", refuse, seq=7, lane=None)
+    assert answer is None and charged == ["silent", "answers"], "None is no result to check"
+    assert str(failure) == "answers.match_prefix: TypeError: answers gave 7"
 
 
 def test_a_named_error_while_loading_is_raised_as_it_is(planner: Planner) -> None:
     with pytest.raises(BadOption, match="^group_size must divide in_features$"):
-        hook(planner.resolve({"packed": {}}), "build_linear")(parts=[], context=None)
-
-
-# ---- settings from a command line
-
-DEFAULT = {"tree": {}, "packed": {"bits": 4}}
-
-
-@pytest.mark.parametrize(
-    "text, options, expected",
-    [
-        (None, [], {"tree": {}, "packed": {"bits": 4}}),
-        ("", [], {}),
-        (" , ", [], {}),
-        ("chain", [], {"chain": {}}),
-        (" chain , packed ", [], {"chain": {}, "packed": {}}),
-        ("-tree", [], {"packed": {"bits": 4}}),
-        ("-costly", [], {"tree": {}, "packed": {"bits": 4}}),
-        ("+costly", [], {"tree": {}, "packed": {"bits": 4}, "costly": {}}),
-        ("+chain", [], {"packed": {"bits": 4}, "chain": {}}),
-        ("+chain,-packed", [], {"chain": {}}),
-        ("+packed", [], {"tree": {}, "packed": {"bits": 4}}),
-        ("+chain", ["chain.length=9"], {"packed": {"bits": 4}, "chain": {"length": "9"}}),
-        (None, ["packed.bits=16"], {"tree": {}, "packed": {"bits": "16"}}),
-        ("chain", ["chain.share=0.1", "chain.eager=a=b"], {"chain": {"share": "0.1", "eager": "a=b"}}),
-    ],
-)
-def test_settings_from_text(
-    registry: PluginRegistry, text: str | None, options: list[str], expected: dict[str, Any]
-) -> None:
-    assert parse_settings(text, options, DEFAULT, registry).settings == expected
-    assert DEFAULT == {"tree": {}, "packed": {"bits": 4}}, "the default is not changed"
-
-
-@pytest.mark.parametrize(
-    "text, options, error, message",
-    [
-        ("chain,+tree", [], BadOption, r"'chain,\+tree' mixes names with \+name and -name"),
-        ("-chain,+chain", [], BadOption, r"'-chain,\+chain' both adds and removes chain"),
-        ("nothing", [], UnknownPlugin, "unknown plugin 'nothing'; known:"),
-        ("+nothing", [], UnknownPlugin, "unknown plugin 'nothing'; known:"),
-        ("-nothing", [], UnknownPlugin, "unknown plugin 'nothing'; known:"),
-        (None, ["packed.bits"], BadOption, "option 'packed.bits' is not of the form plugin.key=value"),
-        (None, ["bits=4"], BadOption, "option 'bits=4' is not of the form plugin.key=value"),
-        (None, [".bits=4"], BadOption, "is not of the form"),
-        (None, ["chain.length=4"], BadOption, r"plugin chain is not in the plan \(tree, packed\)"),
-        ("", ["chain.length=4"], BadOption, r"plugin chain is not in the plan \(empty\)"),
-    ],
-)
-def test_bad_settings_are_named(
-    registry: PluginRegistry, text: str | None, options: list[str], error: type[PitlaneError], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        parse_settings(text, options, DEFAULT, registry)
-
-
-@pytest.mark.parametrize("text", ["+chain,+tree", "chain,tree", "-packed,+chain,+tree"])
-def test_a_text_that_names_two_plugins_of_a_role_is_refused(registry: PluginRegistry, text: str) -> None:
-    with pytest.raises(PlanConflict, match="drafter is held by chain; take it out to enable tree"):
-        parse_settings(text, [], DEFAULT, registry)
-
-
-@pytest.mark.parametrize(
-    "text, replaced",
-    [
-        ("+chain", ["chain replaces tree; a plan has one drafter"]),
-        ("+chain,-tree", []),
-        ("+tree", []),
-        ("+costly", []),
-        ("chain", []),
-        ("", []),
-    ],
-)
-def test_an_added_plugin_says_which_plugin_it_replaces(
-    registry: PluginRegistry, text: str, replaced: list[str]
-) -> None:
-    assert [str(replacement) for replacement in parse_settings(text, [], DEFAULT, registry).replaced] == replaced
-
-
-def test_a_plugin_that_was_added_before_is_replaced_too(registry: PluginRegistry, planner: Planner) -> None:
-    settings = parse_settings("+chain", [], {}, registry).settings
-    settings, replaced = parse_settings("+tree", [], settings, registry)
-    assert planner.resolve(settings).names == ["tree"] and replaced[0].old == "chain"
+        call_hook(planner.resolve({"packed": {}}), "build_linear", parts=[], context=None)

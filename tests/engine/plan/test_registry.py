@@ -277,7 +277,7 @@ def test_hooks_are_listed_in_call_order() -> None:
         name, exactness = "both", "identical"
 
         @hookimpl
-        def engine_closed(self) -> None: ...
+        def sequence_finished(self, seq: Any) -> None: ...
 
         @hookimpl
         def propose(self, seqs: Any) -> None: ...
@@ -287,7 +287,7 @@ def test_hooks_are_listed_in_call_order() -> None:
 
         def block_sealed(self) -> None: ...  # not marked: a method like any other
 
-    assert hooks_of(Both) == ["match_prefix", "propose", "engine_closed"]
+    assert hooks_of(Both) == ["match_prefix", "propose", "sequence_finished"]
 
 
 def test_add_refuses_a_taken_name() -> None:

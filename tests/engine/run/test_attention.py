@@ -1,4 +1,4 @@
-"""Attention over spans, chunks, trees and windows against one softmax per query in float64, on batches that a lane built."""
+"""Attention over spans, chunks, trees and windows. The reference is a softmax per query in float64; a lane builds the batches."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pitlane import Draft, SamplingParams, Sequence
+from pitlane import Draft, KVState, SamplingParams, Sequence
 from pitlane.engine.decode.draft import depths
-from pitlane.engine.kv.group import KVGroup
+from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.run import kv_reads
 from pitlane.engine.run.attention import SpanAttention, _attend_flash_cpu, _attend_plain, _merge
 from pitlane.engine.run.batch import Batch
+from pitlane.engine.run.built_model import BuiltModel
 from pitlane.engine.run.lane import Lane, LaneLimits
-from pitlane.engine.sequence import Timing
+from pitlane.engine.sequence import Request, Timing
 from pitlane.kernels import attention as kernel
 from pitlane.plugins.paged_attention import Paged
 
@@ -26,26 +27,28 @@ CPU = torch.device("cpu")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6}
 
 
+def not_called(*_: Any) -> Any:
+    raise AssertionError("not called here")
+
+
 @dataclass
 class Groups:
-    """All that a lane asks of a model."""
+    """The part of a model that a lane needs to build batches."""
 
     kv_groups: tuple[KVGroup, ...]
-
-    def forward(self, *_: Any) -> Tensor:
-        raise AssertionError("not run here")
+    forward = staticmethod(not_called)
 
 
 @dataclass
 class Setting:
-    """A lane of one KV group, filled with random keys and values, and the queries of one batch."""
+    """A lane of one KV group with random keys and values, and the sequences of one batch. queries: [T, H, D] of the last run."""
 
     lane: Lane
     seqs: list[Sequence]
     heads: int
     window: int | None
     generator: torch.Generator
-    queries: Tensor = field(default_factory=lambda: torch.empty(0))  # of the last run
+    queries: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __post_init__(self) -> None:
         for store in self.lane.stores:
@@ -55,19 +58,19 @@ class Setting:
         return torch.randn(*shape, generator=self.generator, dtype=torch.float64).to(self.lane.stores[0].data.dtype)
 
     def run(self, plain: bool = False) -> tuple[Tensor, Tensor]:
-        """Found and expected [T, H, D]; expected in float64."""
+        """Run the attention on a batch: output [T, H, D], and the reference in float64."""
         batch = self.lane.build_batch(self.seqs)
         store = self.lane.stores[0]
         _, _, kv_heads, _, dim = store.data.shape
         q = self.queries = self.random(batch.num_tokens, self.heads, dim)
         k, v = (self.random(batch.num_tokens, kv_heads, dim) for _ in "kv")
-        attention = self.lane.runner.attention
+        attention = self.lane.built.attention
         if plain:
             cast(SpanAttention, attention).attend = _attend_plain
         store.write(1, batch.slots[0], k, v)
-        found = attention(q, k, v, store, 1, batch, 0)
-        assert found.shape == q.shape and found.dtype == q.dtype
-        return found, torch.cat(
+        out = attention(q, k, v, store, 1, batch, 0)
+        assert out.shape == q.shape and out.dtype == q.dtype
+        return out, torch.cat(
             [
                 self.reference(seq, q[query.begin : query.end])
                 for seq, query in zip(self.seqs, batch.queries, strict=True)
@@ -75,9 +78,9 @@ class Setting:
         )
 
     def reference(self, seq: Sequence, q: Tensor) -> Tensor:
-        """The definition: query i sees all before its sequence's queries and its ancestors, within the window."""
-        first = seq.num_computed_tokens
-        store, table = self.lane.stores[0], seq.block_tables[0]
+        """The definition: a query sees, within the window, the tokens before its sequence's queries, its ancestors and itself."""
+        first = seq.kv.num_computed_tokens
+        store, table = self.lane.stores[0], seq.kv.block_tables[0]
         size = self.lane.pool.block_size
         positions = list(range(seq.num_tokens if seq.draft else first + seq.num_scheduled_tokens))
         parents = list(range(-1, len(positions) - 1))
@@ -87,12 +90,12 @@ class Setting:
             positions += [seq.num_tokens - 1 + depth for depth in depths(links)]
         out = []
         for i, query in enumerate(q.double()):
-            node, seen = first + i, []
+            node, slots = first + i, []
             while node >= 0:
                 if self.window is None or positions[first + i] - positions[node] < self.window:
-                    seen.append(table[node // size] * size + node % size)
+                    slots.append(table[node // size] * size + node % size)
                 node = parents[node]
-            keys, values = store.data[:, 1, :, seen].double()
+            keys, values = store.data[:, 1, :, slots].double()
             keys, values = (x.repeat_interleave(self.heads // x.shape[0], 0) for x in (keys, values))
             weights = (torch.einsum("hd,hsd->hs", query, keys) * q.shape[-1] ** -0.5).softmax(-1)
             out.append(torch.einsum("hs,hsd->hd", weights, values))
@@ -109,40 +112,40 @@ def make_setting(
     seed: int = 0,
     attention: Any = SpanAttention,
 ) -> Setting:
-    """seqs: (tokens computed, tokens scheduled, draft), their blocks out of order in pairs."""
+    """seqs: (tokens computed, tokens scheduled, draft). Pairs of blocks of a sequence stand in random order."""
     group = KVGroup((0, 1), heads[1], dim, window)
     total = sum(first + count + 100 for first, count, _ in seqs)
     limits = LaneLimits(group.bytes_per_token(dtype) * 2 * total, 10_000, 10_000)
-    lane = Lane(Groups((group,)), "", attention(dim**-0.5, CPU), dtype, CPU, limits, lambda *_: None, lambda *_: None)
+    built = BuiltModel(Groups((group,)), attention(dim**-0.5, CPU), variant=None)
+    lane = Lane(built, "", dtype, CPU, limits, not_called, not_called, load_drafter=not_called, call=not_called)
     made = []
     for number, (first, count, draft) in enumerate(seqs):
         seq = Sequence(
             id=number,
-            token_ids=[1] * (first + count),
-            num_prompt_tokens=1,
-            sampling=SamplingParams(max_tokens=10_000),
-            seed=0,
+            request=Request(1, SamplingParams(max_tokens=10_000), seed=0),
             plan=cast(Any, None),
+            token_ids=[1] * (first + count),
             detokenizer=cast(Any, None),
             timing=Timing(0.0),
-            stop_token_ids=frozenset(),
+            kv=KVState(num_computed_tokens=first),
+            draft=draft,
+            num_scheduled_tokens=count,
         )
-        seq.num_computed_tokens, seq.num_scheduled_tokens, seq.draft = first, count, draft
         made.append(seq)
     generator = random.Random(seed)
     for seq in made:
-        lane.pool.reserve(seq, seq.num_tokens)
-        table = seq.block_tables[0]
+        lane.pool.reserve(seq.kv, seq.num_tokens)
+        table = seq.kv.block_tables[0]
         pieces = [table[at : at + 2] for at in range(0, len(table), 2)]
-        generator.shuffle(pieces)  # or the pool would keep most of it in one run
-        seq.block_tables[0] = [block for piece in pieces for block in piece]
-        lane.pool.drop(seq, seq.num_computed_tokens)
+        generator.shuffle(pieces)  # the pool alone would give adjacent blocks
+        seq.kv.block_tables[0] = [block for piece in pieces for block in piece]
+        lane.pool.drop(seq.kv, seq.kv.num_computed_tokens)
     return Setting(lane, made, heads[0], window, torch.Generator().manual_seed(seed))
 
 
-def assert_near(found: Tensor, expected: Tensor) -> None:
-    assert found.isfinite().all()
-    torch.testing.assert_close(found.double(), expected, atol=TOLERANCE[found.dtype], rtol=TOLERANCE[found.dtype])
+def assert_near(out: Tensor, expected: Tensor) -> None:
+    assert out.isfinite().all()
+    torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[out.dtype], rtol=TOLERANCE[out.dtype])
 
 
 TREE = Draft([1] * 9, [-1, -1, 0, 0, 1, 2, 4, 5, -1])
@@ -170,28 +173,28 @@ def test_a_mixed_batch(heads: tuple[int, int], window: int | None, dtype: torch.
 
 
 def test_blocks_of_a_mixed_batch_are_scattered() -> None:
-    """Otherwise nothing would be merged."""
+    """So the tests above merge several parts."""
     setting = make_setting(MIXED)
     batch = setting.lane.build_batch(setting.seqs)
     spans = [query.spans[0] for query in batch.queries]
     assert max(map(len, spans)) >= 3
-    assert [sum(span.stop - span.start for span in found) for found in spans[2:6]] == [32, 33, 147, 76]
+    assert [sum(span.stop - span.start for span in own) for own in spans[2:6]] == [32, 33, 147, 76]
 
 
 def share(setting: Setting, runs: list[tuple[int, int, int]]) -> None:
-    """Sequence b's first n blocks become sequence a's, for each (a, b, n)."""
+    """runs: (a, b, n). Sequence b gets the first n blocks of sequence a."""
     for a, b, count in runs:
-        tables = [setting.seqs[i].block_tables[0] for i in (a, b)]
+        tables = [setting.seqs[i].kv.block_tables[0] for i in (a, b)]
         tables[1][:count] = tables[0][:count]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
-@pytest.mark.parametrize("least", [1, 3, 5, 100])
+@pytest.mark.parametrize("min_blocks", [1, 3, 5, 100])
 def test_shared_leading_blocks_are_read_once(
-    heads: tuple[int, int], dtype: torch.dtype, least: int, monkeypatch: pytest.MonkeyPatch
+    heads: tuple[int, int], dtype: torch.dtype, min_blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A decoding pair, a pair with a tree, a chunk; one block for all of them, more for some."""
+    """Sequences that decode, a tree, a chunk: six sequences share a block, and some of them share more."""
     seqs = [
         (200, 1, None),
         (199, 1, None),
@@ -203,52 +206,54 @@ def test_shared_leading_blocks_are_read_once(
     ]
     setting = make_setting(seqs, heads=heads, dtype=dtype)
     share(setting, [(0, 1, 6), (0, 2, 3), (0, 3, 3), (0, 4, 2), (0, 5, 1)])
-    monkeypatch.setattr(kv_reads, "MIN_SHARED", least * 32 * setting.lane.pool.groups[0].bytes_per_token(dtype) // 2)
+    monkeypatch.setattr(
+        kv_reads, "MIN_SHARED", min_blocks * 32 * setting.lane.pool.groups[0].bytes_per_token(dtype) // 2
+    )
     shared = setting.lane.build_batch(setting.seqs).reads[0].shared
-    assert bool(shared) == (least < 100)
+    assert bool(shared) == (min_blocks < 100)
     assert_near(*setting.run())
 
 
-@pytest.mark.parametrize("most", [0, 1, 40, 2000])
+@pytest.mark.parametrize("max_tokens", [0, 1, 40, 2000])
 @pytest.mark.parametrize("window", [None, 7, 33])
-def test_gathered_contexts_of_any_length(window: int | None, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gathered_contexts_of_any_length(window: int | None, max_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = make_setting([(first, 1, None) for first in (0, 1, 31, 32, 63, 64, 199, 500, 501, 37)], window=window)
     monkeypatch.setattr(
-        kv_reads, "MOST_GATHERED", most * setting.lane.pool.groups[0].bytes_per_token(torch.float64) // 2
+        kv_reads, "MOST_GATHERED", max_tokens * setting.lane.pool.groups[0].bytes_per_token(torch.float64) // 2
     )
     gathers = setting.lane.build_batch(setting.seqs).reads[0].gathers
-    assert bool(gathers) == (most > 1) or window == 7
+    assert bool(gathers) == (max_tokens > 1) or window == 7
     assert_near(*setting.run())
 
 
-def test_what_is_not_a_sequences_own_is_never_gathered() -> None:
-    """Stored NaN of somebody else, or of memory that nobody wrote, must not reach an answer through the padding."""
+def test_the_kv_of_other_sequences_is_never_gathered() -> None:
+    """NaN in other slots must not reach an answer through the padding of a gathered context."""
     setting = make_setting([(3, 1, None), (100, 1, None), (20, 1, None), (90, 1, None), (11, 1, None)])
     store = setting.lane.stores[0]
-    mine = torch.cat([torch.tensor(setting.lane.pool.slots(seq, 0, 0, seq.num_tokens)) for seq in setting.seqs])
-    others = torch.ones(store.data.shape[3], dtype=torch.bool).index_fill_(0, mine, False)
-    store.data[:, :, :, others] = float("nan")
+    own_slots = torch.cat([torch.tensor(setting.lane.pool.slots(seq.kv, 0, 0, seq.num_tokens)) for seq in setting.seqs])
+    is_other = torch.ones(store.data.shape[3], dtype=torch.bool).index_fill_(0, own_slots, False)
+    store.data[:, :, :, is_other] = float("nan")
     assert setting.lane.build_batch(setting.seqs).reads[0].gathers
     assert_near(*setting.run())
 
 
-def test_runs_follow_each_other_and_save_what_they_must() -> None:
+def test_shared_runs_follow_each_other_and_save_enough_reads() -> None:
     generator = random.Random(0)
     for _ in range(300):
         tables = [[generator.randint(0, 1) + 2 * place for place in range(8)] for _ in range(generator.randint(1, 6))]
         readers = [kv_reads.Reader(i, i + 1, table, 0, 999, generator.randint(0, 8)) for i, table in enumerate(tables)]
-        least = generator.choice([1, 2, 4])
-        runs, ends = kv_reads.shared_runs(readers, least), [0] * len(tables)
+        min_blocks = generator.choice([1, 2, 4])
+        runs, ends = kv_reads.shared_runs(readers, min_blocks), [0] * len(tables)
         for run in runs:
-            assert (len(run.members) - 1) * (run.stop - run.start) >= least
+            assert (len(run.members) - 1) * (run.stop - run.start) >= min_blocks
             assert len({tuple(tables[i][run.start : run.stop]) for i in run.members}) == 1
             for i in run.members:
                 assert ends[i] == run.start < run.stop <= readers[i].num_shareable
                 ends[i] = run.stop
-        if least == 1:  # then all that is shared is read once
-            seen = [tuple(r.table[: n + 1]) for r in readers for n in range(r.num_shareable)]
-            once = sum((len(run.members) - 1) * (run.stop - run.start) for run in runs)
-            assert once == len(seen) - len(set(seen))
+        if min_blocks == 1:  # every shared block is read once
+            heads = [tuple(r.table[: n + 1]) for r in readers for n in range(r.num_shareable)]
+            num_saved = sum((len(run.members) - 1) * (run.stop - run.start) for run in runs)
+            assert num_saved == len(heads) - len(set(heads))
 
 
 @pytest.mark.parametrize("size", [1, 2, 13, 31, 32, 127])
@@ -269,7 +274,7 @@ def test_random_trees(window: int | None) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_chunk_much_longer_than_the_window(dtype: torch.dtype) -> None:
-    """Rows see none of whole tiles of the span before them, and of their own."""
+    """Some rows see no token of a whole tile, in the span before them and among the queries."""
     setting = make_setting([(1200, 1300, None)], heads=(2, 1), dim=8, window=700, dtype=dtype)
     assert_near(*setting.run())
     setting = make_setting([(40, 1100, None)], heads=(2, 1), dim=8, window=5, dtype=dtype)
@@ -310,9 +315,9 @@ def test_merging_parts_is_one_softmax() -> None:
         parts.append((torch.einsum("nhs,hsd->nhd", part.softmax(-1), values[:, low:high]), part.logsumexp(-1)))
     nothing = (torch.full((3, 2, 4), 7.0, dtype=torch.float64), torch.full((3, 2), float("-inf"), dtype=torch.float64))
     expected = torch.einsum("nhs,hsd->nhd", scores.softmax(-1), values)
-    for found in (parts, [nothing, *parts], [*parts, nothing]):
-        torch.testing.assert_close(_merge(found)[0], expected, atol=1e-12, rtol=1e-12)
-        torch.testing.assert_close(_merge(found)[1], scores.logsumexp(-1), atol=1e-12, rtol=1e-12)
+    for some_parts in (parts, [nothing, *parts], [*parts, nothing]):
+        torch.testing.assert_close(_merge(some_parts)[0], expected, atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(_merge(some_parts)[1], scores.logsumexp(-1), atol=1e-12, rtol=1e-12)
     assert _merge(parts[:1]) is parts[0]
 
 
@@ -320,26 +325,26 @@ def test_merging_parts_is_one_softmax() -> None:
     "first, count, draft", [(500, 1, None), (300, 200, None), (500, 1, Draft([1] * 7)), (500, 1, TREE)]
 )
 def test_the_error_in_bfloat16_is_at_most_twice_that_of_torch(first: int, count: int, draft: Draft | None) -> None:
-    ours, torchs = [], []
+    errors, torch_errors = [], []
     for seed in range(4):
         setting = make_setting([(first, count, draft)], heads=(8, 2), dim=64, dtype=torch.bfloat16, seed=seed)
-        found, expected = setting.run()
-        ours.append((found.double() - expected).abs())
-        torchs.append((torch_attention(setting) - expected).abs())
-    ratio = torch.cat(ours).pow(2).mean().sqrt() / torch.cat(torchs).pow(2).mean().sqrt()
-    assert torch.cat(ours).max() <= 2 * torch.cat(torchs).max()
+        out, expected = setting.run()
+        errors.append((out.double() - expected).abs())
+        torch_errors.append((torch_attention(setting) - expected).abs())
+    ratio = torch.cat(errors).pow(2).mean().sqrt() / torch.cat(torch_errors).pow(2).mean().sqrt()
+    assert torch.cat(errors).max() <= 2 * torch.cat(torch_errors).max()
     assert ratio <= 2, f"root mean square of the error: {ratio:.2f} times torch's"
 
 
 def torch_attention(setting: Setting) -> Tensor:
-    """torch's own attention in the same dtype over the same keys, laid out flat: [n, H, D] as float64."""
+    """The attention of torch in the same dtype over the same keys, side by side: [n, H, D] as float64."""
     (seq,) = setting.seqs
-    lane, first = setting.lane, seq.num_computed_tokens
+    lane, first = setting.lane, seq.kv.num_computed_tokens
     batch: Batch = lane.build_batch(setting.seqs)
     store = lane.stores[0]
     num_draft = len(seq.draft.token_ids) if seq.draft else 0
     total = seq.num_tokens + num_draft
-    slots = lane.pool.slots(seq, 0, 0, total)
+    slots = lane.pool.slots(seq.kv, 0, 0, total)
     keys, values = store.data[:, 1, :, slots]
     n = total - first
     own = (
@@ -360,12 +365,12 @@ def torch_attention(setting: Setting) -> Tensor:
 # ---- the kernel in C, under the plugin's attention
 
 here = pytest.mark.skipif(kernel.unavailable(64) is not None, reason=str(kernel.unavailable(64)))
-BF16_STEP = 2.0**-8  # half the distance of neighbours, relative
+BF16_STEP = 2.0**-8  # half the relative distance of neighbouring bfloat16 numbers
 
 
-def assert_rounded(found: Tensor, expected: Tensor) -> None:
-    """Each output is the exact one rounded, but for float32 sums of values about 1."""
-    assert bool(((found.double() - expected).abs() <= BF16_STEP * expected.abs() + 1e-5).all())
+def assert_rounded(out: Tensor, expected: Tensor) -> None:
+    """Assert that the output is the exact output rounded to bfloat16, up to the error of float32 sums of values about 1."""
+    assert bool(((out.double() - expected).abs() <= BF16_STEP * expected.abs() + 1e-5).all())
 
 
 @here
@@ -396,7 +401,10 @@ def test_paged_shared_blocks_are_one_task() -> None:
     share(setting, [(0, 1, 33), (0, 2, 32), (0, 3, 16)])
     parts = setting.lane.build_batch(setting.seqs).reads[0][0]
     lengths = sorted(zip(parts.tasks[:, 1].tolist(), parts.tasks[:, 3].tolist(), strict=True))
-    assert lengths[-2:] == [(512, 12), (512, 13)]  # 2 tokens and a tree of 10 read both, one token the first alone
+    assert lengths[-2:] == [
+        (512, 12),
+        (512, 13),
+    ]  # 2 tokens and a tree of 10 read both runs; a further token reads the first run
     assert len(parts.tasks) == 2 + 2 + 10 + 1 + 1
     assert_rounded(*setting.run())
 
@@ -405,36 +413,36 @@ def test_paged_shared_blocks_are_one_task() -> None:
 @pytest.mark.parametrize("first", [3, 100, 505, 511, 512, 1020])
 @pytest.mark.parametrize("window", [None, 40, 600])
 def test_paged_a_draft_token_gets_the_bits_of_a_last_known_token(first: int, window: int | None) -> None:
-    """A chain of drafts, a tree whose path it is, and plain decoding, in batches of others and with other blocks."""
+    """Compare a draft chain with plain decoding and with a path of a tree, in other batches and other blocks."""
     size = 9
     chain = Draft([1] * size)
-    one = make_setting([(first, 1, chain)], dim=64, window=window, dtype=torch.bfloat16, attention=Paged)
-    found, _ = one.run()
-    least = 0 if window is None else max(0, first - window + 1)
-    slots = [0] * least + one.lane.pool.slots(one.seqs[0], 0, least, first + 1 + size)
+    reference = make_setting([(first, 1, chain)], dim=64, window=window, dtype=torch.bfloat16, attention=Paged)
+    chain_out, _ = reference.run()
+    start = 0 if window is None else max(0, first - window + 1)
+    slots = [0] * start + reference.lane.pool.slots(reference.seqs[0].kv, 0, start, first + 1 + size)
 
     def answer(seqs: list[tuple[int, int, Draft | None]], index: int, path: list[int], rows: list[int]) -> Tensor:
-        """What tokens of another batch get, given the same queries, keys and values: `path` are nodes of `seqs[index]`."""
+        """The output of nodes `path` of `seqs[index]`, given the same queries, keys and values; rows: indices of the queries."""
         other = make_setting(seqs, dim=64, window=window, dtype=torch.bfloat16, attention=Paged, seed=len(path))
         batch, seq = other.lane.build_batch(other.seqs), other.seqs[index]
-        own, begin = seq.num_computed_tokens, batch.queries[index].begin
+        own, begin = seq.kv.num_computed_tokens, batch.queries[index].begin
         low = 0 if window is None else max(0, own - window + 1)
-        nodes = other.lane.pool.slots(seq, 0, low, own + size + 1 if seq.draft else own + 1)
+        nodes = other.lane.pool.slots(seq.kv, 0, low, own + size + 1 if seq.draft else own + 1)
         nodes = [*nodes[: own - low], *(nodes[own - low + node] for node in path)]
         store = other.lane.stores[0]
-        store.data[:, 1][:, :, nodes] = one.lane.stores[0].data[:, 1][:, :, slots[low : low + len(nodes)]]
+        store.data[:, 1][:, :, nodes] = reference.lane.stores[0].data[:, 1][:, :, slots[low : low + len(nodes)]]
         q = other.random(batch.num_tokens, 4, 64)
-        wanted = [begin + node for node in path]
-        q[wanted] = one.queries[rows]
-        result: Tensor = other.lane.runner.attention(q, q[:, :2], q[:, :2], store, 1, batch, 0)
-        return result[wanted]
+        query_rows = [begin + node for node in path]
+        q[query_rows] = reference.queries[rows]
+        result: Tensor = other.lane.built.attention(q, q[:, :2], q[:, :2], store, 1, batch, 0)
+        return result[query_rows]
 
-    for length in range(1 + size):  # the token at `first + length`, decoded by itself
+    for length in range(1 + size):  # plain decoding of the token at `first + length`
         batch: list[tuple[int, int, Draft | None]] = [(40, 1, None), (first + length, 1, None), (7, 1, TREE)]
-        assert torch.equal(answer(batch, 1, [0], [length])[0], found[length])
-    tree = Draft([1] * size, [-1, -1, 0, 1, 2, 3, 4, 5, 6])  # two chains, woven
-    path = [0, 1, 3, 5, 7, 9]  # the last known token, and one of them
-    assert torch.equal(answer([(first, 1, tree)], 0, path, list(range(len(path)))), found[: len(path)])
+        assert torch.equal(answer(batch, 1, [0], [length])[0], chain_out[length])
+    tree = Draft([1] * size, [-1, -1, 0, 1, 2, 3, 4, 5, 6])  # two chains, node by node in turn
+    path = [0, 1, 3, 5, 7, 9]  # the last known token, and the first chain
+    assert torch.equal(answer([(first, 1, tree)], 0, path, list(range(len(path)))), chain_out[: len(path)])
 
 
 @here
@@ -443,28 +451,28 @@ def test_paged_a_draft_token_gets_the_bits_of_a_last_known_token(first: int, win
 def test_paged_a_token_of_a_long_prompt_gets_the_bits_of_a_decoded_one(
     first: int, count: int, window: int | None
 ) -> None:
-    one = make_setting([(first, count, None)], dim=64, window=window, dtype=torch.bfloat16, attention=Paged)
-    found, _ = one.run()
+    reference = make_setting([(first, count, None)], dim=64, window=window, dtype=torch.bfloat16, attention=Paged)
+    prompt_out, _ = reference.run()
     for index in (0, 1, 71, 75, count // 2, count - 1):
         last = first + index
         other = make_setting(
             [(9, 1, TREE), (last, 1, None)], dim=64, window=window, dtype=torch.bfloat16, attention=Paged
         )
         batch, low = other.lane.build_batch(other.seqs), 0 if window is None else max(0, last - window + 1)
-        ours, theirs = (
-            setting.lane.pool.slots(seq, 0, low, last + 1)
-            for setting, seq in ((other, other.seqs[1]), (one, one.seqs[0]))
+        slots, prompt_slots = (
+            setting.lane.pool.slots(seq.kv, 0, low, last + 1)
+            for setting, seq in ((other, other.seqs[1]), (reference, reference.seqs[0]))
         )
         store = other.lane.stores[0]
-        store.data[:, 1][:, :, ours] = one.lane.stores[0].data[:, 1][:, :, theirs]
+        store.data[:, 1][:, :, slots] = reference.lane.stores[0].data[:, 1][:, :, prompt_slots]
         q = other.random(batch.num_tokens, 4, 64)
-        q[-1] = one.queries[index]
-        assert torch.equal(other.lane.runner.attention(q, q[:, :2], q[:, :2], store, 1, batch, 0)[-1], found[index])
+        q[-1] = reference.queries[index]
+        assert torch.equal(other.lane.built.attention(q, q[:, :2], q[:, :2], store, 1, batch, 0)[-1], prompt_out[index])
 
 
 @here
 def test_paged_large_scores_and_equal_ones() -> None:
-    """No overflow, and no weight for what is far below."""
+    """No score overflows, and a key with a far lower score gets no weight."""
     q = torch.zeros(1, 2, 64).bfloat16()
     q[0, 0, 0], q[0, 1, 0] = 200.0, 0.0
     keys = torch.zeros(1, 600, 64).bfloat16()
@@ -472,7 +480,7 @@ def test_paged_large_scores_and_equal_ones() -> None:
     values = torch.randn(1, 600, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     slots = torch.arange(600).int().numpy()
     out = torch.empty_like(q)
-    every, none = np.array([600]), np.array([0])
-    kernel.attend(q, keys, values, kernel.Parts.of([kernel.Seen(0, slots, none, none, every)], 1), 1.0, out)
+    num_slots, zero = np.array([600]), np.array([0])
+    kernel.attend(q, keys, values, kernel.Parts.of([kernel.Seen(0, slots, zero, zero, num_slots)], 1), 1.0, out)
     assert torch.equal(out[0, 0], values[0, 599])
     assert_rounded(out[0, 1], values[0].double().mean(0))

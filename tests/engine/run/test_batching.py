@@ -1,7 +1,7 @@
-"""The same tokens whatever the batch: alone, among fifteen others, in chunks of any size, preempted, from cache, as samples.
+"""A batch changes no token: alone, among fifteen other prompts, in chunks of any size, preempted, from a cache, as samples.
 
-On the bundled model. In float64 every id is equal, and in bfloat16 by the kernels in C; in float32 answers may part at a tie, which
-is shown to be one.
+On the bundled model. In float64, and in bfloat16 with the kernels in C, every token id is equal. In float32 answers may differ at a
+tie, and the test shows that it is a tie.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TIE = 1e-4  # in logits; float32 batch shapes differ by about 1e-5 here
 
 
 def prompts_of(engine: Any, count: int) -> list[list[int]]:
-    """Of 8 to 240 tokens; every other one begins like the one before."""
+    """Prompts of 8 to 240 tokens; every second prompt begins like the prompt before it."""
     tokens = engine.tokenizer.encode(TEXT, add_special_tokens=False)
     stride = (len(tokens) - 260) // count
     return [[*tokens[(i - i % 2) * stride :][: 8 + 29 * i % 233], tokens[i * stride]] for i in range(count)]
@@ -49,10 +49,10 @@ def params_of(index: int, max_tokens: int, mode: dict[str, Any]) -> SamplingPara
 
 
 def in_batches(engine: Any, prompts: list[list[int]], params: list[SamplingParams], **options: Any) -> list[Result]:
-    found: list[Result] = []
+    results: list[Result] = []
     for start in range(0, len(prompts), BATCH):
-        found += engine.generate(prompts[start : start + BATCH], params[start : start + BATCH], **options)
-    return found
+        results += engine.generate(prompts[start : start + BATCH], params[start : start + BATCH], **options)
+    return results
 
 
 @contextmanager
@@ -63,20 +63,20 @@ def chunks_of(engine: Any, size: int) -> Iterator[None]:
     scheduler.max_step_tokens = before
 
 
-def all_equal(references: list[Result], found: list[Result], how: str) -> None:
-    parted = [i for i, (a, b) in enumerate(zip(references, found, strict=True)) if a.token_ids != b.token_ids]
-    assert not parted, f"{how}: the answers to prompts {parted} differ"
+def all_equal(references: list[Result], results: list[Result], how: str) -> None:
+    differing = [i for i, (a, b) in enumerate(zip(references, results, strict=True)) if a.token_ids != b.token_ids]
+    assert not differing, f"{how}: the answers to prompts {differing} differ"
 
 
 def every_way(
     bundled: Any, dtype: str, prompts: int, max_tokens: int, mode: dict[str, Any], same: Any, plugins: Any = ()
 ) -> None:
-    """Answer all prompts in every way; `same(references, results, how)` compares with the answers alone."""
+    """Answer all prompts in every way. same(references, results, how): compares with the answers to the prompts alone."""
     options = {"dtype": dtype, "plugins": dict(plugins)}
     engine = bundled(**options)
     texts = prompts_of(engine, prompts)
     params = [params_of(index, max_tokens, mode) for index in range(prompts)]
-    alone = [engine.generate(text, one) for text, one in zip(texts, params, strict=True)]
+    alone = [engine.generate(text, own) for text, own in zip(texts, params, strict=True)]
     same(alone, in_batches(engine, texts, params), "in batches of 16")
     for size in CHUNKS if prompts < 100 else MORE_CHUNKS:
         few = 32 if size < 16 else prompts
@@ -84,17 +84,17 @@ def every_way(
             same(alone[:few], in_batches(engine, texts[:few], params[:few]), f"in chunks of {size}")
     cached = engine.plan({**options["plugins"], "prefix_cache": {"save_documents": False}})
     for turn in ("filling", "from"):
-        found = in_batches(engine, texts, params, plan=cached)
-        same(alone, found, f"{turn} the cache")
-    hits = sum(result.stats["cached_tokens"] > 0 for result in found)
-    assert hits > 0.8 * prompts, "what was asked before is in the cache"
+        results = in_batches(engine, texts, params, plan=cached)
+        same(alone, results, f"{turn} the cache")
+    hits = sum(result.stats["cached_tokens"] > 0 for result in results)
+    assert hits > 0.8 * prompts, "the cache holds the prompts of the first turn"
     per_block = 32 * engine.loader.needs.kv_per_token
     longest = -(-max(len(text) + max_tokens for text in texts) // 32)
     tight = bundled(**options, kv_memory=4 * per_block * (longest + 1))
-    found = in_batches(tight, texts, params)
-    same(alone, found, "preempted and resumed")
-    preempted, lengths = sum(result.stats["preemptions"] > 0 for result in found), sorted(map(len, texts))
-    assert preempted > prompts / 16, "there was too little room for all"
+    results = in_batches(tight, texts, params)
+    same(alone, results, "preempted and resumed")
+    preempted, lengths = sum(result.stats["preemptions"] > 0 for result in results), sorted(map(len, texts))
+    assert preempted > prompts / 16, "the KV memory is too small for all prompts at once"
     print(
         f"{dtype} {mode or 'greedy'}: {prompts} prompts of {lengths[0]} to {lengths[-1]} tokens, {preempted} preempted"
     )
@@ -102,7 +102,7 @@ def every_way(
 
 @SIZES
 @MODES
-def test_the_same_tokens_however_they_are_run(
+def test_the_same_tokens_in_every_way_to_run_them(
     bundled: Callable[..., Any], count: int, max_tokens: int, mode: dict[str, Any]
 ) -> None:
     every_way(bundled, "float64", count, max_tokens, mode, all_equal)
@@ -111,22 +111,22 @@ def test_the_same_tokens_however_they_are_run(
 @pytest.mark.skipif(bool(linear.unavailable()), reason=str(linear.unavailable()))
 @SIZES
 @MODES
-def test_in_bfloat16_by_the_kernels_in_c_too(
+def test_the_same_tokens_in_bfloat16_with_the_kernels_in_c(
     bundled: Callable[..., Any], count: int, max_tokens: int, mode: dict[str, Any]
 ) -> None:
-    """Every operation keeps a row's order, however many rows stand beside it and however its prompt was cut."""
+    """The kernels sum a row in the same order for any number of rows and any cut of the prompt."""
     every_way(bundled, "bfloat16", count, max_tokens, mode, all_equal, KERNELS)
 
 
 @pytest.mark.slow
 @SIZES
 @MODES
-def test_in_float32_only_ties_part(
+def test_in_float32_answers_differ_only_at_ties(
     bundled: Callable[..., Any], count: int, max_tokens: int, mode: dict[str, Any]
 ) -> None:
-    def same(references: list[Result], found: list[Result], how: str) -> None:
-        parted = assert_only_ties_differ(references, found, SamplingParams(**mode), TIE)
-        print(f"float32, {how}: {parted} of {len(found)} part at a tie")
+    def same(references: list[Result], results: list[Result], how: str) -> None:
+        num_differing = assert_only_ties_differ(references, results, SamplingParams(**mode), TIE)
+        print(f"float32, {how}: {num_differing} of {len(results)} differ at a tie")
 
     every_way(bundled, "float32", count, max_tokens, mode, same)
 
@@ -138,5 +138,5 @@ def test_samples_of_many_prompts_at_once(bundled: Callable[..., Any], count: int
     params = SamplingParams(max_tokens=max_tokens, temperature=0.9, seed=1, ignore_eos=True, n=4)
     for prompt, result in zip(prompts, engine.generate(prompts, params), strict=True):
         for index, sample in enumerate(result.samples):
-            one = SamplingParams(max_tokens=max_tokens, temperature=0.9, seed=1, ignore_eos=True, sample_index=index)
-            assert sample.token_ids == engine.generate(prompt, one).token_ids
+            own = SamplingParams(max_tokens=max_tokens, temperature=0.9, seed=1, ignore_eos=True, sample_index=index)
+            assert sample.token_ids == engine.generate(prompt, own).token_ids

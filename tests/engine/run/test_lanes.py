@@ -1,4 +1,4 @@
-"""Plans, variants and lanes at once: right tokens, no cross-talk, KV of one never used by the other."""
+"""Several plans, variants and lanes at once: right tokens, no KV of another variant, failures that stay with their request."""
 
 from __future__ import annotations
 
@@ -28,19 +28,18 @@ from pitlane.engine.plan.registry import PluginRegistry
 PARAMS = SamplingParams(max_tokens=48, ignore_eos=True)
 
 
-class Halved:
-    """x -> x @ (W / 2).T of all parts, side by side."""
+class Scaled:
+    """x -> x @ (factor * W).T, the outputs of all parts side by side."""
 
     def __init__(self, parts: list[LinearPart], dtype: torch.dtype, factor: float) -> None:
         self.weight = torch.cat([part.tensors["weight"].to(dtype) * factor for part in parts])
-        self.num_bytes = self.weight.numel() * self.weight.itemsize
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return x @ self.weight.T
 
 
 class OtherLinears(Plugin):
-    """Another variant: builds the linears of the MLP with scaled weights."""
+    """Makes another variant: the linears of the MLP have scaled weights."""
 
     name, role, exactness = "other_linears", "linear", "approximate"
 
@@ -49,11 +48,11 @@ class OtherLinears(Plugin):
 
     @hookimpl
     def build_linear(self, parts: list[LinearPart], context: BuildContext) -> Any:
-        return Halved(parts, context.dtype, self.options.factor) if "mlp" in parts[0].name else None
+        return Scaled(parts, context.dtype, self.options.factor) if "mlp" in parts[0].name else None
 
 
 class RepeatLast(Plugin):
-    """A second drafter: proposes the last token again and again, as a tree with a twin."""
+    """A drafter that proposes the last token again and again, as a tree with two equal siblings."""
 
     name, role, exactness = "repeat_last", "drafter", "identical"
 
@@ -103,10 +102,10 @@ class Forces(Plugin):
 
 @pytest.fixture
 def registry() -> PluginRegistry:
-    found = PluginRegistry.load()
+    registry = PluginRegistry.load()
     for plugin in (OtherLinears, RepeatLast, Breaks, BreaksSteering, Forces):
-        found.add(plugin)
-    return found
+        registry.add(plugin)
+    return registry
 
 
 def prompt(seed: int, length: int = 40) -> list[int]:
@@ -127,44 +126,44 @@ def test_two_variants_and_two_drafters_from_four_threads(make_engine: Any, regis
         with make_engine(registry=registry, plugins=variant) as single:
             alone[bool(variant)] = [single.generate(prompt(seed), PARAMS).token_ids for seed in range(6)]
     assert alone[False] != alone[True]
-    found: dict[int, list[list[int]]] = {}
+    answers: dict[int, list[list[int]]] = {}
 
     def work(index: int) -> None:
         plan = engine.plan(settings[index])
-        found[index] = [engine.generate(prompt(seed), PARAMS, plan=plan).token_ids for seed in range(6)]
+        answers[index] = [engine.generate(prompt(seed), PARAMS, plan=plan).token_ids for seed in range(6)]
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [found[index] for index in range(4)] == [alone[False], alone[False], alone[True], alone[True]]
-    lanes = {id(engine.lane_of(engine.plan(each))) for each in settings}
+    assert [answers[index] for index in range(4)] == [alone[False], alone[False], alone[True], alone[True]]
+    lanes = {id(engine.lane_of(engine.plan(plugins))) for plugins in settings}
     assert len(lanes) == 2, "plans that differ in step plugins share a lane"
 
 
-def test_kv_of_one_variant_is_never_used_by_the_other(make_engine: Any, registry: PluginRegistry) -> None:
+def test_a_variant_never_uses_the_kv_of_another_variant(make_engine: Any, registry: PluginRegistry) -> None:
     engine = make_engine(registry=registry)
     base, other = engine.plan({"prefix_cache": {}}), engine.plan({"prefix_cache": {}, "other_linears": {}})
     engine.generate(prompt(1, 100), PARAMS, plan=base)
     assert engine.generate(prompt(1, 100), PARAMS, plan=other).stats["cached_tokens"] == 0
     assert engine.generate(prompt(1, 100), PARAMS, plan=base).stats["cached_tokens"] > 0
-    assert engine.lane_of(base).fingerprint != engine.lane_of(other).fingerprint
+    assert engine.lane_of(base).pool.fingerprint != engine.lane_of(other).pool.fingerprint
     stronger = engine.plan({"prefix_cache": {}, "other_linears": {"factor": 0.25}})
     assert engine.generate(prompt(1, 100), PARAMS, plan=stronger).stats["cached_tokens"] == 0
 
 
-def test_a_toggle_in_mid_conversation_keeps_the_kv(make_engine: Any, registry: PluginRegistry) -> None:
+def test_a_toggle_in_the_middle_of_a_conversation_keeps_the_kv(make_engine: Any, registry: PluginRegistry) -> None:
     engine = make_engine(registry=registry)
     first = engine.generate(prompt(1, 60), PARAMS, plan=engine.plan({"prefix_cache": {}}))
     turn = prompt(1, 60) + first.token_ids + prompt(2, 9)
     second = engine.generate(turn, PARAMS, plan=engine.plan({"prefix_cache": {}, "repeat_last": {}}))
-    assert second.stats["cached_tokens"] == 60 + len(first.token_ids) - 1, "all but the last token, which has no KV"
+    assert second.stats["cached_tokens"] == 60 + len(first.token_ids) - 1, "the last token has no KV"
     assert second.token_ids == engine.generate(turn, PARAMS, plan=engine.plan({})).token_ids
 
 
-def test_tree_drafts_are_moved_in_place(make_engine: Any, registry: PluginRegistry) -> None:
-    """A steered cycle makes acceptance of the tree's later branches certain at times; tokens stay those of no drafter."""
+def test_kv_of_accepted_tree_nodes_moves_to_its_place(make_engine: Any, registry: PluginRegistry) -> None:
+    """The steered cycle of tokens makes the engine accept later branches of the tree at times; no drafter changes a token."""
     engine = make_engine(registry=registry)
     expected = engine.generate(prompt(1), PARAMS, plan=engine.plan({"forces": {}})).token_ids
     assert expected == [(40 + i) % 5 for i in range(48)]
@@ -184,7 +183,7 @@ def test_a_failing_identical_plugin_is_taken_out(make_engine: Any, registry: Plu
     assert result.stats["plugins"] == {}
 
 
-def test_a_failing_steering_plugin_ends_its_request_alone(make_engine: Any, registry: PluginRegistry) -> None:
+def test_a_failing_steering_plugin_ends_only_its_own_request(make_engine: Any, registry: PluginRegistry) -> None:
     engine = make_engine(registry=registry)
     beside = engine.submit(prompt(1), PARAMS)
     with pytest.raises(PluginFailed, match="breaks_steering.adjust_logits: RuntimeError: cannot steer"):
@@ -196,7 +195,7 @@ def test_idle_lanes_make_room(make_engine: Any, registry: PluginRegistry) -> Non
     engine = make_engine(registry=registry)
     for i in range(1, 7):
         engine.generate(prompt(1), PARAMS, plan=engine.plan({"other_linears": {"factor": 1 / i}}))
-    assert len(engine.lanes) <= 4
+    assert len(engine.lanes.all) <= 4
 
 
 def test_busy_lanes_are_not_dropped(make_engine: Any, registry: PluginRegistry) -> None:
@@ -207,17 +206,19 @@ def test_busy_lanes_are_not_dropped(make_engine: Any, registry: PluginRegistry) 
         engine.lane_of(plan)
     streams = [engine.submit(prompt(1), long, plan=plan) for plan in plans]
     events = [iter(stream) for stream in streams]
-    for each in events:
-        next(each)
-    with pytest.raises(BadOption, match="4 ways to run the model are busy"):
-        engine.submit(prompt(1), PARAMS, plan=engine.plan({"other_linears": {"factor": 0.9}}))
+    for stream_events in events:
+        next(stream_events)
+    fifth = engine.plan({"other_linears": {"factor": 0.9}})
+    for ask in (lambda: engine.submit(prompt(1), PARAMS, plan=fifth).result(), lambda: engine.lane_of(fifth)):
+        with pytest.raises(BadOption, match="4 ways to run the model are busy"):
+            ask()
     for stream in streams:
         stream.abort()
         assert stream.result().finish_reason == "aborted"
 
 
 class WrongResults(Plugin):
-    """Returns nonsense from one hook."""
+    """Returns a wrong result from the hook that the option names."""
 
     name, role, exactness = "wrong_results", "drafter", "identical"
 
@@ -225,7 +226,7 @@ class WrongResults(Plugin):
         hook: str = "propose"
 
     @hookimpl
-    def match_prefix(self, seq: Sequence, pool: Any) -> Any:
+    def match_prefix(self, seq: Sequence) -> Any:
         return 7 if self.options.hook == "match_prefix" else None
 
     @hookimpl
@@ -240,7 +241,7 @@ class WrongResults(Plugin):
 
 
 @pytest.mark.parametrize("hook", ["match_prefix", "propose", "list", "text", "adjust_logits"])
-def test_wrong_results_of_a_hook_harm_nobody(make_engine: Any, registry: PluginRegistry, hook: str) -> None:
+def test_a_wrong_result_of_a_hook_changes_no_answer(make_engine: Any, registry: PluginRegistry, hook: str) -> None:
     registry.add(WrongResults)
     engine = make_engine(registry=registry)
     beside = engine.submit(prompt(2), PARAMS)
@@ -251,7 +252,7 @@ def test_wrong_results_of_a_hook_harm_nobody(make_engine: Any, registry: PluginR
 
 
 class InPlace(Plugin):
-    """Bans a token by writing into the logits that it is given."""
+    """Bans a token by writing into the logits in place."""
 
     name, exactness = "in_place", "steering"
 
@@ -276,6 +277,6 @@ def test_a_plugin_that_fails_while_a_lane_loads_does_not_hang(make_engine: Any, 
 
 
 @pytest.mark.parametrize("bad", [[10**6], [-1], ["a"], [1.5]])
-def test_token_ids_that_are_none_are_refused(make_engine: Any, bad: list[Any]) -> None:
+def test_wrong_token_ids_are_refused(make_engine: Any, bad: list[Any]) -> None:
     with pytest.raises(BadOption, match="token id"):
         make_engine().submit([1, 2, *bad])

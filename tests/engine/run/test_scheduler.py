@@ -1,22 +1,20 @@
-"""Scheduling: budget, order, chunks, preemption, prefixes; a fake step stands for the model."""
+"""Scheduling: budget, order, chunks, preemption, prefixes. `Bench.step` takes the place of the loop and the model."""
 
 from __future__ import annotations
 
 import random
 from concurrent.futures import Future
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 
-from pitlane import Copy, Load, PrefixMatch, PromptTooLong, SamplingParams, Sequence
-from pitlane.engine.kv.group import KVGroup
+from pitlane import Copy, KVState, Load, PrefixMatch, PromptTooLong, SamplingParams, Sequence, StepStats
 from pitlane.engine.kv.pool import Pool
-from pitlane.engine.kv.state import Column
+from pitlane.engine.kv.state import Column, KVGroup
 from pitlane.engine.pacing.budget import MIN_TOKENS, StepBudget
 from pitlane.engine.run.scheduler import LOAD_RATE, Scheduler, shares
-from pitlane.engine.sequence import Timing
+from pitlane.engine.sequence import Request, Timing
 
 SIZE = 4
 GROUPS = (KVGroup((0,), 1, 8), KVGroup((1,), 1, 8, window=6))
@@ -25,39 +23,36 @@ GROUPS = (KVGroup((0,), 1, 8), KVGroup((1,), 1, 8, window=6))
 def make_seq(number: int, num_tokens: int) -> Sequence:
     return Sequence(
         id=number,
+        request=Request(num_tokens, SamplingParams(), seed=0),
+        plan=cast(Any, None),
         token_ids=[(7 * number + i) % 100 for i in range(num_tokens)],
-        num_prompt_tokens=num_tokens,
-        sampling=SamplingParams(),
-        seed=0,
-        plan=cast(Any, SimpleNamespace(hooks={})),
         detokenizer=cast(Any, None),
         timing=Timing(0.0),
-        stop_token_ids=frozenset(),
     )
 
 
 class Bench:
-    """A scheduler, its sequences, and a model that answers anything."""
+    """A scheduler and its sequences. Every new token is 1."""
 
     def __init__(self, num_blocks: int = 100, budget: int = 16, max_seqs: int = 8) -> None:
         self.pool = Pool(GROUPS, num_blocks, SIZE, "fingerprint")
         self.matches: dict[int, PrefixMatch] = {}
-        self.idle: list[Column] = []  # what a cache holds and would give back
-        self.asked: list[int] = []
+        self.idle: list[Column] = []  # columns that a cache holds and gives back on demand
+        self.asked: list[int] = []  # ids of the sequences that a match was asked for
         self.scheduler = Scheduler(self.pool, budget, max_seqs, self.match, self.reclaim)
         self.history: dict[int, list[int]] = {}
 
-    def match(self, seq: Sequence, pool: Pool) -> PrefixMatch | None:
+    def match(self, seq: Sequence) -> PrefixMatch | None:
         self.asked.append(seq.id)
-        found = self.matches.get(seq.id)
-        if found is None or any(block not in self.idle for block in found.blocks):
+        match = self.matches.get(seq.id)
+        if match is None or any(block not in self.idle for block in match.blocks):
             return None
-        return PrefixMatch([*found.blocks], found.tail, found.loading, found.num_loading_tokens)
+        return PrefixMatch([*match.blocks], match.tail, match.loading, match.num_loading_tokens)
 
-    def reclaim(self, pool: Pool, num_blocks: int) -> None:
-        for column in [column for column in self.idle if pool.is_idle(column)][:num_blocks]:
+    def reclaim(self, num_blocks: int) -> None:
+        for column in [column for column in self.idle if self.pool.is_idle(column)][:num_blocks]:
             self.idle.remove(column)
-            pool.unlock(column)
+            self.pool.unlock(column)
 
     def add(self, number: int, num_tokens: int) -> Sequence:
         seq = make_seq(number, num_tokens)
@@ -65,42 +60,47 @@ class Bench:
         return seq
 
     def cache(self, num_blocks: int) -> list[Column]:
-        """Blocks that only the cache holds."""
-        seq = make_seq(-1, 1)
-        assert self.pool.reserve(seq, num_blocks * SIZE)
-        columns = [seq.column(index) for index in range(num_blocks)]
+        """Give the cache some columns."""
+        kv = KVState()
+        assert self.pool.reserve(kv, num_blocks * SIZE)
+        columns = [kv.column(index) for index in range(num_blocks)]
         for column in columns:
             self.pool.lock(column)
-        self.pool.release(seq)
+        self.pool.release(kv)
         self.idle += columns
         return columns
 
     def step_all(self, count: int) -> list[Sequence]:
-        """Several steps; who runs then."""
+        """Run several steps; return the sequences that run then."""
         for _ in range(count):
             self.step()
         return self.scheduler.running
 
     def step(self) -> dict[int, int]:
-        """One step of the loop: what was scheduled, by sequence; invariants hold."""
+        """Run a step, check the invariants, and return the scheduled tokens by sequence id."""
         scheduled = self.scheduler.schedule()
-        found = {seq.id: seq.num_scheduled_tokens for seq in scheduled}
-        assert len(found) == len(scheduled), "nobody is scheduled twice"
+        counts = {seq.id: seq.num_scheduled_tokens for seq in scheduled}
+        assert len(counts) == len(scheduled), "no sequence is scheduled twice"
         assert all(seq in self.scheduler.running for seq in scheduled)
         for seq in scheduled:
             assert 0 < seq.num_scheduled_tokens <= seq.num_uncomputed_tokens
-            wanted = seq.num_computed_tokens + seq.num_scheduled_tokens
-            assert len(seq.block_tables[0]) * SIZE >= wanted
-            seq.num_computed_tokens = wanted
+            stop = seq.kv.num_computed_tokens + seq.num_scheduled_tokens
+            assert len(seq.kv.block_tables[0]) * SIZE >= stop
+            seq.kv.num_computed_tokens = stop
             seq.num_scheduled_tokens = 0
             if seq.num_uncomputed_tokens == 0:
                 seq.token_ids.append(1)
-            self.pool.drop(seq, seq.num_computed_tokens)
-            self.history.setdefault(seq.id, []).append(found[seq.id])
+            self.pool.drop(seq.kv, seq.kv.num_computed_tokens)
+            self.history.setdefault(seq.id, []).append(counts[seq.id])
         assert [seq.id for seq in self.scheduler.running] == sorted(seq.id for seq in self.scheduler.running)
-        self.pool.check_integrity(self.scheduler.seqs, lambda: list(self.idle))
+        self.pool.check_integrity([seq.kv for seq in self.scheduler.seqs], lambda: list(self.idle))
         self.pool.operations.clear()
-        return found
+        return counts
+
+    def took(self, seconds: float, num_tokens: int = 1, num_prompt_tokens: int = 0) -> None:
+        """Tell pacing how long the forward of a step took."""
+        stats = StepStats(1, num_tokens, num_prompt_tokens, 0, 0, seconds, seconds)
+        self.scheduler.pacing.after(stats, [])
 
 
 # ---- budget and chunks
@@ -112,7 +112,7 @@ def test_a_prompt_is_computed_in_chunks_of_the_budget() -> None:
     assert [bench.step() for _ in range(4)] == [{0: 16}, {0: 16}, {0: 5}, {0: 1}]
 
 
-def test_prompts_share_what_the_budget_leaves_oldest_first() -> None:
+def test_prompts_share_the_rest_of_the_budget_oldest_first() -> None:
     bench = Bench(budget=16)
     for number, length in enumerate((10, 10, 12)):
         bench.add(number, length)
@@ -135,14 +135,14 @@ def test_short_prompts_leave_half_of_the_budget_to_the_oldest() -> None:
     bench.add(0, 400)
     for number in range(1, 50):
         bench.add(number, 10)
-        found = bench.step()
-        assert found[0] >= (16 - sum(count == 1 for count in found.values())) // 2 - 1
+        counts = bench.step()
+        assert counts[0] >= (16 - sum(count == 1 for count in counts.values())) // 2 - 1
         for seq in [seq for seq in bench.scheduler.running if seq.num_completion_tokens > 2]:
             bench.scheduler.remove(seq)
 
 
 @pytest.mark.parametrize(
-    "left, budget, found",
+    "left, budget, expected",
     [
         ([], 9, []),
         ([5], 9, [5]),
@@ -154,24 +154,23 @@ def test_short_prompts_leave_half_of_the_budget_to_the_oldest() -> None:
         ([7, 1, 1], 100, [7, 1, 1]),
     ],
 )
-def test_shares(left: list[int], budget: int, found: list[int]) -> None:
-    assert shares(left, budget) == found
+def test_shares(left: list[int], budget: int, expected: list[int]) -> None:
+    assert shares(left, budget) == expected
 
 
 class Machine:
-    """Time of a forward: weights are read in 100 ms, a token is multiplied in 5 ms."""
+    """A machine that reads the weights in 100 ms and computes a token in 5 ms; a forward takes the longer of both."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
 
     def step(self) -> float:
-        num_prompts = {seq.id for seq in self.bench.scheduler.running if not seq.is_decoding}
-        found = self.bench.step()
-        total = sum(found.values())
-        seconds = max(0.1, 0.005 * total)
-        prompt = sum(count for number, count in found.items() if number in num_prompts)
-        self.bench.scheduler.clock.record(total, prompt, seconds)
-        self.bench.scheduler.took(seconds)
+        prompt_ids = {seq.id for seq in self.bench.scheduler.running if not seq.is_decoding}
+        counts = self.bench.step()
+        num_tokens = sum(counts.values())
+        seconds = max(0.1, 0.005 * num_tokens)
+        num_prompt_tokens = sum(count for number, count in counts.items() if number in prompt_ids)
+        self.bench.took(seconds, num_tokens, num_prompt_tokens)
         return seconds
 
 
@@ -187,11 +186,11 @@ def test_beside_a_stream_the_budget_is_a_time() -> None:
         times.append(machine.step())
     settled = times[5:-1]
     assert max(times) <= 2.5 * quiet
-    assert min(settled) >= 1.7 * quiet, "the prompt gets what the stream can spare"
+    assert min(settled) >= 1.7 * quiet, "the prompt gets the time that the stream can spare"
     assert len(times) <= 4000 / 35 + 6
 
 
-def test_where_nobody_reads_along_the_budget_is_all_of_a_step() -> None:
+def test_without_a_stream_the_budget_is_the_whole_step() -> None:
     bench = Bench(num_blocks=2000, budget=512)
     machine = Machine(bench)
     bench.add(0, 3)
@@ -201,7 +200,7 @@ def test_where_nobody_reads_along_the_budget_is_all_of_a_step() -> None:
     assert bench.step() == {0: 1, 1: 511}
 
 
-def test_the_budget_finds_back_after_a_slow_moment() -> None:
+def test_the_budget_recovers_after_a_slow_step() -> None:
     budget = StepBudget()
     budget.aim(0.1)
     for _ in range(30):
@@ -209,14 +208,14 @@ def test_the_budget_finds_back_after_a_slow_moment() -> None:
     settled = budget.num_tokens
     assert 0.16 <= 0.005 * settled <= 0.2
     budget.took(settled, 30.0)
-    assert budget.num_tokens >= 0.68 * settled, "one slow moment is one step down"
+    assert budget.num_tokens >= 0.68 * settled, "a slow step lowers the budget once"
     for _ in range(3):
         budget.took(budget.num_tokens, max(0.1, 0.005 * budget.num_tokens))
     assert budget.num_tokens >= 0.95 * settled
     before = budget.num_tokens
-    budget.took(before - 1, 1e-9)  # a prompt's last tokens say nothing
+    budget.took(before - 1, 1e-9)  # the last tokens of a prompt do not fill the budget: nothing is learned
     budget.aim(None)
-    budget.took(1000, 30.0)  # nor does a step that nobody reads
+    budget.took(1000, 30.0)  # nor from a step without a stream
     assert budget.num_tokens == before
     budget.aim(1e-9)
     for _ in range(100):
@@ -249,19 +248,18 @@ def test_more_decode_than_the_budget_holds() -> None:
     assert bench.step() == dict.fromkeys(range(5), 1)
 
 
-def test_the_step_stays_within_its_budget_and_everyone_comes_to_an_end() -> None:
+def test_steps_stay_within_the_budget_and_every_sequence_ends() -> None:
     generator = random.Random(1)
     for _ in range(40):
         budget = generator.choice([1, 3, 16, 64])
         bench = Bench(num_blocks=generator.choice([12, 30, 100]), budget=budget, max_seqs=generator.randint(1, 6))
-        wanted = {number: generator.randint(1, 30) for number in range(8)}
-        seqs = [bench.add(number, length) for number, length in wanted.items()]
+        seqs = [bench.add(number, generator.randint(1, 30)) for number in range(8)]
         for _ in range(2000):
             if not bench.scheduler.seqs:
                 break
-            found = bench.step()
-            assert found, "there is work, and somebody moves on"
-            assert sum(found.values()) <= max(budget, len(found)), "only decoding ones exceed it"
+            counts = bench.step()
+            assert counts, "while there is work, a sequence moves on"
+            assert sum(counts.values()) <= max(budget, len(counts)), "only decoding sequences may exceed the budget"
             assert len(bench.scheduler.running) <= bench.scheduler.max_seqs
             for seq in list(bench.scheduler.running):
                 if seq.num_completion_tokens >= 10:
@@ -271,7 +269,7 @@ def test_the_step_stays_within_its_budget_and_everyone_comes_to_an_end() -> None
         assert bench.pool.num_free_blocks == bench.pool.num_blocks
 
 
-def test_no_more_run_than_may() -> None:
+def test_at_most_max_seqs_sequences_run() -> None:
     bench = Bench(budget=100, max_seqs=2)
     for number in range(4):
         bench.add(number, 3)
@@ -289,17 +287,17 @@ def test_the_youngest_is_preempted_and_computed_again() -> None:
     assert bench.step() == {0: 7, 1: 6}
     assert bench.step() == {0: 1, 1: 1}  # 8 and 7 tokens in two blocks each
     known = list(young.token_ids)
-    assert bench.step() == {0: 1}  # the ninth token of the old one needs a third block
-    assert young.num_preemptions == 1 and young.num_computed_tokens == 0 and young.block_tables == []
+    assert bench.step() == {0: 1}  # the ninth token of the old sequence needs a third block
+    assert young.num_preemptions == 1 and young.kv.num_computed_tokens == 0 and young.kv.block_tables == []
     assert young.token_ids == known and old.num_preemptions == 0
     assert list(bench.scheduler.waiting) == [young]
-    assert bench.step() == {0: 1}, "no room for it yet"
+    assert bench.step() == {0: 1}, "there is no room for the young sequence yet"
     bench.scheduler.remove(old)
     assert bench.step() == {1: len(known)}, "all known tokens are computed again"
-    assert young.token_ids[: len(known)] == known and young.num_computed_tokens == len(known)
+    assert young.token_ids[: len(known)] == known and young.kv.num_computed_tokens == len(known)
 
 
-def test_the_preempted_comes_back_before_who_came_later() -> None:
+def test_a_preempted_sequence_comes_back_before_later_sequences() -> None:
     bench = Bench(num_blocks=6, budget=32)
     old, middle, young = bench.add(0, 8), bench.add(1, 7), bench.add(2, 2)
     assert bench.step() == {0: 8, 1: 7, 2: 2}
@@ -308,20 +306,20 @@ def test_the_preempted_comes_back_before_who_came_later() -> None:
         bench.step()
     assert young.num_preemptions and [seq.id for seq in bench.scheduler.waiting][:2] == [1, 2]
     bench.scheduler.remove(old)
-    found = bench.step()
-    assert list(found)[:2] == [1, 2] and late.num_preemptions == 0
+    counts = bench.step()
+    assert list(counts)[:2] == [1, 2] and late.num_preemptions == 0
 
 
-def test_a_sequence_without_anybody_younger_preempts_itself() -> None:
+def test_the_youngest_sequence_preempts_itself() -> None:
     bench = Bench(num_blocks=3, budget=16)
     bench.add(0, 3)
     young = bench.add(1, 3)
     for _ in range(3):
-        bench.step()  # in the last one both need a second block, and there is one
+        bench.step()  # in the last step both sequences need a second block, and one block is free
     assert young.num_preemptions == 1 and [seq.id for seq in bench.scheduler.running] == [0]
 
 
-def test_what_a_cache_holds_is_given_back_before_anybody_is_preempted() -> None:
+def test_a_cache_gives_back_blocks_before_a_sequence_is_preempted() -> None:
     bench = Bench(num_blocks=5, budget=16)
     bench.cache(2)
     old, young = bench.add(0, 4), bench.add(1, 4)
@@ -335,17 +333,17 @@ def test_what_a_cache_holds_is_given_back_before_anybody_is_preempted() -> None:
 # ---- admission
 
 
-def test_a_request_that_can_never_be_admitted_gets_an_error_alone() -> None:
+def test_a_request_that_can_never_be_admitted_gets_an_error_and_the_next_request_runs() -> None:
     bench = Bench(num_blocks=4, budget=16)
     foreign = bench.cache(2)
-    bench.idle.clear()  # held by somebody who does not give back
+    bench.idle.clear()  # a plugin that does not give them back holds them
     hopeless, small = bench.add(0, 12), bench.add(1, 3)
     assert bench.scheduler.schedule() == []
     assert isinstance(hopeless.error, PromptTooLong) and small.error is None
     assert "needs 4 KV blocks, 2 of 4 are free" in str(hopeless.error)
     bench.scheduler.remove(hopeless)
     assert [seq.id for seq in bench.scheduler.schedule()] == [1]
-    bench.pool.check_integrity(bench.scheduler.seqs, lambda: foreign)
+    bench.pool.check_integrity([seq.kv for seq in bench.scheduler.seqs], lambda: foreign)
 
 
 def test_a_large_request_waits_for_room_without_an_error_and_in_order() -> None:
@@ -353,31 +351,31 @@ def test_a_large_request_waits_for_room_without_an_error_and_in_order() -> None:
     first = bench.add(0, 10)
     bench.step()
     large, small = bench.add(1, 20), bench.add(2, 1)
-    assert bench.step() == {0: 1}, "nobody overtakes"
+    assert bench.step() == {0: 1}, "a later request does not overtake"
     assert large.error is None and small.error is None
     bench.scheduler.remove(first)
     assert bench.step() == {1: 20, 2: 1}
 
 
-def test_removing_gives_back_blocks_of_the_running_and_the_waiting() -> None:
+def test_removing_a_running_or_waiting_sequence_gives_back_its_blocks() -> None:
     bench = Bench(budget=4)
-    one, two, stranger = bench.add(0, 20), bench.add(1, 3), make_seq(9, 3)
+    running, waiting, unknown = bench.add(0, 20), bench.add(1, 3), make_seq(9, 3)
     bench.step()
-    for seq in (one, two, stranger):
+    for seq in (running, waiting, unknown):
         bench.scheduler.remove(seq)
     assert not bench.scheduler.seqs and bench.pool.num_free_blocks == 100
 
 
 def test_a_prompt_has_its_blocks_from_its_admission_on() -> None:
-    """So they are adjacent, and nobody is admitted into room that is promised to another."""
+    """So the blocks are adjacent, and no other sequence is admitted into the same room."""
     bench = Bench(num_blocks=10, budget=8)
     long = bench.add(0, 31)
     late = bench.add(1, 9)
     assert bench.step() == {0: 8}
-    assert long.block_tables[0] == list(range(8)) and late.block_tables == []
+    assert long.kv.block_tables[0] == list(range(8)) and late.kv.block_tables == []
     while not long.is_decoding:
         bench.step()
-    assert long.block_tables[0] == list(range(8)) and late.num_preemptions == 0
+    assert long.kv.block_tables[0] == list(range(8)) and late.num_preemptions == 0
 
 
 # ---- several samples
@@ -393,15 +391,15 @@ def test_samples_share_the_prompt_and_part_at_its_last_token() -> None:
     assert bench.step() == {0: 14}
     assert bench.pool.num_blocks - bench.pool.num_free_blocks == 4
     assert bench.step() == {0: 1, 1: 1, 2: 1} and seq.forks == []
-    tables = [one.block_tables[0] for one in (seq, *children)]
+    tables = [sample.kv.block_tables[0] for sample in (seq, *children)]
     assert all(table[:3] == tables[0][:3] for table in tables), "full blocks are shared"
-    assert len({table[3] for table in tables}) == 3, "the last one is copied"
-    for one in (seq, *children):
-        bench.scheduler.remove(one)
+    assert len({table[3] for table in tables}) == 3, "the last block is copied"
+    for sample in (seq, *children):
+        bench.scheduler.remove(sample)
     assert bench.pool.num_free_blocks == bench.pool.num_blocks
 
 
-def test_samples_count_as_so_many_running_ones() -> None:
+def test_every_sample_counts_as_a_running_sequence() -> None:
     bench = Bench(budget=64, max_seqs=4)
     for number in (0, 10):
         seq = bench.add(number, 5)
@@ -419,23 +417,23 @@ def test_cached_blocks_are_shared_and_the_tail_is_copied() -> None:
     bench.matches[0] = PrefixMatch(columns[:2], (columns[2], 3))
     seq = bench.add(0, 13)
     assert bench.scheduler.schedule() == [seq] and seq.num_scheduled_tokens == 2
-    assert [seq.column(0), seq.column(1)] == columns[:2] and seq.column(2) != columns[2]
-    assert (seq.num_computed_tokens, seq.num_cached_tokens, seq.num_sealed_blocks) == (11, 11, 2)
+    assert [seq.kv.column(0), seq.kv.column(1)] == columns[:2] and seq.kv.column(2) != columns[2]
+    assert (seq.kv.num_computed_tokens, seq.kv.num_cached_tokens, seq.kv.num_sealed_blocks) == (11, 11, 2)
     copies = [operation for operation in bench.pool.operations if isinstance(operation, Copy)]
     assert [copy.group for copy in copies] == [0, 1]
     for group, copy in enumerate(copies):
         assert copy.sources == [columns[2][group] * SIZE + i for i in range(3)]
-        assert copy.targets == bench.pool.slots(seq, group, 8, 11)
+        assert copy.targets == bench.pool.slots(seq.kv, group, 8, 11)
 
 
-def test_a_match_is_not_given_back_to_make_room_for_who_matched_it() -> None:
-    """The cache holds six idle blocks, four of them match; eight are needed and two are free."""
+def test_matched_blocks_are_not_given_back_to_make_room_for_their_match() -> None:
+    """The cache holds six idle blocks, and four of them match. The sequence needs eight blocks, and two are free."""
     bench = Bench(num_blocks=8, budget=64)
     columns = bench.cache(6)
     bench.matches[0] = PrefixMatch(columns[:4])
     seq = bench.add(0, 30)
     assert bench.step() == {0: 14}
-    assert seq.num_cached_tokens == 16 and seq.block_tables[0][:4] == [column[0] for column in columns[:4]]
+    assert seq.kv.num_cached_tokens == 16 and seq.kv.block_tables[0][:4] == [column[0] for column in columns[:4]]
     assert bench.idle == columns[:4]
 
 
@@ -443,24 +441,24 @@ def test_a_tail_that_leaves_no_room_is_given_up() -> None:
     bench = Bench(num_blocks=4, budget=64)
     columns = bench.cache(2)
     bench.matches[0] = PrefixMatch(columns[:1], (columns[1], 2))
-    seq = bench.add(0, 15)  # four blocks with the token to come: all but the shared one must be free
+    seq = bench.add(0, 15)  # needs four blocks with the next token; three of them must be free
     assert bench.step() == {0: 11}
-    assert seq.error is None and seq.num_cached_tokens == 4 and bench.idle == columns[:1]
+    assert seq.error is None and seq.kv.num_cached_tokens == 4 and bench.idle == columns[:1]
 
 
 def test_a_match_that_waits_for_room_is_asked_for_again() -> None:
-    """Blocks matched in an earlier step may be another's by now."""
+    """Blocks that matched in an earlier step may belong to another sequence now."""
     bench = Bench(num_blocks=8, budget=64)
     columns = bench.cache(2)
     first = bench.add(0, 20)
     bench.step()
     bench.matches[1] = PrefixMatch(columns[:2])
-    second = bench.add(1, 16)  # five blocks with the token to come: one is free
+    second = bench.add(1, 16)  # needs five blocks with the next token; one is free
     assert bench.step() == {0: 1} and bench.asked == [0, 1]
     while bench.idle:
-        bench.step()  # the first one grows over the cached blocks
+        bench.step()  # the first sequence grows into the cached blocks
     bench.scheduler.remove(first)
-    assert bench.step() == {1: 16} and second.num_cached_tokens == 0
+    assert bench.step() == {1: 16} and second.kv.num_cached_tokens == 0
 
 
 @pytest.mark.parametrize("bad", ["all tokens", "more tokens", "tail", "loading"])
@@ -477,7 +475,7 @@ def test_a_match_that_leaves_nothing_to_compute_is_not_used(bad: str) -> None:
     }[bad]
     seq, other = bench.add(0, 8), bench.add(1, 3)
     assert bench.step() == {0: 8, 1: 3}
-    assert seq.num_cached_tokens == 0 and other.error is None
+    assert seq.kv.num_cached_tokens == 0 and other.error is None
 
 
 def test_pending_loads_do_not_block_others() -> None:
@@ -485,23 +483,22 @@ def test_pending_loads_do_not_block_others() -> None:
     loading: Future[Any] = Future()
     bench.matches[0] = PrefixMatch(loading=loading, num_loading_tokens=8)
     slow = bench.add(0, 11)
-    nobody, waits = bench.step(), bench.scheduler.is_loading
-    assert nobody == {} and waits
+    assert bench.step() == {} and bench.scheduler.is_loading
     bench.add(1, 5)
     assert not bench.scheduler.is_loading
     assert bench.step() == {1: 5}
-    assert bench.step() == {1: 1} and bench.asked.count(0) == 1, "asked once while it loads"
+    assert bench.step() == {1: 1} and bench.asked.count(0) == 1, "one match while the prefix loads"
     tensors = {"group.0": torch.zeros(2, 1, 1, 8, 8), "group.1": torch.zeros(2, 1, 1, 8, 8)}
     loading.set_result(tensors)
     assert [seq.id for seq in bench.scheduler.schedule()] == [0, 1] and slow.num_scheduled_tokens == 3
     (load,) = bench.pool.operations
     assert isinstance(load, Load) and load.tensors is tensors
-    assert load.slots == [bench.pool.slots(slow, group, 0, 8) for group in (0, 1)]
-    assert (slow.num_cached_tokens, slow.num_sealed_blocks, slow.prefix) == (8, 0, None)
+    assert load.slots == [bench.pool.slots(slow.kv, group, 0, 8) for group in (0, 1)]
+    assert (slow.kv.num_cached_tokens, slow.kv.num_sealed_blocks, slow.kv.prefix) == (8, 0, None)
 
 
 def loaded(bench: Bench, number: int, num_tokens: int) -> Sequence:
-    """A sequence of one token more than its saved prefix, 512 bytes a token."""
+    """A sequence with one token more than its saved prefix, which takes 512 bytes a token."""
     loading: Future[Any] = Future()
     loading.set_result({f"group.{group}": torch.zeros(2, 1, 1, num_tokens, 32) for group in (0, 1)})
     bench.matches[number] = PrefixMatch(loading=loading, num_loading_tokens=num_tokens)
@@ -510,44 +507,46 @@ def loaded(bench: Bench, number: int, num_tokens: int) -> Sequence:
 
 @pytest.mark.parametrize("streamed", [True, False])
 def test_a_load_beside_a_stream_takes_pieces(streamed: bool) -> None:
-    """Each as long as a step of the stream: 20 tokens in 20 * 512 B / LOAD_RATE seconds, and one more."""
+    """A piece takes as long as a step of the stream, 20 * 512 B / LOAD_RATE seconds: that is 20 tokens, and one more."""
     bench = Bench(budget=64)
-    bench.scheduler.clock.record(1, 0, 20 * 512 / LOAD_RATE)
+    bench.took(20 * 512 / LOAD_RATE)
     stream = bench.add(0, 5)
     stream.is_streamed = streamed
     bench.step()
     seq = loaded(bench, 1, 50)
     assert not seq.is_in_step
     pieces = []
-    while seq.num_computed_tokens < 50:
-        scheduled = [each.id for each in bench.scheduler.schedule()]
+    while seq.kv.num_computed_tokens < 50:
+        scheduled = [other.id for other in bench.scheduler.schedule()]
         (load,) = bench.pool.operations
-        assert isinstance(load, Load) and load.slots[0] == bench.pool.slots(seq, 0, load.start, seq.num_computed_tokens)
-        pieces.append((load.start, seq.num_computed_tokens))
-        assert seq.is_in_step, "a step that fails ends it too: what it was to write is not there"
-        assert scheduled == ([0, 1] if seq.num_computed_tokens == 50 else [0])
+        assert isinstance(load, Load) and load.slots[0] == bench.pool.slots(
+            seq.kv, 0, load.start, seq.kv.num_computed_tokens
+        )
+        pieces.append((load.start, seq.kv.num_computed_tokens))
+        assert seq.is_in_step, "a step that fails ends this sequence too: its piece was not written"
+        assert scheduled == ([0, 1] if seq.kv.num_computed_tokens == 50 else [0])
         bench.pool.operations.clear()
         stream.num_scheduled_tokens = seq.num_scheduled_tokens = 0
     assert pieces == ([(0, 21), (21, 42), (42, 50)] if streamed else [(0, 50)])
-    assert seq.prefix is None and seq.num_cached_tokens == 50
+    assert seq.kv.prefix is None and seq.kv.num_cached_tokens == 50
 
 
-def test_who_is_preempted_in_the_middle_of_a_load_starts_anew() -> None:
+def test_a_sequence_preempted_in_the_middle_of_a_load_starts_anew() -> None:
     bench = Bench(num_blocks=16, budget=64)
-    bench.scheduler.clock.record(1, 0, 4 * 512 / LOAD_RATE)
+    bench.took(4 * 512 / LOAD_RATE)
     stream = bench.add(0, 5)
     stream.is_streamed = True
     bench.step()
     seq = loaded(bench, 1, 40)
     bench.step()
-    assert 0 < seq.num_computed_tokens < 40 and seq.prefix is not None
+    assert 0 < seq.kv.num_computed_tokens < 40 and seq.kv.prefix is not None
     bench.scheduler.preempt(seq)
-    assert seq.num_computed_tokens == 0 and seq.prefix is None and seq.block_tables == []
+    assert seq.kv.num_computed_tokens == 0 and seq.kv.prefix is None and seq.kv.block_tables == []
     bench.scheduler.remove(stream)
-    assert bench.step() == {1: 1} and seq.num_cached_tokens == 40 and bench.asked.count(1) == 2
+    assert bench.step() == {1: 1} and seq.kv.num_cached_tokens == 40 and bench.asked.count(1) == 2
 
 
-@pytest.mark.parametrize("how", ["nothing", "error", "cancelled"])
+@pytest.mark.parametrize("how", ["no tensors", "error", "cancelled"])
 def test_an_unreadable_prefix_is_computed(how: str) -> None:
     bench = Bench(budget=64)
     loading: Future[Any] = Future()
@@ -555,14 +554,14 @@ def test_an_unreadable_prefix_is_computed(how: str) -> None:
     seq = bench.add(0, 11)
     bench.add(1, 2)
     assert bench.step() == {1: 2}
-    if how == "nothing":
+    if how == "no tensors":
         loading.set_result(None)
     elif how == "error":
         loading.set_exception(OSError("disk gone"))
     else:
         loading.cancel()
     assert bench.step() == {1: 1, 0: 11}
-    assert bench.asked.count(0) == 2 and seq.num_cached_tokens == 0 and seq.error is None
+    assert bench.asked.count(0) == 2 and seq.kv.num_cached_tokens == 0 and seq.error is None
 
 
 def test_a_load_that_waits_for_room_is_kept() -> None:
@@ -574,7 +573,7 @@ def test_a_load_that_waits_for_room_is_kept() -> None:
     bench.matches[1] = PrefixMatch(loading=loading, num_loading_tokens=8)
     second = bench.add(1, 10)
     bench.step()
-    assert second.block_tables == []
+    assert second.kv.block_tables == []
     bench.scheduler.remove(first)
     assert bench.step() == {1: 2} and bench.asked.count(1) == 1
 
@@ -590,4 +589,4 @@ def test_a_preempted_sequence_is_matched_again() -> None:
     bench.scheduler.remove(old)
     known = young.num_tokens
     assert bench.step() == {1: known - 4} and bench.asked.count(1) >= 2
-    assert young.block_tables[0][0] == columns[0][0]
+    assert young.kv.block_tables[0][0] == columns[0][0]

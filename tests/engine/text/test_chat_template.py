@@ -1,4 +1,4 @@
-"""Chat templates that fail, or do not end: one named error with the template's own words."""
+"""Chat templates that fail or never end become a named error with the template's own words."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_template_without_an_end_is_ended(template: str, monkeypatch: pytest.M
     monkeypatch.setattr("pitlane.engine.text.chat_template.MAX_LINES", 50_000)
     monkeypatch.setattr("pitlane.engine.text.chat_template.MAX_CHARS", 10**8)
     traced = sys.gettrace()
-    with pytest.raises(ModelError, match=r"it ran \d+ lines and wrote \d+ characters without an end"):
+    with pytest.raises(ModelError, match=r"it ran \d+ lines and wrote \d+ characters without coming to an end"):
         apply(template)
     assert sys.gettrace() is traced
 

@@ -1,4 +1,4 @@
-"""Text as it comes equals text at the end: whole characters, none incomplete at the end, stop strings cut, bounded work."""
+"""The streamed text equals the text of all tokens at once: whole characters, cut before a stop string, bounded work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pitlane.engine.text.detokenizer import Detokenizer
 
 
 class Bytes:
-    """One token per byte, as byte-level tokenizers decode; `longest` is the most that was ever decoded at once."""
+    """One token per byte, as byte-level tokenizers decode. longest: the largest number of tokens decoded in one call."""
 
     longest = 0
 
@@ -27,7 +27,7 @@ class Bytes:
 
 
 class Words:
-    """Words that carry their space, of which the first of a text is dropped, as SentencePiece does."""
+    """Each word begins with a space. The space of the first word is dropped, as SentencePiece does."""
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return "".join(f" w{token}" for token in token_ids).removeprefix(" ")
@@ -60,7 +60,7 @@ def test_spaces_of_a_tokenizer_that_drops_the_first() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_bytes(seed: int) -> None:
-    """Noise, too, comes out as it would at once, and the tail that is decoded stays short."""
+    """Random bytes decode to the same text step by step as in one call, and each step decodes a short tail."""
     source = random.Random(seed)
     ids = [source.choice([source.randrange(128), source.randrange(128, 256), 300]) for _ in range(400)]
     tokenizer = Bytes()
@@ -83,7 +83,7 @@ def test_endless_continuation_bytes_and_marks_stay_bounded() -> None:
         (("END",), "some ENDless", "some "),
         (("END",), "EEND", "E"),
         (("aab",), "aaab", "a"),
-        (("x", "wxyz"), "vwxyz", "vw"),  # the one that is complete first
+        (("x", "wxyz"), "vwxyz", "vw"),  # x is complete first
         (("é",), "caf\u00e9 au lait", "caf"),
         (("\n\n",), "one\ntwo\n\nthree", "one\ntwo"),
     ],
@@ -92,12 +92,52 @@ def test_endless_continuation_bytes_and_marks_stay_bounded() -> None:
 def test_stop_strings(stop: tuple[str, ...], text: str, kept: str, size: int) -> None:
     detokenizer = Detokenizer(Bytes(), stop)
     ids = list(text.encode())
-    got = "".join(detokenizer.push(ids[start : start + size]) for start in range(0, len(ids), size))
+    answer = "".join(detokenizer.push(ids[start : start + size]) for start in range(0, len(ids), size))
     assert detokenizer.stopped
-    assert got == detokenizer.text == kept
+    assert answer == detokenizer.text == kept
     assert detokenizer.flush() == ""
-    first = min(text.find(one) + len(one) for one in stop if one in text)
-    assert detokenizer.num_tokens == len(text[:first].encode())
+    end = min(text.find(string) + len(string) for string in stop if string in text)
+    assert detokenizer.num_tokens == len(text[:end].encode())
+    whole = Detokenizer(Pieces(text.encode()), stop)
+    assert whole.push([0]) == kept, "the answer depends on how tokens cut its text"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stop_strings_of_few_letters(seed: int) -> None:
+    """With stop strings that overlap and repeat, the answer ends before the first complete stop string and loses no text."""
+    source = random.Random(seed)
+    for _ in range(50):
+        stop = tuple("".join(source.choices("ab", k=source.randrange(1, 8))) for _ in range(source.randrange(1, 4)))
+        text = "".join(source.choices("ab", k=30))
+        ends = [text.find(string) + len(string) for string in stop if string in text]
+        detokenizer = Detokenizer(Bytes(), stop)
+        pieces = feed(detokenizer, text.encode())
+        longest = max((len(string) for string in stop if ends and text[: min(ends)].endswith(string)), default=0)
+        assert "".join(pieces) == (text[: min(ends) - longest] if ends else text)
+        shown = ""
+        for end, piece in enumerate(pieces[:-1], 1):
+            shown += piece
+            held = text[len(shown) : end]
+            assert detokenizer.stopped or any(string.startswith(held) for string in stop)
+
+
+class CountedReads(str):
+    """A text that counts the characters read by index or slice."""
+
+    num_read = 0
+
+    def __getitem__(self, key: Any) -> str:
+        part = super().__getitem__(key)
+        self.num_read += len(part)
+        return part
+
+
+def test_a_long_stop_string_costs_a_constant_per_character() -> None:
+    stop = CountedReads("a" * 4000 + "b")
+    text = ("a" * 3999 + "c") * 2
+    detokenizer = Detokenizer(Bytes(), [stop])
+    assert "".join(feed(detokenizer, text.encode())) == text
+    assert stop.num_read < 8 * len(text)
 
 
 def test_head_of_a_stop_string_is_held_back_and_flushed() -> None:
@@ -167,7 +207,7 @@ def test_a_special_token_inside_a_character_leaves_it_whole() -> None:
         (("<|b|>",), "one two three", 5),
         (("<|a|> three<|b|>",), "one two", 5),
         (("<|a|> nowhere", "three<|b|>"), "one two ", 5),
-        (("|> three",), "one two three", 6),  # of a special token that nobody asked for, nothing is seen
+        (("|> three",), "one two three", 6),  # matches part of a special token only, so special tokens stay hidden
     ],
 )
 def test_special_tokens_in_stop_strings(stop: tuple[str, ...], kept: str, num_tokens: int) -> None:
@@ -181,7 +221,7 @@ def test_special_tokens_in_stop_strings(stop: tuple[str, ...], kept: str, num_to
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_tokens_and_stop_strings(seed: int) -> None:
-    """Token by token, the text is that of all tokens at once, up to the first stop string."""
+    """Token by token, the text equals the text of all tokens at once, up to the first stop string."""
     source = random.Random(seed)
     tokenizer = Pieces(
         b"<|a|>", b"<|b|>", b"a", b"b\xf0", b"\x9f\x99\x82", b"\xe4\xb8", b"\x96", "é".encode(), b"ab\xc3", b"\xa9"
@@ -190,9 +230,9 @@ def test_random_tokens_and_stop_strings(seed: int) -> None:
         ids = [source.randrange(10) for _ in range(30)]
         detokenizer = Detokenizer(tokenizer, stop, tokenizer.specials)
         pieces = feed(detokenizer, ids)
-        with_specials = any("<|" in one for one in stop)
+        with_specials = any("<|" in string for string in stop)
         text = tokenizer.decode(ids, not with_specials)
-        places = [text.find(one) for one in stop if one in text]
+        places = [text.find(string) for string in stop if string in text]
         expected = tokenizer.specials.sub("", text[: min(places, default=len(text))]).rstrip("\ufffd")
         assert "".join(pieces) == detokenizer.text == expected
         assert detokenizer.stopped == bool(places)

@@ -1,4 +1,4 @@
-"""The host's side of documents: checks, the child process, its limits, and one line for whatever goes wrong."""
+"""Reading documents: checks, the child process and its limits, and one line for every failure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(folder: Path, name: str, data: bytes) -> Path:
 
 
 def loader(folder: Path, body: str) -> Path:
-    """A folder with one loose plugin that reads application/zip by running `body`."""
+    """A folder with a plugin file that reads application/zip by running `body`."""
     plugins = folder / "plugins"
     plugins.mkdir()
     indented = "\n".join("        " + line for line in body.splitlines())
@@ -116,7 +116,7 @@ def test_letters_that_could_not_be_read_are_named_in_a_warning(
     document = load_document(write(tmp_path, "bad.pdf", SIMPLE_PDF.replace(b"Hello lane", rb"x\001y \002z")))
     warning = unreadable_letters(document)
     assert warning and warning.startswith(
-        "letters that cannot be read: 2, on pages 1; each stands as \ufffd in the text; save"
+        "letters that cannot be read: 2, on pages 1; they appear as \ufffd in the text; save"
     )
     assert caplog.messages == [f"bad.pdf: {warning}"]
 

@@ -1,4 +1,4 @@
-"""No text of a user or a document becomes a special token, whatever the tokenizer's normaliser makes of it."""
+"""No text of a user or a document becomes a special token, even after the tokenizer's normaliser."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MakeTokenizer = Callable[..., Tokenizer]
 
 @pytest.fixture
 def make_tokenizer(tmp_path: Path) -> MakeTokenizer:
-    """`make_tokenizer(special, normalizer)`: bytes, or the given letters; `</s>`, `<unk>` and the special token."""
+    """`make_tokenizer(special, normalizer, letters)`: tokens are bytes or the letters, `</s>`, `<unk>` and the special token."""
 
     def make(special: AddedToken, normalizer: Any = None, letters: str = "") -> Tokenizer:
         pieces = ["</s>", "<unk>", *(letters or sorted(pre_tokenizers.ByteLevel.alphabet()))]

@@ -1,4 +1,4 @@
-"""Prompts: encoding, documents first, token ranges, control tokens, templates of several kinds."""
+"""Prompts: encoding, documents first, segments, control tokens, and several chat templates."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tokenizer() -> Tokenizer:
 
 
 def make(folder: Path, template: str | None, trim_offsets: bool = False) -> Tokenizer:
-    """A byte-pair tokenizer trained here, with two special tokens, as a folder of files."""
+    """Train a byte-pair tokenizer with special tokens, save it as a folder, and load it."""
     from tokenizers import Tokenizer as Inner
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
@@ -109,7 +109,7 @@ def test_documents_come_first(tmp_path: Path) -> None:
     tokenizer = make(tmp_path, CHATML)
     documents = [document(text) for text in TEXTS]
     prompt = tokenizer.render_chat(user("Why?"), documents, system="Be brief.")
-    head = "\n\n".join(one.text for one in documents)
+    head = "\n\n".join(document.text for document in documents)
     assert prompt.text == (
         f"<|im_start|>system\n{head}\n\nBe brief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -133,11 +133,11 @@ def test_segments_are_the_documents(template: str | None, trim_offsets: bool, tm
     tokenizer = make(tmp_path, template, trim_offsets)
     documents = [document(text, f"title {index}") for index, text in enumerate(TEXTS)]
     prompt = tokenizer.render_chat(user("Why?"), documents)
-    assert [(one.title, one.document_hash) for one in prompt.segments] == [(d.title, d.content_hash) for d in documents]
-    for segment, one in zip(prompt.segments, documents, strict=True):
+    assert [(s.title, s.document_hash) for s in prompt.segments] == [(d.title, d.content_hash) for d in documents]
+    for segment, source in zip(prompt.segments, documents, strict=True):
         text = tokenizer.decode(prompt.token_ids[segment.start : segment.end])
-        assert text in one.text
-        assert len(one.text) - len(text) < 12  # a token that reaches over an edge is not counted
+        assert text in source.text
+        assert len(source.text) - len(text) < 12  # a segment leaves out tokens that cross the edge of the document
     assert all(a.end <= b.start for a, b in zip(prompt.segments, prompt.segments[1:], strict=False))
 
 
@@ -151,9 +151,9 @@ def test_equal_documents_get_segments_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("template", [NO_SYSTEM, DROPS_SYSTEM])
 def test_template_without_system_role(template: str, tmp_path: Path) -> None:
     tokenizer = make(tmp_path, template)
-    one = document(TEXTS[0])
-    prompt = tokenizer.render_chat(user("Why?"), [one], system="Be brief.")
-    assert f"{one.text}\n\nBe brief.\n\nWhy?" in prompt.text
+    source = document(TEXTS[0])
+    prompt = tokenizer.render_chat(user("Why?"), [source], system="Be brief.")
+    assert f"{source.text}\n\nBe brief.\n\nWhy?" in prompt.text
     assert len(prompt.segments) == 1
 
 
@@ -217,9 +217,9 @@ def test_text_cannot_pose_as_a_control_token(tmp_path: Path) -> None:
 
 def test_raw(tmp_path: Path) -> None:
     tokenizer = make(tmp_path, CHATML)
-    one = document(TEXTS[0])
-    prompt = tokenizer.render_raw("<|im_start|>go", [one])
-    assert prompt.text == f"{one.text}\n\n<|im_start|>go"
+    source = document(TEXTS[0])
+    prompt = tokenizer.render_raw("<|im_start|>go", [source])
+    assert prompt.text == f"{source.text}\n\n<|im_start|>go"
     assert tokenizer.encode("<|im_start|>")[0] in prompt.token_ids  # a raw prompt may write control tokens
     assert prompt.segments[0].start == 0
     assert tokenizer.render_raw("go").token_ids == tokenizer.encode("go")
@@ -256,7 +256,7 @@ def test_real_tokenizers(name: str, shared_data: Path) -> None:
 def test_the_tokenizer_is_the_one_that_transformers_would_take(
     model_type: str, named: str | None, tmp_path: Path
 ) -> None:
-    """The class is found without the model's whole config, for speed: it must be the same class, with the same ids."""
+    """Reading no more than the class name from the config, for speed, gives the same class and the same ids."""
     from transformers import AutoTokenizer
 
     make(tmp_path, CHATML)
@@ -264,7 +264,7 @@ def test_the_tokenizer_is_the_one_that_transformers_would_take(
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": named}))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     source = resolve("random:tiny")
-    architecture = next(name for name, one in ARCHITECTURES.items() if one.model_type == model_type)
+    architecture = next(name for name, family in ARCHITECTURES.items() if family.model_type == model_type)
     config = replace(source.config, architecture=architecture)
     ours = Tokenizer(ModelSource("made", config, source.weights, tmp_path))
     theirs = AutoTokenizer.from_pretrained(str(tmp_path), local_files_only=True)

@@ -1,0 +1,123 @@
+"""Models outside an engine: the models on this machine, and the memory that a model takes. Imports torch, loads no weights.
+
+A model is named as in `Engine(model)`: `bundled`, a local folder, a Hugging Face id, or `random:<preset>`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pitlane.engine.kv import memory
+from pitlane.engine.loader import MAX_LANES, choose_context, choose_device, choose_dtype, kv_share
+from pitlane.engine.models import hub
+from pitlane.engine.models.config import ARCHITECTURES, ModelConfig
+from pitlane.engine.models.hub import CachedModel, cached_models, remove
+from pitlane.engine.models.presets import PRESETS
+from pitlane.engine.models.registry import ModelSource, resolve
+from pitlane.engine.run.lane import BLOCK_SIZE
+
+__all__ = [
+    "PRESETS",
+    "CachedModel",
+    "KVShape",
+    "MemoryEstimate",
+    "ModelSource",
+    "cached_models",
+    "choose_device",
+    "estimate_memory",
+    "pull",
+    "remove",
+    "transformers_type",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """KV of one token takes layers x 2 (keys, values) x kv_heads x head_dim x bytes."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """What a model takes at one context and batch, and what fits. Sizes in bytes, contexts in tokens.
+
+    max_position: the context that the model was made for. max_context, max_batch: the longest context at this batch and the
+    largest batch at this context that fit in free memory. default_kv_bytes, default_kv_tokens: KV memory of an engine without
+    `kv_memory`. kv_memory: the value of `kv_memory` with which every lane of an engine holds this context and batch.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    parameters: int
+    weight_bytes: int
+    shape: KVShape
+    kv_bytes_per_token: int
+    context: int
+    batch: int
+    kv_bytes: int
+    reserve_bytes: int
+    total_bytes: int
+    free_bytes: int
+    fits: bool
+    max_position: int
+    max_context: int
+    max_batch: int
+    default_kv_bytes: int
+    default_kv_tokens: int
+    kv_memory: int
+
+
+def estimate_memory(
+    model: str, context: int | None = None, batch: int = 1, dtype: str | None = None, device: str | None = None
+) -> MemoryEstimate:
+    """Estimate from the model's config alone. context, dtype and device default to the choice of an engine."""
+    place = choose_device(device)
+    config = resolve(model).config
+    kind = choose_dtype(dtype, place)
+    tokens = context or choose_context(None, config.max_position)
+    needs, free = memory.Needs.of(config, kind), memory.available(place)
+    kv_bytes = needs.kv_per_token * tokens * batch
+    total = needs.weights + kv_bytes + memory.RESERVE
+    free_tokens = max(0, free - needs.weights - memory.RESERVE) // needs.kv_per_token
+    is_reachable = tokens <= config.max_position
+    default_kv_bytes = kv_share(None, needs, tokens, place)
+    return MemoryEstimate(
+        model=model,
+        device=str(place),
+        dtype=str(kind).removeprefix("torch."),
+        parameters=needs.weights // kind.itemsize,
+        weight_bytes=needs.weights,
+        shape=KVShape(config.num_layers, config.num_kv_heads, config.head_dim, kind.itemsize),
+        kv_bytes_per_token=needs.kv_per_token,
+        context=tokens,
+        batch=batch,
+        kv_bytes=kv_bytes,
+        reserve_bytes=memory.RESERVE,
+        total_bytes=total,
+        free_bytes=free,
+        fits=total <= free and is_reachable,
+        max_position=config.max_position,
+        max_context=min(free_tokens // batch, config.max_position),
+        max_batch=free_tokens // tokens if is_reachable else 0,
+        default_kv_bytes=default_kv_bytes,
+        default_kv_tokens=default_kv_bytes // needs.kv_per_token,
+        kv_memory=MAX_LANES * needs.kv_per_token * (tokens + BLOCK_SIZE) * batch,
+    )
+
+
+def pull(name: str) -> Path:
+    """Download a model by its Hugging Face id and return its folder. Raises ModelError if it cannot be run here."""
+    folder = hub.pull(name)
+    ModelConfig.from_folder(folder)
+    return folder
+
+
+def transformers_type(source: ModelSource) -> str:
+    """The `model_type` of a model in transformers, such as `llama`."""
+    return ARCHITECTURES[source.config.architecture].model_type
