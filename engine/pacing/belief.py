@@ -15,18 +15,14 @@ from statistics import median_low
 
 from pitlane.engine.decode.draft import Draft
 
-MAX_DRAFT = 64  # tokens of a chain, which bounds the work of the governor; 32: 78 % slower where all drafts are right
-MIN_CHANCE = 0.01  # of acceptance of a draft token; off: the governor takes 1.4 times as long in a batch of 16; 0.1: 0.5 % slower
-LANE_WEIGHT = 10.0  # tested tokens of the lane in the belief of a sequence in a batch; off: 3 % slower in batches of one kind of text
-PRIOR_RATE, PRIOR_STEPS = (
-    0.75,
-    2.0,
-)  # belief about a new drafter, as if from so many drafts; 0.5 to 0.9, 1 to 4: within 1 %
-DECAY, LANE_DECAY = (
-    0.9,
-    0.98,
-)  # weight of earlier drafts after each draft; both 0.9: 0.8 % slower where texts differ or change
-CREDIT = 3.0  # plain steps that a drafter may lose in a lane at once; off: losing drafters cost 39 %; half or double: within 0.3 %
+MAX_DRAFT = 64  # tokens of a chain; bounds the work of a step; 32: 78 % slower where nearly all draft tokens are right
+MIN_CHANCE = 0.01  # of acceptance of a draft token; off: no slower, but `ask` takes 1.4 times as long for 16 sequences
+LANE_WEIGHT = 10.0  # tested tokens of the lane in the belief of a sequence in a batch; off: batches up to 10 % slower
+# Belief about a new drafter, as if from so many drafts. Other rates: within 0.7 %; half or double the drafts: 1.2 % slower.
+PRIOR_RATE, PRIOR_STEPS = 0.75, 2.0
+# Weight of earlier drafts after each draft. 0.8 for sequences: good drafters are 1 % slower; 0.9 for lanes: 0.3 % slower.
+DECAY, LANE_DECAY = 0.9, 0.98
+CREDIT = 3.0  # plain steps that a drafter may lose in a lane at once; off: drafters that do not help cost 8 % more
 
 
 @dataclass(slots=True)
@@ -156,7 +152,7 @@ class Record:
     def max_draft(self) -> int:
         """Tokens that the drafter may give: 1 more than its longest draft, lest a text with short drafts bounds all later drafts.
 
-        Unbounded: 16 % slower where drafts are short and drafting is dear.
+        Without this bound: 14 % slower where drafts are short and steps with drafts are dear.
         """
         return self.longest + 1 if self.gives_less else 2 * self.longest
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SLOWDOWN = 1.9  # leaves room for noise below 2.5 at the 95th percentile; 1.4: tokens beside prompts take 10 % longer
+SLOWDOWN = 1.9  # leaves room for noise below 2.5 at the 95th percentile; 1.4: 10 % slower in all while prompts are read
 MIN_TOKENS = 8  # of a prompt in any step: a prompt is never starved
 LOWEST, HIGHEST = 0.7, 1.25  # bounds of the ratio of one step; off: 2 % slower where steps are slow at times
 

@@ -25,14 +25,12 @@ from pitlane.engine.pacing.drafting import Drafting
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.sequence import Sequence
 
-CALIBRATED = (2, 5, 9, 17, 33, 65)  # tokens of forwards that are timed before the first draft
-TRIAL_SIZE = 8  # draft tokens of a trial; 4 or 16: within 0.3 %
-PAUSE = 64  # tokens; 32: losing drafters cost 0.2 % more; 128: drafters that turn good are 1 % slower
-REPEAT = 16  # tokens for which a search that found no draft is repeated unchanged; off: its step costs four times the Python time
-MARGIN = 0.02  # tokens that a draft must promise beyond the worth of its time; off: losing drafters cost 0.25 % more
-CREDIT_PER_STEP = (
-    0.01  # plain steps that a drafter may lose with each step of the lane; also the price of a cheap search
-)
+CALIBRATED = (2, 5, 9, 17, 33, 65)  # tokens of forwards that are timed before the first draft; off: batches 15 % slower
+TRIAL_SIZE = 8  # draft tokens of a trial; 4: good drafters are 0.3 % slower; 16: other drafters cost 0.5 % more
+PAUSE = 64  # tokens; 32 or 128: within 0.8 %; 1024: drafters that turn good are 50 % slower
+REPEAT = 16  # tokens for which a search without a draft is repeated as it is; off: `ask` takes 4 times as long there
+MARGIN = 0.02  # tokens that a draft must promise beyond the worth of its time; 0: 0.5 %, 0.1: 1.2 % slower
+CREDIT_PER_STEP = 0.01  # plain steps that a drafter may lose with each step; half: 0.9 % slower where texts change
 
 
 class Candidate(NamedTuple):
@@ -200,7 +198,7 @@ class Governor:
     def _first_numbers(self, record: Record, seqs: SequenceOf[Sequence], limits: SequenceOf[int]) -> list[int]:
         """A trial of one sequence, in turn, until the time of a draft token is known.
 
-        A sequence that the drafter has read goes first: its next draft shows the time. Off: 33 % slower with 16 sequences.
+        A sequence that the drafter has read goes first: its next draft shows the time. Off: 15 % slower with 16 sequences.
         """
         numbers = [0] * len(seqs)
         allowed = [index for index, limit in enumerate(limits) if limit > 0]

@@ -27,14 +27,16 @@ PROMPT = 100  # known tokens of a sequence before its answer
 class Machine:
     """Times of one lane, in plain steps.
 
-    slope: of each token of a forward beyond `free` tokens. overhead: of a step besides its forward; draft_overhead: more of a step
-    with drafts. noise: spread of every time. spikes: share of steps that take 8 times as long. pace: factor on forwards, by step.
+    slope: of each token of a forward beyond `free` tokens. overhead: of a step besides its forward. draft_overhead,
+    prompt_overhead: more of a step with drafts, with a prompt. noise: spread of every time. spikes: share of steps that take 8 times as long.
+    pace: factor on forwards, by step.
     """
 
     slope: float = 0.05
     free: int = 1
     overhead: float = 0.0
     draft_overhead: float = 0.0
+    prompt_overhead: float = 0.0
     noise: float = 0.05
     spikes: float = 0.0
     pace: Callable[[int], float] = lambda step: 1.0
@@ -215,6 +217,7 @@ class Lane:
         forward = self.noisy(self.machine.forward(num_tokens)) * self.machine.pace(len(self.steps))
         forward *= 8.0 if self.random.random() < self.machine.spikes else 1.0
         besides = self.machine.overhead + (self.machine.draft_overhead if num_draft else 0.0)
+        besides += self.machine.prompt_overhead if num_prompt else 0.0
         seconds = forward + (self.noisy(besides) if besides else 0.0)
         places = {seq.id: seq.place for seq in seqs if seq.is_decoding}
         drafted = {seq.id: len(seq.draft.token_ids) for seq in seqs if seq.draft}

@@ -86,7 +86,8 @@ def test_steps_with_a_prompt_teach_nothing_wrong(rate: float) -> None:
     """Long steps with a prompt change neither the drafts of a good drafter nor the pause of a bad drafter."""
     means = []
     for num_prompts in (0, 5):
-        lane = Lane(Machine(0.03, free=2), [Drafter(rate, 0.02)]).stream(400, length=8000)
+        machine = Machine(0.03, free=2, prompt_overhead=20.0)
+        lane = Lane(machine, [Drafter(rate, 0.02)]).stream(400, length=8000)
         for _ in range(num_prompts):
             prompt = lane.add(1, num_prompt_tokens=2000)
             while prompt in lane.seqs:
