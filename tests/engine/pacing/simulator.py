@@ -28,8 +28,8 @@ class Machine:
     """Times of one lane, in plain steps.
 
     slope: of each token of a forward beyond `free` tokens. overhead: of a step besides its forward. draft_overhead,
-    prompt_overhead: more of a step with drafts, with a prompt. noise: spread of every time. spikes: share of steps that take 8 times as long.
-    pace: factor on forwards, by step.
+    prompt_overhead: more of a step with drafts, with a prompt. noise: spread of every time. spikes: share of steps that take
+    8 times as long. pace: factor on forwards, by step.
     """
 
     slope: float = 0.05
