@@ -70,8 +70,8 @@ class Loop:
             self._finish(lane, seqs, draftings, flight, started)
 
     def _draft(self, lane: Lane, seqs: list[Sequence]) -> list[Drafting]:
-        draftings = lane.pacing.before(seqs, lane.draft_limit)
-        for drafting in draftings:
+        draftings = []
+        for drafting in lane.pacing.before(seqs, lane.draft_limit):
             started, drafting_seqs, asked = perf_counter(), list(drafting.seqs), drafting.asked
 
             def check(_: Plugin, drafts: list[Draft | None], asked: list[int] = asked) -> list[Draft | None]:
@@ -85,6 +85,7 @@ class Loop:
                 for seq, draft in zip(drafting_seqs, drafting.drafts, strict=True):
                     seq.draft = draft
             drafting.seconds = perf_counter() - started
+            draftings.append(drafting)
         return draftings
 
     def _launch(self, lane: Lane, seqs: list[Sequence]) -> Flight | None:

@@ -19,7 +19,7 @@ from operator import itemgetter
 from statistics import median
 from typing import NamedTuple
 
-from pitlane.engine.pacing.belief import CREDIT, Belief, Outlook, Record
+from pitlane.engine.pacing.belief import CREDIT, Outlook, Record
 from pitlane.engine.pacing.clock import StepClock
 from pitlane.engine.pacing.drafting import Drafting
 from pitlane.engine.plan.plugin import Plugin
@@ -47,26 +47,19 @@ class Candidate(NamedTuple):
 class Step:
     """The step under way.
 
-    num_scheduled, num_decoding: tokens and decoding sequences without drafts. num_asked: draft tokens that were asked for.
-    num_tokens, num_expected, seconds: tokens to compute, tokens to gain and time of drafting, with the drafts that will come.
+    num_scheduled, num_decoding: tokens and decoding sequences without drafts. num_tokens, num_expected, seconds: tokens to
+    compute, tokens to gain and time of drafting, with the drafts so far.
     """
 
     num_scheduled: int = 0
     num_decoding: int = 0
-    num_asked: int = 0
     num_tokens: int = 0
     num_expected: float = 0.0
     seconds: float = 0.0
 
-    def add(self, belief: Belief, size: int, seconds: float) -> None:
-        """Expect a draft of one sequence."""
-        self.num_tokens += size
-        self.num_expected += belief.expected(size)
-        self.seconds += seconds
-
 
 class Governor:
-    """The governor of one lane: `start_step`, `ask` for each plan with a drafter, and after the step `learn`."""
+    """The governor of one lane: `start_step`, then `ask` and `add` for each plan with a drafter, and after the step `learn`."""
 
     def __init__(self, clock: StepClock, max_step_tokens: int) -> None:
         self.clock, self.max_step_tokens = clock, max_step_tokens
@@ -76,7 +69,7 @@ class Governor:
 
     def start_step(self, num_tokens: int, num_decoding: int) -> None:
         """Begin with a step of `num_tokens` scheduled tokens, which yields a token for each decoding sequence."""
-        self.step = Step(num_tokens, num_decoding, 0, num_tokens, num_decoding)
+        self.step = Step(num_tokens, num_decoding, num_tokens, num_decoding)
         self.num_steps += 1
 
     @staticmethod
@@ -92,18 +85,24 @@ class Governor:
         record.earn(CREDIT_PER_STEP, self.num_steps)
         numbers = self._numbers(record, seqs, limits)
         record.num_asks += 1
+        room = self.max_step_tokens - self.step.num_tokens
         for index, seq in enumerate(seqs):
-            room = self.max_step_tokens - self.step.num_scheduled - self.step.num_asked
             numbers[index] = number = max(0, min(numbers[index], room))
-            if not number:
-                continue
-            outlook = self._outlook(record, seq)
-            outlook.reason = None
-            self.step.num_asked += number
-            if seq.num_tokens >= outlook.repeats_until:  # a repeated search most often finds no draft again
-                outlook.asked = number
-                self.step.add(outlook.belief, number, number * record.per_token)
+            room -= number
+            if number:
+                outlook = self._outlook(record, seq)
+                outlook.reason = None
+                if seq.num_tokens >= outlook.repeats_until:
+                    outlook.asked = number
         return Drafting(drafter, seqs, [seq.num_tokens for seq in seqs], numbers, [None] * len(seqs))
+
+    def add(self, drafting: Drafting) -> None:
+        """Add the drafts that came to the step, before the next drafter is asked."""
+        self.step.seconds += drafting.seconds
+        for seq, draft in zip(drafting.seqs, drafting.drafts, strict=True):
+            if draft is not None and seq.outlook is not None:
+                self.step.num_tokens += len(draft.token_ids)
+                self.step.num_expected += seq.outlook.belief.expected(len(draft.token_ids))
 
     def learn(self, draftings: SequenceOf[Drafting], overhead: float | None) -> None:
         """Learn from the drafts of a step. overhead: seconds besides drafts and forward; None for a step with prompts."""

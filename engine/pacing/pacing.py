@@ -6,7 +6,7 @@ scheduler and the stats know `Pacing` alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 
 from pitlane.engine.events import StepStats
@@ -25,10 +25,12 @@ class Pacing:
         self.governor = Governor(self.clock, max_step_tokens)
         self.budget = StepBudget()
 
-    def before(self, seqs: SequenceOf[Sequence], draft_limit: Callable[[Sequence], int]) -> list[Drafting]:
+    def before(self, seqs: SequenceOf[Sequence], draft_limit: Callable[[Sequence], int]) -> Iterator[Drafting]:
         """Ask for drafts in a step over `seqs`: for every drafter that is not paused, how many tokens for which sequence.
 
-        draft_limit: the number of draft tokens that length, memory and context leave a sequence.
+        Yields one drafter at a time. The caller fills in its drafts and seconds before it takes the next: the next drafter is
+        asked for fewer tokens where drafts make the step long. draft_limit: the number of draft tokens that length, memory and
+        context leave a sequence.
         """
         decoding = [seq for seq in seqs if seq.is_decoding]
         self.governor.start_step(sum(seq.num_scheduled_tokens for seq in seqs), len(decoding))
@@ -36,14 +38,13 @@ class Pacing:
         for seq in decoding:
             if seq.plan.drafter is not None:
                 by_plan.setdefault(id(seq.plan), []).append(seq)
-        draftings = []
         for plan_seqs in by_plan.values():
             drafter = plan_seqs[0].plan.drafter
             if drafter is not None and not self.governor.is_paused(plan_seqs):
                 drafting = self.governor.ask(drafter, plan_seqs, [draft_limit(seq) for seq in plan_seqs])
                 if any(drafting.asked):
-                    draftings.append(drafting)
-        return draftings
+                    yield drafting
+                    self.governor.add(drafting)
 
     def after(self, stats: StepStats, draftings: SequenceOf[Drafting]) -> None:
         """Learn from a step: its times, and the acceptance of its drafts."""

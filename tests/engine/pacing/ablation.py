@@ -73,7 +73,7 @@ RULES: dict[str, list[Change]] = {
         ("return median(self.overheads) if self.overheads else 0.0", "return 0.0"),
         ("max(plain, median(record.overheads or [0.0]))", "plain"),
     ],
-    "repeated searches bring drafts": [("if seq.num_tokens >= outlook.repeats_until:  #", "if True:  #")],
+    "all drafters are asked at once": [("                    self.governor.add(drafting)\n", "")],
     "the pace is constant": [(" * self.pace / self._paces.get(num_tokens, self.pace)", "")],
     "larger sizes are no bound": [("min(self.measured(int(size)), self._ceiling(size))", "self.measured(int(size))")],
 }

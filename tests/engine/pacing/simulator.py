@@ -7,7 +7,7 @@ serve the same texts, however long the drafts are. The simulator knows `Pacing` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from random import Random
@@ -131,14 +131,14 @@ class FixedLength(Pacing):
         super().__init__(512)
         self.number = number
 
-    def before(self, seqs: SequenceOf[Any], draft_limit: Callable[[Any], int]) -> list[Drafting]:
+    def before(self, seqs: SequenceOf[Any], draft_limit: Callable[[Any], int]) -> Iterator[Drafting]:
         draftings: dict[int, Drafting] = {}
         for seq in [seq for seq in seqs if seq.is_decoding and seq.plan.drafter is not None and self.number]:
             if id(seq.plan) not in draftings:
                 draftings[id(seq.plan)] = Drafting(seq.plan.drafter, [], [], [], [])
             drafting = draftings[id(seq.plan)]
             drafting.seqs, drafting.asked = [*drafting.seqs, seq], [*drafting.asked, min(self.number, draft_limit(seq))]
-        return list(draftings.values())
+        yield from draftings.values()
 
     def after(self, stats: StepStats, draftings: SequenceOf[Drafting]) -> None:
         self.clock.record(stats.num_tokens, stats.num_prompt_tokens, stats.forward_seconds)

@@ -40,7 +40,7 @@ def test_a_drafter_that_is_never_right_is_paused_and_the_stats_say_why(make_engi
     assert result.token_ids == plain.token_ids
     assert plain.stats["paused"] == {}
     assert "plain steps" in result.stats["paused"]["hopeless"]
-    asked = plan.plugins[0].asked
+    asked = list(plan.plugins[0].asked)
     assert 1 <= len(asked) < 20 and all(0 < number <= 64 for number in asked)
     again = engine.generate(prompt, params, plan=plan)
     assert len(plan.plugins[0].asked) - len(asked) <= 4 and "hopeless" in again.stats["paused"], "the lane knows it"
