@@ -1,1 +1,1 @@
-"""The engine room: the decode loop, hook specifications, scheduler, pool, sampling and models."""
+"""The engine: the decode loop, plugin hooks, scheduler, KV pool, sampling and models."""

@@ -1,4 +1,4 @@
-"""Check the types and ranges of SamplingParams when they are made. `requests.py` checks the rest of a request.
+"""Check the types and ranges of a new SamplingParams. `requests.py` checks the rest of a request.
 
 A wrong value raises here, before a step runs: an error inside a step could end other requests. An integer field takes
 any integer type, numpy's too, but no float (40.0), no text ("40") and no bool. Every refusal is a BadOption that names
@@ -32,7 +32,7 @@ def _whole(value: object) -> object:
 def _items(value: object) -> object:
     """Turn a list, set or array into a tuple. Return other values unchanged: pydantic refuses them."""
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, Mapping)):
-        with suppress(TypeError):  # a numpy array without dimensions
+        with suppress(TypeError):  # a numpy array without dimensions cannot be iterated
             return tuple(value)
     return value
 
@@ -60,8 +60,8 @@ class _Sampling(BaseModel):
     seed: Annotated[Whole | None, Field(ge=0, lt=2**63, description="in [0, 2**63)")]
     sample_index: Annotated[Whole, Field(ge=0, lt=2**31)]
     n: Annotated[Whole, Field(ge=1, le=MAX_SAMPLES, description=f"in [1, {MAX_SAMPLES}]")]
-    stop: Annotated[tuple[str, ...], BeforeValidator(_texts), Field(description="texts")]
-    stop_token_ids: Annotated[tuple[Whole, ...], BeforeValidator(_items), Field(description="token ids")]
+    stop: Annotated[tuple[str, ...], BeforeValidator(_texts), Field(description="a text or a list of texts")]
+    stop_token_ids: Annotated[tuple[Whole, ...], BeforeValidator(_items), Field(description="a list of token ids")]
     ignore_eos: bool
     logprobs: Annotated[Whole | None, Field(ge=0, le=50, description="in [0, 50]")]
 
@@ -71,7 +71,7 @@ BOUNDS = {"greater_than_equal": ">= {ge}", "less_than": "< {lt}"}
 
 
 def checked_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of SamplingParams, converted to their own types. Raises BadOption."""
+    """Return the fields of SamplingParams, converted to the types of the fields. Raises BadOption."""
     try:
         return _Sampling(**values).__dict__
     except ValidationError as error:
@@ -82,14 +82,14 @@ def _explained(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
     value, expected = first["input"], _Sampling.model_fields[name].description
-    if len(first["loc"]) == 1:  # a longer path leads to an item of a tuple
+    if len(first["loc"]) == 1:  # a longer `loc` points at an item of a tuple
         bound = BOUNDS.get(first["type"], "").format(**first.get("ctx", {}))
         expected = " ".join(filter(None, (KINDS.get(first["type"]), expected or bound)))
     return f"{name} must be {expected}, got {shown(value)}"
 
 
 def shown(value: object) -> str:
-    """Any value as a short text for a message."""
+    """Return any value as a short text for a message."""
     try:
         text = repr(value)
     except Exception:  # an int of more than 4300 digits has no repr; a caller's class may raise anything

@@ -1,7 +1,7 @@
 """The engine: one model, its plans and lanes, and the thread that runs the loop (`engine/loop.py`).
 
-`submit` may be called from any thread and gives a `Stream` of events. Sequences, pools and stores belong to the engine's thread.
-The engine knows plugins by their hooks alone.
+`submit` may be called from any thread. It returns a `Stream` of events. Sequences, pools and stores belong to the engine's
+thread. The engine calls plugins only through their hooks.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Engine:
 
     model: `bundled`, a local folder, a Hugging Face id, or `random:<preset>`. plugins: settings of the default plan
     ({name: {option: value}}); None = the default settings. `plugins` may be a callable: it receives the default settings and
-    returns the settings to use. Raises PitlaneError for whatever a user can cause. An engine closes itself when the caller drops
-    it. In a forked process its methods raise EngineClosed.
+    returns the settings to use. Raises PitlaneError for every failure that a user can cause. An engine closes itself when the
+    caller drops it. In a forked process `plan`, `lane_of`, `submit` and `generate` raise EngineClosed; `close` does nothing.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Engine:
         return plan.lane_key in self.lanes.by_key
 
     def lane_of(self, plan: Plan) -> Lane:
-        """The lane that runs a plan. Opens the lane if it is not open, and waits for that."""
+        """Return the lane that runs a plan. If the lane is not open, open it and wait until it is open."""
         self.worker.check()
         return self.lanes.open_here(plan)
 
@@ -100,10 +100,11 @@ class Engine:
         plan: Plan | None = None,
         salt: str = "",
     ) -> Stream:
-        """Queue a request; the stream of its events. Text is taken as it is (`tokenizer.render_chat` makes chats).
+        """Queue a request and return the stream of its events. Text gets no chat template (`tokenizer.render_chat` adds it).
 
-        Never waits for a model to load: until the lane of the plan is open, the request waits, and the stream raises what goes
-        wrong. Raises BadOption for wrong arguments, and PromptTooLong if the lane is open.
+        Never waits for a model to load: while the lane of the plan opens, the request waits. If the lane cannot open, the stream
+        raises the error. Raises BadOption for wrong arguments. Raises PromptTooLong if the lane is open; if not, the stream
+        raises it.
         """
         self.worker.check()
         plan = self.default_plan if plan is None else plan
@@ -116,7 +117,7 @@ class Engine:
         loop, post = self.loop, self.worker.post
 
         def abort() -> None:
-            self.worker.post(lambda: loop.abort(ids))  # through `self`: the engine lives as long as its streams
+            self.worker.post(lambda: loop.abort(ids))  # uses `self`, so that a stream keeps its engine alive
 
         stream = Stream(abort, lambda: post(lambda: loop.watch(ids)), len(ids))
         for seq_id in ids:
@@ -139,19 +140,19 @@ class Engine:
     ) -> list[Result]: ...
 
     def generate(self, prompt: Any, sampling: Any = GREEDY, **options: Any) -> Result | list[Result]:
-        """Submit and wait: the result of one prompt, or of a list of prompts the results in the same order.
+        """Submit prompts and wait. Returns a Result for one prompt, or a list of Results in the order of the prompts.
 
-        sampling: the parameters of all prompts, or a list with the parameters of each prompt. The first error is raised and stops
-        the other requests; to get each error by itself, `submit` the prompts one by one.
+        sampling: the SamplingParams of all prompts, or a list with the SamplingParams of every prompt. The error of a prompt is
+        raised and stops the other requests. To get the errors one by one, call `submit` for every prompt.
         """
         if not is_batch(prompt):
             return self.submit(prompt, sampling, **options).result()
         params = list(sampling) if isinstance(sampling, (list, tuple)) else [sampling] * len(prompt)
         if len(params) != len(prompt):
-            raise BadOption(f"{len(prompt)} prompts came with {len(params)} SamplingParams; give one, or one for each")
-        with ExitStack() as stack:  # stops the streams that are not read to their end
+            raise BadOption(f"{len(prompt)} prompts came with {len(params)} SamplingParams; give 1 or {len(prompt)}")
+        with ExitStack() as stack:  # aborts the streams that are not read to the end
             pairs = zip(prompt, params, strict=True)
-            streams = [stack.enter_context(self.submit(text, own, **options)) for text, own in pairs]
+            streams = [stack.enter_context(self.submit(text, param, **options)) for text, param in pairs]
             return [stream.result() for stream in streams]
 
     def close(self) -> None:
@@ -172,7 +173,7 @@ class Engine:
 
 
 def _finish(loop: Loop, lanes: Lanes, planner: Planner) -> None:
-    """The last call on the engine's thread, which holds no engine."""
+    """End every request, close the lanes and the plugins. Takes no Engine: the thread must keep no engine alive."""
     for seq in list(loop.seqs.values()):
         loop.end(seq, "aborted")
     lanes.close()

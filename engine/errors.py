@@ -8,8 +8,8 @@ PitlaneError
 ├── ModelError         a model cannot be found or read, or its logits are not finite
 │   ├── UnsupportedModel   the engine does not support the model's architecture or one of its features
 │   └── ModelTooLarge      the model does not fit in memory; the message shows both sizes
-├── PromptTooLong      prompt and answer exceed the context or the KV memory; the message shows both numbers
-├── PluginFailed       a plugin raised while it served a request
+├── PromptTooLong      the prompt is empty, or prompt and answer exceed the context or the KV memory; the message shows the numbers
+├── PluginFailed       a plugin raised while it started, built a lane or served a request
 └── EngineClosed       the engine has stopped
 """
 
@@ -41,11 +41,11 @@ class ModelTooLarge(ModelError):
 
 
 class PromptTooLong(PitlaneError):
-    """Prompt and answer exceed the context or the KV memory."""
+    """The prompt is empty, or prompt and answer exceed the context or the KV memory."""
 
 
 class PluginFailed(PitlaneError):
-    """A plugin raised while it served a request."""
+    """A plugin raised while it started, built a lane or served a request."""
 
 
 class EngineClosed(PitlaneError):

@@ -1,4 +1,4 @@
-"""What a request yields while it runs and at its end, and what a step reports to plugins."""
+"""The events of a request, its result, and the numbers of a step that plugins receive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FinishReason: TypeAlias = Literal["stop", "length", "aborted", "error"]
 
 @dataclass(frozen=True, slots=True)
 class PrefillProgress:
-    """How many of the prompt tokens are computed, and how many of those came from a prefix cache."""
+    """Progress of a prompt. num_cached_tokens: computed tokens that came from a prefix cache."""
 
     num_computed_tokens: int
     num_prompt_tokens: int
@@ -28,7 +28,7 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of a request: all of its samples have ended."""
+    """The end of a sample. The reader of a `Stream` gets one `Finished`, after all samples of the request have ended."""
 
     result: Result
     sample: int = 0
@@ -38,7 +38,7 @@ class Finished:
 class Result:
     """A finished request; `to_json()` is the document that `--json` prints.
 
-    samples: the results of all samples in order, if the request has several; this result is that of the first sample.
+    samples: the results of all samples, in order; empty for a single sample. The other fields belong to the first sample.
     """
 
     text: str
@@ -64,7 +64,7 @@ class Result:
 
 @dataclass(slots=True)
 class StepStats:
-    """One step: what it worked on, and the seconds of its forward and of the whole step."""
+    """Numbers of one step. forward_seconds: time of the forward; seconds: time of the whole step."""
 
     num_seqs: int
     num_tokens: int

@@ -1,7 +1,7 @@
-"""The lanes of an engine: which are open, and how another lane opens while the engine runs.
+"""The open lanes of an engine. Opens and drops lanes while the engine runs.
 
-`ready` takes no lock and waits for nothing. `open` gives a future: weights and draft models are loaded on a thread of their own,
-so a request for an open lane never waits for them. One lane is built at a time, because two would count the same free memory.
+`ready` takes no lock and waits for nothing. `open` returns a future: a separate thread loads weights and draft models, so a
+request for an open lane never waits for a load. Lanes are built one at a time: two builds would count the same free memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pitlane.engine.errors import BadOption, EngineClosed
 from pitlane.engine.kv.state import PrefixMatch
 from pitlane.engine.loader import MAX_LANES, Loader, refuse
 from pitlane.engine.plan.dispatch import Dispatcher
-from pitlane.engine.plan.hooks import call
+from pitlane.engine.plan.hooks import HookError, call
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.run.lane import Lane
@@ -22,35 +22,33 @@ from pitlane.engine.worker import Worker, release_threads
 
 
 class Lanes:
-    """Open lanes by key, and the plans that are about to meet their lanes."""
+    """by_key: the open lanes by `Plan.lane_key`. `_opening`: the future lane of every plan that is not ready yet."""
 
     def __init__(self, loader: Loader, dispatch: Dispatcher, worker: Worker) -> None:
         self.loader, self.dispatch, self.worker = loader, dispatch, worker
         self.by_key: dict[tuple[str, ...], Lane] = {}
         self._opening: dict[Plan, Future[Lane]] = {}
-        self._lock = (
-            threading.Lock()
-        )  # of `_opening`, for a moment; the engine's thread takes no other lock of this class
-        self._building = threading.Lock()
+        self._lock = threading.Lock()  # guards `_opening`; held briefly, because the engine's thread takes it too
+        self._building = threading.Lock()  # held while a lane is built; the engine's thread never takes it
 
     @property
     def all(self) -> list[Lane]:
         return list(self.by_key.values())
 
     def ready(self, plan: Plan) -> Lane | None:
-        """The lane of a plan, if a request can start at once."""
+        """Return the lane of a plan if a request can start at once, else None."""
         lane = self.by_key.get(plan.lane_key)
         return lane if lane is not None and lane.is_open(plan) else None
 
     def open(self, plan: Plan) -> Future[Lane]:
-        """A future of the lane of a plan, which another thread opens."""
+        """Return a future of the lane of a plan. A new thread opens the lane."""
         future, is_new = self._future(plan)
         if is_new:
             threading.Thread(target=self._open, args=(plan, future), name="pitlane-load").start()
         return future
 
     def open_here(self, plan: Plan) -> Lane:
-        """The lane of a plan, opened on the calling thread, which waits for it."""
+        """Return the lane of a plan. If it is not ready, open it on the calling thread, or wait if another thread opens it."""
         lane = self.ready(plan)
         if lane is not None:
             return lane
@@ -60,7 +58,7 @@ class Lanes:
         return future.result()
 
     def close(self) -> None:
-        """Close what plugins keep in the lanes."""
+        """Close the plugins' objects in all lanes."""
         for lane in self.all:
             lane.close()
 
@@ -95,9 +93,19 @@ class Lanes:
             if lane is None:
                 self._make_room()
                 lane = self.loader.build_lane(plan, self._match, self._reclaim, self.worker.call)
-                self.worker.call(lambda: lane.warm_up(self.loader.warm_up_tokens)).result()
+                self._warm_up(lane)
                 self.by_key[plan.lane_key] = lane
             return lane
+
+    def _warm_up(self, lane: Lane) -> None:
+        """Run the first forwards on the engine's thread. If a part of a plugin fails, raise PluginFailed with its name."""
+        try:
+            self.worker.call(lambda: lane.warm_up(self.loader.warm_up_tokens)).result()
+        except Exception as error:
+            plugin = lane.built.culprit(error)
+            if plugin is None:
+                raise
+            refuse(HookError(plugin, "forward", error))
 
     def _prepare(self, lane: Lane, plan: Plan) -> None:
         with lane.opening:
@@ -107,20 +115,20 @@ class Lanes:
             lane.open_for(plan)
 
     def _make_room(self) -> None:
-        """Drop the least used idle lane if as many lanes are open as share the memory."""
+        """If `MAX_LANES` lanes are open, drop the idle lane with the fewest `busy_seconds`."""
         if len(self.by_key) < MAX_LANES:
             return
         dropped: list[Lane] = []
 
         def drop() -> None:
-            """On the engine's thread, where no request can enter the lane in between."""
+            """Runs on the engine's thread: no request can enter the lane before it is dropped."""
             idle = {key: lane for key, lane in self.by_key.items() if not (lane.has_work or lane.opening.locked())}
             if idle:
                 dropped.append(self.by_key.pop(min(idle, key=lambda key: idle[key].busy_seconds)))
 
         self.worker.call(drop).result()
         if not dropped:
-            raise BadOption(f"{MAX_LANES} ways to run the model are busy; wait for an answer, or toggle fewer plugins")
+            raise BadOption(f"{MAX_LANES} lanes are busy; wait for an answer, or use fewer different sets of plugins")
         dropped[0].close()
 
     # ---- on the engine's thread
@@ -132,6 +140,7 @@ class Lanes:
         match: PrefixMatch = answer.value
         seq.kv.prefix_plugin = answer.plugin.name
         if match.loading is not None:
+            # The empty action wakes the engine's thread when the tensors are loaded.
             match.loading.add_done_callback(lambda _: self.worker.post(lambda: None))
         return match
 

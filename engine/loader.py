@@ -1,6 +1,6 @@
-"""From the name of a model to lanes: device and dtype, the memory plan, weights built through the hooks of a plan.
+"""Builds the lanes of one model: chooses device and dtype, plans the memory, builds weights through the hooks of a plan.
 
-The dtype is chosen once, from the device, its instruction set and the size of the model; no plugin changes it.
+The dtype is chosen once, from the argument, the device and its instruction set. No plugin changes it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from pitlane.engine.run.lane import BLOCK_SIZE, Call, Lane, LaneLimits, Match, R
 from pitlane.engine.text.tokenizer import Tokenizer
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
-KV_FORMAT = "1"  # raised when the meaning of saved KV changes
-MAX_LANES = 4  # each gets an equal share of KV memory
+KV_FORMAT = "1"  # increase it when the meaning of saved KV changes
+MAX_LANES = 4  # every lane gets an equal share of KV memory
 MAX_SEQS = 64
-SMALL = 64 * 2**20
+SMALL = 64 * 2**20  # bytes of float32 weights that fit into a CPU cache; see `is_small`
 WARM_UP_OPERATIONS = 5e9
 THREADS = torch.get_num_threads()  # torch's own choice, before an engine changes it
 
@@ -76,7 +76,7 @@ class Loader:
 
     @property
     def warm_up_tokens(self) -> int:
-        """As many tokens as take about a twentieth of a second; the engine's thread is busy for that time."""
+        """Tokens of a warm-up forward of about 0.05 s. The engine's thread does nothing else in this time."""
         num_parameters = self.needs.weights // self.dtype.itemsize
         return max(1, int(WARM_UP_OPERATIONS / (2 * num_parameters)))
 
@@ -85,7 +85,7 @@ class Loader:
         return (self.context + BLOCK_SIZE) * self.needs.kv_per_token
 
     def describe(self) -> dict[str, Any]:
-        """The part of the stats that is the same for every request."""
+        """Return the stats that are the same for every request."""
         return {
             "model": self.source.name,
             "device": str(self.device),
@@ -94,7 +94,7 @@ class Loader:
         }
 
     def describe_memory(self) -> str:
-        """One line: the bytes of the weights, and how many tokens of KV a lane has for requests."""
+        """Return a line with the size of the weights and the KV tokens of a lane."""
         tokens = self.kv_share // self.needs.kv_per_token
         return (
             f"{self.source.name} on {self.device}: weights {gib(self.needs.weights)}; KV {gib(self.kv_share)} = {tokens:,} tokens "
@@ -102,7 +102,7 @@ class Loader:
         )
 
     def build_lane(self, plan: Plan, match: Match, reclaim: Reclaim, call: Call) -> Lane:
-        """Load or share the weights of the plan's variant, and give them a lane. call: runs a function on the engine's thread."""
+        """Build the lane of a plan. Loads the weights, or shares loaded weights. call: runs a function on the engine's thread."""
         variant = self._variants.get(plan.variant_key)
         if variant is None:
             check_fit(self.source.name, self.needs, min(self.kv_share, self._context_bytes), self.dtype, self.device)
@@ -113,7 +113,7 @@ class Loader:
         return Lane(built, self._fingerprint(plan), self.dtype, self.device, limits, match, reclaim, load_drafter, call)
 
     def load_drafter(self, plan: Plan, name: str) -> BuiltModel:
-        """A draft model for this model, with the same tokenizer, dtype and device, built by the plugins of the plan."""
+        """Build a draft model for this model with its dtype and device. Raises BadOption if the tokenizers differ."""
         source = resolve(name)
         tokenizer = Tokenizer(source)
         if tokenizer.fingerprint() != self.tokenizer.fingerprint() or source.config.vocab_size != self.vocab_size:
@@ -126,7 +126,7 @@ class Loader:
         return Variant(plan, source, context).for_lane(plan, context)
 
     def _fingerprint(self, plan: Plan) -> str:
-        """Digest of everything that stored KV depends on."""
+        """Digest of all inputs of stored KV."""
         parts = [
             KV_FORMAT,
             self.source.weights.fingerprint(),
@@ -142,7 +142,7 @@ class Loader:
 
 
 class Variant:
-    """One set of weights: the model with the linears of a plan, shared by the lanes of the variant."""
+    """The weights of a model, with the linears that plugins built. Lanes with an equal `variant_key` share them."""
 
     def __init__(self, plan: Plan, source: ModelSource, context: BuildContext) -> None:
         self.parts: list[tuple[object, Plugin]] = []
@@ -154,7 +154,7 @@ class Variant:
                 self.parts.append((answer.value, answer.plugin))
                 self.is_batch_invariant &= answer.plugin.batch_invariant
             elif len(parts) == 1:
-                self.is_batch_invariant = False  # the core's product of a row depends on the number of rows
+                self.is_batch_invariant = False  # in the core's linear, a row depends on the number of rows
             linear: Linear | None = answer.value if answer is not None else None
             return linear
 
@@ -163,18 +163,18 @@ class Variant:
             self.model: Llama = build_model(source.config, builder)
 
     def for_lane(self, plan: Plan, context: BuildContext) -> BuiltModel:
-        """The model with the operations and the attention of a plan."""
-        answers = {each.name: _build(plan, "build_op", kind=each.name, context=context) for each in fields(Ops)}
+        """Return the model with the operations and the attention that the plugins of a plan built."""
+        answers = {op.name: _build(plan, "build_op", kind=op.name, context=context) for op in fields(Ops)}
         ops = Ops(**{name: answer.value for name, answer in answers.items() if answer is not None})
         attention = _build(plan, "build_attention", context=context)
-        made = [answer for answer in (*answers.values(), attention) if answer is not None]
+        built = [answer for answer in (*answers.values(), attention) if answer is not None]
         core: Attention = SpanAttention(context.config.attention_scale, context.device)
         return BuiltModel(
             self.model.with_ops(ops),
             attention.value if attention is not None else core,
             self,
-            (*self.parts, *((answer.value, answer.plugin) for answer in made)),
-            self.is_batch_invariant and len(made) == len(answers) + 1 and all(a.plugin.batch_invariant for a in made),
+            (*self.parts, *((answer.value, answer.plugin) for answer in built)),
+            self.is_batch_invariant and len(built) == len(answers) + 1 and all(a.plugin.batch_invariant for a in built),
         )
 
 
@@ -183,12 +183,15 @@ def _build(plan: Plan, name: str, **values: Any) -> Answer | None:
 
 
 def refuse(error: HookError) -> None:
-    """A plugin that fails while a plan is prepared: whoever asks for the plan gets the error."""
+    """Raise PluginFailed for a plugin that failed while a plan was prepared. The caller who asked for the plan gets it."""
     raise PluginFailed(f"{error}; take {error.plugin.name} out of the plan") from error
 
 
 def kv_share(kv_memory: int | None, needs: Needs, context: int, device: torch.device) -> int:
-    """KV bytes of one lane: its share of --kv-memory, or of half of the free memory; at most `MAX_SEQS` full contexts."""
+    """Return the KV bytes of one lane: `kv_memory / MAX_LANES`, at most `MAX_SEQS` full contexts.
+
+    Without `kv_memory`, the lanes share half of the memory that is left beside the weights.
+    """
     per_block = BLOCK_SIZE * needs.kv_per_token
     if kv_memory is not None and kv_memory < MAX_LANES * per_block:
         raise BadOption(
@@ -202,7 +205,7 @@ def kv_share(kv_memory: int | None, needs: Needs, context: int, device: torch.de
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The named device, or CUDA where there is one, else the CPU."""
+    """Return the named device. Without a name: CUDA if it is available, else the CPU."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
@@ -215,7 +218,7 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """The named dtype, or bfloat16 if the device multiplies it, else float16 on CUDA and float32 on a CPU."""
+    """Return the named dtype. Without a name: bfloat16 if the device has it in hardware, else float16 on CUDA, float32 on a CPU."""
     if name is not None:
         if name not in DTYPES:
             raise BadOption(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
@@ -227,15 +230,15 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 
 def is_small(config: ModelConfig) -> bool:
-    """Whether the weights fit into the cache: then a second thread costs a token more time than it saves.
+    """Whether the weights fit into the CPU's cache. If they do, a second thread makes decoding slower.
 
-    Bundled model, 2 cores, float32: 2.7 ms a token on one thread, 4.9 on two; a prompt of 335 tokens 33 against 24 ms.
+    Bundled model, 2 cores, float32. Decode: 2.7 ms per token on one thread, 4.9 ms on two. A prompt of 335 tokens: 33 ms, 24 ms.
     """
     return Needs.of(config, torch.float32).weights < SMALL
 
 
 def choose_context(asked: int | None, limit: int) -> int:
-    """Tokens of context: the number that was asked for, at most that of the model."""
+    """Return the context in tokens: `asked`, or `limit` if it is None. Raises BadOption if `asked` is not in [2, limit]."""
     if asked is None:
         return limit
     if not 1 < asked <= limit:

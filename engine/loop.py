@@ -1,7 +1,7 @@
-"""The decode loop: one forward of a lane's target model per step, from which every scheduled sequence gains.
+"""The decode loop. A step runs one forward of a lane's target model for all scheduled sequences.
 
-Read `step` first. Sequences, pools and stores belong to the engine's thread, and every method here runs on it. The loop knows
-plugins by their hooks alone.
+Read `step` first. Every method runs on the engine's thread, which owns the sequences, pools and stores. The loop calls plugins
+only through their hooks.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ log = logging.getLogger("pitlane")
 
 
 class Loop:
-    """Moves the sequences of all lanes on, and ends them.
+    """Runs the sequences of all lanes, and ends them.
 
-    seqs: live sequences by id. lane_of: the lane of each sequence, once the lane is open. streams: where the events of a sequence
-    go; when the caller drops a stream, its entry disappears. forward_seconds, step_seconds: sums over all steps.
+    seqs: live sequences by id. lane_of: the lane of every sequence, once the lane is open. streams: the stream of every sequence,
+    held weakly: when the caller drops a stream, its entry disappears. forward_seconds, step_seconds: sums over all steps.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Loop:
         self.step_seconds = 0.0
 
     def step(self) -> None:
-        """Run one lane's target model once; every scheduled sequence gains."""
+        """Run the target model of one lane once, for all its scheduled sequences."""
         started = perf_counter()
         lane = min(self.ready_lanes(), key=lambda lane: lane.busy_seconds)
         seqs = lane.scheduler.schedule()
@@ -89,7 +89,7 @@ class Loop:
         return draftings
 
     def _launch(self, lane: Lane, seqs: list[Sequence]) -> Flight | None:
-        """Run the forward. If a part that a plugin built fails, its sequences go on without the plugin, in another lane."""
+        """Run the forward. Returns None if a plugin's part failed: the sequences then go on in another lane, or end."""
         try:
             flight = lane.runner.launch(lane.build_batch(seqs))
             flight.wait()
@@ -136,10 +136,10 @@ class Loop:
     def _verify_all(
         self, lane: Lane, seqs: list[Sequence], flight: Flight, drafting_of: dict[int, Drafting], plain: float
     ) -> set[int]:
-        """Verify and commit the sequences whose last known token was computed; their ids."""
-        wanted = [seq for seq in seqs if seq.num_scheduled_tokens == seq.num_uncomputed_tokens]
+        """Verify and commit the sequences whose last known token this step computed. Returns their ids."""
+        verifiable = [seq for seq in seqs if seq.num_scheduled_tokens == seq.num_uncomputed_tokens]
         with torch.inference_mode():
-            rows_by_plan = split_rows(flight.wait(), wanted)
+            rows_by_plan = split_rows(flight.wait(), verifiable)
             pairs = [pair for rows in rows_by_plan for pair in self._verify(rows, drafting_of.get(rows.seqs[0].id))]
         for seq, verified in pairs:
             with own_failure(seq):
@@ -147,7 +147,7 @@ class Loop:
         return {seq.id for seq, _ in pairs}
 
     def _verify(self, rows: Rows, drafting: Drafting | None) -> list[tuple[Sequence, Verified]]:
-        """Verify the sequences of one plan. For `after_verify`, a token is drawn in every row; pacing learns what that costs."""
+        """Verify the sequences of one plan. For `after_verify` hooks, draw a token in every row, and tell pacing the time."""
         started = perf_counter()
         wants_targets = bool(rows.seqs[0].plan.hook("after_verify")) and len(rows.parents) > len(rows.seqs)
         pairs = verify_rows(rows, self.dispatch, wants_targets)
@@ -158,7 +158,7 @@ class Loop:
     def _accept(
         self, lane: Lane, seq: Sequence, verified: Verified, drafting: Drafting | None, seconds: float, plain: float
     ) -> None:
-        """Commit verified tokens up to the end of the answer. seconds, plain: of this forward, and of one without drafts."""
+        """Commit verified tokens up to the end of the answer. seconds: of this forward. plain: of a forward without drafts."""
         timing, now = seq.timing, perf_counter()
         tokens: list[int] = []
         text = ""
@@ -186,7 +186,7 @@ class Loop:
         self._put(seq, TextDelta(text, tuple(tokens), seq.sample))
 
     def _ends(self, lane: Lane, seq: Sequence, token: int, num_new: int) -> tuple[FinishReason | None, str]:
-        """Why the sequence ends with this token (None: it does not), and the text that the token adds."""
+        """Return the reason if the sequence ends with this token, else None, and the text that the token adds."""
         if token in seq.request.stop_token_ids:
             return "stop", ""
         text = seq.detokenizer.push([token])
@@ -196,7 +196,7 @@ class Loop:
         return "length" if is_full or seq.num_remaining_tokens <= num_new else None, text
 
     def _advance(self, seq: Sequence) -> None:
-        """A chunk of a prompt is computed."""
+        """Count a computed chunk of a prompt, and report the progress."""
         kv = seq.kv
         kv.num_computed_tokens += seq.num_scheduled_tokens
         self._put(seq, PrefillProgress(kv.num_computed_tokens, seq.request.num_prompt_tokens, kv.num_cached_tokens))
@@ -211,17 +211,18 @@ class Loop:
         lane.pool.drop(kv, kv.num_computed_tokens)
 
     def _carry_out(self, lane: Lane, seq: Sequence) -> None:
-        """Carry out the KV operations that plugins asked for; a failure ends the request."""
+        """Run the KV operations that plugins requested. A failure ends the request."""
         if seq.kv.operations:
             operations, seq.kv.operations = seq.kv.operations, []
             try:
                 lane.runner.execute(operations)
             except Exception as error:
                 log.exception("a KV operation of a plugin failed")
-                seq.error = seq.error or PluginFailed(f"a plugin's KV operation failed: {error}; ask again without it")
+                failure = PluginFailed(f"a KV operation of a plugin failed: {error}; ask again with fewer plugins")
+                seq.error = seq.error or failure
 
     def _settle(self, lane: Lane, seq: Sequence) -> None:
-        """After a step: end a finished sequence; move a sequence that lost a plugin of its lane."""
+        """End a finished or failed sequence. If a sequence lost a plugin of its lane, move it to another lane."""
         if seq.finish_reason or seq.error:
             self.end(seq, seq.finish_reason or "error")
         elif seq.failed and self.lanes.by_key.get(seq.plan.lane_key) is not lane and seq.id in self.seqs:
@@ -241,7 +242,7 @@ class Loop:
     def end(self, seq: Sequence, reason: FinishReason) -> None:
         """Finish a sequence: take it out of its lane, send its result or its error.
 
-        An error ends the other samples of the request too. So does the end of a prompt that the other samples still wait for.
+        An error ends the other samples of the request too. If they still wait for the prompt of `seq`, they end in any case.
         """
         if self.seqs.pop(seq.id, None) is None:
             return
@@ -270,7 +271,7 @@ class Loop:
     # ---- on behalf of callers
 
     def enter(self, seq: Sequence) -> None:
-        """Give a request to the lane of its plan; while the lane opens, the request waits."""
+        """Add a sequence to the lane of its plan. While the lane opens, the sequence waits."""
         for sample in (seq, *seq.forks):
             self.seqs[sample.id] = sample
         lane = self.lanes.ready(seq.plan)
@@ -278,7 +279,7 @@ class Loop:
             opening = self.lanes.open(seq.plan)
             opening.add_done_callback(lambda opened: self.post(lambda: self._enter_opened(seq, opened)))
             return
-        if not lane.has_work:  # no credit for having been idle
+        if not lane.has_work:  # a lane that was idle must not take all steps now
             busy = [other.busy_seconds for other in self.lanes.all if other.has_work]
             lane.busy_seconds = max([lane.busy_seconds, *busy])
         for sample in (seq, *seq.forks):
@@ -286,7 +287,7 @@ class Loop:
         lane.scheduler.add(seq)
 
     def _enter_opened(self, seq: Sequence, opened: Future[Lane]) -> None:
-        """The lane of a waiting request is open, or could not be opened."""
+        """Start a waiting request whose lane has opened. If the lane could not open, end the request with the error."""
         if seq.id not in self.seqs:
             return  # the request was aborted
         error = opened.exception()
@@ -309,7 +310,7 @@ class Loop:
                 self.end(self.seqs[seq_id], "aborted")
 
     def watch(self, seq_ids: SequenceOf[int]) -> None:
-        """A reader waits for the tokens of a request as they come: prompts of other requests delay them only a little."""
+        """Mark sequences whose reader shows tokens at once. Prompts of other requests then delay these tokens only a little."""
         for seq_id in seq_ids:
             if seq_id in self.seqs:
                 self.seqs[seq_id].is_streamed = True
@@ -323,7 +324,7 @@ class Loop:
         return bool(self.ready_lanes())
 
     def step_safely(self) -> None:
-        """A step that fails ends the requests that were in it, not the engine."""
+        """Run a step. If it fails, end the requests in the step, and go on."""
         try:
             self.step()
         except Exception as error:
@@ -345,7 +346,7 @@ def _kv_bytes(seq: Sequence, lane: Lane | None) -> int:
 
 
 def _check_blocks(lane: Lane) -> None:
-    """Of a lane without work, every block is free or held by a plugin."""
+    """Log an error if a lane without work has lost blocks. Blocks are lost if no sequence, plugin or draft model holds them."""
     try:
         lane.pool.check_integrity(())
     except AssertionError as error:

@@ -1,4 +1,4 @@
-"""From the arguments of a caller to a checked Sequence."""
+"""Check the arguments of a request and make its Sequence."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def make_sequence(
     salt: str,
     loader: Loader,
 ) -> Sequence:
-    """Encode text, check token ids, draw a seed if none is given. The other samples become the forks of the first sample.
+    """Encode text, check token ids, draw a seed if none is given. Returns the sequence of the first sample.
 
-    ids: a sequence id per sample. Raises BadOption.
+    ids: a sequence id per sample. The other samples are the `forks` of the first sample. Raises BadOption.
     """
     submitted = perf_counter()
     if isinstance(prompt, str):
@@ -66,18 +66,18 @@ def is_batch(prompt: object) -> bool:
 
 
 def check_length(num_tokens: int, lane: Lane, context: int) -> None:
-    """Raise PromptTooLong, with both numbers, if the prompt leaves no room for an answer."""
+    """Raise PromptTooLong if the prompt is empty or leaves no room for an answer."""
     if num_tokens == 0:
         raise PromptTooLong("the prompt is empty; write something")
     if num_tokens < lane.max_tokens_per_seq:
         return
     if num_tokens >= context:
         raise PromptTooLong(
-            f"the prompt has {num_tokens} tokens and the context holds {context} with the answer; "
+            f"the prompt has {num_tokens} tokens, but the context holds {context} tokens for prompt and answer; "
             "use a shorter document, fewer turns, or a model with a longer context"
         )
     raise PromptTooLong(
-        f"the prompt has {num_tokens} tokens and KV memory holds {lane.max_tokens_per_seq} with the answer; "
+        f"the prompt has {num_tokens} tokens, but KV memory holds {lane.max_tokens_per_seq} for prompt and answer; "
         "raise --kv-memory, or use a shorter prompt"
     )
 
@@ -89,21 +89,21 @@ def check_request(sampling: object, plan: object, salt: object) -> None:
     if not isinstance(plan, Plan):
         raise BadOption(f"plan must come from engine.plan(...), got {shown(plan)}")
     if not isinstance(salt, str) or salt != salt.encode(errors="replace").decode():
-        raise BadOption(f"salt must be a text that UTF-8 can write, got {shown(salt)}")
+        raise BadOption(f"salt must be a valid UTF-8 text, got {shown(salt)}")
 
 
-def _checked(what: str, token_ids: object, vocab_size: int) -> list[int]:
-    """Token ids as integers of the vocabulary. what: the name of the tokens in messages."""
+def _checked(kind: str, token_ids: object, vocab_size: int) -> list[int]:
+    """Return token ids as integers in [0, vocab_size). kind: the name of the ids in messages, such as `stop token`."""
     if isinstance(token_ids, (bytes, bytearray)):
-        raise BadOption(f"{what} ids must be integers, got {shown(token_ids)}; decode bytes to a text first")
+        raise BadOption(f"{kind} ids must be integers, got {shown(token_ids)}; decode bytes to a text first")
     try:
         ids = [_index(token) for token in token_ids]  # type: ignore[attr-defined]
     except TypeError as error:
-        raise BadOption(f"{what} ids must be integers ({error}); encode text with engine.tokenizer") from None
+        raise BadOption(f"{kind} ids must be integers ({error}); encode text with engine.tokenizer") from None
     wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
     if wrong is not None:
         raise BadOption(
-            f"{what} id {shown(wrong)} is not in [0, {vocab_size}) of this model; encode text with its own tokenizer"
+            f"{kind} id {shown(wrong)} is not in [0, {vocab_size}) of this model; encode text with its own tokenizer"
         )
     return ids
 
@@ -115,7 +115,7 @@ def _index(token: object) -> int:
 
 
 def _segments(prompt: Prompt, num_tokens: int) -> tuple[Segment, ...]:
-    """The segments of a prompt; each of them must lie inside the prompt."""
+    """Return the segments of a prompt. Raises BadOption if a segment is not inside the prompt."""
     for segment in prompt.segments or ():
         if not (isinstance(segment, Segment) and _is_sound(segment, num_tokens)):
             raise BadOption(

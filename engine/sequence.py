@@ -1,7 +1,7 @@
 """A request and its running state.
 
-`Request` is what was asked for and never changes. `KVState` is the KV of the sequence, written by the rooms kv and run.
-`Outlook` is what pacing expects of the drafter on this sequence. The loop writes the rest.
+`Request` holds the arguments of one sample and never changes. `KVState` describes the KV of the sequence. `Outlook` is the estimate
+of pacing for the drafter on this sequence. The engine writes all state but the fields that `Sequence` names for plugins.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pitlane.engine.text.prompt import Segment
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for, for one sample. sample_ids: sequence ids of all samples of the request, this one's included."""
+    """The arguments of one sample. sample_ids: sequence ids of all samples of the request, with this sample."""
 
     num_prompt_tokens: int
     sampling: SamplingParams
@@ -34,7 +34,10 @@ class Request:
 
 @dataclass(slots=True)
 class Timing:
-    """Accumulators of one sequence; times are perf_counter seconds, None until they happen."""
+    """Times and counters of one sequence. A time is in perf_counter seconds, and None until its event.
+
+    plain_step_seconds: forward time that accepted draft tokens saved. draft_extra_seconds: forward time that drafts cost.
+    """
 
     submitted: float
     admitted: float | None = None
@@ -56,8 +59,8 @@ class Timing:
 class Sequence:
     """The running state of one sample of a request. Plugins read it, and write `state[name]`, `notes[name]` and `kv.operations`.
 
-    forks: the other samples, until the prompt is computed. is_streamed: a reader waits for the tokens as they come. state:
-    what plugins keep. failed: plugins that were dropped, and why. notes: what plugins report in the stats.
+    forks: the other samples, until the prompt is computed. is_streamed: a reader shows the tokens at once. state: objects of
+    plugins, by plugin name. failed: error texts, by name of the failed plugin. notes: entries of plugins for the stats.
     """
 
     id: int
@@ -102,15 +105,15 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """All but the last known token have their KV."""
+        """Whether only the last known token has no KV."""
         return self.num_uncomputed_tokens == 1
 
     @property
     def is_in_step(self) -> bool:
-        """The step under way computes tokens of the sequence, or writes a part of its saved prefix."""
+        """Whether the current step computes tokens of the sequence or writes a part of its saved prefix."""
         return self.num_scheduled_tokens > 0 or (self.kv.prefix is not None and self.kv.num_computed_tokens > 0)
 
     @property
     def sample(self) -> int:
-        """The index of this sample among those of the request."""
+        """The index of this sample in the request."""
         return self.request.sample_ids.index(self.id)

@@ -1,10 +1,10 @@
-"""The stats of a request: one flat record, the same in `--json`, on the page and in the database.
+"""The stats of a request: one record, the same in `--json`, on the page and in the database. Times are milliseconds.
 
-`plugin_ms` is the time of a plugin's hooks. `bought_ms` is the time that a plugin saved, modelled from the run itself. A drafter
-saves the time of a plain step for each accepted token, less the extra time of steps with drafts. A prefix hit saves the prefill
-time of its tokens. An estimate from a busier time would claim too much, so the request's own times bound both: an accepted token
-saves at most a decode step of the request (the median or the mean, whichever is shorter), a cached token at most the time of a
-prompt token that the request computed. Times are milliseconds.
+`plugin_ms` is the time of a plugin's hooks. `bought_ms` is an estimate of the time that a plugin saved. A drafter saves the time
+of a plain step for each accepted token, less the extra time of steps with drafts. A prefix hit saves the prefill time of its
+tokens. An estimate that was made under more load would be too high. So the request's own times are upper bounds: an accepted
+token saves at most a decode step of the request (the median or the mean, whichever is shorter), and a cached token saves at most
+the time of a computed prompt token.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pitlane.engine.sequence import Sequence
 
 
 def request_stats(seq: Sequence, lane: Lane | None, kv_bytes: int) -> dict[str, Any]:
-    """Stats of a finished sequence, without those of the model. lane: None if the sequence ended before its lane was open.
+    """Return the stats of a finished sequence, without `Loader.describe`. lane: None if the sequence ended before its lane opened.
 
     kv_bytes: bytes of the blocks that the sequence held.
     """
@@ -77,13 +77,13 @@ def _paused(seq: Sequence) -> dict[str, str]:
 
 
 def _own_step(seq: Sequence) -> float:
-    """Seconds of a decode step of this request; all tokens of a step have the same time."""
+    """Seconds of a decode step: the median or the mean, whichever is shorter. Tokens of one step have equal times."""
     steps = [after - before for before, after in pairwise(dict.fromkeys(seq.timing.token_times))]
     return min(median_low(steps), fmean(steps)) if steps else 0.0
 
 
 def _own_rate(seq: Sequence) -> float:
-    """Seconds per prompt token that this request computed."""
+    """Prefill seconds per computed prompt token of this request."""
     computed = seq.request.num_prompt_tokens - seq.kv.num_cached_tokens
     first, admitted = seq.timing.first_token, seq.timing.admitted
     return (first - admitted) / computed if first and admitted and computed else 0.0

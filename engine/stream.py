@@ -1,8 +1,8 @@
-"""One request's events, from the engine's thread to whoever asked, in plain and in async code.
+"""The events of one request. The engine's thread writes them; the caller reads them, in plain or in async code.
 
-Iterating yields `PrefillProgress`, `TextDelta` and at last `Finished`; an error of the request is raised. Leaving the loop
-early, `abort()` or garbage collection stop the compute at the engine's next step. Of a request with several samples there is
-one `Finished`, when all of them are.
+Iterating yields `PrefillProgress`, `TextDelta` and at last `Finished`. An error of the request is raised. The request ends before
+the engine's next step if the caller leaves the loop early, calls `abort()` or drops the stream. A request with several samples
+yields one `Finished`, after all samples have ended.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pitlane.engine.worker import FORKED
 
 
 class Stream:
-    """Events of one request. Safe to read from one thread or task while the engine writes from its own.
+    """Events of one request. One thread or task may read while the engine's thread writes.
 
-    on_read: called once, when somebody begins to read the events as they come.
+    on_abort: called by `abort` before the end. on_read: called when an iteration begins; `result` does not call it.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Stream:
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     def put(self, event: Event | Exception) -> None:
-        """Called by the engine."""
+        """Add an event. The engine's thread calls this."""
         if isinstance(event, Finished) and self._num_samples > 1:
             self._finished[event.sample] = event.result
             if len(self._finished) < self._num_samples:
@@ -50,16 +50,16 @@ class Stream:
         with self._lock:
             if self._waiter is not None:
                 loop, ready = self._waiter
-                with suppress(RuntimeError):  # the loop was closed and nobody waits: no matter of the engine's
+                with suppress(RuntimeError):  # the event loop is closed, so no reader waits
                     loop.call_soon_threadsafe(ready.set)
 
     def abort(self) -> None:
-        """Stop compute at the next step; what was generated arrives as a result with finish_reason `aborted`."""
+        """End the request before the next step. The text so far arrives as a result with finish_reason `aborted`."""
         if self._end is None:
             self._on_abort()
 
     def result(self) -> Result:
-        """Read to the end and return the result, or raise the error; as often as asked."""
+        """Read to the end. Return the result, or raise the error. A second call returns or raises the same object."""
         while self._end is None:
             self._next()
         if isinstance(self._end, Exception):

@@ -1,4 +1,4 @@
-"""The engine's one thread: it runs what others post, and steps while there is work."""
+"""The engine's thread. It runs the functions that other threads post, and runs steps while there is work."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ log = logging.getLogger("pitlane")
 OMP_PAUSE_SOFT = 1
 
 
-FORKED = "this engine was made in another process, and its thread did not come along; make a new engine in this one"
+FORKED = "this engine was made in another process and has no thread in this process; make a new engine here"
 
 
 class Worker:
-    """Runs posted functions and steps on one thread. The engine is not among what it holds, so the engine can be collected."""
+    """Runs posted functions and steps on one thread. It holds no reference to the engine, so the engine can be collected."""
 
     def __init__(self) -> None:
         self._inbox: list[Callable[[], None]] = []
@@ -31,7 +31,7 @@ class Worker:
         self._thread: threading.Thread | None = None
 
     def start(self, ready: Callable[[], bool], step: Callable[[], None], finish: Callable[[], None]) -> None:
-        """Start the thread. ready: whether a step has work. step: runs one step and never raises. finish: the last call."""
+        """Start the thread. ready: whether there is work. step: runs a step, never raises. finish: called last."""
         self._thread = threading.Thread(
             target=self._run, args=(ready, step, finish), name="pitlane-engine", daemon=True
         )
@@ -40,18 +40,18 @@ class Worker:
 
     @property
     def is_forked(self) -> bool:
-        """Whether this is a copy in a forked process: its thread does not exist there, and its locks may be held for ever."""
+        """Whether this worker is a copy in a forked process. The copy has no thread, and its locks may be held for ever."""
         return self._process != os.getpid()
 
     def check(self) -> None:
-        """Raise EngineClosed if nothing can be posted any more."""
+        """Raise EngineClosed if the worker takes no more functions."""
         if self.is_forked:
             raise EngineClosed(FORKED)
         if self.closed:
             raise EngineClosed("the engine is closed; make a new one")
 
     def post(self, action: Callable[[], None]) -> bool:
-        """Have the thread run `action` before its next step; False, and nothing happens, if the worker is closed."""
+        """Run `action` on the thread before its next step. Returns False and does nothing if the worker is closed or forked."""
         if self.is_forked:
             return False
         with self._wake:
@@ -62,9 +62,9 @@ class Worker:
             return True
 
     def call(self, action: Callable[[], None]) -> Future[None]:
-        """Post an action; the future says when it is done. Do not wait for it under a lock that the thread may take.
+        """Run an action on the thread. Returns a future that ends with the action. Raises EngineClosed.
 
-        On the thread itself the action runs at once.
+        On the thread itself the action runs at once. Do not wait for the future while you hold a lock that the thread may take.
         """
         done: Future[None] = Future()
 
@@ -83,14 +83,14 @@ class Worker:
         return done
 
     def stop(self) -> None:
-        """Have the thread end after its current step, and wait for nothing."""
+        """Tell the thread to end after its current step. Do not wait for it."""
         if not self.is_forked:
             with self._wake:
                 self.closed = True
                 self._wake.notify()
 
     def close(self) -> None:
-        """Have the thread end after its current step, and wait for that."""
+        """Tell the thread to end after its current step, and wait for its end."""
         self.stop()
         if not self.is_forked and self._thread not in (None, threading.current_thread()):
             self._thread.join()
@@ -103,7 +103,7 @@ class Worker:
             self._do_posted()
             if not self.closed and ready():
                 step()
-        self._do_posted()  # requests that were just submitted end too
+        self._do_posted()  # the last submitted requests enter the loop, so that `finish` ends them
         self._do(finish)
         atexit.unregister(self.close)
 
@@ -121,11 +121,11 @@ class Worker:
 
 
 def release_threads() -> None:
-    """Give back the OpenMP threads that torch made for the calling thread; its next parallel operation makes them again.
+    """Give back the OpenMP threads that torch made for the calling thread. Its next parallel operation makes new threads.
 
-    While there are more such threads than cores, GNU OpenMP puts all of them to sleep between any two operations, also those of the
-    engine, and waking a thread takes longer than a small operation: llama-1b's products took 1.15 to 1.28 times as long. So a
-    thread that loads a model gives its OpenMP threads back.
+    If there are more OpenMP threads than cores, GNU OpenMP lets all of them sleep between two operations, also the threads of the
+    engine. To wake a thread takes longer than a small operation: the products of llama-1b took 1.15 to 1.28 times as long. So a
+    thread that has loaded a model gives its OpenMP threads back.
     """
     with suppress(AttributeError, OSError, TypeError):  # another OpenMP, or none
         ctypes.CDLL(None).omp_pause_resource_all(OMP_PAUSE_SOFT)

@@ -15,6 +15,7 @@ from pitlane.testing import first_difference
 from pitlane.ui.effects import Roles, Stats, cost_ms, drafter_of, reason_html, replayed_tokens, work
 from pitlane.ui.render import milliseconds
 
+UP_TO_TIES = "except where two tokens are nearly equally likely: a draft changes the order of sums in its rows"
 NEAR_TIE = (
     "Identical plugins give the same tokens where arithmetic is exact enough (float64). In shorter types a forward over several "
     "tokens rounds differently from one over a single token, which can tip a choice between two nearly equal tokens."
@@ -34,10 +35,18 @@ def dotted(parts: Iterable[str]) -> str:
     return " ".join(f'<span><i class="dot">·</i> {part}</span>' for part in parts)
 
 
-def badge(exactness: str) -> str:
+def badge(exactness: str, up_to_ties: bool = False) -> str:
     """The exactness class as a small label with its meaning as tooltip."""
-    meaning = EXACTNESS.get(exactness, "")  # type: ignore[call-overload]
-    return f'<span class="badge {escape(exactness)}" title="{escape(meaning)}">{escape(exactness)}</span>'
+    meaning, label = EXACTNESS.get(exactness, ""), exactness  # type: ignore[call-overload]
+    if up_to_ties:
+        meaning, label = f"{meaning}, {UP_TO_TIES}", f"{exactness} up to ties"
+    return f'<span class="badge {escape(exactness)}" title="{escape(meaning)}">{escape(label)}</span>'
+
+
+def is_up_to_ties(stats: Stats, roles: Roles) -> bool:
+    """Whether drafts may tip near-ties: below float64, where the result of a row depends on the other rows of its batch."""
+    depends = not stats.get("batch_invariant", True) and stats.get("dtype") != "float64"
+    return depends and stats["exactness"] == "identical" and drafter_of(stats, roles) is not None
 
 
 def stats_html(stats: Stats, roles: Roles, tools: str = "") -> str:
@@ -46,9 +55,10 @@ def stats_html(stats: Stats, roles: Roles, tools: str = "") -> str:
     chips = "".join(f'<span class="chip">{escape(name)}</span>' for name in stats["plugins"]) or (
         '<span class="chip none">no plugins</span>'
     )
+    exactness = badge(stats["exactness"], is_up_to_ties(stats, roles))
     return (
         f'<footer class="stats">{lap_html(stats)}<p class="line dots">{line}</p>'
-        f'<p class="plan">{chips}{badge(stats["exactness"])}{_ending(stats)}{tools}</p>{compared_html(stats)}</footer>'
+        f'<p class="plan">{chips}{exactness}{_ending(stats)}{tools}</p>{compared_html(stats)}</footer>'
     )
 
 

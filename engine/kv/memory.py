@@ -1,4 +1,4 @@
-"""What a model needs in memory, computed from its config before anything is loaded. All sizes in bytes."""
+"""The memory that a model needs, computed from its config before its weights are loaded. Sizes are in bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Needs:
 
     @classmethod
     def of(cls, config: ModelConfig, dtype: torch.dtype) -> Needs:
-        """layers x 2 x kv_heads x head_dim x bytes per token of KV; every parameter once in `dtype`."""
+        """Count 2 * layers * kv_heads * head_dim values of KV per token, and every parameter once, all in `dtype`."""
         weights = sum(prod(shape) for shape in shapes_of(config).values()) * dtype.itemsize
         return cls(weights, config.num_layers * 2 * config.num_kv_heads * config.head_dim * dtype.itemsize)
 
@@ -37,7 +37,7 @@ def available(device: torch.device) -> int:
 
 
 def gib(num_bytes: float) -> str:
-    """Readable size."""
+    """Return a size as text, in GiB, MiB, KiB or B."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"
@@ -45,7 +45,7 @@ def gib(num_bytes: float) -> str:
 
 
 def check_fit(name: str, needs: Needs, kv_bytes: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Refuse with numbers, before memory is touched."""
+    """Raise ModelTooLarge, with the sizes, if weights and KV do not fit into the free memory."""
     free = available(device)
     total = needs.weights + kv_bytes + RESERVE
     if total <= free:

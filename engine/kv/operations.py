@@ -21,7 +21,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Write saved KV into n slots of every group: tokens `start` and following of tensors `group.0`, ... `[2, L, Hkv, N, D]`."""
+    """Write tokens `[start, start + n)` of saved KV into n slots of every group. tensors: `group.0`, ... [2, L, Hkv, N, D]."""
 
     slots: list[list[int]]
     tensors: Mapping[str, Tensor]

@@ -1,4 +1,4 @@
-"""Who owns which block of KV.
+"""The owners of KV blocks: sequences and plugins.
 
 A block is `block_size` adjacent slots of one group's store; a sequence's block table lists its blocks in token order. Blocks
 are reference counted: every sequence with a block holds one reference, and plugins hold references through `lock`. Before a
@@ -40,7 +40,7 @@ class BlockAllocator:
         self.num_free = num_blocks
 
     def take(self, count: int, after: int | None) -> list[int]:
-        """Take `count` free blocks, adjacent ones where possible, the first right behind block `after`."""
+        """Take `count` free blocks, adjacent if possible. Try the block behind `after` first."""
         assert count <= self.num_free, f"asked for {count} blocks, {self.num_free} are free"
         taken: list[int] = []
         cursor = self._start(count) if after is None else after + 1
@@ -63,7 +63,7 @@ class BlockAllocator:
         self.num_free += int(self.counts[block] == 0)
 
     def _start(self, count: int) -> int:
-        """First block of the largest free run, or its middle: a sequence may grow into the beginning of the run."""
+        """First block of the largest free run. If half a run is enough, its middle: the sequence before it may grow."""
         free = np.flatnonzero(np.diff(np.concatenate(([0], self.counts == 0, [0]))))
         starts, stops = free[::2], free[1::2]
         longest = int(np.argmax(stops - starts))
@@ -72,16 +72,16 @@ class BlockAllocator:
 
 
 class Pool:
-    """Blocks of all KV groups of one lane: `reserve, adopt, fork, roll_back, drop, release, lock, unlock`."""
+    """Blocks of all KV groups of one lane. A column is a block id per group."""
 
     def __init__(self, groups: SequenceOf[KVGroup], num_blocks: int, block_size: int, fingerprint: str) -> None:
         self.groups = tuple(groups)
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.fingerprint = fingerprint  # KV may be shared or saved only under an equal one
+        self.fingerprint = fingerprint  # KV may be shared or saved only under an equal fingerprint
         self.allocators = [BlockAllocator(num_blocks) for _ in groups]
         self.num_withheld = 0
-        self.operations: list[Operation] = []  # to be carried out, in order, before the next forward
+        self.operations: list[Operation] = []  # the runner carries them out, in order, before the next forward
 
     @property
     def num_free_blocks(self) -> int:
@@ -111,14 +111,14 @@ class Pool:
                     allocator.release(block)
 
     def num_missing_blocks(self, kv: KVState, num_tokens: int) -> int:
-        """Columns that a sequence lacks to hold `num_tokens` and to write its uncomputed tokens."""
+        """Columns to take before a sequence can hold `num_tokens`: new blocks, and copies of shared blocks to write into."""
         have = len(kv.block_tables[0]) if kv.block_tables else 0
         return max(0, -(-num_tokens // self.block_size) - have) + len(self._shared(kv, have))
 
     def reserve(self, kv: KVState, num_tokens: int) -> bool:
         """Extend the tables of a sequence to hold `num_tokens`; return False, and change nothing, if blocks are lacking.
 
-        A shared block that the sequence is to write into is replaced by a copy of its computed tokens.
+        A shared block is replaced by a copy of its computed tokens if the sequence will write into it.
         """
         if self.num_missing_blocks(kv, num_tokens) > self.num_free_blocks:
             return False
@@ -236,9 +236,9 @@ class Pool:
         return spans
 
     def check_integrity(self, states: Iterable[KVState], locked: Callable[[], Iterable[Column]] | None = None) -> None:
-        """Assert that counts equal the references of `seqs` and the locks, and that free counts agree.
+        """Assert that counts equal the references of `states` plus the locks, and that free counts agree.
 
-        locked: the columns that plugins say they hold, one entry per lock; without it the locks are taken as they are.
+        locked: the columns that plugins hold, one entry per lock. If it is None, the locks are not checked.
         """
         states = list(states)
         for index, allocator in enumerate(self.allocators):
@@ -261,6 +261,6 @@ class Pool:
 
 
 def _histogram(blocks: list[int], counts: NDArray[np.int32]) -> NDArray[np.int64]:
-    """How often each block is among `blocks`, dropped ones left out."""
-    found = np.array(blocks, dtype=np.int64)
-    return np.bincount(found[found != DROPPED], minlength=len(counts))
+    """Count how often every block id is in `blocks`, without dropped blocks."""
+    ids = np.array(blocks, dtype=np.int64)
+    return np.bincount(ids[ids != DROPPED], minlength=len(counts))

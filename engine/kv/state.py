@@ -1,4 +1,4 @@
-"""What layers share a block table (`KVGroup`), what the KV store holds of one sequence, and what a prefix cache can give it.
+"""The layers that share a block table (`KVGroup`), the stored KV of a sequence (`KVState`), the KV in a cache (`PrefixMatch`).
 
 Half-open token ranges: of a sequence's known tokens, `[0, num_computed_tokens)` have their KV in the store, and
 `[0, num_cached_tokens)` of them came from a prefix cache.
@@ -40,7 +40,7 @@ class PrefixMatch:
     """KV for the first tokens of a sequence.
 
     blocks: full blocks to share. tail: a further block, and how many of its first tokens to copy. loading, instead of both: a
-    future of saved tensors for `num_loading_tokens` tokens; if its result is None, the match is asked for again.
+    future of saved tensors for `num_loading_tokens` tokens. If it fails or gives None, the plugin is asked again.
     """
 
     blocks: list[Column] = field(default_factory=list)
@@ -51,11 +51,11 @@ class PrefixMatch:
 
 @dataclass(slots=True, eq=False)
 class KVState:
-    """The KV of one sequence. The rooms kv and run write it; plugins read it, and append to `operations`.
+    """The KV of one sequence. The engine writes it; plugins read it, and append to `operations`.
 
     block_tables: per KV group the block ids in token order, -1 = dropped. prefix: a saved prefix that is being written into the
-    store. prefix_plugin: the plugin that gave the cached tokens. operations: KV operations that plugins ask for, carried out
-    after the hook.
+    store. prefix_plugin: the plugin that gave the cached tokens. operations: KV operations of plugins; the loop runs them after
+    `block_sealed` and `sequence_finished`.
     """
 
     block_tables: list[list[int]] = field(default_factory=list)

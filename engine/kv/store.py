@@ -16,12 +16,12 @@ from pitlane.engine.kv.state import KVGroup
 
 
 class KVStore:
-    """Keys and values of one group: `write`, `keys`, `values`, `copy`, `export`, `load`."""
+    """Keys and values of one group. A layer is an index within the group."""
 
     def __init__(self, group: KVGroup, num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (2, len(group.layers), group.num_kv_heads, num_slots, group.head_dim)
         self.group = group
-        self.data = torch.empty(shape, dtype=dtype, device=device)  # untouched pages cost no memory
+        self.data = torch.empty(shape, dtype=dtype, device=device)  # on a CPU, untouched pages cost no memory
         self._scratch = self.data.new_empty(2, 0)
 
     @property
@@ -40,7 +40,7 @@ class KVStore:
     def gather(self, layer: int, slots: Tensor, num_seqs: int) -> tuple[Tensor, Tensor]:
         """Keys and values [num_seqs, Hkv, S, D] of slots [num_seqs * S], copied; valid until the next call."""
         heads, dim, count = self.group.num_kv_heads, self.group.head_dim, slots.shape[0]
-        if self._scratch.shape[1] < heads * count * dim:  # kept: fresh pages cost several times the copy
+        if self._scratch.shape[1] < heads * count * dim:  # kept between calls: new pages cost more time than the copy
             self._scratch = self.data.new_empty(2, heads * count * dim * 5 // 4)
         keys, values = (scratch[: heads * count * dim].view(heads, count, dim) for scratch in self._scratch)
         torch.index_select(self.data[0, layer], 1, slots, out=keys)
@@ -59,7 +59,7 @@ class KVStore:
         return torch.cat([self.data[:, :, :, at] for at, _ in _runs(slots)], dim=3).cpu()
 
     def load(self, slots: list[int], saved: Tensor, start: int = 0) -> None:
-        """Write the tokens of an exported tensor from `start` on back into slots."""
+        """Write tokens `[start, start + n)` of an exported tensor into n slots."""
         saved = saved[:, :, :, start : start + len(slots)]
         assert saved.shape[3] == len(slots), f"KV of {saved.shape[3]} tokens for {len(slots)} slots"
         for at, part in _runs(slots):
@@ -70,7 +70,7 @@ class KVStore:
 
 
 def _runs(slots: list[int]) -> list[tuple[slice, slice]]:
-    """Adjacent slots as slices of a store, each with the slice of `slots` that it is: several times faster than an index."""
+    """Split slots into adjacent runs: a slice of the store, and its slice of `slots`. Several times faster than an index."""
     cuts = [0, *(i for i in range(1, len(slots)) if slots[i] != slots[i - 1] + 1), len(slots)]
     return [(slice(slots[a], slots[a] + b - a), slice(a, b)) for a, b in pairwise(cuts)]
 

@@ -1,7 +1,7 @@
-"""Hooks of running sequences: who pays for the time, and what a failure means for a request.
+"""Calls the hooks of running sequences, charges their time to the sequences, and handles plugins that fail.
 
-A plugin whose absence changes no token (`identical`, `rounding`) is taken out of the sequence's plan, and the request goes on. A
-failure of any other plugin ends the request with a named error. Other requests go on in both cases.
+A failed plugin of the class `identical` or `rounding` is taken out of the sequence's plan, and the request goes on. A failure of
+any other plugin ends the request with a named error. Other requests go on in both cases.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger("pitlane")
 
 
 class Dispatcher:
-    """Calls hooks for sequences of one plan. resolve: makes the plan without a failed plugin."""
+    """Calls hooks for sequences. resolve: makes a plan from settings, to leave a failed plugin out."""
 
     def __init__(self, resolve: Callable[[Settings], Plan]) -> None:
         self._resolve = resolve
@@ -29,7 +29,7 @@ class Dispatcher:
     def call(
         self, seqs: list[Sequence], hooks: Iterable[Hook], check: Check | None = None, /, **values: Any
     ) -> Answer | None:
-        """Call implementations for sequences of one plan, which share the cost; a failing plugin is dropped for all of them."""
+        """Call a hook for sequences of one plan. They share its time, and a plugin that fails is dropped for all of them."""
 
         def charge(plugin: Plugin, seconds: float) -> None:
             for seq in seqs:
@@ -42,19 +42,19 @@ class Dispatcher:
         call(hooks, None, _log, **values)
 
     def drop(self, seqs: list[Sequence], error: HookError) -> None:
-        """Take a failed plugin out of the plans of sequences, or give them an error."""
+        """Take a failed plugin out of the plans of sequences. Set `error` if a sequence cannot go on without it."""
         plugin = error.plugin
         _log(error)
         for seq in seqs:
             seq.failed[plugin.name] = str(error)
-            rest = self._without(seq.plan, plugin)
-            if rest is not None:
-                seq.plan = rest
+            smaller_plan = self._without(seq.plan, plugin)
+            if smaller_plan is not None:
+                seq.plan = smaller_plan
             elif seq.error is None:
                 seq.error = PluginFailed(f"{error}; take {plugin.name} out of the plan and ask again")
 
     def _without(self, plan: Plan, plugin: Plugin) -> Plan | None:
-        """The plan without a plugin; None if that would change tokens, or if another plugin requires the plugin."""
+        """Return the plan without a plugin, or None if the plugin changes the function or the rest is no valid plan."""
         if plugin.exactness_for(plugin.options) not in ("identical", "rounding"):
             return None
         try:
@@ -73,9 +73,9 @@ def own_failure(seq: Sequence) -> Iterator[None]:
         seq.error = seq.error or named(error, "the request failed")
 
 
-def named(error: Exception, what: str) -> PitlaneError:
-    """The error itself if people can read it, else an error that says what failed."""
-    return error if isinstance(error, PitlaneError) else PitlaneError(f"{what}: {type(error).__name__}: {error}")
+def named(error: Exception, failure: str) -> PitlaneError:
+    """Return a PitlaneError as it is. Put any other error into a PitlaneError that begins with `failure`."""
+    return error if isinstance(error, PitlaneError) else PitlaneError(f"{failure}: {type(error).__name__}: {error}")
 
 
 def _log(error: HookError) -> None:

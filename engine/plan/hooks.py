@@ -1,8 +1,8 @@
-"""What a hook declares, and the one way to call it.
+"""The declaration of a hook, and the function that calls its implementations.
 
-`call` is the only place that runs a plugin's hook. It combines the results as the hook's specification declares, times every
-implementation, checks what it returns, and turns whatever goes wrong into a `HookError` that names the plugin. It knows no
-sequence: `charge` and `fail` say who pays for the time and what a failure means.
+`call` is the only place that runs a plugin's hook. It times every implementation and passes its result to `check`. It turns every
+error into a `HookError` that names the plugin. It knows no sequence: the caller passes `charge` to book the time, and `fail` to
+handle an error.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ Kind: TypeAlias = Literal["host", "variant", "lane", "opening", "step"]
 
 @dataclass(frozen=True, slots=True)
 class HookSpec:
-    """How results combine, what the hook belongs to, and which role may implement it.
+    """The declaration of a hook.
 
     combine: first = the first result that is not None; all = every implementation is called; fold = every implementation is
-    called, on the result of the implementation before it. kind: host (no plan), variant (makes weights), lane (makes the parts
-    that run them), opening (a plan meets a lane), step. role: only a plugin of this role may implement the hook; None = any plugin.
+    called, on the result of the implementation before it. kind: when the hook is called: host (outside plans), variant (weights
+    are built), lane (a lane is built), opening (before a plan's first request in a lane), step (while requests run).
+    role: only a plugin of this role may implement the hook; None = any plugin.
     """
 
     name: str
@@ -37,7 +38,7 @@ class HookSpec:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """One plugin's implementation of one hook. arguments: names of those arguments that the implementation takes."""
+    """One plugin's implementation of one hook. arguments: names of the arguments that the implementation takes."""
 
     plugin: Plugin
     spec: HookSpec
@@ -53,7 +54,7 @@ class Hook:
 
 
 class HookError(Exception):
-    """A plugin failed in a hook, or in something that it built; carries the plugin."""
+    """A plugin failed in a hook, or in a part that it built. plugin: the failed plugin."""
 
     def __init__(self, plugin: Plugin, where: str, cause: BaseException) -> None:
         super().__init__(f"{plugin.name}.{where}: {type(cause).__name__}: {cause}")
@@ -80,11 +81,11 @@ def call(
     /,
     **values: Any,
 ) -> Answer | None:
-    """Call the implementations of one hook, in order; of a `first` hook, return the first answer.
+    """Call the implementations of one hook in order. Returns the first answer of a `first` hook, else None.
 
-    charge(plugin, seconds): told what every call took. fail(error): told of a failure, after which the next implementation is
-    called; it may raise. check(plugin, result): checks a result, and returns the value to use. A `fold` passes None to `check`
-    too: the plugin changed its argument in place.
+    charge(plugin, seconds): gets the time of every call. fail(error): gets every error, and may raise; if it returns, the next
+    implementation is called. check(plugin, result): checks a result that is not None, and returns the value to use. In a `fold`
+    hook it gets None too: the plugin changed its argument in place.
     """
     for hook in hooks:
         started = perf_counter()
@@ -94,7 +95,7 @@ def call(
                 result = check(hook.plugin, result)
         except (Exception, SystemExit) as error:  # a plugin that calls sys.exit() would end the engine's thread
             if isinstance(error, PitlaneError) and hook.spec.kind != "step":
-                raise  # a message to whoever asked for the plan or the document
+                raise  # the caller who asked for the plan or the document gets it
             fail(_hook_error(hook, error))
             continue
         finally:

@@ -1,7 +1,7 @@
 """The signature of every hook, in call order. pluggy checks that an implementation fits its signature.
 
 `hookspec(combine, kind, role)` declares how results combine, what the hook belongs to and which role may implement it
-(`HookSpec`). Implementations run in the order of `Plugin.stage`, then of their names.
+(`HookSpec`). Implementations run in the order of `Plugin.stage`, then of the plugins' names.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def hookspec(combine: Combine, kind: Kind = "step", role: Role | None = None) ->
 
 @hookspec("first", kind="host")
 def load_document(path: str, mime: str) -> Document | None:
-    """Read a file into pages of text. Called in a child process with limits of time and memory. First.
+    """Read a file into pages of text. Called in a child process with limits of time and memory.
 
     The document loaders serve every plan. Raise DocumentError with a message for people.
     """
@@ -53,45 +53,45 @@ def load_document(path: str, mime: str) -> Document | None:
 
 @hookspec("first", kind="variant", role="linear")
 def build_linear(parts: list[LinearPart], context: BuildContext) -> Linear | None:
-    """Build a linear from its parts. Called at load, first with the fused parts (q, k, v or gate, up), then with each part. First.
+    """Build a linear from its parts. Called at load, first with the fused parts (q, k, v or gate, up), then with every single part.
 
-    Returns a callable [T, in_features] -> [T, sum of out_features], or None to decline. May change output as declared.
+    Returns a callable [T, in_features] -> [T, sum of out_features], or None to decline.
+    May change output within the plugin's exactness.
     """
 
 
 @hookspec("first", kind="lane")
 def build_op(kind: str, context: BuildContext) -> Callable[..., Any] | None:
-    """Build one operation of a lane's model. Called once per lane and kind, at load. First.
+    """Build one operation of a lane's model. Called once per lane and kind, at load.
 
-    kind: `rms_norm` (x [T, D], weight [D], eps -> [T, D], fresh) or `silu_mul` ([T, 2 I] -> [T, I], fresh). May change output
-    as declared.
+    kind: `rms_norm` (x [T, D], weight [D], eps -> [T, D]) or `silu_mul` ([T, 2 I] -> [T, I]). The result is a new tensor. May
+    change output within the plugin's exactness.
     """
 
 
 @hookspec("first", kind="lane", role="attention")
 def build_attention(context: BuildContext) -> Attention | None:
-    """Make the attention of a lane. Called once per lane, at load. First.
+    """Build the attention of a lane. Called once per lane, at load.
 
     Returns an object with `plan`, called once per step and KV group, and `__call__`, once per layer: q [T, H, D], fresh k and v
-    [T, Hkv, D] -> [T, H, D]. May change output as declared.
+    [T, Hkv, D] -> [T, H, D]. May change output within the plugin's exactness.
     """
 
 
 @hookspec("all", kind="opening")
 def lane_opened(lane: Lane) -> None:
-    """Prepare a lane for a plan. Called once per plan and lane before the plan's first request, never on the engine's thread. All.
+    """Prepare a lane for a plan. Called once per plan and lane before the plan's first request, never on the engine's thread.
 
-    The place to load a draft model (`lane.open_drafter`), and to put into `lane.state[name]` an object that outlives the plugin's
-    options: all plans with this plugin share the object, and its `close()` is called when the lane goes. A PitlaneError reaches
-    the request.
+    Load draft models here (`lane.open_drafter`). Put an object that outlives the plugin's options into `lane.state[name]`: all
+    plans with this plugin share it, and its `close()` is called when the lane is dropped. A PitlaneError reaches the request.
     """
 
 
 @hookspec("first")
 def match_prefix(seq: Sequence, lane: Lane) -> PrefixMatch | None:
-    """Find KV for the first tokens of a sequence. Called before the sequence is admitted, and before any compute. First.
+    """Find KV for the first tokens of a sequence. Called before the sequence is admitted, and before any compute.
 
-    Returns blocks to share, and optionally a tail to copy or tensors to load; at least one prompt token is left to compute.
+    Returns blocks to share and optionally a tail to copy, or tensors to load instead. Leave at least one token to compute.
     Called again while the sequence waits for room, and after a preemption.
     Must not change output: KV is shared only for equal tokens, fingerprint and salt.
     """
@@ -99,19 +99,19 @@ def match_prefix(seq: Sequence, lane: Lane) -> PrefixMatch | None:
 
 @hookspec("all")
 def reclaim_blocks(lane: Lane, num_blocks: int) -> None:
-    """Unlock blocks that the lane's pool needs. Called when the pool runs dry, before any sequence is preempted. All."""
+    """Unlock at least `num_blocks` blocks if possible. Called when too few are free, before a sequence is preempted."""
 
 
 @hookspec("all")
 def block_sealed(seq: Sequence, index: int, lane: Lane) -> None:
-    """Note that block `index` of a sequence is full of committed tokens and will not change. All."""
+    """Note that block `index` of a sequence is full of committed tokens and will not change."""
 
 
 @hookspec("first", role="drafter")
 def propose(seqs: SequenceOf[Sequence], limits: Limits) -> list[Draft | None] | None:
-    """Draft tokens for each sequence. Called once per step and plan, with the plan's decoding sequences. First.
+    """Draft tokens for each sequence. Called once per step and plan, with the plan's decoding sequences.
 
-    Returns a Draft or None per sequence, of at most `limits.num_draft_tokens[i]` tokens, which context, memory and pacing leave.
+    Returns a Draft or None per sequence. `limits.num_draft_tokens[i]` limits draft i: context, memory and pacing set it.
     `limits.lane` opens draft models. Cannot change output: the engine verifies every draft.
     """
 
@@ -126,18 +126,18 @@ def adjust_logits(rows: Rows) -> Any:
 
 @hookspec("all")
 def after_verify(seq: Sequence, draft: Draft, targets: list[int], accepted: list[int]) -> None:
-    """Learn from a verified draft. Called after a draft is verified, before it is committed. All.
+    """Learn from a verified draft. Called after a draft is verified, before it is committed.
 
-    targets: the target's token after the last known token, then after every draft token, rejected tokens included. accepted:
+    targets: tokens of the target model after the last known token, then after every draft token, also a rejected token. accepted:
     indices of the accepted draft tokens, in order. Cannot change output.
     """
 
 
 @hookspec("all")
 def step_finished(stats: StepStats) -> None:
-    """Learn what a step did and how long it took. Called after each step. All."""
+    """Learn from the numbers of a step. Called after every step."""
 
 
 @hookspec("all")
 def sequence_finished(seq: Sequence, lane: Lane) -> None:
-    """Note that a sequence leaves its lane: it ended, was aborted, failed, or goes on elsewhere. Its state is dropped next. All."""
+    """Note that a sequence leaves its lane: it ended, or goes on in another lane. Then `seq.state` is cleared."""

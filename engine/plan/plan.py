@@ -1,7 +1,7 @@
 """A plan: a set of plugins and their options, resolved once and frozen.
 
-Its hooks are flattened, and its keys say which weights (variant) and which KV (lane) it uses. To toggle a plugin is to use
-another plan for the next request; nothing is registered, unregistered or mutated.
+`variant_key` selects the weights, `lane_key` the lane with its KV. A plan never changes: to toggle a plugin, use another plan for
+the next request.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Settings: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A resolved set of plugins. hooks: by name, the implementations of a hook in the order of their calls."""
+    """A resolved set of plugins. hooks: the implementations of every hook in call order, by name of the hook."""
 
     plugins: tuple[Plugin, ...]
     hooks: Mapping[str, tuple[Hook, ...]]
 
     def hook(self, name: str) -> tuple[Hook, ...]:
-        """The implementations of a hook; none if no plugin has it."""
+        """Return the implementations of a hook, or () if no plugin has the hook."""
         return self.hooks.get(name, ())
 
     @property
@@ -54,19 +54,19 @@ class Plan:
 
     @property
     def kv_key(self) -> tuple[str, ...]:
-        """The plugins under which the KV of a token differs from the KV of the bare core."""
+        """Keys of the plugins that can change the KV of a token. Stored KV is valid only under an equal `kv_key`."""
         return tuple(
             p.key for p in self.plugins if p.key in self.lane_key and p.exactness_for(p.options) != "identical"
         )
 
     @property
     def exactness(self) -> Exactness:
-        """The weakest class among the plugins."""
+        """The least exact class of the plugins."""
         classes: list[Exactness] = [plugin.exactness_for(plugin.options) for plugin in self.plugins]
         return max(classes, key=list(EXACTNESS).index, default="identical")
 
     def for_drafter(self, context: BuildContext) -> Plan:
-        """The plan that builds a draft model: those plugins that can serve the draft model and keep its function."""
+        """Return the plan that builds a draft model: its available plugins that are `identical` or `rounding`."""
         kept = [
             plugin
             for plugin in self.plugins

@@ -1,7 +1,7 @@
-"""From settings to plans: options are checked, conflicts refused, plugin instances shared and closed.
+"""Makes plans from settings: checks options, refuses conflicts, shares and closes plugin instances.
 
-Equal settings give the same plan, and equal options the same plugin instance. Only the last few plans are held: when the last
-plan with an instance is gone, the instance is closed.
+Equal settings give the same plan, and equal options the same plugin instance. The planner holds only the last `NUM_RECENT` plans.
+When the last plan with an instance is gone, the instance is closed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NUM_RECENT = 8
 
 
 class Planner:
-    """Resolves settings to plans. context: of the model; without it, whether a plugin can serve the model is not checked."""
+    """Resolves settings to plans. context: if it is None, `unavailable` of the plugins is not checked."""
 
     def __init__(self, registry: PluginRegistry, context: BuildContext | None = None) -> None:
         self.registry = registry
@@ -36,18 +36,17 @@ class Planner:
         self._plugins: dict[str, Plugin] = {}
         self._num_plans: Counter[str] = Counter()  # by plugin key: live plans with this instance
         self._plans: weakref.WeakValueDictionary[tuple[str, ...], Plan] = weakref.WeakValueDictionary()
-        self._recent: deque[Plan] = deque(maxlen=NUM_RECENT)  # so that asking again makes no new instances
-        self._gone: SimpleQueue[tuple[str, ...]] = (
-            SimpleQueue()
-        )  # keys of collected plans; a finalizer may take no lock
-        self._lock = Lock()  # the engine's thread plans too, and never waits for a load
+        self._recent: deque[Plan] = deque(maxlen=NUM_RECENT)  # keeps the plugin instances of the last plans
+        # Keys of collected plans, in a queue: a finalizer must take no lock.
+        self._gone: SimpleQueue[tuple[str, ...]] = SimpleQueue()
+        self._lock = Lock()  # the engine's thread takes it too, so no model is loaded under it
 
     def resolve(self, settings: Settings) -> Plan:
-        """Raises UnknownPlugin, BadOption, PlanConflict or PluginFailed."""
+        """Return the plan of the settings. Raises UnknownPlugin, BadOption, PlanConflict or PluginFailed."""
         self.check(settings)
         with self._lock:
-            made = [self._plugin(name, dict(options)) for name, options in settings.items()]
-            plugins = sorted(made, key=lambda plugin: (plugin.stage, plugin.name))
+            instances = [self._plugin(name, dict(options)) for name, options in settings.items()]
+            plugins = sorted(instances, key=lambda plugin: (plugin.stage, plugin.name))
             key = tuple(plugin.key for plugin in plugins)
             plan = self._plans.get(key)
             if plan is None:
@@ -61,7 +60,7 @@ class Planner:
             return plan
 
     def check(self, settings: Settings) -> None:
-        """Refuse what `resolve` refuses, before a plugin is made: making it may open files and start threads."""
+        """Raise the errors of `resolve`, but make no plugin: a new plugin may open files and start threads."""
         if not isinstance(settings, Mapping) or not all(isinstance(options, Mapping) for options in settings.values()):
             raise BadOption(f"plugins must be {{name: {{option: value}}}}, got {shown(settings)}")
         for name, options in settings.items():
@@ -90,7 +89,7 @@ class Planner:
     def _parse(self, name: str, options: dict[str, Any]) -> PluginOptions:
         plugin_class = self.registry.get(name)
         if self.registry.entries[name].serves_host:
-            raise BadOption(f"{name} serves the host and is always on; it is no part of a plan")
+            raise BadOption(f"{name} is always on and belongs to no plan; take it out of the plan")
         parsed = plugin_class.parse_options(options)
         reason = plugin_class.unavailable(self.context) if self.context else None
         if reason:
@@ -114,7 +113,7 @@ class Planner:
 
 
 def _check(plugins: Sequence[type[Plugin]]) -> None:
-    """Refuse plugins that cannot be together; they come in the order in which they were asked for."""
+    """Raise PlanConflict if the plugins cannot be in one plan. plugins: in the order of the settings."""
     check_roles(plugins)
     names = {plugin.name for plugin in plugins}
     for plugin in plugins:

@@ -21,7 +21,7 @@ Exactness: TypeAlias = Literal["identical", "rounding", "approximate", "steering
 Role: TypeAlias = Literal["drafter", "attention", "linear"]
 
 EXACTNESS: dict[Exactness, str] = {
-    "identical": "the same tokens as without it, at any temperature and seed",
+    "identical": "the same tokens as without the plugin, at any temperature and seed",
     "rounding": "the same function in another order of operations, within a stated error bound",
     "approximate": "aims at the same output, within a measured bound",
     "steering": "changes the output on purpose",
@@ -31,7 +31,7 @@ hookimpl = pluggy.HookimplMarker("pitlane")
 
 
 class PluginOptions(BaseModel):
-    """Options of a plugin: pydantic fields with title (the page's label), description, range; page, flags and docs use them."""
+    """Options of a plugin, as pydantic fields. Page, flags and docs show their title, description and range."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,8 +39,8 @@ class PluginOptions(BaseModel):
 class Plugin:
     """Subclass it, set `name` and `exactness`, implement hooks.
 
-    role: a plan has at most one plugin of a role. is_default: on where nothing is asked for; only built-in plugins may be.
-    batch_invariant: the result of a row, in whatever this plugin builds, does not depend on the other rows of the batch.
+    role: a plan has at most one plugin of a role. is_default: in the default plan; only for built-in plugins.
+    batch_invariant: in every part that the plugin builds, the result of a row does not depend on other rows of the batch.
     """
 
     name: ClassVar[str]
@@ -61,16 +61,19 @@ class Plugin:
 
     @classmethod
     def exactness_for(cls, options: PluginOptions) -> Exactness:
-        """Exactness class under these options; override where it depends on them."""
+        """Return the exactness class under these options. Override it if the class depends on the options."""
         return cls.exactness
 
     @classmethod
     def unavailable(cls, context: BuildContext) -> str | None:
-        """Why the plugin cannot serve this model on this device; None if it can. The default plan leaves such a plugin out."""
+        """Return the reason if the plugin cannot serve this model on this device, else None.
+
+        With a reason, the plugin is not in the default plan.
+        """
         return None
 
     def close(self) -> None:
-        """Give back what this instance holds. Called once: after the last plan with it is gone, or at the engine's end."""
+        """Release the resources of this instance. Called once: after its last plan is gone, or when the engine closes."""
 
     @classmethod
     def parse_options(cls, values: dict[str, Any]) -> PluginOptions:

@@ -1,7 +1,7 @@
 """Finds plugins: built-in modules, installed packages (entry-point group `pitlane`), loose files.
 
-Loading is isolated: a plugin that fails to import or to validate is kept as an entry with status `failed` and the reason, and
-stops no other plugin. Nothing is registered globally: a planner picks classes from here and makes its own instances.
+A plugin that fails to import or to validate stops no other plugin: its entry has the status `failed` and the reason. Nothing is
+registered globally: a planner takes classes from a registry and makes its own instances.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class PluginEntry:
 
     @property
     def serves_host(self) -> bool:
-        """Whether all hooks of the plugin are outside plans (document loaders): the plugin is always on."""
+        """Whether the plugin has only host hooks (a document loader). It is then always on, and in no plan."""
         return bool(self.hooks) and all(SPECS[name].kind == "host" for name in self.hooks)
 
 
@@ -78,14 +78,14 @@ class PluginRegistry:
 
     @classmethod
     def load(cls, plugins_dir: str | Path | None = None) -> PluginRegistry:
-        """Built-ins, then installed packages (those named in PITLANE_LOAD where it is set), then files of a folder."""
+        """Load built-in plugins, installed packages, then files of a folder. PITLANE_LOAD, if set, names the packages to load."""
         registry = cls()
         for module in BUILT_IN:
             registry._load(
                 module.rpartition(".")[2], BUILT_IN_SOURCE, lambda module=module: importlib.import_module(module)
             )
-        wanted = os.environ.get("PITLANE_LOAD")
-        names = None if wanted is None else {name.strip() for name in wanted.split(",")}
+        packages = os.environ.get("PITLANE_LOAD")
+        names = None if packages is None else {name.strip() for name in packages.split(",")}
         for point in importlib.metadata.entry_points(group=GROUP):
             if point.dist is not None and (names is None or point.dist.name in names):
                 registry._load(point.name, f"{point.dist.name} {point.dist.version}", point.load)
@@ -97,7 +97,7 @@ class PluginRegistry:
         return registry
 
     def add(self, plugin: type[Plugin], source: str = "test") -> type[Plugin]:
-        """Validate one class and enter it; a name that is taken is refused."""
+        """Validate a class and add it. Raises ValueError if its name is taken."""
         validate(plugin)
         if plugin.name in self.entries:
             raise ValueError(f"plugin name {plugin.name!r} is taken by {self.entries[plugin.name].source}")
@@ -105,7 +105,7 @@ class PluginRegistry:
         return plugin
 
     def get(self, name: str) -> type[Plugin]:
-        """The class of that name, or UnknownPlugin that lists the known (or says why it failed to load)."""
+        """Return the class of a name. Raises UnknownPlugin: it lists the known names, or says why the plugin did not load."""
         entry = self.entries.get(name)
         if entry is None:
             raise UnknownPlugin(f"unknown plugin {name!r}; known: {', '.join(sorted(self.togglable()))}")
@@ -129,7 +129,7 @@ class PluginRegistry:
         return answer.value if answer else None
 
     def default_settings(self, context: BuildContext | None = None) -> dict[str, dict[str, Any]]:
-        """The built-in plugins that are on by default, less those that cannot serve the model of `context`."""
+        """Return the settings of the default plan: built-in default plugins that can serve the model of `context`."""
         return {
             entry.name: {}
             for entry in self.entries.values()
@@ -141,8 +141,8 @@ class PluginRegistry:
 
     def _load(self, name: str, source: str, load: Any) -> None:
         try:
-            found = load()
-            classes = _classes_of(found) if isinstance(found, ModuleType) else [found]
+            loaded = load()
+            classes = _classes_of(loaded) if isinstance(loaded, ModuleType) else [loaded]
             if not classes:
                 raise TypeError("it holds no Plugin class")
             for plugin in classes:
@@ -152,7 +152,7 @@ class PluginRegistry:
         except BaseException as error:
             entry = PluginEntry(name, source, None, f"{type(error).__name__}: {error}")
             log.warning("plugin %s (%s) did not load: %s", name, source, entry.reason)
-            key = f"{name} ({source})" if name in self.entries else name  # what holds the name stays
+            key = f"{name} ({source})" if name in self.entries else name  # the entry that has the name stays
             self.entries[key] = entry
 
 
@@ -167,11 +167,11 @@ def check_roles(plugins: Sequence[type[Plugin]]) -> None:
     for plugin in plugins:
         holder = holders.setdefault(plugin.role, plugin.name) if plugin.role else plugin.name
         if holder != plugin.name:
-            raise PlanConflict(f"{plugin.role} is held by {holder}; take it out to enable {plugin.name}")
+            raise PlanConflict(f"{holder} and {plugin.name} both have the role {plugin.role}; take one of them out")
 
 
 def validate(plugin: Any) -> None:
-    """Raise with a reason if a class cannot be a plugin: name, exactness, options, hook names and arguments, role and hooks."""
+    """Raise an error if a class is no valid plugin. Checks name, exactness, role, options, and the hooks' names and arguments."""
     if not (inspect.isclass(plugin) and issubclass(plugin, Plugin)):
         raise TypeError(f"{plugin!r} is not a subclass of pitlane.Plugin")
     name = getattr(plugin, "name", None)
@@ -187,7 +187,7 @@ def validate(plugin: Any) -> None:
     plugin.parse_options({})
     manager = pluggy.PluginManager("pitlane")
     manager.add_hookspecs(hookspecs)
-    manager.register(plugin.__new__(plugin), name)  # unused, so it is not initialised
+    manager.register(plugin.__new__(plugin), name)  # pluggy needs an object; it needs no `__init__`
     manager.check_pending()
     _check_role(plugin)
 

@@ -1,1 +1,1 @@
-"""One forward of the model: which sequences are in it, as tensors, and what runs it."""
+"""Running forwards of a model: lanes, scheduler, batches, attention and runner."""

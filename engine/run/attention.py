@@ -1,11 +1,11 @@
 """Attention of a batch over stored KV, in parts that are merged by log-sum-exp.
 
-Each sequence's queries see: the spans before them (everything in them, but for a window), and themselves (causal, or the
-draft tree's ancestors). Every part is one softmax; parts merge exactly by their log-sum-exps (Dao et al. 2022, section 3.1).
-A token with a draft behind it is cut into the parts that it would have alone, and ATen sums each in the same order: in bfloat16
-all but one or two in a hundred outputs are then equal to the bit, and without this one in three is not.
-What several sequences share is one part for all of them, and short contexts of single queries are gathered into one call.
-The G query heads of a KV head are folded into rows, so a draft window reads stored KV once; a long prompt's own part is not.
+The queries of a sequence see the spans before them (within the window), and themselves (causal, or the ancestors in a draft tree).
+A part is one softmax over some of these keys. Parts merge exactly by their log-sum-exps (Dao et al. 2022, section 3.1).
+A token with a draft behind it is cut into the same parts as a token without a draft, and ATen sums a part in the same order. So in
+bfloat16 98 or 99 of 100 outputs are equal to the bit; without this rule only 2 of 3 are equal.
+KV that several sequences share is one part for all of them. Short contexts of single queries are gathered into one call.
+The G query heads of a KV head are folded into rows, so a draft reads stored KV once. The own part of a long prompt is not folded.
 Shapes: q [T, H, D]; stored KV [Hkv, S, D]; H = Hkv * G.
 """
 
@@ -25,7 +25,7 @@ from pitlane.engine.run.kv_reads import plan_reads
 
 
 class SpanAttention:
-    """The core's attention: ATen's CPU flash op, or plain softmax where there is none."""
+    """The core's attention: ATen's flash operation on a CPU, a plain softmax on other devices."""
 
     def __init__(self, scale: float, device: torch.device) -> None:
         self.scale = scale
@@ -41,7 +41,7 @@ class SpanAttention:
     def run(
         self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int, reads: Reads | None
     ) -> Tensor:
-        """A call with these reads; rows [n, H, D] of queries without spans that no read names are not written."""
+        """Attend with `reads`. A short query without spans must be in a read: else its rows stay uninitialised."""
         reads = reads or Reads()
         if len(reads.gathers) == 1 and reads.gathers[0].rows is None and not reads.shared:
             return self._gathered(q, store, layer, reads.gathers[0])[0]
@@ -54,7 +54,7 @@ class SpanAttention:
             if query.spans[group] or not query.is_short:
                 own = slice(query.begin, query.end)
                 out[own], lse[own] = self._alone(q[own], k[own], v[own], store, layer, batch, query, group)
-        for shared in reads.shared:  # outer ones first, and each behind what its rows see alone
+        for shared in reads.shared:  # outer runs first; every run is merged into the earlier parts
             part = self._over_span(q[shared.rows], *store.view(layer, shared.span.start, shared.span.stop), None)
             out[shared.rows], lse[shared.rows] = _merge([(out[shared.rows], lse[shared.rows]), part])
         return out
@@ -62,7 +62,7 @@ class SpanAttention:
     def _alone(
         self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, query: Query, group: int
     ) -> tuple[Tensor, Tensor]:
-        """One sequence's queries over the spans that it alone reads, and over themselves where these are not among them."""
+        """Attend the queries of a sequence to the spans that it reads alone. A long query also attends to its own tokens."""
         window = store.group.window
         positions = batch.positions[query.begin : query.end] if window is not None else None
         parts = []
@@ -100,7 +100,7 @@ class SpanAttention:
         return out, lse if mask is None else mask.hide(lse)
 
     def _unfolded(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, causal: bool) -> tuple[Tensor, Tensor]:
-        """The same for many queries: KV heads are the batch, keys are repeated by stride, not by copy."""
+        """Like `_over_span`, for many queries. KV heads are the batch; keys are repeated by stride, without a copy."""
         n, heads, dim = q.shape
         groups = heads // k.shape[0]
         q4 = q.view(n, -1, groups, dim).permute(1, 2, 0, 3)
@@ -111,7 +111,7 @@ class SpanAttention:
 
 
 class Mask(NamedTuple):
-    """bias: 0 where a row sees a stored token, else -inf; [n, S], or if folded [G * n, S]. blind: [n, 1], rows that see none."""
+    """bias: [n, S], if folded [G * n, S]; 0 where a row sees a token, else -inf. blind: [n, 1] bool, rows without a token."""
 
     bias: Tensor
     blind: Tensor | None
@@ -119,7 +119,7 @@ class Mask(NamedTuple):
 
     @classmethod
     def of(cls, seen: Tensor, q: Tensor, num_kv_heads: int = 0) -> Mask:
-        """For q [n, H, D] from [n, S] bool; few queries with `num_kv_heads` are folded."""
+        """Make the mask for q [n, H, D] from `seen` [n, S] bool. It is folded if `num_kv_heads` is given and n is short."""
         bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, float("-inf"))
         folded = num_kv_heads > 0 and len(q) <= MOST_SHORT
         if folded:
@@ -128,17 +128,17 @@ class Mask(NamedTuple):
         return cls(bias, blind if bool(blind.any()) else None, folded)
 
     def hide(self, lse: Tensor) -> Tensor:
-        """Log-sum-exps [n, H]: of a row that sees nothing here ATen gives out 0 and lse 0; it must weigh nothing."""
+        """Set the log-sum-exps [n, H] of blind rows to -inf, so that they weigh nothing. ATen returns out 0 and lse 0 for them."""
         return lse if self.blind is None else lse.masked_fill(self.blind, float("-inf"))
 
 
 def _seen(
     query: Query, group: int, span: Span, positions: Tensor | None, window: int | None, device: torch.device
 ) -> Tensor | None:
-    """[n, S] bool: which tokens of a span each query sees; None where all see all."""
+    """[n, S] bool: the tokens of a span that a query sees; None if every query sees all of them."""
     n = query.end - query.begin
     if n == 1:
-        return None  # the spans hold what it sees
+        return None  # a single query sees all of its spans
     before = _window_mask(positions, span, window)
     if not query.is_short:
         return before
@@ -151,13 +151,13 @@ def _seen(
     if own is None:
         own = torch.ones(n, n, dtype=torch.bool, device=device).tril_()
     seen = torch.ones(n, size, dtype=torch.bool, device=device) if before is None else before
-    start = max(0, first - span.first)  # of the queries' own tokens in the span
+    start = max(0, first - span.first)  # offset of the first own token in the span
     seen[:, start:] = own[:, span.first + start - first : span.first + size - first]
     return seen
 
 
 def _window_mask(positions: Tensor | None, span: Span, window: int | None) -> Tensor | None:
-    """[n, S] bool where some query's window begins inside the span; None where all of it is seen by all."""
+    """[n, S] bool: the tokens of a span that are in the window of a query; None if every query sees all of them."""
     if positions is None or window is None or int(positions.max()) - window < span.first:
         return None
     stored = torch.arange(span.first, span.first + span.stop - span.start, device=positions.device)
@@ -204,5 +204,5 @@ def _attend_plain(
         n = q.shape[-2]
         scores = scores.masked_fill(torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1), float("-inf"))
     lse = scores.logsumexp(-1)
-    shift = lse.clamp(min=torch.finfo(lse.dtype).min).unsqueeze(-1)  # finite, so that a row that sees nothing is 0
+    shift = lse.clamp(min=torch.finfo(lse.dtype).min).unsqueeze(-1)  # finite: a row that sees no token gets output 0
     return (scores - shift).exp().to(v.dtype) @ v, lse

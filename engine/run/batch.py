@@ -1,7 +1,7 @@
-"""One forward as plain tensors and KV operations, and how it is built from chunks of sequences.
+"""One forward as plain tensors and KV operations, and the builder that makes it from chunks of sequences.
 
 A `Batch` knows no Sequence, pool or plan, so that it can be captured, sent to other ranks, or overlapped. The tokens of all
-sequences lie flat, one sequence after another: `T` query tokens, `R` wanted rows of logits. A `Chunk` is the part of a sequence
+sequences lie flat, one sequence after another: `T` query tokens, `R` rows of logits to compute. A `Chunk` is the part of a sequence
 that a forward computes. The builder knows the pool and the attention of one model. It knows no plan and no request, so draft
 models use it too.
 """
@@ -22,17 +22,17 @@ from pitlane.engine.kv.pool import Pool, Span
 from pitlane.engine.kv.state import KVState
 from pitlane.engine.kv.store import KVStore
 
-MOST_SHORT = 72  # tokens of a short query: a draft of 64 and some
+MOST_SHORT = 72  # most tokens of a short query: room for a token with a draft of 64
 
 
 @dataclass(slots=True)
 class Query:
-    """The query tokens `[begin, end)` of one sequence in a batch, and the KV that they alone see, so not what `Reads` holds.
+    """The query tokens `[begin, end)` of one sequence in a batch, and the KV that no other sequence of the batch reads with it.
 
-    spans: per KV group, the slots of the tokens before this sequence's first query token (within the window); where the query is
-    short, those of its own tokens too, so that a token is computed alike alone and among draft tokens.
+    spans: per KV group, the slots of the tokens before the first query token (within the window), without the slots in `Reads`.
+    A short query has the slots of its own tokens too, so that a token is computed alike alone and among draft tokens.
     ancestors: [n, n] bool for a draft tree (row sees column), None for causal; n = end - begin.
-    masks: what attention made of them for this batch, by group and span; the same in all layers.
+    masks: the masks that attention made for this batch, by group and span; all layers use them.
     """
 
     begin: int
@@ -43,16 +43,16 @@ class Query:
 
     @property
     def is_short(self) -> bool:
-        """One token, one with a draft, or so few that a mask over all that they see costs little."""
+        """Whether a mask over all keys costs little: one token, a token with a draft, or a short piece of a prompt."""
         return self.end - self.begin <= MOST_SHORT
 
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Short contexts of B sequences with one query token each, to be copied side by side and attended to in one call.
+    """Short contexts of B sequences with one query token each. One attention call reads copies of all of them, side by side.
 
-    rows: [B] indices into T; None is all of them, in order. slots: [B * S], a context shorter than S being filled up with its
-    own last slot. bias: [B, 1, 1, S] in the model's dtype, 0 where a slot is seen, -inf where it fills up.
+    rows: [B] indices into T; None = all rows in order. slots: [B * S]; a context shorter than S is padded with its last slot.
+    bias: [B, 1, 1, S] in the model's dtype: 0 for a slot of the context, -inf for padding.
     """
 
     rows: Tensor | None
@@ -62,7 +62,7 @@ class Gather:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Adjacent slots that the query tokens of several sequences see whole: rows [n], indices into T."""
+    """Adjacent slots that several sequences see completely. rows: [n] indices of their query tokens into T."""
 
     rows: Tensor
     span: Span
@@ -70,7 +70,7 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """The stored KV of one group that is not read sequence by sequence."""
+    """The stored KV of one group that is read for several sequences at once."""
 
     gathers: list[Gather] = field(default_factory=list)
     shared: list[Shared] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Reads:
 class Batch:
     """token_ids, positions: [T] int64; slots: per group [T] int64; logit_rows: [R] indices into T.
 
-    reads: per group, what the attention planned (the core's: `Reads`); empty if every sequence reads its KV alone.
+    reads: per group, the result of `Attention.plan` (of the core: `Reads`); empty if every sequence reads its KV alone.
     """
 
     token_ids: Tensor
@@ -97,10 +97,10 @@ class Batch:
 
 
 class Attention(Protocol):
-    """What `build_attention` returns: plans a step's reads of each KV group, and a model calls it once per layer."""
+    """The attention of a lane, as `build_attention` returns it. `plan` runs per step and KV group, `__call__` per layer."""
 
     def plan(self, pool: Pool, group: int, kvs: SequenceOf[KVState], queries: list[Query], dtype: torch.dtype) -> Any:
-        """What `batch.reads[group]` shall be; every query is given its spans, those of the KV that it reads by itself."""
+        """Return the value of `batch.reads[group]`. Append to `spans` of every query the spans that it reads alone."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
         """q [T, H, D], fresh k and v [T, Hkv, D] (already in the store) -> [T, H, D]."""
@@ -109,7 +109,7 @@ class Attention(Protocol):
 class Chunk(NamedTuple):
     """Tokens of one sequence to compute: known tokens from `kv.num_computed_tokens` on, then a draft.
 
-    wants_logits: the last known token is among them, so its row of logits is wanted, and those of the draft.
+    wants_logits: `token_ids` ends with the last known token, so the batch gets its row of logits.
     """
 
     kv: KVState
@@ -119,13 +119,13 @@ class Chunk(NamedTuple):
 
 
 class BatchBuilder:
-    """Builds the batches of one model. The slots of every chunk are reserved before."""
+    """Builds the batches of one model. The caller has reserved the slots of every chunk."""
 
     def __init__(self, pool: Pool, attention: Attention, dtype: torch.dtype, device: torch.device) -> None:
         self.pool, self.attention, self.dtype, self.device = pool, attention, dtype, device
 
     def build(self, chunks: SequenceOf[Chunk]) -> Batch:
-        """The batch of these chunks, in order; takes the operations that the pool has ready."""
+        """Build the batch of chunks, in order. Moves the pool's operations into the batch."""
         token_ids: list[int] = []
         positions: list[int] = []
         logit_rows: list[int] = []
@@ -151,7 +151,7 @@ class BatchBuilder:
         reads = [self.attention.plan(self.pool, group, kvs, queries, self.dtype) for group in range(len(slots))]
         operations, self.pool.operations = self.pool.operations, []
         lists = [token_ids, positions, logit_rows, *slots]
-        flat = torch.tensor(list(chain.from_iterable(lists)), device=self.device)  # one copy to the device, not four
+        flat = torch.tensor(list(chain.from_iterable(lists)), device=self.device)  # a single copy to the device
         ids, places, rows, *targets = flat.split([len(part) for part in lists])
         return Batch(ids, places, targets, queries, rows, operations, reads)
 

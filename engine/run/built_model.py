@@ -1,4 +1,4 @@
-"""A model as the hooks of a plan built it, and which plugin built which part."""
+"""A model that the hooks of a plan built, with the plugin of every part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pitlane.engine.run.runner import Model
 
 @dataclass(frozen=True, slots=True)
 class BuiltModel:
-    """A model that can run. variant: its weights, which other models may share; they live as long as this reference.
+    """A model that can run. variant: keeps the weights alive; other models may share them.
 
     parts: the linears, operations and attention that plugins built. is_batch_invariant: the result of a row depends on no other
     row of the batch.
@@ -24,10 +24,10 @@ class BuiltModel:
     is_batch_invariant: bool = False
 
     def culprit(self, error: BaseException) -> Plugin | None:
-        """The plugin whose part raised an error: that of the innermost frame of the traceback that runs a part.
+        """Return the plugin whose part raised an error, or None. The innermost traceback frame that runs a part decides.
 
         A frame runs a part if it is a method of the part, the code of the part, or code of the plugin's module. So a part needs
-        no wrapper, which every layer would pay for.
+        no wrapper; a wrapper would cost time in every layer.
         """
         by_object = {id(part): plugin for part, plugin in self.parts}
         by_code = {id(part.__code__): plugin for part, plugin in self.parts if hasattr(part, "__code__")}

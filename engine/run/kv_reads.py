@@ -1,8 +1,8 @@
-"""How the queries of a batch read stored KV: runs of blocks that several share once, short contexts gathered, the rest alone.
+"""Plans how the queries of a batch read stored KV: shared runs of blocks once, short contexts gathered, the rest alone.
 
-Reading a sequence's KV where it lies costs a call per sequence, span and layer; gathering costs a copy, but one call for all.
-A prefix that several sequences share (a document, a system prompt) is read once for the queries of all of them (Juravsky
-et al. 2024, Hydragen). Planned once per step, for all layers of a group. Token and block ranges are half-open.
+To read the KV of a sequence in place costs a call per sequence, span and layer. To gather costs a copy, but one call serves all.
+A prefix that several sequences share (a document, a system prompt) is read once for all their queries (Juravsky et al. 2024,
+Hydragen). The plan is made once per step and serves all layers of a group. Token and block ranges are half-open.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pitlane.engine.kv.pool import Pool
 from pitlane.engine.kv.state import KVState
 from pitlane.engine.run.batch import Gather, Query, Reads, Shared
 
-# Bytes of one layer's KV, 2 cores. Gathered against alone: 0.46 of the time at 128 kB a sequence (float32), 0.88 at 384 kB
-# (bfloat16), 1.12 at 416 kB (float32), more than 1.2 at 2 MB.
-MOST_GATHERED, MOST_GATHERED_CUDA = 2**19, 2**24  # of a sequence; on a GPU a call costs more than a copy
-MIN_SHARED = 2**19  # that a shared run must save to be worth its merge
+# Bytes of one layer's KV. Time of gathered reads / time of single reads on 2 cores: 0.46 at 128 kB per sequence (float32), 0.88 at
+# 384 kB (bfloat16), 1.12 at 416 kB (float32), more than 1.2 at 2 MB.
+MOST_GATHERED, MOST_GATHERED_CUDA = 2**19, 2**24  # most bytes per sequence; on a GPU a call costs more than a copy
+MIN_SHARED = 2**19  # least bytes that a shared run must save: its merge costs time
 
 
 class Reader(NamedTuple):
     """Query tokens `[begin, end)` of a batch that read the stored tokens `[low, stop)` of a block table.
 
-    num_shareable: leading blocks of the table that hold nothing but tokens which all its queries see.
+    num_shareable: number of leading blocks of the table that every query token sees completely.
     """
 
     begin: int
@@ -43,7 +43,7 @@ class Reader(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Blocks `[start, stop)` of the tables of several readers (indices), the same in each."""
+    """Blocks `[start, stop)`, equal in the tables of several readers. members: indices of the readers."""
 
     members: list[int]
     start: int
@@ -53,10 +53,10 @@ class Run(NamedTuple):
 def plan_reads(
     pool: Pool, group: int, kvs: SequenceOf[KVState], queries: list[Query], dtype: torch.dtype, device: torch.device
 ) -> Reads:
-    """What several queries read together of one group's KV; what each reads alone is added to `queries`."""
+    """Return the reads of one KV group that several queries share. Append the spans that a query reads alone to `query.spans`."""
     kv_group, size = pool.groups[group], pool.block_size
     token_bytes = kv_group.bytes_per_token(dtype) // len(kv_group.layers)
-    most = (MOST_GATHERED if device.type == "cpu" else MOST_GATHERED_CUDA) // token_bytes
+    max_gathered = (MOST_GATHERED if device.type == "cpu" else MOST_GATHERED_CUDA) // token_bytes
     readers = [_reader(kv, query, group, kv_group.window, size) for kv, query in zip(kvs, queries, strict=True)]
     reads = Reads()
     for run in shared_runs(readers, max(1, MIN_SHARED // (size * token_bytes))):
@@ -67,7 +67,7 @@ def plan_reads(
         for i in run.members:
             readers[i] = readers[i]._replace(low=run.stop * size)
     alone = set(range(len(readers)))
-    for members in gathered(readers, most):
+    for members in gathered(readers, max_gathered):
         alone.difference_update(members)
         reads.gathers.append(_gather([readers[i] for i in members], len(queries), size, dtype, device))
     for i, (kv, query, reader) in enumerate(zip(kvs, queries, readers, strict=True)):
@@ -75,27 +75,30 @@ def plan_reads(
     return reads
 
 
-def shared_runs(readers: SequenceOf[Reader], least: int) -> list[Run]:
-    """Runs of equal leading blocks, outer ones first, by which at least `least` blocks less are read.
+def shared_runs(readers: SequenceOf[Reader], min_saved: int) -> list[Run]:
+    """Find runs of equal leading blocks, outer runs first. A run saves at least `min_saved` block reads.
 
-    The runs of one reader follow each other from its first block on without a gap.
+    The runs of one reader follow each other without a gap, from its first block on.
     """
-    found: list[Run] = []
-    _split(readers, range(len(readers)), 0, 0, least, found)
-    return found
+    runs: list[Run] = []
+    _split(readers, range(len(readers)), 0, 0, min_saved, runs)
+    return runs
 
 
-def gathered(readers: SequenceOf[Reader], most: int) -> list[list[int]]:
-    """Readers (indices) with one query and at most `most` tokens, in lists of about as many: within a factor of 2."""
+def gathered(readers: SequenceOf[Reader], max_tokens: int) -> list[list[int]]:
+    """Group the readers (indices) with one query and at most `max_tokens` tokens. In a group, lengths differ by a factor below 2.
+
+    All lengths up to 16 form one group.
+    """
     buckets: dict[int, list[int]] = defaultdict(list)
     for index, reader in enumerate(readers):
-        if reader.end - reader.begin == 1 and reader.num_tokens <= most:
+        if reader.end - reader.begin == 1 and reader.num_tokens <= max_tokens:
             buckets[max(4, (reader.num_tokens - 1).bit_length())].append(index)
     return [bucket for bucket in buckets.values() if len(bucket) > 1]
 
 
 def _reader(kv: KVState, query: Query, group: int, window: int | None, block_size: int) -> Reader:
-    """The stored KV that a sequence's queries see: of a short query, its own tokens' too."""
+    """The stored KV that the queries of a sequence see. A short query reads the KV of its own tokens too."""
     first = kv.num_computed_tokens
     low = 0 if window is None else max(0, first - window + 1)
     stop = first + query.end - query.begin if query.is_short else first
@@ -104,9 +107,9 @@ def _reader(kv: KVState, query: Query, group: int, window: int | None, block_siz
 
 
 def _split(
-    readers: SequenceOf[Reader], members: SequenceOf[int], depth: int, start: int, least: int, found: list[Run]
+    readers: SequenceOf[Reader], members: SequenceOf[int], depth: int, start: int, min_saved: int, runs: list[Run]
 ) -> None:
-    """Runs of `members`, whose tables agree up to `depth` and are served by runs already up to `start`."""
+    """Add the runs of `members` to `runs`. Their tables are equal up to `depth`; blocks before `start` are in a run already."""
     agreeing: dict[int, list[int]] = defaultdict(list)
     for index in members:
         if readers[index].num_shareable > depth:
@@ -115,14 +118,14 @@ def _split(
         if len(group) < 2:
             continue
         stop = depth + _num_common([readers[i].table[depth : readers[i].num_shareable] for i in group])
-        pays = (len(group) - 1) * (stop - start) >= least
+        pays = (len(group) - 1) * (stop - start) >= min_saved
         if pays:
-            found.append(Run(group, start, stop))
-        _split(readers, group, stop, stop if pays else start, least, found)
+            runs.append(Run(group, start, stop))
+        _split(readers, group, stop, stop if pays else start, min_saved, runs)
 
 
 def _num_common(tables: list[list[int]]) -> int:
-    """Length of the longest common head: that of the first and the last in order."""
+    """Length of the common prefix of all tables. It is the common prefix of the smallest and the largest table."""
     first, last = min(tables), max(tables)
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 

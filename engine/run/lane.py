@@ -1,7 +1,7 @@
-"""A lane: everything that runs one set of weights in one way.
+"""A lane runs one set of weights with one choice of operations and attention.
 
 A lane owns its stores, pool, attention, runner, scheduler, pacing and share of KV memory. Plans that differ only in step plugins
-(drafters, samplers) share a lane and its KV, so such a toggle recomputes nothing.
+(drafters, samplers) share a lane and its KV, so to toggle such a plugin recomputes no KV.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ class LaneLimits:
 
 
 class State(Protocol):
-    """What a plugin keeps in a lane."""
+    """An object of a plugin in `lane.state`."""
 
     def close(self) -> None:
-        """Called when the lane goes."""
+        """Called when the lane is dropped, or when the engine closes."""
 
 
 class Lane:
-    """One way to run one set of weights.
+    """The stores, pool, attention, runner, scheduler and pacing of one set of weights.
 
-    match, reclaim: ask the plugins for a prefix, and for blocks. load_drafter: builds a draft model that fits. call: runs a
-    function on the engine's thread. state: what plugins keep for all plans of the lane. opened: the plans that `lane_opened` was
-    called for.
+    match: asks the plugins for a prefix. reclaim: asks them for blocks. load_drafter: builds the draft model of a name. call: runs
+    a function on the engine's thread. state: objects of plugins, for all plans of the lane. opened: plans whose `lane_opened`
+    hooks were called.
     """
 
     def __init__(
@@ -97,14 +97,14 @@ class Lane:
         self.draft_models: dict[str, DraftModel] = {}
         self.state: dict[str, State] = {}
         self.opened: WeakSet[Plan] = WeakSet()
-        self.reclaimers: dict[str, Hook] = {}  # by plugin name: what a plugin keeps outlives its options and plans
-        self.opening = Lock()  # the engine's thread never takes it
+        self.reclaimers: dict[str, Hook] = {}  # by plugin name; they stay after the plan is gone, as `state` does
+        self.opening = Lock()  # held while a plan is prepared; the engine's thread never takes it
         self.is_calibrated = False
         self.busy_seconds = 0.0  # for fairness between lanes
 
     @property
     def max_tokens_per_seq(self) -> int:
-        """The limit of a sequence: the context, or the blocks that no draft model took."""
+        """The token limit of a sequence: the context, or less if the blocks that are not withheld hold fewer tokens."""
         return min(self.limits.context, (self.pool.num_blocks - self.pool.num_withheld) * BLOCK_SIZE)
 
     @property
@@ -128,19 +128,19 @@ class Lane:
         self.reclaimers |= {hook.plugin.name: hook for hook in plan.hook("reclaim_blocks")}
 
     def close(self) -> None:
-        """Close what plugins keep in the lane, and let go of the lane itself."""
+        """Close the plugins' objects. Remove the scheduler's references to the lane, so that it is freed at once."""
         self.scheduler.match, self.scheduler.reclaim = _no_match, _no_reclaim
         while self.state:
             name, state = self.state.popitem()
             try:
                 state.close()
             except Exception:
-                log.exception("what plugin %s kept could not be closed", name)
+                log.exception("the lane state of plugin %s could not be closed", name)
 
     # ---- before the first request
 
     def warm_up(self, num_tokens: int) -> None:
-        """Run the model twice on zeros, in free blocks: kernels are made, weights are touched, pacing gets an estimate."""
+        """Run the model twice on zeros, in free blocks. This compiles kernels, touches weights and gives pacing an estimate."""
         num_tokens = min(num_tokens, self.limits.max_step_tokens, self.max_tokens_per_seq)
         with self.pool.borrowed(num_tokens) as slots:
             if slots is None:
@@ -156,7 +156,7 @@ class Lane:
         self.pacing.clock.record(num_tokens, num_tokens, flight.seconds)
 
     def calibrate(self) -> None:
-        """Time forwards of those sizes that drafts make, so that pacing need not try them one by one."""
+        """Time forwards of the sizes that drafts make, so that pacing need not try them with requests."""
         for num_tokens in CALIBRATED:
             self.warm_up(num_tokens)
         self.is_calibrated = True
@@ -164,9 +164,9 @@ class Lane:
     # ---- draft models
 
     def open_drafter(self, name: str) -> DraftModel:
-        """The named draft model beside this lane, loaded on first use: call it in `lane_opened`, where it delays no step.
+        """Return the draft model of a name; load it on first use. Call this in `lane_opened`, where a load delays no step.
 
-        Its KV is charged to this lane: free blocks are withheld, so that both models can hold the same number of tokens.
+        The lane pays for the KV of the draft model: it withholds free blocks, so that both models can hold as many tokens.
         """
         if name not in self.draft_models:
             built = self.load_drafter(name)
@@ -174,7 +174,7 @@ class Lane:
         return self.draft_models[name]
 
     def early_exit(self, num_layers: int) -> DraftModel:
-        """The first layers of this lane's model as a draft model: they read this lane's KV, and write draft slots only."""
+        """Return the first layers of this lane's model as a draft model. It reads the lane's KV and writes only draft slots."""
         key = f"layers:{num_layers}"
         if key not in self.draft_models:
             runner = Runner(EarlyExit(self.built.model, num_layers), self.stores, self.built.attention)
@@ -183,19 +183,20 @@ class Lane:
 
     def _attach(self, name: str, built: BuiltModel) -> None:
         groups = built.model.kv_groups
-        own = sum(group.bytes_per_token(self.dtype) for group in self.pool.groups)
-        extra = sum(group.bytes_per_token(self.dtype) for group in groups)
-        rest = self.pool.num_blocks - self.pool.num_withheld
-        withheld = min(self.pool.num_free_blocks, rest - 1, -(-rest * extra // (own + extra)))
+        target_bytes = sum(group.bytes_per_token(self.dtype) for group in self.pool.groups)  # KV of a token
+        draft_bytes = sum(group.bytes_per_token(self.dtype) for group in groups)
+        num_usable = self.pool.num_blocks - self.pool.num_withheld
+        share = -(-num_usable * draft_bytes // (target_bytes + draft_bytes))
+        withheld = min(self.pool.num_free_blocks, num_usable - 1, share)
         self.pool.withhold(withheld)
-        num_blocks = max(1, withheld * own // extra)
+        num_blocks = max(1, withheld * target_bytes // draft_bytes)
         stores = [KVStore(group, num_blocks * BLOCK_SIZE, self.dtype, self.device) for group in groups]
         builder = BatchBuilder(Pool(groups, num_blocks, BLOCK_SIZE, ""), built.attention, self.dtype, self.device)
         runner = Runner(built.model, stores, built.attention)
         self.draft_models[name] = DraftModel(builder, runner, self.limits.max_step_tokens, shares_kv=False)
 
     def draft_limit(self, seq: Sequence) -> int:
-        """How many draft tokens answer length, context, step and free blocks leave; nothing is evicted for a draft."""
+        """Return the draft length that answer length, context, step and free blocks allow. No block is evicted for a draft."""
         if not seq.is_decoding or seq.num_scheduled_tokens != 1:
             return 0
         size = self.pool.block_size
@@ -206,7 +207,7 @@ class Lane:
     # ---- a step
 
     def build_batch(self, seqs: SequenceOf[Sequence]) -> Batch:
-        """The scheduled tokens and drafts of `seqs` as a batch; a draft without free blocks is dropped."""
+        """Build the batch of the scheduled tokens and drafts of `seqs`. Drop a draft if blocks for it are lacking."""
         chunks = []
         for seq in seqs:
             if seq.draft is not None and not self.pool.reserve(seq.kv, seq.num_tokens + seq.num_draft_tokens):
@@ -217,7 +218,7 @@ class Lane:
         return self.builder.build(chunks)
 
     def commit(self, seq: Sequence, nodes: list[int], token_ids: list[int]) -> None:
-        """Append verified tokens. KV of accepted tree nodes moves to its place; the blocks of rejected nodes are given back.
+        """Append verified tokens. Move the KV of accepted tree nodes to its place. Release the blocks behind the last token.
 
         nodes: indices of the accepted draft tokens, in order.
         """

@@ -1,4 +1,4 @@
-"""What a drafter gets besides the sequences. Importing this module imports no torch."""
+"""The limits that a drafter gets with the sequences. Importing this module imports no torch."""
 
 from __future__ import annotations
 

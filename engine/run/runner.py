@@ -1,7 +1,7 @@
-"""Runs batches: KV operations first, then the forward. The only code that touches the stores' tensors.
+"""Runs batches: first the KV operations, then the forward.
 
-`launch` and `Flight.wait` are apart so that an overlapped loop can keep one flight outstanding; this runner is eager and has
-finished when `launch` returns (on CUDA the work is queued and `wait` ends it).
+`launch` and `Flight.wait` are two functions, so that another loop can keep one flight outstanding. On a CPU, this runner has
+finished when `launch` returns. On CUDA, `launch` queues the work and `wait` waits for its end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pitlane.engine.run.batch import Attention, Batch
 
 
 class Model(Protocol):
-    """What the runner needs of a model. forward: logits [R, V] of the wanted rows."""
+    """The methods of a model that the runner uses."""
 
     kv_groups: tuple[KVGroup, ...]
 
@@ -32,14 +32,14 @@ class Model(Protocol):
 class EarlyExit:
     """The first layers of a model, then its norm and head (Elhoushi et al. 2024).
 
-    num_layers: 0 for the first exit that the model was trained with, or a quarter of its layers.
+    num_layers: layers to run. 0 = the first exit that the model was trained with; without exits, a quarter of its layers.
     """
 
     def __init__(self, model: Model, num_layers: int) -> None:
-        most = getattr(model, "num_layers", 0)
-        num_layers = num_layers or next(iter(getattr(model, "exit_layers", ())), max(1, most // 4))
-        if not 1 <= num_layers < most:
-            raise BadOption(f"an early exit after {num_layers} layers: the model has {most}; choose 1 to {most - 1}")
+        total = getattr(model, "num_layers", 0)
+        num_layers = num_layers or next(iter(getattr(model, "exit_layers", ())), max(1, total // 4))
+        if not 1 <= num_layers < total:
+            raise BadOption(f"cannot exit after {num_layers} layers: the model has {total}; choose 1 to {total - 1}")
         self.model, self.num_layers = model, num_layers
         self.kv_groups = model.kv_groups
 
@@ -51,14 +51,14 @@ class EarlyExit:
 
 @dataclass(slots=True)
 class Flight:
-    """A launched batch. seconds: the forward's, known after `wait`."""
+    """A launched batch. seconds: time of the forward, set by `wait`."""
 
     logits: Tensor
     started: float
     seconds: float = 0.0
 
     def wait(self) -> Tensor:
-        """Logits [R, V] once they are computed."""
+        """Wait until the logits [R, V] are computed, and return them."""
         if self.logits.is_cuda:
             torch.cuda.synchronize(self.logits.device)
         if not self.seconds:

@@ -1,9 +1,9 @@
-"""Which sequences compute how many tokens in the next step of a lane.
+"""Decides how many tokens every sequence of a lane computes in the next step.
 
 There is no prefill phase and no decode phase. Every sequence has uncomputed tokens: one token while it decodes, many tokens after
-admission or preemption. Older sequences come first, and decoding sequences never wait for prompts. Prompts share what the limit
-of a step leaves: half goes to the oldest prompt, half to the prompt that is nearest to its end, so that a short question does not
-wait for a long document. A sequence is admitted when there are blocks for all its known tokens. When the pool runs dry, the
+admission or preemption. Older sequences come first, and decoding sequences never wait for prompts. Prompts share the
+rest of the step's limit: half goes to the prompt that is nearest to its end, half to the oldest prompt, so that a short question
+does not wait for a long document. A sequence is admitted when there are blocks for all its known tokens. When no block is free, the
 youngest sequence is preempted and computed again later.
 """
 
@@ -21,14 +21,14 @@ from pitlane.engine.kv.state import PrefixMatch
 from pitlane.engine.pacing.pacing import Pacing
 from pitlane.engine.sequence import Sequence
 
-LOAD_RATE = 1.5e9  # bytes a second, at least, at which saved KV is written into new pages of the store
+LOAD_RATE = 1.5e9  # bytes per second: a low estimate for writing saved KV into new pages of the store
 
 Match = Callable[[Sequence], PrefixMatch | None]
 Reclaim = Callable[[int], None]
 
 
 class Scheduler:
-    """Waiting and running sequences of one lane. max_step_tokens: of a step; max_seqs: sequences that run at once."""
+    """Waiting and running sequences of one lane. max_step_tokens: most tokens of a step. max_seqs: most running sequences."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Scheduler:
         decoding: list[Sequence] = []
         for seq in list(self.running):
             if seq not in self.running or not seq.is_decoding:
-                continue  # preempted for an older sequence, or a prompt, whose blocks are reserved
+                continue  # preempted for an older sequence; or a prompt: it has its blocks since admission
             if self._reserve(seq, seq.kv.num_computed_tokens + 1):
                 seq.num_scheduled_tokens = 1
                 decoding.append(seq)
@@ -102,7 +102,7 @@ class Scheduler:
                 break
 
     def _fork(self, seq: Sequence) -> None:
-        """Start the other samples of a request: all of its prompt but the last token is computed."""
+        """Start the other samples of a request. All prompt tokens but the last are computed."""
         for child in seq.forks:
             self.pool.fork(seq.kv, child.kv)
             child.is_streamed, child.plan, child.failed = seq.is_streamed, seq.plan, dict(seq.failed)
@@ -123,10 +123,8 @@ class Scheduler:
             kv.prefix = self._find_prefix(seq)
         if _is_pending(seq):
             return False
-        prefix, kv.prefix = (
-            kv.prefix,
-            None,
-        )  # nothing holds the matched blocks, so the match is good for this step alone
+        # Nothing holds the matched blocks, so the match is valid only in this step.
+        prefix, kv.prefix = kv.prefix, None
         if not self._has_room(seq, prefix):
             if prefix.loading is not None:
                 kv.prefix = prefix
@@ -140,7 +138,7 @@ class Scheduler:
         return True
 
     def _find_prefix(self, seq: Sequence) -> PrefixMatch:
-        """The match of a plugin; an empty match if it leaves no token to compute or cannot be read."""
+        """Return the match of a plugin, or an empty match if it leaves no token to compute or cannot be read."""
         match = self.match(seq) or PrefixMatch()
         count = match.num_loading_tokens
         if match.loading is None:
@@ -148,14 +146,17 @@ class Scheduler:
         return PrefixMatch() if count >= seq.num_tokens or _is_unreadable(match) else match
 
     def _has_room(self, seq: Sequence, prefix: PrefixMatch) -> bool:
-        """Whether there are blocks for all known tokens, the next token, and a block for each other sample."""
+        """Whether blocks for all known tokens, the next token and the other samples are free. Asks plugins for blocks.
+
+        May drop the tail of `prefix`. Sets `seq.error` if blocks are lacking and no sequence runs.
+        """
         missing = self.pool.num_missing_blocks(seq.kv, seq.num_tokens + 1) - len(prefix.blocks) + len(seq.forks)
         if missing > self.pool.num_free_blocks:
-            held = [*prefix.blocks, *([prefix.tail[0]] if prefix.tail is not None else [])]
-            for column in held:  # so that the plugin does not give back the matched blocks
+            matched = [*prefix.blocks, *([prefix.tail[0]] if prefix.tail is not None else [])]
+            for column in matched:  # keeps the plugin from giving them back
                 self.pool.lock(column)
             self.reclaim(missing - self.pool.num_free_blocks)
-            for column in held:
+            for column in matched:
                 self.pool.unlock(column)
         if missing <= self.pool.num_free_blocks:
             return True
@@ -172,7 +173,7 @@ class Scheduler:
     def _use_prefix(self, seq: Sequence, prefix: PrefixMatch) -> None:
         pool = self.pool
         if prefix.loading is not None:
-            seq.kv.prefix = prefix  # until all of it is in the store
+            seq.kv.prefix = prefix  # `_load` clears it when the whole prefix is in the store
             return
         pool.adopt(seq.kv, prefix.blocks)
         if prefix.tail is not None:
@@ -180,7 +181,7 @@ class Scheduler:
         self._used_prefix(seq)
 
     def _load(self, decoding: list[Sequence]) -> None:
-        """Write saved prefixes into the store; beside streams, only as much as takes about as long as a step without prompts."""
+        """Write saved prefixes into the store. If a decoding sequence is streamed, take about the time of a decode step."""
         plain = self.pacing.forward_seconds(len(decoding)) if any(seq.is_streamed for seq in decoding) else None
         room = inf if plain is None else plain * LOAD_RATE
         for seq in self.running:
@@ -217,7 +218,7 @@ class Scheduler:
         seq.kv.num_computed_tokens += count
 
     def _reserve(self, seq: Sequence, num_tokens: int) -> bool:
-        """Reserve free blocks, then idle blocks of plugins, then blocks of younger sequences. False: no block is left."""
+        """Reserve blocks. If too few are free, ask plugins, then preempt younger sequences. False: `seq` itself was preempted."""
         while not self.pool.reserve(seq.kv, num_tokens):
             missing = self.pool.num_missing_blocks(seq.kv, num_tokens) - self.pool.num_free_blocks
             before = self.pool.num_free_blocks
@@ -232,9 +233,9 @@ class Scheduler:
 
 
 def shares(left: SequenceOf[int], budget: int) -> list[int]:
-    """Split a budget among prompts that have `left` tokens each, the oldest first.
+    """Split a budget of tokens among prompts. left: tokens to compute of every prompt, oldest prompt first.
 
-    Half goes to those nearest to their end, the rest by age.
+    Half of the budget goes to the prompts that are nearest to their end, the rest to the oldest prompts.
     """
     counts = [0] * len(left)
     nearest, by_age = sorted(range(len(left)), key=lambda index: left[index]), range(len(left))
@@ -245,7 +246,7 @@ def shares(left: SequenceOf[int], budget: int) -> list[int]:
 
 
 def _num_left(seq: Sequence) -> int:
-    """Tokens to compute before the sequence decodes; each of several samples computes the last token itself."""
+    """Tokens to compute now. With several samples, every sample computes the last prompt token itself."""
     return seq.num_uncomputed_tokens - bool(seq.forks)
 
 

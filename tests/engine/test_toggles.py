@@ -139,6 +139,7 @@ class Fragile(Plugin):
     class Options(PluginOptions):
         where: str = "linear"
         claims: str = "identical"
+        num_good_calls: int = 40
 
     @classmethod
     def exactness_for(cls, options: Any) -> Any:
@@ -151,7 +152,7 @@ class Fragile(Plugin):
     def count(self, where: str) -> None:
         if where == self.options.where:
             self.num_calls += 1
-            if self.num_calls > 40:
+            if self.num_calls > self.options.num_good_calls:
                 raise RuntimeError("the part broke")
 
     @hookimpl
@@ -259,6 +260,17 @@ def test_an_approximate_part_that_breaks_ends_its_requests_with_its_name(make_en
         ):
             stream.result()
     assert len(beside.result().token_ids) == 24
+
+
+def test_a_part_that_breaks_at_once_is_refused_with_its_name(make_engine: Any) -> None:
+    engine = engine_with(make_engine, Fragile)
+    plan = engine.plan({"fragile": {"num_good_calls": 0}})
+    for ask in (lambda: engine.lane_of(plan), lambda: engine.generate(PROMPT, PARAMS, plan=plan)):
+        with pytest.raises(
+            PluginFailed, match=r"fragile\.forward: RuntimeError: the part broke; take fragile out of the plan"
+        ):
+            ask()
+    assert len(engine.generate(PROMPT, PARAMS).token_ids) == 24
 
 
 # ---- loading

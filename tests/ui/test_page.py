@@ -76,6 +76,22 @@ def test_stats_line_shows_failed_and_paused_plugins_escaped() -> None:
 
 
 @pytest.mark.parametrize(
+    "dtype, batch_invariant, plugins, label",
+    [
+        ("bfloat16", False, {"prompt_lookup": {}}, "identical up to ties"),
+        ("bfloat16", True, {"prompt_lookup": {}}, "identical"),
+        ("float64", False, {"prompt_lookup": {}}, "identical"),
+        ("bfloat16", False, {}, "identical"),
+    ],
+)
+def test_a_drafter_may_tip_ties_where_rows_depend_on_each_other(
+    dtype: str, batch_invariant: bool, plugins: dict[str, Any], label: str
+) -> None:
+    record = stats(dtype=dtype, batch_invariant=batch_invariant, plugins=plugins)
+    assert f">{label}</span>" in chat_flow.stats_html(record, ROLES)
+
+
+@pytest.mark.parametrize(
     ("after", "reason", "says"),
     [
         ([1, 2, 3], "stop", "same tokens as before</b>"),
