@@ -17,7 +17,7 @@ from pitlane.engine.decode.verify import Verified, verify_rows
 from pitlane.engine.errors import PluginFailed
 from pitlane.engine.events import FinishReason, PrefillProgress, StepStats, TextDelta
 from pitlane.engine.lanes import Lanes
-from pitlane.engine.pacing.governor import Drafting
+from pitlane.engine.pacing.drafting import Drafting
 from pitlane.engine.plan.dispatch import Dispatcher, own_failure
 from pitlane.engine.plan.hooks import HookError
 from pitlane.engine.plan.plugin import Plugin
@@ -52,8 +52,8 @@ class Loop:
             self._finish(lane, seqs, draftings, flight, started)
 
     def _draft(self, lane: Lane, seqs: list[Sequence]) -> list[Drafting]:
-        draftings = lane.pacing.before(seqs, lane.draft_limit)
-        for drafting in draftings:
+        draftings = []
+        for drafting in lane.pacing.before(seqs, lane.draft_limit):
             started, drafting_seqs, asked = perf_counter(), list(drafting.seqs), drafting.asked
 
             def check(_: Plugin, drafts: list[Draft | None], asked: list[int] = asked) -> list[Draft | None]:
@@ -66,6 +66,7 @@ class Loop:
                 for seq, draft in zip(drafting_seqs, drafting.drafts, strict=True):
                     seq.draft = draft
             drafting.seconds = perf_counter() - started
+            draftings.append(drafting)
         return draftings
 
     def _launch(self, lane: Lane, seqs: list[Sequence]) -> Flight | None:

@@ -82,7 +82,7 @@ def engine(make_engine: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def always_draft(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The governor asks for what there is room for, up to 32 tokens, so that drafts do not depend on how long steps take."""
+    """The governor asks for as many draft tokens as there is room for, up to 32: drafts do not depend on step times."""
 
     def numbers(governor: Any, record: Any, seqs: Any, limits: list[int]) -> list[int]:
         return [min(limit, 32) for limit in limits]

@@ -1,1 +1,1 @@
-"""How much work a step does, from measured times: draft lengths and prompt tokens."""
+"""How much work a step does, decided from measured times: draft lengths and prompt tokens."""

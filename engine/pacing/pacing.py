@@ -1,18 +1,19 @@
-"""How much to do in a step of one lane: `before` a step it says how many tokens to draft, `after` it learns from the times.
+"""How much work a step of one lane does: `before` a step it says how many tokens to draft, `after` the step it learns.
 
-Parts: the clock (what a forward takes), the governor (draft tokens), the budget (prompt tokens beside streams). The loop, the
+Parts: the clock (times of forwards), the governor (draft tokens), the budget (prompt tokens beside streams). The loop, the
 scheduler and the stats know `Pacing` alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 
 from pitlane.engine.events import StepStats
 from pitlane.engine.pacing.budget import StepBudget
 from pitlane.engine.pacing.clock import StepClock
-from pitlane.engine.pacing.governor import Drafting, Governor
+from pitlane.engine.pacing.drafting import Drafting
+from pitlane.engine.pacing.governor import Governor
 from pitlane.engine.sequence import Sequence
 
 
@@ -24,10 +25,12 @@ class Pacing:
         self.governor = Governor(self.clock, max_step_tokens)
         self.budget = StepBudget()
 
-    def before(self, seqs: SequenceOf[Sequence], draft_limit: Callable[[Sequence], int]) -> list[Drafting]:
-        """Ask for drafts in a step over `seqs`: for every drafter that is wanted, how many tokens for which sequence.
+    def before(self, seqs: SequenceOf[Sequence], draft_limit: Callable[[Sequence], int]) -> Iterator[Drafting]:
+        """Ask for drafts in a step over `seqs`: for every drafter that is not paused, how many tokens for which sequence.
 
-        draft_limit: the number of draft tokens that length, memory and context leave a sequence.
+        Yields one drafter at a time. The caller fills in its drafts and seconds before it takes the next: the next drafter is
+        asked for fewer tokens where drafts make the step long. draft_limit: the number of draft tokens that length, memory and
+        context leave a sequence.
         """
         decoding = [seq for seq in seqs if seq.is_decoding]
         self.governor.start_step(sum(seq.num_scheduled_tokens for seq in seqs), len(decoding))
@@ -35,18 +38,18 @@ class Pacing:
         for seq in decoding:
             if seq.plan.drafter is not None:
                 by_plan.setdefault(id(seq.plan), []).append(seq)
-        draftings = []
         for plan_seqs in by_plan.values():
             drafter = plan_seqs[0].plan.drafter
             if drafter is not None and not self.governor.is_paused(plan_seqs):
                 drafting = self.governor.ask(drafter, plan_seqs, [draft_limit(seq) for seq in plan_seqs])
                 if any(drafting.asked):
-                    draftings.append(drafting)
-        return draftings
+                    yield drafting
+                    self.governor.add(drafting)
 
     def after(self, stats: StepStats, draftings: SequenceOf[Drafting]) -> None:
-        """Learn from a step: how long it took, and how the drafts fared."""
-        overhead = stats.seconds - stats.forward_seconds
+        """Learn from a step: its times, and the acceptance of its drafts."""
+        drafting_seconds = sum(drafting.seconds + drafting.row_seconds for drafting in draftings)
+        overhead = stats.seconds - stats.forward_seconds - drafting_seconds
         has_prompt = stats.num_prompt_tokens > 0
         self.governor.learn(draftings, None if has_prompt or not stats.num_draft_tokens else overhead)
         if not has_prompt and not stats.num_draft_tokens:

@@ -167,7 +167,7 @@ def check_roles(plugins: Sequence[type[Plugin]]) -> None:
     for plugin in plugins:
         holder = holders.setdefault(plugin.role, plugin.name) if plugin.role else plugin.name
         if holder != plugin.name:
-            raise PlanConflict(f"{holder} and {plugin.name} both have the role {plugin.role}; take one of them out")
+            raise PlanConflict(f"{plugin.role} is held by {holder}; take it out to enable {plugin.name}")
 
 
 def validate(plugin: Any) -> None:
