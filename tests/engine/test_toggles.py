@@ -28,10 +28,14 @@ from pitlane import (
     SpanAttention,
     hookimpl,
 )
+from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.plan.registry import PluginRegistry
 
 PARAMS = SamplingParams(max_tokens=24, ignore_eos=True)
 LONG = SamplingParams(max_tokens=5000, ignore_eos=True)
+CALLS_TO_OPEN = (
+    2 * 2 * (1 + len(CALIBRATED))
+)  # two forwards of two layers: to warm up, and for every size that drafts make
 PROMPT = [random.Random(0).randrange(256) for _ in range(100)]
 
 
@@ -179,10 +183,11 @@ class FragileAttention(Plugin):
 
     class Options(PluginOptions):
         where: str = "attention"
+        num_good_calls: int = 40
 
     @hookimpl
     def build_attention(self, context: BuildContext) -> Any:
-        where, calls = self.options.where, [0]
+        where, num_good_calls, calls = self.options.where, self.options.num_good_calls, [0]
 
         class Breaks(SpanAttention):
             def plan(self, *arguments: Any) -> Any:
@@ -193,7 +198,7 @@ class FragileAttention(Plugin):
 
             def __call__(self, *arguments: Any) -> torch.Tensor:
                 calls[0] += where == "attention"
-                if calls[0] > 60:
+                if calls[0] > num_good_calls:
                     raise RuntimeError("the part broke")
                 return super().__call__(*arguments)
 
@@ -217,7 +222,7 @@ class FragileLinear:
         {"fragile": {"where": "op"}},
         {"fragile_attention": {}},
         {"fragile_attention": {"where": "plan"}},
-        {"fragile_attention": {}, "prefix_cache": {}, "prompt_lookup": {}},
+        {"fragile_attention": {"num_good_calls": CALLS_TO_OPEN + 20}, "prefix_cache": {}, "prompt_lookup": {}},
     ],
     ids=str,
 )

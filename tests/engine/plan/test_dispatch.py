@@ -207,7 +207,7 @@ def test_a_draft_may_leave_what_a_grammar_allows(engine: Any, temperature: float
 @pytest.mark.parametrize("params", [PARAMS, SamplingParams(temperature=0.7, presence_penalty=1.0, logprobs=2)])
 def test_a_model_that_computes_no_numbers_is_named(engine: Any, params: SamplingParams) -> None:
     beside = engine.submit(GOOD_PROMPT, PARAMS)
-    with pytest.raises(ModelError, match="the model's logits hold nan after token 3; take another --dtype"):
+    with pytest.raises(ModelError, match="the model's logits hold nan after token 3; try another --dtype"):
         engine.generate(BAD_PROMPT, params, plan=engine.plan({"no_numbers": {}}))
     assert len(beside.result().token_ids) == 12
 

@@ -115,9 +115,7 @@ def test_letters_that_could_not_be_read_are_named_in_a_warning(
     assert not caplog.messages
     document = load_document(write(tmp_path, "bad.pdf", SIMPLE_PDF.replace(b"Hello lane", rb"x\001y \002z")))
     warning = unreadable_letters(document)
-    assert warning and warning.startswith(
-        "letters that cannot be read: 2, on pages 1; they appear as \ufffd in the text; save"
-    )
+    assert warning and warning.startswith("unreadable letters: 2, on pages 1; the text shows \ufffd instead; save")
     assert caplog.messages == [f"bad.pdf: {warning}"]
 
 
