@@ -28,14 +28,14 @@ from pitlane import (
     SpanAttention,
     hookimpl,
 )
+from pitlane.engine.models.presets import PRESETS
 from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.plan.registry import PluginRegistry
 
 PARAMS = SamplingParams(max_tokens=24, ignore_eos=True)
 LONG = SamplingParams(max_tokens=5000, ignore_eos=True)
-CALLS_TO_OPEN = (
-    2 * 2 * (1 + len(CALIBRATED))
-)  # two forwards of two layers: to warm up, and for every size that drafts make
+# Attention is called once per layer in two forwards to warm up, and in two for every size that drafts make.
+CALLS_TO_OPEN = 2 * PRESETS["tiny"].num_layers * (1 + len(CALIBRATED))
 PROMPT = [random.Random(0).randrange(256) for _ in range(100)]
 
 
