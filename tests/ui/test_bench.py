@@ -63,6 +63,7 @@ def test_plans_give_the_same_ids_in_float64(tmp_path: Path) -> None:
     assert plain["speed"]["ratio"] == 1
 
 
+@pytest.mark.usefixtures("always_draft")
 def test_no_repeat_drafts_from_what_another_answered(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"{word} first, then the rest of it" for word in ("apples", "pears")))

@@ -261,7 +261,7 @@ def test_a_refused_question_says_why_and_how_to_go_on(tab: Any) -> None:
     tab.fill("#box textarea", "word " * 9000)
     tab.keyboard.press("Enter")
     tab.wait_for_selector(".refusal button")
-    assert "tokens and the context holds" in tab.inner_text(".refusal")
+    assert "tokens, but the context holds" in tab.inner_text(".refusal")
     assert tab.locator(".refusal").bounding_box()["y"] < 700, "in sight below a long question"
     tab.reload()
     tab.click(".refusal :text('Edit the question')")

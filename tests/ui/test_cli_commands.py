@@ -157,7 +157,7 @@ def test_plugins_list_has_role_exactness_and_options() -> None:
 
 def test_plugins_info_shows_options_with_ranges() -> None:
     text = invoke("plugins", "info", "prompt_lookup").stdout
-    assert "[1, 64]" in text and "most tokens drafted per step" in text and "identical" in text
+    assert "[1, 64]" in text and "maximum tokens per draft" in text and "identical" in text
 
 
 def test_a_plugin_that_fails_is_listed_with_its_reason(tmp_path: Path) -> None:

@@ -355,9 +355,9 @@ def test_closing_a_tab_stops_compute_and_keeps_what_there_is(page: Any) -> None:
     list(islice(answer, 3))  # the third comes while it is written
     answer.close()
     deadline = time.monotonic() + 5
-    while page.engine.loop.seqs and time.monotonic() < deadline:
+    while page.engine.roster.seqs and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not page.engine.loop.seqs
+    assert not page.engine.roster.seqs
     message = page.store.conversations.get(page.store.conversations.list()[0].id).messages[-1]
     assert message.role == "assistant" and message.stats["finish_reason"] == "aborted" and message.token_ids
 

@@ -299,9 +299,9 @@ def test_removing_a_conversation_stops_its_answer(page: Any, warnings_shown: lis
     assert changes[page.handlers.ui.tab] == new_tab()
     assert page.handlers.ui.thread not in last(answer)
     deadline = time.monotonic() + 5
-    while page.engine.loop.seqs and time.monotonic() < deadline:
+    while page.engine.roster.seqs and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not page.engine.loop.seqs
+    assert not page.engine.roster.seqs
 
 
 def test_a_document_that_is_removed_elsewhere_holds_nothing_up(page: Any, tmp_path: Path) -> None:

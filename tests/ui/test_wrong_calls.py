@@ -29,7 +29,7 @@ CALLS: list[tuple[Sequence[str], str | Sequence[str]]] = [
     ((*RUN, "--plugins", "turbo", "x"), ("'turbo'", "prompt_lookup")),
     ((*RUN, "--plugins", "-turbo", "x"), "'turbo'"),
     ((*RUN, "--plugins", "+", "x"), "''"),
-    ((*RUN, "--plugins", "pdf_document", "x"), "pdf_document serves the host"),
+    ((*RUN, "--plugins", "pdf_document", "x"), "pdf_document is always on"),
     ((*RUN, "--doc", "no-such.pdf", "x"), "no-such.pdf"),
     ((*RUN, "--doc", "folder", "x"), "folder"),
     ((*RUN, "--doc", "empty.txt", "x"), "empty.txt"),
