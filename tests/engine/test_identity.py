@@ -237,7 +237,7 @@ def test_all_tokens_are_plain_tokens_in_bfloat16_by_the_kernels_in_c(
 
 
 @each_model
-@pieces(NUM_PIECES_ALONE, sample=[(0, "greedy"), (1, "1.2")])
+@pieces(NUM_PIECES_ALONE, sample=[(0, "0.7")])
 def test_alone_and_governed_all_tokens_are_plain_tokens_in_float64(
     make_bench: Callable[..., Bench], shared_data: Path, piece: int, mode: str, model: str
 ) -> None:
