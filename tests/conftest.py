@@ -1,14 +1,17 @@
 """Fixtures for all tests: a home of their own, no network, small models.
 
 Nothing a test does touches the user's home; only built-in plugins are loaded.
+
+`--whole` and the mark `sizes` choose the size of long proofs: `-m slow` runs a sample, `-m slow --whole` the full proof.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +23,70 @@ torch.set_num_threads(1)  # models of a few thousand weights lose by threads, an
 # A shell's background job ignores Ctrl-C, and the commands under test would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+TESTS = Path(__file__).resolve().parent
+SPEED = TESTS / "speed"
+SHARED = TESTS.parents[1] / "shared" / "data"
+SAMPLE_TIMEOUT, WHOLE_TIMEOUT = 1800, 7200  # seconds for a test at a slow size
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole", action="store_true", help="with -m slow: run the long proofs whole, not on a sample")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize by `@pytest.mark.sizes(names, default=[], sample=[...], whole=[...])`.
+
+    The default tier runs the values of `default`. The slow tier runs `sample`, or with `--whole` the values of `whole`.
+    `ids`: as for parametrize.
+    """
+    whole = metafunc.config.getoption("whole")
+    slow = [pytest.mark.slow, pytest.mark.timeout(WHOLE_TIMEOUT if whole else SAMPLE_TIMEOUT)]
+
+    def param(value: Any, marks: Any) -> Any:
+        return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=marks)
+
+    for mark in metafunc.definition.iter_markers("sizes"):
+        values = [param(value, ()) for value in mark.kwargs.get("default", ())]
+        values += [param(value, slow) for value in mark.kwargs["whole" if whole else "sample"]]
+        metafunc.parametrize(*mark.args, values, ids=mark.kwargs.get("ids"))
+
+
+class Cores:
+    """A test of speed runs while no other slow test runs, though the workers of pytest-xdist share the cores.
+
+    Consecutive tests of speed keep the lock, so they run in one go. Tests of the default tier take no lock.
+    """
+
+    def __init__(self) -> None:
+        import fcntl
+
+        self.flock, self.shared, self.alone, self.free = fcntl.flock, fcntl.LOCK_SH, fcntl.LOCK_EX, fcntl.LOCK_UN
+        self.queue, self.cores = os.open(TESTS, os.O_RDONLY), os.open(SPEED, os.O_RDONLY)
+        self.keeps_lock = False
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # outside pytest-timeout, which would count the wait
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, Any, Any]:
+        needs_all = SPEED in item.path.parents
+        if not self.keeps_lock and item.get_closest_marker("slow"):
+            self.flock(self.queue, self.alone)  # first come, first served: a test of speed does not starve
+            self.flock(self.cores, self.alone if needs_all else self.shared)
+            self.flock(self.queue, self.free)
+        try:
+            return (yield)
+        finally:
+            self.keeps_lock = needs_all and nextitem is not None and SPEED in nextitem.path.parents
+            if not self.keeps_lock:
+                self.flock(self.cores, self.free)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        config.pluginmanager.register(Cores())
 
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """PITLANE_HOME in tmp; offline; no installed plugin packages; no PITLANE_* setting of the user."""
-    import os
-
     for name in [name for name in os.environ if name.startswith("PITLANE_")]:
         monkeypatch.delenv(name)
     home = tmp_path / "pitlane-home"

@@ -1,15 +1,18 @@
 """Drafting changes no token: every drafter, in one batch and alone, greedy and sampled, on trained models; and fake drafters.
 
 The reference is plain decoding with the same seeds. In float64 every token id is equal; in float32 and bfloat16 answers may
-differ at a tie that is closer than the rounding between batch shapes, which the test measures on the same answers. `-m slow -s`
-runs all models, modes and prompts, and prints the numbers of docs/exactness.md. That takes hours, so the tests are cut into pieces
-of a batch of prompts, a minute or two long: `-k "float64 and bundled and greedy and piece7"`.
+differ at a tie that is closer than the rounding between batch shapes, which the test measures on the same answers.
+
+The tests on trained models are cut into pieces of a batch of prompts, half a minute or more long. `-m slow` runs a sample of the
+pieces. `-m slow --whole -s` runs all pieces and prints the numbers of docs/exactness.md, which takes hours. A single piece:
+`-m slow --whole -k "float64 and bundled and greedy and piece7"`.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +33,13 @@ each_model = pytest.mark.parametrize("model", ["stories260K", "babyllama-tok105"
 NUM_PIECES, NUM_PIECES_ALONE, NUM_PIECES_ROUNDED = 25, 3, 7  # of a batch of prompts
 
 
-def each_piece(count: int) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("piece", range(count), ids=[f"piece{number}" for number in range(count)])
+def pieces(count: int, sample: list[tuple[int, str]]) -> pytest.MarkDecorator:
+    """Parametrize by piece and mode: the pairs of `sample` in the slow tier, all pairs with `--whole`."""
+    return pytest.mark.sizes("piece, mode", sample=sample, whole=list(product(range(count), MODES)), ids=piece_id)
+
+
+def piece_id(value: int | str) -> str:
+    return f"piece{value}" if isinstance(value, int) else value
 
 
 class Bench(NamedTuple):
@@ -190,14 +198,11 @@ def prompts_of_piece(engine: Any, shared_data: Path, piece: int) -> list[list[in
     return prompts_of(engine, text, NUM_PIECES * BATCH)[piece::NUM_PIECES]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("varied_draft")
-@each_mode
 @each_model
-@each_piece(NUM_PIECES)
+@pieces(NUM_PIECES, sample=[(0, "greedy"), (3, "0.7"), (4, "1.2")])
 def test_all_tokens_are_plain_tokens_in_float64(
-    make_bench: Callable[..., Bench], shared_data: Path, piece: int, model: str, mode: dict[str, Any]
+    make_bench: Callable[..., Bench], shared_data: Path, piece: int, mode: str, model: str
 ) -> None:
     """All pieces together: a drafter gives 200 answers of 256 tokens (up to the context), a batch holds every drafter.
 
@@ -205,55 +210,47 @@ def test_all_tokens_are_plain_tokens_in_float64(
     """
     engine, settings = make_bench(model)
     prompts = prompts_of_piece(engine, shared_data, piece)
-    plain = answers(engine, prompts, lambda i: {}, BATCH, 256, **mode)
+    plain = answers(engine, prompts, lambda i: {}, BATCH, 256, **MODES[mode])
     size = BATCH if piece < NUM_PIECES_ALONE else BATCH * BATCH
-    results = answers(engine, prompts * BATCH, all_shifts(settings), size, 256, **mode)
+    results = answers(engine, prompts * BATCH, all_shifts(settings), size, 256, **MODES[mode])
     assert_equal(results, plain * BATCH, f"{model} {mode}")
     accepted = accepted_by_drafter(results)
     assert all(count > 0 for count in accepted.values()), accepted
-    print(
-        f"\n{model} float64 {mode or 'greedy'} piece {piece}: {BATCH * len(prompts)} answers plain; accepted {accepted}"
-    )
+    print(f"\n{model} float64 {mode} piece {piece}: {BATCH * len(prompts)} answers plain; accepted {accepted}")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("varied_draft")
 @pytest.mark.skipif(bool(linear.unavailable()), reason=str(linear.unavailable()))
-@each_mode
-@each_piece(NUM_PIECES)
+@pieces(NUM_PIECES, sample=[(0, "greedy"), (3, "0.7"), (4, "1.2")])
 def test_all_tokens_are_plain_tokens_in_bfloat16_by_the_kernels_in_c(
-    make_bench: Callable[..., Bench], shared_data: Path, piece: int, mode: dict[str, Any]
+    make_bench: Callable[..., Bench], shared_data: Path, piece: int, mode: str
 ) -> None:
     """The same 200 prompts on the bundled model; the kernels sum a row in the same order in any batch."""
     engine, settings = make_bench("bundled", dtype="bfloat16")
     kernels: Settings = {"packed_linear": {}, "paged_attention": {}, "fused_ops": {}}
     prompts = prompts_of_piece(engine, shared_data, piece)
-    plain = answers(engine, prompts, lambda i: kernels, BATCH, 256, **mode)
+    plain = answers(engine, prompts, lambda i: kernels, BATCH, 256, **MODES[mode])
     chosen = all_shifts([kernels | drafter for drafter in settings])
     size = BATCH if piece < NUM_PIECES_ALONE else BATCH * BATCH
-    assert_equal(answers(engine, prompts * BATCH, chosen, size, 256, **mode), plain * BATCH, f"{mode}")
-    print(f"\nbundled bfloat16 kernels {mode or 'greedy'} piece {piece}: {BATCH * len(prompts)} answers plain")
+    assert_equal(answers(engine, prompts * BATCH, chosen, size, 256, **MODES[mode]), plain * BATCH, f"{mode}")
+    print(f"\nbundled bfloat16 kernels {mode} piece {piece}: {BATCH * len(prompts)} answers plain")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@each_mode
 @each_model
-@each_piece(NUM_PIECES_ALONE)
+@pieces(NUM_PIECES_ALONE, sample=[(0, "0.7")])
 def test_alone_and_governed_all_tokens_are_plain_tokens_in_float64(
-    make_bench: Callable[..., Bench], shared_data: Path, piece: int, model: str, mode: dict[str, Any]
+    make_bench: Callable[..., Bench], shared_data: Path, piece: int, mode: str, model: str
 ) -> None:
     """24 prompts one by one, under every drafter. The plain answers of a batch are compared too."""
     engine, settings = make_bench(model)
     prompts = prompts_of_piece(engine, shared_data, piece)
-    plain = answers(engine, prompts, lambda i: {}, 1, 256, **mode)
-    assert_equal(answers(engine, prompts, lambda i: {}, BATCH, 256, **mode), plain, "plain, in a batch")
+    plain = answers(engine, prompts, lambda i: {}, 1, 256, **MODES[mode])
+    assert_equal(answers(engine, prompts, lambda i: {}, BATCH, 256, **MODES[mode]), plain, "plain, in a batch")
     for drafter in settings[1:]:
-        results = answers(engine, prompts, rotated([drafter], 0), 1, 256, **mode)
+        results = answers(engine, prompts, rotated([drafter], 0), 1, 256, **MODES[mode])
         assert_equal(results, plain, f"{model} {mode}, {drafter} alone")
         count = sum(accepted_by_drafter(results).values())
-        print(f"\n{model} float64 {mode or 'greedy'} piece {piece} {drafter}: {len(results)} plain, {count} accepted")
+        print(f"\n{model} float64 {mode} piece {piece} {drafter}: {len(results)} plain, {count} accepted")
 
 
 def measured_rounding(references: list[Result], results: list[Result]) -> float:
@@ -268,15 +265,12 @@ def measured_rounding(references: list[Result], results: list[Result]) -> float:
     return largest
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("varied_draft")
-@each_mode
 @pytest.mark.parametrize("dtype", list(ROUNDING))
 @each_model
-@each_piece(NUM_PIECES_ROUNDED)
+@pieces(NUM_PIECES_ROUNDED, sample=[(0, "0.7"), (1, "greedy")])
 def test_only_ties_below_the_measured_rounding_differ(
-    make_bench: Callable[..., Bench], shared_data: Path, piece: int, model: str, dtype: str, mode: dict[str, Any]
+    make_bench: Callable[..., Bench], shared_data: Path, piece: int, mode: str, model: str, dtype: str
 ) -> None:
     """56 prompts under every drafter, the first 8 in batches of 8, the rest in batches of 64.
 
@@ -284,7 +278,7 @@ def test_only_ties_below_the_measured_rounding_differ(
     """
     engine, settings = make_bench(model, dtype=dtype)
     prompts = prompts_of_piece(engine, shared_data, piece)
-    sampling = {**mode, "top_k": 20, "logprobs": 50} if mode else {"logprobs": 50}
+    sampling = {**MODES[mode], "top_k": 20, "logprobs": 50} if MODES[mode] else {"logprobs": 50}
     plain = answers(engine, prompts, lambda i: {}, BATCH, 256, **sampling)
     size = BATCH if piece == 0 else BATCH * BATCH
     results = answers(engine, prompts * BATCH, all_shifts(settings), size, 256, **sampling)
@@ -298,7 +292,7 @@ def test_only_ties_below_the_measured_rounding_differ(
     before = sum(total if at is None else at for total, at in tokens)
     rate = 100 * before / sum(total for total, _ in tokens)
     print(
-        f"\n{model} {dtype} {mode or 'greedy'} piece {piece}: {len(results) - num_differing} of {len(results)} answers identical, "
+        f"\n{model} {dtype} {mode} piece {piece}: {len(results) - num_differing} of {len(results)} answers identical, "
         f"{rate:.2f} % of tokens before any tie; rounding {rounding:.2e}"
     )
 

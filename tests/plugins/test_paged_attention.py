@@ -34,7 +34,7 @@ def prompts_of(engine: Any) -> list[list[int]]:
 
 
 def params_of(index: int, mode: dict[str, Any]) -> SamplingParams:
-    return SamplingParams(max_tokens=96, seed=index, ignore_eos=True, **mode)
+    return SamplingParams(max_tokens=64, seed=index, ignore_eos=True, **mode)
 
 
 @MODES

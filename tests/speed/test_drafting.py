@@ -95,7 +95,7 @@ def seconds_per_token(engine: Engine, settings: dict[str, Any], num_tokens: int 
 @pytest.mark.parametrize("number", [2, 4, 8, 16])
 def test_speed_up_is_what_acceptance_and_the_wider_forward_predict(engine: Engine, number: int) -> None:
     plain, drafted, steps, narrow, wide = [], [], [], [], []
-    clock = engine.lane_of(engine.default_plan).clock  # its times of forwards come from these runs
+    clock = engine.lane_of(engine.default_plan).pacing.clock  # its times of forwards come from these runs
     drafter = {"forced": {}, "scripted": {"acceptance": 0.8, "num_draft_tokens": number}}
     for _ in range(3):
         plain.append(seconds_per_token(engine, {"forced": {}})[0])

@@ -278,7 +278,6 @@ def test_a_kill_loses_and_doubles_no_line(tmp_path: Path) -> None:
     killed_runs(tmp_path, num_prompts=40, num_kills=1, max_tokens=10)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_many_kills_lose_and_double_no_line(tmp_path: Path) -> None:
-    killed_runs(tmp_path, num_prompts=1500, num_kills=25, max_tokens=40)
+@pytest.mark.sizes("num_prompts, num_kills", sample=[(600, 10)], whole=[(1500, 25)])
+def test_many_kills_lose_and_double_no_line(tmp_path: Path, num_prompts: int, num_kills: int) -> None:
+    killed_runs(tmp_path, num_prompts, num_kills, max_tokens=40)

@@ -22,8 +22,7 @@ BATCH = 16
 CHUNKS = (7, 33)
 MORE_CHUNKS = (1, 2, 3, 7, 16, 31, 32, 33, 61, 64, 100, 512)
 MODES = pytest.mark.parametrize("mode", [{}, {"temperature": 0.9, "top_k": 20}], ids=["greedy", "sampled"])
-AT_FULL_SIZE = [pytest.mark.slow, pytest.mark.timeout(3600)]
-SIZES = pytest.mark.parametrize("count, max_tokens", [(6, 40), pytest.param(200, 64, marks=AT_FULL_SIZE)])
+SIZES = pytest.mark.sizes("count, max_tokens", default=[(6, 40)], sample=[(16, 40)], whole=[(200, 64)])
 KERNELS: dict[str, dict[str, Any]] = {"packed_linear": {}, "paged_attention": {}, "fused_ops": {}}
 TIE = 1e-4  # in logits; float32 batch shapes differ by about 1e-5 here
 
@@ -45,7 +44,7 @@ def bundled(make_engine: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def params_of(index: int, max_tokens: int, mode: dict[str, Any]) -> SamplingParams:
-    return SamplingParams(max_tokens=max_tokens, seed=index, ignore_eos=True, logprobs=50, **mode)
+    return SamplingParams(max_tokens=max_tokens, seed=index, ignore_eos=True, **mode)
 
 
 def in_batches(engine: Any, prompts: list[list[int]], params: list[SamplingParams], **options: Any) -> list[Result]:
@@ -78,7 +77,7 @@ def every_way(
     params = [params_of(index, max_tokens, mode) for index in range(prompts)]
     alone = [engine.generate(text, own) for text, own in zip(texts, params, strict=True)]
     same(alone, in_batches(engine, texts, params), "in batches of 16")
-    for size in CHUNKS if prompts < 100 else MORE_CHUNKS:
+    for size in CHUNKS if prompts < BATCH else MORE_CHUNKS:
         few = 32 if size < 16 else prompts
         with chunks_of(engine, size):
             same(alone[:few], in_batches(engine, texts[:few], params[:few]), f"in chunks of {size}")
@@ -128,7 +127,7 @@ def test_in_float32_answers_differ_only_at_ties(
         num_differing = assert_only_ties_differ(references, results, SamplingParams(**mode), TIE)
         print(f"float32, {how}: {num_differing} of {len(results)} differ at a tie")
 
-    every_way(bundled, "float32", count, max_tokens, mode, same)
+    every_way(bundled, "float32", count, max_tokens, {**mode, "logprobs": 50}, same)
 
 
 @SIZES
