@@ -120,7 +120,7 @@ class Detokenizer:
                 self.stopped, self._held = True, ""
                 return self._visible(text[: self._outside_special(text, end - max(matches))])
         num_held = max((stop.num_matched for stop in self._stop_strings), default=0)
-        cut = self._outside_special(text, len(text) - num_held)
+        cut = self._outside_special(text, len(text) - num_held) if num_held else len(text)
         self._held = text[cut:]
         return self._visible(text[:cut])
 
