@@ -88,6 +88,8 @@ class Stream:
                 while self._end is None and not self._events.empty():
                     yield self._next()
         finally:
+            with self._lock:
+                self._waiter = None
             self.abort()
 
     def __enter__(self) -> Stream:

@@ -73,7 +73,10 @@ class Plugin:
         return None
 
     def close(self) -> None:
-        """Release the resources of this instance. Called once: after its last plan is gone, or when the engine closes."""
+        """Release the resources of this instance. Called once: after its last plan is gone, or when the engine closes.
+
+        Parts that the instance built may still run, and its `reclaim_blocks` may still be called, while a lane has them.
+        """
 
     @classmethod
     def parse_options(cls, values: dict[str, Any]) -> PluginOptions:
