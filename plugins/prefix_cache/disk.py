@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, TypeVar
 
 from pitlane import Segment, StorageError, release_threads
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pitlane.storage.db import Store
 
 log = logging.getLogger("pitlane.prefix_cache")
+# Opening takes about 0.02 s. A process that forks while it opens SQLite leaves the child with a lock that nobody holds; a disk that
+# hangs delays a lane by no more than this.
+OPENING_SECONDS = 1.0
 MAX_WAITING = 2 * 10**9  # bytes queued for the writing thread; beyond this limit, a document is not saved
 Result = TypeVar("Result")
 
@@ -35,6 +38,7 @@ class Disk:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="pitlane-prefix-read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="pitlane-prefix-write")
         self._opening: Future[Store] = self._reader.submit(_open_store, quota_bytes)
+        wait([self._opening], OPENING_SECONDS)
         self._lock = threading.Lock()
         self._num_waiting = 0  # bytes
         self._was_failure_said = False
