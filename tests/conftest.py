@@ -79,6 +79,11 @@ class Cores:
                 self.flock(self.cores, self.free)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files of browser tests come first, so that no worker is left with them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("browser") is None)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         config.pluginmanager.register(Cores())
