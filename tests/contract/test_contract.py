@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -100,14 +101,28 @@ def test_on_and_off_leaves_the_engine_bit_identical(make_engine: Any, plugin: ty
     assert after.logprobs == before.logprobs, "logprobs are not equal to the bit"
 
 
+@pytest.fixture(scope="module")
+def plain_answers() -> Callable[..., list[Any]]:
+    """The answers of the bare core, computed once for all plugins: `plain_answers(engine, dtype, **sampling)`."""
+    known: dict[str, list[Any]] = {}
+
+    def get(engine: Any, dtype: str, **sampling: Any) -> list[Any]:
+        key = f"{dtype} {sampling}"
+        if key not in known:
+            known[key] = answers(engine, {}, 4, **sampling)
+        return known[key]
+
+    return get
+
+
 @pytest.mark.usefixtures("cut_tiny")
 @pytest.mark.parametrize("sampling", SAMPLING, ids=["greedy", "sampled", "penalised"])
 @pytest.mark.parametrize("plugin", IDENTICAL, ids=lambda plugin: plugin.name)
 def test_identical_plugins_give_the_same_tokens(
-    make_engine: Any, plugin: type[Plugin], sampling: dict[str, Any]
+    make_engine: Any, plain_answers: Any, plugin: type[Plugin], sampling: dict[str, Any]
 ) -> None:
     engine = make_engine(dtype="float64")
-    plain = answers(engine, {}, 4, **sampling)
+    plain = plain_answers(engine, "float64", **sampling)
     with_plugin = answers(engine, settings_of(plugin), 4, **sampling)
     assert [r.token_ids for r in with_plugin] == [r.token_ids for r in plain]
     assert all(len(r.token_ids) == 256 for r in with_plugin)
@@ -118,10 +133,10 @@ def test_identical_plugins_give_the_same_tokens(
 @pytest.mark.parametrize("sampling", SAMPLING[:2], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("plugin", IDENTICAL, ids=lambda plugin: plugin.name)
 def test_in_lower_precision_only_ties_differ(
-    make_engine: Any, plugin: type[Plugin], sampling: dict[str, Any], dtype: str
+    make_engine: Any, plain_answers: Any, plugin: type[Plugin], sampling: dict[str, Any], dtype: str
 ) -> None:
     """At the first different token, the choice or the edge of top-k is closer than the rounding between batch shapes."""
     engine = make_engine(dtype=dtype)
-    plain = answers(engine, {}, 4, logprobs=50, **sampling)
+    plain = plain_answers(engine, dtype, logprobs=50, **sampling)
     with_plugin = answers(engine, settings_of(plugin), 4, **sampling)
     assert_only_ties_differ(plain, with_plugin, SamplingParams(**sampling), {"float32": 1e-4, "bfloat16": 0.15}[dtype])
