@@ -109,7 +109,7 @@ def draw(speeds: dict[str, dict[str, float]], path: str) -> None:
 def measure() -> dict[str, Any]:
     """The table of drafters, and lookahead for several W, N and G."""
     Governor._numbers = lambda governor, record, seqs, limits: list(limits)  # type: ignore[method-assign]
-    with Engine("bundled", plugins={}) as engine:
+    with Engine("bundled", dtype="float32", plugins={}) as engine:
         sets = {
             "answers": answers(engine),
             "prose": texts(engine, "docs/*.md"),

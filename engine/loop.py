@@ -105,8 +105,8 @@ class Loop:
                 self._seal(lane, seq)
             self.roster.settle(lane, seq)
         num_accepted = sum(sum(drafting.num_accepted.values()) for drafting in draftings)
-        stats = StepStats(len(seqs), num_tokens, num_prompt, num_draft, num_accepted, flight.seconds, 0.0)
-        stats.seconds = perf_counter() - started
+        seconds = perf_counter() - started
+        stats = StepStats(len(seqs), num_tokens, num_prompt, num_draft, num_accepted, flight.seconds, seconds)
         lane.pacing.after(stats, draftings)
         lane.busy_seconds += stats.seconds
         self.forward_seconds += flight.seconds

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pitlane import Engine, SamplingParams
+from pitlane import Engine, SamplingParams, Settings
 
 MAX_ANSWER = 96  # tokens
 PIECE = 400  # characters of a text before the teacher continues it
@@ -23,7 +23,10 @@ PARALLEL = 16  # chats and pieces of texts that run at a time
 
 def teacher_answers(teacher: Path, device: str, records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield, in order, chats with the teacher's answers, and every other piece of the texts with its continuation."""
-    plugins: dict[str, Any] = {"prefix_cache": {"save_documents": False}}
+
+    def plugins(default: Settings) -> Settings:
+        return {**default, "prefix_cache": {"save_documents": False}}
+
     threads = torch.get_num_threads()  # the same number as the training that follows
     with (
         Engine(str(teacher), plugins=plugins, device=device, threads=threads) as engine,

@@ -114,7 +114,7 @@ def test_mixed_lengths_beside_padded_generate(engine: Engine, peer: Any) -> None
 
 def test_batch_of_64_on_the_bundled_model() -> None:
     """The loop and attention must leave most of the gain of a batch: at least 6 times the tokens per second of one request."""
-    with Engine("bundled", plugins={}) as engine:
+    with Engine("bundled", dtype="float32", plugins={}) as engine:
         single, many = [], []
         for _ in range(3):
             single.append(submit(engine, [[1, *range(300, 399)]], [128])[1])
