@@ -84,8 +84,8 @@ class Lane:
         self.load_drafter, self.call = load_drafter, call
         self.stores = [KVStore(group, num_blocks * BLOCK_SIZE, dtype, device) for group in groups]
         self.pool = Pool(groups, num_blocks, BLOCK_SIZE, fingerprint)
-        self.builder = BatchBuilder(self.pool, built.attention, dtype, device)
-        self.runner = Runner(built.model, self.stores, built.attention)
+        self.builder = BatchBuilder(self.pool)
+        self.runner = Runner(built.forward(self.stores), self.pool.queue)
         self.pacing = Pacing(limits.max_step_tokens)
         self.scheduler = Scheduler(
             self.pool,
@@ -181,7 +181,8 @@ class Lane:
         """Return the first layers of this lane's model as a draft model. It reads the lane's KV and writes only draft slots."""
         key = f"layers:{num_layers}"
         if key not in self.draft_models:
-            runner = Runner(EarlyExit(self.built.model, num_layers), self.stores, self.built.attention)
+            model = EarlyExit(self.built.model, num_layers)
+            runner = Runner(self.built.forward(self.stores, model), self.pool.queue)
             self.draft_models[key] = DraftModel(self.builder, runner, self.limits.max_step_tokens, shares_kv=True)
         return self.draft_models[key]
 
@@ -195,8 +196,8 @@ class Lane:
         self.pool.withhold(withheld)
         num_blocks = max(1, withheld * target_bytes // draft_bytes)
         stores = [KVStore(group, num_blocks * BLOCK_SIZE, self.dtype, self.device) for group in groups]
-        builder = BatchBuilder(Pool(groups, num_blocks, BLOCK_SIZE, ""), built.attention, self.dtype, self.device)
-        runner = Runner(built.model, stores, built.attention)
+        builder = BatchBuilder(Pool(groups, num_blocks, BLOCK_SIZE, ""))
+        runner = Runner(built.forward(stores), builder.pool.queue)
         self.draft_models[name] = DraftModel(builder, runner, self.limits.max_step_tokens, shares_kv=False)
 
     def draft_limit(self, seq: Sequence) -> int:
@@ -233,11 +234,16 @@ class Lane:
                 [self.pool.slots(seq.kv, group, index, index + 1)[0] for index in indices]
                 for indices in zip(*moves, strict=True)
             )
-            self.runner.execute([Copy(group, sources, targets)])
+            self.pool.queue.append(Copy(group, sources, targets))
         seq.token_ids += token_ids
         seq.kv.num_computed_tokens = base + len(nodes)
         seq.draft = None
         self.pool.roll_back(seq.kv, seq.kv.num_computed_tokens)
+
+    def flush(self) -> None:
+        """Carry out the waiting KV operations now: no forward follows that would take them."""
+        if self.pool.queue.operations:
+            self.runner.launch(self.builder.build(())).wait()
 
 
 def _no_match(seq: Sequence) -> PrefixMatch | None:
