@@ -14,7 +14,6 @@ import torch
 from pitlane.engine.decode.draft import Draft, clean
 from pitlane.engine.decode.rows import Rows, split_rows
 from pitlane.engine.decode.verify import Verified, verify_rows
-from pitlane.engine.errors import PluginFailed
 from pitlane.engine.events import FinishReason, PrefillProgress, StepStats, TextDelta
 from pitlane.engine.lanes import Lanes
 from pitlane.engine.pacing.drafting import Drafting
@@ -74,6 +73,7 @@ class Loop:
         try:
             flight = lane.runner.launch(lane.build_batch(seqs))
             flight.wait()
+            lane.pool.queue.deliver(flight.saved)
             return flight
         except (Exception, SystemExit) as error:
             plugin = lane.built.culprit(error)
@@ -190,10 +190,6 @@ class Loop:
             index = kv.num_sealed_blocks
             self.dispatch.call([seq], seq.plan.hook("block_sealed"), None, seq=seq, index=index, lane=lane)
             kv.num_sealed_blocks += 1
-        try:
-            self.roster.carry_out(lane, seq)
-        except Exception as error:
-            raise PluginFailed(f"a plugin's KV operation failed: {error}; ask again without it") from error
         lane.pool.drop(kv, kv.num_computed_tokens)
 
     # ---- for the worker

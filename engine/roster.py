@@ -86,13 +86,6 @@ class Roster:
             seq.outlook = None
             self.enter(seq)
 
-    def carry_out(self, lane: Lane, seq: Sequence) -> None:
-        """Carry out the KV operations that plugins asked for, after those that wait for the next forward."""
-        if seq.kv.operations:
-            operations = [*lane.pool.operations, *seq.kv.operations]
-            lane.pool.operations, seq.kv.operations = [], []
-            lane.runner.execute(operations)
-
     def end(self, seq: Sequence, reason: FinishReason) -> None:
         """Finish a sequence: take it out of its lane, send its result or its error.
 
@@ -120,17 +113,13 @@ class Roster:
             self.put(seq, seq.error)
             self.abort(seq.request.sample_ids)
         if lane is not None and not lane.has_work:
-            _check_blocks(lane)
+            _rest(lane)
 
     def _leave(self, lane: Lane, seq: Sequence) -> None:
         """Take a sequence out of its lane: tell its plugins, give back its blocks."""
         for sample in (seq, *seq.forks):
             self.lane_of.pop(sample.id, None)
         self.dispatch.call([seq], seq.plan.hook("sequence_finished"), None, seq=seq, lane=lane)
-        try:
-            self.carry_out(lane, seq)
-        except Exception:  # the KV is not saved; the answer is whole
-            log.exception("a KV operation of a plugin failed")
         seq.state.clear()
         lane.scheduler.remove(seq)
 
@@ -168,8 +157,15 @@ def _kv_bytes(seq: Sequence, lane: Lane | None) -> int:
     return lane.kv_bytes_per_block * max((len(t) for t in seq.kv.block_tables), default=0) if lane is not None else 0
 
 
-def _check_blocks(lane: Lane) -> None:
-    """Log an error if a lane without work has lost blocks. Blocks are lost if no sequence, plugin or draft model holds them."""
+def _rest(lane: Lane) -> None:
+    """Let a lane without work carry out its KV operations. Log an error if it has lost blocks.
+
+    Blocks are lost if no sequence, plugin or draft model holds them.
+    """
+    try:
+        lane.flush()
+    except Exception:  # the KV is not saved; the answers are whole
+        log.exception("a KV operation failed")
     try:
         lane.pool.check_integrity(())
     except AssertionError as error:

@@ -58,7 +58,7 @@ class Timing:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """The running state of one sample of a request. Plugins read it, and write `state[name]`, `notes[name]` and `kv.operations`.
+    """The running state of one sample of a request. Plugins read it, and write `state[name]` and `notes[name]`.
 
     forks: the other samples, until the prompt is computed. is_streamed: a reader takes tokens during the run. state: objects of
     plugins, by plugin name. failed: error texts, by name of the failed plugin. notes: entries of plugins for the stats.

@@ -1,13 +1,22 @@
-"""Changes of stored KV, as data: copies, loads and saves that the runner carries out in order."""
+"""Changes of stored KV as plain data, and the queue in which they wait for the next forward.
+
+The runner takes the whole queue before a forward, carries out the operations in the order of the queue, and runs the forward then.
+This order alone keeps KV right when blocks are freed and reused in the meantime. A new owner writes into a block in two ways: by an
+operation, which stands behind every earlier operation in the queue, or by a forward, which runs behind the queue. So an operation
+finds its source slots as they were when it was appended, and no operation waits for the release of a block.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+log = logging.getLogger("pitlane")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +30,55 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Write tokens `[start, start + n)` of saved KV into n slots of every group. tensors: `group.0`, ... [2, L, Hkv, N, D]."""
+    """Write saved KV into slots. tensors: `group.0`, ... [2, L, Hkv, N, D].
+
+    slots, starts: per group. The n slots of a group get the tokens `[start, start + n)` of its tensor.
+    """
 
     slots: list[list[int]]
     tensors: Mapping[str, Tensor]
-    start: int = 0
+    starts: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """Copy the KV of slots of every group into new host tensors, named as in `Load`, and call `sink` with them."""
+    """Copy the KV of slots of every group into new host tensors, named as in `Load`. key: the number of their receiver."""
 
+    key: int
     slots: list[list[int]]
-    sink: Callable[[dict[str, Tensor]], object]
 
 
 Operation: TypeAlias = Copy | Load | Save
+Saved: TypeAlias = Mapping[int, Mapping[str, "Tensor"]]
+Sink: TypeAlias = Callable[[Mapping[str, "Tensor"]], object]
+
+
+class OperationQueue:
+    """The KV operations of one pool that wait, in order, and the receivers of saved KV."""
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+        self._sinks: dict[int, Sink] = {}
+        self._num_saves = 0
+
+    def append(self, operation: Operation) -> None:
+        self.operations.append(operation)
+
+    def save(self, slots: list[list[int]], sink: Sink) -> None:
+        """Save the KV of slots of every group, and call `sink` with the tensors. If a step fails, `sink` may not be called."""
+        self._sinks[self._num_saves] = sink
+        self.append(Save(self._num_saves, slots))
+        self._num_saves += 1
+
+    def take(self) -> list[Operation]:
+        """Return the operations, and empty the queue."""
+        operations, self.operations = self.operations, []
+        return operations
+
+    def deliver(self, saved: Saved) -> None:
+        """Pass saved tensors to their receivers. A receiver that fails is logged: the answers are whole without it."""
+        for key, tensors in saved.items():
+            try:
+                self._sinks.pop(key)(tensors)
+            except Exception:
+                log.exception("saved KV was not taken")

@@ -3,8 +3,7 @@
 A block is `block_size` adjacent slots of one group's store; a sequence's block table lists its blocks in token order. Blocks
 are reference counted: every sequence with a block holds one reference, and plugins hold references through `lock`. Before a
 sequence writes into a shared block it gets a copy of the block (`fork`, `reserve`). The pool prefers adjacent blocks, so that the
-KV of a sequence is few spans. The pool knows no tensors: it collects `operations`, which the runner carries out before the next
-forward.
+KV of a sequence is few spans. The pool knows no tensors: its changes of KV wait in `queue` for the next forward.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pitlane.engine.kv.operations import Copy, Operation
+from pitlane.engine.kv.operations import Copy, OperationQueue
 from pitlane.engine.kv.state import Column, KVGroup, KVState
 
 DROPPED = -1
@@ -80,7 +79,7 @@ class Pool:
         self.fingerprint = fingerprint  # KV may be shared or saved only under an equal fingerprint
         self.allocators = [BlockAllocator(num_blocks) for _ in groups]
         self.num_withheld = 0
-        self.operations: list[Operation] = []  # the runner carries them out, in order, before the next forward
+        self.queue = OperationQueue()
 
     @property
     def num_free_blocks(self) -> int:
@@ -140,7 +139,7 @@ class Pool:
             count = min(kv.num_computed_tokens - start, self.block_size)
             if count > 0:
                 sources = range(old * self.block_size, old * self.block_size + count)
-                self.operations.append(Copy(group, list(sources), self.slots(kv, group, start, start + count)))
+                self.queue.append(Copy(group, list(sources), self.slots(kv, group, start, start + count)))
 
     def adopt(self, kv: KVState, blocks: Iterable[Column]) -> None:
         """Share full blocks as the first blocks of a sequence that has none."""

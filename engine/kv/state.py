@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pitlane.engine.kv.operations import Operation
-
 
 @dataclass(frozen=True, slots=True)
 class KVGroup:
@@ -51,11 +49,10 @@ class PrefixMatch:
 
 @dataclass(slots=True, eq=False)
 class KVState:
-    """The KV of one sequence. The engine writes it; plugins read it, and append to `operations`.
+    """The KV of one sequence. The engine writes it; plugins read it.
 
     block_tables: per KV group the block ids in token order, -1 = dropped. prefix: a saved prefix that is being written into the
-    store. prefix_plugin: the plugin that gave the cached tokens. operations: KV operations of plugins; the loop runs them after
-    `block_sealed` and `sequence_finished`.
+    store. prefix_plugin: the plugin that gave the cached tokens.
     """
 
     block_tables: list[list[int]] = field(default_factory=list)
@@ -64,7 +61,6 @@ class KVState:
     num_sealed_blocks: int = 0
     prefix: PrefixMatch | None = None
     prefix_plugin: str | None = None
-    operations: list[Operation] = field(default_factory=list)
 
     def column(self, index: int) -> Column:
         """Block `index` of every group."""

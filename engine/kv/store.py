@@ -75,15 +75,16 @@ def _runs(slots: list[int]) -> list[tuple[slice, slice]]:
     return [(slice(slots[a], slots[a] + b - a), slice(a, b)) for a, b in pairwise(cuts)]
 
 
-def execute(stores: list[KVStore], operations: list[Operation]) -> None:
-    """Carry out KV operations in order."""
+def execute(stores: list[KVStore], operations: list[Operation]) -> dict[int, dict[str, Tensor]]:
+    """Carry out KV operations in order. Returns the saved tensors by the key of the `Save`."""
+    saved = {}
     for operation in operations:
         if isinstance(operation, Copy):
             stores[operation.group].copy(operation.sources, operation.targets)
         elif isinstance(operation, Load):
-            for index, (store, slots) in enumerate(zip(stores, operation.slots, strict=True)):
-                store.load(slots, operation.tensors[f"group.{index}"], operation.start)
+            for index, (store, slots, start) in enumerate(zip(stores, operation.slots, operation.starts, strict=True)):
+                store.load(slots, operation.tensors[f"group.{index}"], start)
         elif isinstance(operation, Save):
-            operation.sink(
-                {f"group.{i}": s.export(n) for i, (s, n) in enumerate(zip(stores, operation.slots, strict=True))}
-            )
+            pairs = zip(stores, operation.slots, strict=True)
+            saved[operation.key] = {f"group.{index}": store.export(slots) for index, (store, slots) in enumerate(pairs)}
+    return saved

@@ -125,7 +125,7 @@ class BatchBuilder:
         self.pool, self.attention, self.dtype, self.device = pool, attention, dtype, device
 
     def build(self, chunks: SequenceOf[Chunk]) -> Batch:
-        """Build the batch of chunks, in order. Moves the pool's operations into the batch."""
+        """Build the batch of chunks, in order. Moves the pool's operations into it. Without chunks, it has operations alone."""
         token_ids: list[int] = []
         positions: list[int] = []
         logit_rows: list[int] = []
@@ -148,12 +148,14 @@ class BatchBuilder:
                 group_slots += self.pool.slots(kv, group, first, first + len(token_ids) - begin)
             queries.append(Query(begin, len(token_ids), [], ancestors))
         kvs = [chunk.kv for chunk in chunks]
-        reads = [self.attention.plan(self.pool, group, kvs, queries, self.dtype) for group in range(len(slots))]
-        operations, self.pool.operations = self.pool.operations, []
+        reads = [
+            self.attention.plan(self.pool, group, kvs, queries, self.dtype)
+            for group in range(len(slots) if chunks else 0)
+        ]
         lists = [token_ids, positions, logit_rows, *slots]
         flat = torch.tensor(list(chain.from_iterable(lists)), device=self.device)  # a single copy to the device
         ids, places, rows, *targets = flat.split([len(part) for part in lists])
-        return Batch(ids, places, targets, queries, rows, operations, reads)
+        return Batch(ids, places, targets, queries, rows, self.pool.queue.take(), reads)
 
 
 def _draft_positions(draft: Draft, first: int) -> SequenceOf[int]:

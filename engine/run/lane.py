@@ -152,6 +152,7 @@ class Lane:
             for _ in range(2):
                 flight = self.runner.launch(self.builder.build([Chunk(kv, [0] * num_tokens, None, True)]))
                 flight.wait()
+                self.pool.queue.deliver(flight.saved)
         finally:
             self.pool.release(kv)
         self.pacing.clock.record(num_tokens, num_tokens, flight.seconds)
@@ -233,11 +234,18 @@ class Lane:
                 [self.pool.slots(seq.kv, group, index, index + 1)[0] for index in indices]
                 for indices in zip(*moves, strict=True)
             )
-            self.runner.execute([Copy(group, sources, targets)])
+            self.pool.queue.append(Copy(group, sources, targets))
         seq.token_ids += token_ids
         seq.kv.num_computed_tokens = base + len(nodes)
         seq.draft = None
         self.pool.roll_back(seq.kv, seq.kv.num_computed_tokens)
+
+    def flush(self) -> None:
+        """Carry out the waiting KV operations now: no forward follows that would take them."""
+        if self.pool.queue.operations:
+            flight = self.runner.launch(self.builder.build(()))
+            flight.wait()
+            self.pool.queue.deliver(flight.saved)
 
 
 def _no_match(seq: Sequence) -> PrefixMatch | None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from pitlane.engine.errors import BadOption
-from pitlane.engine.kv.operations import Operation
 from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.kv.store import KVStore, execute
 from pitlane.engine.run.batch import Attention, Batch
@@ -51,9 +50,10 @@ class EarlyExit:
 
 @dataclass(slots=True)
 class Flight:
-    """A launched batch. seconds: time of the forward, set by `wait`."""
+    """A launched batch. saved: tensors of `Save` operations by key. seconds: time of the forward, set by `wait`."""
 
     logits: Tensor
+    saved: dict[int, dict[str, Tensor]]
     started: float
     seconds: float = 0.0
 
@@ -75,15 +75,13 @@ class Runner:
         self.attention = attention
 
     def launch(self, batch: Batch) -> Flight:
+        """Carry out the KV operations of a batch, then its forward. A batch without tokens has no forward."""
         with torch.inference_mode():
-            execute(self.stores, batch.operations)
+            saved = execute(self.stores, batch.operations)
             started = perf_counter()
-            flight = Flight(self.model.forward(batch, self.stores, self.attention), started)
+            empty = torch.empty(0, 0)
+            logits = self.model.forward(batch, self.stores, self.attention) if batch.num_tokens else empty
+            flight = Flight(logits, saved, started)
             if not flight.logits.is_cuda:
                 flight.wait()
         return flight
-
-    def execute(self, operations: list[Operation]) -> None:
-        """Carry out KV operations outside a batch."""
-        with torch.inference_mode():
-            execute(self.stores, operations)

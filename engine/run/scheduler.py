@@ -195,7 +195,7 @@ class Scheduler:
             start = kv.num_computed_tokens
             stop = min(count, start + 1 + int(min(count, room / max(1.0, per_token))))
             slots = [self.pool.slots(kv, group, start, stop) for group in range(len(self.pool.groups))]
-            self.pool.operations.append(Load(slots, tensors, start))
+            self.pool.queue.append(Load(slots, tensors, [start] * len(slots)))
             room -= (stop - start) * per_token
             kv.num_computed_tokens = stop
             if stop == count:
@@ -214,7 +214,7 @@ class Scheduler:
             return
         for group, block in enumerate(column):
             sources = list(range(block * pool.block_size, block * pool.block_size + count))
-            self.pool.operations.append(Copy(group, sources, pool.slots(seq.kv, group, start, start + count)))
+            self.pool.queue.append(Copy(group, sources, pool.slots(seq.kv, group, start, start + count)))
         seq.kv.num_computed_tokens += count
 
     def _reserve(self, seq: Sequence, num_tokens: int) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 
-from pitlane import Plugin, PluginOptions, Pool, PrefixMatch, Save, Segment, Sequence, hookimpl
+from pitlane import Plugin, PluginOptions, Pool, PrefixMatch, Segment, Sequence, hookimpl
 from pitlane.plugins.prefix_cache.cache import Cache
 from pitlane.plugins.prefix_cache.disk import Disk
 from pitlane.plugins.prefix_cache.index import Chain
@@ -176,21 +176,24 @@ class PrefixCache(Plugin):
                 chain.num_exported = seq.num_tokens + seq.num_remaining_tokens
                 return
             document = segment if stop == segment.end else None
-            seq.kv.operations.append(self._save_operation(seq, chain, disk, stop, document))
+            self._save(seq, chain, disk, stop, document)
             chain.num_exported = stop
 
-    def _save_operation(self, seq: Sequence, chain: Chain, disk: Disk, stop: int, document: Segment | None) -> Save:
+    def _save(self, seq: Sequence, chain: Chain, disk: Disk, stop: int, document: Segment | None) -> None:
         pool, start = chain.pool, chain.num_exported
         quota, as_int8 = self._quota, self.options.int8
         key = chain.prefix_hash(seq.token_ids, stop) if document else ""
         token_ids = seq.token_ids[:stop]
 
-        def sink(tensors: dict[str, Tensor]) -> None:
+        def sink(tensors: Mapping[str, Tensor]) -> None:
+            if chain.num_saved != start:
+                return  # a step failed, and an earlier piece is lost
             chain.pieces.append(tensors)
+            chain.num_saved = stop
             if document is not None:
                 disk.write(pool.fingerprint, key, token_ids, list(chain.pieces), document, quota, as_int8)
 
-        return Save([pool.slots(seq.kv, group, start, stop) for group in range(len(pool.groups))], sink)
+        pool.queue.save([pool.slots(seq.kv, group, start, stop) for group in range(len(pool.groups))], sink)
 
 
 def _is_whole(seq: Sequence, pool: Pool, start: int, stop: int) -> bool:

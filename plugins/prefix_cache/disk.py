@@ -90,7 +90,7 @@ class Disk:
         fingerprint: str,
         key: str,
         token_ids: list[int],
-        pieces: list[dict[str, Tensor]],
+        pieces: list[Mapping[str, Tensor]],
         document: Segment,
         quota_bytes: int,
         as_int8: bool,
@@ -133,7 +133,7 @@ class Disk:
             self._opening.result().close()
 
 
-def _joined(pieces: list[dict[str, Tensor]], as_int8: bool) -> Mapping[str, Tensor]:
+def _joined(pieces: list[Mapping[str, Tensor]], as_int8: bool) -> Mapping[str, Tensor]:
     import torch
 
     with torch.inference_mode():

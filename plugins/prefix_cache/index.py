@@ -35,7 +35,8 @@ MIN_AWAITED = 4  # wait only if another request computes at least so many blocks
 class Chain:
     """The plugin's state of a sequence: identities of its full blocks, its hits, loads and exports.
 
-    saved: matching saved prefixes, longest first; None before the look-up. awaited: identity of a block -> futures of the
+    saved: matching saved prefixes, longest first; None before the look-up. `[0, num_exported)` are the tokens whose export was
+    asked for, `[0, num_saved)` the tokens in `pieces`. awaited: identity of a block -> futures of the
     sequences that wait until this sequence seals the block.
     """
 
@@ -45,8 +46,9 @@ class Chain:
     use: int = 0
     awaited: dict[bytes, list[Pending]] = field(default_factory=dict)
     saved: list[SavedPrefix] | None = None
-    pieces: list[dict[str, Tensor]] = field(default_factory=list)
+    pieces: list[Mapping[str, Tensor]] = field(default_factory=list)
     num_exported: int = 0
+    num_saved: int = 0
     memory_tokens: int = 0
     disk_tokens: int = 0
     discarded: list[str] = field(default_factory=list)

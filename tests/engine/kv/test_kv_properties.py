@@ -2,7 +2,8 @@
 
 There are two worlds. `PoolWorld` calls the pool directly, beside a model of plain objects that count the holders of each block.
 `SchedulerWorld` runs requests: its language model reads the whole context from the store, so a block that is lost, shared or copied
-wrongly changes an answer. In both worlds the store holds one token id per slot.
+wrongly changes an answer. In both worlds the store holds one token id per slot, and operations wait in the pool's queue until the
+next write of tokens, as they wait for the next forward in the engine: meanwhile their blocks may be freed and reused.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pitlane import Copy, PrefixMatch, SamplingParams, Sequence
+from pitlane import Copy, PrefixMatch, SamplingParams, Save, Sequence
 from pitlane.engine.kv.pool import DROPPED, Pool
 from pitlane.engine.kv.state import Column, KVGroup
 from pitlane.engine.run.scheduler import Scheduler
@@ -64,14 +65,23 @@ class Stores:
         self.slots: list[list[int]] = [[-1] * (pool.num_blocks * SIZE) for _ in pool.groups]
 
     def carry_out(self) -> None:
-        for operation in self.pool.operations:
+        """Carry out the waiting operations: a forward does this first."""
+        saved: dict[int, Any] = {}
+        for operation in self.pool.queue.take():
+            if isinstance(operation, Save):
+                saved[operation.key] = [
+                    [store[slot] for slot in slots] for store, slots in zip(self.slots, operation.slots, strict=True)
+                ]
+                continue
             assert isinstance(operation, Copy)
             store = self.slots[operation.group]
             for target, token in zip(operation.targets, [store[slot] for slot in operation.sources], strict=True):
                 store[target] = token
-        self.pool.operations.clear()
+        self.pool.queue.deliver(saved)
 
     def write(self, seq: Sequence, start: int, token_ids: list[int]) -> None:
+        """Write tokens, as a forward does."""
+        self.carry_out()
         for group, store in enumerate(self.slots):
             for slot, token in zip(
                 self.pool.slots(seq.kv, group, start, start + len(token_ids)), token_ids, strict=True
@@ -119,6 +129,8 @@ class PoolWorld:
     model: dict[int, list[list[Block | None]]] = field(default_factory=dict)
     cache: list[Cached] = field(default_factory=list)
     count: int = 0
+    num_saves: int = 0
+    num_saved: int = 0
 
     def __post_init__(self) -> None:
         self.pool = Pool(self.groups, self.num_blocks, SIZE, "fingerprint")
@@ -131,7 +143,7 @@ class PoolWorld:
     def num_free(self) -> int:
         return self.num_blocks - max(len(self.blocks(group)) for group in range(len(self.groups)))
 
-    def check(self) -> None:
+    def check(self, is_last: bool) -> None:
         self.pool.check_integrity(
             [seq.kv for seq in self.seqs], lambda: [column for entry in self.cache for column in entry.columns]
         )
@@ -139,8 +151,12 @@ class PoolWorld:
         for group, allocator in enumerate(self.pool.allocators):
             counts = sorted(block.num_holders for block in self.blocks(group))
             assert sorted(allocator.counts[allocator.counts > 0].tolist()) == counts
-        for seq in self.seqs:
-            self.stores.assert_holds(seq)
+        if is_last:
+            self.stores.carry_out()
+            assert self.num_saved == self.num_saves
+        if not self.pool.queue.operations:
+            for seq in self.seqs:
+                self.stores.assert_holds(seq)
 
     def run(self, steps: list[Step]) -> None:
         for operation, a, b in steps:
@@ -150,7 +166,8 @@ class PoolWorld:
                 self.evict(a)
             elif self.seqs:
                 getattr(self, operation)(self.seqs[a % len(self.seqs)], b)
-            self.check()
+            self.check(is_last=False)
+        self.check(is_last=True)
         while self.seqs:
             self.abort(self.seqs[-1], 0)
         while self.cache:
@@ -193,7 +210,6 @@ class PoolWorld:
                     cast(Block, table[index]).num_holders -= 1
                     table[index] = Block()
                 table += [Block() for _ in range(have, need)]
-            self.stores.carry_out()
         return fits
 
     def extend(self, seq: Sequence, b: int) -> None:
@@ -217,6 +233,36 @@ class PoolWorld:
         if self.reserve(seq, start + 1 + b % 12):
             self.stores.write(seq, start, [-2] * (1 + b % 12))
             self.roll_back(seq, b)
+
+    def tree(self, seq: Sequence, b: int) -> None:
+        """Write a draft tree, accept every second node, move their KV to its place, and give back the blocks behind."""
+        start, count = seq.kv.num_computed_tokens, 2 + b % 10
+        if not self.reserve(seq, start + count):
+            return
+        seq.token_ids = seq.token_ids[:start]
+        nodes = [1000 * seq.id + 500 + index for index in range(count)]
+        self.stores.write(seq, start, nodes)
+        accepted = range(0, count, 2)
+        for group in range(len(self.groups)):
+            slots = self.pool.slots(seq.kv, group, start, start + count)
+            self.pool.queue.append(Copy(group, [slots[i] for i in accepted], slots[: len(accepted)]))
+        seq.token_ids += [nodes[index] for index in accepted]
+        seq.kv.num_computed_tokens = start + len(accepted)
+        self.roll_back(seq, b)
+
+    def save(self, seq: Sequence, b: int) -> None:
+        """Save the last computed tokens. They must arrive as they are now."""
+        stop = seq.kv.num_computed_tokens
+        if not stop:
+            return
+        tokens = seq.token_ids[max(0, stop - 1 - b % 5) : stop]
+        slots = [self.pool.slots(seq.kv, group, stop - len(tokens), stop) for group in range(len(self.groups))]
+
+        def sink(saved: Any) -> None:
+            self.num_saved += saved == [tokens] * len(self.groups)
+
+        self.num_saves += 1
+        self.pool.queue.save(slots, sink)
 
     def roll_back(self, seq: Sequence, b: int) -> None:
         self.pool.roll_back(seq.kv, seq.kv.num_computed_tokens)
@@ -272,6 +318,9 @@ POOL_OPERATIONS = [
     "extend",
     "extend",
     "draft",
+    "tree",
+    "save",
+    "save",
     "roll_back",
     "fork",
     "preempt",
@@ -289,6 +338,29 @@ def test_the_pool_agrees_with_a_plain_model(examples: int) -> None:
         PoolWorld(groups, num_blocks).run(steps)
 
     run_examples(examples, pools, check)
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_saved_blocks_may_be_reused_before_the_next_forward(groups: tuple[KVGroup, ...]) -> None:
+    """The only block of a saved sequence is freed. The copy of a fork is written into it, or the tokens of a draft."""
+    for is_copied in (True, False):
+        world = PoolWorld(groups, 2)
+        world.admit(0, 0)
+        world.extend(world.seqs[0], 3)
+        world.admit(0, 0)
+        saved, other = world.seqs
+        world.extend(other, 1)
+        freed = saved.kv.column(0)
+        world.save(saved, 3)
+        world.abort(saved, 0)
+        if is_copied:
+            world.fork(other, 0)
+            assert world.reserve(other, 3) and other.kv.column(0) == freed
+        else:
+            assert world.reserve(other, 8) and other.kv.column(1) == freed
+        assert world.num_saved == 0
+        world.draft(other, 5)
+        world.check(is_last=True)
 
 
 # ---- the scheduler

@@ -255,10 +255,10 @@ def test_a_fork_shares_every_block_until_a_sequence_writes() -> None:
     assert pool.reserve(child, 2 * SIZE + 2)
     assert child.column(2) != shared and kv.column(2) == shared and pool.num_free_blocks == 4
     assert [table[:2] for table in child.block_tables] == [table[:2] for table in kv.block_tables]
-    copies = [operation for operation in pool.operations if isinstance(operation, Copy)]
+    copies = [operation for operation in pool.queue.operations if isinstance(operation, Copy)]
     assert [(copy.group, copy.sources) for copy in copies] == [(g, [shared[g] * SIZE]) for g in (0, 1)]
     assert [copy.targets for copy in copies] == [pool.slots(child, g, 2 * SIZE, 2 * SIZE + 1) for g in (0, 1)]
-    assert pool.reserve(kv, 2 * SIZE + 2) and len(pool.operations) == 2, "the last holder writes without a copy"
+    assert pool.reserve(kv, 2 * SIZE + 2) and len(pool.queue.operations) == 2, "the last holder writes without a copy"
     pool.check_integrity([kv, child])
 
 
@@ -268,7 +268,7 @@ def test_a_fork_at_a_block_boundary_copies_nothing() -> None:
     kv.num_computed_tokens = 2 * SIZE
     pool.fork(kv, child)
     assert pool.reserve(child, 3 * SIZE) and pool.reserve(kv, 3 * SIZE)
-    assert not pool.operations and child.column(2) != kv.column(2)
+    assert not pool.queue.operations and child.column(2) != kv.column(2)
     pool.check_integrity([kv, child])
 
 
@@ -277,6 +277,6 @@ def test_a_copy_needs_a_free_block() -> None:
     pool.reserve(kv, 2)
     kv.num_computed_tokens = 2
     pool.fork(kv, child)
-    assert not pool.reserve(child, 3) and not pool.operations and child.block_tables == kv.block_tables
+    assert not pool.reserve(child, 3) and not pool.queue.operations and child.block_tables == kv.block_tables
     pool.release(kv)
-    assert pool.reserve(child, 3) and not pool.operations
+    assert pool.reserve(child, 3) and not pool.queue.operations

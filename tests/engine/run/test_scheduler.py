@@ -94,7 +94,7 @@ class Bench:
             self.history.setdefault(seq.id, []).append(counts[seq.id])
         assert [seq.id for seq in self.scheduler.running] == sorted(seq.id for seq in self.scheduler.running)
         self.pool.check_integrity([seq.kv for seq in self.scheduler.seqs], lambda: list(self.idle))
-        self.pool.operations.clear()
+        self.pool.queue.take()
         return counts
 
     def took(self, seconds: float, num_tokens: int = 1, num_prompt_tokens: int = 0) -> None:
@@ -419,7 +419,7 @@ def test_cached_blocks_are_shared_and_the_tail_is_copied() -> None:
     assert bench.scheduler.schedule() == [seq] and seq.num_scheduled_tokens == 2
     assert [seq.kv.column(0), seq.kv.column(1)] == columns[:2] and seq.kv.column(2) != columns[2]
     assert (seq.kv.num_computed_tokens, seq.kv.num_cached_tokens, seq.kv.num_sealed_blocks) == (11, 11, 2)
-    copies = [operation for operation in bench.pool.operations if isinstance(operation, Copy)]
+    copies = [operation for operation in bench.pool.queue.operations if isinstance(operation, Copy)]
     assert [copy.group for copy in copies] == [0, 1]
     for group, copy in enumerate(copies):
         assert copy.sources == [columns[2][group] * SIZE + i for i in range(3)]
@@ -491,7 +491,7 @@ def test_pending_loads_do_not_block_others() -> None:
     tensors = {"group.0": torch.zeros(2, 1, 1, 8, 8), "group.1": torch.zeros(2, 1, 1, 8, 8)}
     loading.set_result(tensors)
     assert [seq.id for seq in bench.scheduler.schedule()] == [0, 1] and slow.num_scheduled_tokens == 3
-    (load,) = bench.pool.operations
+    (load,) = bench.pool.queue.operations
     assert isinstance(load, Load) and load.tensors is tensors
     assert load.slots == [bench.pool.slots(slow.kv, group, 0, 8) for group in (0, 1)]
     assert (slow.kv.num_cached_tokens, slow.kv.num_sealed_blocks, slow.kv.prefix) == (8, 0, None)
@@ -518,14 +518,14 @@ def test_a_load_beside_a_stream_takes_pieces(streamed: bool) -> None:
     pieces = []
     while seq.kv.num_computed_tokens < 50:
         scheduled = [other.id for other in bench.scheduler.schedule()]
-        (load,) = bench.pool.operations
+        (load,) = bench.pool.queue.operations
         assert isinstance(load, Load) and load.slots[0] == bench.pool.slots(
-            seq.kv, 0, load.start, seq.kv.num_computed_tokens
+            seq.kv, 0, load.starts[0], seq.kv.num_computed_tokens
         )
-        pieces.append((load.start, seq.kv.num_computed_tokens))
+        pieces.append((load.starts[0], seq.kv.num_computed_tokens))
         assert seq.is_in_step, "a step that fails ends this sequence too: its piece was not written"
         assert scheduled == ([0, 1] if seq.kv.num_computed_tokens == 50 else [0])
-        bench.pool.operations.clear()
+        bench.pool.queue.take()
         stream.num_scheduled_tokens = seq.num_scheduled_tokens = 0
     assert pieces == ([(0, 21), (21, 42), (42, 50)] if streamed else [(0, 50)])
     assert seq.kv.prefix is None and seq.kv.num_cached_tokens == 50
