@@ -34,7 +34,12 @@ if TYPE_CHECKING:
         StepStats as StepStats,
         TextDelta as TextDelta,
     )
-    from pitlane.engine.kv.operations import Copy as Copy, Load as Load, Save as Save
+    from pitlane.engine.kv.operations import (
+        Copy as Copy,
+        Load as Load,
+        OperationQueue as OperationQueue,
+        Save as Save,
+    )
     from pitlane.engine.kv.pool import Pool as Pool
     from pitlane.engine.kv.state import KVState as KVState, PrefixMatch as PrefixMatch
     from pitlane.engine.kv.store import KVStore as KVStore
@@ -76,7 +81,7 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.errors": "BadOption EngineClosed ModelError ModelTooLarge PitlaneError PlanConflict PluginFailed "
     "PromptTooLong UnknownPlugin UnsupportedModel",
     "pitlane.engine.events": "Finished PrefillProgress Result StepStats TextDelta",
-    "pitlane.engine.kv.operations": "Copy Load Save",
+    "pitlane.engine.kv.operations": "Copy Load OperationQueue Save",
     "pitlane.engine.kv.pool": "Pool",
     "pitlane.engine.kv.state": "KVState PrefixMatch",
     "pitlane.engine.kv.store": "KVStore",

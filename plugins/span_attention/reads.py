@@ -238,7 +238,7 @@ def shared_runs(queries: SequenceOf[Query], min_saved: int) -> list[Run]:
 
 
 def gathered(queries: SequenceOf[Query], max_tokens: int) -> list[list[int]]:
-    """Group the queries (indices) of one token that read at most `max_tokens` tokens; lengths in a group differ by a factor below 2.
+    """Group the queries (indices) of one token that read at most `max_tokens` tokens. Lengths differ by a factor below 2.
 
     All lengths up to 16 form one group.
     """

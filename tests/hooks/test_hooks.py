@@ -6,7 +6,7 @@ import inspect
 import random
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -146,7 +146,7 @@ def test_hook_build_runner(make_engine: Any) -> None:
         """Pads every batch to a multiple of 16 tokens, as captured graphs would."""
 
         name, exactness = "bucketed", "identical"
-        sizes: set[int] = set()
+        sizes: ClassVar[set[int]] = set()
 
         @hookimpl
         def build_runner(self, forward: Forward, context: RunnerContext) -> Forward:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ class Remote(Plugin):
     """Sends every batch through bytes, as a rank would receive it."""
 
     name, exactness = "remote", "identical"
-    kinds: set[str] = set()
+    kinds: ClassVar[set[str]] = set()
 
     @hookimpl
     def build_runner(self, forward: Forward, context: RunnerContext) -> Forward:
