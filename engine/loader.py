@@ -15,6 +15,8 @@ import torch
 
 from pitlane.engine.errors import BadOption, PluginFailed
 from pitlane.engine.kv.memory import Needs, available, check_fit, gib
+from pitlane.engine.kv.state import KVGroup
+from pitlane.engine.kv.visibility import Visibility, checked
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.layers import Builder, Linear, LinearPart, Ops
@@ -175,11 +177,20 @@ class Variant:
             self,
             (*self.parts, *((answer.value, answer.plugin) for answer in built)),
             self.is_batch_invariant and len(built) == len(answers) + 1 and all(a.plugin.batch_invariant for a in built),
+            tuple(_trim(plan, group, context) for group in self.model.kv_groups),
         )
 
 
 def _build(plan: Plan, name: str, **values: Any) -> Answer | None:
     return call(plan.hook(name), None, refuse, **values)
+
+
+def _trim(plan: Plan, group: KVGroup, context: BuildContext) -> Visibility | None:
+    def check(_: Plugin, visibility: Any) -> Visibility:
+        return checked(visibility, context.config.max_position)
+
+    answer = call(plan.hook("trim_cache"), None, refuse, check, group=group, context=context)
+    return None if answer is None else answer.value
 
 
 def refuse(error: HookError) -> None:

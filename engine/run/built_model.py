@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pitlane.engine.kv.visibility import Visibility
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.run.batch import Attention
 from pitlane.engine.run.runner import Model
@@ -14,7 +15,7 @@ class BuiltModel:
     """A model that can run. variant: keeps the weights alive; other models may share them.
 
     parts: the linears, operations and attention that plugins built. is_batch_invariant: the result of a row depends on no other
-    row of the batch.
+    row of the batch. trims: per KV group, the visibility of a plugin.
     """
 
     model: Model
@@ -22,6 +23,7 @@ class BuiltModel:
     variant: object
     parts: tuple[tuple[object, Plugin], ...] = ()
     is_batch_invariant: bool = False
+    trims: tuple[Visibility | None, ...] = ()
 
     def culprit(self, error: BaseException) -> Plugin | None:
         """Return the plugin whose part raised an error, or None. The innermost traceback frame that runs a part decides.

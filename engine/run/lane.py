@@ -24,6 +24,7 @@ from pitlane.engine.kv.operations import Copy
 from pitlane.engine.kv.pool import Pool
 from pitlane.engine.kv.state import KVState, PrefixMatch
 from pitlane.engine.kv.store import KVStore
+from pitlane.engine.kv.visibility import trimmed
 from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.pacing.pacing import Pacing
 from pitlane.engine.plan.hooks import Hook
@@ -78,12 +79,12 @@ class Lane:
         load_drafter: Callable[[str], BuiltModel],
         call: Call,
     ) -> None:
-        groups = built.model.kv_groups
+        groups, visibilities = trimmed(built.model.kv_groups, built.trims)
         num_blocks = max(1, limits.kv_bytes // (BLOCK_SIZE * sum(group.bytes_per_token(dtype) for group in groups)))
         self.built, self.dtype, self.device, self.limits = built, dtype, device, limits
         self.load_drafter, self.call = load_drafter, call
         self.stores = [KVStore(group, num_blocks * BLOCK_SIZE, dtype, device) for group in groups]
-        self.pool = Pool(groups, num_blocks, BLOCK_SIZE, fingerprint)
+        self.pool = Pool(groups, num_blocks, BLOCK_SIZE, fingerprint, visibilities)
         self.builder = BatchBuilder(self.pool, built.attention, dtype, device)
         self.runner = Runner(built.model, self.stores, built.attention)
         self.pacing = Pacing(limits.max_step_tokens)

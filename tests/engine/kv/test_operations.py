@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_kv_is_saved_though_no_step_follows(make_engine: Any) -> None:
 
     class Saver(Plugin):
         name, exactness = "saver", "identical"
-        saved: list[int] = []
+        saved: ClassVar[list[int]] = []
 
         @hookimpl
         def sequence_finished(self, seq: Sequence, lane: Any) -> None:
