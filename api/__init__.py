@@ -59,10 +59,11 @@ if TYPE_CHECKING:
         PluginRegistry as PluginRegistry,
         check_roles as check_roles,
     )
-    from pitlane.engine.run.attention import SpanAttention as SpanAttention
-    from pitlane.engine.run.batch import Attention as Attention, Batch as Batch, Query as Query
+    from pitlane.engine.run.attention import PlainAttention as PlainAttention, visible_keys as visible_keys
+    from pitlane.engine.run.batch import Attention as Attention, Batch as Batch, GroupBatch as GroupBatch
     from pitlane.engine.run.lane import Lane as Lane
     from pitlane.engine.run.limits import Limits as Limits
+    from pitlane.engine.run.runner import Forward as Forward, Output as Output, RunnerContext as RunnerContext
     from pitlane.engine.sequence import Sequence as Sequence
     from pitlane.engine.stream import Stream as Stream
     from pitlane.engine.text.documents import load_document as load_document
@@ -92,10 +93,11 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.plan.planner": "Planner",
     "pitlane.engine.plan.plugin": "EXACTNESS Plugin PluginOptions hookimpl",
     "pitlane.engine.plan.registry": "PluginEntry PluginRegistry check_roles",
-    "pitlane.engine.run.attention": "SpanAttention",
-    "pitlane.engine.run.batch": "Attention Batch Query",
+    "pitlane.engine.run.attention": "PlainAttention visible_keys",
+    "pitlane.engine.run.batch": "Attention Batch GroupBatch",
     "pitlane.engine.run.lane": "Lane",
     "pitlane.engine.run.limits": "Limits",
+    "pitlane.engine.run.runner": "Forward Output RunnerContext",
     "pitlane.engine.sequence": "Sequence",
     "pitlane.engine.stream": "Stream",
     "pitlane.engine.text.documents": "load_document",

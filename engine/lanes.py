@@ -15,9 +15,9 @@ import torch
 
 from pitlane.engine.errors import BadOption, EngineClosed
 from pitlane.engine.kv.state import PrefixMatch
-from pitlane.engine.loader import MAX_LANES, Loader, refuse
+from pitlane.engine.loader import MAX_LANES, Loader
 from pitlane.engine.plan.dispatch import Dispatcher
-from pitlane.engine.plan.hooks import HookError, call
+from pitlane.engine.plan.hooks import HookError, call, refuse
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.run.lane import Lane

@@ -13,19 +13,19 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from pitlane.engine.errors import BadOption, PluginFailed
+from pitlane.engine.errors import BadOption
 from pitlane.engine.kv.memory import Needs, available, check_fit, gib
 from pitlane.engine.kv.state import KVGroup
-from pitlane.engine.kv.visibility import Visibility, checked
+from pitlane.engine.kv.visibility import Visibility, checked, visibility_of
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.layers import Builder, Linear, LinearPart, Ops
 from pitlane.engine.models.llama import Llama
 from pitlane.engine.models.registry import ModelSource, build_model, resolve
-from pitlane.engine.plan.hooks import Answer, HookError, call
+from pitlane.engine.plan.hooks import Answer, call, refuse
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.plugin import Plugin
-from pitlane.engine.run.attention import SpanAttention
+from pitlane.engine.run.attention import PlainAttention
 from pitlane.engine.run.batch import Attention
 from pitlane.engine.run.built_model import BuiltModel
 from pitlane.engine.run.lane import BLOCK_SIZE, Call, Lane, LaneLimits, Match, Reclaim
@@ -170,14 +170,16 @@ class Variant:
         ops = Ops(**{name: answer.value for name, answer in answers.items() if answer is not None})
         attention = _build(plan, "build_attention", context=context)
         built = [answer for answer in (*answers.values(), attention) if answer is not None]
-        core: Attention = SpanAttention(context.config.attention_scale, context.device)
+        core: Attention = PlainAttention(context)
         return BuiltModel(
             self.model.with_ops(ops),
             attention.value if attention is not None else core,
             self,
-            (*self.parts, *((answer.value, answer.plugin) for answer in built)),
+            context,
+            [*self.parts, *((answer.value, answer.plugin) for answer in built)],
             self.is_batch_invariant and len(built) == len(answers) + 1 and all(a.plugin.batch_invariant for a in built),
-            tuple(_trim(plan, group, context) for group in self.model.kv_groups),
+            plan.hook("build_runner"),
+            tuple(_visibility(plan, group, context) for group in self.model.kv_groups),
         )
 
 
@@ -185,17 +187,12 @@ def _build(plan: Plan, name: str, **values: Any) -> Answer | None:
     return call(plan.hook(name), None, refuse, **values)
 
 
-def _trim(plan: Plan, group: KVGroup, context: BuildContext) -> Visibility | None:
+def _visibility(plan: Plan, group: KVGroup, context: BuildContext) -> Visibility:
     def check(_: Plugin, visibility: Any) -> Visibility:
         return checked(visibility, context.config.max_position)
 
     answer = call(plan.hook("trim_cache"), None, refuse, check, group=group, context=context)
-    return None if answer is None else answer.value
-
-
-def refuse(error: HookError) -> None:
-    """Raise PluginFailed for a plugin that failed while a plan was prepared. The caller who asked for the plan gets it."""
-    raise PluginFailed(f"{error}; take {error.plugin.name} out of the plan") from error
+    return visibility_of(group, None if answer is None else answer.value)
 
 
 def kv_share(kv_memory: int | None, needs: Needs, context: int, device: torch.device) -> int:

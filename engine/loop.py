@@ -73,7 +73,6 @@ class Loop:
         try:
             flight = lane.runner.launch(lane.build_batch(seqs))
             flight.wait()
-            lane.pool.queue.deliver(flight.saved)
             return flight
         except (Exception, SystemExit) as error:
             plugin = lane.built.culprit(error)

@@ -11,20 +11,21 @@ Source: Kwon et al. 2023, arXiv:2309.06180; Dao et al. 2022, arXiv:2205.14135; J
 from __future__ import annotations
 
 from collections.abc import Iterator
-from collections.abc import Sequence as SequenceOf
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pitlane import Plugin, hookimpl
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
     from torch import Tensor
 
-    from pitlane import Attention, Batch, BuildContext, KVState, KVStore, Pool, Query
-    from pitlane.kernels.attention import Parts, Seen, Slots
+    from pitlane import Attention, Batch, BuildContext, KVStore
+    from pitlane.kernels.attention import Parts, Seen
 
 
 MAX_PARTS = 2048  # per kernel call; bounds the memory of partial results: 8 kB per part, 17 MB for llama-1b
+MOST_SHORT = 72  # most tokens of a short query: room for a token with a draft of 64
 
 
 class PagedAttention(Plugin):
@@ -40,48 +41,43 @@ class PagedAttention(Plugin):
 
     @hookimpl
     def build_attention(self, context: BuildContext) -> Attention:
-        return Paged(context.config.attention_scale, context.device)
+        return Paged(context)
 
 
 class Paged:
     """Per layer: a kernel call for all short queries of a step, and calls of at most `MAX_PARTS` parts per long query."""
 
-    def __init__(self, scale: float, device: torch.device) -> None:
-        from pitlane import SpanAttention
+    formats = ("dense",)
+
+    def __init__(self, context: BuildContext) -> None:
         from pitlane.kernels.attention import attend
 
         self.attend = attend
-        self.scale = scale
-        self.core = SpanAttention(scale, device)
+        self.scale = context.config.attention_scale
 
-    def plan(
-        self, pool: Pool, group: int, kvs: SequenceOf[KVState], queries: list[Query], dtype: torch.dtype
-    ) -> list[Parts]:
+    def prepare(self, batch: Batch, group: int) -> list[Parts]:
         from pitlane.kernels.attention import Parts
 
-        num_tokens = queries[-1].end
+        num_tokens = batch.num_tokens
         short: list[Seen] = []
         calls: list[Parts] = []
-        for kv, query in zip(kvs, queries, strict=True):
-            query.spans.append([])
-            if query.is_short:
-                short += _seen(pool, group, kv, query)
+        for row, (begin, end) in enumerate(pairwise(batch.query_start.tolist())):
+            runs = _seen(batch, group, row, begin, end)
+            if end - begin <= MOST_SHORT:
+                short += runs
             else:
-                for seen in _seen(pool, group, kv, query):
-                    calls += [Parts.of([piece], num_tokens) for piece in _cut(seen)]
+                calls += [Parts.of([piece], num_tokens) for run in runs for piece in _cut(run)]
         return [Parts.of(short, num_tokens), *calls] if short else calls
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
-        if not batch.reads:
-            return self.core.run(q, k, v, store, layer, batch, group, None)
-        out = q.new_empty(q.shape)
-        for parts in batch.reads[group]:
-            self.attend(q, store.data[0, layer], store.data[1, layer], parts, self.scale, out)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, reads: list[Parts]) -> Tensor:
+        out, (keys, values) = q.new_empty(q.shape), store.tensors(layer)
+        for parts in reads:
+            self.attend(q, keys, values, parts, self.scale, out)
         return out
 
 
-def _seen(pool: Pool, group: int, kv: KVState, query: Query) -> list[Seen]:
-    """The slots that are visible to the tokens of a query.
+def _seen(batch: Batch, group: int, row: int, begin: int, end: int) -> list[Seen]:
+    """The slots that are visible to the tokens `[begin, end)` of sequence `row`.
 
     A chain gives a single `Seen`: all tokens share its slots, and a token attends to the keys up to its own key. In a draft tree,
     the tokens share a `Seen` for the whole pieces before the draft. Every token has a further `Seen`: the rest of the context and
@@ -91,29 +87,33 @@ def _seen(pool: Pool, group: int, kv: KVState, query: Query) -> list[Seen]:
 
     from pitlane.kernels.attention import PIECE, Seen
 
-    first, count, window = kv.num_computed_tokens, query.end - query.begin, pool.groups[group].window
-    base = 0 if window is None else max(0, first - window + 1) // PIECE * PIECE
-    size = pool.block_size
-    table = kv.block_tables[group][base // size : -(-(first + count) // size)]
-    starts = np.array(table, dtype=np.int32) * size
-    if min(table) < 0:  # dropped blocks lie outside of the window and are masked: any valid slot may replace them
-        starts[starts < 0] = starts[-1]
-    slots: Slots = np.add.outer(starts, np.arange(size, dtype=np.int32)).ravel()[: first + count - base]
+    part, size, count = batch.groups[group], batch.block_size, end - begin
+    first = int(batch.positions[begin])
+    lows, highs = part.window_start.numpy()[begin:end], batch.positions.numpy()[begin:end] + 1
+    base = int(lows[0]) // PIECE * PIECE
+    starts = part.block_table.numpy()[row, base // size : -(-(first + count) // size)] * size
+    if starts[0] < 0:  # dropped blocks lie outside of the window and are masked: any valid slot may replace them
+        starts = np.where(starts < 0, starts[-1], starts)
+    slots = np.add.outer(starts, np.arange(size, dtype=np.int32)).ravel()[: first + count - base]
     if count == 1:
-        return [Seen(base, slots, [query.begin], [max(0, first + 1 - window) if window else 0], [first + 1])]
-    own = slots[first - base :]
-    tokens = np.arange(query.begin, query.end)
-    tree = None if query.ancestors is None else query.ancestors.numpy()
-    highs = first + (np.arange(1, count + 1) if tree is None else tree.sum(1))
-    lows = np.maximum(0, highs - window) if window is not None else np.zeros_like(highs)
-    if tree is None:
+        return [Seen(base, slots, [begin], [int(lows[0])], [first + 1])]
+    tokens = np.arange(begin, end)
+    parents = batch.parents.numpy()[begin:end]
+    if not _is_tree(parents, tokens):
         return [Seen(base, slots, tokens, lows, highs)]
     common = first // PIECE * PIECE
     seen = [Seen(base, slots[: common - base], tokens, lows, highs)]
-    for i in range(count):
-        path = np.concatenate((slots[common - base : first - base], own[tree[i]]))
+    rest, own = slots[common - base : first - base], slots[first - base :]
+    paths: list[list[int]] = []
+    for i, parent in enumerate(parents):
+        paths.append([*(paths[parent - begin] if parent >= 0 else range(i)), i])
+        path = np.concatenate((rest, own[paths[i]]))
         seen.append(Seen(common, path, tokens[i : i + 1], lows[i : i + 1], highs[i : i + 1]))
     return seen
+
+
+def _is_tree(parents: np.ndarray, tokens: np.ndarray) -> bool:
+    return bool(((parents >= 0) & (parents != tokens - 1)).any())
 
 
 def _cut(seen: Seen) -> Iterator[Seen]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class KVGroup:
-    """Layers that share one block table. window: most tokens that a query sees, its own included; None = no limit."""
+    """Layers that share one block table. window: number of tokens that a query sees, its own included; None = no limit."""
 
     layers: tuple[int, ...]
     num_kv_heads: int

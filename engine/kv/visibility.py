@@ -6,8 +6,7 @@ drafts, batches and prefix hits change nothing, and a block before the start of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -74,14 +73,6 @@ def visibility_of(group: KVGroup, trim: Visibility | None = None) -> Visibility:
         return trim or FullAttention()
     own = SlidingWindow(group.window)
     return own if trim is None else Narrowed(own, trim)
-
-
-def trimmed(groups: Sequence[KVGroup], trims: Sequence[Visibility | None]) -> tuple[list[KVGroup], list[Visibility]]:
-    """Return the groups of a lane, with the windows that plugins left, and their visibilities. trims: () without plugins."""
-    visibilities = [
-        visibility_of(group, trim) for group, trim in zip(groups, trims or [None] * len(groups), strict=True)
-    ]
-    return [replace(g, window=v.max_tokens) for g, v in zip(groups, visibilities, strict=True)], visibilities
 
 
 def checked(visibility: Any, context: int) -> Visibility:

@@ -8,6 +8,7 @@ heads of size D; q, k and v are views of one tensor, so their rows are strided.
 from __future__ import annotations
 
 from copy import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,18 +68,24 @@ class Llama:
         self.head = build.linear(config.hidden_size, {HEAD: config.vocab_size})
 
     def forward(
-        self, batch: Batch, stores: list[KVStore], attention: Attention, num_layers: int | None = None
+        self,
+        batch: Batch,
+        stores: list[KVStore],
+        attention: Attention,
+        reads: list[Any],
+        num_layers: int | None = None,
     ) -> Tensor:
         """Write the batch's KV and return logits [R, V] of its logit rows, in the model's dtype.
 
-        num_layers: run only the first `num_layers` layers, then norm and head (early exit, for drafts).
+        reads: per KV group, the result of `attention.prepare`. num_layers: run only the first `num_layers` layers, then norm and
+        head (early exit, for drafts).
         """
         x = self.embedding(batch.token_ids)
         angles = self.rope.angles(batch.positions)
         norm, silu_mul, eps = self.ops.rms_norm, self.ops.silu_mul, self.config.rms_norm_eps
         for layer in self.layers[:num_layers]:
             normed = norm(x, layer.attention_norm, eps)
-            x += self._attend(layer, normed, angles, batch, stores[layer.group], attention)
+            x += self._attend(layer, normed, angles, batch, stores[layer.group], attention, reads)
             x += layer.down(silu_mul(layer.gate_up(norm(x, layer.mlp_norm, eps))))
         logits: Tensor = self.head(norm(x.index_select(0, batch.logit_rows), self.norm, eps))
         return logits
@@ -97,6 +104,7 @@ class Llama:
         batch: Batch,
         store: KVStore,
         attention: Attention,
+        reads: list[Any],
     ) -> Tensor:
         heads, kv_heads, dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
         qkv = layer.qkv(x).view(x.shape[0], heads + 2 * kv_heads, dim)
@@ -106,8 +114,8 @@ class Llama:
         if layer.uses_rope:
             qk = self.rope.rotate(qk, *angles)
         q, k = qk[:, :heads], qk[:, heads:]
-        store.write(layer.index_in_group, batch.slots[layer.group], k, v)
-        out = attention(q, k, v, store, layer.index_in_group, batch, layer.group)
+        store.write(layer.index_in_group, batch.groups[layer.group].slots, k, v)
+        out = attention(q, k, v, store, layer.index_in_group, reads[layer.group])
         return layer.output(out.reshape(x.shape[0], heads * dim))
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from pitlane.engine.errors import PitlaneError
+from pitlane.engine.errors import PitlaneError, PluginFailed
 from pitlane.engine.plan.plugin import Plugin, Role
 
 Combine: TypeAlias = Literal["first", "all", "fold"]
@@ -25,7 +25,8 @@ class HookSpec:
     """The declaration of a hook.
 
     combine: first = the first result that is not None; all = every implementation is called; fold = every implementation is
-    called, on the result of the implementation before it. kind: when the hook is called: host (outside plans), variant (weights
+    called, on the result of the implementation before it (of argument `folds`; None = the implementations change an argument in
+    place). kind: when the hook is called: host (outside plans), variant (weights
     are built), lane (a lane is built), opening (before a plan's first request in a lane), step (while requests run).
     role: only a plugin of this role may implement the hook; None = any plugin.
     """
@@ -34,6 +35,7 @@ class HookSpec:
     combine: Combine
     kind: Kind
     role: Role | None
+    folds: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +83,14 @@ def call(
     /,
     **values: Any,
 ) -> Answer | None:
-    """Call the implementations of one hook in order. Returns the first answer of a `first` hook, else None.
+    """Call the implementations of one hook in order. Returns the answer of a `first` hook, or of the last plugin that
+    changed the value of a `fold` hook; None if there is no answer.
 
     charge(plugin, seconds): gets the time of every call. fail(error): gets every error, and may raise; if it returns, the next
     implementation is called. check(plugin, result): checks a result that is not None, and returns the value to use. In a `fold`
     hook it gets None too: the plugin changed its argument in place.
     """
+    answer: Answer | None = None
     for hook in hooks:
         started = perf_counter()
         try:
@@ -101,9 +105,19 @@ def call(
         finally:
             if charge is not None:
                 charge(hook.plugin, perf_counter() - started)
-        if hook.spec.combine == "first" and result is not None:
+        if result is None:
+            continue
+        if hook.spec.combine == "first":
             return Answer(result, hook.plugin)
-    return None
+        if hook.spec.folds is not None:
+            values[hook.spec.folds] = result
+            answer = Answer(result, hook.plugin)
+    return answer
+
+
+def refuse(error: HookError) -> None:
+    """Raise PluginFailed for a plugin that failed while a plan was prepared. The caller who asked for the plan gets it."""
+    raise PluginFailed(f"{error}; take {error.plugin.name} out of the plan") from error
 
 
 def _hook_error(hook: Hook, cause: BaseException) -> HookError:

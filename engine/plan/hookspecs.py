@@ -1,7 +1,7 @@
 """The signature of every hook, in call order. pluggy checks that an implementation fits its signature.
 
-`hookspec(combine, kind, role)` declares how results combine, what the hook belongs to and which role may implement it
-(`HookSpec`). Implementations run in the order of `Plugin.stage`, then of the plugins' names.
+`hookspec` declares how results combine, what the hook belongs to and which role may implement it (`HookSpec`). Implementations run
+in the order of `Plugin.stage`, then of the plugins' names.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pitlane.engine.run.batch import Attention
     from pitlane.engine.run.lane import Lane
     from pitlane.engine.run.limits import Limits
+    from pitlane.engine.run.runner import Forward, RunnerContext
     from pitlane.engine.sequence import Sequence
     from pitlane.storage.types import Document
 
@@ -34,11 +35,13 @@ _MARKER = pluggy.HookspecMarker("pitlane")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def hookspec(combine: Combine, kind: Kind = "step", role: Role | None = None) -> Callable[[Function], Function]:
+def hookspec(
+    combine: Combine, kind: Kind = "step", role: Role | None = None, folds: str | None = None
+) -> Callable[[Function], Function]:
     """Declare a hook."""
 
     def declare(function: Function) -> Function:
-        SPECS[function.__name__] = HookSpec(function.__name__, combine, kind, role)
+        SPECS[function.__name__] = HookSpec(function.__name__, combine, kind, role, folds)
         return _MARKER(function)
 
     return declare
@@ -74,7 +77,7 @@ def build_op(kind: str, context: BuildContext) -> Callable[..., Any] | None:
 def build_attention(context: BuildContext) -> Attention | None:
     """Build the attention of a lane. Called once per lane, at load.
 
-    Returns an object with `plan`, called once per step and KV group, and `__call__`, once per layer: q [T, H, D], fresh k and v
+    Returns an object with `prepare`, called once per step and KV group, and `__call__`, once per layer: q [T, H, D], new k and v
     [T, Hkv, D] -> [T, H, D]. May change output within the plugin's exactness.
     """
 
@@ -85,6 +88,15 @@ def trim_cache(group: KVGroup, context: BuildContext) -> Visibility | None:
 
     Returns a `Visibility`, or None. Blocks before the start of the next position are given back. May change output within the
     plugin's exactness.
+    """
+
+
+@hookspec("fold", kind="lane", folds="forward")
+def build_runner(forward: Forward, context: RunnerContext) -> Forward | None:
+    """Wrap the forward of a lane, or replace it. Called once per lane and draft model, at load. Fold over `forward`.
+
+    Returns a callable that turns a `Batch` into an `Output`, or None. A batch without tokens has operations alone. May change
+    output within the plugin's exactness.
     """
 
 

@@ -36,6 +36,7 @@ BUILT_IN = (
     "pitlane.plugins.prefix_cache",
     "pitlane.plugins.packed_linear",
     "pitlane.plugins.paged_attention",
+    "pitlane.plugins.span_attention",
     "pitlane.plugins.fused_ops",
     "pitlane.plugins.prompt_lookup",
     "pitlane.plugins.speculative",
@@ -129,15 +130,19 @@ class PluginRegistry:
         return answer.value if answer else None
 
     def default_settings(self, context: BuildContext | None = None) -> dict[str, dict[str, Any]]:
-        """Return the settings of the default plan: built-in default plugins that can serve the model of `context`."""
-        return {
-            entry.name: {}
-            for entry in self.entries.values()
-            if entry.plugin
-            and entry.plugin.is_default
-            and entry.source == BUILT_IN_SOURCE
-            and (context is None or entry.plugin.unavailable(context) is None)
-        }
+        """Return the settings of the default plan: built-in default plugins that can serve the model of `context`.
+
+        Of several plugins of a role, the first of `BUILT_IN`.
+        """
+        chosen: dict[str, type[Plugin]] = {}
+        for entry in self.entries.values():
+            plugin = entry.plugin
+            if plugin is None or not plugin.is_default or entry.source != BUILT_IN_SOURCE:
+                continue
+            is_taken = plugin.role is not None and any(other.role == plugin.role for other in chosen.values())
+            if not is_taken and (context is None or plugin.unavailable(context) is None):
+                chosen[entry.name] = plugin
+        return {name: {} for name in chosen}
 
     def _load(self, name: str, source: str, load: Any) -> None:
         try:

@@ -1,208 +1,101 @@
-"""Attention of a batch over stored KV, in parts that are merged by log-sum-exp.
+"""The core's attention: a copy of the visible keys and values of every sequence, and one softmax with a mask.
 
-The queries of a sequence see the spans before them (within the window), and themselves (causal, or the ancestors in a draft tree).
-A part is one softmax over some of these keys. Parts merge exactly by their log-sum-exps (Dao et al. 2022, section 3.1).
-A token with a draft behind it is cut into the same parts as a token without a draft, and ATen sums a part in the same order. So in
-bfloat16 98 or 99 of 100 outputs are equal to the bit; without this rule only 2 of 3 are equal.
-KV that several sequences share is one part for all of them. Short contexts of single queries are gathered into one call.
-The G query heads of a KV head are folded into rows, so a draft reads stored KV once. The own part of a long prompt is not folded.
-Shapes: q [T, H, D]; stored KV [Hkv, S, D]; H = Hkv * G.
+It is short and reads any KV store, so it is the reference for attention plugins. A token sees the stored tokens of its sequence
+from its `window_start` on, up to itself; a draft token sees of the draft only its ancestors and itself.
+Shapes: q [T, H, D]; copied KV [Hkv, S, D]; H = Hkv * G.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from pitlane.engine.kv.pool import Pool, Span
-from pitlane.engine.kv.state import KVState
 from pitlane.engine.kv.store import KVStore
-from pitlane.engine.run.batch import MOST_SHORT, Batch, Gather, Query, Reads
-from pitlane.engine.run.kv_reads import plan_reads
+from pitlane.engine.models.build_context import BuildContext
+from pitlane.engine.run.batch import Batch, Indices
+
+Mask = npt.NDArray[np.bool_]
 
 
-class SpanAttention:
-    """The core's attention: ATen's flash operation on a CPU, a plain softmax on other devices."""
+class Read(NamedTuple):
+    """Tokens `[begin, end)` of a batch, the slots [S] that they read, and the slots that every token sees.
 
-    def __init__(self, scale: float, device: torch.device) -> None:
-        self.scale = scale
-        self.device = device
-        self.attend = _attend_flash_cpu if device.type == "cpu" else _attend_plain
+    seen: [end - begin, S] bool; None = every token sees all slots.
+    """
 
-    def plan(self, pool: Pool, group: int, kvs: Sequence[KVState], queries: list[Query], dtype: torch.dtype) -> Reads:
-        return plan_reads(pool, group, kvs, queries, dtype, self.device)
+    begin: int
+    end: int
+    slots: Tensor
+    seen: Tensor | None
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
-        return self.run(q, k, v, store, layer, batch, group, batch.reads[group] if batch.reads else None)
 
-    def run(
-        self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int, reads: Reads | None
-    ) -> Tensor:
-        """Attend with `reads`. A short query without spans must be in a read: else its rows stay uninitialised."""
-        reads = reads or Reads()
-        if len(reads.gathers) == 1 and reads.gathers[0].rows is None and not reads.shared:
-            return self._gathered(q, store, layer, reads.gathers[0])[0]
+class PlainAttention:
+    """Serves every model, device and KV store."""
+
+    formats = None
+
+    def __init__(self, context: BuildContext) -> None:
+        self.scale, self.device = context.config.attention_scale, context.device
+
+    def prepare(self, batch: Batch, group: int) -> list[Read]:
+        part, size = batch.groups[group], batch.block_size
+        positions, parents = batch.positions.numpy(), batch.parents.numpy()
+        table, starts = part.block_table.numpy(), part.window_start.numpy()
+        reads = []
+        for row, (begin, end) in enumerate(pairwise(batch.query_start.tolist())):
+            first, low = int(positions[begin]), int(starts[begin:end].min())
+            keys = np.arange(low, first + end - begin)
+            slots = table[row, keys // size].astype(np.int64) * size + keys % size
+            seen = None
+            if end - begin > 1:
+                own = slice(begin, end)
+                mask = visible_keys(first, keys, positions[own], parents[own] - begin, starts[own])
+                seen = torch.from_numpy(mask).to(self.device)
+            reads.append(Read(begin, end, torch.from_numpy(slots).to(self.device), seen))
+        return reads
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, reads: list[Read]) -> Tensor:
         out = torch.empty_like(q)
-        lse = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
-        for gather in reads.gathers:
-            rows = slice(None) if gather.rows is None else gather.rows
-            out[rows], lse[rows] = self._gathered(q[rows], store, layer, gather)
-        for query in batch.queries:
-            if query.spans[group] or not query.is_short:
-                own = slice(query.begin, query.end)
-                out[own], lse[own] = self._alone(q[own], k[own], v[own], store, layer, batch, query, group)
-        for shared in reads.shared:  # outer runs first; every run is merged into the earlier parts
-            part = self._over_span(q[shared.rows], *store.view(layer, shared.span.start, shared.span.stop), None)
-            out[shared.rows], lse[shared.rows] = _merge([(out[shared.rows], lse[shared.rows]), part])
+        for begin, end, slots, seen in reads:
+            keys, values = store.gather(layer, slots, 1)
+            attended = F.scaled_dot_product_attention(
+                q[begin:end].transpose(0, 1)[None], keys, values, seen, scale=self.scale, enable_gqa=True
+            )
+            out[begin:end] = attended[0].transpose(0, 1)
         return out
 
-    def _alone(
-        self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, query: Query, group: int
-    ) -> tuple[Tensor, Tensor]:
-        """Attend the queries of a sequence to the spans that it reads alone. A long query also attends to its own tokens."""
-        window = store.group.window
-        positions = batch.positions[query.begin : query.end] if window is not None else None
-        parts = []
-        for span in query.spans[group]:
-            if (group, span) not in query.masks:
-                seen = _seen(query, group, span, positions, window, q.device)
-                query.masks[group, span] = None if seen is None else Mask.of(seen, q, store.group.num_kv_heads)
-            parts.append(self._over_span(q, *store.view(layer, span.start, span.stop), query.masks[group, span]))
-        if not query.is_short:
-            own = _own_mask(query.ancestors, positions, window)
-            mask = None if own is None else Mask.of(own, q)
-            parts.append(self._unfolded(q, k.transpose(0, 1), v.transpose(0, 1), mask, mask is None))
-        return _merge(parts)
 
-    def _gathered(self, q: Tensor, store: KVStore, layer: int, gather: Gather) -> tuple[Tensor, Tensor]:
-        """Queries [B, H, D], one of each sequence, over B contexts copied side by side -> out [B, H, D], lse [B, H]."""
-        n, heads, dim = q.shape
-        keys, values = store.gather(layer, gather.slots, n)
-        out, lse = self.attend(q.view(n, keys.shape[1], -1, dim), keys, values, gather.bias, False, self.scale)
-        return out.reshape(n, heads, dim), lse.reshape(n, heads)
+def visible_keys(first: int, keys: Indices, positions: Indices, parents: Indices, starts: Indices) -> Mask:
+    """[n, S] bool: the keys that the n new tokens of a sequence see.
 
-    def _over_span(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None) -> tuple[Tensor, Tensor]:
-        """Queries [n, H, D] over stored tokens [Hkv, S, D] -> out [n, H, D], log-sum-exp [n, H]."""
-        n, heads, dim = q.shape
-        kv_heads = k.shape[0]
-        if mask is not None and not mask.is_folded:
-            return self._unfolded(q, k, v, mask, False)
-        if n == 1:
-            out, lse = self.attend(q.view(1, kv_heads, -1, dim), k[None], v[None], None, False, self.scale)
-            return out.reshape(1, heads, dim), lse.reshape(1, heads)
-        folded = q.view(n, kv_heads, -1, dim).permute(1, 2, 0, 3).reshape(1, kv_heads, -1, dim)
-        out, lse = self.attend(folded, k[None], v[None], None if mask is None else mask.bias, False, self.scale)
-        out = out.view(kv_heads, -1, n, dim).permute(2, 0, 1, 3).reshape(n, heads, dim)
-        lse = lse.view(kv_heads, -1, n).permute(2, 0, 1).reshape(n, heads)
-        return out, lse if mask is None else mask.hide(lse)
-
-    def _unfolded(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, causal: bool) -> tuple[Tensor, Tensor]:
-        """Like `_over_span`, for many queries. KV heads are the batch; keys are repeated by stride, without a copy."""
-        n, heads, dim = q.shape
-        groups = heads // k.shape[0]
-        q4 = q.view(n, -1, groups, dim).permute(1, 2, 0, 3)
-        k4, v4 = (x[:, None].expand(-1, groups, -1, -1) for x in (k, v))
-        out, lse = self.attend(q4, k4, v4, None if mask is None else mask.bias, causal, self.scale)
-        lse = lse.permute(2, 0, 1).reshape(n, heads)
-        return out.permute(2, 0, 1, 3).reshape(n, heads, dim), lse if mask is None else mask.hide(lse)
-
-
-class Mask(NamedTuple):
-    """bias: [n, S], if folded [G * n, S]; 0 where a row sees a token, else -inf. blind: [n, 1] bool, rows without a token."""
-
-    bias: Tensor
-    blind: Tensor | None
-    is_folded: bool
-
-    @classmethod
-    def of(cls, seen: Tensor, q: Tensor, num_kv_heads: int = 0) -> Mask:
-        """Make the mask for q [n, H, D] from `seen` [n, S] bool. It is folded if `num_kv_heads` is given and n is short."""
-        bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, float("-inf"))
-        folded = num_kv_heads > 0 and len(q) <= MOST_SHORT
-        if folded:
-            bias = bias.repeat(q.shape[1] // num_kv_heads, 1)
-        blind = ~seen.any(-1, keepdim=True)
-        return cls(bias, blind if bool(blind.any()) else None, folded)
-
-    def hide(self, lse: Tensor) -> Tensor:
-        """Set the log-sum-exps [n, H] of blind rows to -inf, so that they weigh nothing. ATen returns out 0 and lse 0 for them."""
-        return lse if self.blind is None else lse.masked_fill(self.blind, float("-inf"))
-
-
-def _seen(
-    query: Query, group: int, span: Span, positions: Tensor | None, window: int | None, device: torch.device
-) -> Tensor | None:
-    """[n, S] bool: the tokens of a span that a query sees; None if every query sees all of them."""
-    n = query.end - query.begin
-    if n == 1:
-        return None  # a single query sees all of its spans
-    before = _window_mask(positions, span, window)
-    if not query.is_short:
-        return before
-    size = span.stop - span.start
-    last = query.spans[group][-1]
-    first = last.first + last.stop - last.start - n  # token index of the first query
-    if span.first + size <= first:
-        return before
-    own = _own_mask(query.ancestors, positions, window)
-    if own is None:
-        own = torch.ones(n, n, dtype=torch.bool, device=device).tril_()
-    seen = torch.ones(n, size, dtype=torch.bool, device=device) if before is None else before
-    start = max(0, first - span.first)  # offset of the first own token in the span
-    seen[:, start:] = own[:, span.first + start - first : span.first + size - first]
+    first: token index of the first new token. keys: token indices [S] of stored tokens and of new ones. positions, starts: [n],
+    position and window start of the new tokens. parents: [n], index of a draft token's parent among the new tokens; below 0 for a
+    known token.
+    """
+    own = keys - first
+    is_own = own >= 0
+    place = np.where(is_own, positions[np.maximum(own, 0)], keys)
+    seen: Mask = place[None] >= starts[:, None]
+    seen[:, is_own] &= ancestors(parents)[:, own[is_own]]
     return seen
 
 
-def _window_mask(positions: Tensor | None, span: Span, window: int | None) -> Tensor | None:
-    """[n, S] bool: the tokens of a span that are in the window of a query; None if every query sees all of them."""
-    if positions is None or window is None or int(positions.max()) - window < span.first:
-        return None
-    stored = torch.arange(span.first, span.first + span.stop - span.start, device=positions.device)
-    return positions[:, None] - stored < window
+def ancestors(parents: Indices) -> Mask:
+    """[n, n] bool: row sees column. A token without a parent sees all tokens before it, a draft token its parent's tokens."""
+    seen = np.tri(len(parents), dtype=bool)
+    for index in is_tree(parents).nonzero()[0]:
+        seen[index] = seen[parents[index]]
+        seen[index, index] = True
+    return seen
 
 
-def _own_mask(ancestors: Tensor | None, positions: Tensor | None, window: int | None) -> Tensor | None:
-    """[n, n] bool of the queries among themselves; None for plain causal."""
-    if positions is None or window is None or len(positions) <= window:
-        return ancestors
-    distance = positions[:, None] - positions
-    return (distance < window) & ((distance >= 0) if ancestors is None else ancestors)
-
-
-def _merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Outputs [n, H, D] and log-sum-exps [n, H] over disjoint sets of keys -> the same over their union."""
-    if len(parts) == 1:
-        return parts[0]
-    lses = torch.stack([lse for _, lse in parts])
-    lse = lses.logsumexp(0)
-    weights = (lses - lse).exp().unsqueeze(-1)  # float32, or the model's if wider
-    out = parts[0][0] * weights[0]
-    for (part, _), weight in zip(parts[1:], weights[1:], strict=True):
-        out = torch.addcmul(out, part.to(out.dtype), weight)
-    return out.to(parts[0][0].dtype), lse
-
-
-def _attend_flash_cpu(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    out: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q, k, v, 0.0, causal, attn_mask=bias, scale=scale
-    )
-    return out
-
-
-def _attend_plain(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    scores = (q @ k.transpose(-1, -2)).float() * scale if q.dtype.itemsize < 8 else q @ k.transpose(-1, -2) * scale
-    if bias is not None:
-        scores = scores + bias
-    if causal:
-        n = q.shape[-2]
-        scores = scores.masked_fill(torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1), float("-inf"))
-    lse = scores.logsumexp(-1)
-    shift = lse.clamp(min=torch.finfo(lse.dtype).min).unsqueeze(-1)  # finite: a row that sees no token gets output 0
-    return (scores - shift).exp().to(v.dtype) @ v, lse
+def is_tree(parents: Indices) -> Mask:
+    """[n] bool: from the first draft token on whose parent is not the token before it."""
+    drafted = parents >= 0
+    return np.logical_or.accumulate(drafted & (parents != np.arange(len(parents)) - 1))

@@ -1,109 +1,127 @@
 """One forward as plain tensors and KV operations, and the builder that makes it from chunks of sequences.
 
-A `Batch` knows no Sequence, pool or plan, so that it can be captured, sent to other ranks, or overlapped. The tokens of all
-sequences lie flat, one sequence after another: `T` query tokens, `R` rows of logits to compute. A `Chunk` is the part of a sequence
-that a forward computes. The builder knows the pool and the attention of one model. It knows no plan and no request, so draft
+A `Batch` knows no Sequence, pool, plan or closure. So it can be padded, captured, sent to other ranks, or kept in flight. The
+tokens of all B sequences lie flat, one sequence after another: `T` query tokens, `R` rows of logits to compute. A `Chunk` is the
+part of a sequence that a forward computes. The builder knows the pool of one model. It knows no plan and no request, so draft
 models use it too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pitlane.engine.decode.draft import Draft, depths
 from pitlane.engine.kv.operations import Operation
-from pitlane.engine.kv.pool import Pool, Span
+from pitlane.engine.kv.pool import Pool
 from pitlane.engine.kv.state import KVState
 from pitlane.engine.kv.store import KVStore
 
-MOST_SHORT = 72  # most tokens of a short query: room for a token with a draft of 64
-
-
-@dataclass(slots=True)
-class Query:
-    """The query tokens `[begin, end)` of one sequence in a batch, and the KV that no other sequence of the batch reads with it.
-
-    spans: per KV group, the slots of the tokens before the first query token (within the window), without the slots in `Reads`.
-    A short query has the slots of its own tokens too, so that a token is computed alike alone and among draft tokens.
-    ancestors: [n, n] bool for a draft tree (row sees column), None for causal; n = end - begin.
-    masks: the masks that attention made for this batch, by group and span; all layers use them.
-    """
-
-    begin: int
-    end: int
-    spans: list[list[Span]]
-    ancestors: Tensor | None = None
-    masks: dict[tuple[int, Span], Any] = field(default_factory=dict)
-
-    @property
-    def is_short(self) -> bool:
-        """Whether a mask over all keys costs little: one token, a token with a draft, or a short piece of a prompt."""
-        return self.end - self.begin <= MOST_SHORT
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Gather:
-    """Short contexts of B sequences with one query token each. One attention call reads copies of all of them, side by side.
+class GroupBatch:
+    """The KV of one group in a batch.
 
-    rows: [B] indices into T; None = all rows in order. slots: [B * S]; a context shorter than S is padded with its last slot.
-    bias: [B, 1, 1, S] in the model's dtype: 0 for a slot of the context, -inf for padding.
+    slots: [T] int64, where the KV of the tokens is written. block_table: [B, W] int32, the blocks of every sequence in token order;
+    -1 = dropped, or behind the last block. window_start: [T] int64, the first token of its sequence that a token sees.
     """
 
-    rows: Tensor | None
     slots: Tensor
-    bias: Tensor
+    block_table: Tensor
+    window_start: Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
-    """Adjacent slots that several sequences see completely. rows: [n] indices of their query tokens into T."""
-
-    rows: Tensor
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class Reads:
-    """The stored KV of one group that is read for several sequences at once."""
-
-    gathers: list[Gather] = field(default_factory=list)
-    shared: list[Shared] = field(default_factory=list)
-
-
-@dataclass(slots=True)
 class Batch:
-    """token_ids, positions: [T] int64; slots: per group [T] int64; logit_rows: [R] indices into T.
+    """One forward. The tensors lie on the host, until the runner moves them.
 
-    reads: per group, the result of `Attention.plan` (of the core: `Reads`); empty if every sequence reads its KV alone.
+    token_ids, positions: [T] int64. parents: [T] int64, for a draft token the index in the batch of the token before it; else -1:
+    the token sees all tokens of its sequence before it. query_start: [B + 1] int64; the tokens of sequence b are
+    `[query_start[b], query_start[b + 1])`, and position `positions[query_start[b]]` is the first of them. logit_rows: [R] int64,
+    indices into T. operations: changes of stored KV, in order, before the forward. block_size: tokens of a block.
     """
 
     token_ids: Tensor
     positions: Tensor
-    slots: list[Tensor]
-    queries: list[Query]
+    parents: Tensor
+    query_start: Tensor
     logit_rows: Tensor
-    operations: list[Operation] = field(default_factory=list)
-    reads: list[Any] = field(default_factory=list)
+    groups: tuple[GroupBatch, ...]
+    operations: tuple[Operation, ...]
+    block_size: int
 
     @property
     def num_tokens(self) -> int:
         return int(self.token_ids.shape[0])
 
+    @property
+    def num_seqs(self) -> int:
+        return int(self.query_start.shape[0]) - 1
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch with its tensors on a device."""
+        return self if device.type == "cpu" else _moved(self, device)
+
+    def split(self) -> tuple[Batch, Batch]:
+        """Return the operations as a batch without tokens, and the tokens as a batch without operations."""
+        none = self.token_ids[:0]
+        groups = tuple(GroupBatch(none, group.block_table[:0], none) for group in self.groups)
+        operations = replace(
+            self,
+            token_ids=none,
+            positions=none,
+            parents=none,
+            query_start=self.query_start[:1],
+            logit_rows=none,
+            groups=groups,
+        )
+        return operations, replace(self, operations=())
+
+    def padded(self, num_tokens: int, num_rows: int, null_blocks: SequenceOf[int]) -> Batch:
+        """Return the batch with sequences of one token added, up to `num_tokens` tokens, and rows up to `num_rows`.
+
+        null_blocks: per group, the block that receives the KV of the added tokens; no sequence owns it. The logits of the batch
+        are the first R rows.
+        """
+        count, rows = num_tokens - self.num_tokens, num_rows - len(self.logit_rows)
+        assert count >= 0 and rows >= 0, f"a batch of {self.num_tokens} tokens is larger than {num_tokens}"
+        ends = self.query_start[-1] + torch.arange(1, count + 1)
+        return replace(
+            self,
+            token_ids=_extended(self.token_ids, 0, count),
+            positions=_extended(self.positions, 0, count),
+            parents=_extended(self.parents, -1, count),
+            query_start=torch.cat((self.query_start, ends)),
+            logit_rows=_extended(self.logit_rows, num_tokens - 1, rows),
+            groups=tuple(
+                GroupBatch(
+                    _extended(group.slots, block * self.block_size, count),
+                    _extended(group.block_table, block, count),
+                    _extended(group.window_start, 0, count),
+                )
+                for group, block in zip(self.groups, null_blocks, strict=True)
+            ),
+        )
+
 
 class Attention(Protocol):
-    """The attention of a lane, as `build_attention` returns it. `plan` runs per step and KV group, `__call__` per layer."""
+    """The attention of a lane, as `build_attention` returns it. formats: the KV formats that it reads; None = any store."""
 
-    def plan(self, pool: Pool, group: int, kvs: SequenceOf[KVState], queries: list[Query], dtype: torch.dtype) -> Any:
-        """Return the value of `batch.reads[group]`. Append to `spans` of every query the spans that it reads alone."""
+    formats: tuple[str, ...] | None
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, batch: Batch, group: int) -> Tensor:
-        """q [T, H, D], fresh k and v [T, Hkv, D] (already in the store) -> [T, H, D]."""
+    def prepare(self, batch: Batch, group: int) -> Any:
+        """Plan how the tokens of a step read the KV of one group. Called once per step and group, with tensors on the host."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, reads: Any) -> Tensor:
+        """q [T, H, D], new k and v [T, Hkv, D] (already in the store) -> [T, H, D]. reads: the result of `prepare`."""
 
 
 class Chunk(NamedTuple):
@@ -121,55 +139,67 @@ class Chunk(NamedTuple):
 class BatchBuilder:
     """Builds the batches of one model. The caller has reserved the slots of every chunk."""
 
-    def __init__(self, pool: Pool, attention: Attention, dtype: torch.dtype, device: torch.device) -> None:
-        self.pool, self.attention, self.dtype, self.device = pool, attention, dtype, device
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
 
     def build(self, chunks: SequenceOf[Chunk]) -> Batch:
-        """Build the batch of chunks, in order. Moves the pool's operations into it. Without chunks, it has operations alone."""
+        """Build the batch of chunks, in order. Moves the queued operations into the batch."""
         token_ids: list[int] = []
         positions: list[int] = []
+        parents: list[int] = []
         logit_rows: list[int] = []
-        slots: list[list[int]] = [[] for _ in self.pool.groups]
-        queries: list[Query] = []
+        query_start = [0]
         for kv, known, draft, wants_logits in chunks:
-            begin, first = len(token_ids), kv.num_computed_tokens
+            first = kv.num_computed_tokens
             token_ids += known
             positions += range(first, first + len(known))
+            parents += [-1] * len(known)
+            last = len(token_ids) - 1
             if wants_logits:
-                logit_rows.append(len(token_ids) - 1)
-            ancestors = None
+                logit_rows.append(last)
             if draft is not None:
-                logit_rows += range(len(token_ids), len(token_ids) + len(draft.token_ids))
+                logit_rows += range(last + 1, last + 1 + len(draft.token_ids))
                 token_ids += draft.token_ids
-                positions += _draft_positions(draft, first + len(known))
-                if draft.parents is not None:
-                    ancestors = _ancestors(draft.parents).to(self.device)
-            for group, group_slots in enumerate(slots):
-                group_slots += self.pool.slots(kv, group, first, first + len(token_ids) - begin)
-            queries.append(Query(begin, len(token_ids), [], ancestors))
+                positions += [positions[last] + depth for depth in depths(draft.links)]
+                parents += [last + 1 + parent for parent in draft.links]
+            query_start.append(len(token_ids))
         kvs = [chunk.kv for chunk in chunks]
-        reads = [
-            self.attention.plan(self.pool, group, kvs, queries, self.dtype)
-            for group in range(len(slots) if chunks else 0)
-        ]
-        lists = [token_ids, positions, logit_rows, *slots]
-        flat = torch.tensor(list(chain.from_iterable(lists)), device=self.device)  # a single copy to the device
-        ids, places, rows, *targets = flat.split([len(part) for part in lists])
-        return Batch(ids, places, targets, queries, rows, self.pool.queue.take(), reads)
+        ids, places, starts, rows, tree = (
+            np.array(values, np.int64) for values in (token_ids, positions, query_start, logit_rows, parents)
+        )
+        return Batch(
+            *map(torch.from_numpy, (ids, places, tree, starts, rows)),
+            groups=tuple(self._group(group, kvs, places, starts) for group in range(len(self.pool.groups))),
+            operations=tuple(self.pool.queue.take()),
+            block_size=self.pool.block_size,
+        )
+
+    def _group(self, group: int, kvs: list[KVState], positions: Indices, query_start: Indices) -> GroupBatch:
+        tables, size = [kv.block_tables[group] for kv in kvs], self.pool.block_size
+        block_table = np.full((len(tables), max(map(len, tables), default=0)), -1, np.int32)
+        for row, table in zip(block_table, tables, strict=True):
+            row[: len(table)] = table
+        counts = np.diff(query_start)
+        firsts = np.array([kv.num_computed_tokens for kv in kvs], np.int64)
+        places = np.arange(query_start[-1]) + np.repeat(firsts - query_start[:-1], counts)  # in its sequence
+        blocks = block_table[np.repeat(np.arange(len(kvs)), counts), places // size]
+        assert (blocks >= 0).all(), f"tokens of group {group} lie in a dropped block"
+        slots = blocks.astype(np.int64) * size + places % size
+        window_start = self.pool.visibilities[group].starts(positions)
+        return GroupBatch(*map(torch.from_numpy, (slots, block_table, window_start)))
 
 
-def _draft_positions(draft: Draft, first: int) -> SequenceOf[int]:
-    if draft.parents is None:
-        return range(first, first + len(draft.token_ids))
-    return [first - 1 + depth for depth in depths(draft.parents)]
+def _extended(tensor: Tensor, value: int, count: int) -> Tensor:
+    return torch.cat((tensor, tensor.new_full((count, *tensor.shape[1:]), value)))
 
 
-def _ancestors(parents: SequenceOf[int]) -> torch.Tensor:
-    """[1 + K, 1 + K] bool: a node sees the last known token, its ancestors and itself."""
-    size = 1 + len(parents)
-    mask = torch.zeros(size, size, dtype=torch.bool)
-    mask[0, 0] = True
-    for index, parent in enumerate(parents):
-        mask[index + 1] = mask[parent + 1]
-        mask[index + 1, index + 1] = True
-    return mask
+def _moved(batch: Any, device: torch.device) -> Any:
+    """Copy all tensors of a batch, or of its groups, to a device."""
+    moved: dict[str, Any] = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Tensor):
+            moved[field.name] = value.to(device, non_blocking=True)
+    if isinstance(batch, Batch):
+        moved["groups"] = tuple(_moved(group, device) for group in batch.groups)
+    return replace(batch, **moved)

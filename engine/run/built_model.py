@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from pitlane.engine.kv.store import KVStore
 from pitlane.engine.kv.visibility import Visibility
+from pitlane.engine.models.build_context import BuildContext
+from pitlane.engine.plan.hooks import Hook
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.run.batch import Attention
-from pitlane.engine.run.runner import Model
+from pitlane.engine.run.runner import Forward, Model, RunnerContext, fold_runner
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltModel:
     """A model that can run. variant: keeps the weights alive; other models may share them.
 
-    parts: the linears, operations and attention that plugins built. is_batch_invariant: the result of a row depends on no other
-    row of the batch. trims: per KV group, the visibility of a plugin.
+    parts: the linears, operations, attention and runners that plugins built. is_batch_invariant: the result of a row depends on no
+    other row of the batch. runner_hooks: build the runners. visibilities: of the KV
+    groups; () = those of the model.
     """
 
     model: Model
     attention: Attention
     variant: object
-    parts: tuple[tuple[object, Plugin], ...] = ()
+    context: BuildContext
+    parts: list[tuple[object, Plugin]] = field(default_factory=list)
     is_batch_invariant: bool = False
-    trims: tuple[Visibility | None, ...] = ()
+    runner_hooks: tuple[Hook, ...] = ()
+    visibilities: tuple[Visibility, ...] = ()
+
+    def forward(self, stores: list[KVStore], model: Model | None = None) -> Forward:
+        """Return the forward over stores, with the plugins that wrap it. model: the first layers of the model, for early exit."""
+        context = RunnerContext(self.context, model or self.model, stores, self.attention)
+        forward, parts = fold_runner(self.runner_hooks, context)
+        self.parts.extend(parts)
+        return forward
 
     def culprit(self, error: BaseException) -> Plugin | None:
         """Return the plugin whose part raised an error, or None. The innermost traceback frame that runs a part decides.

@@ -23,8 +23,7 @@ from pitlane.engine.decode.draft_model import DraftModel
 from pitlane.engine.kv.operations import Copy
 from pitlane.engine.kv.pool import Pool
 from pitlane.engine.kv.state import KVState, PrefixMatch
-from pitlane.engine.kv.store import KVStore
-from pitlane.engine.kv.visibility import trimmed
+from pitlane.engine.kv.store import DenseKV, KVStore
 from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.pacing.pacing import Pacing
 from pitlane.engine.plan.hooks import Hook
@@ -79,14 +78,14 @@ class Lane:
         load_drafter: Callable[[str], BuiltModel],
         call: Call,
     ) -> None:
-        groups, visibilities = trimmed(built.model.kv_groups, built.trims)
+        groups = built.model.kv_groups
         num_blocks = max(1, limits.kv_bytes // (BLOCK_SIZE * sum(group.bytes_per_token(dtype) for group in groups)))
         self.built, self.dtype, self.device, self.limits = built, dtype, device, limits
         self.load_drafter, self.call = load_drafter, call
-        self.stores = [KVStore(group, num_blocks * BLOCK_SIZE, dtype, device) for group in groups]
-        self.pool = Pool(groups, num_blocks, BLOCK_SIZE, fingerprint, visibilities)
-        self.builder = BatchBuilder(self.pool, built.attention, dtype, device)
-        self.runner = Runner(built.model, self.stores, built.attention)
+        self.stores: list[KVStore] = [DenseKV(group, num_blocks, BLOCK_SIZE, dtype, device) for group in groups]
+        self.pool = Pool(groups, num_blocks, BLOCK_SIZE, fingerprint, built.visibilities)
+        self.builder = BatchBuilder(self.pool)
+        self.runner = Runner(built.forward(self.stores), self.pool.queue)
         self.pacing = Pacing(limits.max_step_tokens)
         self.scheduler = Scheduler(
             self.pool,
@@ -153,7 +152,6 @@ class Lane:
             for _ in range(2):
                 flight = self.runner.launch(self.builder.build([Chunk(kv, [0] * num_tokens, None, True)]))
                 flight.wait()
-                self.pool.queue.deliver(flight.saved)
         finally:
             self.pool.release(kv)
         self.pacing.clock.record(num_tokens, num_tokens, flight.seconds)
@@ -183,7 +181,8 @@ class Lane:
         """Return the first layers of this lane's model as a draft model. It reads the lane's KV and writes only draft slots."""
         key = f"layers:{num_layers}"
         if key not in self.draft_models:
-            runner = Runner(EarlyExit(self.built.model, num_layers), self.stores, self.built.attention)
+            model = EarlyExit(self.built.model, num_layers)
+            runner = Runner(self.built.forward(self.stores, model), self.pool.queue)
             self.draft_models[key] = DraftModel(self.builder, runner, self.limits.max_step_tokens, shares_kv=True)
         return self.draft_models[key]
 
@@ -196,9 +195,9 @@ class Lane:
         withheld = min(self.pool.num_free_blocks, num_usable - 1, share)
         self.pool.withhold(withheld)
         num_blocks = max(1, withheld * target_bytes // draft_bytes)
-        stores = [KVStore(group, num_blocks * BLOCK_SIZE, self.dtype, self.device) for group in groups]
-        builder = BatchBuilder(Pool(groups, num_blocks, BLOCK_SIZE, ""), built.attention, self.dtype, self.device)
-        runner = Runner(built.model, stores, built.attention)
+        stores: list[KVStore] = [DenseKV(group, num_blocks, BLOCK_SIZE, self.dtype, self.device) for group in groups]
+        builder = BatchBuilder(Pool(groups, num_blocks, BLOCK_SIZE, ""))
+        runner = Runner(built.forward(stores), builder.pool.queue)
         self.draft_models[name] = DraftModel(builder, runner, self.limits.max_step_tokens, shares_kv=False)
 
     def draft_limit(self, seq: Sequence) -> int:
@@ -244,9 +243,7 @@ class Lane:
     def flush(self) -> None:
         """Carry out the waiting KV operations now: no forward follows that would take them."""
         if self.pool.queue.operations:
-            flight = self.runner.launch(self.builder.build(()))
-            flight.wait()
-            self.pool.queue.deliver(flight.saved)
+            self.runner.launch(self.builder.build(())).wait()
 
 
 def _no_match(seq: Sequence) -> PrefixMatch | None:

@@ -1,21 +1,27 @@
-"""Runs batches: first the KV operations, then the forward.
+"""Runs batches: KV operations, then the forward.
 
-`launch` and `Flight.wait` are two functions, so that another loop can keep one flight outstanding. On a CPU, this runner has
-finished when `launch` returns. On CUDA, `launch` queues the work and `wait` waits for its end.
+A `Forward` turns a batch into an `Output`. `ModelForward` is the innermost one; plugins wrap it with `build_runner`, or replace it
+by a program of their own. `launch` and `Flight.wait` are two functions, so that another loop can keep one flight outstanding. On a
+CPU, a flight has finished when `launch` returns. On CUDA, `launch` queues the work and `wait` waits for its end.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pitlane.engine.errors import BadOption
+from pitlane.engine.kv.operations import OperationQueue
 from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.kv.store import KVStore, execute
+from pitlane.engine.models.build_context import BuildContext
+from pitlane.engine.plan.hooks import Hook, call, refuse
+from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.run.batch import Attention, Batch
 
 
@@ -24,8 +30,8 @@ class Model(Protocol):
 
     kv_groups: tuple[KVGroup, ...]
 
-    def forward(self, batch: Batch, stores: list[KVStore], attention: Attention) -> Tensor:
-        """Compute the batch's tokens, write their KV, return logits [R, V]."""
+    def forward(self, batch: Batch, stores: list[KVStore], attention: Attention, reads: list[Any]) -> Tensor:
+        """Compute the batch's tokens, write their KV, return logits [R, V]. reads: per group, the result of `prepare`."""
 
 
 class EarlyExit:
@@ -42,18 +48,70 @@ class EarlyExit:
         self.model, self.num_layers = model, num_layers
         self.kv_groups = model.kv_groups
 
-    def forward(self, batch: Batch, stores: list[KVStore], attention: Attention) -> Tensor:
+    def forward(self, batch: Batch, stores: list[KVStore], attention: Attention, reads: list[Any]) -> Tensor:
         """Logits [R, V] after the first layers."""
-        logits: Tensor = self.model.forward(batch, stores, attention, num_layers=self.num_layers)  # type: ignore[call-arg]
+        logits: Tensor = self.model.forward(batch, stores, attention, reads, num_layers=self.num_layers)  # type: ignore[call-arg]
         return logits
+
+
+class Output(NamedTuple):
+    """The result of a forward. logits: [R, V]. saved: the tensors of every `Save` operation, by its key."""
+
+    logits: Tensor
+    saved: Mapping[int, Mapping[str, Tensor]]
+
+
+Forward: TypeAlias = Callable[[Batch], Output]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelForward:
+    """The innermost forward: the operations of a batch, then its tokens. A batch without tokens has operations alone."""
+
+    model: Model
+    stores: list[KVStore]
+    attention: Attention
+    device: torch.device
+
+    def __call__(self, batch: Batch) -> Output:
+        saved = execute(self.stores, list(batch.operations))
+        if batch.num_tokens == 0:
+            return Output(torch.empty(0, 0), saved)
+        reads = [self.attention.prepare(batch, group) for group in range(len(batch.groups))]
+        return Output(self.model.forward(batch.to(self.device), self.stores, self.attention, reads), saved)
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerContext:
+    """What a `build_runner` hook learns: the model, and what a forward of it reads and writes."""
+
+    build: BuildContext
+    model: Model
+    stores: list[KVStore]
+    attention: Attention
+
+
+def fold_runner(hooks: Iterable[Hook], context: RunnerContext) -> tuple[Forward, list[tuple[object, Plugin]]]:
+    """Return the forward that the plugins of a plan made, and every part that a plugin built."""
+    forward: Forward = ModelForward(context.model, context.stores, context.attention, context.build.device)
+    parts: list[tuple[object, Plugin]] = []
+
+    def check(plugin: Plugin, result: object) -> object:
+        if result is not None and not callable(result):
+            raise TypeError(f"returned {result!r}, which is not callable")
+        if result is not None:
+            parts.append((result, plugin))
+        return result
+
+    answer = call(hooks, None, refuse, check, forward=forward, context=context)
+    return (answer.value if answer is not None else forward), parts
 
 
 @dataclass(slots=True)
 class Flight:
-    """A launched batch. saved: tensors of `Save` operations by key. seconds: time of the forward, set by `wait`."""
+    """A launched batch. seconds: time of the forward, set by `wait`."""
 
     logits: Tensor
-    saved: dict[int, dict[str, Tensor]]
     started: float
     seconds: float = 0.0
 
@@ -67,21 +125,21 @@ class Flight:
 
 
 class Runner:
-    """The plain runner of one lane."""
+    """Launches the batches of one model, and gives saved KV to the queue that asked for it.
 
-    def __init__(self, model: Model, stores: list[KVStore], attention: Attention) -> None:
-        self.model = model
-        self.stores = stores
-        self.attention = attention
+    The operations of a batch run before its tokens, as a batch of their own: the time of a flight is that of the tokens.
+    """
+
+    def __init__(self, forward: Forward, queue: OperationQueue) -> None:
+        self.forward, self.queue = forward, queue
 
     def launch(self, batch: Batch) -> Flight:
-        """Carry out the KV operations of a batch, then its forward. A batch without tokens has no forward."""
         with torch.inference_mode():
-            saved = execute(self.stores, batch.operations)
+            if batch.operations:
+                operations, batch = batch.split()
+                self.queue.deliver(self.forward(operations).saved)
             started = perf_counter()
-            empty = torch.empty(0, 0)
-            logits = self.model.forward(batch, self.stores, self.attention) if batch.num_tokens else empty
-            flight = Flight(logits, saved, started)
+            flight = Flight(self.forward(batch).logits, started)
             if not flight.logits.is_cuda:
                 flight.wait()
         return flight

@@ -18,6 +18,7 @@ from pitlane import (
     Draft,
     Lane,
     LinearPart,
+    PlainAttention,
     Plugin,
     PluginFailed,
     PluginOptions,
@@ -25,7 +26,6 @@ from pitlane import (
     PromptTooLong,
     SamplingParams,
     Sequence,
-    SpanAttention,
     hookimpl,
 )
 from pitlane.engine.models.presets import PRESETS
@@ -189,12 +189,12 @@ class FragileAttention(Plugin):
     def build_attention(self, context: BuildContext) -> Any:
         where, num_good_calls, calls = self.options.where, self.options.num_good_calls, [0]
 
-        class Breaks(SpanAttention):
-            def plan(self, *arguments: Any) -> Any:
-                calls[0] += where == "plan"
-                if where == "plan" and calls[0] > 10:
+        class Breaks(PlainAttention):
+            def prepare(self, *arguments: Any) -> Any:
+                calls[0] += where == "prepare"
+                if where == "prepare" and calls[0] > 10:
                     raise RuntimeError("the part broke")
-                return super().plan(*arguments)
+                return super().prepare(*arguments)
 
             def __call__(self, *arguments: Any) -> torch.Tensor:
                 calls[0] += where == "attention"
@@ -202,7 +202,7 @@ class FragileAttention(Plugin):
                     raise RuntimeError("the part broke")
                 return super().__call__(*arguments)
 
-        return Breaks(context.config.attention_scale, context.device)
+        return Breaks(context)
 
 
 class FragileLinear:
@@ -221,7 +221,7 @@ class FragileLinear:
         {"fragile": {"where": "linear", "claims": "rounding"}},
         {"fragile": {"where": "op"}},
         {"fragile_attention": {}},
-        {"fragile_attention": {"where": "plan"}},
+        {"fragile_attention": {"where": "prepare"}},
         {"fragile_attention": {"num_good_calls": CALLS_TO_OPEN + 20}, "prefix_cache": {}, "prompt_lookup": {}},
     ],
     ids=str,

@@ -15,24 +15,28 @@ import torch
 
 from pitlane import (
     BadOption,
+    Batch,
     BuildContext,
     Document,
     Draft,
+    Forward,
     KVGroup,
     Lane,
     Limits,
     LinearPart,
+    Output,
     Page,
+    PlainAttention,
     Plugin,
     PluginFailed,
     PluginOptions,
     Pool,
     PrefixMatch,
     Rows,
+    RunnerContext,
     SamplingParams,
     Sequence,
     SlidingWindow,
-    SpanAttention,
     StepStats,
     Visibility,
     hookimpl,
@@ -121,26 +125,26 @@ def test_hook_build_attention(make_engine: Any) -> None:
 
         def __init__(self, options: Any = None) -> None:
             super().__init__(options)
-            self.num_plans, self.num_calls = 0, 0
+            self.num_prepared, self.num_calls = 0, 0
 
         @hookimpl
         def build_attention(self, context: BuildContext) -> Any:
             outer = self
 
-            class Counting(SpanAttention):
-                def plan(self, *arguments: Any) -> Any:
-                    outer.num_plans += 1
-                    return super().plan(*arguments)
+            class Counting(PlainAttention):
+                def prepare(self, *arguments: Any) -> Any:
+                    outer.num_prepared += 1
+                    return super().prepare(*arguments)
 
                 def __call__(self, *arguments: Any) -> torch.Tensor:
                     outer.num_calls += 1
                     return super().__call__(*arguments)
 
-            return Counting(context.config.attention_scale, context.device)
+            return Counting(context)
 
     result, plugin, engine = run(make_engine, Attender)
     steps = result.stats["steps"]
-    assert plugin.num_plans >= steps and plugin.num_calls >= 2 * steps  # the model has two layers
+    assert plugin.num_prepared >= steps and plugin.num_calls >= 2 * steps  # the model has two layers
     assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
 
 
@@ -229,6 +233,34 @@ def test_a_visibility_that_breaks_the_contract_is_refused(starts: list[Any], mes
 
     with pytest.raises((TypeError, ValueError), match=message):
         checked(Wrong(), 3)
+
+
+def test_hook_build_runner(make_engine: Any) -> None:
+    class Bucketed(Plugin):
+        """Pads every batch to a multiple of 16 tokens, as captured graphs would."""
+
+        name, exactness = "bucketed", "identical"
+        sizes: ClassVar[set[int]] = set()
+
+        @hookimpl
+        def build_runner(self, forward: Forward, context: RunnerContext) -> Forward:
+            null_blocks = [store.null_block for store in context.stores]
+
+            def padded(batch: Batch) -> Output:
+                num_rows = len(batch.logit_rows)
+                if batch.num_tokens:
+                    size = -(-batch.num_tokens // 16) * 16
+                    batch = batch.padded(size, -(-num_rows // 8) * 8, null_blocks)
+                    self.sizes.add(batch.num_tokens)
+                output = forward(batch)
+                return output._replace(logits=output.logits[:num_rows])
+
+            return padded
+
+    result, plugin, engine = run(make_engine, Bucketed)
+    assert plugin.sizes >= {16, 80}
+    assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
+    assert len(engine.lanes.all) == 2
 
 
 def test_hook_lane_opened(make_engine: Any) -> None:

@@ -1,23 +1,26 @@
-"""Runs a model without the engine: chunks of several sequences in one forward, with KV in scattered runs of slots."""
+"""Runs a model without the engine: chunks of several sequences in one forward, with KV in scattered blocks."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pitlane.engine.kv.pool import Span
-from pitlane.engine.kv.store import KVStore
+from pitlane.engine.kv.pool import Pool
+from pitlane.engine.kv.state import KVState
+from pitlane.engine.kv.store import DenseKV, KVStore
+from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.layers import Builder, BuildLinear
 from pitlane.engine.models.llama import Llama
 from pitlane.engine.models.registry import build_model, resolve
-from pitlane.engine.run.attention import SpanAttention
-from pitlane.engine.run.batch import Batch, Query
+from pitlane.engine.run.attention import PlainAttention
+from pitlane.engine.run.batch import BatchBuilder, Chunk
+from pitlane.engine.run.runner import EarlyExit, ModelForward
 
 CPU = torch.device("cpu")
-RUN = 8  # adjacent slots; the runs of two sequences alternate, so a sequence's KV is several spans
+BLOCK = 8
 
 
 def load(model: str | Path, dtype: torch.dtype = torch.float32, build_linear: BuildLinear | None = None) -> Llama:
@@ -27,46 +30,30 @@ def load(model: str | Path, dtype: torch.dtype = torch.float32, build_linear: Bu
 
 
 class Harness:
-    """One model and `num_seqs` sequences, whose slots alternate in runs."""
+    """One model and `num_seqs` sequences, whose blocks alternate, so that the KV of a sequence is scattered."""
 
     def __init__(
         self, model: Llama, num_seqs: int = 2, num_tokens: int = 64, dtype: torch.dtype = torch.float32
     ) -> None:
-        self.model, self.num_seqs = model, num_seqs
-        self.stores = [KVStore(group, num_seqs * num_tokens, dtype, CPU) for group in model.kv_groups]
-        self.attention = SpanAttention(model.config.attention_scale, CPU)
-        self.lengths = [0] * num_seqs
-
-    def slot(self, seq: int, index: int) -> int:
-        return (index // RUN * self.num_seqs + seq) * RUN + index % RUN
-
-    def spans(self, seq: int, first: int, stop: int) -> list[Span]:
-        edges = [first, *range((first // RUN + 1) * RUN, stop, RUN), stop]
-        return [Span(self.slot(seq, a), self.slot(seq, b - 1) + 1, a) for a, b in pairwise(edges) if a < b]
+        self.model = model
+        num_blocks = num_seqs * -(-num_tokens // BLOCK)
+        self.pool = Pool(model.kv_groups, num_blocks, BLOCK, "")
+        stores: list[KVStore] = [DenseKV(group, num_blocks, BLOCK, dtype, CPU) for group in model.kv_groups]
+        self.attention = PlainAttention(BuildContext(model.config, dtype, CPU))
+        self.forward = ModelForward(model, stores, self.attention, CPU)
+        self.builder = BatchBuilder(self.pool)
+        self.kvs = [KVState() for _ in range(num_seqs)]
+        for count in range(BLOCK, num_tokens + 1, BLOCK):
+            for kv in self.kvs:
+                assert self.pool.reserve(kv, count)
 
     def run(self, chunks: dict[int, list[int]], num_layers: int | None = None, rows: list[int] | None = None) -> Tensor:
         """Append a chunk of ids to each sequence of `chunks` in one forward. Returns logits [R, V] of `rows`, or of all."""
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        queries = []
-        for seq, ids in chunks.items():
-            first, stop = self.lengths[seq], self.lengths[seq] + len(ids)
-            query = Query(len(token_ids), len(token_ids) + len(ids), [])
-            end = stop if query.is_short else first
-            query.spans += [self._seen(seq, first, end, group) for group in range(len(self.stores))]
-            queries.append(query)
-            token_ids += ids
-            positions += range(first, stop)
-            slots += [self.slot(seq, index) for index in range(first, stop)]
-            self.lengths[seq] = stop
-        slot_tensors = [torch.tensor(slots)] * len(self.stores)
-        logit_rows = torch.arange(len(token_ids)) if rows is None else torch.tensor(rows)
-        batch = Batch(torch.tensor(token_ids), torch.tensor(positions), slot_tensors, queries, logit_rows)
+        batch = self.builder.build([Chunk(self.kvs[seq], ids, None, False) for seq, ids in chunks.items()])
+        indices = range(batch.num_tokens) if rows is None else rows
+        model = self.model if num_layers is None else EarlyExit(self.model, num_layers)
         with torch.inference_mode():
-            return self.model.forward(batch, self.stores, self.attention, num_layers)
-
-    def _seen(self, seq: int, first: int, stop: int, group: int) -> list[Span]:
-        """The spans before `stop` inside the window of the query at `first`."""
-        window = self.model.kv_groups[group].window
-        return self.spans(seq, 0 if window is None else max(0, first + 1 - window), stop)
+            logits = replace(self.forward, model=model)(replace(batch, logit_rows=torch.tensor(list(indices)))).logits
+        for seq, ids in chunks.items():
+            self.kvs[seq].num_computed_tokens += len(ids)
+        return logits

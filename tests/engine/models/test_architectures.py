@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pitlane.engine.run import attention
 from tests.engine.models.harness import Harness, load
 
 BASE: dict[str, Any] = {
@@ -168,21 +167,11 @@ def test_early_exit_equals_a_shorter_model(tmp_path: Path) -> None:
     torch.testing.assert_close(result, reference(theirs, ids), atol=ATOL, rtol=RTOL)
 
 
-def test_plain_attention_over_windows(tmp_path: Path) -> None:
-    """The attention for devices without ATen's CPU op, with queries that see no key of a span."""
-    theirs = make(*CASES["mistral-window"], tmp_path)
-    harness = Harness(load(tmp_path))
-    harness.attention.attend = attention._attend_plain
-    ids = tokens(9)
-    result = torch.cat([harness.run({0: ids[:13]}), harness.run({0: ids[13:39]}), harness.run({0: ids[39:]})])
-    torch.testing.assert_close(result, reference(theirs, ids), atol=ATOL, rtol=RTOL)
-
-
 def test_only_wanted_rows(tmp_path: Path) -> None:
     make("Llama", {}, tmp_path)
     harness = Harness(load(tmp_path))
     every = harness.run({0: tokens(8)})
-    harness.lengths[0] = 0
+    harness.kvs[0].num_computed_tokens = 0
     torch.testing.assert_close(harness.run({0: tokens(8)}, rows=[LENGTH - 1, 3]), every[[LENGTH - 1, 3]])
 
 
