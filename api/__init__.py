@@ -41,8 +41,9 @@ if TYPE_CHECKING:
         Save as Save,
     )
     from pitlane.engine.kv.pool import Pool as Pool
-    from pitlane.engine.kv.state import KVState as KVState, PrefixMatch as PrefixMatch
+    from pitlane.engine.kv.state import KVGroup as KVGroup, KVState as KVState, PrefixMatch as PrefixMatch
     from pitlane.engine.kv.store import KVStore as KVStore
+    from pitlane.engine.kv.visibility import SlidingWindow as SlidingWindow, Visibility as Visibility
     from pitlane.engine.models.build_context import BuildContext as BuildContext
     from pitlane.engine.models.layers import Linear as Linear, LinearPart as LinearPart
     from pitlane.engine.plan.plan import Plan as Plan, Settings as Settings
@@ -83,8 +84,9 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.events": "Finished PrefillProgress Result StepStats TextDelta",
     "pitlane.engine.kv.operations": "Copy Load OperationQueue Save",
     "pitlane.engine.kv.pool": "Pool",
-    "pitlane.engine.kv.state": "KVState PrefixMatch",
+    "pitlane.engine.kv.state": "KVGroup KVState PrefixMatch",
     "pitlane.engine.kv.store": "KVStore",
+    "pitlane.engine.kv.visibility": "SlidingWindow Visibility",
     "pitlane.engine.models.build_context": "BuildContext",
     "pitlane.engine.models.layers": "Linear LinearPart",
     "pitlane.engine.plan.plan": "Plan Settings",

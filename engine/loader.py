@@ -15,6 +15,8 @@ import torch
 
 from pitlane.engine.errors import BadOption
 from pitlane.engine.kv.memory import Needs, available, check_fit, gib
+from pitlane.engine.kv.state import KVGroup
+from pitlane.engine.kv.visibility import Visibility, checked, visibility_of
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.layers import Builder, Linear, LinearPart, Ops
@@ -177,11 +179,20 @@ class Variant:
             [*self.parts, *((answer.value, answer.plugin) for answer in built)],
             self.is_batch_invariant and len(built) == len(answers) + 1 and all(a.plugin.batch_invariant for a in built),
             plan.hook("build_runner"),
+            tuple(_visibility(plan, group, context) for group in self.model.kv_groups),
         )
 
 
 def _build(plan: Plan, name: str, **values: Any) -> Answer | None:
     return call(plan.hook(name), None, refuse, **values)
+
+
+def _visibility(plan: Plan, group: KVGroup, context: BuildContext) -> Visibility:
+    def check(_: Plugin, visibility: Any) -> Visibility:
+        return checked(visibility, context.config.max_position)
+
+    answer = call(plan.hook("trim_cache"), None, refuse, check, group=group, context=context)
+    return visibility_of(group, None if answer is None else answer.value)
 
 
 def kv_share(kv_memory: int | None, needs: Needs, context: int, device: torch.device) -> int:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pitlane.engine.kv.operations import Copy, OperationQueue
 from pitlane.engine.kv.state import Column, KVGroup, KVState
+from pitlane.engine.kv.visibility import Visibility, visibility_of
 
 DROPPED = -1
 
@@ -70,19 +71,27 @@ class BlockAllocator:
 
 
 class Pool:
-    """Blocks of all KV groups of one lane. A column is a block id per group."""
+    """Blocks of all KV groups of one lane. A column is a block id per group.
 
-    def __init__(self, groups: SequenceOf[KVGroup], num_blocks: int, block_size: int, fingerprint: str) -> None:
+    visibilities: per group, the tokens that a position sees; without it, those of the model.
+    """
+
+    def __init__(
+        self,
+        groups: SequenceOf[KVGroup],
+        num_blocks: int,
+        block_size: int,
+        fingerprint: str,
+        visibilities: SequenceOf[Visibility] | None = None,
+    ) -> None:
         self.groups = tuple(groups)
+        self.visibilities = tuple(visibilities or map(visibility_of, groups))
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.fingerprint = fingerprint  # KV may be shared or saved only under an equal fingerprint
         self.allocators = [BlockAllocator(num_blocks) for _ in groups]
         self.num_withheld = 0
         self.queue = OperationQueue()
-        from pitlane.engine.kv.visibility import _V
-
-        self.visibilities = [_V(g.window) for g in groups]
 
     @property
     def num_free_blocks(self) -> int:
@@ -164,15 +173,17 @@ class Pool:
                 allocator.release(table.pop())
 
     def drop(self, kv: KVState, num_computed_tokens: int) -> None:
-        """In windowed groups, release the blocks that no later token can see."""
-        for group, table, allocator in zip(self.groups, self._tables(kv), self.allocators, strict=True):
-            if group.window is None:
-                continue
-            for index in range((num_computed_tokens - group.window + 1) // self.block_size - 1, -1, -1):
+        """Release the blocks that no later token can see."""
+        for group, (table, allocator) in enumerate(zip(self._tables(kv), self.allocators, strict=True)):
+            for index in range(self.first_seen(group, num_computed_tokens) // self.block_size - 1, -1, -1):
                 if table[index] == DROPPED:
                     break
                 allocator.release(table[index])
                 table[index] = DROPPED
+
+    def first_seen(self, group: int, position: int) -> int:
+        """Index of the first token that a position sees in a group."""
+        return int(self.visibilities[group].starts(np.array([position]))[0])
 
     def release(self, kv: KVState) -> None:
         """Give back every block of a sequence."""

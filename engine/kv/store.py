@@ -1,12 +1,14 @@
 """The tensors that hold keys and values, one store per KV group.
 
-Layout `[2, L, Hkv, num_slots, D]` (2 = keys, values), so that adjacent slots of a head are one view. A store knows no
-blocks and no sequences: the pool decides who owns which slot.
+A slot holds the KV of one token. A store knows no sequences: the pool decides which sequence owns which slot. Every store has a
+block more than the pool, the null block: padding writes into it, and no sequence reads it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,12 +17,51 @@ from pitlane.engine.kv.operations import Copy, Load, Operation, Save
 from pitlane.engine.kv.state import KVGroup
 
 
-class KVStore:
-    """Keys and values of one group. A layer is an index within the group."""
+class KVStore(Protocol):
+    """Keys and values of one group, in some format. A layer is an index within the group.
 
-    def __init__(self, group: KVGroup, num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (2, len(group.layers), group.num_kv_heads, num_slots, group.head_dim)
-        self.group = group
+    format: the name that an attention declares if it reads the tensors of the store. null_block: index of the null block.
+    """
+
+    group: KVGroup
+    format: str
+    null_block: int
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store keys and values [T, Hkv, D] of one layer at slots [T]."""
+
+    def tensors(self, layer: int) -> Any:
+        """Return the tensors of one layer, in the store's format."""
+
+    def view(self, layer: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values [Hkv, n, D] of adjacent slots; they may be a copy."""
+
+    def gather(self, layer: int, slots: Tensor, num_seqs: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values [num_seqs, Hkv, S, D] of slots [num_seqs * S], copied; valid until the next call."""
+
+    def copy(self, sources: list[int], targets: list[int]) -> None:
+        """Copy all layers' KV from slots to slots."""
+
+    def export(self, slots: list[int]) -> Tensor:
+        """Return the KV of n slots as a fresh dense host tensor [2, L, Hkv, n, D]."""
+
+    def load(self, slots: list[int], saved: Tensor, start: int = 0) -> None:
+        """Write tokens `[start, start + n)` of an exported tensor into n slots."""
+
+
+class DenseKV:
+    """The core's store. Layout `[2, L, Hkv, num_slots, D]` (2 = keys, values): adjacent slots of a head are one view."""
+
+    format = "dense"
+
+    def __init__(
+        self, group: KVGroup, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (2, len(group.layers), group.num_kv_heads, (num_blocks + 1) * block_size, group.head_dim)
+        self.group, self.null_block = group, num_blocks
         self.data = torch.empty(shape, dtype=dtype, device=device)  # on a CPU, untouched pages cost no memory
         self._scratch = self.data.new_empty(2, 0)
 
@@ -29,7 +70,6 @@ class KVStore:
         return self.data.numel() * self.data.itemsize
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store keys and values [T, Hkv, D] of one layer (index within the group) at slots [T]."""
         self.data[0, layer].index_copy_(1, slots, keys.transpose(0, 1))
         self.data[1, layer].index_copy_(1, slots, values.transpose(0, 1))
 
@@ -38,11 +78,9 @@ class KVStore:
         return self.data[0, layer], self.data[1, layer]
 
     def view(self, layer: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [Hkv, n, D] of adjacent slots, without a copy."""
         return self.data[0, layer, :, start:stop], self.data[1, layer, :, start:stop]
 
     def gather(self, layer: int, slots: Tensor, num_seqs: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [num_seqs, Hkv, S, D] of slots [num_seqs * S], copied; valid until the next call."""
         heads, dim, count = self.group.num_kv_heads, self.group.head_dim, slots.shape[0]
         if self._scratch.shape[1] < heads * count * dim:  # kept between calls: new pages cost more time than the copy
             self._scratch = self.data.new_empty(2, heads * count * dim * 5 // 4)
@@ -55,15 +93,12 @@ class KVStore:
         )
 
     def copy(self, sources: list[int], targets: list[int]) -> None:
-        """Copy all layers' KV from slots to slots."""
         self.data.index_copy_(3, self._index(targets), self.data.index_select(3, self._index(sources)))
 
     def export(self, slots: list[int]) -> Tensor:
-        """KV of n slots as a fresh host tensor [2, L, Hkv, n, D]."""
         return torch.cat([self.data[:, :, :, at] for at, _ in _runs(slots)], dim=3).cpu()
 
     def load(self, slots: list[int], saved: Tensor, start: int = 0) -> None:
-        """Write tokens `[start, start + n)` of an exported tensor into n slots."""
         saved = saved[:, :, :, start : start + len(slots)]
         assert saved.shape[3] == len(slots), f"KV of {saved.shape[3]} tokens for {len(slots)} slots"
         for at, part in _runs(slots):
@@ -79,7 +114,7 @@ def _runs(slots: list[int]) -> list[tuple[slice, slice]]:
     return [(slice(slots[a], slots[a] + b - a), slice(a, b)) for a, b in pairwise(cuts)]
 
 
-def execute(stores: list[KVStore], operations: list[Operation]) -> dict[int, dict[str, Tensor]]:
+def execute(stores: Sequence[KVStore], operations: list[Operation]) -> dict[int, dict[str, Tensor]]:
     """Carry out KV operations in order. Returns the saved tensors by the key of the `Save`."""
     saved = {}
     for operation in operations:

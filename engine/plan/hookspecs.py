@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pitlane.engine.decode.draft import Draft
     from pitlane.engine.decode.rows import Rows
     from pitlane.engine.events import StepStats
-    from pitlane.engine.kv.state import PrefixMatch
+    from pitlane.engine.kv.state import KVGroup, PrefixMatch
+    from pitlane.engine.kv.visibility import Visibility
     from pitlane.engine.models.build_context import BuildContext
     from pitlane.engine.models.layers import Linear, LinearPart
     from pitlane.engine.run.batch import Attention
@@ -78,6 +79,15 @@ def build_attention(context: BuildContext) -> Attention | None:
 
     Returns an object with `prepare`, called once per step and KV group, and `__call__`, once per layer: q [T, H, D], new k and v
     [T, Hkv, D] -> [T, H, D]. May change output within the plugin's exactness.
+    """
+
+
+@hookspec("first", kind="lane", role="eviction")
+def trim_cache(group: KVGroup, context: BuildContext) -> Visibility | None:
+    """Narrow the tokens that the positions of a KV group see. Called once per lane and group, at load.
+
+    Returns a `Visibility`, or None. Blocks before the start of the next position are given back. May change output within the
+    plugin's exactness.
     """
 
 

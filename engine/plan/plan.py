@@ -55,8 +55,12 @@ class Plan:
     @property
     def kv_key(self) -> tuple[str, ...]:
         """Keys of the plugins that can change the KV of a token. Stored KV is valid only under an equal `kv_key`."""
+        trimming = {hook.plugin.name for hook in self.hook("trim_cache")}  # under another visibility, KV differs
         return tuple(
-            p.key for p in self.plugins if p.key in self.lane_key and p.exactness_for(p.options) != "identical"
+            plugin.key
+            for plugin in self.plugins
+            if plugin.key in self.lane_key
+            and (plugin.name in trimming or plugin.exactness_for(plugin.options) != "identical")
         )
 
     @property

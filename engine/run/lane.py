@@ -23,7 +23,7 @@ from pitlane.engine.decode.draft_model import DraftModel
 from pitlane.engine.kv.operations import Copy
 from pitlane.engine.kv.pool import Pool
 from pitlane.engine.kv.state import KVState, PrefixMatch
-from pitlane.engine.kv.store import KVStore
+from pitlane.engine.kv.store import DenseKV, KVStore
 from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.pacing.pacing import Pacing
 from pitlane.engine.plan.hooks import Hook
@@ -82,8 +82,8 @@ class Lane:
         num_blocks = max(1, limits.kv_bytes // (BLOCK_SIZE * sum(group.bytes_per_token(dtype) for group in groups)))
         self.built, self.dtype, self.device, self.limits = built, dtype, device, limits
         self.load_drafter, self.call = load_drafter, call
-        self.stores = [KVStore(group, num_blocks * BLOCK_SIZE, dtype, device) for group in groups]
-        self.pool = Pool(groups, num_blocks, BLOCK_SIZE, fingerprint)
+        self.stores: list[KVStore] = [DenseKV(group, num_blocks, BLOCK_SIZE, dtype, device) for group in groups]
+        self.pool = Pool(groups, num_blocks, BLOCK_SIZE, fingerprint, built.visibilities)
         self.builder = BatchBuilder(self.pool)
         self.runner = Runner(built.forward(self.stores), self.pool.queue)
         self.pacing = Pacing(limits.max_step_tokens)
@@ -195,7 +195,7 @@ class Lane:
         withheld = min(self.pool.num_free_blocks, num_usable - 1, share)
         self.pool.withhold(withheld)
         num_blocks = max(1, withheld * target_bytes // draft_bytes)
-        stores = [KVStore(group, num_blocks * BLOCK_SIZE, self.dtype, self.device) for group in groups]
+        stores: list[KVStore] = [DenseKV(group, num_blocks, BLOCK_SIZE, self.dtype, self.device) for group in groups]
         builder = BatchBuilder(Pool(groups, num_blocks, BLOCK_SIZE, ""))
         runner = Runner(built.forward(stores), builder.pool.queue)
         self.draft_models[name] = DraftModel(builder, runner, self.limits.max_step_tokens, shares_kv=False)

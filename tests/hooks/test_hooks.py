@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import random
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from pitlane import (
     Document,
     Draft,
     Forward,
+    KVGroup,
     Lane,
     Limits,
     LinearPart,
@@ -33,9 +36,13 @@ from pitlane import (
     RunnerContext,
     SamplingParams,
     Sequence,
+    SlidingWindow,
     StepStats,
+    Visibility,
     hookimpl,
 )
+from pitlane.engine.kv.visibility import checked
+from pitlane.engine.models import presets
 from pitlane.engine.plan import hookspecs
 from pitlane.engine.plan.registry import PluginRegistry
 
@@ -141,6 +148,93 @@ def test_hook_build_attention(make_engine: Any) -> None:
     assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
 
 
+class Streaming(Plugin):
+    """Every position sees the last tokens only, whatever the model's attention shows."""
+
+    name, role, exactness = "streaming", "eviction", "approximate"
+
+    class Options(PluginOptions):
+        window: int = 48
+
+    @hookimpl
+    def trim_cache(self, group: KVGroup, context: BuildContext) -> Visibility | None:
+        return SlidingWindow(self.options.window)
+
+
+@pytest.fixture
+def windowed_tiny(monkeypatch: pytest.MonkeyPatch) -> str:
+    """`random:tiny` with the windows of `Streaming` in its config."""
+    shape = replace(presets.PRESETS["tiny"], windows=(48, 48))
+    monkeypatch.setattr(presets, "PRESETS", {**presets.PRESETS, "tiny-windowed": shape})
+    return "random:tiny-windowed"
+
+
+@pytest.mark.usefixtures("always_draft")
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 4}])
+@pytest.mark.parametrize("plugins", [["prompt_lookup"], ["prefix_cache", "jacobi"]])
+def test_hook_trim_cache(make_engine: Any, windowed_tiny: str, sampling: dict[str, Any], plugins: list[str]) -> None:
+    """Through chunks, drafts and the prefix cache, the answers are those of a model that has the window in its config."""
+    registry = PluginRegistry.load()
+    registry.add(Streaming)
+    params = SamplingParams(max_tokens=60, ignore_eos=True, **sampling)
+    prompts = [PROMPT, [*PROMPT, *PROMPT], [*PROMPT, *PROMPT[:9]]]
+    plain, windowed = make_engine(), make_engine(windowed_tiny)
+    expected = [windowed.generate(prompt, params).token_ids for prompt in prompts]
+    assert expected != [plain.generate(prompt, params).token_ids for prompt in prompts], (
+        "the window changes the answers"
+    )
+    engine = make_engine(registry=registry, plugins=["streaming", *plugins], max_step_tokens=23)
+    results = [engine.generate(prompt, params) for prompt in prompts]
+    assert [result.token_ids for result in results] == expected
+    assert any(result.stats["accepted_tokens"] for result in results)
+    assert any(result.stats["cached_tokens"] for result in results) == ("prefix_cache" in plugins)
+    lane, plain_lane = engine.lane_of(engine.default_plan), engine.lane_of(engine.plan({}))
+    assert lane is not plain_lane and lane.pool.fingerprint != plain_lane.pool.fingerprint
+
+
+def test_blocks_that_a_plugin_hides_are_given_back(make_engine: Any) -> None:
+    class Counter(Streaming):
+        """Counts the blocks of the lane's only sequence in every step."""
+
+        name = "counter"
+        counts: ClassVar[list[int]] = []
+
+        class Options(PluginOptions):
+            window: int = 20
+
+        @hookimpl
+        def lane_opened(self, lane: Lane) -> None:
+            self.lane = lane
+
+        @hookimpl
+        def step_finished(self, stats: StepStats) -> None:
+            self.counts.append(self.lane.pool.num_blocks - self.lane.pool.num_free_blocks)
+
+    run(make_engine, Counter, max_step_tokens=32)
+    assert len(PROMPT) + PARAMS.max_tokens > 3 * 32 and max(Counter.counts[5:]) == 2, "not all four blocks"
+
+
+@pytest.mark.parametrize(
+    ("starts", "message"),
+    [
+        ([0, 1, 0], r"must lie in \[0, position\] and never decrease"),
+        ([0, 2, 2], r"must lie in \[0, position\]"),
+        ([0, 0, 0], "max_tokens is 2, and a position sees 3 tokens"),
+        ([0], r"starts must be int64 \(3,\)"),
+        ([0.0, 0.0, 1.0], "got float64"),
+    ],
+)
+def test_a_visibility_that_breaks_the_contract_is_refused(starts: list[Any], message: str) -> None:
+    class Wrong:
+        max_tokens = 2
+
+        def starts(self, positions: Any) -> Any:
+            return np.array(starts)
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        checked(Wrong(), 3)
+
+
 def test_hook_build_runner(make_engine: Any) -> None:
     class Bucketed(Plugin):
         """Pads every batch to a multiple of 16 tokens, as captured graphs would."""
@@ -164,7 +258,7 @@ def test_hook_build_runner(make_engine: Any) -> None:
             return padded
 
     result, plugin, engine = run(make_engine, Bucketed)
-    assert plugin.sizes == {16, 80}
+    assert plugin.sizes >= {16, 80}
     assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
     assert len(engine.lanes.all) == 2
 

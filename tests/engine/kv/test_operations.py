@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pitlane import Copy, Load, OperationQueue, Plugin, SamplingParams, Save, Sequence, hookimpl
 from pitlane.engine.kv.state import KVGroup
-from pitlane.engine.kv.store import KVStore, execute
+from pitlane.engine.kv.store import DenseKV, execute
 from pitlane.engine.plan.registry import PluginRegistry
 
 
 def test_operations_run_in_the_order_of_the_queue() -> None:
-    store = KVStore(KVGroup((0,), 1, 2), 8, torch.float32, torch.device("cpu"))
+    store = DenseKV(KVGroup((0,), 1, 2), 2, 4, torch.float32, torch.device("cpu"))
     tensors = {"group.0": torch.arange(20.0).view(2, 1, 1, 5, 2)}
     queue, saved = OperationQueue(), []
     queue.append(Load([[4, 5, 6]], tensors, [1]))

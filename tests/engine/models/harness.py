@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pitlane.engine.kv.pool import Pool
 from pitlane.engine.kv.state import KVState
-from pitlane.engine.kv.store import KVStore
+from pitlane.engine.kv.store import DenseKV, KVStore
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.layers import Builder, BuildLinear
 from pitlane.engine.models.llama import Llama
@@ -38,7 +38,7 @@ class Harness:
         self.model = model
         num_blocks = num_seqs * -(-num_tokens // BLOCK)
         self.pool = Pool(model.kv_groups, num_blocks, BLOCK, "")
-        stores = [KVStore(group, num_blocks * BLOCK, dtype, CPU) for group in model.kv_groups]
+        stores: list[KVStore] = [DenseKV(group, num_blocks, BLOCK, dtype, CPU) for group in model.kv_groups]
         self.attention = PlainAttention(BuildContext(model.config, dtype, CPU))
         self.forward = ModelForward(model, stores, self.attention, CPU)
         self.builder = BatchBuilder(self.pool)
