@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pitlane.engine.kv.pool import Span
 from pitlane.engine.kv.store import KVStore
+from pitlane.engine.models.decoder import Decoder
 from pitlane.engine.models.layers import Builder, BuildLinear
-from pitlane.engine.models.llama import Llama
-from pitlane.engine.models.registry import build_model, resolve
+from pitlane.engine.models.registry import resolve
 from pitlane.engine.run.attention import SpanAttention
 from pitlane.engine.run.batch import Batch, Query
 
@@ -20,17 +20,17 @@ CPU = torch.device("cpu")
 RUN = 8  # adjacent slots; the runs of two sequences alternate, so a sequence's KV is several spans
 
 
-def load(model: str | Path, dtype: torch.dtype = torch.float32, build_linear: BuildLinear | None = None) -> Llama:
+def load(model: str | Path, dtype: torch.dtype = torch.float32, build_linear: BuildLinear | None = None) -> Decoder:
     source = resolve(str(model))
     with torch.inference_mode():
-        return build_model(source.config, Builder(source.config, source.weights, dtype, CPU, build_linear))
+        return Decoder(source.config, Builder(source.weights, dtype, CPU, build_linear, source.stored_name))
 
 
 class Harness:
     """One model and `num_seqs` sequences, whose slots alternate in runs."""
 
     def __init__(
-        self, model: Llama, num_seqs: int = 2, num_tokens: int = 64, dtype: torch.dtype = torch.float32
+        self, model: Decoder, num_seqs: int = 2, num_tokens: int = 64, dtype: torch.dtype = torch.float32
     ) -> None:
         self.model, self.num_seqs = model, num_seqs
         self.stores = [KVStore(group, num_seqs * num_tokens, dtype, CPU) for group in model.kv_groups]
