@@ -11,10 +11,12 @@ from pathlib import Path
 from pitlane.engine.kv import memory
 from pitlane.engine.loader import MAX_LANES, choose_context, choose_device, choose_dtype, kv_share
 from pitlane.engine.models import hub
-from pitlane.engine.models.config import ARCHITECTURES, ModelConfig
+from pitlane.engine.models.families.core import read_config
 from pitlane.engine.models.hub import CachedModel, cached_models, remove
-from pitlane.engine.models.presets import PRESETS
-from pitlane.engine.models.registry import ModelSource, resolve
+from pitlane.engine.models.presets import PRESETS, config_json
+from pitlane.engine.models.registry import resolve
+from pitlane.engine.models.source import ModelSource
+from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.engine.run.lane import BLOCK_SIZE
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "ModelSource",
     "cached_models",
     "choose_device",
+    "config_json",
     "estimate_memory",
     "pull",
     "remove",
@@ -74,11 +77,19 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    model: str, context: int | None = None, batch: int = 1, dtype: str | None = None, device: str | None = None
+    model: str,
+    context: int | None = None,
+    batch: int = 1,
+    dtype: str | None = None,
+    device: str | None = None,
+    registry: PluginRegistry | None = None,
 ) -> MemoryEstimate:
-    """Estimate from the model's config alone. context, dtype and device default to the choice of an engine."""
+    """Estimate from the model's config alone. context, dtype and device default to the choice of an engine.
+
+    registry: the plugins that may open the model (`load_model`) or know its family (`register_models`); None: no plugin.
+    """
     place = choose_device(device)
-    config = resolve(model).config
+    config = resolve(model, registry).config
     kind = choose_dtype(dtype, place)
     tokens = context or choose_context(None, config.max_position)
     needs, free = memory.Needs.of(config, kind), memory.available(place)
@@ -114,10 +125,10 @@ def estimate_memory(
 def pull(name: str) -> Path:
     """Download a model by its Hugging Face id and return its folder. Raises ModelError if it cannot be run here."""
     folder = hub.pull(name)
-    ModelConfig.from_folder(folder)
+    read_config(folder)
     return folder
 
 
 def transformers_type(source: ModelSource) -> str:
     """The `model_type` of a model in transformers, such as `llama`."""
-    return ARCHITECTURES[source.config.architecture].model_type
+    return source.config.model_type

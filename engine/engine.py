@@ -59,7 +59,7 @@ class Engine:
         registry: PluginRegistry | None = None,
     ) -> None:
         self.registry = registry or PluginRegistry.load()
-        self.loader = Loader(model, dtype, device, threads, context, kv_memory, max_step_tokens)
+        self.loader = Loader(model, dtype, device, threads, context, kv_memory, max_step_tokens, self.registry)
         self.tokenizer = self.loader.tokenizer
         self.planner = Planner(self.registry, self.loader.build_context)
         self.worker = Worker()

@@ -6,7 +6,6 @@ The dtype is chosen once, from the argument, the device and its instruction set.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import fields
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -18,13 +17,15 @@ from pitlane.engine.kv.memory import Needs, available, check_fit, gib
 from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.kv.visibility import Visibility, checked, visibility_of
 from pitlane.engine.models.build_context import BuildContext
-from pitlane.engine.models.config import ModelConfig
+from pitlane.engine.models.config import DecoderConfig
+from pitlane.engine.models.decoder import Decoder
 from pitlane.engine.models.layers import Builder, Linear, LinearPart, Ops
-from pitlane.engine.models.llama import Llama
-from pitlane.engine.models.registry import ModelSource, build_model, resolve
+from pitlane.engine.models.registry import resolve
+from pitlane.engine.models.source import ModelSource
 from pitlane.engine.plan.hooks import Answer, call, refuse
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.plugin import Plugin
+from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.engine.run.attention import PlainAttention
 from pitlane.engine.run.batch import Attention
 from pitlane.engine.run.built_model import BuiltModel
@@ -52,13 +53,15 @@ class Loader:
         context: int | None,
         kv_memory: int | None,
         max_step_tokens: int,
+        plugins: PluginRegistry | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise BadOption(f"threads must be >= 1, got {threads}")
         if max_step_tokens < 1:
             raise BadOption(f"max_step_tokens must be >= 1, got {max_step_tokens}")
         self.device = choose_device(device)
-        self.source = resolve(model)
+        self.plugins = plugins
+        self.source = resolve(model, plugins)
         self.config = self.source.config
         self.dtype = choose_dtype(dtype, self.device)
         torch.set_num_threads(threads or (1 if is_small(self.config) else THREADS))
@@ -116,7 +119,7 @@ class Loader:
 
     def load_drafter(self, plan: Plan, name: str) -> BuiltModel:
         """Build a draft model for this model with its dtype and device. Raises BadOption if the tokenizers differ."""
-        source = resolve(name)
+        source = resolve(name, self.plugins)
         tokenizer = Tokenizer(source)
         if tokenizer.fingerprint() != self.tokenizer.fingerprint() or source.config.vocab_size != self.vocab_size:
             raise BadOption(
@@ -161,12 +164,12 @@ class Variant:
             return linear
 
         with torch.inference_mode():
-            builder = Builder(source.config, source.weights, context.dtype, context.device, build_linear)
-            self.model: Llama = build_model(source.config, builder)
+            builder = Builder(source.weights, context.dtype, context.device, build_linear, source.stored_name)
+            self.model = Decoder(source.config, builder)
 
     def for_lane(self, plan: Plan, context: BuildContext) -> BuiltModel:
         """Return the model with the operations and the attention that the plugins of a plan built."""
-        answers = {op.name: _build(plan, "build_op", kind=op.name, context=context) for op in fields(Ops)}
+        answers = {kind: _build(plan, "build_op", kind=kind, context=context) for kind in self.model.op_kinds}
         ops = Ops(**{name: answer.value for name, answer in answers.items() if answer is not None})
         attention = _build(plan, "build_attention", context=context)
         built = [answer for answer in (*answers.values(), attention) if answer is not None]
@@ -237,7 +240,7 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def is_small(config: ModelConfig) -> bool:
+def is_small(config: DecoderConfig) -> bool:
     """Whether the weights fit into the CPU's cache. If they do, a second thread makes decoding slower.
 
     Bundled model, 2 cores, float32. Decode: 2.7 ms per token on one thread, 4.9 ms on two. A prompt of 335 tokens: 33 ms, 24 ms.

@@ -20,10 +20,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers import PreTrainedModel as Model
 from transformers.utils import logging
 
+from pitlane import CORE_FAMILIES
 from pitlane.training.errors import TrainingError
 
 logging.disable_progress_bar()
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+FAMILIES = tuple(family.model_type for family in CORE_FAMILIES)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from pitlane.engine.errors import ModelTooLarge
-from pitlane.engine.models.config import ModelConfig
+from pitlane.engine.models.config import DecoderConfig
 from pitlane.engine.models.weights import shapes_of
 
 RESERVE = 512 * 2**20  # left for activations and the rest of the process
@@ -23,7 +23,7 @@ class Needs:
     kv_per_token: int
 
     @classmethod
-    def of(cls, config: ModelConfig, dtype: torch.dtype) -> Needs:
+    def of(cls, config: DecoderConfig, dtype: torch.dtype) -> Needs:
         """Count 2 * layers * kv_heads * head_dim values of KV per token, and every parameter once, all in `dtype`."""
         weights = sum(prod(shape) for shape in shapes_of(config).values()) * dtype.itemsize
         return cls(weights, config.num_layers * 2 * config.num_kv_heads * config.head_dim * dtype.itemsize)

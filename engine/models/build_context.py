@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from pitlane.engine.models.config import ModelConfig
+    from pitlane.engine.models.config import DecoderConfig
 
 
 @dataclass(slots=True)
 class BuildContext:
     """The model's config, its dtype, and the device that runs it."""
 
-    config: ModelConfig
+    config: DecoderConfig
     dtype: torch.dtype
     device: torch.device

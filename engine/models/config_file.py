@@ -1,7 +1,7 @@
 """The JSON files of a model folder as typed fields. An error names the key, shows the value, and says what to do.
 
-Checks the type and range of values; `config.py` knows their meaning. A number must be a JSON number of the right type (no
-text, no 16.0 for 16), finite, and in a range that a model could have. Keys that no architecture reads are ignored.
+Checks the type and range of values; `families/` know their meaning. A number must be a JSON number of the right type (no
+text, no 16.0 for 16), finite, and in a range that a model could have. Keys that the family does not read are ignored.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -49,7 +50,7 @@ class JsonFile(BaseModel):
             raise ModelError(f"{file}: {error}") from None
 
     @classmethod
-    def of(cls, raw: dict[str, Any], name: str = "") -> Self:
+    def of(cls, raw: Mapping[str, Any], name: str = "") -> Self:
         """Check an object. name: its key in the file, for messages."""
         try:
             return cls.model_validate(raw)
@@ -62,11 +63,16 @@ class JsonFile(BaseModel):
         raise ModelError(f"{key} {rule}, got {short(first['input'])}; correct it")
 
 
-class ConfigFile(JsonFile):
-    """`config.json`, in the spelling of transformers 4 or 5."""
+class FamilyFile(JsonFile):
+    """The keys of `config.json` that name the model family."""
 
     architectures: list[str] | None = Field(None, max_length=16)
     model_type: str | None = None
+
+
+class ConfigFile(JsonFile):
+    """The keys of `config.json` that several families read, in the spelling of transformers 4 or 5."""
+
     hidden_size: Size
     intermediate_size: Size
     num_hidden_layers: int = Field(ge=1, le=MAX_LAYERS)

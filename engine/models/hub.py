@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pitlane.engine.errors import ModelError
-from pitlane.engine.models.config import ModelConfig
+from pitlane.engine.models.families.core import read_config
+from pitlane.engine.models.families.family import Families
 from pitlane.engine.models.weights import weight_files
 
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
@@ -36,18 +37,18 @@ class CachedModel:
         return not self.reason
 
 
-def fetch(name: str) -> Path:
+def fetch(name: str, families: Families | None = None) -> Path:
     """Return the folder of a model: the cached folder if it is complete, else a new download."""
-    return cached_folder(name) or pull(name)
+    return cached_folder(name, families) or pull(name)
 
 
-def cached_folder(name: str) -> Path | None:
+def cached_folder(name: str, families: Families | None = None) -> Path | None:
     """Return the folder of a model in the cache; None if it is missing or incomplete."""
     try:
         folder = _snapshot(name, local_files_only=True)
     except ModelError:
         return None
-    return None if _unsupported(folder) else folder
+    return None if _unsupported(folder, families) else folder
 
 
 def pull(name: str) -> Path:
@@ -55,15 +56,15 @@ def pull(name: str) -> Path:
     return _snapshot(name, local_files_only=False)
 
 
-def cached_models() -> list[CachedModel]:
-    """All models in the cache, by name."""
+def cached_models(families: Families | None = None) -> list[CachedModel]:
+    """All models in the cache, by name. families: the supported families (None: the core's)."""
     models = []
     cache = _scan()
     for repo in cache.repos if cache else ():
         revisions = sorted(repo.revisions, key=lambda revision: revision.last_modified)
         if repo.repo_type == "model" and revisions:
             folder = Path(revisions[-1].snapshot_path)
-            models.append(CachedModel(repo.repo_id, folder, repo.size_on_disk, _unsupported(folder)))
+            models.append(CachedModel(repo.repo_id, folder, repo.size_on_disk, _unsupported(folder, families)))
     return sorted(models, key=lambda model: model.name)
 
 
@@ -91,10 +92,10 @@ def _scan() -> Any:
         return None
 
 
-def _unsupported(folder: Path) -> str:
+def _unsupported(folder: Path, families: Families | None = None) -> str:
     """Why the model in a folder is not supported; empty if it is."""
     try:
-        ModelConfig.from_folder(folder)
+        read_config(folder, families)
         weight_files(folder)
     except ModelError as error:
         return str(error)

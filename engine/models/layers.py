@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pitlane.engine.models.config import ModelConfig
+from pitlane.engine.models.families.family import same_name
 from pitlane.engine.models.weights import WeightSource
 
 
@@ -108,12 +108,19 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
+def gelu_mul(gate_up: Tensor) -> Tensor:
+    """[T, 2 I] -> gelu(gate) * up [T, I], gelu in its tanh form."""
+    gate, up = gate_up.chunk(2, -1)
+    return F.gelu(gate, approximate="tanh").mul_(up)
+
+
 @dataclass(frozen=True, slots=True)
 class Ops:
     """The operations that a lane's model calls. A plugin may replace any of them (`build_op`)."""
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
     silu_mul: Callable[[Tensor], Tensor] = silu_mul
+    gelu_mul: Callable[[Tensor], Tensor] = gelu_mul
 
 
 class Builder:
@@ -125,51 +132,60 @@ class Builder:
 
     def __init__(
         self,
-        config: ModelConfig,
         source: WeightSource,
         dtype: torch.dtype,
         device: torch.device,
         build_linear: BuildLinear | None = None,
+        stored_name: Callable[[str], str] = same_name,
     ) -> None:
-        self.config, self.source, self.dtype, self.device = config, source, dtype, device
+        self.source, self.dtype, self.device, self.stored_name = source, dtype, device, stored_name
         self.build_linear = build_linear or (lambda parts: None)
         self.embedding_on_device: Tensor | None = None
         self.names: dict[str, list[str]] = {}
         for name in source.names():
             self.names.setdefault(name.rpartition(".")[0], []).append(name)
 
-    def linear(self, in_features: int, parts: Mapping[str, int]) -> Linear:
+    def linear(
+        self,
+        in_features: int,
+        outputs: Mapping[str, int],
+        *,
+        bias: bool = False,
+        split: Literal["out", "in"] | None = None,
+        tied_to: str | None = None,
+    ) -> Linear:
         """Build one linear from parts {name: out_features}. The outputs follow the order of the parts."""
-        loaded = [self._part(name, in_features, out) for name, out in parts.items()]
-        linear = self.build_linear(loaded)
-        if linear is None and len(loaded) > 1:
-            linears = [self.build_linear([part]) for part in loaded]
+        parts = [self._part(name, tied_to or name, in_features, out) for name, out in outputs.items()]
+        linear = self.build_linear(parts)
+        if linear is None and len(parts) > 1:
+            linears = [self.build_linear([part]) for part in parts]
             if any(built is not None for built in linears):
-                pairs = zip(linears, loaded, strict=True)
+                pairs = zip(linears, parts, strict=True)
                 linear = Concat([self._dense([part]) if built is None else built for built, part in pairs])
-        if linear is None:
-            linear = self._dense(loaded)
-        return linear
+        if linear is None and tied_to is not None and self.embedding_on_device is not None:
+            linear = DenseLinear(self.embedding_on_device)
+        return self._dense(parts) if linear is None else linear
 
-    def norm(self, name: str) -> Tensor:
-        """Weight [D] of a norm."""
-        return self.tensor(f"{name}.weight")
+    def norm(self, name: str, size: int, offset: float = 0.0) -> Tensor:
+        """Weight [size] of a norm, plus the offset."""
+        weight = self.source.get(self.stored_name(f"{name}.weight"))
+        if offset:
+            weight = weight.float() + offset if weight.dtype.itemsize < 4 else weight + offset
+        return weight.to(self.device, self.dtype, copy=True)
 
-    def embedding(self, name: str) -> Embedding:
-        weight = self.source.get(f"{name}.weight")
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Return a copy of one tensor in the model's dtype, on its device."""
+        return self.source.get(self.stored_name(name)).to(self.device, self.dtype, copy=True)
+
+    def embedding(self, name: str, num_embeddings: int, dim: int, tied: bool) -> Embedding:
+        weight = self.source.get(self.stored_name(f"{name}.weight"))
         if self.device.type != "cpu":
             weight = self.embedding_on_device = weight.to(self.device, self.dtype)
         return Embedding(weight, self.dtype)
 
-    def tensor(self, name: str) -> Tensor:
-        """Return a copy of one tensor in the model's dtype, on its device."""
-        return self.source.get(name).to(self.device, self.dtype, copy=True)
-
-    def _part(self, name: str, in_features: int, out_features: int) -> LinearPart:
-        stored = name
-        if name == "lm_head" and self.config.tie_word_embeddings:
-            stored = "model.embed_tokens"
-        tensors = {tensor.rpartition(".")[2]: self.source.get(tensor) for tensor in self.names[stored]}
+    def _part(self, name: str, stored: str, in_features: int, out_features: int) -> LinearPart:
+        names = self.names[self.stored_name(stored)]
+        tensors = {tensor.rpartition(".")[2]: self.source.get(tensor) for tensor in names}
         return LinearPart(name, tensors, in_features, out_features)
 
     def _dense(self, parts: list[LinearPart]) -> DenseLinear:
@@ -177,8 +193,6 @@ class Builder:
         if any("bias" in part.tensors for part in parts):
             bias = torch.zeros(sum(part.out_features for part in parts), dtype=self.dtype, device=self.device)
             _fill(bias, [part.tensors.get("bias") for part in parts], [part.out_features for part in parts])
-        if parts[0].name == "lm_head" and self.config.tie_word_embeddings and self.embedding_on_device is not None:
-            return DenseLinear(self.embedding_on_device, bias)
         if len(parts) == 1:
             stored = parts[0].tensors["weight"]
             weight = stored.to(self.device, self.dtype)

@@ -1,81 +1,69 @@
-"""Find a model by the name given to `--model`: its configuration, weights, tokenizer folder and class.
+"""Find a model by the name given to `--model`: its configuration, weights and tokenizer folder. Builds no layer.
 
-A name is `bundled`, `bundled-drafter`, `random:<preset>`, a local folder, or a Hugging Face id. A Hugging Face model comes
-from the cache; if the cache is incomplete, we download the model. Finding a model builds no layer.
+Three kinds of names belong to the core: `bundled` and `bundled-drafter`, `random:<preset>`, and local folders. The plugins see
+every other name first, a file name too (hook `load_model`). If no plugin returns a model, the name is a Hugging Face id: the
+model comes from the cache; if the cache is incomplete, we download the model.
 """
 
 from __future__ import annotations
 
 import importlib.resources
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from pitlane.engine.errors import ModelError
+from pitlane.engine.errors import ModelError, PluginFailed
 from pitlane.engine.models import hub
-from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.config_file import short
-from pitlane.engine.models.layers import Builder
-from pitlane.engine.models.llama import Llama
+from pitlane.engine.models.families.core import CORE_FAMILIES
+from pitlane.engine.models.families.family import Families
 from pitlane.engine.models.presets import preset
-from pitlane.engine.models.weights import RandomWeights, SafetensorsFolder, WeightSource, checked
-
-MODELS: Mapping[str, type[Llama]] = {
-    "LlamaForCausalLM": Llama,
-    "MistralForCausalLM": Llama,
-    "Qwen2ForCausalLM": Llama,
-    "Qwen3ForCausalLM": Llama,
-    "SmolLM3ForCausalLM": Llama,
-}
+from pitlane.engine.models.source import ModelSource
+from pitlane.engine.models.weights import RandomWeights
+from pitlane.engine.plan.hooks import HookError
+from pitlane.engine.plan.registry import PluginRegistry
 
 WAY_OUT = "give a folder, a Hugging Face id, `bundled` or `random:<preset>`"
 BUNDLED = {"bundled": "pitlane.storage.bundled", "bundled-drafter": "pitlane.storage.bundled.drafter"}
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """The result of `resolve`. name: the user's spelling. folder: folder of the model's files; None for a random preset."""
+def resolve(model: str, plugins: PluginRegistry | None = None) -> ModelSource:
+    """Find a model by its name. Raises ModelError; its message is one line and says how to go on.
 
-    name: str
-    config: ModelConfig
-    weights: WeightSource
-    folder: Path | None = None
-
-    @property
-    def tokenizer_folder(self) -> Path | None:
-        return self.folder
-
-
-def resolve(model: str) -> ModelSource:
-    """Find a model by its name. Raises ModelError; its message is one line and says how to go on."""
+    plugins: their families and their `load_model` are asked too. None: the core alone.
+    """
+    families = plugins.families if plugins is not None else Families(CORE_FAMILIES)
     if model.startswith("random:"):
         config = preset(model.removeprefix("random:"))
         return ModelSource(model, config, RandomWeights(config))
     if model in BUNDLED:
-        return _from_folder(model, _bundled_folder(BUNDLED[model]))
-    try:
-        folder = Path(model).expanduser()
-        is_folder, is_file = bool(model) and folder.is_dir(), folder.is_file()
-    except (OSError, RuntimeError):  # the name is too long, or `~user` names no user
-        raise ModelError(f"no such folder: {short(model)}; {WAY_OUT}") from None
-    if is_folder:
-        return _from_folder(model, folder)
-    if is_file:
+        return ModelSource.open(model, _bundled_folder(BUNDLED[model]), families)
+    path = _path(model)
+    if path is not None and path.is_dir():
+        return ModelSource.open(model, path, families)
+    source: ModelSource | None = plugins.first("load_model", _refuse, source=model) if plugins is not None else None
+    if source is not None:
+        return source
+    if path is None:
+        raise ModelError(f"no such folder: {short(model)}; {WAY_OUT}")
+    if path.is_file():
         raise ModelError(f"{model} is a file; give the folder that holds config.json and *.safetensors")
     if _looks_like_a_path(model):
         raise ModelError(f"no such folder: {model}; {WAY_OUT}")
-    return _from_folder(model, hub.fetch(model))
+    return ModelSource.open(model, hub.fetch(model, families), families)
 
 
-def build_model(config: ModelConfig, builder: Builder) -> Llama:
-    """Build the model of the config's architecture. Call this function under `torch.inference_mode`."""
-    return MODELS[config.architecture](config, builder)
+def _refuse(error: HookError) -> None:
+    raise PluginFailed(f"{error}; uninstall {error.plugin.name}, or choose another model") from error
 
 
-def _from_folder(name: str, folder: Path) -> ModelSource:
-    config, weights = ModelConfig.from_folder(folder), SafetensorsFolder(folder)
-    return ModelSource(name, checked(config, weights), weights, folder)
+def _path(model: str) -> Path | None:
+    """The name as a path; None if it cannot be a path: it is empty or too long, or `~user` names no user."""
+    try:
+        path = Path(model).expanduser()
+        path.is_dir()
+    except (OSError, RuntimeError):
+        return None
+    return path if model else None
 
 
 def _bundled_folder(package: str) -> Path:
@@ -86,4 +74,4 @@ def _bundled_folder(package: str) -> Path:
 
 
 def _looks_like_a_path(model: str) -> bool:
-    return not model or model.startswith((".", "~", os.sep)) or os.sep in model.replace("/", "", 1) or "\\" in model
+    return model.startswith((".", "~", os.sep)) or os.sep in model.replace("/", "", 1) or "\\" in model

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from pitlane.engine.models.config import RopeConfig
+from pitlane.engine.models.rope_config import RopeConfig
 
 
 class Rope:

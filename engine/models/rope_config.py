@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pitlane.engine.errors import ModelError, UnsupportedModel
 from pitlane.engine.models.config_file import ConfigFile, RopeFile, short
@@ -35,11 +36,16 @@ class RopeConfig:
 
 
 def read_rope(raw: ConfigFile, default_theta: float) -> RopeConfig:
-    """Read the kind and its parameters. `rope_scaling` overrides `rope_parameters`, as in transformers 5."""
+    """Read the rotary embedding of all layers. `rope_scaling` overrides `rope_parameters`, as in transformers 5."""
     name = "rope_scaling" if raw.rope_scaling else "rope_parameters"
     given = getattr(raw, name) or {}
     if any(isinstance(value, dict) for value in given.values()):
         raise UnsupportedModel(f"RoPE that differs by layer type ({short(list(given))}) is not supported")
+    return rope_of(raw, given, name, raw.rope_theta or default_theta)
+
+
+def rope_of(raw: ConfigFile, given: Mapping[str, Any], name: str, theta: float) -> RopeConfig:
+    """Read the kind and its parameters from an object. name: its key in the file. theta: for an object without `rope_theta`."""
     rope = RopeFile.of(given, name)
     kind = rope.rope_type or rope.type
     if kind is None and given.keys() - {"rope_theta", "partial_rotary_factor"}:
@@ -50,8 +56,7 @@ def read_rope(raw: ConfigFile, default_theta: float) -> RopeConfig:
         raise UnsupportedModel(f"RoPE kind {short(kind)} is not supported: {reason}; known: {', '.join(ROPE_KINDS)}")
     if rope.partial_rotary_factor not in (None, 1.0):
         raise UnsupportedModel("RoPE on a part of the head (partial_rotary_factor) is not supported")
-    theta = rope.rope_theta or raw.rope_theta or default_theta
-    return RopeConfig(theta, kind, _parameters(raw, rope, kind))
+    return RopeConfig(rope.rope_theta or theta, kind, _parameters(raw, rope, kind))
 
 
 def longest(raw: ConfigFile, rope: RopeConfig) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pitlane.engine.errors import ModelError
-from pitlane.engine.models.config import ModelConfig
+from pitlane.engine.models.config import DecoderConfig
 from pitlane.engine.models.config_file import IndexFile, escaped
 from pitlane.engine.models.weight_hashes import hashes, state_of
 
@@ -95,10 +96,10 @@ class RandomWeights:
     """Random weights in the shapes of a config; the same seed gives the same weights.
 
     All tensors are slices of one pool of normal numbers. Linears are scaled so that outputs are as large as inputs.
-    Norms are 1.
+    Norms scale by 1.
     """
 
-    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+    def __init__(self, config: DecoderConfig, seed: int = 0) -> None:
         self.config, self.seed = config, seed
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.shapes = shapes_of(config)
@@ -117,7 +118,7 @@ class RandomWeights:
     def get(self, name: str) -> Tensor:
         shape = self.shapes[name]
         if name.endswith("norm.weight"):
-            return torch.ones(shape, dtype=self.dtype)
+            return torch.full(shape, 1 - self.config.norm_offset, dtype=self.dtype)
         width = shape[-1] if len(shape) > 1 else 2500  # biases get a standard deviation of 0.02
         if name == EMBEDDING and not self.config.tie_word_embeddings:
             width = 1  # embedding as large as a layer's output: with a smaller embedding, the text repeats one token
@@ -134,7 +135,7 @@ class RandomWeights:
         return hashlib.sha256(f"random {self.config} {self.seed}".encode()).hexdigest()
 
 
-def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def shapes_of(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a Llama-like checkpoint, by name."""
     hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.num_heads * dim, config.num_kv_heads * dim
@@ -148,7 +149,9 @@ def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         for name in ("gate_proj", "up_proj"):
             shapes |= _linear(f"{at}mlp.{name}", (inner, hidden), config.mlp_bias)
         shapes |= _linear(f"{at}mlp.down_proj", (hidden, inner), config.mlp_bias)
-        shapes |= {f"{at}{name}.weight": (hidden,) for name in ("input_layernorm", "post_attention_layernorm")}
+        norms = ["input_layernorm", "post_attention_layernorm"]
+        norms += ["attention_output_norm", "mlp_output_norm"] if config.output_norms else []
+        shapes |= {f"{at}{name}.weight": (hidden,) for name in norms}
         if config.qk_norm:
             shapes |= {f"{at}self_attn.{name}_norm.weight": (dim,) for name in "qk"}
     shapes["model.norm.weight"] = (hidden,)
@@ -159,15 +162,15 @@ def _linear(name: str, shape: tuple[int, int], bias: bool) -> dict[str, tuple[in
     return {f"{name}.weight": shape} | ({f"{name}.bias": shape[:1]} if bias else {})
 
 
-def checked(config: ModelConfig, weights: SafetensorsFolder) -> ModelConfig:
-    """Compare all tensors of a folder with the config. Raises a ModelError with the tensor's name.
+def checked(config: DecoderConfig, weights: SafetensorsFolder, stored_name: Callable[[str], str]) -> DecoderConfig:
+    """Compare all tensors of a folder with the config. Raises a ModelError with the tensor's name in the folder.
 
     Returns the config. If config.json ties head and embedding, but the files hold a different head, the returned config
     unties them. transformers 5 does the same.
     """
     tied = config.tie_word_embeddings
     untied = replace(config, tie_word_embeddings=tied and HEAD not in weights.owner)
-    declared = shapes_of(untied)
+    declared = {stored_name(name): shape for name, shape in shapes_of(untied).items()}
     _refuse_any([name for name in declared if name not in weights.owner], weights.folder, "lacks")
     unknown = [name for name in weights.owner if name not in declared and not name.endswith(COMPUTED)]
     _refuse_any(unknown, weights.folder, "holds tensors that its config.json does not declare:")

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from pitlane.engine.kv.state import KVGroup, PrefixMatch
     from pitlane.engine.kv.visibility import Visibility
     from pitlane.engine.models.build_context import BuildContext
+    from pitlane.engine.models.families.family import Families
     from pitlane.engine.models.layers import Linear, LinearPart
+    from pitlane.engine.models.source import ModelSource
     from pitlane.engine.run.batch import Attention
     from pitlane.engine.run.lane import Lane
     from pitlane.engine.run.limits import Limits
@@ -55,6 +57,24 @@ def load_document(path: str, mime: str) -> Document | None:
     """
 
 
+@hookspec("all", kind="host")
+def register_models(registry: Families) -> None:
+    """Add model families: `registry.add(Family(...))`. Called when the plugin is loaded; the families serve every plan.
+
+    `add` raises ValueError if a name of the family is taken. Then none of the plugin's families is added, and the plugin does
+    not load.
+    """
+
+
+@hookspec("first", kind="host")
+def load_model(source: str) -> ModelSource | None:
+    """Open a model by its name. Called for every name except `bundled`, `bundled-drafter`, `random:<preset>` and folders.
+
+    Returns a ModelSource, or None for a name that the plugin does not know. If all return None, the name is a Hugging Face id.
+    Raise ModelError with a message for people.
+    """
+
+
 @hookspec("first", kind="variant", role="linear")
 def build_linear(parts: list[LinearPart], context: BuildContext) -> Linear | None:
     """Build a linear from its parts. Called at load, first with the fused parts (q, k, v or gate, up), then with every single part.
@@ -68,8 +88,8 @@ def build_linear(parts: list[LinearPart], context: BuildContext) -> Linear | Non
 def build_op(kind: str, context: BuildContext) -> Callable[..., Any] | None:
     """Build one operation of a lane's model. Called once per lane and kind, at load.
 
-    kind: `rms_norm` (x [T, D], weight [D], eps -> [T, D]) or `silu_mul` ([T, 2 I] -> [T, I]). The result is a new tensor. May
-    change output within the plugin's exactness.
+    kind: `rms_norm` (x [T, D], weight [D], eps -> [T, D]); and the model's activation, `silu_mul` or `gelu_mul` ([T, 2 I] ->
+    [T, I]). The result is a new tensor. May change output within the plugin's exactness.
     """
 
 

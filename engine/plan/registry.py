@@ -23,8 +23,10 @@ import pluggy
 
 from pitlane.engine.errors import BadOption, PlanConflict, UnknownPlugin
 from pitlane.engine.models.build_context import BuildContext
+from pitlane.engine.models.families.core import CORE_FAMILIES
+from pitlane.engine.models.families.family import Families
 from pitlane.engine.plan import hookspecs
-from pitlane.engine.plan.hooks import Hook, HookError, call
+from pitlane.engine.plan.hooks import Fail, Hook, HookError, call
 from pitlane.engine.plan.hookspecs import SPECS
 from pitlane.engine.plan.plugin import EXACTNESS, Plugin, Role
 
@@ -76,6 +78,7 @@ class PluginRegistry:
 
     def __init__(self) -> None:
         self.entries: dict[str, PluginEntry] = {}
+        self.families = Families(CORE_FAMILIES)
 
     @classmethod
     def load(cls, plugins_dir: str | Path | None = None) -> PluginRegistry:
@@ -98,10 +101,14 @@ class PluginRegistry:
         return registry
 
     def add(self, plugin: type[Plugin], source: str = "test") -> type[Plugin]:
-        """Validate a class and add it. Raises ValueError if its name is taken."""
+        """Validate a class, add its model families, and add it. Raises ValueError if its name or a family's name is taken."""
         validate(plugin)
         if plugin.name in self.entries:
             raise ValueError(f"plugin name {plugin.name!r} is taken by {self.entries[plugin.name].source}")
+        if "register_models" in hooks_of(plugin):
+            families = Families(self.families)  # a plugin that fails adds no family
+            call([Hook.of(plugin(), SPECS["register_models"])], None, _raise_cause, registry=families)
+            self.families = families
         self.entries[plugin.name] = PluginEntry(plugin.name, source, plugin)
         return plugin
 
@@ -120,13 +127,13 @@ class PluginRegistry:
     def __iter__(self) -> Iterator[PluginEntry]:
         return iter(sorted(self.entries.values(), key=lambda entry: entry.name))
 
-    def first(self, name: str, **values: Any) -> Any:
-        """First result of a host hook over all loaded plugins."""
+    def first(self, name: str, fail: Fail | None = None, /, **values: Any) -> Any:
+        """First result of a host hook over all loaded plugins. fail: handles the error of a plugin (None: raise its cause)."""
         plugins = sorted(
             (entry.plugin for entry in self if entry.plugin and name in entry.hooks),
             key=lambda plugin: (plugin.stage, plugin.name),
         )
-        answer = call([Hook.of(plugin(), SPECS[name]) for plugin in plugins], None, _raise_cause, **values)
+        answer = call([Hook.of(plugin(), SPECS[name]) for plugin in plugins], None, fail or _raise_cause, **values)
         return answer.value if answer else None
 
     def default_settings(self, context: BuildContext | None = None) -> dict[str, dict[str, Any]]:

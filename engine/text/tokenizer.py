@@ -18,14 +18,13 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pitlane.engine.errors import BadOption, ModelError
-from pitlane.engine.models.config import ARCHITECTURES
 from pitlane.engine.text.chat_template import apply_template
 from pitlane.engine.text.prompt import Segment
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pitlane.engine.models.registry import ModelSource
+    from pitlane.engine.models.source import ModelSource
     from pitlane.storage.types import Document
 
 JOINER = "\u200d"
@@ -247,8 +246,7 @@ def _config_stand_in(source: ModelSource, folder: Path) -> SimpleNamespace | Non
         class_name = json.loads((folder / "tokenizer_config.json").read_text("utf-8")).get("tokenizer_class")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
-    model_type = ARCHITECTURES[source.config.architecture].model_type
-    return SimpleNamespace(model_type=model_type, _name_or_path=str(folder)) if class_name else None
+    return SimpleNamespace(model_type=source.config.model_type, _name_or_path=str(folder)) if class_name else None
 
 
 def _load(source: ModelSource) -> Any:

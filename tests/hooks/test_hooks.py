@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import random
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +15,21 @@ import numpy as np
 import pytest
 import torch
 
+import pitlane
 from pitlane import (
+    CORE_FAMILIES,
     BadOption,
     Batch,
     BuildContext,
     Document,
     Draft,
+    Families,
     Forward,
     KVGroup,
     Lane,
     Limits,
     LinearPart,
+    ModelError,
     Output,
     Page,
     PlainAttention,
@@ -38,11 +44,13 @@ from pitlane import (
     Sequence,
     SlidingWindow,
     StepStats,
+    UnsupportedModel,
     Visibility,
     hookimpl,
 )
 from pitlane.engine.kv.visibility import checked
 from pitlane.engine.models import presets
+from pitlane.engine.models.registry import resolve
 from pitlane.engine.plan import hookspecs
 from pitlane.engine.plan.registry import PluginRegistry
 
@@ -73,6 +81,103 @@ def test_hook_load_document() -> None:
     registry.add(Loader)
     assert registry.first("load_document", path="p", mime="text/x-test").pages[0].text == "p"
     assert registry.first("load_document", path="p", mime="image/png") is None
+
+
+def twin_folder(folder: Path) -> Path:
+    """The bundled model under an architecture that the core does not know."""
+    import pitlane.storage.bundled
+
+    shutil.copytree(
+        next(iter(pitlane.storage.bundled.__path__)), folder, ignore=shutil.ignore_patterns("drafter", "*.py")
+    )
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"architectures": ["TwinForCausalLM"], "model_type": "twin"}))
+    return folder
+
+
+def twin_plugin() -> type[Plugin]:
+    """The plugin that docs/hooks.md shows."""
+    names: dict[str, Any] = {name: getattr(pitlane, name) for name in pitlane.__all__}
+    code = DOCS.read_text().split("```python\n")[1].split("```")[0]
+    exec("from __future__ import annotations\n" + code, names | {"Path": Path, "replace": replace}, names)
+    plugin: type[Plugin] = names["Twin"]
+    return plugin
+
+
+def test_hook_register_models(make_engine: Any, tmp_path: Path) -> None:
+    registry = PluginRegistry.load()
+    folder = str(twin_folder(tmp_path / "twin"))
+    with pytest.raises(UnsupportedModel, match="'TwinForCausalLM' is not supported; known: LlamaForCausalLM, .*Gemma3"):
+        make_engine(folder, registry=registry)
+    registry.add(twin_plugin())
+    engine = make_engine(folder, registry=registry, plugins={})
+    plain = make_engine("bundled").generate(PROMPT, PARAMS)
+    assert engine.generate(PROMPT, PARAMS).token_ids == plain.token_ids
+    assert "twin" not in registry.togglable(), "it belongs to no plan"
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "gemma3_text"])
+def test_a_family_whose_name_is_taken_is_refused(name: str, tmp_path: Path) -> None:
+    class Copies(Plugin):
+        name, exactness = "copies", "identical"
+
+        @hookimpl
+        def register_models(self, registry: Families) -> None:
+            registry.add(replace(CORE_FAMILIES[0], architecture="NewForCausalLM", model_type="new"))
+            registry.add(replace(CORE_FAMILIES[0], architecture=taken[0], model_type=taken[1]))
+
+    taken = (name, "other") if "For" in name else ("OtherForCausalLM", name)
+    registry = PluginRegistry.load()
+    with pytest.raises(ValueError, match=f"model family '{name}' is known already"):
+        registry.add(Copies)
+    assert "copies" not in registry.entries
+    assert list(registry.families) == list(CORE_FAMILIES), "none of the plugin's families is added"
+
+
+def test_hook_load_model(make_engine: Any, tmp_path: Path, cut_model: Any) -> None:
+    registry = PluginRegistry.load()
+    folder = twin_folder(tmp_path / "twin")
+    with pytest.raises(ModelError, match="no such folder: twin:"):
+        make_engine(f"twin:{folder}", registry=registry)
+    registry.add(twin_plugin())
+    engine = make_engine(f"twin:{folder}", registry=registry, plugins={})
+    plain = make_engine("bundled").generate(PROMPT, PARAMS)
+    assert engine.generate(PROMPT, PARAMS).token_ids == plain.token_ids
+    assert engine.generate(PROMPT, PARAMS).stats["model"] == f"twin:{folder}"
+    drafter = {"speculative": {"model": f"twin:{cut_model(folder, 2)}"}}
+    assert engine.generate(PROMPT, PARAMS, plan=engine.plan(drafter)).token_ids == plain.token_ids
+    with pytest.raises(ModelError, match=r"no config\.json in /nowhere"):
+        make_engine("twin:/nowhere", registry=registry)
+    with pytest.raises(ModelError, match="no folder and no Hugging Face id"):
+        make_engine("other: name", registry=registry)
+
+
+def test_names_that_load_model_sees(tmp_path: Path) -> None:
+    sources: list[str] = []
+
+    class Sees(Plugin):
+        name, exactness = "sees", "identical"
+
+        @hookimpl
+        def load_model(self, source: str) -> None:
+            sources.append(source)
+            raise RuntimeError("broken") if source == "broken" else ModelError("no; give yes")
+
+    registry = PluginRegistry()
+    registry.add(Sees)
+    for own_name in ("bundled", "random:tiny"):
+        resolve(own_name, registry)
+    with pytest.raises(ModelError, match="no config"):
+        resolve(str(tmp_path), registry)
+    assert sources == []
+    (tmp_path / "model.bin").touch()
+    names = [str(tmp_path / "model.bin"), "./nowhere", "owner/name", "any:thing", "x" * 300]
+    for name in names:
+        with pytest.raises(ModelError, match="no; give yes"):
+            resolve(name, registry)
+    assert sources == names
+    with pytest.raises(PluginFailed, match="sees.load_model: RuntimeError: broken; uninstall sees, or choose another"):
+        resolve("broken", registry)
 
 
 def test_hook_build_linear(make_engine: Any) -> None:

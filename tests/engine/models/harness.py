@@ -12,9 +12,9 @@ from pitlane.engine.kv.pool import Pool
 from pitlane.engine.kv.state import KVState
 from pitlane.engine.kv.store import DenseKV, KVStore
 from pitlane.engine.models.build_context import BuildContext
+from pitlane.engine.models.decoder import Decoder
 from pitlane.engine.models.layers import Builder, BuildLinear
-from pitlane.engine.models.llama import Llama
-from pitlane.engine.models.registry import build_model, resolve
+from pitlane.engine.models.registry import resolve
 from pitlane.engine.run.attention import PlainAttention
 from pitlane.engine.run.batch import BatchBuilder, Chunk
 from pitlane.engine.run.runner import EarlyExit, ModelForward
@@ -23,17 +23,17 @@ CPU = torch.device("cpu")
 BLOCK = 8
 
 
-def load(model: str | Path, dtype: torch.dtype = torch.float32, build_linear: BuildLinear | None = None) -> Llama:
+def load(model: str | Path, dtype: torch.dtype = torch.float32, build_linear: BuildLinear | None = None) -> Decoder:
     source = resolve(str(model))
     with torch.inference_mode():
-        return build_model(source.config, Builder(source.config, source.weights, dtype, CPU, build_linear))
+        return Decoder(source.config, Builder(source.weights, dtype, CPU, build_linear, source.stored_name))
 
 
 class Harness:
     """One model and `num_seqs` sequences, whose blocks alternate, so that the KV of a sequence is scattered."""
 
     def __init__(
-        self, model: Llama, num_seqs: int = 2, num_tokens: int = 64, dtype: torch.dtype = torch.float32
+        self, model: Decoder, num_seqs: int = 2, num_tokens: int = 64, dtype: torch.dtype = torch.float32
     ) -> None:
         self.model = model
         num_blocks = num_seqs * -(-num_tokens // BLOCK)

@@ -72,8 +72,8 @@ def make(family: str, options: dict[str, Any], folder: Path, shard: str = "5GB")
     import transformers
 
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**(BASE | options))
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    model_class = getattr(transformers, f"{family}ForCausalLM")
+    model = model_class(model_class.config_class(**(BASE | options))).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pitlane.engine.errors import ModelError
-from pitlane.engine.models.config import ModelConfig
+from pitlane.engine.models.families.core import read_config
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.models.weights import shapes_of
 from tests.engine.models.harness import Harness, load
@@ -40,7 +40,7 @@ def write(folder: Path, family: str = "Llama", edit: Edit = lambda tensors: None
     """Write a model of zeros that fits its config. Then change its tensors with `edit` and its config.json with `**config`."""
     file, raw = folder / "config.json", CONFIG | {"architectures": [f"{family}ForCausalLM"]}
     file.write_text(json.dumps(raw))
-    tensors = {name: torch.zeros(shape) for name, shape in shapes_of(ModelConfig.from_folder(folder)).items()}
+    tensors = {name: torch.zeros(shape) for name, shape in shapes_of(read_config(folder)).items()}
     edit(tensors)
     save_file(tensors, folder / "model.safetensors")
     file.write_text(json.dumps(raw | config))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pitlane.engine.errors import ModelError, UnsupportedModel
-from pitlane.engine.models.config import ModelConfig, RopeConfig
+from pitlane.engine.models.config import DecoderConfig, RopeConfig
+from pitlane.engine.models.families.core import read_config
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -26,12 +27,12 @@ LLAMA: dict[str, Any] = {
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 
 
-def read(folder: Path, generation: dict[str, Any] | None = None, without: str = "", **changes: Any) -> ModelConfig:
+def read(folder: Path, generation: dict[str, Any] | None = None, without: str = "", **changes: Any) -> DecoderConfig:
     raw = {key: value for key, value in (LLAMA | changes).items() if key != without}
     (folder / "config.json").write_text(json.dumps(raw))
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
-    return ModelConfig.from_folder(folder)
+    return read_config(folder)
 
 
 def test_both_spellings_read_alike(tmp_path: Path) -> None:
@@ -188,9 +189,9 @@ def test_missing_key_and_broken_file(tmp_path: Path) -> None:
         read(tmp_path, without="vocab_size")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="cannot be read as JSON"):
-        ModelConfig.from_folder(tmp_path)
+        read_config(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="not an object"):
-        ModelConfig.from_folder(tmp_path)
+        read_config(tmp_path)
     with pytest.raises(ModelError, match=r"no config\.json"):
-        ModelConfig.from_folder(tmp_path / "nowhere")
+        read_config(tmp_path / "nowhere")

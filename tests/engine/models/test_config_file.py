@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from pitlane.engine.errors import ModelError
-from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.config_file import MAX_BYTES
-from pitlane.engine.models.registry import ModelSource, resolve
+from pitlane.engine.models.families.core import read_config
+from pitlane.engine.models.registry import resolve
+from pitlane.engine.models.source import ModelSource
 from pitlane.engine.models.weights import RandomWeights, SafetensorsFolder
 from pitlane.engine.text.tokenizer import Tokenizer
 from tests.engine.models.test_config import LLAMA, read
@@ -68,7 +69,7 @@ OTHER_VALUES: tuple[tuple[str, Any], ...] = (
 
 def refused(folder: Path) -> str:
     with pytest.raises(ModelError) as error:
-        ModelConfig.from_folder(folder)
+        read_config(folder)
     message = str(error.value)
     assert message.isprintable() and len(message) < 500
     return message
@@ -80,7 +81,7 @@ def test_files_that_hold_no_object(name: str, content: bytes, tmp_path: Path) ->
     read(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=rf"{name} (is damaged|holds .*, not an object).*; download the model again"):
-        SafetensorsFolder(tmp_path) if "index" in name else ModelConfig.from_folder(tmp_path)
+        SafetensorsFolder(tmp_path) if "index" in name else read_config(tmp_path)
 
 
 @pytest.mark.parametrize("content", NO_OBJECT.values(), ids=NO_OBJECT)
@@ -136,7 +137,7 @@ def test_a_list_without_end_is_refused_at_its_limit(key: str, tmp_path: Path) ->
 
 def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA), encoding="utf-8-sig")
-    assert ModelConfig.from_folder(tmp_path).vocab_size == 100
+    assert read_config(tmp_path).vocab_size == 100
 
 
 @pytest.mark.parametrize("ends", ["2", 2.0, True, -1, [[1]], {}, float("inf")])

@@ -11,7 +11,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Inner
 from transformers import PreTrainedTokenizerFast
 
-from pitlane.engine.models.registry import ModelSource, resolve
+from pitlane.engine.models.registry import resolve
+from pitlane.engine.models.source import ModelSource
 from pitlane.engine.text.tokenizer import JOINER, Tokenizer
 from pitlane.storage.types import Document, Page
 

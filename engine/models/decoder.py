@@ -1,0 +1,150 @@
+"""The decoder: turns a batch into logits. DecoderConfig sets what differs between families; a switch that is off costs nothing.
+
+Per layer: x + o(attention(rope(norm(q)), rope(norm(k)), v)), then x + down(act(gate) * up); with output norms, both sums add
+the normed output. The module reads no tensor: it names its parts to a builder. The names below are canonical, those of a Llama
+checkpoint and of two norms that a Llama does not have; a family maps them to the names in its checkpoints. Knows no
+sequences and no plugins; the caller runs it under `torch.inference_mode`. Shapes: T tokens flat, R logit rows, H query heads
+and Hkv KV heads of size D; q, k and v are views of one tensor, so their rows are strided.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pitlane.engine.kv.store import KVStore
+from pitlane.engine.models.config import DecoderConfig
+from pitlane.engine.models.layers import Builder, Ops
+from pitlane.engine.models.rope import Rope
+from pitlane.engine.run.batch import Attention, Batch
+
+EMBEDDING, LAYER, NORM, HEAD = "model.embed_tokens", "model.layers.{}.", "model.norm", "lm_head"
+ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
+ATTENTION_OUTPUT_NORM, MLP_OUTPUT_NORM = "attention_output_norm", "mlp_output_norm"
+QUERY, KEY, VALUE, OUTPUT = (f"self_attn.{part}_proj" for part in "qkvo")
+QUERY_NORM, KEY_NORM = "self_attn.q_norm", "self_attn.k_norm"
+GATE, UP, DOWN = (f"mlp.{part}_proj" for part in ("gate", "up", "down"))
+ACTIVATIONS = {"silu": "silu_mul", "gelu_tanh": "gelu_mul"}  # -> name in `Ops`
+
+
+class Layer:
+    """The weights of one layer. Its KV is layer `index_in_group` of the store of KV group `group`.
+
+    rope: index of its rotary embedding in `Decoder.ropes`; None = no RoPE.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, build: Builder, index: int, group: int, index_in_group: int, rope: int | None
+    ) -> None:
+        at, hidden, inner, offset = (
+            LAYER.format(index),
+            config.hidden_size,
+            config.intermediate_size,
+            config.norm_offset,
+        )
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.group, self.index_in_group, self.rope = group, index_in_group, rope
+        self.attention_norm = build.norm(at + ATTENTION_NORM, hidden, offset)
+        qkv = {at + QUERY: queries, at + KEY: keys, at + VALUE: keys}
+        self.qkv = build.linear(hidden, qkv, bias=config.attention_bias, split="out")
+        self.qk_norm = _qk_norm(config, build, at) if config.qk_norm else None
+        self.output = build.linear(queries, {at + OUTPUT: hidden}, bias=config.output_bias, split="in")
+        self.mlp_norm = build.norm(at + MLP_NORM, hidden, offset)
+        self.gate_up = build.linear(hidden, {at + GATE: inner, at + UP: inner}, bias=config.mlp_bias, split="out")
+        self.down = build.linear(inner, {at + DOWN: hidden}, bias=config.mlp_bias, split="in")
+        self.attention_output_norm: Tensor | None = None
+        self.mlp_output_norm: Tensor | None = None
+        if config.output_norms:
+            self.attention_output_norm = build.norm(at + ATTENTION_OUTPUT_NORM, hidden, offset)
+            self.mlp_output_norm = build.norm(at + MLP_OUTPUT_NORM, hidden, offset)
+
+
+class Decoder:
+    """kv_groups: the layers by attention window; `forward` takes a store per group. op_kinds: the operations that it calls."""
+
+    def __init__(self, config: DecoderConfig, build: Builder) -> None:
+        self.config = config
+        self.ops = Ops()
+        self.op_kinds = ("rms_norm", ACTIVATIONS[config.activation])
+        self.num_layers, self.exit_layers, self.kv_groups = config.num_layers, config.exit_layers, config.kv_groups
+        # transformers rounds the factor to the model's dtype too
+        self.multiplier = float(torch.tensor(config.embedding_multiplier, dtype=build.dtype))
+        ropes = [config.rope_of(layer) for layer in range(config.num_layers)]
+        distinct = [rope for index, rope in enumerate(ropes) if rope is not None and rope not in ropes[:index]]
+        self.ropes = [Rope(rope, config.head_dim, build.dtype, build.device) for rope in distinct]
+        self.embedding = build.embedding(EMBEDDING, config.vocab_size, config.hidden_size, config.tie_word_embeddings)
+        places = {layer: (g, i) for g, group in enumerate(self.kv_groups) for i, layer in enumerate(group.layers)}
+        self.layers = [
+            Layer(config, build, index, *places[index], None if rope is None else distinct.index(rope))
+            for index, rope in enumerate(ropes)
+        ]
+        self.norm = build.norm(NORM, config.hidden_size, config.norm_offset)
+        tied_to = EMBEDDING if config.tie_word_embeddings else None
+        self.head = build.linear(config.hidden_size, {HEAD: config.vocab_size}, tied_to=tied_to)
+
+    def forward(
+        self,
+        batch: Batch,
+        stores: list[KVStore],
+        attention: Attention,
+        reads: list[Any],
+        num_layers: int | None = None,
+    ) -> Tensor:
+        """Write the batch's KV and return logits [R, V] of its logit rows, in the model's dtype.
+
+        reads: per KV group, the result of `attention.prepare`. num_layers: run only the first `num_layers` layers, then norm and
+        head (early exit, for drafts).
+        """
+        norm, eps = self.ops.rms_norm, self.config.rms_norm_eps
+        activate = getattr(self.ops, self.op_kinds[1])
+        x = self.embedding(batch.token_ids)
+        if self.multiplier != 1.0:
+            x *= self.multiplier
+        angles = [rope.angles(batch.positions) for rope in self.ropes]
+        for layer in self.layers[:num_layers]:
+            normed = norm(x, layer.attention_norm, eps)
+            out = self._attend(layer, normed, angles, batch, stores[layer.group], attention, reads[layer.group])
+            x += out if layer.attention_output_norm is None else norm(out, layer.attention_output_norm, eps)
+            out = layer.down(activate(layer.gate_up(norm(x, layer.mlp_norm, eps))))
+            x += out if layer.mlp_output_norm is None else norm(out, layer.mlp_output_norm, eps)
+        logits: Tensor = self.head(norm(x.index_select(0, batch.logit_rows), self.norm, eps))
+        return logits
+
+    def with_ops(self, ops: Ops) -> Decoder:
+        """Return a model with the same weights and other operations."""
+        model = copy(self)
+        model.ops = ops
+        return model
+
+    def _attend(
+        self,
+        layer: Layer,
+        x: Tensor,
+        angles: list[tuple[Tensor, Tensor]],
+        batch: Batch,
+        store: KVStore,
+        attention: Attention,
+        reads: Any,
+    ) -> Tensor:
+        heads, kv_heads, dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
+        qkv = layer.qkv(x).view(x.shape[0], heads + 2 * kv_heads, dim)
+        qk, v = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+        if layer.qk_norm is not None:
+            qk = F.rms_norm(qk, (dim,), None, self.config.rms_norm_eps) * layer.qk_norm
+        if layer.rope is not None:
+            qk = self.ropes[layer.rope].rotate(qk, *angles[layer.rope])
+        q, k = qk[:, :heads], qk[:, heads:]
+        store.write(layer.index_in_group, batch.groups[layer.group].slots, k, v)
+        out = attention(q, k, v, store, layer.index_in_group, reads)
+        return layer.output(out.reshape(x.shape[0], heads * dim))
+
+
+def _qk_norm(config: DecoderConfig, build: Builder, at: str) -> Tensor:
+    """Repeat the norm weights per head, [H + Hkv, D]: one pass then norms queries and keys."""
+    query = build.norm(at + QUERY_NORM, config.head_dim, config.norm_offset).expand(config.num_heads, -1)
+    key = build.norm(at + KEY_NORM, config.head_dim, config.norm_offset).expand(config.num_kv_heads, -1)
+    return torch.cat((query, key))
