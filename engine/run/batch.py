@@ -176,7 +176,7 @@ class BatchBuilder:
 
     def _group(self, group: int, kvs: list[KVState], positions: Indices, query_start: Indices) -> GroupBatch:
         tables, size = [kv.block_tables[group] for kv in kvs], self.pool.block_size
-        block_table = np.full((len(tables), max(map(len, tables), default=0)), -1, np.int32)
+        block_table = np.full((len(tables), max([1, *map(len, tables)])), -1, np.int32)
         for row, table in zip(block_table, tables, strict=True):
             row[: len(table)] = table
         counts = np.diff(query_start)
