@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from pitlane.engine.errors import BadOption
+from pitlane.engine.kv.capacity import LaneLimits
 from pitlane.engine.kv.memory import Needs, available, check_fit, gib
 from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.kv.visibility import Visibility, checked, visibility_of
@@ -29,7 +30,7 @@ from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.engine.run.attention import PlainAttention
 from pitlane.engine.run.batch import Attention
 from pitlane.engine.run.built_model import BuiltModel
-from pitlane.engine.run.lane import BLOCK_SIZE, Call, Lane, LaneLimits, Match, Reclaim
+from pitlane.engine.run.lane import BLOCK_SIZE, Call, Lane, Match, Reclaim
 from pitlane.engine.text.tokenizer import Tokenizer
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
