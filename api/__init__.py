@@ -39,7 +39,17 @@ if TYPE_CHECKING:
     from pitlane.engine.kv.state import KVState as KVState, PrefixMatch as PrefixMatch
     from pitlane.engine.kv.store import KVStore as KVStore
     from pitlane.engine.models.build_context import BuildContext as BuildContext
-    from pitlane.engine.models.layers import Linear as Linear, LinearPart as LinearPart
+    from pitlane.engine.models.layers import Linear as Linear
+    from pitlane.engine.models.parts import (
+        EmbeddingPart as EmbeddingPart,
+        LinearPart as LinearPart,
+        LinearPlan as LinearPlan,
+        Member as Member,
+        NormPart as NormPart,
+        Part as Part,
+        TensorPart as TensorPart,
+        Tensors as Tensors,
+    )
     from pitlane.engine.plan.plan import Plan as Plan, Settings as Settings
     from pitlane.engine.plan.planner import Planner as Planner
     from pitlane.engine.plan.plugin import (
@@ -80,7 +90,8 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.kv.state": "KVState PrefixMatch",
     "pitlane.engine.kv.store": "KVStore",
     "pitlane.engine.models.build_context": "BuildContext",
-    "pitlane.engine.models.layers": "Linear LinearPart",
+    "pitlane.engine.models.layers": "Linear",
+    "pitlane.engine.models.parts": "EmbeddingPart LinearPart LinearPlan Member NormPart Part TensorPart Tensors",
     "pitlane.engine.plan.plan": "Plan Settings",
     "pitlane.engine.plan.planner": "Planner",
     "pitlane.engine.plan.plugin": "EXACTNESS Plugin PluginOptions hookimpl",

@@ -15,13 +15,14 @@ import torch
 
 from pitlane.engine.errors import BadOption, EngineClosed
 from pitlane.engine.kv.state import PrefixMatch
-from pitlane.engine.loader import MAX_LANES, Loader, refuse
+from pitlane.engine.loader import MAX_LANES, Loader
 from pitlane.engine.plan.dispatch import Dispatcher
 from pitlane.engine.plan.hooks import HookError, call
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.run.lane import Lane
 from pitlane.engine.sequence import Sequence
+from pitlane.engine.variants import refuse
 from pitlane.engine.worker import Worker, release_threads
 
 

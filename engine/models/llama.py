@@ -16,38 +16,41 @@ from torch import Tensor
 from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.kv.store import KVStore
 from pitlane.engine.models.config import ModelConfig
-from pitlane.engine.models.layers import Builder, Ops
+from pitlane.engine.models.layers import Ops
+from pitlane.engine.models.parts import Part
+from pitlane.engine.models.recorder import PartMaker, Recorder
 from pitlane.engine.models.rope import Rope
 from pitlane.engine.run.batch import Attention, Batch
 
 EMBEDDING, LAYER, NORM, HEAD = "model.embed_tokens", "model.layers.{}.", "model.norm", "lm_head"
 ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
 QUERY, KEY, VALUE, OUTPUT = (f"self_attn.{part}_proj" for part in "qkvo")
-QUERY_NORM, KEY_NORM = "self_attn.q_norm.weight", "self_attn.k_norm.weight"
+QUERY_NORM, KEY_NORM = "self_attn.q_norm", "self_attn.k_norm"
 GATE, UP, DOWN = (f"mlp.{part}_proj" for part in ("gate", "up", "down"))
 
 
 class Layer:
     """The weights of one layer. Its KV is layer `index_in_group` of the store of KV group `group`."""
 
-    def __init__(self, config: ModelConfig, build: Builder, index: int, group: int, index_in_group: int) -> None:
+    def __init__(self, config: ModelConfig, build: PartMaker, index: int, group: int, index_in_group: int) -> None:
         at, hidden, inner = LAYER.format(index), config.hidden_size, config.intermediate_size
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.group, self.index_in_group = group, index_in_group
         self.uses_rope = index not in config.no_rope_layers
-        self.attention_norm = build.norm(at + ATTENTION_NORM)
-        self.qkv = build.linear(hidden, {at + QUERY: queries, at + KEY: keys, at + VALUE: keys})
+        self.attention_norm = build.norm(at + ATTENTION_NORM, hidden)
+        outputs = {at + QUERY: queries, at + KEY: keys, at + VALUE: keys}
+        self.qkv = build.linear(hidden, outputs, bias=config.attention_bias, split="out")
         self.qk_norm = _qk_norm(config, build, at) if config.qk_norm else None
-        self.output = build.linear(queries, {at + OUTPUT: hidden})
-        self.mlp_norm = build.norm(at + MLP_NORM)
-        self.gate_up = build.linear(hidden, {at + GATE: inner, at + UP: inner})
-        self.down = build.linear(inner, {at + DOWN: hidden})
+        self.output = build.linear(queries, {at + OUTPUT: hidden}, bias=config.output_bias, split="in")
+        self.mlp_norm = build.norm(at + MLP_NORM, hidden)
+        self.gate_up = build.linear(hidden, {at + GATE: inner, at + UP: inner}, bias=config.mlp_bias, split="out")
+        self.down = build.linear(inner, {at + DOWN: hidden}, bias=config.mlp_bias, split="in")
 
 
 class Llama:
     """The decoder: turns a batch into logits. kv_groups: the layers by attention window. `forward` takes a store per group."""
 
-    def __init__(self, config: ModelConfig, build: Builder) -> None:
+    def __init__(self, config: ModelConfig, build: PartMaker) -> None:
         self.config = config
         self.ops = Ops()
         self.num_layers, self.exit_layers = config.num_layers, config.exit_layers
@@ -58,13 +61,15 @@ class Llama:
             for layers, window in zip(group_layers, windows, strict=True)
         )
         self.rope = Rope(config.rope, config.head_dim, build.dtype, build.device)
-        self.embedding = build.embedding(EMBEDDING)
+        tied = config.tie_word_embeddings
+        self.embedding = build.embedding(EMBEDDING, config.vocab_size, config.hidden_size, tied)
         self.layers: list[Layer] = []
         for index, window in enumerate(config.windows):
             group = windows.index(window)
             self.layers.append(Layer(config, build, index, group, group_layers[group].index(index)))
-        self.norm = build.norm(NORM)
-        self.head = build.linear(config.hidden_size, {HEAD: config.vocab_size})
+        self.norm = build.norm(NORM, config.hidden_size)
+        outputs, table = {HEAD: config.vocab_size}, EMBEDDING if tied else None
+        self.head = build.linear(config.hidden_size, outputs, split="out", tied_to=table)
 
     def forward(
         self, batch: Batch, stores: list[KVStore], attention: Attention, num_layers: int | None = None
@@ -111,7 +116,14 @@ class Llama:
         return layer.output(out.reshape(x.shape[0], heads * dim))
 
 
-def _qk_norm(config: ModelConfig, build: Builder, at: str) -> Tensor:
+def parts_of(config: ModelConfig) -> list[Part]:
+    """The parts of a model, in the order in which they are built."""
+    recorder = Recorder()
+    Llama(config, recorder)
+    return recorder.parts
+
+
+def _qk_norm(config: ModelConfig, build: PartMaker, at: str) -> Tensor:
     """Repeat the norm weights per head, [H + Hkv, D]: one pass then norms queries and keys."""
-    query = build.tensor(at + QUERY_NORM).expand(config.num_heads, -1)
-    return torch.cat((query, build.tensor(at + KEY_NORM).expand(config.num_kv_heads, -1)))
+    query = build.norm(at + QUERY_NORM, config.head_dim).expand(config.num_heads, -1)
+    return torch.cat((query, build.norm(at + KEY_NORM, config.head_dim).expand(config.num_kv_heads, -1)))

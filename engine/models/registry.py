@@ -14,12 +14,12 @@ from pathlib import Path
 
 from pitlane.engine.errors import ModelError
 from pitlane.engine.models import hub
+from pitlane.engine.models.builder import Builder
 from pitlane.engine.models.config import ModelConfig
 from pitlane.engine.models.config_file import short
-from pitlane.engine.models.layers import Builder
 from pitlane.engine.models.llama import Llama
 from pitlane.engine.models.presets import preset
-from pitlane.engine.models.weights import RandomWeights, SafetensorsFolder, WeightSource, checked
+from pitlane.engine.models.weights import RandomWeights, SafetensorsFolder, StoredName, WeightSource, checked
 
 MODELS: Mapping[str, type[Llama]] = {
     "LlamaForCausalLM": Llama,
@@ -35,12 +35,17 @@ BUNDLED = {"bundled": "pitlane.storage.bundled", "bundled-drafter": "pitlane.sto
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """The result of `resolve`. name: the user's spelling. folder: folder of the model's files; None for a random preset."""
+    """The result of `resolve`.
+
+    name: the user's spelling. folder: folder of the model's files; None for a random preset. stored_name: canonical name of a
+    tensor -> its name in `weights`.
+    """
 
     name: str
     config: ModelConfig
     weights: WeightSource
     folder: Path | None = None
+    stored_name: StoredName = str
 
     @property
     def tokenizer_folder(self) -> Path | None:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.run.batch import Attention
 from pitlane.engine.run.runner import Model
+
+
+class Weights(Protocol):
+    """The weights under a model. num_bytes: their memory."""
+
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +26,7 @@ class BuiltModel:
 
     model: Model
     attention: Attention
-    variant: object
+    variant: Weights
     parts: tuple[tuple[object, Plugin], ...] = ()
     is_batch_invariant: bool = False
 

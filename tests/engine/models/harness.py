@@ -10,9 +10,13 @@ from torch import Tensor
 
 from pitlane.engine.kv.pool import Span
 from pitlane.engine.kv.store import KVStore
-from pitlane.engine.models.layers import Builder, BuildLinear
-from pitlane.engine.models.llama import Llama
+from pitlane.engine.models.build_context import BuildContext
+from pitlane.engine.models.builder import Builder
+from pitlane.engine.models.config import ModelConfig
+from pitlane.engine.models.llama import Llama, parts_of
+from pitlane.engine.models.recorder import shapes_in
 from pitlane.engine.models.registry import build_model, resolve
+from pitlane.engine.models.weight_plan import Ask, WeightPlan
 from pitlane.engine.run.attention import SpanAttention
 from pitlane.engine.run.batch import Batch, Query
 
@@ -20,10 +24,16 @@ CPU = torch.device("cpu")
 RUN = 8  # adjacent slots; the runs of two sequences alternate, so a sequence's KV is several spans
 
 
-def load(model: str | Path, dtype: torch.dtype = torch.float32, build_linear: BuildLinear | None = None) -> Llama:
+def load(model: str | Path, dtype: torch.dtype = torch.float32, ask: Ask | None = None) -> Llama:
     source = resolve(str(model))
+    plan = WeightPlan.of(parts_of(source.config), BuildContext(source.config, dtype, CPU), ask)
     with torch.inference_mode():
-        return build_model(source.config, Builder(source.config, source.weights, dtype, CPU, build_linear))
+        return build_model(source.config, Builder(plan, source.weights, dtype, CPU, stored_name=source.stored_name))
+
+
+def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a checkpoint, by name."""
+    return shapes_in(parts_of(config))
 
 
 class Harness:
