@@ -115,7 +115,8 @@ class Batch:
 class Attention(Protocol):
     """The attention of a lane, as `build_attention` returns it. formats: the KV formats that it reads; None = any store."""
 
-    formats: tuple[str, ...] | None
+    @property
+    def formats(self) -> tuple[str, ...] | None: ...
 
     def prepare(self, batch: Batch, group: int) -> Any:
         """Plan how the tokens of a step read the KV of one group. Called once per step and group, with tensors on the host."""
@@ -164,11 +165,13 @@ class BatchBuilder:
                 parents += [last + 1 + parent for parent in draft.links]
             query_start.append(len(token_ids))
         kvs = [chunk.kv for chunk in chunks]
-        ids, places, starts, rows, tree = (
-            np.array(values, np.int64) for values in (token_ids, positions, query_start, logit_rows, parents)
-        )
+        places, starts = np.array(positions, np.int64), np.array(query_start, np.int64)
         return Batch(
-            *map(torch.from_numpy, (ids, places, tree, starts, rows)),
+            token_ids=torch.tensor(token_ids, dtype=torch.int64),
+            positions=torch.from_numpy(places),
+            parents=torch.tensor(parents, dtype=torch.int64),
+            query_start=torch.from_numpy(starts),
+            logit_rows=torch.tensor(logit_rows, dtype=torch.int64),
             groups=tuple(self._group(group, kvs, places, starts) for group in range(len(self.pool.groups))),
             operations=tuple(self.pool.queue.take()),
             block_size=self.pool.block_size,
