@@ -97,8 +97,9 @@ def _transform(plan: Plan, context: BuildContext, part: Part, tensors: Tensors) 
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
     def check(_: Plugin, result: Any) -> Any:
-        if result is not None and {name: tuple(tensor.shape) for name, tensor in result.items()} != shapes:
-            raise ValueError(f"changed names or shapes of {part.name} from {shapes}; they must stay")
+        made = shapes if result is None else {name: tuple(tensor.shape) for name, tensor in result.items()}
+        if made != shapes:
+            raise ValueError(f"made {made} of {shapes} in {part.name}; names and shapes must stay")
         return result
 
     hooks = plan.hook("transform_weights")
