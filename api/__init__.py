@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from pitlane.engine.models.config import DecoderConfig as DecoderConfig
     from pitlane.engine.models.families.core import CORE_FAMILIES as CORE_FAMILIES
     from pitlane.engine.models.families.family import Families as Families, Family as Family
-    from pitlane.engine.models.source import ModelSource as ModelSource
     from pitlane.engine.models.layers import Linear as Linear
     from pitlane.engine.models.parts import (
         EmbeddingPart as EmbeddingPart,
@@ -60,6 +59,7 @@ if TYPE_CHECKING:
         TensorPart as TensorPart,
         Tensors as Tensors,
     )
+    from pitlane.engine.models.source import ModelSource as ModelSource
     from pitlane.engine.plan.plan import Plan as Plan, Settings as Settings
     from pitlane.engine.plan.planner import Planner as Planner
     from pitlane.engine.plan.plugin import (
@@ -105,9 +105,9 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.models.config": "DecoderConfig",
     "pitlane.engine.models.families.core": "CORE_FAMILIES",
     "pitlane.engine.models.families.family": "Families Family",
-    "pitlane.engine.models.source": "ModelSource",
     "pitlane.engine.models.layers": "Linear",
     "pitlane.engine.models.parts": "EmbeddingPart LinearPart LinearPlan Member NormPart Part TensorPart Tensors",
+    "pitlane.engine.models.source": "ModelSource",
     "pitlane.engine.plan.plan": "Plan Settings",
     "pitlane.engine.plan.planner": "Planner",
     "pitlane.engine.plan.plugin": "EXACTNESS Plugin PluginOptions hookimpl",
