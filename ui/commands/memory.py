@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 @click.argument("model", default="bundled", envvar="PITLANE_MODEL")
 def memory(context: int | None, batch: int, dtype: str | None, device: str | None, as_json: bool, model: str) -> None:
     """Say what MODEL needs in memory and what fits, without loading its weights."""
+    from pitlane import PluginRegistry
     from pitlane.models import estimate_memory
 
-    needs = estimate_memory(model, context, batch, dtype, device)
+    needs = estimate_memory(model, context, batch, dtype, device, PluginRegistry.load())
     if as_json:
         print_json(asdict(needs))
         return
