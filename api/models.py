@@ -15,6 +15,7 @@ from pitlane.engine.models import hub
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.decoder import parts_of
 from pitlane.engine.models.families.core import read_config
+from pitlane.engine.models.families.family import Families
 from pitlane.engine.models.hub import CachedModel, cached_models, remove
 from pitlane.engine.models.presets import PRESETS, config_json
 from pitlane.engine.models.recorder import num_parameters
@@ -143,10 +144,13 @@ def estimate_memory(
     )
 
 
-def pull(name: str) -> Path:
-    """Download a model by its Hugging Face id and return its folder. Raises ModelError if it cannot be run here."""
+def pull(name: str, families: Families | None = None) -> Path:
+    """Download a model by its Hugging Face id and return its folder. Raises ModelError if it cannot be run here.
+
+    families: the supported families (None: the core's).
+    """
     folder = hub.pull(name)
-    read_config(folder)
+    read_config(folder, families)
     return folder
 
 

@@ -137,7 +137,7 @@ def test_models_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     from pitlane.models import CachedModel
 
     cached = [CachedModel("a/b", tmp_path, 2 * 10**9, ""), CachedModel("c/d", tmp_path, 10, "is quantized")]
-    monkeypatch.setattr("pitlane.models.cached_models", lambda: cached)
+    monkeypatch.setattr("pitlane.models.cached_models", lambda families: cached)
     text = invoke("models", "ls").stdout
     assert "a/b" in text and "2.0 GB" in text and "ready" in text and "is quantized" in text
     assert [row["name"] for row in loaded("models", "ls")["cached"]] == ["a/b", "c/d"]
