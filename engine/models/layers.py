@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pitlane.engine.models.families.family import same_name
 from pitlane.engine.models.weights import WeightSource
 
 
@@ -136,7 +135,7 @@ class Builder:
         dtype: torch.dtype,
         device: torch.device,
         build_linear: BuildLinear | None = None,
-        stored_name: Callable[[str], str] = same_name,
+        stored_name: Callable[[str], str] = str,
     ) -> None:
         self.source, self.dtype, self.device, self.stored_name = source, dtype, device, stored_name
         self.build_linear = build_linear or (lambda parts: None)

@@ -162,7 +162,9 @@ def _linear(name: str, shape: tuple[int, int], bias: bool) -> dict[str, tuple[in
     return {f"{name}.weight": shape} | ({f"{name}.bias": shape[:1]} if bias else {})
 
 
-def checked(config: DecoderConfig, weights: SafetensorsFolder, stored_name: Callable[[str], str]) -> DecoderConfig:
+def checked(
+    config: DecoderConfig, weights: SafetensorsFolder, stored_name: Callable[[str], str] = str
+) -> DecoderConfig:
     """Compare all tensors of a folder with the config. Raises a ModelError with the tensor's name in the folder.
 
     Returns the config. If config.json ties head and embedding, but the files hold a different head, the returned config

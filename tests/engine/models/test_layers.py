@@ -12,8 +12,9 @@ from torch import Tensor
 from pitlane.engine.errors import ModelError
 from pitlane.engine.models import layers
 from pitlane.engine.models.config import RopeConfig
-from pitlane.engine.models.layers import Concat, DenseLinear, LinearPart, rms_norm, silu_mul
+from pitlane.engine.models.layers import Builder, Concat, DenseLinear, LinearPart, gelu_mul, rms_norm, silu_mul
 from pitlane.engine.models.rope import Rope
+from pitlane.engine.models.weights import SafetensorsFolder
 from tests.engine.models.harness import CPU, Harness, load
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -56,6 +57,26 @@ def test_silu_mul_leaves_its_input() -> None:
     gate, up = gate_up[:, :5], gate_up[:, 5:]
     torch.testing.assert_close(silu_mul(gate_up), gate / (1 + (-gate).exp()) * up)
     assert torch.equal(gate_up, before)
+
+
+def test_gelu_mul_leaves_its_input() -> None:
+    gate_up = torch.randn(3, 10, dtype=torch.float64)
+    before = gate_up.clone()
+    gate, up = gate_up[:, :5], gate_up[:, 5:]
+    exact = gate * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3))) / 2 * up
+    torch.testing.assert_close(gelu_mul(gate_up), exact)
+    assert torch.equal(gate_up, before)
+
+
+def test_the_offset_of_a_norm_is_added_before_rounding(tmp_path: Path) -> None:
+    """In bfloat16, 1 + 0.001 is 1."""
+    weight = torch.full((8,), 0.001, dtype=torch.bfloat16)
+    save_file({"model.norm.weight": weight}, tmp_path / "model.safetensors")
+    source = SafetensorsFolder(tmp_path)
+    for dtype in (torch.float32, torch.float64):
+        norm = Builder(source, dtype, CPU).norm("model.norm", 8, 1.0)
+        torch.testing.assert_close(norm, weight.to(dtype) + 1)
+    assert torch.equal(Builder(source, torch.bfloat16, CPU).norm("model.norm", 8), weight)
 
 
 def test_rope_keeps_its_precision_far_out() -> None:
