@@ -42,12 +42,8 @@ class Layer:
     def __init__(
         self, config: DecoderConfig, build: PartMaker, index: int, group: int, index_in_group: int, rope: int | None
     ) -> None:
-        at, hidden, inner, offset = (
-            LAYER.format(index),
-            config.hidden_size,
-            config.intermediate_size,
-            config.norm_offset,
-        )
+        at, hidden, inner = LAYER.format(index), config.hidden_size, config.intermediate_size
+        offset = config.norm_offset
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.group, self.index_in_group, self.rope = group, index_in_group, rope
         self.attention_norm = build.norm(at + ATTENTION_NORM, hidden, offset)
@@ -86,7 +82,7 @@ class Decoder:
         ]
         self.norm = build.norm(NORM, config.hidden_size, config.norm_offset)
         tied_to = EMBEDDING if config.tie_word_embeddings else None
-        self.head = build.linear(config.hidden_size, {HEAD: config.vocab_size}, tied_to=tied_to)
+        self.head = build.linear(config.hidden_size, {HEAD: config.vocab_size}, split="out", tied_to=tied_to)
 
     def forward(
         self,

@@ -172,7 +172,7 @@ def _joined(part: LinearPart, weights: list[Tensor], dtype: torch.dtype, device:
 def _build_tensor(part: Part, dtype: torch.dtype, device: torch.device, tensors: list[Tensors]) -> Tensor:
     (tensor,) = tensors[0].values()
     if isinstance(part, NormPart) and part.offset:
-        tensor = tensor.float() + part.offset
+        tensor = (tensor.float() if tensor.dtype.itemsize < 4 else tensor) + part.offset
     return tensor.to(device, dtype, copy=True)
 
 

@@ -165,8 +165,10 @@ def test_names_that_load_model_sees(tmp_path: Path) -> None:
         name, exactness = "sees", "identical"
 
         @hookimpl
-        def load_model(self, source: str) -> None:
+        def load_model(self, source: str) -> Any:
             sources.append(source)
+            if source == "text":
+                return source
             raise RuntimeError("broken") if source == "broken" else ModelError("no; give yes")
 
     registry = PluginRegistry()
@@ -182,6 +184,10 @@ def test_names_that_load_model_sees(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="no; give yes"):
             resolve(name, registry)
     assert sources == names
+    with pytest.raises(
+        PluginFailed, match="sees.load_model: TypeError: returned str, must return a ModelSource or None"
+    ):
+        resolve("text", registry)
     with pytest.raises(PluginFailed, match="sees.load_model: RuntimeError: broken; uninstall sees, or choose another"):
         resolve("broken", registry)
 
