@@ -87,8 +87,13 @@ class Step(NamedTuple):
     @classmethod
     def of(cls, batch: Batch, group: int) -> Step:
         part = batch.groups[group]
-        tensors = (batch.positions, batch.parents, part.window_start, part.block_table)
-        return cls(*(tensor.numpy() for tensor in tensors), batch.block_size)
+        return cls(
+            batch.positions.numpy(),
+            batch.parents.numpy(),
+            part.window_start.numpy(),
+            part.block_table.numpy(),
+            batch.block_size,
+        )
 
     def seen(self, row: int, begin: int, end: int) -> list[Seen]:
         """The slots that are visible to the tokens `[begin, end)` of sequence `row`.
