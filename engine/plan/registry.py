@@ -37,6 +37,7 @@ BUILT_IN_SOURCE = "built-in"
 BUILT_IN = (
     "pitlane.plugins.prefix_cache",
     "pitlane.plugins.packed_linear",
+    "pitlane.plugins.int8_simple",
     "pitlane.plugins.paged_attention",
     "pitlane.plugins.span_attention",
     "pitlane.plugins.fused_ops",
