@@ -48,7 +48,17 @@ if TYPE_CHECKING:
     from pitlane.engine.models.config import DecoderConfig as DecoderConfig
     from pitlane.engine.models.families.core import CORE_FAMILIES as CORE_FAMILIES
     from pitlane.engine.models.families.family import Families as Families, Family as Family
-    from pitlane.engine.models.layers import Linear as Linear, LinearPart as LinearPart
+    from pitlane.engine.models.layers import Linear as Linear
+    from pitlane.engine.models.parts import (
+        EmbeddingPart as EmbeddingPart,
+        LinearPart as LinearPart,
+        LinearPlan as LinearPlan,
+        Member as Member,
+        NormPart as NormPart,
+        Part as Part,
+        TensorPart as TensorPart,
+        Tensors as Tensors,
+    )
     from pitlane.engine.models.source import ModelSource as ModelSource
     from pitlane.engine.plan.plan import Plan as Plan, Settings as Settings
     from pitlane.engine.plan.planner import Planner as Planner
@@ -95,7 +105,8 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.models.config": "DecoderConfig",
     "pitlane.engine.models.families.core": "CORE_FAMILIES",
     "pitlane.engine.models.families.family": "Families Family",
-    "pitlane.engine.models.layers": "Linear LinearPart",
+    "pitlane.engine.models.layers": "Linear",
+    "pitlane.engine.models.parts": "EmbeddingPart LinearPart LinearPlan Member NormPart Part TensorPart Tensors",
     "pitlane.engine.models.source": "ModelSource",
     "pitlane.engine.plan.plan": "Plan Settings",
     "pitlane.engine.plan.planner": "Planner",

@@ -5,19 +5,27 @@ A model is named as in `Engine(model)`: `bundled`, a local folder, a Hugging Fac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pitlane.engine.kv import memory
 from pitlane.engine.loader import MAX_LANES, choose_context, choose_device, choose_dtype, kv_share
 from pitlane.engine.models import hub
+from pitlane.engine.models.build_context import BuildContext
+from pitlane.engine.models.decoder import parts_of
 from pitlane.engine.models.families.core import read_config
+from pitlane.engine.models.families.family import Families
 from pitlane.engine.models.hub import CachedModel, cached_models, remove
 from pitlane.engine.models.presets import PRESETS, config_json
+from pitlane.engine.models.recorder import num_parameters
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.models.source import ModelSource
+from pitlane.engine.plan.plan import Settings
+from pitlane.engine.plan.planner import Planner
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.engine.run.lane import BLOCK_SIZE
+from pitlane.engine.variants import plan_weights
 
 __all__ = [
     "PRESETS",
@@ -47,11 +55,12 @@ class KVShape:
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """What a model takes at one context and batch, and what fits. Sizes in bytes, contexts in tokens.
+    """What a model takes under a plan at one context and batch, and what fits. Sizes in bytes, contexts in tokens.
 
-    max_position: the context that the model was made for. max_context, max_batch: the longest context at this batch and the
-    largest batch at this context that fit in free memory. default_kv_bytes, default_kv_tokens: KV memory of an engine without
-    `kv_memory`. kv_memory: the value of `kv_memory` with which every lane of an engine holds this context and batch.
+    weight_plugins: the plugins of the plan that make the weights. load_bytes: most memory while the weights load. max_position:
+    the context that the model was made for. max_context, max_batch: the longest context at this batch and the largest batch at
+    this context that fit in free memory. default_kv_bytes, default_kv_tokens: KV memory of an engine without `kv_memory`.
+    kv_memory: the value of `kv_memory` with which every lane of an engine holds this context and batch.
     """
 
     model: str
@@ -59,6 +68,8 @@ class MemoryEstimate:
     dtype: str
     parameters: int
     weight_bytes: int
+    weight_plugins: list[str]
+    load_bytes: int
     shape: KVShape
     kv_bytes_per_token: int
     context: int
@@ -82,19 +93,28 @@ def estimate_memory(
     batch: int = 1,
     dtype: str | None = None,
     device: str | None = None,
+    plugins: Settings | Callable[[Settings], Settings] | None = None,
     registry: PluginRegistry | None = None,
 ) -> MemoryEstimate:
-    """Estimate from the model's config alone. context, dtype and device default to the choice of an engine.
+    """Estimate from the model's config and a plan alone; read no tensor.
 
-    registry: the plugins that may open the model (`load_model`) or know its family (`register_models`); None: no plugin.
+    context, dtype, device and plugins default to the choice of an engine. registry: the plugins that the plan, the model
+    (`load_model`) or its family (`register_models`) may need; None: all installed plugins.
     """
     place = choose_device(device)
     config = resolve(model, registry).config
     kind = choose_dtype(dtype, place)
     tokens = context or choose_context(None, config.max_position)
-    needs, free = memory.Needs.of(config, kind), memory.available(place)
+    build_context = BuildContext(config, kind, place)
+    planner = Planner(registry or PluginRegistry.load(), build_context)
+    try:
+        plan = planner.resolve(planner.settings(plugins))
+        needs, free = memory.Needs.of(plan_weights(plan, build_context), config, kind), memory.available(place)
+        weight_plugins = plan.weight_plugins
+    finally:
+        planner.close()
     kv_bytes = needs.kv_per_token * tokens * batch
-    total = needs.weights + kv_bytes + memory.RESERVE
+    total = needs.total(kv_bytes)
     free_tokens = max(0, free - needs.weights - memory.RESERVE) // needs.kv_per_token
     is_reachable = tokens <= config.max_position
     default_kv_bytes = kv_share(None, needs, tokens, place)
@@ -102,8 +122,10 @@ def estimate_memory(
         model=model,
         device=str(place),
         dtype=str(kind).removeprefix("torch."),
-        parameters=needs.weights // kind.itemsize,
+        parameters=num_parameters(parts_of(config)),
         weight_bytes=needs.weights,
+        weight_plugins=weight_plugins,
+        load_bytes=needs.peak,
         shape=KVShape(config.num_layers, config.num_kv_heads, config.head_dim, kind.itemsize),
         kv_bytes_per_token=needs.kv_per_token,
         context=tokens,
@@ -122,10 +144,13 @@ def estimate_memory(
     )
 
 
-def pull(name: str) -> Path:
-    """Download a model by its Hugging Face id and return its folder. Raises ModelError if it cannot be run here."""
+def pull(name: str, families: Families | None = None) -> Path:
+    """Download a model by its Hugging Face id and return its folder. Raises ModelError if it cannot be run here.
+
+    families: the supported families (None: the core's).
+    """
     folder = hub.pull(name)
-    read_config(folder)
+    read_config(folder, families)
     return folder
 
 

@@ -73,7 +73,8 @@ class Engine:
         )
         weakref.finalize(self, self.worker.stop).atexit = False  # the engine's thread holds no reference to the engine
         try:
-            self.default_plan = self.plan(self._default_settings(plugins))
+            self.default_plan = self.plan(self.planner.settings(plugins))
+            self.loader.share_memory(self.default_plan)
             self.lane_of(self.default_plan)
         except BaseException:
             self.close()
@@ -166,12 +167,6 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _default_settings(self, plugins: Settings | Callable[[Settings], Settings] | None) -> Settings:
-        if plugins is not None and not callable(plugins):
-            return plugins
-        default = self.registry.default_settings(self.loader.build_context)
-        return plugins(default) if plugins is not None else default
 
 
 def _finish(roster: Roster, lanes: Lanes, planner: Planner) -> None:

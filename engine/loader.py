@@ -1,4 +1,4 @@
-"""Builds the lanes of one model: chooses device and dtype, plans the memory, builds weights through the hooks of a plan.
+"""Builds the lanes of one model: chooses device and dtype, plans the memory, shares the loaded weights between lanes.
 
 The dtype is chosen once, from the argument, the device and its instruction set. No plugin changes it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import partial
+from threading import Lock
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -15,23 +16,17 @@ import torch
 from pitlane.engine.errors import BadOption
 from pitlane.engine.kv.capacity import LaneLimits
 from pitlane.engine.kv.memory import Needs, available, check_fit, gib
-from pitlane.engine.kv.state import KVGroup
-from pitlane.engine.kv.visibility import Visibility, checked, visibility_of
 from pitlane.engine.models.build_context import BuildContext
-from pitlane.engine.models.config import DecoderConfig
-from pitlane.engine.models.decoder import Decoder
-from pitlane.engine.models.layers import Builder, Linear, LinearPart, Ops
+from pitlane.engine.models.decoder import parts_of
+from pitlane.engine.models.recorder import num_parameters
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.models.source import ModelSource
-from pitlane.engine.plan.hooks import Answer, call, refuse
 from pitlane.engine.plan.plan import Plan
-from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.plan.registry import PluginRegistry
-from pitlane.engine.run.attention import PlainAttention
-from pitlane.engine.run.batch import Attention
 from pitlane.engine.run.built_model import BuiltModel
 from pitlane.engine.run.lane import BLOCK_SIZE, Call, Lane, Match, Reclaim
 from pitlane.engine.text.tokenizer import Tokenizer
+from pitlane.engine.variants import Variant, plan_weights
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 KV_FORMAT = "1"  # increase it when the meaning of saved KV changes
@@ -43,7 +38,13 @@ THREADS = torch.get_num_threads()  # torch's own choice, before an engine change
 
 
 class Loader:
-    """Knows one model, and builds its lanes. Raises PitlaneError if the model cannot be served."""
+    """Knows one model, and builds its lanes. Raises PitlaneError if the model cannot be served.
+
+    `share_memory` must be called before the first lane. needs, kv_share: of the default plan, known after it.
+    """
+
+    needs: Needs
+    kv_share: int
 
     def __init__(
         self,
@@ -64,17 +65,16 @@ class Loader:
         self.plugins = plugins
         self.source = resolve(model, plugins)
         self.config = self.source.config
+        self.num_parameters = num_parameters(parts_of(self.config))
         self.dtype = choose_dtype(dtype, self.device)
-        torch.set_num_threads(threads or (1 if is_small(self.config) else THREADS))
+        torch.set_num_threads(threads or (1 if is_small(self.num_parameters) else THREADS))
         self.context = choose_context(context, self.config.max_position)
-        self.needs = Needs.of(self.config, self.dtype)
-        self.max_step_tokens = max_step_tokens
-        self.kv_share = kv_share(kv_memory, self.needs, self.context, self.device)
-        check_fit(self.source.name, self.needs, min(self.kv_share, self._context_bytes), self.dtype, self.device)
+        self.kv_memory, self.max_step_tokens = kv_memory, max_step_tokens
         self.tokenizer = Tokenizer(self.source)
         self.eos_token_ids = frozenset(self.config.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
         self.build_context = BuildContext(self.config, self.dtype, self.device)
         self._variants: WeakValueDictionary[tuple[str, ...], Variant] = WeakValueDictionary()
+        self._loading = Lock()  # two loads at once would count the same free memory; the engine's thread never takes it
 
     @property
     def vocab_size(self) -> int:
@@ -83,15 +83,10 @@ class Loader:
     @property
     def warm_up_tokens(self) -> int:
         """Tokens of a warm-up forward of about 0.05 s. The engine's thread does nothing else in this time."""
-        num_parameters = self.needs.weights // self.dtype.itemsize
-        return max(1, int(WARM_UP_OPERATIONS / (2 * num_parameters)))
-
-    @property
-    def _context_bytes(self) -> int:
-        return (self.context + BLOCK_SIZE) * self.needs.kv_per_token
+        return max(1, int(WARM_UP_OPERATIONS / (2 * self.num_parameters)))
 
     def describe(self) -> dict[str, Any]:
-        """Return the stats that are the same for every request."""
+        """Return the stats that are the same for every request. weight_bytes: of the default plan."""
         return {
             "model": self.source.name,
             "device": str(self.device),
@@ -100,21 +95,25 @@ class Loader:
         }
 
     def describe_memory(self) -> str:
-        """Return a line with the size of the weights and the KV tokens of a lane."""
+        """Return a line with the size of the weights of the default plan and the KV tokens of a lane."""
         tokens = self.kv_share // self.needs.kv_per_token
         return (
             f"{self.source.name} on {self.device}: weights {gib(self.needs.weights)}; KV {gib(self.kv_share)} = {tokens:,} tokens "
             f"of {gib(self.needs.kv_per_token)}, {tokens / self.context:.1f} times the context of {self.context:,}"
         )
 
+    def share_memory(self, default: Plan) -> None:
+        """Reckon the bytes of the default plan and the KV memory of a lane. Raises ModelTooLarge if they do not fit."""
+        self.needs = Needs.of(plan_weights(default, self.build_context), self.config, self.dtype)
+        self.kv_share = kv_share(self.kv_memory, self.needs, self.context, self.device)
+        self._check_fit(self.source.name, self.needs, self._lane_bytes, default)
+
     def build_lane(self, plan: Plan, match: Match, reclaim: Reclaim, call: Call) -> Lane:
         """Build the lane of a plan. Loads the weights, or shares loaded weights. call: runs a function on the engine's thread."""
-        variant = self._variants.get(plan.variant_key)
-        if variant is None:
-            check_fit(self.source.name, self.needs, min(self.kv_share, self._context_bytes), self.dtype, self.device)
-            variant = self._variants[plan.variant_key] = Variant(plan, self.source, self.build_context)
+        built = self._variant(plan, self.source, self.build_context, self._lane_bytes).for_lane(
+            plan, self.build_context
+        )
         limits = LaneLimits(self.kv_share, self.context, self.max_step_tokens, MAX_SEQS)
-        built = variant.for_lane(plan, self.build_context)
         load_drafter = partial(self.load_drafter, plan)
         return Lane(built, self._fingerprint(plan), self.dtype, self.device, limits, match, reclaim, load_drafter, call)
 
@@ -129,7 +128,26 @@ class Loader:
             )
         context = BuildContext(source.config, self.dtype, self.device)
         plan = plan.for_drafter(context)
-        return Variant(plan, source, context).for_lane(plan, context)
+        return self._variant(plan, source, context, kv_bytes=0).for_lane(plan, context)  # the lane pays for its KV
+
+    def _variant(self, plan: Plan, source: ModelSource, context: BuildContext, kv_bytes: int) -> Variant:
+        """Return the weights of a model under a plan: loaded weights if there are any, else checked for fit and loaded."""
+        key = (source.weights.fingerprint(), *plan.variant_key)
+        with self._loading:
+            variant = self._variants.get(key)
+            if variant is None:
+                weights = plan_weights(plan, context)
+                self._check_fit(source.name, Needs.of(weights, context.config, self.dtype), kv_bytes, plan)
+                variant = self._variants[key] = Variant(plan, weights, source, context)
+            return variant
+
+    @property
+    def _lane_bytes(self) -> int:
+        """KV that a lane must be able to hold: its share, or a full context if that is less."""
+        return min(self.kv_share, (self.context + BLOCK_SIZE) * self.needs.kv_per_token)
+
+    def _check_fit(self, name: str, needs: Needs, kv_bytes: int, plan: Plan) -> None:
+        check_fit(name, needs, kv_bytes, self.dtype, self.device, plan.weight_plugins)
 
     def _fingerprint(self, plan: Plan) -> str:
         """Digest of all inputs of stored KV."""
@@ -145,58 +163,6 @@ class Loader:
         for part in parts:
             digest.update(len(part).to_bytes(4, "little") + part.encode())
         return digest.hexdigest()
-
-
-class Variant:
-    """The weights of a model, with the linears that plugins built. Lanes with an equal `variant_key` share them."""
-
-    def __init__(self, plan: Plan, source: ModelSource, context: BuildContext) -> None:
-        self.parts: list[tuple[object, Plugin]] = []
-        self.is_batch_invariant = True
-
-        def build_linear(parts: list[LinearPart]) -> Linear | None:
-            answer = _build(plan, "build_linear", parts=parts, context=context)
-            if answer is not None:
-                self.parts.append((answer.value, answer.plugin))
-                self.is_batch_invariant &= answer.plugin.batch_invariant
-            elif len(parts) == 1:
-                self.is_batch_invariant = False  # in the core's linear, a row depends on the number of rows
-            linear: Linear | None = answer.value if answer is not None else None
-            return linear
-
-        with torch.inference_mode():
-            builder = Builder(source.weights, context.dtype, context.device, build_linear, source.stored_name)
-            self.model = Decoder(source.config, builder)
-
-    def for_lane(self, plan: Plan, context: BuildContext) -> BuiltModel:
-        """Return the model with the operations and the attention that the plugins of a plan built."""
-        answers = {kind: _build(plan, "build_op", kind=kind, context=context) for kind in self.model.op_kinds}
-        ops = Ops(**{name: answer.value for name, answer in answers.items() if answer is not None})
-        attention = _build(plan, "build_attention", context=context)
-        built = [answer for answer in (*answers.values(), attention) if answer is not None]
-        core: Attention = PlainAttention(context)
-        return BuiltModel(
-            self.model.with_ops(ops),
-            attention.value if attention is not None else core,
-            self,
-            context,
-            [*self.parts, *((answer.value, answer.plugin) for answer in built)],
-            self.is_batch_invariant and len(built) == len(answers) + 1 and all(a.plugin.batch_invariant for a in built),
-            plan.hook("build_runner"),
-            tuple(_visibility(plan, group, context) for group in self.model.kv_groups),
-        )
-
-
-def _build(plan: Plan, name: str, **values: Any) -> Answer | None:
-    return call(plan.hook(name), None, refuse, **values)
-
-
-def _visibility(plan: Plan, group: KVGroup, context: BuildContext) -> Visibility:
-    def check(_: Plugin, visibility: Any) -> Visibility:
-        return checked(visibility, context.config.max_position)
-
-    answer = call(plan.hook("trim_cache"), None, refuse, check, group=group, context=context)
-    return visibility_of(group, None if answer is None else answer.value)
 
 
 def kv_share(kv_memory: int | None, needs: Needs, context: int, device: torch.device) -> int:
@@ -241,12 +207,12 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def is_small(config: DecoderConfig) -> bool:
+def is_small(num_parameters: int) -> bool:
     """Whether the weights fit into the CPU's cache. If they do, a second thread makes decoding slower.
 
     Bundled model, 2 cores, float32. Decode: 2.7 ms per token on one thread, 4.9 ms on two. A prompt of 335 tokens: 33 ms, 24 ms.
     """
-    return Needs.of(config, torch.float32).weights < SMALL
+    return num_parameters * torch.float32.itemsize < SMALL
 
 
 def choose_context(asked: int | None, limit: int) -> int:

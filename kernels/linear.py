@@ -32,12 +32,18 @@ def pack(weight: Tensor) -> Tensor:
     if weight.dtype != torch.bfloat16 or inputs % 2:
         raise ValueError(f"a packed weight is bfloat16 with even inputs, got {weight.dtype} [{rows}, {inputs}]")
     packed = weight.new_zeros(-(-rows // PANEL), inputs // 2, PANEL, 2).view(torch.int32).squeeze(-1)
-    pairs = weight.contiguous().view(torch.int32)
+    weight = weight.contiguous()
+    pairs = (weight.clone() if weight.storage_offset() % 2 else weight).view(torch.int32)
     num_full = rows // PANEL
     packed[:num_full] = pairs[: num_full * PANEL].view(num_full, PANEL, inputs // 2).transpose(1, 2)
     if rows % PANEL:
         packed[num_full, :, : rows % PANEL] = pairs[num_full * PANEL :].T
     return packed.view(torch.bfloat16).view(*packed.shape[:2], 2, PANEL // 2, 2)
+
+
+def packed_bytes(num_outputs: int, num_inputs: int) -> int:
+    """Bytes of a packed weight [num_outputs, num_inputs]."""
+    return 2 * -(-num_outputs // PANEL) * PANEL * num_inputs
 
 
 class Packed:

@@ -10,6 +10,7 @@ Source: GotoBLAS, Goto and van de Geijn 2008
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -17,7 +18,10 @@ from pydantic import Field
 from pitlane import BadOption, Plugin, PluginOptions, hookimpl
 
 if TYPE_CHECKING:
-    from pitlane import BuildContext, Linear, LinearPart
+    import torch
+
+    from pitlane import BuildContext, LinearPart, LinearPlan, Tensors
+    from pitlane.kernels.linear import Packed
 
 
 class PackedLinear(Plugin):
@@ -39,21 +43,30 @@ class PackedLinear(Plugin):
         return unsupported(context.dtype, context.device) or linear.unavailable()
 
     @hookimpl
-    def build_linear(self, parts: list[LinearPart], context: BuildContext) -> Linear | None:
-        import torch
-
-        from pitlane.kernels.linear import Packed, has_amx
+    def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
+        from pitlane import LinearPlan
+        from pitlane.kernels.linear import has_amx, packed_bytes
 
         amx = self.options.products != "vectors" and has_amx()
         if self.options.products == "amx" and not amx:
             raise BadOption(
                 "packed_linear.products = amx: this CPU has no AMX, or the operating system does not allow it; use auto"
             )
-        if any("weight" not in part.tensors or part.in_features % 2 for part in parts):
+        if part.in_features % 2:
             return None
-        weight = torch.cat([part.tensors["weight"].to(context.dtype) for part in parts])
-        bias = None
-        if any("bias" in part.tensors for part in parts):
-            biases = [part.tensors.get("bias", torch.zeros(part.out_features)) for part in parts]
-            bias = torch.cat([part_bias.to(context.dtype) for part_bias in biases])
-        return Packed(weight, bias, amx)
+        num_bytes = packed_bytes(part.out_features, part.in_features) + 2 * part.bias * part.out_features
+        copies = (len(part.members) > 1) + (context.stored_dtype != context.dtype)  # the fused weight, the cast weights
+        return LinearPlan(
+            num_bytes, num_bytes + copies * 2 * part.num_values, partial(_build, part, context.dtype, amx)
+        )
+
+
+def _build(part: LinearPart, dtype: torch.dtype, amx: bool, tensors: list[Tensors]) -> Packed:
+    import torch
+
+    from pitlane.kernels.linear import Packed
+
+    weights = [member["weight"].to(dtype) for member in tensors]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    bias = torch.cat([member["bias"].to(dtype) for member in tensors]) if part.bias else None
+    return Packed(weight, bias, amx)

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pitlane import Plugin, hookimpl
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from pitlane import Attention, Batch, BuildContext, KVStore
-    from pitlane.kernels.attention import Parts, Seen
+    from pitlane.kernels.attention import Indices, Parts, Seen, Slots
 
 
 MAX_PARTS = 2048  # per kernel call; bounds the memory of partial results: 8 kB per part, 17 MB for llama-1b
@@ -58,11 +57,11 @@ class Paged:
     def prepare(self, batch: Batch, group: int) -> list[Parts]:
         from pitlane.kernels.attention import Parts
 
-        num_tokens = batch.num_tokens
+        num_tokens, step = batch.num_tokens, Step.of(batch, group)
         short: list[Seen] = []
         calls: list[Parts] = []
         for row, (begin, end) in enumerate(pairwise(batch.query_start.tolist())):
-            runs = _seen(batch, group, row, begin, end)
+            runs = step.seen(row, begin, end)
             if end - begin <= MOST_SHORT:
                 short += runs
             else:
@@ -76,44 +75,58 @@ class Paged:
         return out
 
 
-def _seen(batch: Batch, group: int, row: int, begin: int, end: int) -> list[Seen]:
-    """The slots that are visible to the tokens `[begin, end)` of sequence `row`.
+class Step(NamedTuple):
+    """A batch as seen by one KV group. positions, parents, lows: [T]; block_table: [B, W]."""
 
-    A chain gives a single `Seen`: all tokens share its slots, and a token attends to the keys up to its own key. In a draft tree,
-    the tokens share a `Seen` for the whole pieces before the draft. Every token has a further `Seen`: the rest of the context and
-    its path in the tree.
-    """
-    import numpy as np
+    positions: Indices
+    parents: Indices
+    lows: Indices
+    block_table: Slots
+    block_size: int
 
-    from pitlane.kernels.attention import PIECE, Seen
+    @classmethod
+    def of(cls, batch: Batch, group: int) -> Step:
+        part = batch.groups[group]
+        return cls(
+            batch.positions.numpy(),
+            batch.parents.numpy(),
+            part.window_start.numpy(),
+            part.block_table.numpy(),
+            batch.block_size,
+        )
 
-    part, size, count = batch.groups[group], batch.block_size, end - begin
-    first = int(batch.positions[begin])
-    lows, highs = part.window_start.numpy()[begin:end], batch.positions.numpy()[begin:end] + 1
-    base = int(lows[0]) // PIECE * PIECE
-    starts = part.block_table.numpy()[row, base // size : -(-(first + count) // size)] * size
-    if starts[0] < 0:  # dropped blocks lie outside of the window and are masked: any valid slot may replace them
-        starts = np.where(starts < 0, starts[-1], starts)
-    slots = np.add.outer(starts, np.arange(size, dtype=np.int32)).ravel()[: first + count - base]
-    if count == 1:
-        return [Seen(base, slots, [begin], [int(lows[0])], [first + 1])]
-    tokens = np.arange(begin, end)
-    parents = batch.parents.numpy()[begin:end]
-    if not _is_tree(parents, tokens):
-        return [Seen(base, slots, tokens, lows, highs)]
-    common = first // PIECE * PIECE
-    seen = [Seen(base, slots[: common - base], tokens, lows, highs)]
-    rest, own = slots[common - base : first - base], slots[first - base :]
-    paths: list[list[int]] = []
-    for i, parent in enumerate(parents):
-        paths.append([*(paths[parent - begin] if parent >= 0 else range(i)), i])
-        path = np.concatenate((rest, own[paths[i]]))
-        seen.append(Seen(common, path, tokens[i : i + 1], lows[i : i + 1], highs[i : i + 1]))
-    return seen
+    def seen(self, row: int, begin: int, end: int) -> list[Seen]:
+        """The slots that are visible to the tokens `[begin, end)` of sequence `row`.
 
+        A chain gives a single `Seen`: all tokens share its slots, and a token attends to the keys up to its own key. In a draft
+        tree, the tokens share a `Seen` for the whole pieces before the draft. Every token has a further `Seen`: the rest of the
+        context and its path in the tree.
+        """
+        import numpy as np
 
-def _is_tree(parents: np.ndarray, tokens: np.ndarray) -> bool:
-    return bool(((parents >= 0) & (parents != tokens - 1)).any())
+        from pitlane.kernels.attention import PIECE, Seen
+
+        first, low, size, count = int(self.positions[begin]), int(self.lows[begin]), self.block_size, end - begin
+        base = low // PIECE * PIECE
+        starts = self.block_table[row, base // size : -(-(first + count) // size)] * size
+        if starts[0] < 0:  # dropped blocks lie outside of the window and are masked: any valid slot may replace them
+            starts = np.where(starts < 0, starts[-1], starts)
+        slots = np.add.outer(starts, np.arange(size, dtype=np.int32)).ravel()[: first + count - base]
+        if count == 1:
+            return [Seen(base, slots, [begin], [low], [first + 1])]
+        tokens, parents = np.arange(begin, end), self.parents[begin:end]
+        lows, highs = self.lows[begin:end], self.positions[begin:end] + 1
+        if not ((parents >= 0) & (parents != tokens - 1)).any():
+            return [Seen(base, slots, tokens, lows, highs)]
+        common = first // PIECE * PIECE
+        seen = [Seen(base, slots[: common - base], tokens, lows, highs)]
+        rest, own = slots[common - base : first - base], slots[first - base :]
+        paths: list[list[int]] = []
+        for i, parent in enumerate(parents.tolist()):
+            paths.append([*(paths[parent - begin] if parent >= 0 else range(i)), i])
+            path = np.concatenate((rest, own[paths[i]]))
+            seen.append(Seen(common, path, tokens[i : i + 1], lows[i : i + 1], highs[i : i + 1]))
+        return seen
 
 
 def _cut(seen: Seen) -> Iterator[Seen]:

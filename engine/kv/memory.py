@@ -1,32 +1,37 @@
-"""The memory that a model needs, computed from its config before its weights are loaded. Sizes are in bytes."""
+"""The memory that a model needs under a plan, computed before its weights are loaded. Sizes are in bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
 import psutil
 import torch
 
 from pitlane.engine.errors import ModelTooLarge
 from pitlane.engine.models.config import DecoderConfig
-from pitlane.engine.models.weights import shapes_of
+from pitlane.engine.models.weight_plan import WeightPlan
 
 RESERVE = 512 * 2**20  # left for activations and the rest of the process
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Memory that a model takes: its weights, and KV per token of context."""
+    """Memory that a model takes. weights: its loaded weights. peak: most while they load. kv_per_token: KV of a token."""
 
     weights: int
+    peak: int
     kv_per_token: int
 
     @classmethod
-    def of(cls, config: DecoderConfig, dtype: torch.dtype) -> Needs:
-        """Count 2 * layers * kv_heads * head_dim values of KV per token, and every parameter once, all in `dtype`."""
-        weights = sum(prod(shape) for shape in shapes_of(config).values()) * dtype.itemsize
-        return cls(weights, config.num_layers * 2 * config.num_kv_heads * config.head_dim * dtype.itemsize)
+    def of(cls, weights: WeightPlan, config: DecoderConfig, dtype: torch.dtype) -> Needs:
+        """Take the bytes of a weight plan. Count 2 * layers * kv_heads * head_dim values of KV per token, in `dtype`."""
+        kv_per_token = config.num_layers * 2 * config.num_kv_heads * config.head_dim * dtype.itemsize
+        return cls(weights.num_bytes, weights.peak_bytes, kv_per_token)
+
+    def total(self, kv_bytes: int) -> int:
+        """Bytes that must be free to load the weights and then serve with `kv_bytes` of KV."""
+        return max(self.peak, self.weights + kv_bytes) + RESERVE
 
 
 def available(device: torch.device) -> int:
@@ -44,14 +49,20 @@ def gib(num_bytes: float) -> str:
     return f"{num_bytes:.0f} B"
 
 
-def check_fit(name: str, needs: Needs, kv_bytes: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise ModelTooLarge, with the sizes, if weights and KV do not fit into the free memory."""
+def check_fit(
+    name: str, needs: Needs, kv_bytes: int, dtype: torch.dtype, device: torch.device, plugins: Sequence[str] = ()
+) -> None:
+    """Raise ModelTooLarge, with the sizes, if weights and KV do not fit into the free memory.
+
+    plugins: names of the plugins that make the weights.
+    """
     free = available(device)
-    total = needs.weights + kv_bytes + RESERVE
-    if total <= free:
+    if needs.total(kv_bytes) <= free:
         return
+    made = "".join(f" with {plugin}" for plugin in plugins)
+    loading = f" ({gib(needs.peak)} while they load)" if needs.peak > needs.weights + kv_bytes else ""
     smaller = "" if dtype.itemsize <= 2 else "use --dtype bfloat16, "
     raise ModelTooLarge(
-        f"{name} needs {gib(needs.weights)} for weights in {str(dtype).removeprefix('torch.')}, {gib(kv_bytes)} for KV and "
-        f"{gib(RESERVE)} to work in; {gib(free)} are free on {device}; {smaller}lower --context, or take a smaller model"
+        f"{name} needs {gib(needs.weights)} for weights in {str(dtype).removeprefix('torch.')}{made}{loading}, {gib(kv_bytes)} for "
+        f"KV and {gib(RESERVE)} to work in; {gib(free)} are free on {device}; {smaller}lower --context, or take a smaller model"
     )

@@ -1,1 +1,1 @@
-"""Models: configuration, weights, shared layers, one file per decoder, and the registry that finds a model."""
+"""Models: families as data, one decoder, layers, weights, and the registry that finds a model by its name."""

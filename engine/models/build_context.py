@@ -18,3 +18,11 @@ class BuildContext:
     config: DecoderConfig
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype of the checkpoint, by its config."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.config.dtype)
+        return dtype

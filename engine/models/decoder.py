@@ -18,7 +18,9 @@ from torch import Tensor
 
 from pitlane.engine.kv.store import KVStore
 from pitlane.engine.models.config import DecoderConfig
-from pitlane.engine.models.layers import Builder, Ops
+from pitlane.engine.models.layers import Ops
+from pitlane.engine.models.parts import Part
+from pitlane.engine.models.recorder import PartMaker, Recorder
 from pitlane.engine.models.rope import Rope
 from pitlane.engine.run.batch import Attention, Batch
 
@@ -38,14 +40,10 @@ class Layer:
     """
 
     def __init__(
-        self, config: DecoderConfig, build: Builder, index: int, group: int, index_in_group: int, rope: int | None
+        self, config: DecoderConfig, build: PartMaker, index: int, group: int, index_in_group: int, rope: int | None
     ) -> None:
-        at, hidden, inner, offset = (
-            LAYER.format(index),
-            config.hidden_size,
-            config.intermediate_size,
-            config.norm_offset,
-        )
+        at, hidden, inner = LAYER.format(index), config.hidden_size, config.intermediate_size
+        offset = config.norm_offset
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.group, self.index_in_group, self.rope = group, index_in_group, rope
         self.attention_norm = build.norm(at + ATTENTION_NORM, hidden, offset)
@@ -66,7 +64,7 @@ class Layer:
 class Decoder:
     """kv_groups: the layers by attention window; `forward` takes a store per group. op_kinds: the operations that it calls."""
 
-    def __init__(self, config: DecoderConfig, build: Builder) -> None:
+    def __init__(self, config: DecoderConfig, build: PartMaker) -> None:
         self.config = config
         self.ops = Ops()
         self.op_kinds = ("rms_norm", ACTIVATIONS[config.activation])
@@ -84,7 +82,7 @@ class Decoder:
         ]
         self.norm = build.norm(NORM, config.hidden_size, config.norm_offset)
         tied_to = EMBEDDING if config.tie_word_embeddings else None
-        self.head = build.linear(config.hidden_size, {HEAD: config.vocab_size}, tied_to=tied_to)
+        self.head = build.linear(config.hidden_size, {HEAD: config.vocab_size}, split="out", tied_to=tied_to)
 
     def forward(
         self,
@@ -143,8 +141,15 @@ class Decoder:
         return layer.output(out.reshape(x.shape[0], heads * dim))
 
 
-def _qk_norm(config: DecoderConfig, build: Builder, at: str) -> Tensor:
+def _qk_norm(config: DecoderConfig, build: PartMaker, at: str) -> Tensor:
     """Repeat the norm weights per head, [H + Hkv, D]: one pass then norms queries and keys."""
     query = build.norm(at + QUERY_NORM, config.head_dim, config.norm_offset).expand(config.num_heads, -1)
     key = build.norm(at + KEY_NORM, config.head_dim, config.norm_offset).expand(config.num_kv_heads, -1)
     return torch.cat((query, key))
+
+
+def parts_of(config: DecoderConfig) -> list[Part]:
+    """Return the parts of a model in the order in which they are built. Reads no tensor."""
+    recorder = Recorder()
+    Decoder(config, recorder)
+    return recorder.parts

@@ -1,4 +1,4 @@
-"""Layers as plain classes, and the builder that fills them from a source of weights.
+"""Layers as plain classes, and the core's plans for dense parts: how it builds a part, and the bytes that the part takes.
 
 Knows no architecture, no batch and no KV. Weights are [out, in] as in checkpoints. A `Linear` may fuse several
 linears of the checkpoint and concatenate their outputs: q, k, v, or gate, up.
@@ -6,35 +6,25 @@ linears of the checkpoint and concatenate their outputs: q, k, v, or gate, up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pitlane.engine.models.families.family import same_name
-from pitlane.engine.models.weights import WeightSource
-
-
-@dataclass(frozen=True, slots=True)
-class LinearPart:
-    """One linear of the checkpoint. tensors: last part of the name -> tensor as stored (weight [out, in], bias, scales, ...)."""
-
-    name: str
-    tensors: Mapping[str, Tensor]
-    in_features: int
-    out_features: int
+from pitlane.engine.models.build_context import BuildContext
+from pitlane.engine.models.parts import EmbeddingPart, LinearPart, LinearPlan, NormPart, Part, Tensors
 
 
 class Linear(Protocol):
-    """A callable x [T, in] -> y [T, out]. y is a new tensor. The hook `build_linear` returns a Linear."""
+    """A callable x [T, in] -> y [T, out]. y is a new tensor. The plan of the hook `build_linear` builds a Linear."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
-BuildLinear = Callable[[list[LinearPart]], "Linear | None"]
 # Smallest weight, in elements, that we reorder for oneDNN. Below it `F.linear` is faster. Float32, M = 1, 2 cores:
 # 384 x 128: oneDNN 15 us, `F.linear` 7 us. 512 x 512: 24 and 25 us.
 MIN_PACKED = 2**17
@@ -86,8 +76,24 @@ class Concat:
         return torch.cat([linear(x) for linear in self.linears], -1)
 
 
+class Experts:
+    """The linears of all experts, weight [E, out, in]. Rows x [T, in] are sorted by expert: rows [offsets[e], offsets[e + 1])."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, x: Tensor, offsets: Tensor) -> Tensor:
+        groups = x.tensor_split(offsets[1:-1].cpu())
+        return torch.cat([F.linear(rows, weight) for rows, weight in zip(groups, self.weight, strict=True)])
+
+
 class Embedding:
-    """Token ids [T] -> [T, hidden]. On a CPU the table is a view of the file; a lookup casts its rows."""
+    """Token ids [T] -> [T, hidden]. On a CPU the table is a view of the file; a lookup casts its rows.
+
+    linear: the head over the same table, on a device other than the CPU.
+    """
+
+    linear: Linear
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         self.weight = weight
@@ -123,87 +129,56 @@ class Ops:
     gelu_mul: Callable[[Tensor], Tensor] = gelu_mul
 
 
-class Builder:
-    """Builds a model layer by layer, so that loading needs little memory beyond the model itself.
-
-    The source must have the names and shapes that the config declares (`weights.checked`). The builder calls `build_linear`
-    with all parts of a fused linear. On None, it calls `build_linear` again per part. A declined part becomes a DenseLinear.
-    """
-
-    def __init__(
-        self,
-        source: WeightSource,
-        dtype: torch.dtype,
-        device: torch.device,
-        build_linear: BuildLinear | None = None,
-        stored_name: Callable[[str], str] = same_name,
-    ) -> None:
-        self.source, self.dtype, self.device, self.stored_name = source, dtype, device, stored_name
-        self.build_linear = build_linear or (lambda parts: None)
-        self.embedding_on_device: Tensor | None = None
-        self.names: dict[str, list[str]] = {}
-        for name in source.names():
-            self.names.setdefault(name.rpartition(".")[0], []).append(name)
-
-    def linear(
-        self,
-        in_features: int,
-        outputs: Mapping[str, int],
-        *,
-        bias: bool = False,
-        split: Literal["out", "in"] | None = None,
-        tied_to: str | None = None,
-    ) -> Linear:
-        """Build one linear from parts {name: out_features}. The outputs follow the order of the parts."""
-        parts = [self._part(name, tied_to or name, in_features, out) for name, out in outputs.items()]
-        linear = self.build_linear(parts)
-        if linear is None and len(parts) > 1:
-            linears = [self.build_linear([part]) for part in parts]
-            if any(built is not None for built in linears):
-                pairs = zip(linears, parts, strict=True)
-                linear = Concat([self._dense([part]) if built is None else built for built, part in pairs])
-        if linear is None and tied_to is not None and self.embedding_on_device is not None:
-            linear = DenseLinear(self.embedding_on_device)
-        return self._dense(parts) if linear is None else linear
-
-    def norm(self, name: str, size: int, offset: float = 0.0) -> Tensor:
-        """Weight [size] of a norm, plus the offset."""
-        weight = self.source.get(self.stored_name(f"{name}.weight"))
-        if offset:
-            weight = weight.float() + offset if weight.dtype.itemsize < 4 else weight + offset
-        return weight.to(self.device, self.dtype, copy=True)
-
-    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Return a copy of one tensor in the model's dtype, on its device."""
-        return self.source.get(self.stored_name(name)).to(self.device, self.dtype, copy=True)
-
-    def embedding(self, name: str, num_embeddings: int, dim: int, tied: bool) -> Embedding:
-        weight = self.source.get(self.stored_name(f"{name}.weight"))
-        if self.device.type != "cpu":
-            weight = self.embedding_on_device = weight.to(self.device, self.dtype)
-        return Embedding(weight, self.dtype)
-
-    def _part(self, name: str, stored: str, in_features: int, out_features: int) -> LinearPart:
-        names = self.names[self.stored_name(stored)]
-        tensors = {tensor.rpartition(".")[2]: self.source.get(tensor) for tensor in names}
-        return LinearPart(name, tensors, in_features, out_features)
-
-    def _dense(self, parts: list[LinearPart]) -> DenseLinear:
-        bias = None
-        if any("bias" in part.tensors for part in parts):
-            bias = torch.zeros(sum(part.out_features for part in parts), dtype=self.dtype, device=self.device)
-            _fill(bias, [part.tensors.get("bias") for part in parts], [part.out_features for part in parts])
-        if len(parts) == 1:
-            stored = parts[0].tensors["weight"]
-            weight = stored.to(self.device, self.dtype)
-            return DenseLinear(weight.clone() if weight is stored and not can_pack(weight) else weight, bias)
-        rows = sum(part.out_features for part in parts)
-        weight = torch.empty(rows, parts[0].in_features, dtype=self.dtype, device=self.device)
-        _fill(weight, [part.tensors["weight"] for part in parts], [part.out_features for part in parts])
-        return DenseLinear(weight, bias)
+def dense_plan(part: Part, context: BuildContext, is_mapped: bool) -> LinearPlan:
+    """The core's plan for a part. is_mapped: the stored tensors are views of a file, which take no memory."""
+    dtype, device = context.dtype, context.device
+    if isinstance(part, LinearPart):
+        num_bytes = part.num_values * dtype.itemsize
+        is_copied = len(part.members) > 1 or dtype != context.stored_dtype  # before oneDNN makes its reordered copy
+        copies = 2 if is_copied and device.type == "cpu" else 1
+        build = _build_experts if part.num_experts else _build_linear
+        return LinearPlan(num_bytes, copies * num_bytes, partial(build, part, dtype, device))
+    num_bytes = part.num_parameters * dtype.itemsize
+    if not isinstance(part, EmbeddingPart):
+        return LinearPlan(num_bytes, num_bytes, partial(_build_tensor, part, dtype, device))
+    shares_table = part.is_tied and device.type != "cpu"
+    if part.is_tied and device.type == "cpu" and is_mapped:
+        num_bytes = 0  # the table stays in the file; the head has its own copy
+    return LinearPlan(num_bytes, num_bytes, partial(_build_embedding, dtype, device, shares_table), shares_table)
 
 
-def _fill(target: Tensor, sources: list[Tensor | None], sizes: list[int]) -> None:
-    for rows, source in zip(torch.split(target, sizes), sources, strict=True):
-        if source is not None:
-            rows.copy_(source)
+def _build_linear(part: LinearPart, dtype: torch.dtype, device: torch.device, tensors: list[Tensors]) -> DenseLinear:
+    bias = torch.cat([member["bias"].to(device, dtype) for member in tensors]) if part.bias else None
+    weights = [member["weight"] for member in tensors]
+    if len(weights) > 1:
+        return DenseLinear(_joined(part, weights, dtype, device), bias)
+    weight = weights[0].to(device, dtype)
+    return DenseLinear(weight.clone() if weight is weights[0] and not can_pack(weight) else weight, bias)
+
+
+def _build_experts(part: LinearPart, dtype: torch.dtype, device: torch.device, tensors: list[Tensors]) -> Experts:
+    weight = _joined(part, [member["weight"] for member in tensors], dtype, device)
+    return Experts(weight.view(part.num_experts, -1, part.in_features))
+
+
+def _joined(part: LinearPart, weights: list[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The weights of the members in one tensor. Casts member by member, so that no cast copy stays."""
+    joined = torch.empty(part.out_features, part.in_features, dtype=dtype, device=device)
+    for rows, weight in zip(joined.split([member.out_features for member in part.members]), weights, strict=True):
+        rows.copy_(weight)
+    return joined
+
+
+def _build_tensor(part: Part, dtype: torch.dtype, device: torch.device, tensors: list[Tensors]) -> Tensor:
+    (tensor,) = tensors[0].values()
+    if isinstance(part, NormPart) and part.offset:
+        tensor = (tensor.float() if tensor.dtype.itemsize < 4 else tensor) + part.offset
+    return tensor.to(device, dtype, copy=True)
+
+
+def _build_embedding(dtype: torch.dtype, device: torch.device, shares: bool, tensors: list[Tensors]) -> Embedding:
+    table = tensors[0]["weight"]
+    embedding = Embedding(table if device.type == "cpu" else table.to(device, dtype), dtype)
+    if shares:
+        embedding.linear = DenseLinear(embedding.weight)
+    return embedding

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.resources
 import os
 from pathlib import Path
+from typing import Any
 
 from pitlane.engine.errors import ModelError, PluginFailed
 from pitlane.engine.models import hub
@@ -20,6 +21,7 @@ from pitlane.engine.models.presets import preset
 from pitlane.engine.models.source import ModelSource
 from pitlane.engine.models.weights import RandomWeights
 from pitlane.engine.plan.hooks import HookError
+from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.plan.registry import PluginRegistry
 
 WAY_OUT = "give a folder, a Hugging Face id, `bundled` or `random:<preset>`"
@@ -40,9 +42,10 @@ def resolve(model: str, plugins: PluginRegistry | None = None) -> ModelSource:
     path = _path(model)
     if path is not None and path.is_dir():
         return ModelSource.open(model, path, families)
-    source: ModelSource | None = plugins.first("load_model", _refuse, source=model) if plugins is not None else None
-    if source is not None:
-        return source
+    if plugins is not None:
+        source: ModelSource | None = plugins.first("load_model", _refuse, _checked, source=model)
+        if source is not None:
+            return source
     if path is None:
         raise ModelError(f"no such folder: {short(model)}; {WAY_OUT}")
     if path.is_file():
@@ -54,6 +57,12 @@ def resolve(model: str, plugins: PluginRegistry | None = None) -> ModelSource:
 
 def _refuse(error: HookError) -> None:
     raise PluginFailed(f"{error}; uninstall {error.plugin.name}, or choose another model") from error
+
+
+def _checked(plugin: Plugin, source: Any) -> ModelSource:
+    if not isinstance(source, ModelSource):
+        raise TypeError(f"returned {type(source).__name__}, must return a ModelSource or None")
+    return source
 
 
 def _path(model: str) -> Path | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pitlane.engine.models.config import DecoderConfig
-from pitlane.engine.models.families.family import Families, same_name
+from pitlane.engine.models.families.family import Families
 from pitlane.engine.models.weights import SafetensorsFolder, WeightSource, checked
 
 
@@ -23,7 +23,7 @@ class ModelSource:
     config: DecoderConfig
     weights: WeightSource
     folder: Path | None = None
-    stored_name: Callable[[str], str] = same_name
+    stored_name: Callable[[str], str] = str
 
     @property
     def tokenizer_folder(self) -> Path | None:

@@ -2,7 +2,7 @@
 
 Knows no layer. A source returns tensors as stored; the caller casts and moves them. Nothing here reads a pickle. Files
 are memory-mapped: a tensor takes no memory before its first read. `checked` compares the names, shapes and dtypes of a
-folder with the config before any tensor is read, so no later code checks shapes.
+folder with the parts of the model before any tensor is read, so no later code checks shapes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +21,9 @@ from torch import Tensor
 from pitlane.engine.errors import ModelError
 from pitlane.engine.models.config import DecoderConfig
 from pitlane.engine.models.config_file import IndexFile, escaped
+from pitlane.engine.models.decoder import parts_of
+from pitlane.engine.models.parts import NormPart
+from pitlane.engine.models.recorder import shapes_in
 from pitlane.engine.models.weight_hashes import hashes, state_of
 
 log = logging.getLogger("pitlane")
@@ -28,6 +31,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 COMPUTED = "rotary_emb.inv_freq"  # ignored: old checkpoints store these tensors, but the config determines them
 FLOATS = ("F64", "F32", "F16", "BF16")
+StoredName: TypeAlias = Callable[[str], str]  # canonical name of a tensor -> its name in the checkpoint
 POOL = 20_000_003  # numbers in the pool; prime: a larger tensor repeats the pool, and its rows must differ
 
 
@@ -56,6 +60,7 @@ class SafetensorsFolder:
         self.handles = {file: _open(file) for file in self.files}
         self.inodes = [file.stat().st_ino for file in self.files]
         self.owner: dict[str, Path] = {}
+        self.renamed: dict[str, str] = {}  # name that the model uses -> name in the file
         for file, handle in self.handles.items():
             for name in handle.keys():  # noqa: SIM118
                 if name in self.owner:
@@ -74,15 +79,23 @@ class SafetensorsFolder:
     def get(self, name: str) -> Tensor:
         if name not in self.owner:
             raise ModelError(f"{self.folder} lacks {name}; it does not fit its config.json, download it again")
-        tensor: Tensor = self.handles[self.owner[name]].get_tensor(name)
+        tensor: Tensor = self.handles[self.owner[name]].get_tensor(self.renamed.get(name, name))
         return tensor
 
+    def rename(self, old: str, new: str) -> None:
+        """Serve the tensor `old` under the name `new`."""
+        self.owner[new] = self.owner.pop(old)
+        self.renamed[new] = old
+
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.handles[self.owner[name]].get_slice(name).get_shape())
+        return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
         """The dtype in the spelling of safetensors: F32, BF16, I64, ..."""
-        return str(self.handles[self.owner[name]].get_slice(name).get_dtype())
+        return str(self._slice(name).get_dtype())
+
+    def _slice(self, name: str) -> Any:
+        return self.handles[self.owner[name]].get_slice(self.renamed.get(name, name))
 
     def fingerprint(self) -> str:
         states = {file: state_of(file) for file in self.files}
@@ -96,13 +109,15 @@ class RandomWeights:
     """Random weights in the shapes of a config; the same seed gives the same weights.
 
     All tensors are slices of one pool of normal numbers. Linears are scaled so that outputs are as large as inputs.
-    Norms scale by 1.
+    Norms are 1, less the offset that the model adds.
     """
 
     def __init__(self, config: DecoderConfig, seed: int = 0) -> None:
         self.config, self.seed = config, seed
         self.dtype: torch.dtype = getattr(torch, config.dtype)
-        self.shapes = shapes_of(config)
+        parts = parts_of(config)
+        self.shapes = shapes_in(parts)
+        self.norms = {f"{part.name}.weight": 1 - part.offset for part in parts if isinstance(part, NormPart)}
         largest = max(torch.Size(shape).numel() for shape in self.shapes.values())
         generator = torch.Generator().manual_seed(seed)
         pool = torch.randn(min(POOL, largest * 5 // 4 + 1), generator=generator).to(self.dtype)
@@ -117,8 +132,8 @@ class RandomWeights:
 
     def get(self, name: str) -> Tensor:
         shape = self.shapes[name]
-        if name.endswith("norm.weight"):
-            return torch.full(shape, 1 - self.config.norm_offset, dtype=self.dtype)
+        if name in self.norms:
+            return torch.full(shape, self.norms[name], dtype=self.dtype)
         width = shape[-1] if len(shape) > 1 else 2500  # biases get a standard deviation of 0.02
         if name == EMBEDDING and not self.config.tie_word_embeddings:
             width = 1  # embedding as large as a layer's output: with a smaller embedding, the text repeats one token
@@ -135,42 +150,17 @@ class RandomWeights:
         return hashlib.sha256(f"random {self.config} {self.seed}".encode()).hexdigest()
 
 
-def shapes_of(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a Llama-like checkpoint, by name."""
-    hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
-    queries, keys = config.num_heads * dim, config.num_kv_heads * dim
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
-    for layer in range(config.num_layers):
-        at = f"model.layers.{layer}."
-        linears = {"q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden)}
-        for name, shape in linears.items():
-            shapes |= _linear(f"{at}self_attn.{name}", shape, config.attention_bias)
-        shapes |= _linear(f"{at}self_attn.o_proj", (hidden, queries), config.output_bias)
-        for name in ("gate_proj", "up_proj"):
-            shapes |= _linear(f"{at}mlp.{name}", (inner, hidden), config.mlp_bias)
-        shapes |= _linear(f"{at}mlp.down_proj", (hidden, inner), config.mlp_bias)
-        norms = ["input_layernorm", "post_attention_layernorm"]
-        norms += ["attention_output_norm", "mlp_output_norm"] if config.output_norms else []
-        shapes |= {f"{at}{name}.weight": (hidden,) for name in norms}
-        if config.qk_norm:
-            shapes |= {f"{at}self_attn.{name}_norm.weight": (dim,) for name in "qk"}
-    shapes["model.norm.weight"] = (hidden,)
-    return shapes if config.tie_word_embeddings else shapes | {HEAD: (config.vocab_size, hidden)}
-
-
-def _linear(name: str, shape: tuple[int, int], bias: bool) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": shape} | ({f"{name}.bias": shape[:1]} if bias else {})
-
-
-def checked(config: DecoderConfig, weights: SafetensorsFolder, stored_name: Callable[[str], str]) -> DecoderConfig:
-    """Compare all tensors of a folder with the config. Raises a ModelError with the tensor's name in the folder.
+def checked(config: DecoderConfig, weights: SafetensorsFolder, stored_name: StoredName = str) -> DecoderConfig:
+    """Compare all tensors of a folder with the parts of the model. Raises a ModelError with the tensor's name.
 
     Returns the config. If config.json ties head and embedding, but the files hold a different head, the returned config
-    unties them. transformers 5 does the same.
+    unties them. transformers 5 does the same. If the files hold the tied table only as the head, the head is the table.
     """
-    tied = config.tie_word_embeddings
-    untied = replace(config, tie_word_embeddings=tied and HEAD not in weights.owner)
-    declared = {stored_name(name): shape for name, shape in shapes_of(untied).items()}
+    tied, head, embedding = config.tie_word_embeddings, stored_name(HEAD), stored_name(EMBEDDING)
+    if tied and head in weights.owner and embedding not in weights.owner:
+        weights.rename(head, embedding)
+    untied = replace(config, tie_word_embeddings=tied and head not in weights.owner)
+    declared = {stored_name(name): shape for name, shape in shapes_in(parts_of(untied)).items()}
     _refuse_any([name for name in declared if name not in weights.owner], weights.folder, "lacks")
     unknown = [name for name in weights.owner if name not in declared and not name.endswith(COMPUTED)]
     _refuse_any(unknown, weights.folder, "holds tensors that its config.json does not declare:")
@@ -179,7 +169,7 @@ def checked(config: DecoderConfig, weights: SafetensorsFolder, stored_name: Call
             raise ModelError(f"{weights.folder}: {name} must be {shape} by config.json, got {weights.shape(name)}")
         if weights.dtype(name) not in FLOATS:
             raise ModelError(f"{weights.folder}: {name} must be {' or '.join(FLOATS)}, got {weights.dtype(name)}")
-    if not tied or HEAD not in weights.owner or _are_equal(weights.get(HEAD), weights.get(EMBEDDING)):
+    if not tied or head not in weights.owner or _are_equal(weights.get(head), weights.get(embedding)):
         return config
     log.warning("%s: config.json ties head and embedding, but they differ; using the stored head", weights.folder)
     return untied

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pitlane.engine.kv.visibility import Visibility
     from pitlane.engine.models.build_context import BuildContext
     from pitlane.engine.models.families.family import Families
-    from pitlane.engine.models.layers import Linear, LinearPart
+    from pitlane.engine.models.parts import EmbeddingPart, LinearPart, LinearPlan, Part, Tensors
     from pitlane.engine.models.source import ModelSource
     from pitlane.engine.run.batch import Attention
     from pitlane.engine.run.lane import Lane
@@ -75,12 +75,31 @@ def load_model(source: str) -> ModelSource | None:
     """
 
 
-@hookspec("first", kind="variant", role="linear")
-def build_linear(parts: list[LinearPart], context: BuildContext) -> Linear | None:
-    """Build a linear from its parts. Called at load, first with the fused parts (q, k, v or gate, up), then with every single part.
+@hookspec("fold", kind="variant", folds="tensors")
+def transform_weights(part: Part, tensors: Tensors, context: BuildContext) -> Tensors | None:
+    """Change the tensors of one part of the checkpoint before it is built. Called at load. Fold over `tensors`.
 
-    Returns a callable [T, in_features] -> [T, sum of out_features], or None to decline.
-    May change output within the plugin's exactness.
+    part: a linear of the checkpoint, a norm, an embedding or another tensor. tensors: {"weight": ..., "bias": ...} as stored, on
+    the CPU; do not write to them. Returns new tensors of the same names and shapes, or None for no change. May change output.
+    """
+
+
+@hookspec("first", kind="variant", role="linear")
+def build_linear(part: LinearPart, context: BuildContext) -> LinearPlan | None:
+    """Plan a linear. Called before anything is read, first with the fused part (q, k, v or gate, up), then with every member alone.
+
+    Returns a LinearPlan, or None to decline. Its `build` gets the tensors of every member, and returns a callable
+    [T, in_features] -> [T, out_features]. May change output within the plugin's exactness.
+    """
+
+
+@hookspec("first", kind="variant")
+def build_embedding(part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
+    """Plan the embedding. Called before anything is read.
+
+    Returns a LinearPlan, or None to decline. Its `build` returns a callable: token ids [T] -> [T, dim] in `context.dtype`. With
+    `has_head`, the callable of a tied part has an attribute `linear`: the head over the same table. May change output within the
+    plugin's exactness.
     """
 
 

@@ -47,6 +47,11 @@ class Plan:
         """Plans with an equal key share weights."""
         return self._key("variant")
 
+    @property
+    def weight_plugins(self) -> list[str]:
+        """Names of the plugins of the variant key."""
+        return [plugin.name for plugin in self.plugins if plugin.key in self.variant_key]
+
     @cached_property
     def lane_key(self) -> tuple[str, ...]:
         """Plans with an equal key share a lane and its KV."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from threading import Lock
 from typing import Any
@@ -58,6 +58,13 @@ class Planner:
             self._recent.append(plan)
             self._close_unused()
             return plan
+
+    def settings(self, plugins: Settings | Callable[[Settings], Settings] | None) -> Settings:
+        """Return the settings of the default plan: `plugins`, or the result of `plugins` on the default settings, or these."""
+        if plugins is not None and not callable(plugins):
+            return plugins
+        default = self.registry.default_settings(self.context)
+        return default if plugins is None else plugins(default)
 
     def check(self, settings: Settings) -> None:
         """Raise the errors of `resolve`, but make no plugin: a new plugin may open files and start threads."""

@@ -26,7 +26,7 @@ from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.families.core import CORE_FAMILIES
 from pitlane.engine.models.families.family import Families
 from pitlane.engine.plan import hookspecs
-from pitlane.engine.plan.hooks import Fail, Hook, HookError, call
+from pitlane.engine.plan.hooks import Check, Fail, Hook, HookError, call
 from pitlane.engine.plan.hookspecs import SPECS
 from pitlane.engine.plan.plugin import EXACTNESS, Plugin, Role
 
@@ -37,6 +37,7 @@ BUILT_IN_SOURCE = "built-in"
 BUILT_IN = (
     "pitlane.plugins.prefix_cache",
     "pitlane.plugins.packed_linear",
+    "pitlane.plugins.int8_simple",
     "pitlane.plugins.paged_attention",
     "pitlane.plugins.span_attention",
     "pitlane.plugins.fused_ops",
@@ -127,13 +128,15 @@ class PluginRegistry:
     def __iter__(self) -> Iterator[PluginEntry]:
         return iter(sorted(self.entries.values(), key=lambda entry: entry.name))
 
-    def first(self, name: str, fail: Fail | None = None, /, **values: Any) -> Any:
+    def first(self, name: str, fail: Fail | None = None, check: Check | None = None, /, **values: Any) -> Any:
         """First result of a host hook over all loaded plugins. fail: handles the error of a plugin (None: raise its cause)."""
         plugins = sorted(
             (entry.plugin for entry in self if entry.plugin and name in entry.hooks),
             key=lambda plugin: (plugin.stage, plugin.name),
         )
-        answer = call([Hook.of(plugin(), SPECS[name]) for plugin in plugins], None, fail or _raise_cause, **values)
+        answer = call(
+            [Hook.of(plugin(), SPECS[name]) for plugin in plugins], None, fail or _raise_cause, check, **values
+        )
         return answer.value if answer else None
 
     def default_settings(self, context: BuildContext | None = None) -> dict[str, dict[str, Any]]:

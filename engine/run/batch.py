@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -115,7 +116,8 @@ class Batch:
 class Attention(Protocol):
     """The attention of a lane, as `build_attention` returns it. formats: the KV formats that it reads; None = any store."""
 
-    formats: tuple[str, ...] | None
+    @property
+    def formats(self) -> tuple[str, ...] | None: ...
 
     def prepare(self, batch: Batch, group: int) -> Any:
         """Plan how the tokens of a step read the KV of one group. Called once per step and group, with tensors on the host."""
@@ -149,8 +151,9 @@ class BatchBuilder:
         parents: list[int] = []
         logit_rows: list[int] = []
         query_start = [0]
+        slots: list[list[int]] = [[] for _ in self.pool.groups]
         for kv, known, draft, wants_logits in chunks:
-            first = kv.num_computed_tokens
+            first, begin = kv.num_computed_tokens, len(token_ids)
             token_ids += known
             positions += range(first, first + len(known))
             parents += [-1] * len(known)
@@ -163,30 +166,26 @@ class BatchBuilder:
                 positions += [positions[last] + depth for depth in depths(draft.links)]
                 parents += [last + 1 + parent for parent in draft.links]
             query_start.append(len(token_ids))
-        kvs = [chunk.kv for chunk in chunks]
-        ids, places, starts, rows, tree = (
-            np.array(values, np.int64) for values in (token_ids, positions, query_start, logit_rows, parents)
-        )
+            for group, group_slots in enumerate(slots):
+                group_slots += self.pool.slots(kv, group, first, first + len(token_ids) - begin)
+        lists = [token_ids, positions, parents, query_start, logit_rows, *slots]
+        flat = torch.tensor(list(chain.from_iterable(lists)), dtype=torch.int64)
+        ids, places, tree, starts, rows, *targets = flat.split([len(values) for values in lists])
+        groups = []
+        for group, (group_slots, visibility) in enumerate(zip(targets, self.pool.visibilities, strict=True)):
+            window_start = torch.from_numpy(visibility.starts(places.numpy()))
+            groups.append(GroupBatch(group_slots, _table([c.kv.block_tables[group] for c in chunks]), window_start))
         return Batch(
-            *map(torch.from_numpy, (ids, places, tree, starts, rows)),
-            groups=tuple(self._group(group, kvs, places, starts) for group in range(len(self.pool.groups))),
-            operations=tuple(self.pool.queue.take()),
-            block_size=self.pool.block_size,
+            ids, places, tree, starts, rows, tuple(groups), tuple(self.pool.queue.take()), self.pool.block_size
         )
 
-    def _group(self, group: int, kvs: list[KVState], positions: Indices, query_start: Indices) -> GroupBatch:
-        tables, size = [kv.block_tables[group] for kv in kvs], self.pool.block_size
-        block_table = np.full((len(tables), max([1, *map(len, tables)])), -1, np.int32)
-        for row, table in zip(block_table, tables, strict=True):
-            row[: len(table)] = table
-        counts = np.diff(query_start)
-        firsts = np.array([kv.num_computed_tokens for kv in kvs], np.int64)
-        places = np.arange(query_start[-1]) + np.repeat(firsts - query_start[:-1], counts)  # in its sequence
-        blocks = block_table[np.repeat(np.arange(len(kvs)), counts), places // size]
-        assert (blocks >= 0).all(), f"tokens of group {group} lie in a dropped block"
-        slots = blocks.astype(np.int64) * size + places % size
-        window_start = self.pool.visibilities[group].starts(positions)
-        return GroupBatch(*map(torch.from_numpy, (slots, block_table, window_start)))
+
+def _table(tables: list[list[int]]) -> Tensor:
+    """Block tables of any length as one tensor [B, W], filled up with -1."""
+    table = np.full((len(tables), max([1, *map(len, tables)])), -1, np.int32)
+    for row, blocks in zip(table, tables, strict=True):
+        row[: len(blocks)] = blocks
+    return torch.from_numpy(table)
 
 
 def _extended(tensor: Tensor, value: int, count: int) -> Tensor:

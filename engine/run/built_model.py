@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pitlane.engine.kv.store import KVStore
 from pitlane.engine.kv.visibility import Visibility
@@ -11,6 +12,12 @@ from pitlane.engine.plan.hooks import Hook
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.run.batch import Attention
 from pitlane.engine.run.runner import Forward, Model, RunnerContext, fold_runner
+
+
+class Weights(Protocol):
+    """The weights under a model. num_bytes: their memory."""
+
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +31,7 @@ class BuiltModel:
 
     model: Model
     attention: Attention
-    variant: object
+    variant: Weights
     context: BuildContext
     parts: list[tuple[object, Plugin]] = field(default_factory=list)
     is_batch_invariant: bool = False

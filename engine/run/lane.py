@@ -92,6 +92,7 @@ class Lane:
             self.pacing,
         )
         self.draft_models: dict[str, DraftModel] = {}
+        self.built_drafters: list[BuiltModel] = []  # keeps the weights of the draft models alive
         self.state: dict[str, State] = {}
         self.opened: WeakSet[Plan] = WeakSet()
         self.reclaimers: dict[str, Hook] = {}  # by plugin name; they stay after the plan is gone, as `state` does
@@ -115,6 +116,11 @@ class Lane:
         return sum(
             store.num_bytes // (store.null_block + 1) * sum(b != DROPPED for b in table) for store, table in pairs
         )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights of the model and its draft models. Shared weights count once."""
+        return sum(variant.num_bytes for variant in {built.variant for built in (self.built, *self.built_drafters)})
 
     def is_open(self, plan: Plan) -> bool:
         """Whether a request under this plan can start at once."""
@@ -199,6 +205,7 @@ class Lane:
         stores: list[KVStore] = [DenseKV(group, count, BLOCK_SIZE, self.dtype, self.device) for group in groups]
         builder = BatchBuilder(Pool(groups, count, BLOCK_SIZE, ""))
         runner = Runner(built.forward(stores), builder.pool.queue)
+        self.built_drafters.append(built)
         self.draft_models[name] = DraftModel(builder, runner, self.limits.max_step_tokens, shares_kv=False)
 
     def draft_limit(self, seq: Sequence) -> int:

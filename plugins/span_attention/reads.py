@@ -158,7 +158,7 @@ class Planner:
             return Alone(query.begin, query.end, [(span, None) for span in own_spans], True, None)
         positions, starts = batch.positions.numpy()[tokens], batch.groups[group].window_start.numpy()[tokens]
         parents = batch.parents.numpy()[tokens] - query.begin
-        parts = []
+        parts: list[tuple[Span, Mask | None]] = []
         for span in own_spans:
             keys = np.arange(span.first, span.first + span.stop - span.start)
             if keys[-1] < query.first and starts.max() <= span.first:

@@ -20,6 +20,8 @@ import pytest
 
 from pitlane import Draft, Limits, Plugin, PluginOptions, Result, SamplingParams, hookimpl
 from pitlane import Sequence as Seq
+from pitlane.engine.models import presets
+from pitlane.engine.models.families.core import parse_config
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.kernels import linear
 from pitlane.testing import assert_only_ties_differ, first_difference
@@ -182,6 +184,36 @@ def test_all_drafters_in_one_batch_give_plain_tokens(
     alone = answers(engine, prompts[1:BATCH], rotated(settings, 1), 1, 96, **mode)
     references = [engine.generate(prompts[i + 1], params_of(i, 96, **mode)) for i in range(BATCH - 1)]
     assert_equal(alone, references, "alone")
+
+
+@pytest.mark.usefixtures("varied_draft")
+@pytest.mark.parametrize("mode", [{}, {"temperature": 0.9}], ids=["greedy", "sampled"])
+def test_all_drafters_on_a_random_gemma_give_plain_tokens(
+    make_engine: Any, monkeypatch: pytest.MonkeyPatch, mode: dict[str, Any]
+) -> None:
+    """Layers with a window of 12 beside full layers; every prompt is longer. With a tied head, the text repeats one token."""
+    shape = {"model_type": "gemma3_text", "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2}
+    shape |= {"num_key_value_heads": 1, "head_dim": 32, "vocab_size": 512, "max_position_embeddings": 512}
+    shape |= {
+        "sliding_window": 12,
+        "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 24,
+        "tie_word_embeddings": False,
+    }
+    models = {f"gemma-{layers}": parse_config({**shape, "num_hidden_layers": layers}) for layers in (4, 2)}
+    monkeypatch.setattr(presets, "PRESETS", {**presets.PRESETS, **models})
+    engine, settings = make_engine("random:gemma-4"), all_drafters("random:gemma-2", 2)
+    assert [group.window for group in engine.lane_of(engine.default_plan).pool.groups] == [12, None]
+    generator = random.Random(7)
+    words = [[generator.randrange(256) for _ in range(4)] for _ in range(6)]
+    prompts = [[token for _ in range(9 + i) for token in generator.choice(words)] for i in range(BATCH)]
+    plain = answers(engine, prompts, lambda i: {}, BATCH, 96, **mode)
+    assert all(len(set(result.token_ids)) > 20 for result in plain), "the text does not settle into one token"
+    results = answers(engine, prompts, rotated(settings, 0), BATCH, 96, **mode)
+    assert_equal(results, plain, "in one batch")
+    assert all(result.stats["draft_tokens"] > 0 for result in results[1:])
+    accepted = accepted_by_drafter(results)
+    assert accepted["speculative"] > 0 and accepted["self_speculation"] > 0, accepted
 
 
 def test_with_the_governor_too(make_bench: Callable[..., Bench], shared_data: Path) -> None:

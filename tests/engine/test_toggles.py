@@ -18,6 +18,7 @@ from pitlane import (
     Draft,
     Lane,
     LinearPart,
+    LinearPlan,
     PlainAttention,
     Plugin,
     PluginFailed,
@@ -160,10 +161,11 @@ class Fragile(Plugin):
                 raise RuntimeError("the part broke")
 
     @hookimpl
-    def build_linear(self, parts: list[LinearPart], context: BuildContext) -> Any:
-        if self.options.where != "linear" or "down" not in parts[0].name:
+    def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
+        if self.options.where != "linear" or "down" not in part.name:
             return None
-        return FragileLinear(self, parts[0].tensors["weight"].to(context.dtype))
+        size = part.num_values * context.dtype.itemsize
+        return LinearPlan(size, size, lambda tensors: FragileLinear(self, tensors[0]["weight"].to(context.dtype)))
 
     @hookimpl
     def build_op(self, kind: str, context: BuildContext) -> Any:
@@ -293,7 +295,7 @@ class Slow(Plugin):
         error: str = ""
 
     @hookimpl
-    def build_linear(self, parts: list[LinearPart], context: BuildContext) -> None:
+    def build_linear(self, part: LinearPart, context: BuildContext) -> None:
         self.asked.set()
         assert self.gate.wait(60)
         if self.options.error:

@@ -23,15 +23,18 @@ from pitlane import (
     BuildContext,
     Document,
     Draft,
+    EmbeddingPart,
     Families,
     Forward,
     KVGroup,
     Lane,
     Limits,
     LinearPart,
+    LinearPlan,
     ModelError,
     Output,
     Page,
+    Part,
     PlainAttention,
     Plugin,
     PluginFailed,
@@ -44,12 +47,14 @@ from pitlane import (
     Sequence,
     SlidingWindow,
     StepStats,
+    Tensors,
     UnsupportedModel,
     Visibility,
     hookimpl,
 )
 from pitlane.engine.kv.visibility import checked
 from pitlane.engine.models import presets
+from pitlane.engine.models.layers import DenseLinear
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.plan import hookspecs
 from pitlane.engine.plan.registry import PluginRegistry
@@ -104,15 +109,14 @@ def twin_plugin() -> type[Plugin]:
     return plugin
 
 
-def test_hook_register_models(make_engine: Any, tmp_path: Path) -> None:
+def test_hook_register_models(tmp_path: Path) -> None:
     registry = PluginRegistry.load()
     folder = str(twin_folder(tmp_path / "twin"))
     with pytest.raises(UnsupportedModel, match="'TwinForCausalLM' is not supported; known: LlamaForCausalLM, .*Gemma3"):
-        make_engine(folder, registry=registry)
+        resolve(folder, registry)
     registry.add(twin_plugin())
-    engine = make_engine(folder, registry=registry, plugins={})
-    plain = make_engine("bundled").generate(PROMPT, PARAMS)
-    assert engine.generate(PROMPT, PARAMS).token_ids == plain.token_ids
+    source, bundled = resolve(folder, registry), resolve("bundled")
+    assert source.config == bundled.config and source.weights.fingerprint() == bundled.weights.fingerprint()
     assert "twin" not in registry.togglable(), "it belongs to no plan"
 
 
@@ -140,12 +144,14 @@ def test_hook_load_model(make_engine: Any, tmp_path: Path, cut_model: Any) -> No
     with pytest.raises(ModelError, match="no such folder: twin:"):
         make_engine(f"twin:{folder}", registry=registry)
     registry.add(twin_plugin())
-    engine = make_engine(f"twin:{folder}", registry=registry, plugins={})
-    plain = make_engine("bundled").generate(PROMPT, PARAMS)
-    assert engine.generate(PROMPT, PARAMS).token_ids == plain.token_ids
-    assert engine.generate(PROMPT, PARAMS).stats["model"] == f"twin:{folder}"
+    engine, few = (
+        make_engine(f"twin:{folder}", registry=registry, plugins={}),
+        SamplingParams(max_tokens=6, ignore_eos=True),
+    )
+    result, plain = engine.generate(PROMPT, few), make_engine("bundled").generate(PROMPT, few)
+    assert (result.token_ids, result.stats["model"]) == (plain.token_ids, f"twin:{folder}")
     drafter = {"speculative": {"model": f"twin:{cut_model(folder, 2)}"}}
-    assert engine.generate(PROMPT, PARAMS, plan=engine.plan(drafter)).token_ids == plain.token_ids
+    assert engine.generate(PROMPT, few, plan=engine.plan(drafter)).token_ids == plain.token_ids
     with pytest.raises(ModelError, match=r"no config\.json in /nowhere"):
         make_engine("twin:/nowhere", registry=registry)
     with pytest.raises(ModelError, match="no folder and no Hugging Face id"):
@@ -159,8 +165,10 @@ def test_names_that_load_model_sees(tmp_path: Path) -> None:
         name, exactness = "sees", "identical"
 
         @hookimpl
-        def load_model(self, source: str) -> None:
+        def load_model(self, source: str) -> Any:
             sources.append(source)
+            if source == "text":
+                return source
             raise RuntimeError("broken") if source == "broken" else ModelError("no; give yes")
 
     registry = PluginRegistry()
@@ -176,6 +184,10 @@ def test_names_that_load_model_sees(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="no; give yes"):
             resolve(name, registry)
     assert sources == names
+    with pytest.raises(
+        PluginFailed, match="sees.load_model: TypeError: returned str, must return a ModelSource or None"
+    ):
+        resolve("text", registry)
     with pytest.raises(PluginFailed, match="sees.load_model: RuntimeError: broken; uninstall sees, or choose another"):
         resolve("broken", registry)
 
@@ -189,13 +201,104 @@ def test_hook_build_linear(make_engine: Any) -> None:
             self.part_names: list[list[str]] = []
 
         @hookimpl
-        def build_linear(self, parts: list[LinearPart], context: BuildContext) -> None:
-            self.part_names.append([part.name.rpartition(".")[2] for part in parts])
-            assert all(part.tensors["weight"].shape == (part.out_features, part.in_features) for part in parts)
+        def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
+            names = [member.name.rpartition(".")[2] for member in part.members]
+            self.part_names.append(names)
+            if names != ["v_proj"]:
+                return None
+
+            def build(tensors: list[Tensors]) -> Any:
+                ((weight,),) = [list(member.values()) for member in tensors]
+                assert weight.shape == (part.out_features, part.in_features)
+                return DenseLinear(weight.to(context.dtype))
+
+            return LinearPlan(1000, 1000, build)
 
     result, plugin, engine = run(make_engine, Recorder)
     assert plugin.part_names[:4] == [["q_proj", "k_proj", "v_proj"], ["q_proj"], ["k_proj"], ["v_proj"]]
-    assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
+    core = engine.generate(PROMPT, PARAMS, plan=engine.plan({}))
+    assert result.token_ids == core.token_ids
+    values = 2 * 64 * 128 * 8  # of both layers, in float64
+    assert result.stats["weight_bytes"] == core.stats["weight_bytes"] - values + 2 * 1000, "the plan's bytes count"
+
+
+def test_hook_build_embedding(make_engine: Any, tmp_path: Path) -> None:
+    class Table:
+        """The embedding and its head over one table."""
+
+        def __init__(self, tensors: list[Tensors]) -> None:
+            self.weight = tensors[0]["weight"].double()
+            self.linear = lambda x: x @ self.weight.T
+
+        def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+            return self.weight[token_ids]
+
+    class Embedder(Plugin):
+        name, exactness = "embedder", "identical"
+
+        def __init__(self, options: Any = None) -> None:
+            super().__init__(options)
+            self.parts: list[EmbeddingPart] = []
+
+        @hookimpl
+        def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan:
+            self.parts.append(part)
+            return LinearPlan(1000, 1000, Table, has_head=part.is_tied)
+
+    untied, plugin, engine = run(make_engine, Embedder)
+    core = engine.generate(PROMPT, PARAMS, plan=engine.plan({}))
+    assert plugin.parts[-1] == EmbeddingPart("model.embed_tokens", 512, 128)
+    assert untied.token_ids == core.token_ids
+    assert untied.stats["weight_bytes"] == core.stats["weight_bytes"] - 512 * 128 * 8 + 1000
+    tied, plugin, engine = run(make_engine, Embedder, model="bundled")
+    core = engine.generate(PROMPT, PARAMS, plan=engine.plan({}))
+    part = plugin.parts[-1]
+    assert part.is_tied and tied.token_ids == core.token_ids
+    table = part.num_embeddings * part.dim * 8
+    assert tied.stats["weight_bytes"] == core.stats["weight_bytes"] - table + 1000, "the head's bytes count once"
+    model = engine.lane_of(engine.default_plan).built.model
+    assert model.head is model.embedding.linear
+
+
+def test_hook_transform_weights(make_engine: Any) -> None:
+    class Scaler(Plugin):
+        """Multiplies linears by a factor, and leaves all other parts."""
+
+        name, exactness, factor, wrong = "scaler", "steering", 2.0, ""
+
+        def __init__(self, options: Any = None) -> None:
+            super().__init__(options)
+            self.names: list[str] = []
+
+        @hookimpl
+        def transform_weights(self, part: Part, tensors: Tensors, context: BuildContext) -> Any:
+            self.names.append(part.name)
+            assert {f"{part.name.removesuffix('.weight')}.{name}" for name in tensors} == set(part.shapes)
+            if self.wrong:
+                return {"shape": {"weight": torch.zeros(3)}, "name": {}}[self.wrong]
+            return {"weight": tensors["weight"] * self.factor} if isinstance(part, LinearPart) else None
+
+    class Unscaler(Scaler):
+        name, factor, stage = "unscaler", 0.5, 1
+
+    registry = PluginRegistry.load()
+    registry.add(Scaler)
+    registry.add(Unscaler)
+    engine = make_engine(registry=registry)
+    core = engine.generate(PROMPT, PARAMS)
+    scaled = engine.plan({"scaler": {}})
+    assert engine.generate(PROMPT, PARAMS, plan=scaled).token_ids != core.token_ids
+    names = scaled.plugins[0].names
+    assert len(names) == len(set(names)) == 2 * 9 + 3, "called once per tensor of the checkpoint"
+    both = engine.plan({"scaler": {}, "unscaler": {}})
+    assert engine.generate(PROMPT, PARAMS, plan=both).token_ids == core.token_ids, "each gets the result of the other"
+    for wrong, words in (
+        ("shape", r"made .*\(3,\).* names and shapes must stay"),
+        ("name", r"made \{\} of .* must stay"),
+    ):
+        Scaler.wrong, Scaler.version = wrong, wrong
+        with pytest.raises(PluginFailed, match=rf"scaler\.transform_weights: ValueError: {words}"):
+            engine.lane_of(engine.plan({"scaler": {}}))
 
 
 def test_hook_build_op(make_engine: Any) -> None:

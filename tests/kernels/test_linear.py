@@ -137,7 +137,7 @@ def test_another_holder_of_its_role_replaces_it_and_both_are_refused(make_engine
         name, role, exactness = "other", "linear", "approximate"
 
         @hookimpl
-        def build_linear(self, parts: Any, context: Any) -> None:
+        def build_linear(self, part: Any, context: Any) -> None:
             return None
 
     registry = PluginRegistry.load()

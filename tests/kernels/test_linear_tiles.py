@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pitlane import BadOption, BuildContext, LinearPart
+from pitlane import BadOption, BuildContext, LinearPart, Member
+from pitlane.engine.models.presets import preset
 from pitlane.kernels import linear
 from pitlane.plugins.packed_linear import PackedLinear
 
@@ -104,6 +105,9 @@ def test_amx_is_refused_with_a_reason_where_there_is_none(make_engine: Any, monk
 def test_products_choose_the_way(products: str, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "has_amx", lambda: True)
     plugin = PackedLinear(PackedLinear.parse_options({"products": products}))
-    part = LinearPart("q", {"weight": made(8, 64)}, 64, 8)
-    built = plugin.build_linear([part], BuildContext(None, torch.bfloat16, torch.device("cpu")))  # type: ignore[arg-type]
+    part, context = LinearPart((Member("q", 8),), 64), BuildContext(preset("tiny"), torch.bfloat16, torch.device("cpu"))
+    plan = plugin.build_linear(part, context)
+    assert plan is not None
+    built = plan.build([{"weight": made(8, 64)}])
     assert isinstance(built, linear.Packed) and built.amx is amx
+    assert plan.num_bytes == plan.peak_bytes == built.weight.nbytes

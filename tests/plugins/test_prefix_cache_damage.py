@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from pitlane import BuildContext, Engine, LinearPart, Plugin, SamplingParams, Segment, hookimpl
+from pitlane import BuildContext, Engine, LinearPart, LinearPlan, Plugin, SamplingParams, Segment, Tensors, hookimpl
 from pitlane.engine.models import presets
 from pitlane.engine.models.config import RopeConfig
 from pitlane.engine.plan.registry import PluginRegistry
@@ -173,16 +173,13 @@ class HalvedLinears(Plugin):
     name, role, exactness = "halved", "linear", "approximate"
 
     @hookimpl
-    def build_linear(self, parts: list[LinearPart], context: BuildContext) -> Any:
-        weight = torch.cat([part.tensors["weight"].to(context.dtype) / 2 for part in parts])
+    def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
+        def build(tensors: list[Tensors]) -> Any:
+            weight = torch.cat([member["weight"].to(context.dtype) / 2 for member in tensors])
+            return lambda x: x @ weight.T
 
-        class Halved:
-            num_bytes = weight.nbytes
-
-            def __call__(self, x: torch.Tensor) -> torch.Tensor:
-                return x @ weight.T
-
-        return Halved() if "mlp" in parts[0].name else None
+        size = part.num_values * context.dtype.itemsize
+        return LinearPlan(size, size, build) if "mlp" in part.name else None
 
 
 def other_model(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

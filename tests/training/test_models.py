@@ -67,6 +67,15 @@ def test_a_model_grown_by_repeating_layers_computes_the_same(tiny: MakeModel) ->
     assert not torch.equal(logits(take_layers(teacher, [0, 2])), logits(teacher))
 
 
+def test_layers_of_gemma_take_their_windows_with_them() -> None:
+    teacher = family("gemma3_text", sliding_window=4, sliding_window_pattern=3)
+    student = take_layers(teacher, [2, 3])
+    assert student.config.layer_types == ["full_attention", "sliding_attention"]
+    assert torch.equal(logits(take_layers(teacher, [0, 1, 2, 2, 3, 4, 5])), logits(teacher)), (
+        "output norms keep it silent"
+    )
+
+
 def test_layers_take_their_kind_with_them() -> None:
     """SmolLM3 has no RoPE in every fourth layer."""
     teacher = family("smollm3")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from pitlane.engine.models.registry import resolve
 from pitlane.ui.bench.machine import commit, machine, versions
 from pitlane.ui.bench.speed import Blocks, EngineSide, measure_in_turn
 from pitlane.ui.bench.summary import ratio, summary
@@ -123,6 +124,24 @@ def test_time_outside_the_forward_covers_decode_steps_only(make_engine: Callable
     blocks = EngineSide(engine).measure(list(range(40)), 12)
     assert len(blocks.outside_forward) == 1 and 0 < blocks.outside_forward[0] < 1
     assert engine.loop.step_seconds > before
+
+
+@pytest.mark.parametrize(
+    "name", ["llama-3.2-1b", "qwen2.5-0.5b", "qwen3-0.6b", "smollm3-3b", "mistral-7b", "gemma3-270m"]
+)
+def test_the_peer_of_a_preset_has_its_shape(name: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from pitlane.models import estimate_memory
+    from pitlane.ui.bench.peer_config import peer_config
+
+    source = resolve(f"random:{name}")
+    with torch.device("meta"):
+        peer = AutoModelForCausalLM.from_config(peer_config(source))
+    assert sum(tensor.numel() for tensor in peer.parameters()) == estimate_memory(f"random:{name}").parameters
+    windows = tuple(layer.self_attn.sliding_window for layer in peer.model.layers) if "gemma" in name else None
+    assert windows is None or windows == source.config.windows
 
 
 def test_ratio_is_of_medians_and_its_interval_holds_it() -> None:

@@ -137,7 +137,7 @@ def test_models_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     from pitlane.models import CachedModel
 
     cached = [CachedModel("a/b", tmp_path, 2 * 10**9, ""), CachedModel("c/d", tmp_path, 10, "is quantized")]
-    monkeypatch.setattr("pitlane.models.cached_models", lambda: cached)
+    monkeypatch.setattr("pitlane.models.cached_models", lambda families: cached)
     text = invoke("models", "ls").stdout
     assert "a/b" in text and "2.0 GB" in text and "ready" in text and "is quantized" in text
     assert [row["name"] for row in loaded("models", "ls")["cached"]] == ["a/b", "c/d"]
@@ -193,7 +193,8 @@ def test_memory_of_a_load_reads_no_weights(model: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("pitlane.engine.kv.memory.available", lambda device: 64 * 2**30)
     monkeypatch.setattr("pitlane.engine.loader.available", lambda device: 64 * 2**30)
-    monkeypatch.setattr("pitlane.engine.models.layers.DenseLinear", lambda *_: pytest.fail("built"))
+    for reader in ("SafetensorsFolder", "RandomWeights"):
+        monkeypatch.setattr(f"pitlane.engine.models.weights.{reader}.get", lambda *_: pytest.fail("read"))
     name = next(iter(pitlane.storage.bundled.__path__)) if model == "folder" else model
     needs = loaded("memory", name, "--context", "32k", "--batch", "8")
     assert needs["kv_bytes"] == needs["kv_bytes_per_token"] * 32768 * 8

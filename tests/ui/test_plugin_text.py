@@ -49,7 +49,7 @@ class Packed(Plugin):
         bits: int = 8
 
     @hookimpl
-    def build_linear(self, parts: Any, context: Any) -> None:
+    def build_linear(self, part: Any, context: Any) -> None:
         return None
 
 

@@ -1,14 +1,15 @@
-"""`pitlane memory`: what a model needs and what fits, from its config alone."""
+"""`pitlane memory`: what a model needs under a plan of plugins and what fits, from its config alone."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pitlane.ui.commands.options import DTYPES, TOKENS, as_json
+from pitlane.ui.commands.options import DTYPES, TOKENS, as_json, plugin_options
 from pitlane.ui.render import print_json, print_table, size
+from pitlane.ui.session import EngineOptions
 
 if TYPE_CHECKING:
     from pitlane.models import MemoryEstimate
@@ -21,13 +22,27 @@ if TYPE_CHECKING:
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Sequences at once.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of weights and KV.  [default: by the machine]")
 @click.option("--device", metavar="D", help="cpu, cuda or cuda:N.")
+@plugin_options
 @as_json
 @click.argument("model", default="bundled", envvar="PITLANE_MODEL")
-def memory(context: int | None, batch: int, dtype: str | None, device: str | None, as_json: bool, model: str) -> None:
+def memory(
+    context: int | None, batch: int, dtype: str | None, device: str | None, as_json: bool, model: str, **plugins: Any
+) -> None:
     """Say what MODEL needs in memory and what fits, without loading its weights."""
+    from pitlane import PluginRegistry
     from pitlane.models import estimate_memory
 
-    needs = estimate_memory(model, context, batch, dtype, device)
+    options = EngineOptions(**plugins)
+    registry = PluginRegistry.load(options.plugins_dir)
+    needs = estimate_memory(
+        model,
+        context,
+        batch,
+        dtype,
+        device,
+        plugins=lambda default: options.settings(registry, default).settings,
+        registry=registry,
+    )
     if as_json:
         print_json(asdict(needs))
         return
@@ -36,7 +51,7 @@ def memory(context: int | None, batch: int, dtype: str | None, device: str | Non
     limit = f"at batch {batch}; the model was made for {needs.max_position:,}"
     default = f"what an engine takes for {needs.default_kv_tokens:,} tokens"
     rows = [
-        ["weights", size(needs.weight_bytes), f"{needs.parameters / 1e6:,.1f} M parameters in {needs.dtype}"],
+        ["weights", size(needs.weight_bytes), _weights(needs)],
         ["KV per token", size(needs.kv_bytes_per_token), formula],
         ["KV", size(needs.kv_bytes), f"context {needs.context:,} x batch {batch}"],
         ["work space", size(needs.reserve_bytes), "activations and the rest"],
@@ -52,6 +67,11 @@ def memory(context: int | None, batch: int, dtype: str | None, device: str | Non
         ],
     ]
     print_table([model, "", ""], rows)
+
+
+def _weights(needs: MemoryEstimate) -> str:
+    made = f", by {', '.join(needs.weight_plugins)}" if needs.weight_plugins else ""
+    return f"{needs.parameters / 1e6:,.1f} M parameters in {needs.dtype}{made}"
 
 
 def _verdict(needs: MemoryEstimate) -> str:

@@ -20,11 +20,12 @@ def models() -> None:
 @as_json
 def ls(as_json: bool) -> None:
     """List the models on this machine."""
+    from pitlane import PluginRegistry
     from pitlane.models import PRESETS, cached_models
 
     rows: list[dict[str, Any]] = [
         {"name": model.name, "path": str(model.path), "bytes": model.num_bytes, "reason": model.reason}
-        for model in cached_models()
+        for model in cached_models(PluginRegistry.load().families)
     ]
     if as_json:
         print_json({"cached": rows, "presets": [f"random:{name}" for name in PRESETS]})
@@ -41,9 +42,10 @@ def ls(as_json: bool) -> None:
 @click.argument("name", metavar="ID")
 def pull(name: str) -> None:
     """Download a model, as owner/name."""
+    from pitlane import PluginRegistry
     from pitlane.models import pull as download
 
-    say(str(download(name)))
+    say(str(download(name, PluginRegistry.load().families)))
 
 
 @models.command()

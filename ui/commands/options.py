@@ -79,20 +79,24 @@ class PluginSet(click.Option):
 
 
 TOKENS, BYTES, TEXT = TokenCount(), ByteCount(), Text()
-_ENGINE_OPTIONS = [
-    click.option("--model", "-m", default="bundled", show_default=True, metavar="M",
-                 help="bundled, a local folder, a Hugging Face id, or random:<preset>."),
+_PLUGIN_OPTIONS = [
     click.option("--plugins", cls=PluginSet, metavar="SET",
                  help="a,b: exactly these; +a,-b: changes to the default set; '': none."),
     click.option("--option", "-o", "plugin_options", multiple=True, metavar="PLUGIN.KEY=VALUE",
                  help="Set an option of a plugin. Repeatable."),
+    click.option("--plugins-dir", type=click.Path(exists=True, file_okay=False), metavar="DIR",
+                 help="Also load the plugin files of this folder."),
+]  # fmt: skip
+_ENGINE_OPTIONS = [
+    click.option("--model", "-m", default="bundled", show_default=True, metavar="M",
+                 help="bundled, a local folder, a Hugging Face id, or random:<preset>."),
+    *_PLUGIN_OPTIONS[:2],
     click.option("--dtype", type=click.Choice(DTYPES), help="Of weights and KV.  [default: by the machine]"),
     click.option("--device", metavar="D", help="cpu, cuda or cuda:N.  [default: cuda where there is one]"),
     click.option("--threads", type=THREADS, metavar="N", help="CPU threads."),
     click.option("--context", type=TOKENS, metavar="N", help="Most tokens of prompt and answer, as 4096 or 32k."),
     click.option("--kv-memory", type=BYTES, metavar="BYTES", help="Memory for KV, as 500MB or 2GB."),
-    click.option("--plugins-dir", type=click.Path(exists=True, file_okay=False), metavar="DIR",
-                 help="Also load the plugin files of this folder."),
+    *_PLUGIN_OPTIONS[2:],
 ]  # fmt: skip
 _SAMPLING_OPTIONS = [
     click.option("--max-tokens", type=int, default=512, show_default=True, metavar="N", help="Longest answer."),
@@ -132,6 +136,11 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, sampling=_sampling(**{name: values.pop(name) for name in names}), **values)
 
     return _decorate(gathered, _SAMPLING_OPTIONS)
+
+
+def plugin_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--plugins`, `--option` and `--plugins-dir`; the command gets them unchanged."""
+    return _decorate(command, _PLUGIN_OPTIONS)
 
 
 def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,10 +16,6 @@ from pitlane.engine.models.config import DecoderConfig
 from pitlane.engine.models.config_file import FamilyFile, GenerationFile, read_json, short
 
 
-def same_name(canonical: str) -> str:
-    return canonical
-
-
 @dataclass(frozen=True, slots=True)
 class Family:
     """A model family.
@@ -33,7 +29,7 @@ class Family:
     model_type: str
     models: str
     parse: Callable[[Mapping[str, Any]], DecoderConfig]
-    stored_name: Callable[[str], str] = same_name
+    stored_name: Callable[[str], str] = str
 
 
 class Families:

@@ -12,9 +12,12 @@ from pitlane.engine.kv.pool import Pool
 from pitlane.engine.kv.state import KVState
 from pitlane.engine.kv.store import DenseKV, KVStore
 from pitlane.engine.models.build_context import BuildContext
-from pitlane.engine.models.decoder import Decoder
-from pitlane.engine.models.layers import Builder, BuildLinear
+from pitlane.engine.models.builder import Builder
+from pitlane.engine.models.config import DecoderConfig
+from pitlane.engine.models.decoder import Decoder, parts_of
+from pitlane.engine.models.recorder import shapes_in
 from pitlane.engine.models.registry import resolve
+from pitlane.engine.models.weight_plan import Ask, WeightPlan
 from pitlane.engine.run.attention import PlainAttention
 from pitlane.engine.run.batch import BatchBuilder, Chunk
 from pitlane.engine.run.runner import EarlyExit, ModelForward
@@ -23,10 +26,16 @@ CPU = torch.device("cpu")
 BLOCK = 8
 
 
-def load(model: str | Path, dtype: torch.dtype = torch.float32, build_linear: BuildLinear | None = None) -> Decoder:
+def load(model: str | Path, dtype: torch.dtype = torch.float32, ask: Ask | None = None) -> Decoder:
     source = resolve(str(model))
+    plan = WeightPlan.of(parts_of(source.config), BuildContext(source.config, dtype, CPU), ask)
     with torch.inference_mode():
-        return Decoder(source.config, Builder(source.weights, dtype, CPU, build_linear, source.stored_name))
+        return Decoder(source.config, Builder(plan, source.weights, dtype, CPU, stored_name=source.stored_name))
+
+
+def shapes_of(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a checkpoint, by name."""
+    return shapes_in(parts_of(config))
 
 
 class Harness:

@@ -16,8 +16,7 @@ from torch import Tensor
 from pitlane.engine.errors import ModelError
 from pitlane.engine.models.families.core import read_config
 from pitlane.engine.models.registry import resolve
-from pitlane.engine.models.weights import shapes_of
-from tests.engine.models.harness import Harness, load
+from tests.engine.models.harness import Harness, load, shapes_of
 from tests.engine.models.test_architectures import ATOL, RTOL, make, reference, tokens
 
 Tensors = dict[str, Tensor]

@@ -10,7 +10,8 @@ import pytest
 
 from pitlane.engine.errors import ModelError, UnsupportedModel
 from pitlane.engine.models.config import DecoderConfig, RopeConfig
-from pitlane.engine.models.families.core import read_config
+from pitlane.engine.models.families.core import CORE_FAMILIES, read_config
+from pitlane.engine.models.families.family import Family
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -68,6 +69,13 @@ def test_biases_and_norms_by_architecture(tmp_path: Path) -> None:
     assert read(tmp_path, architectures=["Qwen2ForCausalLM"], mlp_bias=True).mlp_bias is False, "its layers have none"
     qwen3 = read(tmp_path, architectures=["Qwen3ForCausalLM"])
     assert (qwen3.qk_norm, qwen3.head_dim) == (True, 128)
+
+
+@pytest.mark.parametrize("family", CORE_FAMILIES, ids=lambda family: family.model_type)
+def test_every_family_is_known_by_both_names(family: Family, tmp_path: Path) -> None:
+    config = read(tmp_path, architectures=[family.architecture], model_type="other")
+    assert config.model_type == family.model_type
+    assert config == read(tmp_path, architectures=None, model_type=family.model_type)
 
 
 def test_windows(tmp_path: Path) -> None:

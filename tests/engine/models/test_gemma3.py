@@ -90,8 +90,8 @@ def test_both_sequences_decode_in_one_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(logits, reference(theirs, ids), atol=ATOL, rtol=RTOL)
 
 
-def test_bfloat16_rounds_the_norms_once(tmp_path: Path) -> None:
-    """1 + w is added in float32. The error is within that of transformers in bfloat16, twice over."""
+def test_bfloat16_is_near_float32(tmp_path: Path) -> None:
+    """The error is at most twice that of transformers in bfloat16."""
     theirs = make("Gemma3", GEMMA | {"initializer_range": 0.05}, tmp_path)
     ids = tokens(5)
     exact = reference(theirs, ids)

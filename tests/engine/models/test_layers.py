@@ -1,8 +1,10 @@
-"""Layers against their formulas, and the builder: fused, part by part, dense."""
+"""Layers against their formulas, and the builder: fused, member by member, dense, experts."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +13,15 @@ from torch import Tensor
 
 from pitlane.engine.errors import ModelError
 from pitlane.engine.models import layers
+from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.config import RopeConfig
-from pitlane.engine.models.layers import Concat, DenseLinear, LinearPart, rms_norm, silu_mul
+from pitlane.engine.models.layers import Concat, DenseLinear, dense_plan, rms_norm, silu_mul
+from pitlane.engine.models.parts import LinearPart, LinearPlan, Member, NormPart, Part, Tensors
+from pitlane.engine.models.presets import preset
 from pitlane.engine.models.rope import Rope
 from tests.engine.models.harness import CPU, Harness, load
 
+FLOAT32 = BuildContext(preset("tiny"), torch.float32, CPU)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
@@ -70,43 +76,65 @@ def test_rope_keeps_its_precision_far_out() -> None:
     torch.testing.assert_close(score(100_000_003, 100_000_000), score(3, 0), atol=2e-5, rtol=0)
 
 
-class Doubled:
+class Plain:
     """A linear of a plugin, which the builder must put in its place."""
 
-    def __init__(self, parts: list[LinearPart]) -> None:
-        self.weight = torch.cat([part.tensors["weight"] for part in parts]).float()
+    def __init__(self, part: LinearPart, tensors: list[Tensors]) -> None:
+        assert [member["weight"].shape for member in tensors] == [(out, part.in_features) for _, out in part.members]
+        self.weight = torch.cat([member["weight"] for member in tensors]).float()
 
     def __call__(self, x: Tensor) -> Tensor:
         return x @ self.weight.T
 
 
-def test_builder_asks_for_the_fused_list_then_each_part() -> None:
+def test_builder_asks_for_the_fused_linear_then_each_member() -> None:
     asked: list[list[str]] = []
 
-    def only_keys(parts: list[LinearPart]) -> Doubled | None:
-        asked.append([part.name.rpartition(".")[2] for part in parts])
-        return Doubled(parts) if asked[-1] == ["k_proj"] else None
+    def only_keys(hook: str, part: Part) -> tuple[LinearPlan, Any] | None:
+        if not isinstance(part, LinearPart):
+            return None
+        asked.append([member.name.rpartition(".")[2] for member in part.members])
+        return (LinearPlan(7, 9, partial(Plain, part)), "a plugin") if asked[-1] == ["k_proj"] else None
 
-    model = load("random:tiny", build_linear=only_keys)
+    model = load("random:tiny", ask=only_keys)
     assert asked[:4] == [["q_proj", "k_proj", "v_proj"], ["q_proj"], ["k_proj"], ["v_proj"]]
     assert asked[4:6] == [["o_proj"], ["gate_proj", "up_proj"]]
     assert asked[-1] == ["lm_head"]
     qkv = model.layers[0].qkv
     assert isinstance(qkv, Concat)
-    assert [type(linear) for linear in qkv.linears] == [DenseLinear, Doubled, DenseLinear]
+    assert [type(linear) for linear in qkv.linears] == [DenseLinear, Plain, DenseLinear]
     ids = list(range(20))
     torch.testing.assert_close(Harness(model).run({0: ids}), Harness(load("random:tiny")).run({0: ids}))
 
 
 def test_builder_takes_a_fused_linear() -> None:
-    def every(parts: list[LinearPart]) -> Doubled:
-        assert [part.tensors["weight"].shape for part in parts] == [(p.out_features, p.in_features) for p in parts]
-        return Doubled(parts)
+    def every(hook: str, part: Part) -> tuple[LinearPlan, Any] | None:
+        return (LinearPlan(7, 9, partial(Plain, part)), "a plugin") if isinstance(part, LinearPart) else None
 
-    model = load("random:tiny", build_linear=every)
-    assert isinstance(model.layers[1].gate_up, Doubled)
+    model = load("random:tiny", ask=every)
+    assert isinstance(model.layers[1].gate_up, Plain)
     ids = list(range(20))
     torch.testing.assert_close(Harness(model).run({0: ids}), Harness(load("random:tiny")).run({0: ids}))
+
+
+def test_experts_take_rows_sorted_by_expert() -> None:
+    plan = dense_plan(
+        LinearPart(tuple(Member(f"e{i}", 3) for i in range(4)), 5, num_experts=4), FLOAT32, is_mapped=True
+    )
+    weights = [torch.randn(3, 5) for _ in range(4)]
+    experts = plan.build([{"weight": weight} for weight in weights])
+    x, offsets = torch.randn(7, 5), torch.tensor([0, 2, 2, 6, 7])  # the second expert has no row
+    assert plan.num_bytes == 4 * 3 * 5 * 4
+    expert_of = [0, 0, 2, 2, 2, 2, 3]
+    exact = torch.stack([weights[expert] @ row for expert, row in zip(expert_of, x, strict=True)])
+    torch.testing.assert_close(experts(x, offsets), exact)
+
+
+def test_the_offset_of_a_norm_is_added_in_float32() -> None:
+    """In bfloat16, 1 + 2^-9 would be 1."""
+    plan = dense_plan(NormPart("norm", 2, 1.0), FLOAT32, is_mapped=True)
+    stored = torch.tensor([2.0**-9, 0.5], dtype=torch.bfloat16)
+    assert plan.build([{"weight": stored}]).tolist() == [1 + 2.0**-9, 1.5]
 
 
 def test_weights_that_do_not_fit_the_config(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from pitlane.engine.models import hub
 from pitlane.engine.models.config import DecoderConfig
 from pitlane.engine.models.presets import ALIASES, PRESETS, preset
 from pitlane.engine.models.registry import resolve
-from pitlane.engine.models.weights import RandomWeights, shapes_of
-from tests.engine.models.harness import Harness, load
+from pitlane.engine.models.weights import RandomWeights
+from tests.engine.models.harness import Harness, load, shapes_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TENSORS = shapes_of(DecoderConfig("llama", 8, 8, 1, 1, 1, 8, 300, 16))  # the tensors of `write_model`

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from pitlane.engine.errors import ModelError
 from pitlane.engine.models import weight_hashes
 from pitlane.engine.models.presets import preset
-from pitlane.engine.models.weights import RandomWeights, SafetensorsFolder, shapes_of
+from pitlane.engine.models.weights import RandomWeights, SafetensorsFolder
+from tests.engine.models.harness import shapes_of
 
 
 def write(folder: Path, name: str = "model.safetensors", value: float = 1.0) -> Path:

@@ -54,7 +54,7 @@ class Packed(Plugin):
         return "identical" if options.bits == 16 else "approximate"
 
     @hookimpl
-    def build_linear(self, parts: Any, context: Any) -> None:
+    def build_linear(self, part: Any, context: Any) -> None:
         raise BadOption("group_size must divide in_features")
 
 
@@ -325,4 +325,4 @@ def test_the_plugin_that_answers_is_named_and_a_refused_answer_is_a_failure(regi
 
 def test_a_named_error_while_loading_is_raised_as_it_is(planner: Planner) -> None:
     with pytest.raises(BadOption, match="^group_size must divide in_features$"):
-        call_hook(planner.resolve({"packed": {}}), "build_linear", parts=[], context=None)
+        call_hook(planner.resolve({"packed": {}}), "build_linear", part=None, context=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,12 +16,14 @@ from pitlane import (
     Draft,
     Limits,
     LinearPart,
+    LinearPlan,
     Plugin,
     PluginFailed,
     PluginOptions,
     Rows,
     SamplingParams,
     Sequence,
+    Tensors,
     hookimpl,
 )
 from pitlane.engine.plan.registry import PluginRegistry
@@ -29,10 +32,10 @@ PARAMS = SamplingParams(max_tokens=48, ignore_eos=True)
 
 
 class Scaled:
-    """x -> x @ (factor * W).T, the outputs of all parts side by side."""
+    """x -> x @ (factor * W).T, the outputs of all members side by side."""
 
-    def __init__(self, parts: list[LinearPart], dtype: torch.dtype, factor: float) -> None:
-        self.weight = torch.cat([part.tensors["weight"].to(dtype) * factor for part in parts])
+    def __init__(self, dtype: torch.dtype, factor: float, tensors: list[Tensors]) -> None:
+        self.weight = torch.cat([member["weight"].to(dtype) * factor for member in tensors])
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return x @ self.weight.T
@@ -47,8 +50,10 @@ class OtherLinears(Plugin):
         factor: float = 0.5
 
     @hookimpl
-    def build_linear(self, parts: list[LinearPart], context: BuildContext) -> Any:
-        return Scaled(parts, context.dtype, self.options.factor) if "mlp" in parts[0].name else None
+    def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
+        size = part.num_values * context.dtype.itemsize
+        build = partial(Scaled, context.dtype, self.options.factor)
+        return LinearPlan(size, 3 * size, build) if "mlp" in part.name else None
 
 
 class RepeatLast(Plugin):

@@ -1,0 +1,102 @@
+"""The weight plan of a model: what every part becomes under a plan of plugins, and the bytes, before any tensor is read.
+
+Knows no plugin: it asks for the plan of a part through `ask`, and the core's dense plan serves a part that nobody takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from pitlane.engine.models.build_context import BuildContext
+from pitlane.engine.models.layers import dense_plan
+from pitlane.engine.models.parts import EmbeddingPart, LinearPart, LinearPlan, Part
+
+
+class Choice(NamedTuple):
+    """The plan of a part, and the plugin that made it (None: the core). plan None: the tied embedding has the head."""
+
+    part: Part
+    plan: LinearPlan | None
+    plugin: Any = None
+
+
+Ask: TypeAlias = Callable[[str, Part], "tuple[LinearPlan, Any] | None"]  # name of the hook, part -> plan and plugin
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPlan:
+    """choices: by part, in the order of the model class. A fused linear may have a choice per member.
+
+    num_bytes: memory of all parts. peak_bytes: most memory while the parts are built one after another.
+    """
+
+    choices: dict[Part, tuple[Choice, ...]]
+    num_bytes: int
+    peak_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        parts: Iterable[Part],
+        context: BuildContext,
+        ask: Ask | None = None,
+        is_transformed: bool = False,
+    ) -> WeightPlan:
+        """Ask for the plan of every part. is_transformed: plugins change the tensors of the checkpoint before they are built."""
+        chooser = _Chooser(context, ask or (lambda hook, part: None), not is_transformed)
+        choices = {part: chooser.choose(part) for part in parts}
+        num_bytes = peak_bytes = 0
+        for part, plan, _ in (choice for chosen in choices.values() for choice in chosen):
+            if plan is not None:
+                copies = part.num_parameters * context.stored_dtype.itemsize if is_transformed else 0
+                peak_bytes = max(peak_bytes, num_bytes + copies + plan.peak_bytes)
+                num_bytes += plan.num_bytes
+        return cls(choices, num_bytes, peak_bytes)
+
+    @property
+    def is_batch_invariant(self) -> bool:
+        """Whether plugins that are batch invariant build all linears. In the core's linear, a row depends on the number of rows."""
+        all_choices = [choice for chosen in self.choices.values() for choice in chosen]
+        needed = [choice for choice in all_choices if choice.plugin or isinstance(choice.part, LinearPart)]
+        return all(choice.plugin is not None and choice.plugin.batch_invariant for choice in needed)
+
+
+class _Chooser:
+    """Chooses part by part. An embedding comes before its tied head."""
+
+    def __init__(self, context: BuildContext, ask: Ask, is_mapped: bool) -> None:
+        self.context, self.ask, self.is_mapped = context, ask, is_mapped
+        self.embeddings: dict[str, Choice] = {}
+
+    def choose(self, part: Part) -> tuple[Choice, ...]:
+        if isinstance(part, EmbeddingPart):
+            choice = self.embeddings[part.name] = self._asked("build_embedding", part) or self._dense(part)
+            return (choice,)
+        if not isinstance(part, LinearPart) or part.num_experts:
+            return (self._dense(part),)
+        embedding = self.embeddings[part.tied_to] if part.tied_to else None
+        shared = (
+            Choice(part, None, embedding.plugin) if embedding and embedding.plan and embedding.plan.has_head else None
+        )
+        if shared and shared.plugin:
+            return (shared,)
+        return self._linear(part) or (shared or self._dense(part),)
+
+    def _linear(self, part: LinearPart) -> tuple[Choice, ...]:
+        """The choices of a linear that a plugin takes, whole or some members of it; () if no plugin takes any of it."""
+        fused = self._asked("build_linear", part)
+        if fused or len(part.members) == 1:
+            return (fused,) if fused else ()
+        alone = [part.alone(member) for member in part.members]
+        choices = [self._asked("build_linear", member) for member in alone]
+        pairs = zip(choices, alone, strict=True)
+        return tuple(choice or self._dense(member) for choice, member in pairs) if any(choices) else ()
+
+    def _asked(self, hook: str, part: Part) -> Choice | None:
+        answer = self.ask(hook, part)
+        return None if answer is None else Choice(part, *answer)
+
+    def _dense(self, part: Part) -> Choice:
+        return Choice(part, dense_plan(part, self.context, self.is_mapped))

@@ -1,0 +1,115 @@
+"""Variants: the weights of a model as the plugins of a plan build them. Lanes of equal weights share a variant.
+
+`plan_weights` asks the plugins for every part and reads no tensor; `Variant` then reads the tensors and builds the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from pitlane.engine.errors import PitlaneError
+from pitlane.engine.kv.state import KVGroup
+from pitlane.engine.kv.visibility import Visibility, checked, visibility_of
+from pitlane.engine.models.build_context import BuildContext
+from pitlane.engine.models.builder import Builder
+from pitlane.engine.models.decoder import Decoder, parts_of
+from pitlane.engine.models.layers import Ops
+from pitlane.engine.models.parts import LinearPlan, Part, Tensors
+from pitlane.engine.models.source import ModelSource
+from pitlane.engine.models.weight_plan import WeightPlan
+from pitlane.engine.plan.hooks import Answer, HookError, call, refuse
+from pitlane.engine.plan.plan import Plan
+from pitlane.engine.plan.plugin import Plugin
+from pitlane.engine.run.attention import PlainAttention
+from pitlane.engine.run.batch import Attention
+from pitlane.engine.run.built_model import BuiltModel
+
+
+def plan_weights(plan: Plan, context: BuildContext) -> WeightPlan:
+    """Return what every part of a model becomes under a plan. Reads no tensor."""
+
+    def ask(hook: str, part: Part) -> tuple[LinearPlan, Plugin] | None:
+        answer = call(plan.hook(hook), None, refuse, _linear_plan, part=part, context=context)
+        if answer is None:
+            return None
+        return replace(answer.value, build=partial(_build_guarded, answer, hook)), answer.plugin
+
+    return WeightPlan.of(parts_of(context.config), context, ask, bool(plan.hook("transform_weights")))
+
+
+class Variant:
+    """One set of weight tensors in memory, and the model over it."""
+
+    def __init__(self, plan: Plan, weights: WeightPlan, source: ModelSource, context: BuildContext) -> None:
+        transform = partial(_transform, plan, context) if plan.hook("transform_weights") else None
+        with torch.inference_mode():
+            builder = Builder(weights, source.weights, context.dtype, context.device, transform, source.stored_name)
+            self.model = Decoder(source.config, builder)
+        self.parts: list[tuple[object, Plugin]] = builder.built
+        self.num_bytes = weights.num_bytes
+        self.is_batch_invariant = weights.is_batch_invariant
+
+    def for_lane(self, plan: Plan, context: BuildContext) -> BuiltModel:
+        """Return the model with the operations and the attention that the plugins of a plan built."""
+        answers = {kind: _build(plan, "build_op", kind=kind, context=context) for kind in self.model.op_kinds}
+        ops = Ops(**{name: answer.value for name, answer in answers.items() if answer is not None})
+        attention = _build(plan, "build_attention", context=context)
+        built = [answer for answer in (*answers.values(), attention) if answer is not None]
+        core: Attention = PlainAttention(context)
+        return BuiltModel(
+            self.model.with_ops(ops),
+            attention.value if attention is not None else core,
+            self,
+            context,
+            [*self.parts, *((answer.value, answer.plugin) for answer in built)],
+            self.is_batch_invariant and len(built) == len(answers) + 1 and all(a.plugin.batch_invariant for a in built),
+            plan.hook("build_runner"),
+            tuple(_visibility(plan, group, context) for group in self.model.kv_groups),
+        )
+
+
+def _build(plan: Plan, name: str, **values: Any) -> Answer | None:
+    return call(plan.hook(name), None, refuse, **values)
+
+
+def _linear_plan(plugin: Plugin, result: object) -> LinearPlan:
+    if not isinstance(result, LinearPlan):
+        raise TypeError(f"returned {type(result).__name__}, not a LinearPlan")
+    return result
+
+
+def _build_guarded(answer: Answer, hook: str, tensors: list[Tensors]) -> Any:
+    """Build a part of a plugin. The error of a plugin names the plugin."""
+    try:
+        return answer.value.build(tensors)
+    except PitlaneError:
+        raise
+    except Exception as error:
+        return refuse(HookError(answer.plugin, hook, error))
+
+
+def _transform(plan: Plan, context: BuildContext, part: Part, tensors: Tensors) -> Tensors:
+    """Pass the tensors of one part of the checkpoint through the plugins. Names and shapes must stay."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def check(_: Plugin, result: Any) -> Any:
+        made = shapes if result is None else {name: tuple(tensor.shape) for name, tensor in result.items()}
+        if made != shapes:
+            raise ValueError(f"made {made} of {shapes} in {part.name}; names and shapes must stay")
+        return result
+
+    hooks = plan.hook("transform_weights")
+    answer = call(hooks, None, refuse, check, part=part, tensors=tensors, context=context)
+    return tensors if answer is None else answer.value
+
+
+def _visibility(plan: Plan, group: KVGroup, context: BuildContext) -> Visibility:
+    def check(_: Plugin, visibility: Any) -> Visibility:
+        return checked(visibility, context.config.max_position)
+
+    answer = call(plan.hook("trim_cache"), None, refuse, check, group=group, context=context)
+    return visibility_of(group, None if answer is None else answer.value)
