@@ -5,11 +5,13 @@ A model is named as in `Engine(model)`: `bundled`, a local folder, a Hugging Fac
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pitlane.engine.kv import memory
+from pitlane.engine.kv.capacity import BLOCK_SIZE
 from pitlane.engine.loader import MAX_LANES, choose_context, choose_device, choose_dtype, kv_share
 from pitlane.engine.models import hub
 from pitlane.engine.models.build_context import BuildContext
@@ -24,7 +26,6 @@ from pitlane.engine.models.source import ModelSource
 from pitlane.engine.plan.plan import Settings
 from pitlane.engine.plan.planner import Planner
 from pitlane.engine.plan.registry import PluginRegistry
-from pitlane.engine.run.lane import BLOCK_SIZE
 from pitlane.engine.variants import plan_weights
 
 __all__ = [
@@ -113,9 +114,10 @@ def estimate_memory(
         weight_plugins = plan.weight_plugins
     finally:
         planner.close()
-    kv_bytes = needs.kv_per_token * tokens * batch
+    kv_bytes = needs.kv_bytes(tokens) * batch
     total = needs.total(kv_bytes)
-    free_tokens = max(0, free - needs.weights - memory.RESERVE) // needs.kv_per_token
+    free_kv = max(0, free - needs.weights - memory.RESERVE)
+    lengths = range(1, config.max_position + 1)
     is_reachable = tokens <= config.max_position
     default_kv_bytes = kv_share(None, needs, tokens, place)
     return MemoryEstimate(
@@ -136,8 +138,8 @@ def estimate_memory(
         free_bytes=free,
         fits=total <= free and is_reachable,
         max_position=config.max_position,
-        max_context=min(free_tokens // batch, config.max_position),
-        max_batch=free_tokens // tokens if is_reachable else 0,
+        max_context=bisect_right(lengths, free_kv, key=lambda length: needs.kv_bytes(length) * batch),
+        max_batch=free_kv // needs.kv_bytes(tokens) if is_reachable else 0,
         default_kv_bytes=default_kv_bytes,
         default_kv_tokens=default_kv_bytes // needs.kv_per_token,
         kv_memory=MAX_LANES * needs.kv_per_token * (tokens + BLOCK_SIZE) * batch,

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from pitlane.engine.errors import BadOption
-from pitlane.engine.kv.capacity import LaneLimits
+from pitlane.engine.kv.capacity import BLOCK_SIZE, LaneLimits
 from pitlane.engine.kv.memory import Needs, available, check_fit, gib
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.decoder import parts_of
@@ -24,7 +24,7 @@ from pitlane.engine.models.source import ModelSource
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.engine.run.built_model import BuiltModel
-from pitlane.engine.run.lane import BLOCK_SIZE, Call, Lane, Match, Reclaim
+from pitlane.engine.run.lane import Call, Lane, Match, Reclaim
 from pitlane.engine.text.tokenizer import Tokenizer
 from pitlane.engine.variants import Variant, plan_weights
 
@@ -96,10 +96,10 @@ class Loader:
 
     def describe_memory(self) -> str:
         """Return a line with the size of the weights of the default plan and the KV tokens of a lane."""
-        tokens = self.kv_share // self.needs.kv_per_token
+        contexts = self.kv_share / self.needs.kv_bytes(self.context)
         return (
-            f"{self.source.name} on {self.device}: weights {gib(self.needs.weights)}; KV {gib(self.kv_share)} = {tokens:,} tokens "
-            f"of {gib(self.needs.kv_per_token)}, {tokens / self.context:.1f} times the context of {self.context:,}"
+            f"{self.source.name} on {self.device}: weights {gib(self.needs.weights)}; KV {gib(self.kv_share)}, "
+            f"{gib(self.needs.kv_per_token)} per token, {contexts:.1f} times the context of {self.context:,}"
         )
 
     def share_memory(self, default: Plan) -> None:
@@ -144,7 +144,7 @@ class Loader:
     @property
     def _lane_bytes(self) -> int:
         """KV that a lane must be able to hold: its share, or a full context if that is less."""
-        return min(self.kv_share, (self.context + BLOCK_SIZE) * self.needs.kv_per_token)
+        return min(self.kv_share, self.needs.kv_bytes(self.context + BLOCK_SIZE))
 
     def _check_fit(self, name: str, needs: Needs, kv_bytes: int, plan: Plan) -> None:
         check_fit(name, needs, kv_bytes, self.dtype, self.device, plan.weight_plugins)
@@ -179,7 +179,7 @@ def kv_share(kv_memory: int | None, needs: Needs, context: int, device: torch.de
     budget = kv_memory
     if budget is None:
         budget = max(MAX_LANES * per_block, (available(device) - needs.weights) // 2)
-    return min(budget // MAX_LANES, MAX_SEQS * (context + BLOCK_SIZE) * needs.kv_per_token)
+    return min(budget // MAX_LANES, MAX_SEQS * needs.kv_bytes(context + BLOCK_SIZE))
 
 
 def choose_device(name: str | None) -> torch.device:

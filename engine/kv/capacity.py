@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import TYPE_CHECKING
 
 from pitlane.engine.kv.pool import most_blocks
 
-TYPICAL = (
-    1 / 4
-)  # length of a sequence as a part of the context: longer sequences leave limited blocks free, shorter ones others
+if TYPE_CHECKING:
+    import torch
+
+    from pitlane.engine.kv.state import KVGroup
+
+BLOCK_SIZE = 32
+MAX_STEP_TOKENS = 512
+# Length of a sequence, as a part of the context. Longer sequences leave limited blocks free, shorter sequences leave others free.
+TYPICAL = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +30,7 @@ class LaneLimits:
 
     kv_bytes: int
     context: int
-    max_step_tokens: int = 512
+    max_step_tokens: int = MAX_STEP_TOKENS
     max_seqs: int = 64
 
 
@@ -34,37 +41,39 @@ class GroupNeeds:
     bytes_per_token: int
     max_tokens: int | None
 
-
-def seq_blocks(group: GroupNeeds, num_tokens: int, max_step_tokens: int, block_size: int) -> int:
-    """Return the most blocks that a sequence of `num_tokens` tokens holds in a group."""
-    count, limit = ceil(num_tokens / block_size), most_blocks(group.max_tokens, max_step_tokens, block_size)
-    return count if limit is None else min(count, limit)
+    @classmethod
+    def of(cls, group: KVGroup, dtype: torch.dtype) -> GroupNeeds:
+        return cls(group.bytes_per_token(dtype), group.window)
 
 
-def seq_bytes(groups: Sequence[GroupNeeds], num_tokens: int, max_step_tokens: int, block_size: int) -> int:
-    """Return the KV memory of a sequence of `num_tokens` tokens."""
-    counts = [seq_blocks(group, num_tokens, max_step_tokens, block_size) for group in groups]
-    return sum(count * group.bytes_per_token * block_size for count, group in zip(counts, groups, strict=True))
+def seq_tokens(group: GroupNeeds, num_tokens: int, max_step_tokens: int) -> int:
+    """Return how many tokens of a sequence of `num_tokens` tokens a group holds at most."""
+    limit = most_blocks(group.max_tokens, max_step_tokens, BLOCK_SIZE)
+    return num_tokens if limit is None else min(num_tokens, limit * BLOCK_SIZE)
 
 
-def num_blocks(groups: Sequence[GroupNeeds], limits: LaneLimits, block_size: int) -> list[int]:
+def seq_bytes(groups: Sequence[GroupNeeds], num_tokens: int, max_step_tokens: int) -> int:
+    """Return the most KV memory of a sequence of `num_tokens` tokens."""
+    return sum(seq_tokens(group, num_tokens, max_step_tokens) * group.bytes_per_token for group in groups)
+
+
+def num_blocks(groups: Sequence[GroupNeeds], limits: LaneLimits) -> list[int]:
     """Return the number of blocks of every group.
 
     The limited groups get the blocks of as many sequences of a typical length as the memory holds: at most `max_seqs` sequences, at
     least one; the other groups get the rest. No limited group gets more than in an equal split: a sequence has no more blocks there
     than in any other group. If all groups are limited, they get all the memory.
     """
-    sizes = [group.bytes_per_token * block_size for group in groups]
+    sizes = [group.bytes_per_token * BLOCK_SIZE for group in groups]
     equal = max(1, limits.kv_bytes // sum(sizes))
-    needs = [seq_blocks(group, limits.context, limits.max_step_tokens, block_size) + 1 for group in groups]
+    lengths = [seq_tokens(group, limits.context, limits.max_step_tokens) for group in groups]
+    needs = [ceil(length / BLOCK_SIZE) + 1 for length in lengths]
     limited = [index for index, group in enumerate(groups) if group.max_tokens is not None]
     need_bytes = sum(needs[index] * sizes[index] for index in limited)
     if len(limited) == len(groups):
         return [max(1, limits.kv_bytes * need // need_bytes) for need in needs]
     counts, typical = [0] * len(groups), ceil(limits.context * TYPICAL)
-    num_seqs = max(
-        1, min(limits.max_seqs, limits.kv_bytes / seq_bytes(groups, typical, limits.max_step_tokens, block_size))
-    )
+    num_seqs = max(1, min(limits.max_seqs, limits.kv_bytes / seq_bytes(groups, typical, limits.max_step_tokens)))
     for index in limited:
         counts[index] = min(equal, int(needs[index] * num_seqs))
     rest = limits.kv_bytes - sum(count * size for count, size in zip(counts, sizes, strict=True))

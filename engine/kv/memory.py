@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from pitlane.engine.errors import ModelTooLarge
+from pitlane.engine.kv.capacity import MAX_STEP_TOKENS, GroupNeeds, seq_bytes
 from pitlane.engine.models.config import DecoderConfig
 from pitlane.engine.models.weight_plan import WeightPlan
 
@@ -17,17 +18,26 @@ RESERVE = 512 * 2**20  # left for activations and the rest of the process
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Memory that a model takes. weights: its loaded weights. peak: most while they load. kv_per_token: KV of a token."""
+    """Memory that a model takes. weights: its loaded weights. peak: most while they load. groups: its KV groups."""
 
     weights: int
     peak: int
-    kv_per_token: int
+    groups: tuple[GroupNeeds, ...]
 
     @classmethod
     def of(cls, weights: WeightPlan, config: DecoderConfig, dtype: torch.dtype) -> Needs:
-        """Take the bytes of a weight plan. Count 2 * layers * kv_heads * head_dim values of KV per token, in `dtype`."""
-        kv_per_token = config.num_layers * 2 * config.num_kv_heads * config.head_dim * dtype.itemsize
-        return cls(weights.num_bytes, weights.peak_bytes, kv_per_token)
+        """Take the bytes of a weight plan, and the KV groups of a config with KV in `dtype`."""
+        groups = tuple(GroupNeeds.of(group, dtype) for group in config.kv_groups)
+        return cls(weights.num_bytes, weights.peak_bytes, groups)
+
+    @property
+    def kv_per_token(self) -> int:
+        """KV of a token in all layers."""
+        return sum(group.bytes_per_token for group in self.groups)
+
+    def kv_bytes(self, num_tokens: int) -> int:
+        """KV of a sequence of `num_tokens` tokens. A layer with a window holds few tokens of a long sequence."""
+        return seq_bytes(self.groups, num_tokens, MAX_STEP_TOKENS)
 
     def total(self, kv_bytes: int) -> int:
         """Bytes that must be free to load the weights and then serve with `kv_bytes` of KV."""

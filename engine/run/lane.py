@@ -19,7 +19,7 @@ from weakref import WeakSet
 import torch
 
 from pitlane.engine.decode.draft_model import DraftModel
-from pitlane.engine.kv.capacity import GroupNeeds, LaneLimits, num_blocks
+from pitlane.engine.kv.capacity import BLOCK_SIZE, GroupNeeds, LaneLimits, num_blocks
 from pitlane.engine.kv.operations import Copy
 from pitlane.engine.kv.pool import DROPPED, Pool
 from pitlane.engine.kv.state import KVState, PrefixMatch
@@ -39,7 +39,6 @@ log = logging.getLogger("pitlane")
 Call = Callable[[Callable[[], None]], "Future[None]"]
 Match = Callable[["Lane", Sequence], PrefixMatch | None]
 Reclaim = Callable[["Lane", SequenceOf[int]], None]
-BLOCK_SIZE = 32
 
 
 class State(Protocol):
@@ -75,7 +74,7 @@ class Lane:
         visibilities = built.visibilities or tuple(map(visibility_of, groups))
         pairs = zip(groups, visibilities, strict=True)
         needs = [GroupNeeds(group.bytes_per_token(dtype), visibility.max_tokens) for group, visibility in pairs]
-        counts = num_blocks(needs, limits, size)
+        counts = num_blocks(needs, limits)
         self.stores: list[KVStore] = [
             DenseKV(group, count, size, dtype, device) for group, count in zip(groups, counts, strict=True)
         ]

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pitlane import PromptTooLong, SamplingParams
-from pitlane.engine.kv.capacity import GroupNeeds, LaneLimits, num_blocks, seq_blocks, seq_bytes
+from pitlane.engine.kv.capacity import GroupNeeds, LaneLimits, num_blocks, seq_bytes, seq_tokens
 from pitlane.engine.models import presets
+from pitlane.models import estimate_memory
 
 SIZE, WINDOW, STEP = 32, 64, 128
 PARAMS = SamplingParams(max_tokens=8, ignore_eos=True)
@@ -34,9 +35,9 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 
 def test_a_sequence_holds_a_bounded_number_of_blocks_in_a_limited_group() -> None:
-    assert [seq_blocks(SLIDING, n, STEP, SIZE) for n in (1, 64, 250, 4000)] == [1, 2, NEED, NEED]
-    assert seq_blocks(FULL, 4000, STEP, SIZE) == 125
-    assert seq_bytes([FULL, SLIDING], 4000, STEP, SIZE) == (125 + NEED) * 100 * SIZE
+    assert [seq_tokens(SLIDING, n, STEP) for n in (1, 64, 250, 4000)] == [1, 64, 250, NEED * SIZE]
+    assert seq_tokens(FULL, 4000, STEP) == 4000
+    assert seq_bytes([FULL, SLIDING], 4000, STEP) == (4000 + NEED * SIZE) * 100
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_a_sequence_holds_a_bounded_number_of_blocks_in_a_limited_group() -> Non
 )
 def test_num_blocks(groups: list[GroupNeeds], num_columns: int, max_seqs: int, expected: list[int]) -> None:
     kv_bytes = num_columns * SIZE * sum(group.bytes_per_token for group in groups)
-    assert num_blocks(groups, LaneLimits(kv_bytes, 4096, STEP, max_seqs), SIZE) == expected
+    assert num_blocks(groups, LaneLimits(kv_bytes, 4096, STEP, max_seqs)) == expected
 
 
 @settings(max_examples=300, deadline=None, database=None, derandomize=True)
@@ -70,7 +71,7 @@ def test_the_split_fits_and_serves_a_sequence_of_any_length_that_an_equal_split_
 ) -> None:
     groups = [GroupNeeds(*shape) for shape in shapes]
     kv_bytes = num_columns * SIZE * sum(group.bytes_per_token for group in groups)
-    counts = num_blocks(groups, LaneLimits(kv_bytes, context, STEP, max_seqs), SIZE)
+    counts = num_blocks(groups, LaneLimits(kv_bytes, context, STEP, max_seqs))
     assert min(counts) >= 1
     if num_columns:
         assert (
@@ -78,7 +79,7 @@ def test_the_split_fits_and_serves_a_sequence_of_any_length_that_an_equal_split_
         )
     longest = min(context, num_columns * SIZE)
     if any(group.max_tokens is None for group in groups):
-        needs = [seq_blocks(group, longest, STEP, SIZE) for group in groups]
+        needs = [-(-seq_tokens(group, longest, STEP) // SIZE) for group in groups]
         assert all(count >= need for count, need in zip(counts, needs, strict=True))
 
 
@@ -114,3 +115,11 @@ def test_many_long_prompts_share_few_blocks_of_a_window(make_engine: Any, mixed:
     expected = [bare.generate(tokens, params).token_ids for tokens in prompts]
     for _ in range(2):
         assert [result.token_ids for result in engine.generate(prompts, params)] == expected
+
+
+def test_the_estimate_counts_the_window_of_a_long_context(mixed: str) -> None:
+    """20 blocks hold a window of 64, a step of 512 tokens, and two blocks in part."""
+    token = 2 * 64 * 4  # of a layer: keys and values of a head, float32
+    short, long = (estimate_memory(mixed, context, dtype="float32", plugins={}) for context in (500, 4000))
+    assert short.kv_bytes == 500 * 2 * token and long.kv_bytes == (4000 + 20 * 32) * token
+    assert long.kv_bytes_per_token == 2 * token and long.max_context == long.max_position == 4096
