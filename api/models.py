@@ -115,7 +115,7 @@ def estimate_memory(
         planner.close()
     kv_bytes = needs.kv_per_token * tokens * batch
     total = needs.total(kv_bytes)
-    free_tokens = max(0, free - needs.weights - memory.RESERVE) // needs.kv_per_token
+    free_tokens = (free - needs.weights - memory.RESERVE) // needs.kv_per_token if needs.total(0) <= free else 0
     is_reachable = tokens <= config.max_position
     default_kv_bytes = kv_share(None, needs, tokens, place)
     return MemoryEstimate(
