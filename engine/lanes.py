@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Future
 from contextlib import contextmanager
 
@@ -153,7 +154,7 @@ class Lanes:
             match.loading.add_done_callback(lambda _: self.worker.post(lambda: None))
         return match
 
-    def _reclaim(self, lane: Lane, num_blocks: int) -> None:
+    def _reclaim(self, lane: Lane, num_blocks: SequenceOf[int]) -> None:
         self.dispatch.tell(lane.reclaimers.values(), lane=lane, num_blocks=num_blocks)
 
 

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from pitlane.engine.errors import BadOption
+from pitlane.engine.kv.capacity import LaneLimits
 from pitlane.engine.kv.memory import Needs, available, check_fit, gib
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.decoder import parts_of
@@ -23,7 +24,7 @@ from pitlane.engine.models.source import ModelSource
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.engine.run.built_model import BuiltModel
-from pitlane.engine.run.lane import BLOCK_SIZE, Call, Lane, LaneLimits, Match, Reclaim
+from pitlane.engine.run.lane import BLOCK_SIZE, Call, Lane, Match, Reclaim
 from pitlane.engine.text.tokenizer import Tokenizer
 from pitlane.engine.variants import Variant, plan_weights
 

@@ -189,7 +189,8 @@ class Loop:
             index = kv.num_sealed_blocks
             self.dispatch.call([seq], seq.plan.hook("block_sealed"), None, seq=seq, index=index, lane=lane)
             kv.num_sealed_blocks += 1
-        lane.pool.drop(kv, kv.num_computed_tokens)
+        # Plugins save a block when it is sealed. An open block may end a document, and its last tokens see further back.
+        lane.pool.drop(kv, kv.num_sealed_blocks * lane.pool.block_size)
 
     # ---- for the worker
 

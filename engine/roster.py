@@ -97,7 +97,7 @@ class Roster:
         seq.timing.finished = perf_counter()
         lane = self.lane_of.get(seq.id)
         with own_failure(seq):
-            kv_bytes = _kv_bytes(seq, lane)
+            kv_bytes = lane.kv_bytes(seq.kv) if lane is not None else 0
             if lane is not None:
                 self._leave(lane, seq)
             stats = self.loader.describe() | request_stats(seq, lane, kv_bytes)
@@ -150,11 +150,6 @@ class Roster:
         stream = self.streams.get(seq.id)
         if stream is not None:
             stream.put(event)
-
-
-def _kv_bytes(seq: Sequence, lane: Lane | None) -> int:
-    """Bytes of the blocks that a sequence holds."""
-    return lane.kv_bytes_per_block * max((len(t) for t in seq.kv.block_tables), default=0) if lane is not None else 0
 
 
 def _rest(lane: Lane) -> None:

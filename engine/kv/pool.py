@@ -2,19 +2,24 @@
 
 A block is `block_size` adjacent slots of one group's store; a sequence's block table lists its blocks in token order. Blocks
 are reference counted: every sequence with a block holds one reference, and plugins hold references through `lock`. Before a
-sequence writes into a shared block it gets a copy of the block (`fork`, `reserve`). The pool prefers adjacent blocks, so that the
-KV of a sequence is few spans. The pool knows no tensors: its changes of KV wait in `queue` for the next forward.
+sequence writes into a shared block it gets a copy of the block (`fork`, `reserve`). Every group has its own number of blocks. In a
+group with a limit of visible tokens, a sequence holds a bounded number of blocks: `reserve` takes blocks as far as the next forward
+may write, and `drop` gives back the blocks that no later token sees. The pool prefers adjacent blocks, so that the KV of a sequence
+is few spans. The pool knows no tensors: its changes of KV wait in `queue` for the next forward.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pitlane.engine.kv.allocator import BlockAllocator
 from pitlane.engine.kv.operations import Copy, OperationQueue
 from pitlane.engine.kv.state import Column, KVGroup, KVState
 from pitlane.engine.kv.visibility import Visibility, visibility_of
@@ -30,140 +35,157 @@ class Span(NamedTuple):
     first: int
 
 
-class BlockAllocator:
-    """Reference counts of one group's blocks. locks: the references that plugins hold."""
-
-    def __init__(self, num_blocks: int) -> None:
-        self.counts = np.zeros(num_blocks, dtype=np.int32)
-        self.locks = np.zeros(num_blocks, dtype=np.int32)
-        self.num_free = num_blocks
-
-    def take(self, count: int, after: int | None) -> list[int]:
-        """Take `count` free blocks, adjacent if possible. Try the block behind `after` first."""
-        assert count <= self.num_free, f"asked for {count} blocks, {self.num_free} are free"
-        taken: list[int] = []
-        cursor = self._start(count) if after is None else after + 1
-        while len(taken) < count:
-            if cursor >= len(self.counts) or self.counts[cursor]:
-                cursor = self._start(count - len(taken))
-            self.counts[cursor] = 1
-            taken.append(cursor)
-            cursor += 1
-        self.num_free -= count
-        return taken
-
-    def share(self, block: int) -> None:
-        assert block >= 0 and self.counts[block] > 0, f"block {block} is free and cannot be shared"
-        self.counts[block] += 1
-
-    def release(self, block: int) -> None:
-        assert block >= 0 and self.counts[block] > 0, f"block {block} is released twice"
-        self.counts[block] -= 1
-        self.num_free += int(self.counts[block] == 0)
-
-    def _start(self, count: int) -> int:
-        """First block of the largest free run. If half a run is enough, its middle: the sequence before it may grow."""
-        free = np.flatnonzero(np.diff(np.concatenate(([0], self.counts == 0, [0]))))
-        starts, stops = free[::2], free[1::2]
-        longest = int(np.argmax(stops - starts))
-        start, length = int(starts[longest]), int(stops[longest] - starts[longest])
-        return start + length // 2 if start > 0 and length // 2 >= count else start
-
-
 class Pool:
     """Blocks of all KV groups of one lane. A column is a block id per group.
 
-    visibilities: per group, the tokens that a position sees; without it, those of the model.
+    num_blocks: of every group, or one number for all groups. visibilities: per group, the tokens that a position sees; without it,
+    those of the model. max_step_tokens: the most tokens of a forward; without it, `reserve` bounds nothing.
     """
 
     def __init__(
         self,
         groups: SequenceOf[KVGroup],
-        num_blocks: int,
+        num_blocks: int | SequenceOf[int],
         block_size: int,
         fingerprint: str,
         visibilities: SequenceOf[Visibility] | None = None,
+        max_step_tokens: int | None = None,
     ) -> None:
         self.groups = tuple(groups)
         self.visibilities = tuple(visibilities or map(visibility_of, groups))
-        self.num_blocks = num_blocks
+        counts = [num_blocks] * len(groups) if isinstance(num_blocks, int) else num_blocks
         self.block_size = block_size
         self.fingerprint = fingerprint  # KV may be shared or saved only under an equal fingerprint
-        self.allocators = [BlockAllocator(num_blocks) for _ in groups]
-        self.num_withheld = 0
+        self.allocators = [BlockAllocator(count) for count in counts]
+        limits = [most_blocks(v.max_tokens, max_step_tokens, block_size) for v in self.visibilities]
+        self.most_blocks = limits  # per group, the most blocks that a sequence holds; None = no limit
+        self.withheld = [0] * len(groups)
         self.queue = OperationQueue()
 
     @property
+    def num_blocks(self) -> int:
+        """Blocks of all groups."""
+        return sum(len(allocator.counts) for allocator in self.allocators)
+
+    @property
     def num_free_blocks(self) -> int:
-        """Columns that can still be taken."""
-        return min(allocator.num_free for allocator in self.allocators)
+        """Free blocks of all groups."""
+        return sum(allocator.num_free for allocator in self.allocators)
+
+    @property
+    def num_withheld(self) -> int:
+        """Blocks of all groups that are out of use."""
+        return sum(self.withheld)
+
+    @property
+    def num_usable_tokens(self) -> float:
+        """The most tokens of a sequence. Blocks that are withheld hold none of them."""
+        usable = [len(a.counts) - withheld for a, withheld in zip(self.allocators, self.withheld, strict=True)]
+        limited = [n for n, limit in zip(usable, self.most_blocks, strict=True) if limit is None or n < limit]
+        return min(limited, default=inf) * self.block_size
+
+    @property
+    def unlimited_groups(self) -> list[int]:
+        """The groups without a limit of visible tokens; all groups if every group has a limit."""
+        groups = range(len(self.groups))
+        return [group for group in groups if self.most_blocks[group] is None] or list(groups)
 
     def withhold(self, num_blocks: int) -> None:
-        """Take free columns out of use for good: a draft model uses their memory."""
-        for allocator in self.allocators:
-            allocator.take(num_blocks, None)
-        self.num_withheld += num_blocks
+        """Take free blocks of every unlimited group out of use for good: a draft model uses their memory."""
+        for group in self.unlimited_groups:
+            self.allocators[group].take(num_blocks, None)
+            self.withheld[group] += num_blocks
 
-    def num_missing_blocks(self, kv: KVState, num_tokens: int) -> int:
-        """Columns to take before a sequence can hold `num_tokens`: new blocks, and copies of shared blocks to write into."""
-        have = len(kv.block_tables[0]) if kv.block_tables else 0
-        return max(0, -(-num_tokens // self.block_size) - have) + len(self._shared(kv, have))
+    def num_missing(self, kv: KVState, num_tokens: int) -> list[int]:
+        """Blocks to take per group before a sequence can hold `num_tokens`: new blocks, and copies of blocks to write into."""
+        return [
+            max(0, self._end(group, _num_dropped(table), num_tokens) - len(table)) + len(self._shared(kv, group))
+            for group, table in enumerate(kv.block_tables or [[] for _ in self.groups])
+        ]
+
+    def num_missing_behind(self, num_cached_tokens: int, num_blocks: int, num_tokens: int) -> list[int]:
+        """Blocks to take per group before a new sequence can hold `num_tokens`.
+
+        A cache has its first `num_cached_tokens`; the sequence shares `num_blocks` full blocks of them.
+        """
+        firsts = [self._first_kept(group, num_cached_tokens) for group in range(len(self.groups))]
+        return [
+            max(0, self._end(group, first, num_tokens) - max(first, num_blocks)) for group, first in enumerate(firsts)
+        ]
+
+    def lacking(self, num_missing: SequenceOf[int]) -> list[int]:
+        """How many more blocks of each group must be free."""
+        return [max(0, count - a.num_free) for count, a in zip(num_missing, self.allocators, strict=True)]
 
     def reserve(self, kv: KVState, num_tokens: int) -> bool:
         """Extend the tables of a sequence to hold `num_tokens`; return False, and change nothing, if blocks are lacking.
 
-        A shared block is replaced by a copy of its computed tokens if the sequence will write into it.
+        A limited group gets blocks up to `most_blocks` alone: enough for the next forward. A shared block is replaced by a copy of
+        its computed tokens if the sequence will write into it.
         """
-        if self.num_missing_blocks(kv, num_tokens) > self.num_free_blocks:
+        if any(self.lacking(self.num_missing(kv, num_tokens))):
             return False
-        tables = self._tables(kv)
-        for index in self._shared(kv, len(tables[0])):
-            self._copy_block(kv, index)
-        missing = -(-num_tokens // self.block_size) - len(tables[0])
-        if missing > 0:
-            for table, allocator in zip(tables, self.allocators, strict=True):
+        for group, (table, allocator) in enumerate(zip(self._tables(kv), self.allocators, strict=True)):
+            for index in self._shared(kv, group):
+                self._copy_block(kv, group, index)
+            missing = self._end(group, _num_dropped(table), num_tokens) - len(table)
+            if missing > 0:
                 table += allocator.take(missing, table[-1] if table and table[-1] != DROPPED else None)
         return True
+
+    def _first_kept(self, group: int, num_tokens: int) -> int:
+        """The first block that a token behind the full blocks of `num_tokens` tokens sees."""
+        return self.first_seen(group, num_tokens // self.block_size * self.block_size) // self.block_size
+
+    def _end(self, group: int, num_dropped: int, num_tokens: int) -> int:
+        """Number of blocks, dropped blocks included, that the table of a sequence needs to hold `num_tokens`."""
+        count, limit = -(-num_tokens // self.block_size), self.most_blocks[group]
+        return count if limit is None else min(count, num_dropped + limit)
 
     def fork(self, kv: KVState, child: KVState) -> None:
         """Share the blocks of all computed tokens with a sequence that has none."""
         count = -(-kv.num_computed_tokens // self.block_size)
-        self.adopt(child, [kv.column(index) for index in range(count)])
-        child.num_computed_tokens, child.num_cached_tokens = kv.num_computed_tokens, kv.num_cached_tokens
-        child.num_sealed_blocks = kv.num_sealed_blocks
+        self._adopt(child, [kv.column(index) for index in range(count)], kv.num_computed_tokens)
+        child.num_cached_tokens, child.num_sealed_blocks = kv.num_cached_tokens, kv.num_sealed_blocks
 
-    def _shared(self, kv: KVState, stop: int) -> list[int]:
-        """Indices below `stop` of the shared columns that the sequence is to write into."""
-        start = kv.num_computed_tokens // self.block_size
-        return [
-            index
-            for index in range(start, stop)
-            if any(a.counts[table[index]] > 1 for table, a in zip(kv.block_tables, self.allocators, strict=True))
-        ]
-
-    def _copy_block(self, kv: KVState, index: int) -> None:
-        """Replace column `index` of a sequence by new blocks with a copy of the computed tokens."""
-        start = index * self.block_size
-        for group, (table, allocator) in enumerate(zip(kv.block_tables, self.allocators, strict=True)):
-            old = table[index]
-            (table[index],) = allocator.take(1, table[index - 1] if index and table[index - 1] != DROPPED else None)
-            allocator.release(old)
-            count = min(kv.num_computed_tokens - start, self.block_size)
-            if count > 0:
-                sources = range(old * self.block_size, old * self.block_size + count)
-                self.queue.append(Copy(group, list(sources), self.slots(kv, group, start, start + count)))
-
-    def adopt(self, kv: KVState, blocks: Iterable[Column]) -> None:
+    def adopt(self, kv: KVState, blocks: SequenceOf[Column]) -> None:
         """Share full blocks as the first blocks of a sequence that has none."""
-        tables = self._tables(kv)
-        assert not tables[0], "only an empty sequence adopts a prefix"
-        for column in blocks:
-            for table, block, allocator in zip(tables, column, self.allocators, strict=True):
-                if block != DROPPED:
-                    allocator.share(block)
-                table.append(block)
-        kv.num_sealed_blocks = len(tables[0])
-        kv.num_computed_tokens = len(tables[0]) * self.block_size
+        self._adopt(kv, blocks, len(blocks) * self.block_size)
+        kv.num_sealed_blocks = len(blocks)
+
+    def adopt_loaded(self, kv: KVState, num_tokens: int) -> None:
+        """Prepare a sequence that has no blocks for saved KV of its first tokens: drop the blocks that no later token sees."""
+        self._adopt(kv, (), num_tokens)
+        kv.num_computed_tokens = 0
+
+    def _adopt(self, kv: KVState, columns: SequenceOf[Column], num_tokens: int) -> None:
+        assert not kv.block_tables, "only an empty sequence adopts a prefix"
+        for group, (table, allocator) in enumerate(zip(self._tables(kv), self.allocators, strict=True)):
+            first = self._first_kept(group, num_tokens)
+            table += [DROPPED] * first
+            for column in columns[first:]:
+                allocator.share(column[group])
+                table.append(column[group])
+        kv.num_computed_tokens = num_tokens
+
+    def _shared(self, kv: KVState, group: int) -> list[int]:
+        """Indices of the shared blocks of a group that the sequence is to write into."""
+        if not kv.block_tables:
+            return []
+        table, counts = kv.block_tables[group], self.allocators[group].counts
+        start = max(kv.num_computed_tokens // self.block_size, _num_dropped(table))
+        return [index for index in range(start, len(table)) if counts[table[index]] > 1]
+
+    def _copy_block(self, kv: KVState, group: int, index: int) -> None:
+        """Replace block `index` of a sequence by a new block with a copy of the computed tokens."""
+        table, allocator, start = kv.block_tables[group], self.allocators[group], index * self.block_size
+        old = table[index]
+        (table[index],) = allocator.take(1, table[index - 1] if index and table[index - 1] != DROPPED else None)
+        allocator.release(old)
+        count = min(kv.num_computed_tokens - start, self.block_size)
+        if count > 0:
+            sources = range(old * self.block_size, old * self.block_size + count)
+            self.queue.append(Copy(group, list(sources), self.slots(kv, group, start, start + count)))
 
     def roll_back(self, kv: KVState, num_tokens: int) -> None:
         """Release the blocks behind the one that holds token `num_tokens - 1`."""
@@ -173,7 +195,7 @@ class Pool:
                 allocator.release(table.pop())
 
     def drop(self, kv: KVState, num_computed_tokens: int) -> None:
-        """Release the blocks that no later token can see."""
+        """Release the blocks that no token behind the first `num_computed_tokens` sees."""
         for group, (table, allocator) in enumerate(zip(self._tables(kv), self.allocators, strict=True)):
             for index in range(self.first_seen(group, num_computed_tokens) // self.block_size - 1, -1, -1):
                 if table[index] == DROPPED:
@@ -245,7 +267,7 @@ class Pool:
                 assert (locks == allocator.locks).all(), f"group {index}: counts differ from what plugins hold"
             differing = np.flatnonzero(references + allocator.locks != allocator.counts)
             withheld = (references[differing] == 0) & (allocator.counts[differing] == 1)
-            assert len(differing) == withheld.sum() == self.num_withheld, (
+            assert len(differing) == withheld.sum() == self.withheld[index], (
                 f"group {index}: counts differ from references"
             )
             assert allocator.num_free == int((allocator.counts == 0).sum()), f"group {index}: free count is off"
@@ -254,6 +276,21 @@ class Pool:
         if not kv.block_tables:
             kv.block_tables = [[] for _ in self.groups]
         return kv.block_tables
+
+
+def most_blocks(max_tokens: int | None, max_step_tokens: int | None, block_size: int) -> int | None:
+    """Return the most blocks that a sequence holds in a group whose positions see at most `max_tokens` tokens; None = no limit.
+
+    They hold the visible tokens, a forward, and two blocks in part: `drop` begins at a whole block, the forward in the middle.
+    """
+    if max_tokens is None or max_step_tokens is None:
+        return None
+    return -(-(max_tokens + max_step_tokens) // block_size) + 2
+
+
+def _num_dropped(table: list[int]) -> int:
+    """Dropped blocks are the first blocks of a table."""
+    return bisect_left(table, True, key=lambda block: block != DROPPED)
 
 
 def _histogram(blocks: list[int], counts: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -110,6 +110,8 @@ class DenseKV:
 
 def _runs(slots: list[int]) -> list[tuple[slice, slice]]:
     """Split slots into adjacent runs: a slice of the store, and its slice of `slots`. Several times faster than an index."""
+    if not slots:
+        return [(slice(0), slice(0))]
     cuts = [0, *(i for i in range(1, len(slots)) if slots[i] != slots[i - 1] + 1), len(slots)]
     return [(slice(slots[a], slots[a] + b - a), slice(a, b)) for a, b in pairwise(cuts)]
 

@@ -159,8 +159,12 @@ def match_prefix(seq: Sequence, lane: Lane) -> PrefixMatch | None:
 
 
 @hookspec("all")
-def reclaim_blocks(lane: Lane, num_blocks: int) -> None:
-    """Unlock at least `num_blocks` blocks if possible. Called when too few are free, before a sequence is preempted."""
+def reclaim_blocks(lane: Lane, num_blocks: SequenceOf[int]) -> None:
+    """Unlock at least `num_blocks[group]` blocks of every KV group if possible.
+
+    Called when too few are free, before a sequence waits or is preempted. `lane.pool.unlock` takes a column in part: -1 for a group
+    keeps its block.
+    """
 
 
 @hookspec("all")

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 from time import perf_counter
@@ -20,10 +19,12 @@ from weakref import WeakSet
 import torch
 
 from pitlane.engine.decode.draft_model import DraftModel
+from pitlane.engine.kv.capacity import GroupNeeds, LaneLimits, num_blocks
 from pitlane.engine.kv.operations import Copy
-from pitlane.engine.kv.pool import Pool
+from pitlane.engine.kv.pool import DROPPED, Pool
 from pitlane.engine.kv.state import KVState, PrefixMatch
 from pitlane.engine.kv.store import DenseKV, KVStore
+from pitlane.engine.kv.visibility import visibility_of
 from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.pacing.pacing import Pacing
 from pitlane.engine.plan.hooks import Hook
@@ -37,18 +38,8 @@ from pitlane.engine.sequence import Sequence
 log = logging.getLogger("pitlane")
 Call = Callable[[Callable[[], None]], "Future[None]"]
 Match = Callable[["Lane", Sequence], PrefixMatch | None]
-Reclaim = Callable[["Lane", int], None]
+Reclaim = Callable[["Lane", SequenceOf[int]], None]
 BLOCK_SIZE = 32
-
-
-@dataclass(frozen=True, slots=True)
-class LaneLimits:
-    """kv_bytes: this lane's share of KV memory. context: the limit of a sequence, in tokens."""
-
-    kv_bytes: int
-    context: int
-    max_step_tokens: int = 512
-    max_seqs: int = 64
 
 
 class State(Protocol):
@@ -78,12 +69,17 @@ class Lane:
         load_drafter: Callable[[str], BuiltModel],
         call: Call,
     ) -> None:
-        groups = built.model.kv_groups
-        num_blocks = max(1, limits.kv_bytes // (BLOCK_SIZE * sum(group.bytes_per_token(dtype) for group in groups)))
-        self.built, self.dtype, self.device, self.limits = built, dtype, device, limits
+        groups, size, self.limits = built.model.kv_groups, BLOCK_SIZE, limits
+        self.built, self.dtype, self.device = built, dtype, device
         self.load_drafter, self.call = load_drafter, call
-        self.stores: list[KVStore] = [DenseKV(group, num_blocks, BLOCK_SIZE, dtype, device) for group in groups]
-        self.pool = Pool(groups, num_blocks, BLOCK_SIZE, fingerprint, built.visibilities)
+        visibilities = built.visibilities or tuple(map(visibility_of, groups))
+        pairs = zip(groups, visibilities, strict=True)
+        needs = [GroupNeeds(group.bytes_per_token(dtype), visibility.max_tokens) for group, visibility in pairs]
+        counts = num_blocks(needs, limits, size)
+        self.stores: list[KVStore] = [
+            DenseKV(group, count, size, dtype, device) for group, count in zip(groups, counts, strict=True)
+        ]
+        self.pool = Pool(groups, counts, size, fingerprint, visibilities, limits.max_step_tokens)
         self.builder = BatchBuilder(self.pool)
         self.runner = Runner(built.forward(self.stores), self.pool.queue)
         self.pacing = Pacing(limits.max_step_tokens)
@@ -108,15 +104,18 @@ class Lane:
     @property
     def max_tokens_per_seq(self) -> int:
         """The token limit of a sequence: the context, or less if the blocks that are not withheld hold fewer tokens."""
-        return min(self.limits.context, (self.pool.num_blocks - self.pool.num_withheld) * BLOCK_SIZE)
+        return int(min(self.limits.context, self.pool.num_usable_tokens))
 
     @property
     def has_work(self) -> bool:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
-    @property
-    def kv_bytes_per_block(self) -> int:
-        return sum(store.num_bytes for store in self.stores) // self.pool.num_blocks
+    def kv_bytes(self, kv: KVState) -> int:
+        """Bytes of the blocks that a sequence holds."""
+        pairs = zip(self.stores, kv.block_tables, strict=False)
+        return sum(
+            store.num_bytes // (store.null_block + 1) * sum(b != DROPPED for b in table) for store, table in pairs
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -193,16 +192,18 @@ class Lane:
         return self.draft_models[key]
 
     def _attach(self, name: str, built: BuiltModel) -> None:
-        groups = built.model.kv_groups
-        target_bytes = sum(group.bytes_per_token(self.dtype) for group in self.pool.groups)  # KV of a token
+        pool, groups = self.pool, built.model.kv_groups
+        own = [pool.groups[index] for index in pool.unlimited_groups]
+        target_bytes = sum(group.bytes_per_token(self.dtype) for group in own)  # KV of a token
         draft_bytes = sum(group.bytes_per_token(self.dtype) for group in groups)
-        num_usable = self.pool.num_blocks - self.pool.num_withheld
+        allocators = [pool.allocators[index] for index in pool.unlimited_groups]
+        num_usable = min(len(allocator.counts) for allocator in allocators) - max(pool.withheld)
         share = -(-num_usable * draft_bytes // (target_bytes + draft_bytes))
-        withheld = min(self.pool.num_free_blocks, num_usable - 1, share)
-        self.pool.withhold(withheld)
-        num_blocks = max(1, withheld * target_bytes // draft_bytes)
-        stores: list[KVStore] = [DenseKV(group, num_blocks, BLOCK_SIZE, self.dtype, self.device) for group in groups]
-        builder = BatchBuilder(Pool(groups, num_blocks, BLOCK_SIZE, ""))
+        withheld = min(num_usable - 1, share, *(allocator.num_free for allocator in allocators))
+        pool.withhold(withheld)
+        count = max(1, withheld * target_bytes // draft_bytes)
+        stores: list[KVStore] = [DenseKV(group, count, BLOCK_SIZE, self.dtype, self.device) for group in groups]
+        builder = BatchBuilder(Pool(groups, count, BLOCK_SIZE, ""))
         runner = Runner(built.forward(stores), builder.pool.queue)
         self.built_drafters.append(built)
         self.draft_models[name] = DraftModel(builder, runner, self.limits.max_step_tokens, shares_kv=False)
@@ -211,8 +212,8 @@ class Lane:
         """Return the draft length that answer length, context, step and free blocks allow. No block is evicted for a draft."""
         if not seq.is_decoding or seq.num_scheduled_tokens != 1:
             return 0
-        size = self.pool.block_size
-        room = len(seq.kv.block_tables[0]) * size + self.pool.num_free_blocks * size - seq.num_tokens
+        pairs = zip(seq.kv.block_tables, self.pool.allocators, strict=True)
+        room = min(len(table) + allocator.num_free for table, allocator in pairs) * BLOCK_SIZE - seq.num_tokens
         left = min(seq.num_remaining_tokens - 1, self.max_tokens_per_seq - seq.num_tokens)
         return max(0, min(left, room, self.limits.max_step_tokens))
 
@@ -257,5 +258,5 @@ def _no_match(seq: Sequence) -> PrefixMatch | None:
     return None
 
 
-def _no_reclaim(num_blocks: int) -> None:
+def _no_reclaim(num_blocks: SequenceOf[int]) -> None:
     return None

@@ -3,28 +3,33 @@
 There is no prefill phase and no decode phase. Every sequence has uncomputed tokens: one token while it decodes, many tokens after
 admission or preemption. Older sequences come first, and decoding sequences never wait for prompts. Prompts share the
 rest of the step's limit: half goes to the prompt that is nearest to its end, half to the oldest prompt, so that a short question
-does not wait for a long document. A sequence is admitted when there are blocks for all its known tokens. When no block is free, the
-youngest sequence is preempted and computed again later.
+does not wait for a long document. A sequence is admitted when there are blocks for all its known tokens; in a KV group with a limit
+of visible tokens, for as many tokens as a sequence ever holds. There a prompt takes blocks step by step, as it drops earlier
+blocks, before any other sequence is admitted. When no block is free, the youngest sequence is preempted and computed again later.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from math import inf
+from typing import TYPE_CHECKING
 
 from pitlane.engine.errors import PromptTooLong
 from pitlane.engine.kv.operations import Copy, Load
 from pitlane.engine.kv.pool import Pool
-from pitlane.engine.kv.state import PrefixMatch
+from pitlane.engine.kv.state import KVState, PrefixMatch
 from pitlane.engine.pacing.pacing import Pacing
 from pitlane.engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOAD_RATE = 1.5e9  # bytes per second: a low estimate for writing saved KV into new pages of the store
 
 Match = Callable[[Sequence], PrefixMatch | None]
-Reclaim = Callable[[int], None]
+Reclaim = Callable[[SequenceOf[int]], None]
 
 
 class Scheduler:
@@ -76,9 +81,9 @@ class Scheduler:
             self._fork(seq)
         decoding: list[Sequence] = []
         for seq in list(self.running):
-            if seq not in self.running or not seq.is_decoding:
-                continue  # preempted for an older sequence; or a prompt: it has its blocks since admission
-            if self._reserve(seq, seq.kv.num_computed_tokens + 1):
+            if seq not in self.running:
+                continue  # preempted for an older sequence
+            if self._reserve(seq, seq.num_tokens + (not seq.is_decoding)) and seq.is_decoding:
                 seq.num_scheduled_tokens = 1
                 decoding.append(seq)
         room = max(0, self.max_step_tokens - len(decoding))
@@ -150,22 +155,27 @@ class Scheduler:
 
         May drop the tail of `prefix`. Sets `seq.error` if blocks are lacking and no sequence runs.
         """
-        missing = self.pool.num_missing_blocks(seq.kv, seq.num_tokens + 1) - len(prefix.blocks) + len(seq.forks)
-        if missing > self.pool.num_free_blocks:
+        pool, num_blocks = self.pool, len(prefix.blocks)
+        num_cached = prefix.num_loading_tokens if prefix.loading is not None else num_blocks * pool.block_size
+        missing = [n + len(seq.forks) for n in pool.num_missing_behind(num_cached, num_blocks, seq.num_tokens + 1)]
+        if any(pool.lacking(missing)):
             matched = [*prefix.blocks, *([prefix.tail[0]] if prefix.tail is not None else [])]
             for column in matched:  # keeps the plugin from giving them back
-                self.pool.lock(column)
-            self.reclaim(missing - self.pool.num_free_blocks)
+                pool.lock(column)
+            self.reclaim(pool.lacking(missing))
             for column in matched:
-                self.pool.unlock(column)
-        if missing <= self.pool.num_free_blocks:
+                pool.unlock(column)
+        lacking = pool.lacking(missing)
+        if not any(lacking):
             return True
         if prefix.tail is not None:  # without the tail, its block can be given back
             prefix.tail = None
             return self._has_room(seq, prefix)
         if not self.running:
+            group = next(index for index, count in enumerate(lacking) if count)
+            allocator = pool.allocators[group]
             seq.error = PromptTooLong(
-                f"the prompt needs {missing} KV blocks, {self.pool.num_free_blocks} of {self.pool.num_blocks} are free; "
+                f"the prompt needs {missing[group]} KV blocks, {allocator.num_free} of {len(allocator.counts)} are free; "
                 "close other chats or raise --kv-memory"
             )
         return False
@@ -174,6 +184,7 @@ class Scheduler:
         pool = self.pool
         if prefix.loading is not None:
             seq.kv.prefix = prefix  # `_load` clears it when the whole prefix is in the store
+            pool.adopt_loaded(seq.kv, prefix.num_loading_tokens)
             return
         pool.adopt(seq.kv, prefix.blocks)
         if prefix.tail is not None:
@@ -191,16 +202,24 @@ class Scheduler:
             assert kv.prefix.loading is not None, "blocks are adopted at once"
             tensors, count = kv.prefix.loading.result(), kv.prefix.num_loading_tokens
             assert tensors is not None, "unreadable prefixes are not admitted"
-            per_token = sum(tensor.nbytes for tensor in tensors.values()) / count
+            per_token = sum(tensor.nbytes for tensor in tensors.values()) / count  # a low estimate
             start = kv.num_computed_tokens
             stop = min(count, start + 1 + int(min(count, room / max(1.0, per_token))))
-            slots = [self.pool.slots(kv, group, start, stop) for group in range(len(self.pool.groups))]
-            self.pool.queue.append(Load(slots, tensors, [start] * len(slots)))
+            self.pool.queue.append(self._load_operation(kv, tensors, start, stop, count))
             room -= (stop - start) * per_token
             kv.num_computed_tokens = stop
             if stop == count:
                 kv.prefix = None
                 self._used_prefix(seq)
+
+    def _load_operation(self, kv: KVState, tensors: Mapping[str, Tensor], start: int, stop: int, count: int) -> Load:
+        """Load the tokens `[start, stop)` of `count` saved tokens. A tensor may lack first tokens: no later token sees them."""
+        slots, starts = [], []
+        for group in range(len(self.pool.groups)):
+            first = min(stop, max(start, self.pool.first_seen(group, count)))
+            slots.append(self.pool.slots(kv, group, first, stop))
+            starts.append(first - count + tensors[f"group.{group}"].shape[3])
+        return Load(slots, tensors, starts)
 
     @staticmethod
     def _used_prefix(seq: Sequence) -> None:
@@ -220,9 +239,8 @@ class Scheduler:
     def _reserve(self, seq: Sequence, num_tokens: int) -> bool:
         """Reserve blocks. If too few are free, ask plugins, then preempt younger sequences. False: `seq` itself was preempted."""
         while not self.pool.reserve(seq.kv, num_tokens):
-            missing = self.pool.num_missing_blocks(seq.kv, num_tokens) - self.pool.num_free_blocks
             before = self.pool.num_free_blocks
-            self.reclaim(missing)
+            self.reclaim(self.pool.lacking(self.pool.num_missing(seq.kv, num_tokens)))
             if self.pool.num_free_blocks > before:
                 continue
             victim = self.running[-1]

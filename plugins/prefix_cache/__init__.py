@@ -7,8 +7,8 @@ Exactness: identical; with `int8`, approximate: saved KV then takes half the spa
 disk space. Helps if a prompt begins like an earlier prompt: the next question on a document, the next turn of a chat.
 Paper: RadixAttention, https://arxiv.org/abs/2312.07104; block hashes as in vLLM.
 
-cache.py: the plugin's state in a lane. index.py: the blocks in memory. disk.py: the files. The plugin skips the saving of a
-document if a windowed KV group has dropped blocks of the document.
+cache.py: the plugin's state in a lane. index.py: the blocks in memory. disk.py: the files. In a KV group with a limit of visible
+tokens, only the tokens that the next token sees are kept in memory under pressure, and saved.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 
-from pitlane import Plugin, PluginOptions, Pool, PrefixMatch, Segment, Sequence, hookimpl
+from pitlane import Plugin, PluginOptions, PrefixMatch, Segment, Sequence, hookimpl
 from pitlane.plugins.prefix_cache.cache import Cache
 from pitlane.plugins.prefix_cache.disk import Disk
 from pitlane.plugins.prefix_cache.index import Chain
@@ -91,7 +91,7 @@ class PrefixCache(Plugin):
         blocks = cache.index(self._is_exact)
         with blocks.leaving_on_error(chain):
             blocks.insert(seq, index, chain)
-            self._export(seq, chain, cache, (index + 1) * chain.pool.block_size)
+            self._export(seq, chain, cache, seq.kv.num_computed_tokens)
 
     @hookimpl
     def sequence_finished(self, seq: Sequence, lane: Lane) -> None:
@@ -117,7 +117,7 @@ class PrefixCache(Plugin):
         blocks.park(seq, chain)
 
     @hookimpl
-    def reclaim_blocks(self, lane: Lane, num_blocks: int) -> None:
+    def reclaim_blocks(self, lane: Lane, num_blocks: list[int]) -> None:
         cast(Cache, lane.state[self.name]).evict(num_blocks)
 
     @property
@@ -150,8 +150,11 @@ class PrefixCache(Plugin):
             return None
         longest, token_ids = saved[0], seq.token_ids[: saved[0].num_tokens]
 
+        pool = chain.pool
+        counts = [longest.num_tokens - pool.first_seen(group, longest.num_tokens) for group in range(len(pool.groups))]
+
         def read() -> dict[str, Tensor] | None:
-            tensors, reason = disk.read(longest, token_ids, as_int8)
+            tensors, reason = disk.read(longest, token_ids, counts, as_int8)
             if tensors is None:
                 chain.saved = saved[1:]
                 chain.discarded.append(reason)
@@ -162,7 +165,11 @@ class PrefixCache(Plugin):
         return PrefixMatch(loading=disk.submit(read), num_loading_tokens=longest.num_tokens)
 
     def _export(self, seq: Sequence, chain: Chain, cache: Cache, num_ready: int) -> None:
-        """Copy the KV of uncached documents in pieces. The last piece of a document triggers the write."""
+        """Copy the KV of uncached documents in pieces. The last piece of a document triggers the write.
+
+        In a limited KV group, a piece has only the tokens that the end of the document needs. They still have their blocks: the
+        loop drops what no token behind the sealed blocks sees, and every document that ends before them is exported by then.
+        """
         disk = cache.disk if self.options.save_documents else None
         if disk is None:
             return
@@ -172,31 +179,25 @@ class PrefixCache(Plugin):
             start, stop = chain.num_exported, min(num_ready, segment.end)
             if stop <= start or (stop < segment.end and stop - start < EXPORT_TOKENS):
                 return
-            if not _is_whole(seq, chain.pool, start, stop):
-                chain.num_exported = seq.num_tokens + seq.num_remaining_tokens
-                return
-            document = segment if stop == segment.end else None
-            self._save(seq, chain, disk, stop, document)
+            self._save(seq, chain, disk, stop, segment)
             chain.num_exported = stop
 
-    def _save(self, seq: Sequence, chain: Chain, disk: Disk, stop: int, document: Segment | None) -> None:
+    def _save(self, seq: Sequence, chain: Chain, disk: Disk, stop: int, document: Segment) -> None:
+        """Save the tokens up to `stop`, which are part of a document or its end."""
         pool, start = chain.pool, chain.num_exported
         quota, as_int8 = self._quota, self.options.int8
-        key = chain.prefix_hash(seq.token_ids, stop) if document else ""
+        key = chain.prefix_hash(seq.token_ids, stop) if stop == document.end else ""
         token_ids = seq.token_ids[:stop]
+        firsts = [pool.first_seen(group, document.end) for group in range(len(pool.groups))]
+        slots = [pool.slots(seq.kv, group, min(stop, max(start, first)), stop) for group, first in enumerate(firsts)]
+        counts = [document.end - first for first in firsts]
 
         def sink(tensors: Mapping[str, Tensor]) -> None:
             if chain.num_saved != start:
                 return  # a step failed, and an earlier piece is lost
             chain.pieces.append(tensors)
             chain.num_saved = stop
-            if document is not None:
-                disk.write(pool.fingerprint, key, token_ids, list(chain.pieces), document, quota, as_int8)
+            if stop == document.end:
+                disk.write(pool.fingerprint, key, token_ids, list(chain.pieces), counts, document, quota, as_int8)
 
-        pool.queue.save([pool.slots(seq.kv, group, start, stop) for group in range(len(pool.groups))], sink)
-
-
-def _is_whole(seq: Sequence, pool: Pool, start: int, stop: int) -> bool:
-    """Whether no windowed group has dropped a block of the tokens `[start, stop)`."""
-    size = pool.block_size
-    return all(min(table[start // size : -(-stop // size)]) >= 0 for table in seq.kv.block_tables)
+        pool.queue.save(slots, sink)

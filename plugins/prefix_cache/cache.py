@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pitlane import Pool
 from pitlane.plugins.prefix_cache.disk import Disk
 from pitlane.plugins.prefix_cache.index import BlockIndex, Column
@@ -23,10 +25,10 @@ class Cache:
         """The blocks in memory. KV loaded from int8 has a separate index, so no exact plan gets approximate KV."""
         return self._indexes[is_exact]
 
-    def evict(self, num_blocks: int) -> None:
-        """Free up to `num_blocks` of the least recently used blocks, exact plans' blocks first."""
+    def evict(self, num_blocks: Sequence[int]) -> None:
+        """Free up to `num_blocks` of each KV group: the least recently used blocks, exact plans' blocks first."""
         for index in self._indexes.values():
-            num_blocks -= index.evict(num_blocks)
+            num_blocks = index.evict(list(num_blocks))
 
     @property
     def columns(self) -> list[Column]:

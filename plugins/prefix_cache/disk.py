@@ -69,14 +69,23 @@ class Disk:
             log.warning("saved prefixes cannot be searched: %s", error)
             return []
 
-    def read(self, saved: SavedPrefix, token_ids: list[int], as_int8: bool) -> tuple[dict[str, Tensor] | None, str]:
-        """Read the tensors of a saved prefix. On any failure, discard the file and return None and the reason."""
+    def read(
+        self, saved: SavedPrefix, token_ids: list[int], counts: list[int], as_int8: bool
+    ) -> tuple[dict[str, Tensor] | None, str]:
+        """Read the tensors of a saved prefix. On any failure, discard the file and return None and the reason.
+
+        counts: per KV group, the least number of tokens. A tensor has the last tokens of the prefix.
+        """
         prefixes = self._opening.result().prefixes
         try:
             if prefixes.token_ids(saved) != token_ids:
                 raise StorageError(f"{saved.file} holds other tokens")
             tensors = prefixes.load(saved)
-            return (_unpacked(tensors) if as_int8 else tensors), ""
+            tensors = _unpacked(tensors) if as_int8 else tensors
+            for group, count in enumerate(counts):
+                if tensors[f"group.{group}"].shape[3] < count:
+                    raise StorageError(f"{saved.file} holds too few tokens of group {group}; {count} are needed")
+            return tensors, ""
         except Exception as error:
             log.warning("the saved KV of %s is dropped and computed again: %s", saved.title or "a prefix", error)
             try:
@@ -91,11 +100,15 @@ class Disk:
         key: str,
         token_ids: list[int],
         pieces: list[Mapping[str, Tensor]],
+        counts: list[int],
         document: Segment,
         quota_bytes: int,
         as_int8: bool,
     ) -> None:
-        """Queue the KV of a document for the writing thread. pieces: parts along the token axis n, `[2, L, Hkv, n, D]`."""
+        """Queue the KV of a document for the writing thread.
+
+        pieces: parts along the token axis n, `[2, L, Hkv, n, D]`. counts: per KV group, how many of the last tokens to save.
+        """
         if self.is_missed():
             return
         num_bytes = sum(tensor.nbytes for piece in pieces for tensor in piece.values())
@@ -113,7 +126,7 @@ class Disk:
                     _form(fingerprint, as_int8),
                     key,
                     token_ids,
-                    _joined(pieces, as_int8),
+                    _joined(pieces, counts, as_int8),
                     title=document.title,
                     document_hash=document.document_hash,
                 )
@@ -133,11 +146,14 @@ class Disk:
             self._opening.result().close()
 
 
-def _joined(pieces: list[Mapping[str, Tensor]], as_int8: bool) -> Mapping[str, Tensor]:
+def _joined(pieces: list[Mapping[str, Tensor]], counts: list[int], as_int8: bool) -> Mapping[str, Tensor]:
     import torch
 
     with torch.inference_mode():
-        whole = {name: torch.cat([piece[name] for piece in pieces], dim=3) for name in pieces[0]}
+        whole = {}
+        for group, count in enumerate(counts):
+            part = torch.cat([piece[f"group.{group}"] for piece in pieces], dim=3)
+            whole[f"group.{group}"] = part[:, :, :, part.shape[3] - count :].contiguous()
         packed = int8.pack(whole) if as_int8 else whole
     release_threads()
     return packed

@@ -1,8 +1,9 @@
 """Index of the blocks in memory: finds cached prefixes, orders eviction, and knows which sequence computes a block now.
 
 Identity of a block: SHA-256 over (parent's identity, token ids). The root is the lane's fingerprint and the request's salt.
-A hit also compares the token ids. A cached block is a `Column`: a block id per KV group. Only the engine's thread uses this
-module.
+A hit also compares the token ids. A cached block is a `Column`: a block id per KV group. In a KV group with a limit of visible
+tokens, the block may be dropped (-1): a match needs such blocks only for the tokens that the next token sees. Only the engine's
+thread uses this module.
 """
 
 from __future__ import annotations
@@ -88,18 +89,33 @@ class Entry:
     use: int
 
 
+class Uses(OrderedDict[int, dict[bytes, None]]):
+    """Number of a use -> the blocks of that use, in prompt order; least recent use first."""
+
+    def add(self, use: int, key: bytes) -> None:
+        self.setdefault(use, {})[key] = None
+
+    def remove(self, use: int, key: bytes) -> None:
+        del self[use][key]
+        if not self[use]:
+            del self[use]
+
+
 class BlockIndex:
     """Cached blocks of one pool.
 
-    uses: number of a use -> the blocks of that use, in prompt order; least recent use first. Eviction takes blocks from the end
-    of a use, so that no block outlives its parent.
+    uses: all blocks. Eviction takes blocks from the end of a use, so that no block outlives its parent. limited: per KV group with
+    a limit of visible tokens, the blocks that are not dropped there. Such a group gives back its blocks alone, from the start of a
+    use: a match needs the blocks before its end.
     """
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.entries: dict[bytes, Entry] = {}
         self.children: dict[bytes, dict[bytes, None]] = {}
-        self.uses: OrderedDict[int, dict[bytes, None]] = OrderedDict()
+        self.uses = Uses()
+        groups = range(len(pool.groups))
+        self.limited = {group: Uses() for group in groups if pool.visibilities[group].max_tokens is not None}
         self.computing: dict[bytes, Chain] = {}
         self._num_uses = 0
 
@@ -110,16 +126,29 @@ class BlockIndex:
     def match(self, token_ids: list[int], chain: Chain) -> PrefixMatch:
         """Match the longest cached prefix, without the last token: it must be computed for its logits."""
         size = self.pool.block_size
-        match = PrefixMatch()
+        columns: list[Column] = []
         hashes = chain.upto(token_ids, (len(token_ids) - 1) // size)
         for index, key in enumerate(hashes):
             entry = self.entries.get(key)
             if entry is None or entry.token_ids != token_ids[index * size : (index + 1) * size]:
                 break
-            match.blocks.append(entry.column)
+            columns.append(entry.column)
+        match = PrefixMatch(columns[: self._longest(columns)])
         self._use(chain, hashes[: len(match.blocks)])
         match.tail = self._tail(token_ids[len(match.blocks) * size : -1], chain.parent(len(match.blocks)))
         return match
+
+    def _longest(self, columns: list[Column]) -> int:
+        """The most leading columns behind which the next token finds all tokens that it sees."""
+        best, holes = 0, dict.fromkeys(self.limited, -1)  # holes: the last dropped block so far
+        for count, column in enumerate(columns, 1):
+            holes |= {group: count - 1 for group in holes if column[group] < 0}
+            seen = {
+                group: self.pool.first_seen(group, count * self.pool.block_size) for group in holes if holes[group] >= 0
+            }
+            if all(holes[group] < first // self.pool.block_size for group, first in seen.items()):
+                best = count
+        return best
 
     def wait_for(self, chain: Chain, num_matched: int) -> Pending | None:
         """A future that completes when another sequence has sealed the missing blocks that both share.
@@ -180,17 +209,27 @@ class BlockIndex:
             parent, token_ids = chain.parent(count), seq.token_ids[count * size : count * size + rest]
             self._enter(block_hash(parent, token_ids), token_ids, seq.kv.column(count), parent, chain)
 
-    def evict(self, num_blocks: int) -> int:
-        """Free up to `num_blocks` of the least recently used blocks that no sequence holds. Returns their number."""
-        count = 0
+    def evict(self, num_blocks: list[int]) -> list[int]:
+        """Free up to `num_blocks` of each KV group: the least recently used blocks that no sequence holds. Returns the rest."""
+        rest = list(num_blocks)
+        for group, uses in self.limited.items():
+            for key in (key for keys in list(uses.values()) for key in list(keys)):
+                if rest[group] <= 0:
+                    break
+                column = _alone(self.entries[key].column, group)
+                if self.pool.is_idle(column):
+                    self._release(key, column)
+                    rest[group] -= 1
+        others = [group for group in range(len(rest)) if group not in self.limited]
         for keys in list(self.uses.values()):
-            while keys and count < num_blocks:
+            while keys and any(rest[group] > 0 for group in others):
                 key = next(reversed(keys))
-                if not self.pool.is_idle(self.entries[key].column):
+                column = self.entries[key].column
+                if not all(self.pool.is_idle(_alone(column, group)) for group in others):
                     break  # a sequence holds this block, so it holds all earlier blocks too
                 self._drop(key)
-                count += 1
-        return count
+                rest = [count - (block >= 0) for count, block in zip(rest, column, strict=True)]
+        return rest
 
     def _use(self, chain: Chain, keys: SequenceOf[bytes]) -> None:
         """Mark blocks as used now: eviction takes them last."""
@@ -199,17 +238,18 @@ class BlockIndex:
         for key in keys:
             entry = self.entries.get(key)
             if entry is not None:
-                self._forget_use(key, entry)
+                for uses in self._uses_of(entry.column):
+                    uses.remove(entry.use, key)
+                    uses.add(chain.use, key)
                 entry.use = chain.use
-                self.uses.setdefault(entry.use, {})[key] = None
 
-    def _forget_use(self, key: bytes, entry: Entry) -> None:
-        del self.uses[entry.use][key]
-        if not self.uses[entry.use]:
-            del self.uses[entry.use]
+    def _uses_of(self, column: Column) -> list[Uses]:
+        return [self.uses, *(uses for group, uses in self.limited.items() if column[group] >= 0)]
 
     def _enter(self, key: bytes, token_ids: list[int], column: Column, parent: bytes, chain: Chain) -> None:
-        if key in self.entries or min(column) < 0:
+        entry = self.entries.get(key)
+        if entry is not None:
+            self._fill(key, entry, column)
             return
         siblings = self.children.setdefault(parent, {})
         for other in [
@@ -221,11 +261,31 @@ class BlockIndex:
         self.pool.lock(column)
         self.entries[key] = Entry(token_ids, column, parent, chain.use)
         self.children.setdefault(parent, {})[key] = None
-        self.uses.setdefault(chain.use, {})[key] = None
+        for uses in self._uses_of(column):
+            uses.add(chain.use, key)
+
+    def _fill(self, key: bytes, entry: Entry, column: Column) -> None:
+        """Take the blocks of an equal column where the entry has dropped blocks."""
+        new = tuple(b if a < 0 else -1 for a, b in zip(entry.column, column, strict=True))
+        self.pool.lock(new)
+        entry.column = tuple(max(pair) for pair in zip(entry.column, new, strict=True))
+        for group, uses in self.limited.items():
+            if new[group] >= 0:
+                uses.add(entry.use, key)
+
+    def _release(self, key: bytes, part: Column) -> None:
+        """Give back the blocks of a part of a column."""
+        entry = self.entries[key]
+        for group, uses in self.limited.items():
+            if part[group] >= 0:
+                uses.remove(entry.use, key)
+        entry.column = tuple(-1 if b >= 0 else a for a, b in zip(entry.column, part, strict=True))
+        self.pool.unlock(part)
 
     def _drop(self, key: bytes) -> None:
         entry = self.entries.pop(key)
-        self._forget_use(key, entry)
+        for uses in self._uses_of(entry.column):
+            uses.remove(entry.use, key)
         siblings = self.children[entry.parent]
         del siblings[key]
         if not siblings:
@@ -239,7 +299,7 @@ class BlockIndex:
             entry = self.entries[key]
             common = next((i for i, (a, b) in enumerate(zip(entry.token_ids, token_ids, strict=False)) if a != b), None)
             common = min(len(entry.token_ids), len(token_ids)) if common is None else common
-            if common > length:
+            if common > length and min(entry.column) >= 0:
                 best, length = entry.column, common
         return (best, length) if best is not None else None
 
@@ -247,6 +307,11 @@ class BlockIndex:
 def block_hash(parent: bytes, token_ids: SequenceOf[int]) -> bytes:
     """Identity of the block of tokens that follows `parent`."""
     return hashlib.sha256(parent + array("q", token_ids).tobytes()).digest()
+
+
+def _alone(column: Column, group: int) -> Column:
+    """A column with the block of one group; the others dropped."""
+    return tuple(block if index == group else -1 for index, block in enumerate(column))
 
 
 def _begins(longer: list[int], shorter: list[int]) -> bool:

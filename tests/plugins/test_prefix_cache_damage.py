@@ -298,7 +298,7 @@ def save_for_ever(number):
             ask(engine, seed, 150)
         cache = engine.lane_of(engine.default_plan).state["prefix_cache"]
         cache.disk._opening.result().prefixes.prune(0)
-        engine.worker.call(lambda: cache.evict(10**6)).result()
+        engine.worker.call(lambda: cache.evict([10**6])).result()
 
 def ask_often(number):
     for _ in range(number):

@@ -138,7 +138,7 @@ def test_a_document_evicted_from_memory_is_read_from_disk(make_engine: Any) -> N
     cache = engine.lane_of(engine.default_plan).state["prefix_cache"]
     expected = engine.generate(chat((1, 150)), PARAMS)
     cache.disk._writer.submit(lambda: None).result()
-    engine.worker.call(lambda: cache.evict(1000)).result()
+    engine.worker.call(lambda: cache.evict([1000])).result()
     again = engine.generate(chat((1, 150)), PARAMS)
     assert notes(again)["disk_tokens"] == 150 and again.token_ids == expected.token_ids
 

@@ -119,9 +119,9 @@ def test_the_least_recently_used_prompt_is_evicted_first_and_from_its_end(make_e
     for prompt in (old, new, old):
         engine.generate(prompt, ONE)
     index = index_of(engine)
-    engine.worker.call(lambda: index.evict(2)).result()
+    engine.worker.call(lambda: index.evict([2])).result()
     assert engine.generate([*new, 1], ONE).stats["cached_tokens"] == 96  # the first 3 of 5 blocks are left
-    engine.worker.call(lambda: index.evict(100)).result()
+    engine.worker.call(lambda: index.evict([100])).result()
     assert not index.entries and not index.children and not index.uses
     assert engine.generate(old, ONE).stats["cached_tokens"] == 0
     check_integrity(engine)

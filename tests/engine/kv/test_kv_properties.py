@@ -22,6 +22,7 @@ from pitlane.engine.run.scheduler import Scheduler
 from pitlane.engine.sequence import Request, Timing
 
 SIZE = 4
+STEP = 12  # the most tokens of a forward
 FULL = KVGroup((0,), 1, 8)
 WINDOWED = KVGroup((1,), 1, 8, window=6)
 GROUPS = [(FULL,), (WINDOWED,), (FULL, WINDOWED)]
@@ -62,7 +63,7 @@ class Stores:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.slots: list[list[int]] = [[-1] * (pool.num_blocks * SIZE) for _ in pool.groups]
+        self.slots: list[list[int]] = [[-1] * (len(allocator.counts) * SIZE) for allocator in pool.allocators]
 
     def carry_out(self) -> None:
         """Carry out the waiting operations: a forward does this first."""
@@ -115,7 +116,7 @@ class Cached:
     """Full blocks in a cache, and their tokens."""
 
     columns: list[Column]
-    blocks: list[list[Block]]  # by group
+    blocks: list[list[Block | None]]  # by group
     token_ids: list[int]
 
 
@@ -124,7 +125,7 @@ class PoolWorld:
     """A pool and its plain model. model: per sequence id and group a list of blocks, None = dropped."""
 
     groups: tuple[KVGroup, ...]
-    num_blocks: int
+    num_blocks: list[int]
     seqs: list[Sequence] = field(default_factory=list)
     model: dict[int, list[list[Block | None]]] = field(default_factory=dict)
     cache: list[Cached] = field(default_factory=list)
@@ -133,22 +134,27 @@ class PoolWorld:
     num_saved: int = 0
 
     def __post_init__(self) -> None:
-        self.pool = Pool(self.groups, self.num_blocks, SIZE, "fingerprint")
+        self.pool = Pool(self.groups, self.num_blocks, SIZE, "fingerprint", max_step_tokens=STEP)
         self.stores = Stores(self.pool)
 
     def blocks(self, group: int) -> set[Block]:
         held = {block for tables in self.model.values() for block in tables[group] if block is not None}
-        return held | {block for entry in self.cache for block in entry.blocks[group]}
+        return held | {block for entry in self.cache for block in entry.blocks[group] if block is not None}
 
-    def num_free(self) -> int:
-        return self.num_blocks - max(len(self.blocks(group)) for group in range(len(self.groups)))
+    def num_free(self, group: int) -> int:
+        return self.num_blocks[group] - len(self.blocks(group))
+
+    def first(self, group: int, num_tokens: int) -> int:
+        """The first block that a token behind `num_tokens` tokens sees."""
+        window = self.groups[group].window
+        return 0 if window is None else max(0, num_tokens - window + 1) // SIZE
 
     def check(self, is_last: bool) -> None:
         self.pool.check_integrity(
             [seq.kv for seq in self.seqs], lambda: [column for entry in self.cache for column in entry.columns]
         )
-        assert self.pool.num_free_blocks == self.num_free()
         for group, allocator in enumerate(self.pool.allocators):
+            assert allocator.num_free == self.num_free(group)
             counts = sorted(block.num_holders for block in self.blocks(group))
             assert sorted(allocator.counts[allocator.counts > 0].tolist()) == counts
         if is_last:
@@ -162,8 +168,8 @@ class PoolWorld:
         for operation, a, b in steps:
             if operation == "admit":
                 self.admit(a, b)
-            elif operation == "evict":
-                self.evict(a)
+            elif operation in ("evict", "narrow"):
+                getattr(self, operation)(a)
             elif self.seqs:
                 getattr(self, operation)(self.seqs[a % len(self.seqs)], b)
             self.check(is_last=False)
@@ -172,7 +178,7 @@ class PoolWorld:
             self.abort(self.seqs[-1], 0)
         while self.cache:
             self.evict(0)
-        assert self.pool.num_free_blocks == self.num_blocks
+        assert self.pool.num_free_blocks == self.pool.num_blocks == sum(self.num_blocks)
         self.pool.check_integrity(())
 
     def admit(self, a: int, b: int) -> None:
@@ -180,10 +186,16 @@ class PoolWorld:
         seq = self.new()
         entry = self.cache[a % len(self.cache)] if self.cache and b % 3 else None
         count = b % (len(entry.columns) + 1) if entry else 0
+        while entry and any(
+            None in blocks[self.first(g, count * SIZE) : count] for g, blocks in enumerate(entry.blocks)
+        ):
+            count -= 1  # the cache has given back blocks of a window
         self.pool.adopt(seq.kv, entry.columns[:count] if entry else [])
         assert seq.kv.num_computed_tokens == count * SIZE and seq.kv.num_sealed_blocks == count
         seq.token_ids = entry.token_ids[: count * SIZE] if entry else []
         self.model[seq.id] = [list(blocks[:count]) for blocks in entry.blocks] if entry else [[] for _ in self.groups]
+        for group, table in enumerate(self.model[seq.id]):
+            table[: self.first(group, count * SIZE)] = [None] * self.first(group, count * SIZE)
         self.hold(self.model[seq.id], 1)
 
     def new(self) -> Sequence:
@@ -199,17 +211,23 @@ class PoolWorld:
 
     def reserve(self, seq: Sequence, num_tokens: int) -> bool:
         tables, first = self.model[seq.id], seq.kv.num_computed_tokens // SIZE
-        have, need = len(tables[0]), -(-num_tokens // SIZE)
-        columns = list(zip(*tables, strict=True))
-        shared = [i for i in range(first, have) if any(block and block.num_holders > 1 for block in columns[i])]
-        fits = len(shared) + max(0, need - have) <= self.num_free()
+        ends, shared = [], []
+        for group, table in enumerate(tables):
+            limit = self.groups[group].window and -(-(self.groups[group].window + STEP) // SIZE) + 2
+            ends.append(min(-(-num_tokens // SIZE), table.count(None) + limit if limit else num_tokens))
+            shared.append([i for i in range(first, len(table)) if cast(Block, table[i]).num_holders > 1])
+        missing = [
+            len(indices) + max(0, end - len(table)) for table, indices, end in zip(tables, shared, ends, strict=True)
+        ]
+        fits = all(count <= self.num_free(group) for group, count in enumerate(missing))
+        assert self.pool.num_missing(seq.kv, num_tokens) == missing
         assert self.pool.reserve(seq.kv, num_tokens) is fits
         if fits:
-            for table in tables:
-                for index in shared:
+            for table, indices, end in zip(tables, shared, ends, strict=True):
+                for index in indices:
                     cast(Block, table[index]).num_holders -= 1
                     table[index] = Block()
-                table += [Block() for _ in range(have, need)]
+                table += [Block() for _ in range(len(table), end)]
         return fits
 
     def extend(self, seq: Sequence, b: int) -> None:
@@ -220,12 +238,13 @@ class PoolWorld:
         seq.token_ids += [1000 * seq.id + index for index in range(len(seq.token_ids), stop)]
         self.stores.write(seq, start, seq.token_ids[start:stop])
         seq.kv.num_computed_tokens = stop
-        self.pool.drop(seq.kv, stop)
-        for group, table in zip(self.groups, self.model[seq.id], strict=True):
-            for index, block in enumerate(table):
-                if group.window is not None and block and (index + 1) * SIZE <= stop - group.window + 1:
-                    block.num_holders -= 1
-                    table[index] = None
+        self.pool.drop(seq.kv, stop // SIZE * SIZE)
+        for group, table in enumerate(self.model[seq.id]):
+            for index in range(self.first(group, stop // SIZE * SIZE)):
+                self.hold([[table[index]]], -1)
+                table[index] = None
+            limit = self.pool.most_blocks[group]
+            assert limit is None or len(table) - table.count(None) <= limit
 
     def draft(self, seq: Sequence, b: int) -> None:
         """Write draft tokens, and reject all of them."""
@@ -277,6 +296,9 @@ class PoolWorld:
         child.token_ids = seq.token_ids[: seq.kv.num_computed_tokens]
         count = -(-seq.kv.num_computed_tokens // SIZE)
         self.model[child.id] = [table[:count] for table in self.model[seq.id]]
+        for group, table in enumerate(self.model[child.id]):
+            first = self.first(group, seq.kv.num_computed_tokens // SIZE * SIZE)
+            table[:first] = [None] * first
         self.hold(self.model[child.id], 1)
 
     def preempt(self, seq: Sequence, b: int) -> None:
@@ -298,18 +320,32 @@ class PoolWorld:
             return
         for column in columns:
             self.pool.lock(column)
-        blocks = [[cast(Block, block) for block in table[:count]] for table in self.model[seq.id]]
+        blocks = [table[:count] for table in self.model[seq.id]]
         self.hold(blocks, 1)
         self.cache.append(Cached(columns, blocks, seq.token_ids[: count * SIZE]))
 
     def evict(self, a: int) -> None:
+        """Give back an entry of the cache."""
         if self.cache:
             entry = self.cache.pop(a % len(self.cache))
             for index, column in enumerate(entry.columns):
-                is_idle = all(blocks[index].num_holders == 1 for blocks in entry.blocks)
+                is_idle = all(block is None or block.num_holders == 1 for block in (b[index] for b in entry.blocks))
                 assert self.pool.is_idle(column) is is_idle
                 self.pool.unlock(column)
             self.hold(entry.blocks, -1)
+
+    def narrow(self, a: int) -> None:
+        """Give back the first block of an entry of the cache that one windowed group has."""
+        if not self.cache or self.groups[-1].window is None:
+            return
+        entry, group = self.cache[a % len(self.cache)], len(self.groups) - 1
+        index = next((index for index, column in enumerate(entry.columns) if column[group] != DROPPED), None)
+        if index is not None:
+            column = entry.columns[index]
+            self.pool.unlock((*[DROPPED] * group, column[group]))
+            entry.columns[index] = (*column[:group], DROPPED)
+            self.hold([[entry.blocks[group][index]]], -1)
+            entry.blocks[group][index] = None
 
 
 POOL_OPERATIONS = [
@@ -327,15 +363,17 @@ POOL_OPERATIONS = [
     "abort",
     "keep",
     "evict",
+    "narrow",
 ]
-pools = st.tuples(st.sampled_from(GROUPS), st.integers(1, 16), steps_of(POOL_OPERATIONS, 24))
+counts = st.lists(st.integers(1, 16), min_size=2, max_size=2)
+pools = st.tuples(st.sampled_from(GROUPS), counts, steps_of(POOL_OPERATIONS, 24))
 
 
 @example_counts(10_000)
 def test_the_pool_agrees_with_a_plain_model(examples: int) -> None:
-    def check(example: tuple[tuple[KVGroup, ...], int, list[Step]]) -> None:
+    def check(example: tuple[tuple[KVGroup, ...], list[int], list[Step]]) -> None:
         groups, num_blocks, steps = example
-        PoolWorld(groups, num_blocks).run(steps)
+        PoolWorld(groups, num_blocks[: len(groups)]).run(steps)
 
     run_examples(examples, pools, check)
 
@@ -344,7 +382,7 @@ def test_the_pool_agrees_with_a_plain_model(examples: int) -> None:
 def test_saved_blocks_may_be_reused_before_the_next_forward(groups: tuple[KVGroup, ...]) -> None:
     """The only block of a saved sequence is freed. The copy of a fork is written into it, or the tokens of a draft."""
     for is_copied in (True, False):
-        world = PoolWorld(groups, 2)
+        world = PoolWorld(groups, [2] * len(groups))
         world.admit(0, 0)
         world.extend(world.seqs[0], 3)
         world.admit(0, 0)
@@ -374,7 +412,14 @@ class SchedulerWorld:
     """Requests, a cache of prefixes, and a language model whose next token depends on its whole context."""
 
     def __init__(self, groups: tuple[KVGroup, ...], num_blocks: int, budget: int) -> None:
-        self.pool = Pool(groups, num_blocks, SIZE, "fingerprint")
+        """Windowed groups get the blocks of one sequence, and one for a fork; long prompts take them step by step."""
+        self.is_bounded = len(groups) > 1 and num_blocks % 2 == 0
+        steps = budget if self.is_bounded else None
+        self.pool = Pool(groups, num_blocks, SIZE, "fingerprint", max_step_tokens=steps)
+        if self.is_bounded:
+            limits = [limit and min(num_blocks, limit + 1 + num_blocks % 4) for limit in self.pool.most_blocks]
+            counts = [limit or num_blocks for limit in limits]
+            self.pool = Pool(groups, counts, SIZE, "fingerprint", max_step_tokens=steps)
         self.stores = Stores(self.pool)
         self.scheduler = Scheduler(self.pool, budget, 6, self.match, self.reclaim)
         self.cache: dict[tuple[int, ...], Column] = {}  # a block, by all tokens up to its end
@@ -388,17 +433,39 @@ class SchedulerWorld:
             if column is None:
                 break
             match.blocks.append(column)
+        while any(DROPPED in (column[group] for column in match.blocks[first:]) for group, first in self.firsts(match)):
+            match.blocks.pop()
         start = len(match.blocks) * SIZE
         for key, column in self.cache.items():
             same = [a == b for a, b in zip(key[start:], seq.token_ids[start:-1], strict=False)]
             count = same.index(False) if False in same else len(same)
-            if len(key) == start + SIZE and key[:start] == tuple(seq.token_ids[:start]) and count:
+            if (
+                len(key) == start + SIZE
+                and key[:start] == tuple(seq.token_ids[:start])
+                and count
+                and DROPPED not in column
+            ):
                 match.tail = (column, count)
         return match
 
-    def reclaim(self, num_blocks: int) -> None:
-        for key in [key for key, column in self.cache.items() if self.pool.is_idle(column)][:num_blocks]:
-            self.pool.unlock(self.cache.pop(key))
+    def firsts(self, match: PrefixMatch) -> list[tuple[int, int]]:
+        """Per group the first block that the token behind a match sees."""
+        stop = len(match.blocks) * SIZE
+        return [(group, self.pool.first_seen(group, stop) // SIZE) for group in range(len(self.pool.groups))]
+
+    def reclaim(self, num_blocks: Any) -> None:
+        """Give back the blocks of a windowed group alone, and whole columns if other groups lack blocks."""
+        for group, count in enumerate(num_blocks):
+            for key, column in list(self.cache.items()):
+                part = tuple(block if index == group else DROPPED for index, block in enumerate(column))
+                if count <= 0 or column[group] == DROPPED or not self.pool.is_idle(part):
+                    continue
+                count -= 1
+                if self.is_bounded and self.pool.most_blocks[group]:
+                    self.pool.unlock(part)
+                    self.cache[key] = tuple(DROPPED if index == group else block for index, block in enumerate(column))
+                elif self.pool.is_idle(column):
+                    self.pool.unlock(self.cache.pop(key))
 
     def submit(self, a: int, b: int) -> None:
         """Submit a prompt of zeros and ones: many prompts begin alike. A quarter of the requests have several samples."""
@@ -433,7 +500,7 @@ class SchedulerWorld:
                 self.pool.roll_back(seq.kv, seq.kv.num_computed_tokens)
             if a % 2:
                 self.keep(seq)
-            self.pool.drop(seq.kv, seq.kv.num_computed_tokens)
+            self.pool.drop(seq.kv, seq.kv.num_computed_tokens // SIZE * SIZE)
             if seq.num_completion_tokens >= 7:
                 self.finish(seq)
         self.pool.check_integrity([seq.kv for seq in self.scheduler.seqs], lambda: list(self.cache.values()))
@@ -443,7 +510,7 @@ class SchedulerWorld:
             column = seq.kv.column(seq.kv.num_sealed_blocks)
             seq.kv.num_sealed_blocks += 1
             key = tuple(seq.token_ids[: seq.kv.num_sealed_blocks * SIZE])
-            if key not in self.cache and DROPPED not in column:
+            if key not in self.cache and column[0] != DROPPED:
                 self.pool.lock(column)
                 self.cache[key] = column
 
@@ -466,7 +533,8 @@ class SchedulerWorld:
                 break
             self.step()
         assert not self.scheduler.seqs, "every request ends"
-        self.reclaim(self.pool.num_blocks)
+        while self.cache:
+            self.pool.unlock(self.cache.popitem()[1])
         assert self.pool.num_free_blocks == self.pool.num_blocks
 
 

@@ -7,7 +7,8 @@ from itertools import pairwise
 import pytest
 
 from pitlane import Copy, KVState
-from pitlane.engine.kv.pool import DROPPED, BlockAllocator, Pool
+from pitlane.engine.kv.allocator import BlockAllocator
+from pitlane.engine.kv.pool import DROPPED, Pool
 from pitlane.engine.kv.state import KVGroup
 
 SIZE = 4
@@ -17,6 +18,10 @@ WINDOWED = KVGroup((2,), 2, 8, window=6)
 
 def make_pool(num_blocks: int = 12, *groups: KVGroup) -> Pool:
     return Pool(groups or (FULL,), num_blocks, SIZE, "fingerprint")
+
+
+def num_free(pool: Pool) -> list[int]:
+    return [allocator.num_free for allocator in pool.allocators]
 
 
 # ---- the allocator
@@ -85,10 +90,10 @@ def test_reserve_is_all_or_nothing() -> None:
     assert pool.reserve(first, 3 * SIZE)
     assert [len(table) for table in first.block_tables] == [3, 3]
     assert not pool.reserve(second, 2 * SIZE + 1)
-    assert second.block_tables == [] and pool.num_free_blocks == 2
+    assert second.block_tables == [] and num_free(pool) == [2, 2]
     assert not pool.reserve(first, 5 * SIZE + 1)
     assert [len(table) for table in first.block_tables] == [3, 3]
-    assert pool.reserve(second, 2 * SIZE) and pool.num_free_blocks == 0
+    assert pool.reserve(second, 2 * SIZE) and num_free(pool) == [0, 0]
     assert pool.reserve(first, 3 * SIZE), "the blocks are reserved already"
     pool.check_integrity([first, second])
 
@@ -96,9 +101,9 @@ def test_reserve_is_all_or_nothing() -> None:
 @pytest.mark.parametrize("num_tokens, blocks", [(0, 0), (1, 1), (SIZE, 1), (SIZE + 1, 2), (3 * SIZE, 3)])
 def test_missing_blocks_are_rounded_up(num_tokens: int, blocks: int) -> None:
     pool, kv = make_pool(), KVState()
-    assert pool.num_missing_blocks(kv, num_tokens) == blocks
+    assert pool.num_missing(kv, num_tokens) == [blocks]
     pool.reserve(kv, SIZE)
-    assert pool.num_missing_blocks(kv, num_tokens) == max(0, blocks - 1)
+    assert pool.num_missing(kv, num_tokens) == [max(0, blocks - 1)]
 
 
 def test_an_adopted_prefix_is_shared_until_both_sequences_release_it() -> None:
@@ -109,13 +114,13 @@ def test_an_adopted_prefix_is_shared_until_both_sequences_release_it() -> None:
     assert (guest.num_computed_tokens, guest.num_sealed_blocks) == (2 * SIZE, 2)
     assert guest.block_tables == [table[:2] for table in owner.block_tables]
     pool.reserve(guest, 3 * SIZE)
-    assert guest.column(2) != owner.column(2) and pool.num_free_blocks == 8 - 4
+    assert guest.column(2) != owner.column(2) and num_free(pool) == [8 - 4] * 2
     pool.check_integrity([owner, guest])
     pool.release(owner)
-    assert pool.num_free_blocks == 8 - 3 and owner.block_tables == []
+    assert num_free(pool) == [8 - 3] * 2 and owner.block_tables == []
     pool.check_integrity([guest])
     pool.release(guest)
-    assert pool.num_free_blocks == 8 and (guest.num_computed_tokens, guest.num_sealed_blocks) == (0, 0)
+    assert num_free(pool) == [8, 8] and (guest.num_computed_tokens, guest.num_sealed_blocks) == (0, 0)
     with pytest.raises(AssertionError, match="only an empty sequence"):
         pool.reserve(guest, 1)
         pool.adopt(guest, prefix)
@@ -128,7 +133,7 @@ def test_roll_back_keeps_the_block_of_the_last_token(num_tokens: int, kept: int)
     before = [list(table) for table in kv.block_tables]
     pool.roll_back(kv, num_tokens)
     assert kv.block_tables == [table[:kept] for table in before]
-    assert pool.num_free_blocks == 8 - kept
+    assert num_free(pool) == [8 - kept] * 2
     pool.check_integrity([kv])
 
 
@@ -249,11 +254,11 @@ def test_a_fork_shares_every_block_until_a_sequence_writes() -> None:
     kv.num_computed_tokens, kv.num_cached_tokens, kv.num_sealed_blocks = 2 * SIZE + 1, SIZE, 2
     pool.fork(kv, child)
     assert (child.num_computed_tokens, child.num_cached_tokens, child.num_sealed_blocks) == (2 * SIZE + 1, SIZE, 2)
-    assert child.block_tables == kv.block_tables and pool.num_free_blocks == 5
+    assert child.block_tables == kv.block_tables and num_free(pool) == [5, 5]
     shared = kv.column(2)
-    assert pool.num_missing_blocks(child, 2 * SIZE + 2) == 1, "the last block is shared and will be written"
+    assert pool.num_missing(child, 2 * SIZE + 2) == [1, 1], "the last block is shared and will be written"
     assert pool.reserve(child, 2 * SIZE + 2)
-    assert child.column(2) != shared and kv.column(2) == shared and pool.num_free_blocks == 4
+    assert child.column(2) != shared and kv.column(2) == shared and num_free(pool) == [4, 4]
     assert [table[:2] for table in child.block_tables] == [table[:2] for table in kv.block_tables]
     copies = [operation for operation in pool.queue.operations if isinstance(operation, Copy)]
     assert [(copy.group, copy.sources) for copy in copies] == [(g, [shared[g] * SIZE]) for g in (0, 1)]

@@ -1,0 +1,116 @@
+"""Blocks per KV group: the rule, and what it gives a model with full and sliding layers."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pitlane import PromptTooLong, SamplingParams
+from pitlane.engine.kv.capacity import GroupNeeds, LaneLimits, num_blocks, seq_blocks, seq_bytes
+from pitlane.engine.models import presets
+
+SIZE, WINDOW, STEP = 32, 64, 128
+PARAMS = SamplingParams(max_tokens=8, ignore_eos=True)
+FULL, SLIDING = GroupNeeds(100, None), GroupNeeds(100, WINDOW)
+NEED = 8  # blocks: (64 + 128) / 32, and two
+
+
+@pytest.fixture
+def mixed(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model with a full layer and a layer with a window of 64."""
+    shape = replace(presets.PRESETS["tiny"], windows=(None, WINDOW))
+    monkeypatch.setattr(presets, "PRESETS", {**presets.PRESETS, "tiny-mixed": shape})
+    return "random:tiny-mixed"
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    generator = random.Random(seed)
+    return [generator.randrange(256) for _ in range(length)]
+
+
+def test_a_sequence_holds_a_bounded_number_of_blocks_in_a_limited_group() -> None:
+    assert [seq_blocks(SLIDING, n, STEP, SIZE) for n in (1, 64, 250, 4000)] == [1, 2, NEED, NEED]
+    assert seq_blocks(FULL, 4000, STEP, SIZE) == 125
+    assert seq_bytes([FULL, SLIDING], 4000, STEP, SIZE) == (125 + NEED) * 100 * SIZE
+
+
+@pytest.mark.parametrize(
+    ("groups", "num_columns", "max_seqs", "expected"),
+    [
+        ([FULL], 50, 4, [50]),
+        ([SLIDING], 50, 4, [50]),
+        ([FULL, FULL], 50, 4, [50, 50]),
+        ([FULL, SLIDING], 50, 2, [100 - 2 * (NEED + 1), 2 * (NEED + 1)]),  # the need of two sequences
+        ([FULL, SLIDING], 50, 64, [78, 22]),  # 2.5 sequences of 1024 tokens: 32 and 8 blocks
+        ([FULL, SLIDING], 6, 1, [6, 6]),  # less than a sequence needs: an equal split
+        ([FULL, SLIDING, SLIDING], 50, 1, [150 - 2 * (NEED + 1), NEED + 1, NEED + 1]),
+        ([SLIDING, GroupNeeds(100, 2 * WINDOW)], 50, 4, [45, 55]),  # both get all, by their needs: 9 and 11 blocks
+        ([FULL, SLIDING], 0, 4, [1, 1]),
+    ],
+)
+def test_num_blocks(groups: list[GroupNeeds], num_columns: int, max_seqs: int, expected: list[int]) -> None:
+    kv_bytes = num_columns * SIZE * sum(group.bytes_per_token for group in groups)
+    assert num_blocks(groups, LaneLimits(kv_bytes, 4096, STEP, max_seqs), SIZE) == expected
+
+
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.sampled_from([None, 1, 64, 4096])), min_size=1, max_size=4),
+    st.integers(0, 5000),
+    st.integers(1, 5000),
+    st.integers(1, 64),
+)
+def test_the_split_fits_and_serves_a_sequence_of_any_length_that_an_equal_split_serves(
+    shapes: list[tuple[int, int | None]], num_columns: int, context: int, max_seqs: int
+) -> None:
+    groups = [GroupNeeds(*shape) for shape in shapes]
+    kv_bytes = num_columns * SIZE * sum(group.bytes_per_token for group in groups)
+    counts = num_blocks(groups, LaneLimits(kv_bytes, context, STEP, max_seqs), SIZE)
+    assert min(counts) >= 1
+    if num_columns:
+        assert (
+            sum(count * group.bytes_per_token * SIZE for count, group in zip(counts, groups, strict=True)) <= kv_bytes
+        )
+    longest = min(context, num_columns * SIZE)
+    if any(group.max_tokens is None for group in groups):
+        needs = [seq_blocks(group, longest, STEP, SIZE) for group in groups]
+        assert all(count >= need for count, need in zip(counts, needs, strict=True))
+
+
+def test_a_long_document_takes_less_memory_and_fits_where_equal_blocks_would_not_hold_it(
+    make_engine: Any, mixed: str
+) -> None:
+    """24 columns hold 768 tokens with equal blocks. The answers are those of an engine with room for everything."""
+    bare = make_engine(mixed)
+    per_token = bare.loader.needs.kv_per_token
+    engine = make_engine(mixed, kv_memory=4 * 24 * SIZE * per_token, max_step_tokens=STEP)
+    lane = engine.lane_of(engine.default_plan)
+    full, sliding = lane.pool.allocators
+    assert (len(full.counts), len(sliding.counts)) == (38, 10) and lane.max_tokens_per_seq == 38 * SIZE
+    document = prompt(lane.max_tokens_per_seq - 20)
+    result = engine.generate(document, PARAMS)
+    assert result.token_ids == bare.generate(document, PARAMS).token_ids
+    blocks = -(-(len(document) + 7) // SIZE)
+    assert result.stats["kv_bytes"] == (blocks + 3) * SIZE * per_token // 2, "three blocks hold the window"
+    with pytest.raises(PromptTooLong, match=f"KV memory holds {lane.max_tokens_per_seq} for prompt and answer"):
+        engine.generate(prompt(lane.max_tokens_per_seq), PARAMS)
+
+
+@pytest.mark.parametrize("plugins", [[], ["prefix_cache"]])
+def test_many_long_prompts_share_few_blocks_of_a_window(make_engine: Any, mixed: str, plugins: list[str]) -> None:
+    """The window's group has the blocks of two sequences. Five prompts, all longer than the window, ask for room at once."""
+    bare = make_engine(mixed)
+    per_token = bare.loader.needs.kv_per_token
+    engine = make_engine(mixed, plugins=plugins, kv_memory=4 * 40 * SIZE * per_token, max_step_tokens=STEP)
+    allocators = engine.lane_of(engine.default_plan).pool.allocators
+    assert NEED + 1 <= len(allocators[1].counts) <= 2 * (NEED + 1)
+    prompts = [prompt(300 + 40 * seed, seed) for seed in range(5)]
+    params = SamplingParams(max_tokens=50, ignore_eos=True)
+    expected = [bare.generate(tokens, params).token_ids for tokens in prompts]
+    for _ in range(2):
+        assert [result.token_ids for result in engine.generate(prompts, params)] == expected
