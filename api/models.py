@@ -116,7 +116,7 @@ def estimate_memory(
         planner.close()
     kv_bytes = needs.kv_bytes(tokens) * batch
     total = needs.total(kv_bytes)
-    free_kv = max(0, free - needs.weights - memory.RESERVE)
+    free_kv = free - needs.weights - memory.RESERVE if needs.total(0) <= free else 0
     lengths = range(1, config.max_position + 1)
     is_reachable = tokens <= config.max_position
     default_kv_bytes = kv_share(None, needs, tokens, place)

@@ -36,35 +36,35 @@ class Builder(PartMaker):
         super().__init__(dtype, device)
         self.plan, self.source, self.transform, self.stored_name = plan, source, transform, stored_name
         self.built: list[tuple[object, Any]] = []
-        self.embeddings: dict[str, Any] = {}
-        self.tables: dict[str, Tensors] = {}  # of tied embeddings, until their head is built
+        self.embeddings: dict[str, Any] = {}  # whose head reads the same table
+        self.tables: dict[str, list[Tensors]] = {}  # of tied embeddings, until their head is built
 
     def make(self, part: Part) -> Any:
         built = [self._build(choice) for choice in self.plan.choices[part]]
         return built[0] if len(built) == 1 else Concat(built)
 
     def _build(self, choice: Choice) -> Any:
-        part = choice.part
-        if choice.plan is None:
+        part, plan, plugin = choice
+        if plan is None:
             assert isinstance(part, LinearPart) and part.tied_to, "only a tied head is built with its embedding"
             built = self.embeddings[part.tied_to].linear
         else:
-            built = choice.plan.build(self._tensors(part))
-        if isinstance(part, EmbeddingPart):
-            self.embeddings[part.name] = built
-        if choice.plugin is not None:
-            self.built.append((built, choice.plugin))
+            tensors = self._tensors(part)
+            built = plan.build(tensors)
+            if isinstance(part, EmbeddingPart) and part.is_tied:
+                self.embeddings[part.name] = built
+                if plugin is None or not plan.has_head:
+                    self.tables[part.name] = tensors
+        if plugin is not None:
+            self.built.append((built, plugin))
         return built
 
     def _tensors(self, part: Part) -> list[Tensors]:
         """The tensors of a part, in a mapping per member."""
         if not isinstance(part, LinearPart):
-            tensors = self._stored(part)
-            if isinstance(part, EmbeddingPart) and part.is_tied:
-                self.tables[part.name] = tensors
-            return [tensors]
+            return [self._stored(part)]
         if part.tied_to is not None:
-            return [self.tables.pop(part.tied_to)]
+            return self.tables.pop(part.tied_to)
         return [self._stored(part.alone(member)) for member in part.members]
 
     def _stored(self, part: Part) -> Tensors:

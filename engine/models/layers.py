@@ -141,10 +141,10 @@ def dense_plan(part: Part, context: BuildContext, is_mapped: bool) -> LinearPlan
     num_bytes = part.num_parameters * dtype.itemsize
     if not isinstance(part, EmbeddingPart):
         return LinearPlan(num_bytes, num_bytes, partial(_build_tensor, part, dtype, device))
-    shares_table = part.is_tied and device.type != "cpu"
-    if part.is_tied and device.type == "cpu" and is_mapped:
+    is_view, has_head = device.type == "cpu" and is_mapped, part.is_tied and device.type != "cpu"
+    if part.is_tied and is_view:
         num_bytes = 0  # the table stays in the file; the head has its own copy
-    return LinearPlan(num_bytes, num_bytes, partial(_build_embedding, dtype, device, shares_table), shares_table)
+    return LinearPlan(num_bytes, num_bytes, partial(_build_embedding, context, is_view, has_head), has_head)
 
 
 def _build_linear(part: LinearPart, dtype: torch.dtype, device: torch.device, tensors: list[Tensors]) -> DenseLinear:
@@ -176,9 +176,9 @@ def _build_tensor(part: Part, dtype: torch.dtype, device: torch.device, tensors:
     return tensor.to(device, dtype, copy=True)
 
 
-def _build_embedding(dtype: torch.dtype, device: torch.device, shares: bool, tensors: list[Tensors]) -> Embedding:
+def _build_embedding(context: BuildContext, is_view: bool, has_head: bool, tensors: list[Tensors]) -> Embedding:
     table = tensors[0]["weight"]
-    embedding = Embedding(table if device.type == "cpu" else table.to(device, dtype), dtype)
-    if shares:
+    embedding = Embedding(table if is_view else table.to(context.device, context.dtype), context.dtype)
+    if has_head:
         embedding.linear = DenseLinear(embedding.weight)
     return embedding

@@ -41,17 +41,17 @@ def linear(dtype: torch.dtype, weights: list[Tensor], biases: list[Tensor] | Non
 @pytest.mark.parametrize("width", [1, 8, 33, 96, 1040])  # ATen's op takes multiples of 16
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_is_the_matmul_of_rounded_weights(dtype: torch.dtype, width: int, with_bias: bool) -> None:
-    weights = [
-        torch.randn(size, width) for size in (7, 1, 1500)
-    ]  # a fused linear, more than a chunk at the largest width
+    torch.manual_seed(width)
+    weights = [torch.randn(size, width) for size in (7, 1, 1500)]  # fused; at the largest width more than a chunk
+    for weight in weights:
+        weight[:, 0] = 1 + weight[:, 0].abs()  # float16 has few digits for the scale of a row of tiny weights
     biases = [torch.randn(len(weight)) for weight in weights] if with_bias else None
     built = linear(dtype, weights, biases)
     table = built.values.double() * built.scales.double()
     exact = torch.cat(weights).double()
     step = exact.abs().amax(1, keepdim=True) / 127
-    assert ((table - exact).abs() <= 0.501 * step + 1e-12).all() or dtype == torch.bfloat16
-    assert ((table - exact).abs() <= 0.76 * step).all(), (
-        "a scale in bfloat16 is off by 2^-9, 127 steps by a quarter of a step"
+    assert ((table - exact).abs() <= 0.502 * step).all(), (
+        "half a step; a scale in bfloat16 is off by up to 2^-8 of a step"
     )
     bias = torch.cat(biases).to(dtype).double() if biases else 0.0
     for rows in (0, 1, 5, 64, 65):

@@ -20,9 +20,15 @@ async def built(engine: Any, store: Store) -> Any:
 
 
 @pytest.fixture
-def page(make_engine: Any) -> Any:
+def model() -> dict[str, Any]:
+    """The arguments of the page's engine."""
+    return {}
+
+
+@pytest.fixture
+def page(make_engine: Any, model: dict[str, Any]) -> Any:
     """A built page over a tiny model with two drafters and one plugin that failed, its handlers and its store."""
-    engine = make_engine(plugins={"prefix_cache": {}})
+    engine = make_engine(plugins={"prefix_cache": {}}, **model)
 
     class Echo(Plugin):
         name, role, exactness = "echo", "drafter", "identical"
