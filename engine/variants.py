@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from pitlane.engine.errors import PitlaneError
+from pitlane.engine.errors import PitlaneError, PlanConflict
 from pitlane.engine.kv.state import KVGroup
+from pitlane.engine.kv.store import DenseKV, KVStorePlan, dense_plan
 from pitlane.engine.kv.visibility import Visibility, checked, visibility_of
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.builder import Builder
@@ -60,6 +61,10 @@ class Variant:
         attention = _build(plan, "build_attention", context=context)
         built = [answer for answer in (*answers.values(), attention) if answer is not None]
         core: Attention = PlainAttention(context)
+        hooks, groups = plan.hook("build_kv_store"), self.model.kv_groups
+        stores = [(group, call(hooks, None, refuse, _store_plan, group=group, context=context)) for group in groups]
+        for _, store in stores:
+            _check_format(attention, store)
         return BuiltModel(
             self.model.with_ops(ops),
             attention.value if attention is not None else core,
@@ -68,7 +73,10 @@ class Variant:
             [*self.parts, *((answer.value, answer.plugin) for answer in built)],
             self.is_batch_invariant and len(built) == len(answers) + 1 and all(a.plugin.batch_invariant for a in built),
             plan.hook("build_runner"),
-            tuple(_visibility(plan, group, context) for group in self.model.kv_groups),
+            tuple(_visibility(plan, group, context) for group in groups),
+            tuple(
+                store.value if store else dense_plan(group, context.dtype, context.device) for group, store in stores
+            ),
         )
 
 
@@ -79,6 +87,12 @@ def _build(plan: Plan, name: str, **values: Any) -> Answer | None:
 def _linear_plan(plugin: Plugin, result: object) -> LinearPlan:
     if not isinstance(result, LinearPlan):
         raise TypeError(f"returned {type(result).__name__}, not a LinearPlan")
+    return result
+
+
+def _store_plan(plugin: Plugin, result: object) -> KVStorePlan:
+    if not isinstance(result, KVStorePlan):
+        raise TypeError(f"returned {type(result).__name__}, not a KVStorePlan")
     return result
 
 
@@ -105,6 +119,19 @@ def _transform(plan: Plan, context: BuildContext, part: Part, tensors: Tensors) 
     hooks = plan.hook("transform_weights")
     answer = call(hooks, None, refuse, check, part=part, tensors=tensors, context=context)
     return tensors if answer is None else answer.value
+
+
+def _check_format(attention: Answer | None, store: Answer | None) -> None:
+    """Raise PlanConflict if the attention of a plugin cannot read the KV store of a plugin."""
+    if attention is None or attention.value.formats is None:
+        return
+    formats, format_name = attention.value.formats, store.value.format if store else DenseKV.format
+    if format_name not in formats:
+        reader, writer = attention.plugin.name, store.plugin.name if store else "the core"
+        raise PlanConflict(
+            f"{reader} reads KV as {' or '.join(formats)}, and {writer} stores it as {format_name}; take {reader}"
+            f"{f' or {writer}' if store else ''} out of the plan"
+        )
 
 
 def _visibility(plan: Plan, group: KVGroup, context: BuildContext) -> Visibility:

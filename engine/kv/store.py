@@ -6,7 +6,8 @@ block more than the pool, the null block: padding writes into it, and no sequenc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -50,6 +51,18 @@ class KVStore(Protocol):
 
     def load(self, slots: list[int], saved: Tensor, start: int = 0) -> None:
         """Write tokens `[start, start + n)` of an exported tensor into n slots."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVStorePlan:
+    """A store of one group, before it takes memory.
+
+    bytes_per_token: of all layers of the group. build: takes the number of blocks of the pool and the tokens of a block.
+    """
+
+    format: str
+    bytes_per_token: int
+    build: Callable[[int, int], KVStore]
 
 
 class DenseKV:
@@ -106,6 +119,15 @@ class DenseKV:
 
     def _index(self, slots: list[int]) -> Tensor:
         return torch.tensor(slots, dtype=torch.int64, device=self.data.device)
+
+
+def dense_plan(group: KVGroup, dtype: torch.dtype, device: torch.device) -> KVStorePlan:
+    """Return the plan of the core's store."""
+
+    def build(num_blocks: int, block_size: int) -> KVStore:
+        return DenseKV(group, num_blocks, block_size, dtype, device)
+
+    return KVStorePlan(DenseKV.format, group.bytes_per_token(dtype), build)
 
 
 def _runs(slots: list[int]) -> list[tuple[slice, slice]]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pitlane.engine.decode.rows import Rows
     from pitlane.engine.events import StepStats
     from pitlane.engine.kv.state import KVGroup, PrefixMatch
+    from pitlane.engine.kv.store import KVStorePlan
     from pitlane.engine.kv.visibility import Visibility
     from pitlane.engine.models.build_context import BuildContext
     from pitlane.engine.models.families.family import Families
@@ -118,6 +119,15 @@ def build_attention(context: BuildContext) -> Attention | None:
 
     Returns an object with `prepare`, called once per step and KV group, and `__call__`, once per layer: q [T, H, D], new k and v
     [T, Hkv, D] -> [T, H, D]. May change output within the plugin's exactness.
+    """
+
+
+@hookspec("first", kind="lane", role="kv_store")
+def build_kv_store(group: KVGroup, context: BuildContext) -> KVStorePlan | None:
+    """Choose the KV store of a group. Called once per lane and group, at load, before memory is taken.
+
+    Returns a `KVStorePlan`, or None for the core's dense store. An attention that cannot read the format is refused. May change
+    output within the plugin's exactness.
     """
 
 

@@ -60,12 +60,13 @@ class Plan:
     @property
     def kv_key(self) -> tuple[str, ...]:
         """Keys of the plugins that can change the KV of a token. Stored KV is valid only under an equal `kv_key`."""
-        trimming = {hook.plugin.name for hook in self.hook("trim_cache")}  # under another visibility, KV differs
+        # Under another visibility, and read from another store, KV differs, whatever exactness the plugin declares.
+        changing = {hook.plugin.name for name in ("trim_cache", "build_kv_store") for hook in self.hook(name)}
         return tuple(
             plugin.key
             for plugin in self.plugins
             if plugin.key in self.lane_key
-            and (plugin.name in trimming or plugin.exactness_for(plugin.options) != "identical")
+            and (plugin.name in changing or plugin.exactness_for(plugin.options) != "identical")
         )
 
     @property

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pitlane.engine.models.build_context import BuildContext
 
 Exactness: TypeAlias = Literal["identical", "rounding", "approximate", "steering"]
-Role: TypeAlias = Literal["drafter", "attention", "linear", "eviction"]
+Role: TypeAlias = Literal["drafter", "attention", "linear", "kv_store", "eviction"]
 
 EXACTNESS: dict[Exactness, str] = {
     "identical": "the same tokens as without the plugin, at any temperature and seed",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pitlane.engine.kv.store import KVStore
+from pitlane.engine.kv.store import KVStore, KVStorePlan
 from pitlane.engine.kv.visibility import Visibility
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.plan.hooks import Hook
@@ -25,8 +25,7 @@ class BuiltModel:
     """A model that can run. variant: keeps the weights alive; other models may share them.
 
     parts: the linears, operations, attention and runners that plugins built. is_batch_invariant: the result of a row depends on no
-    other row of the batch. runner_hooks: build the runners. visibilities: of the KV
-    groups; () = those of the model.
+    other row of the batch. runner_hooks: build the runners. visibilities, stores: of the KV groups; () = those of the core.
     """
 
     model: Model
@@ -37,6 +36,7 @@ class BuiltModel:
     is_batch_invariant: bool = False
     runner_hooks: tuple[Hook, ...] = ()
     visibilities: tuple[Visibility, ...] = ()
+    stores: tuple[KVStorePlan, ...] = ()
 
     def forward(self, stores: list[KVStore], model: Model | None = None) -> Forward:
         """Return the forward over stores, with the plugins that wrap it. model: the first layers of the model, for early exit."""

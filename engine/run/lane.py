@@ -23,7 +23,7 @@ from pitlane.engine.kv.capacity import BLOCK_SIZE, GroupNeeds, LaneLimits, num_b
 from pitlane.engine.kv.operations import Copy
 from pitlane.engine.kv.pool import DROPPED, Pool
 from pitlane.engine.kv.state import KVState, PrefixMatch
-from pitlane.engine.kv.store import DenseKV, KVStore
+from pitlane.engine.kv.store import dense_plan
 from pitlane.engine.kv.visibility import visibility_of
 from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.pacing.pacing import Pacing
@@ -72,12 +72,10 @@ class Lane:
         self.built, self.dtype, self.device = built, dtype, device
         self.load_drafter, self.call = load_drafter, call
         visibilities = built.visibilities or tuple(map(visibility_of, groups))
-        pairs = zip(groups, visibilities, strict=True)
-        needs = [GroupNeeds(group.bytes_per_token(dtype), visibility.max_tokens) for group, visibility in pairs]
-        counts = num_blocks(needs, limits)
-        self.stores: list[KVStore] = [
-            DenseKV(group, count, size, dtype, device) for group, count in zip(groups, counts, strict=True)
-        ]
+        self.store_plans = built.stores or tuple(dense_plan(group, dtype, device) for group in groups)
+        pairs = zip(self.store_plans, visibilities, strict=True)
+        counts = num_blocks([GroupNeeds(plan.bytes_per_token, seen.max_tokens) for plan, seen in pairs], limits)
+        self.stores = [plan.build(count, size) for plan, count in zip(self.store_plans, counts, strict=True)]
         self.pool = Pool(groups, counts, size, fingerprint, visibilities, limits.max_step_tokens)
         self.builder = BatchBuilder(self.pool)
         self.runner = Runner(built.forward(self.stores), self.pool.queue)
@@ -192,16 +190,16 @@ class Lane:
 
     def _attach(self, name: str, built: BuiltModel) -> None:
         pool, groups = self.pool, built.model.kv_groups
-        own = [pool.groups[index] for index in pool.unlimited_groups]
-        target_bytes = sum(group.bytes_per_token(self.dtype) for group in own)  # KV of a token
-        draft_bytes = sum(group.bytes_per_token(self.dtype) for group in groups)
+        plans = built.stores or [dense_plan(group, self.dtype, self.device) for group in groups]
+        target_bytes = sum(self.store_plans[index].bytes_per_token for index in pool.unlimited_groups)  # KV of a token
+        draft_bytes = sum(plan.bytes_per_token for plan in plans)
         allocators = [pool.allocators[index] for index in pool.unlimited_groups]
         num_usable = min(len(allocator.counts) for allocator in allocators) - max(pool.withheld)
         share = -(-num_usable * draft_bytes // (target_bytes + draft_bytes))
         withheld = min(num_usable - 1, share, *(allocator.num_free for allocator in allocators))
         pool.withhold(withheld)
         count = max(1, withheld * target_bytes // draft_bytes)
-        stores: list[KVStore] = [DenseKV(group, count, BLOCK_SIZE, self.dtype, self.device) for group in groups]
+        stores = [plan.build(count, BLOCK_SIZE) for plan in plans]
         builder = BatchBuilder(Pool(groups, count, BLOCK_SIZE, ""))
         runner = Runner(built.forward(stores), builder.pool.queue)
         self.built_drafters.append(built)

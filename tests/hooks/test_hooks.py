@@ -58,6 +58,7 @@ from pitlane.engine.models.layers import DenseLinear
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.plan import hookspecs
 from pitlane.engine.plan.registry import PluginRegistry
+from tests.engine.kv.int8_kv import Int8KV
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "hooks.md"
 PARAMS = SamplingParams(max_tokens=40, ignore_eos=True)
@@ -354,6 +355,18 @@ def test_hook_build_attention(make_engine: Any) -> None:
     steps = result.stats["steps"]
     assert plugin.num_prepared >= steps and plugin.num_calls >= 2 * steps  # the model has two layers
     assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
+
+
+def test_hook_build_kv_store(make_engine: Any) -> None:
+    """int8 KV takes 17 of 32 parts of bfloat16 KV, so the same memory holds nearly twice as many tokens."""
+    result, _, engine = run(make_engine, Int8KV, dtype="bfloat16", kv_memory=2**22)
+    plain = engine.plan({})
+    lane, plain_lane = engine.lane_of(engine.default_plan), engine.lane_of(plain)
+    assert lane is not plain_lane and lane.pool.fingerprint != plain_lane.pool.fingerprint
+    assert result.stats["exactness"] == "approximate"
+    ratio = result.stats["kv_bytes"] / engine.generate(PROMPT, PARAMS, plan=plain).stats["kv_bytes"]
+    assert ratio == (64 + 4) / (64 * 2) and lane.pool.num_blocks == int(plain_lane.pool.num_blocks / ratio)
+    assert [store.format for store in lane.stores] == ["int8"]
 
 
 class Streaming(Plugin):
