@@ -34,7 +34,7 @@ class Int8Store:
         self.scales[:, layer][..., slots, :] = scales
 
     def _dense(self, layer: int | slice, slots: slice | Tensor) -> Tensor:
-        return (self.data[:, layer][..., slots, :] * self.scales[:, layer][..., slots, :]).to(self.dtype)
+        return (self.data[:, layer][..., slots, :].to(self.dtype) * self.scales[:, layer][..., slots, :]).to(self.dtype)
 
     def tensors(self, layer: int) -> tuple[Tensor, Tensor]:
         return self.data[:, layer], self.scales[:, layer]
@@ -56,11 +56,8 @@ class Int8Store:
         return self._dense(slice(None), torch.tensor(slots, dtype=torch.int64)).cpu()
 
     def load(self, slots: list[int], saved: Tensor, start: int = 0) -> None:
-        self._store(
-            slice(None),
-            torch.tensor(slots, dtype=torch.int64),
-            saved[:, :, :, start : start + len(slots)].to(self.data.device),
-        )
+        part = saved[:, :, :, start : start + len(slots)]
+        self._store(slice(None), torch.tensor(slots, dtype=torch.int64), part.to(self.data.device))
 
 
 class Int8KV(Plugin):
