@@ -7,8 +7,8 @@ Exactness: identical; with `int8`, approximate: saved KV then takes half the spa
 disk space. Helps if a prompt begins like an earlier prompt: the next question on a document, the next turn of a chat.
 Paper: RadixAttention, https://arxiv.org/abs/2312.07104; block hashes as in vLLM.
 
-cache.py: the plugin's state in a lane. index.py: the blocks in memory. disk.py: the files. In a KV group with a limit of visible
-tokens, only the tokens that the next token sees are kept in memory under pressure, and saved.
+cache.py: the plugin's state in a lane. chain.py: its state of a sequence. index.py: the blocks in memory. disk.py: the files. In a
+KV group with a limit of visible tokens, only the tokens that the next token sees are kept under pressure, and saved.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pydantic import Field
 
 from pitlane import Plugin, PluginOptions, PrefixMatch, Segment, Sequence, hookimpl
 from pitlane.plugins.prefix_cache.cache import Cache
+from pitlane.plugins.prefix_cache.chain import Chain
 from pitlane.plugins.prefix_cache.disk import Disk
-from pitlane.plugins.prefix_cache.index import Chain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -24,7 +24,7 @@ from pitlane.engine.models import presets
 from pitlane.engine.models.config import RopeConfig
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.engine.text.tokenizer import Prompt, Tokenizer
-from pitlane.plugins.prefix_cache.index import Chain
+from pitlane.plugins.prefix_cache.chain import Chain
 from pitlane.storage import blobs
 from pitlane.storage.db import Store
 

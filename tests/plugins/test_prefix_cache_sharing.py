@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pitlane import PrefillProgress, SamplingParams, Sequence
-from pitlane.plugins.prefix_cache.index import BlockIndex, Chain
+from pitlane.plugins.prefix_cache.chain import Chain
+from pitlane.plugins.prefix_cache.index import BlockIndex
 
 PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
 ONE = SamplingParams(max_tokens=1, ignore_eos=True)

@@ -117,6 +117,24 @@ def test_many_long_prompts_share_few_blocks_of_a_window(make_engine: Any, mixed:
         assert [result.token_ids for result in engine.generate(prompts, params)] == expected
 
 
+@pytest.mark.usefixtures("always_draft")
+def test_a_draft_model_takes_blocks_of_the_groups_without_a_limit(make_engine: Any, mixed: str, cut_tiny: str) -> None:
+    """A token of the draft model takes as much as a token of the full layer: each gets half of its blocks."""
+    bare = make_engine(mixed)
+    per_token = bare.loader.needs.kv_per_token
+    options = {"kv_memory": 4 * 40 * SIZE * per_token, "max_step_tokens": STEP}
+    engine = make_engine(mixed, plugins={"speculative": {"model": cut_tiny}}, **options)
+    lane = engine.lane_of(engine.default_plan)
+    full, sliding = (len(allocator.counts) for allocator in lane.pool.allocators)
+    assert lane.pool.withheld == [full // 2, 0] and lane.max_tokens_per_seq == full // 2 * SIZE
+    assert [model.pool.num_blocks for model in lane.draft_models.values()] == [full // 2]
+    tokens = prompt(400)
+    params = SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.7, seed=5)
+    result = engine.generate(tokens, params)
+    assert result.token_ids == bare.generate(tokens, params).token_ids and result.stats["draft_tokens"] > 0
+    engine.worker.call(lambda: lane.pool.check_integrity(())).result()
+
+
 def test_the_estimate_counts_the_window_of_a_long_context(mixed: str) -> None:
     """20 blocks hold a window of 64, a step of 512 tokens, and two blocks in part."""
     token = 2 * 64 * 4  # of a layer: keys and values of a head, float32

@@ -483,6 +483,7 @@ class SchedulerWorld:
     def step(self, a: int = 1, b: int = 0) -> None:
         scheduled = self.scheduler.schedule()
         for seq in [seq for seq in self.scheduler.waiting if seq.error]:
+            assert seq.forks or not self.is_bounded, "a prompt without other samples fits"
             self.scheduler.remove(seq)
         decoding = sum(seq.is_decoding for seq in scheduled)
         assert sum(seq.num_scheduled_tokens for seq in scheduled) <= max(self.scheduler.max_step_tokens, decoding)
