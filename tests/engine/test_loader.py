@@ -45,8 +45,8 @@ def test_a_draft_model_is_built_with_the_kernels_that_can_serve_it(make_engine: 
 
     engine = make_engine("bundled", dtype="bfloat16", plugins=KERNELS)
     runner = engine.lane_of(engine.default_plan).open_drafter("bundled-drafter").runner
-    assert isinstance(runner.attention, Paged)
-    assert all(isinstance(layer.qkv, Packed) for layer in runner.model.layers)
+    assert isinstance(runner.forward.attention, Paged)
+    assert all(isinstance(layer.qkv, Packed) for layer in runner.forward.model.layers)
     narrow = BuildContext(
         replace(SMALL, head_dim=24), torch.bfloat16, CPU
     )  # heads that the attention in C does not know

@@ -106,14 +106,14 @@ def test_answers_part_from_the_core_only_at_ties(make_engine: Any) -> None:
 @here
 def test_every_linear_of_a_model_is_packed(make_engine: Any) -> None:
     engine = make_engine("bundled", dtype="bfloat16", plugins=["packed_linear"])
-    model = engine.lane_of(engine.default_plan).runner.model
+    model = engine.lane_of(engine.default_plan).runner.forward.model
     linears = [model.head, *(x for layer in model.layers for x in (layer.qkv, layer.output, layer.gate_up, layer.down))]
     assert all(isinstance(layer, linear.Packed) for layer in linears)
 
 
 def test_is_on_by_default_where_it_serves_and_refused_with_a_reason_where_not(make_engine: Any) -> None:
     engine = make_engine("random:tiny", dtype="float32", plugins=None)
-    assert engine.default_plan.names == ["prefix_cache"]
+    assert engine.default_plan.names == ["prefix_cache", "span_attention"]
     with pytest.raises(BadOption, match="packed_linear is unavailable: .* the model runs in float32 on cpu"):
         engine.plan({"packed_linear": {}})
     if linear.unavailable() is None:
@@ -126,7 +126,7 @@ def test_without_a_compiler_it_is_left_out_and_says_why(make_engine: Any, monkey
         monkeypatch.setattr(module, "cpu", None)
         monkeypatch.setattr(module, "unavailable", module.unavailable.__wrapped__)
     engine = make_engine("random:tiny", dtype="bfloat16", plugins=None)
-    assert engine.default_plan.names == ["prefix_cache"]
+    assert engine.default_plan.names == ["prefix_cache", "span_attention"]
     for name in ("packed_linear", "paged_attention", "fused_ops"):
         with pytest.raises(BadOption, match=f"{name} is unavailable: the package was built without a C compiler"):
             engine.plan({name: {}})

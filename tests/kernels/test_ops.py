@@ -61,5 +61,5 @@ def test_lanes_of_one_variant_share_weights_and_differ_in_operations(make_engine
     plain = engine.lane_of(engine.default_plan)
     fused = engine.lane_of(engine.plan({"packed_linear": {}, "fused_ops": {}}))
     assert fused is not plain and fused.built.variant is plain.built.variant
-    assert fused.runner.model.layers is plain.runner.model.layers
-    assert fused.runner.model.ops.rms_norm is ops.rms_norm is not plain.runner.model.ops.rms_norm
+    assert fused.runner.forward.model.layers is plain.runner.forward.model.layers
+    assert fused.runner.forward.model.ops.rms_norm is ops.rms_norm is not plain.runner.forward.model.ops.rms_norm

@@ -11,20 +11,36 @@ import pytest
 
 from pitlane import SamplingParams, Segment
 from pitlane.engine.models import presets
+from pitlane.engine.models.families.core import parse_config
 from pitlane.engine.text.tokenizer import Prompt
 from pitlane.plugins import prefix_cache
 from pitlane.storage.db import Store
 
 WINDOWS = {"mixed": (None, 64), "narrow": (None, 5), "all": (40, 40), "two": (33, 100)}
+GEMMA = {
+    "model_type": "gemma3_text",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "vocab_size": 512,
+    "max_position_embeddings": 4096,
+    "sliding_window": 64,
+    "sliding_window_pattern": 3,
+    "tie_word_embeddings": False,
+}
 SAMPLINGS = [SamplingParams(max_tokens=20, ignore_eos=True, temperature=t, seed=3) for t in (0.0, 0.9)]
 pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(autouse=True)
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`random:tiny-mixed` and so on: the weights of `tiny`, and a window per layer."""
+    """`random:tiny-mixed` and so on: the weights of `tiny`, and a window per layer. `random:tiny-gemma`: a Gemma 3."""
     tiny = presets.PRESETS["tiny"]
     shapes = {f"tiny-{name}": replace(tiny, windows=windows) for name, windows in WINDOWS.items()}
+    shapes["tiny-gemma"] = parse_config(GEMMA)
     monkeypatch.setattr(presets, "PRESETS", {**presets.PRESETS, **shapes})
 
 
@@ -43,19 +59,25 @@ def chat(*documents: tuple[int, int], question: int = 99) -> Prompt:
     return Prompt(token_ids + tokens(question, 45), tuple(segments), "")
 
 
-def test_a_long_document_is_saved_with_its_last_window_and_hit_after_a_restart(make_engine: Any) -> None:
-    bare = make_engine("random:tiny-mixed")
+@pytest.mark.parametrize(
+    ("model", "num_saved"),
+    [("random:tiny-mixed", {"group.0": 2000, "group.1": 63}), ("random:tiny-gemma", {"group.0": 63, "group.1": 2000})],
+)
+def test_a_long_document_is_saved_with_its_last_window_and_hit_after_a_restart(
+    make_engine: Any, model: str, num_saved: dict[str, int]
+) -> None:
+    bare = make_engine(model)
     prompts = [chat((1, 2000)), chat((1, 2000), question=98)]
     expected = [[bare.generate(prompt, params).token_ids for params in SAMPLINGS] for prompt in prompts]
-    first = make_engine("random:tiny-mixed", plugins=["prefix_cache"])
+    first = make_engine(model, plugins=["prefix_cache"])
     assert [first.generate(prompts[0], params).token_ids for params in SAMPLINGS] == expected[0]
     first.close()
     with Store() as store:
         (saved,) = store.prefixes.list()
         shapes = {name: tensor.shape[3] for name, tensor in store.prefixes.load(saved).items()}
-    assert shapes == {"group.0": 2000, "group.1": 63}, "the next token sees the last 63 tokens of the document"
+    assert shapes == num_saved, "the next token sees the last 63 tokens of the document"
     for params, answers in zip(SAMPLINGS, zip(*expected, strict=True), strict=True):
-        engine = make_engine("random:tiny-mixed", plugins=["prefix_cache"])
+        engine = make_engine(model, plugins=["prefix_cache"])
         results = [engine.generate(prompt, params) for prompt in prompts]
         assert [result.token_ids for result in results] == list(answers)
         assert results[0].stats["notes"]["prefix_cache"]["disk_tokens"] == 2000

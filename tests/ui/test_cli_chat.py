@@ -61,7 +61,7 @@ def test_plugins_are_toggled_for_the_next_turn() -> None:
     with Store() as store:
         found = store.conversations.get(store.conversations.list()[0].id).messages
     sets = [list(message.stats["plugins"]) for message in found if message.stats]
-    assert sets == [["prefix_cache"], ["prefix_cache", "prompt_lookup"], []]
+    assert sets == [["prefix_cache", "span_attention"], ["prefix_cache", "prompt_lookup", "span_attention"], []]
 
 
 def test_a_plugin_takes_the_place_of_another_of_its_role_and_says_so() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.builder import Builder
-from pitlane.engine.models.llama import Llama, parts_of
+from pitlane.engine.models.decoder import Decoder, parts_of
 from pitlane.engine.models.parts import EmbeddingPart, LinearPart, LinearPlan, NormPart, Part
 from pitlane.engine.models.presets import PRESETS, preset
 from pitlane.engine.models.registry import resolve
@@ -58,7 +58,7 @@ def check_the_builder_reads_the_recorded_tensors(config: Any) -> None:
         return (plan_of(part), "a plugin") if is_whole else None
 
     context = BuildContext(config, torch.bfloat16, CPU)
-    Llama(config, Builder(WeightPlan.of(parts_of(config), context, ask), source, context.dtype, CPU))
+    Decoder(config, Builder(WeightPlan.of(parts_of(config), context, ask), source, context.dtype, CPU))
     assert source.num_reads == Counter(dict.fromkeys(shapes, 1)), "every tensor is read once"
 
 
@@ -120,7 +120,7 @@ def test_the_core_reads_the_table_for_a_tied_head_from_its_embedding() -> None:
     """As on CUDA, here on the device meta, which has no memory."""
     config, meta = preset("qwen2.5-0.5b"), torch.device("meta")
     plan = WeightPlan.of(parts_of(config), BuildContext(config, torch.bfloat16, meta))
-    model = Llama(config, Builder(plan, Shapes(shapes_of(config)), torch.bfloat16, meta))
+    model = Decoder(config, Builder(plan, Shapes(shapes_of(config)), torch.bfloat16, meta))
     assert model.head is model.embedding.linear and model.head.weight is model.embedding.weight
 
 
@@ -150,7 +150,7 @@ def test_the_builder_reads_stored_names() -> None:
     plan = WeightPlan.of(parts_of(source.config), BuildContext(source.config, torch.float32, CPU))
     renamed: Any = Prefixed(source.weights)
     with torch.inference_mode():
-        model = Llama(
+        model = Decoder(
             source.config, Builder(plan, renamed, torch.float32, CPU, stored_name=lambda name: f"other.{name}")
         )
     assert torch.equal(Harness(model).run({0: tokens(1)}), Harness(load("random:tiny")).run({0: tokens(1)}))
