@@ -123,7 +123,11 @@ class Pool:
         A limited group gets blocks up to `most_blocks` alone: enough for the next forward. A shared block is replaced by a copy of
         its computed tokens if the sequence will write into it.
         """
-        if any(self.lacking(self.num_missing(kv, num_tokens))):
+        num_missing = self.num_missing(kv, num_tokens)
+        if not any(num_missing):
+            self._tables(kv)
+            return True
+        if any(self.lacking(num_missing)):
             return False
         for group, (table, allocator) in enumerate(zip(self._tables(kv), self.allocators, strict=True)):
             for index in self._shared(kv, group):
@@ -205,6 +209,8 @@ class Pool:
 
     def first_seen(self, group: int, position: int) -> int:
         """Index of the first token that a position sees in a group."""
+        if self.visibilities[group].max_tokens is None:
+            return 0
         return int(self.visibilities[group].starts(np.array([position]))[0])
 
     def release(self, kv: KVState) -> None:
@@ -290,6 +296,8 @@ def most_blocks(max_tokens: int | None, max_step_tokens: int | None, block_size:
 
 def _num_dropped(table: list[int]) -> int:
     """Dropped blocks are the first blocks of a table."""
+    if not table or table[0] != DROPPED:
+        return 0
     return bisect_left(table, True, key=lambda block: block != DROPPED)
 
 

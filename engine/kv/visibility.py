@@ -19,7 +19,7 @@ Positions = npt.NDArray[np.int64]
 
 
 class Visibility(Protocol):
-    """max_tokens: the most tokens that a position sees, its own included; None = no limit."""
+    """max_tokens: the most tokens that a position sees, its own included; None = no limit, and no block is dropped."""
 
     @property
     def max_tokens(self) -> int | None: ...

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, fields, replace
-from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -169,23 +168,21 @@ class BatchBuilder:
             for group, group_slots in enumerate(slots):
                 group_slots += self.pool.slots(kv, group, first, first + len(token_ids) - begin)
         lists = [token_ids, positions, parents, query_start, logit_rows, *slots]
-        flat = torch.tensor(list(chain.from_iterable(lists)), dtype=torch.int64)
-        ids, places, tree, starts, rows, *targets = flat.split([len(values) for values in lists])
+        arrays = [np.array(values, np.int64) for values in lists]
         groups = []
-        for group, (group_slots, visibility) in enumerate(zip(targets, self.pool.visibilities, strict=True)):
-            window_start = torch.from_numpy(visibility.starts(places.numpy()))
-            groups.append(GroupBatch(group_slots, _table([c.kv.block_tables[group] for c in chunks]), window_start))
-        return Batch(
-            ids, places, tree, starts, rows, tuple(groups), tuple(self.pool.queue.take()), self.pool.block_size
-        )
+        for group, (group_slots, visibility) in enumerate(zip(arrays[5:], self.pool.visibilities, strict=True)):
+            table = _table([chunk.kv.block_tables[group] for chunk in chunks])
+            groups.append(GroupBatch(*map(torch.from_numpy, (group_slots, table, visibility.starts(arrays[1])))))
+        ids, places, tree, starts, rows = map(torch.from_numpy, arrays[:5])
+        operations = tuple(self.pool.queue.take())
+        return Batch(ids, places, tree, starts, rows, tuple(groups), operations, self.pool.block_size)
 
 
-def _table(tables: list[list[int]]) -> Tensor:
-    """Block tables of any length as one tensor [B, W], filled up with -1."""
-    table = np.full((len(tables), max([1, *map(len, tables)])), -1, np.int32)
-    for row, blocks in zip(table, tables, strict=True):
-        row[: len(blocks)] = blocks
-    return torch.from_numpy(table)
+def _table(tables: list[list[int]]) -> npt.NDArray[np.int32]:
+    """Block tables of any length as one array [B, W], filled up with -1."""
+    width = max([1, *map(len, tables)])
+    rows = [table + [-1] * (width - len(table)) for table in tables]
+    return np.array(rows, np.int32).reshape(len(rows), width)
 
 
 def _extended(tensor: Tensor, value: int, count: int) -> Tensor:
