@@ -134,6 +134,10 @@ if not TYPE_CHECKING:  # a type checker that sees it takes every misspelt name f
 
     def __getattr__(name: str) -> object:
         if name not in _MODULE_OF:
+            from pitlane.engine.plan.changes import now
+
+            if now(f"pitlane.{name}"):  # no AttributeError: `from pitlane import ...` would replace its message
+                raise ImportError(f"pitlane has no name {name!r}{now(f'pitlane.{name}')}")
             raise AttributeError(f"module 'pitlane' has no attribute {name!r}")
         return getattr(importlib.import_module(_MODULE_OF[name]), name)
 

@@ -114,8 +114,10 @@ class Loader:
             plan, self.build_context
         )
         limits = LaneLimits(self.kv_share, self.context, self.max_step_tokens, MAX_SEQS)
-        load_drafter = partial(self.load_drafter, plan)
-        return Lane(built, self._fingerprint(plan), self.dtype, self.device, limits, match, reclaim, load_drafter, call)
+        fingerprint, load_drafter = self._fingerprint(plan), partial(self.load_drafter, plan)
+        return Lane(
+            built, fingerprint, self.dtype, self.device, limits, match, reclaim, load_drafter, call, self.tokenizer
+        )
 
     def load_drafter(self, plan: Plan, name: str) -> BuiltModel:
         """Build a draft model for this model with its dtype and device. Raises BadOption if the tokenizers differ."""

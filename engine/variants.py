@@ -22,7 +22,8 @@ from pitlane.engine.models.layers import Ops
 from pitlane.engine.models.parts import LinearPlan, Part, Tensors
 from pitlane.engine.models.source import ModelSource
 from pitlane.engine.models.weight_plan import WeightPlan
-from pitlane.engine.plan.hooks import Answer, HookError, call, refuse
+from pitlane.engine.plan.changes import now
+from pitlane.engine.plan.hooks import Answer, Check, HookError, call, refuse
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.run.attention import PlainAttention
@@ -34,7 +35,7 @@ def plan_weights(plan: Plan, context: BuildContext) -> WeightPlan:
     """Return what every part of a model becomes under a plan. Reads no tensor."""
 
     def ask(hook: str, part: Part) -> tuple[LinearPlan, Plugin] | None:
-        answer = call(plan.hook(hook), None, refuse, _linear_plan, part=part, context=context)
+        answer = call(plan.hook(hook), None, refuse, partial(_linear_plan, hook), part=part, context=context)
         if answer is None:
             return None
         return replace(answer.value, build=partial(_build_guarded, answer, hook)), answer.plugin
@@ -56,9 +57,11 @@ class Variant:
 
     def for_lane(self, plan: Plan, context: BuildContext) -> BuiltModel:
         """Return the model with the operations and the attention that the plugins of a plan built."""
-        answers = {kind: _build(plan, "build_op", kind=kind, context=context) for kind in self.model.op_kinds}
+        answers = {
+            kind: _build(plan, "build_op", _operation, kind=kind, context=context) for kind in self.model.op_kinds
+        }
         ops = Ops(**{name: answer.value for name, answer in answers.items() if answer is not None})
-        attention = _build(plan, "build_attention", context=context)
+        attention = _build(plan, "build_attention", _attention, context=context)
         built = [answer for answer in (*answers.values(), attention) if answer is not None]
         core: Attention = PlainAttention(context)
         hooks, groups = plan.hook("build_kv_store"), self.model.kv_groups
@@ -80,13 +83,27 @@ class Variant:
         )
 
 
-def _build(plan: Plan, name: str, **values: Any) -> Answer | None:
-    return call(plan.hook(name), None, refuse, **values)
+def _build(plan: Plan, name: str, check: Check, **values: Any) -> Answer | None:
+    return call(plan.hook(name), None, refuse, check, **values)
 
 
-def _linear_plan(plugin: Plugin, result: object) -> LinearPlan:
+def _linear_plan(hook: str, _: Plugin, result: object) -> LinearPlan:
     if not isinstance(result, LinearPlan):
-        raise TypeError(f"returned {type(result).__name__}, not a LinearPlan")
+        former = f"{hook}(parts)" if callable(result) else ""
+        raise TypeError(f"returned {type(result).__name__}, must return a LinearPlan or None{now(former)}")
+    return result
+
+
+def _attention(_: Plugin, result: object) -> object:
+    if not callable(result) or not callable(getattr(result, "prepare", None)):
+        former = "Attention.plan" if hasattr(result, "plan") else ""
+        raise TypeError(f"returned {type(result).__name__}, which has no methods prepare and __call__{now(former)}")
+    return result
+
+
+def _operation(_: Plugin, result: object) -> object:
+    if not callable(result):
+        raise TypeError(f"returned {result!r}, which is not callable")
     return result
 
 
@@ -99,7 +116,10 @@ def _store_plan(plugin: Plugin, result: object) -> KVStorePlan:
 def _build_guarded(answer: Answer, hook: str, tensors: list[Tensors]) -> Any:
     """Build a part of a plugin. The error of a plugin names the plugin."""
     try:
-        return answer.value.build(tensors)
+        built = answer.value.build(tensors)
+        if not callable(built):
+            raise TypeError(f"build returned {built!r}, which is not callable")
+        return built
     except PitlaneError:
         raise
     except Exception as error:

@@ -2,6 +2,7 @@
 
 A part is a linear, a norm, an embedding or another tensor. A linear may fuse several linears of the checkpoint, its members.
 Names are canonical: the names of a Llama checkpoint. Weights are [out, in]. A `LinearPlan` says what becomes of a part.
+Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Tensors: TypeAlias = Mapping[str, Tensor]  # last part of the name -> tensor as stored: weight [out, in], bias [out]
+Tensors: TypeAlias = Mapping[str, "Tensor"]  # last part of the name -> tensor as stored: weight [out, in], bias [out]
 
 
 class Member(NamedTuple):

@@ -59,13 +59,17 @@ class Step:
 
 
 class Governor:
-    """The governor of one lane: `start_step`, then `ask` and `add` for each plan with a drafter, and after the step `learn`."""
+    """The governor of one lane: `start_step`, then `ask` and `add` for each plan with a drafter, and after the step `learn`.
+
+    fixed: a draft length to ask for in every step, so that a check does not depend on times; None = the best length.
+    """
 
     def __init__(self, clock: StepClock, max_step_tokens: int) -> None:
         self.clock, self.max_step_tokens = clock, max_step_tokens
         self.records: dict[str, Record] = {}  # by plugin key: a record outlives the plugin's instance
         self.num_steps = 0
         self.step = Step()
+        self.fixed: int | None = None
 
     def start_step(self, num_tokens: int, num_decoding: int) -> None:
         """Begin with a step of `num_tokens` scheduled tokens, which yields a token for each decoding sequence."""
@@ -170,6 +174,8 @@ class Governor:
     # ---- decisions
 
     def _numbers(self, record: Record, seqs: SequenceOf[Sequence], limits: SequenceOf[int]) -> list[int]:
+        if self.fixed is not None:
+            return [min(limit, self.fixed) for limit in limits]
         if not record.draft_seconds or not self.clock.by_tokens:
             return self._first_numbers(record, seqs, limits)
         numbers = [0] * len(seqs)

@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pitlane.engine.errors import PitlaneError, PluginFailed
+from pitlane.engine.plan.changes import explanation
 from pitlane.engine.plan.plugin import Plugin, Role
 
 Combine: TypeAlias = Literal["first", "all", "fold"]
@@ -59,7 +60,7 @@ class HookError(Exception):
     """A plugin failed in a hook, or in a part that it built. plugin: the failed plugin."""
 
     def __init__(self, plugin: Plugin, where: str, cause: BaseException) -> None:
-        super().__init__(f"{plugin.name}.{where}: {type(cause).__name__}: {cause}")
+        super().__init__(f"{plugin.name}.{where}: {type(cause).__name__}: {cause}{explanation(cause)}")
         self.plugin = plugin
 
 

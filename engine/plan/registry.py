@@ -26,6 +26,7 @@ from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.families.core import CORE_FAMILIES
 from pitlane.engine.models.families.family import Families
 from pitlane.engine.plan import hookspecs
+from pitlane.engine.plan.changes import now
 from pitlane.engine.plan.hooks import Check, Fail, Hook, HookError, call
 from pitlane.engine.plan.hookspecs import SPECS
 from pitlane.engine.plan.plugin import EXACTNESS, Plugin, Role
@@ -117,7 +118,9 @@ class PluginRegistry:
         """Return the class of a name. Raises UnknownPlugin: it lists the known names, or says why the plugin did not load."""
         entry = self.entries.get(name)
         if entry is None:
-            raise UnknownPlugin(f"unknown plugin {name!r}; known: {', '.join(sorted(self.togglable()))}")
+            failed = [f"{other.name} ({other.reason})" for other in self if other.plugin is None]
+            not_loaded = f"; not loaded: {', '.join(failed)}" if failed else ""
+            raise UnknownPlugin(f"unknown plugin {name!r}; known: {', '.join(sorted(self.togglable()))}{not_loaded}")
         if entry.plugin is None:
             raise UnknownPlugin(f"plugin {name!r} ({entry.source}) did not load: {entry.reason}")
         return entry.plugin
@@ -200,11 +203,34 @@ def validate(plugin: Any) -> None:
         if isinstance(getattr(plugin, field), str):
             raise TypeError(f"{name}.{field} must be a tuple of names, got a text")
     plugin.parse_options({})
+    _check_hooks(plugin)
     manager = pluggy.PluginManager("pitlane")
     manager.add_hookspecs(hookspecs)
     manager.register(plugin.__new__(plugin), name)  # pluggy needs an object; it needs no `__init__`
     manager.check_pending()
     _check_role(plugin)
+
+
+def _check_hooks(plugin: type[Plugin]) -> None:
+    """Raise if a method is marked as a hook and is none, has the name of a hook and no mark, or takes unknown arguments."""
+    for name in dir(plugin):
+        method = getattr(plugin, name, None)
+        is_marked = hasattr(method, "pitlane_impl")
+        if is_marked and name not in SPECS:
+            known = now(name) or f"; the hooks are: {', '.join(SPECS)}"
+            raise ValueError(f"{plugin.name} has an unknown hook {name!r}{known}")
+        if callable(method) and name in SPECS and not is_marked:
+            raise ValueError(f"{plugin.name}.{name} has the name of a hook; write @hookimpl above it, or rename it")
+        if is_marked:
+            _check_arguments(plugin, name)
+
+
+def _check_arguments(plugin: type[Plugin], name: str) -> None:
+    known = list(inspect.signature(getattr(hookspecs, name)).parameters)
+    for argument in Hook.of(plugin.__new__(plugin), SPECS[name]).arguments:
+        if argument not in known:
+            reason = now(f"{name}({argument})") or f"; its arguments are: {', '.join(known)}"
+            raise ValueError(f"{plugin.name}.{name} has an unknown argument {argument!r}{reason}")
 
 
 def _check_role(plugin: type[Plugin]) -> None:

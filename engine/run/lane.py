@@ -34,6 +34,7 @@ from pitlane.engine.run.built_model import BuiltModel
 from pitlane.engine.run.runner import EarlyExit, Runner
 from pitlane.engine.run.scheduler import Scheduler
 from pitlane.engine.sequence import Sequence
+from pitlane.engine.text.tokenizer import Tokenizer
 
 log = logging.getLogger("pitlane")
 Call = Callable[[Callable[[], None]], "Future[None]"]
@@ -52,8 +53,8 @@ class Lane:
     """The stores, pool, attention, runner, scheduler and pacing of one set of weights.
 
     match: asks the plugins for a prefix. reclaim: asks them for blocks. load_drafter: builds the draft model of a name. call: runs
-    a function on the engine's thread. state: objects of plugins, for all plans of the lane. opened: plans whose `lane_opened`
-    hooks were called.
+    a function on the engine's thread. tokenizer: of the model, for plugins. state: objects of plugins, for all plans of the lane.
+    opened: plans whose `lane_opened` hooks were called.
     """
 
     def __init__(
@@ -67,10 +68,11 @@ class Lane:
         reclaim: Reclaim,
         load_drafter: Callable[[str], BuiltModel],
         call: Call,
+        tokenizer: Tokenizer,
     ) -> None:
         groups, size, self.limits = built.model.kv_groups, BLOCK_SIZE, limits
         self.built, self.dtype, self.device = built, dtype, device
-        self.load_drafter, self.call = load_drafter, call
+        self.load_drafter, self.call, self.tokenizer = load_drafter, call, tokenizer
         visibilities = built.visibilities or tuple(map(visibility_of, groups))
         self.store_plans = built.stores or tuple(dense_plan(group, dtype, device) for group in groups)
         pairs = zip(self.store_plans, visibilities, strict=True)

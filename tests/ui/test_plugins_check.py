@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,21 @@ def test_a_false_claim_is_shown(name: str) -> None:
 def test_an_honest_claim_is_not_doubted() -> None:
     result = check("prompt_lookup", "--json")
     assert result.exit_code == 0
-    assert json.loads(result.stdout) == {
-        "name": "prompt_lookup", "exactness": "identical", "num_answers": 4, "broken": []
-    }  # fmt: skip
+    outcome = json.loads(result.stdout)
+    assert outcome.pop("num_draft_tokens") > 100, "a drafter that does not pay is not paused"
+    assert outcome == {"name": "prompt_lookup", "exactness": "identical", "num_answers": 4, "broken": []}
+
+
+def test_options_reach_the_plugin() -> None:
+    result = check("prompt_lookup", "-o", "prompt_lookup.max_ngram=1")
+    assert result.exit_code == 2 and "min_ngram must be at most max_ngram" in result.stderr
+    result = check("prompt_lookup", "-o", "prompt_lookup.num_draft_tokens=1")
+    assert result.exit_code == 0 and re.search(r"4 answers compared, \d+ draft tokens: nothing", result.stdout)
+
+
+def test_a_plugin_comes_with_the_plugins_that_it_requires() -> None:
+    result = check("needs_parrot")
+    assert result.exit_code == 0 and result.stdout.startswith("needs_parrot declares identical; 4 answers compared, ")
 
 
 def test_a_plugin_that_steers_is_not_compared() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
-from pitlane import EXACTNESS, PluginEntry, PluginRegistry
+from pitlane import EXACTNESS, Planner, PluginEntry, PluginRegistry
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.commands.options import as_json
+from pitlane.ui.plugin_text import parse_settings
 from pitlane.ui.render import print_json, print_table
 
 plugins_dir = click.option(
@@ -73,25 +74,38 @@ def info(plugins_dir: str | None, as_json: bool, name: str) -> None:
 @click.option(
     "--model", "-m", default="bundled", show_default=True, metavar="M", help="The model to compare answers of."
 )
+@click.option("--option", "-o", "plugin_options", multiple=True, metavar="PLUGIN.KEY=VALUE",
+              help="Set an option of a plugin. Repeatable.")  # fmt: skip
 @click.argument("name")
 @click.pass_context
-def check(ctx: click.Context, plugins_dir: str | None, as_json: bool, model: str, name: str) -> None:
+def check(
+    ctx: click.Context,
+    plugins_dir: str | None,
+    as_json: bool,
+    model: str,
+    plugin_options: tuple[str, ...],
+    name: str,
+) -> None:
     """Compare answers with and without one plugin: does it keep the exactness that it declares?
 
     A plugin that declares itself identical must give the same tokens, greedy and sampled, in float64. For other plugins, only
     failures are reported. Exit code 1 if the plugin breaks its promise.
     """
     registry = PluginRegistry.load(plugins_dir)
-    registry.get(name)  # an unknown name loads no model
+    names = ",".join([name, *registry.get(name).requires])
+    settings = parse_settings(names, plugin_options, {}, registry).settings  # a wrong name or option loads no model
+    Planner(registry).check(settings)
     from pitlane import Engine
     from pitlane.testing import check_plugin
 
     with Engine(model, dtype="float64", plugins={}, registry=registry) as engine:
-        outcome = check_plugin(engine, {name: {}})
+        outcome = check_plugin(engine, settings)
+        has_drafter = engine.plan(settings).drafter is not None
     if as_json:
         print_json({"name": name, **asdict(outcome)})
     else:
         answers = "answers compared" if outcome.exactness == "identical" else "answers, not compared"
+        answers += f", {outcome.num_draft_tokens} draft tokens" if has_drafter else ""
         verdict = "does not keep its promise" if outcome.broken else "nothing contradicts it"
         click.echo(f"{name} declares {outcome.exactness}; {outcome.num_answers} {answers}: {verdict}")
         for line in outcome.broken:

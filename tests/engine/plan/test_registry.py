@@ -110,10 +110,17 @@ def test_a_file_that_does_not_import_is_isolated(
 @pytest.mark.parametrize(
     "body, reason",
     [
-        ("name, exactness = 'odd', 'identical'\n    @hookimpl\n    def prepose(self): pass", "unknown hook 'prepose'"),
+        (
+            "name, exactness = 'odd', 'identical'\n    @hookimpl\n    def prepose(self): pass",
+            "odd has an unknown hook 'prepose'; the hooks are: load_document, .*propose, .*sequence_finished",
+        ),
         (
             "name, exactness = 'odd', 'identical'\n    @hookimpl\n    def propose(self, seqs, limitz): pass",
-            "Argument.*limitz.*can not be found in the hookspec",
+            "odd.propose has an unknown argument 'limitz'; its arguments are: seqs, limits",
+        ),
+        (
+            "name, exactness = 'odd', 'identical'\n    def step_finished(self, stats): pass",
+            "odd.step_finished has the name of a hook; write @hookimpl above it",
         ),
         ("name, exactness, role = 'odd', 'identical', 'driver'", "odd.role must be None or one of drafter, .*'driver'"),
         ("name, exactness = 'odd', 'exact'", "odd.exactness must be one of identical, rounding, approximate, steering"),
@@ -135,6 +142,14 @@ def test_a_class_that_is_no_plugin_is_refused_with_the_reason(
     assert list(failed(registry)) == ["odd_one"]
     with pytest.raises(UnknownPlugin, match=f"(?s){reason}"):
         registry.get("odd_one")
+
+
+def test_an_unknown_name_shows_what_did_not_load(load: Callable[..., PluginRegistry]) -> None:
+    registry = load(odd_one="from pitlane import Plugin\nclass Odd(Plugin):\n    name = 'odd'\n")
+    with pytest.raises(
+        UnknownPlugin, match=r"unknown plugin 'odd'; known: .*; not loaded: odd_one \(.*odd.exactness must"
+    ):
+        registry.get("odd")
 
 
 def test_a_class_that_is_broken_does_not_take_its_neighbour_along(load: Callable[..., PluginRegistry]) -> None:

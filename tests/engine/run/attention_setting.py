@@ -120,7 +120,8 @@ def make_setting(
     )
     context = BuildContext(config, dtype, CPU)
     built = BuiltModel(Groups((group,)), attention(context), variant=None, context=context)
-    lane = Lane(built, "", dtype, CPU, limits, not_called, not_called, load_drafter=not_called, call=not_called)
+    tokenizer: Any = None
+    lane = Lane(built, "", dtype, CPU, limits, not_called, not_called, not_called, not_called, tokenizer)
     made = []
     for number, (first, count, draft) in enumerate(seqs):
         seq = Sequence(

@@ -9,3 +9,9 @@ class Parrot(Plugin):
     @hookimpl
     def propose(self, seqs, limits):
         return [Draft([seq.token_ids[-1]]) for seq in seqs]
+
+
+class NeedsParrot(Plugin):
+    """Does nothing, beside a drafter."""
+
+    name, exactness, requires = "needs_parrot", "identical", ("parrot",)

@@ -1,0 +1,182 @@
+"""The guide docs/writing-plugins.md, followed to the letter: its files are written, its commands run, its outputs compared.
+
+The commands run in a virtual environment of their own, which sees the packages of this environment. `pip install -e .` installs
+into it, without a network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pitlane
+from pitlane import Plugin, SamplingParams, hookimpl
+from pitlane.engine.plan.registry import PluginRegistry
+
+GUIDE = (Path(__file__).resolve().parents[1] / "docs" / "writing-plugins.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+OFFLINE = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1", "PIP_QUIET": "1"}
+SCRIPT = "import runpy\nrunpy.run_module({!r}, run_name='__main__')\n"
+SCRIPTS = {"pitlane": "from pitlane.ui.cli import main\nmain()\n"}
+
+
+@dataclass
+class Reader:
+    """Follows the guide in a folder, as a shell with `bin` first in PATH."""
+
+    folder: Path
+    bin: Path
+    outputs: list[tuple[str, str]] = field(default_factory=list)  # shown in the guide, and real
+
+    def follow(self) -> None:
+        here, output = self.folder, ""
+        state = self.folder / "state.sh"
+        state.write_text(f"cd {self.folder}\n")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PITLANE_")}
+        environment |= OFFLINE | {"PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}", "PITLANE_LOAD": "pitlane-echo"}
+        environment |= {"PITLANE_HOME": str(self.folder / "home"), "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+        for language, name, text in BLOCKS:
+            if language == "text":
+                self.outputs.append((text, output))
+            elif name:
+                (here / name).parent.mkdir(exist_ok=True)
+                (here / name).write_text(text, encoding="utf-8")
+            else:
+                assert language == "sh", f"a block of {language} names no file"
+                script = f". {state}\nset -eu\n{text}\n{{ export -p; echo cd $PWD; }} > {state}\n"
+                run = subprocess.run(
+                    ["bash", "-c", script], env=environment, capture_output=True, text=True, check=False
+                )
+                assert run.returncode == 0, f"{text}\n{run.stdout}\n{run.stderr}"
+                output, here = run.stdout, Path(state.read_text().splitlines()[-1].removeprefix("cd "))
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    folder = tmp_path_factory.mktemp("guide")
+    venv.create(folder / "venv", symlinks=True)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
+    (site / "outer.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    binaries = folder / "venv" / "bin"
+    for name in ("pip", "pytest", "pitlane"):
+        (binaries / name).write_text(f"#!{binaries / 'python'}\n{SCRIPTS.get(name, SCRIPT.format(name))}")
+        (binaries / name).chmod(0o755)
+    reader = Reader(folder, binaries)
+    reader.follow()
+    return reader
+
+
+def comparable(output: str) -> list[str]:
+    """The lines without spaces and rules of tables, the time of tests, and the number of draft tokens."""
+    text = re.sub(r"passed in [\d.]+s|\d+ draft tokens", "number", output)
+    return [line for line in (" ".join(line.replace("─", "").split()) for line in text.splitlines()) if line]
+
+
+def test_the_commands_print_what_the_guide_shows(reader: Reader) -> None:
+    assert len(reader.outputs) == GUIDE.count("```text\n") == 5
+    for shown, real in reader.outputs:
+        assert comparable(real) == comparable(shown)
+
+
+@pytest.fixture(scope="module")
+def watched() -> dict[str, Any]:
+    """The objects that hooks get, by the name in the tables of the guide."""
+    objects: dict[str, Any] = {}
+
+    class Watcher(Plugin):
+        name, role, exactness = "watcher", "drafter", "identical"
+
+        @hookimpl
+        def build_runner(self, forward: Any, context: Any) -> Any:
+            return lambda batch: (objects.update(batch=batch), forward(batch))[1]
+
+        @hookimpl
+        def propose(self, seqs: Any, limits: Any) -> Any:
+            objects.update(seq=seqs[0], limits=limits, lane=limits.lane)
+
+        @hookimpl
+        def adjust_logits(self, rows: Any) -> None:
+            objects.update(rows=rows)
+
+    registry = PluginRegistry()
+    registry.add(Watcher)
+    with pitlane.Engine("random:tiny", plugins={"watcher": {}}, registry=registry) as engine:
+        result = engine.generate([1, 2, 3], SamplingParams(max_tokens=3, ignore_eos=True))
+    assert result.stats["failed"] == {}
+    return objects
+
+
+TABLES = re.findall(r"^\*\*`(\w+)`\*\*.*\n\n\| field .*\n.*\n((?:\|.*\n)+)", GUIDE, re.MULTILINE)
+FIELDS = [
+    (table, name, row.split(" | ")[1]) for table, rows in TABLES for row in rows.splitlines()
+    for name in re.findall(r"`(\S[^`]*)`", row.split(" | ")[0])
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("table, field, kind", FIELDS, ids=lambda value: str(value))
+def test_the_fields_of_the_tables_exist(watched: dict[str, Any], table: str, field: str, kind: str) -> None:
+    path, value = field.partition("(")[0], watched[table]
+    for name in path.replace("groups[g]", "groups.0").split("."):
+        value = value[int(name)] if name.isdigit() else getattr(value, name)
+    if "(" in field:
+        arguments = [name.strip() for name in field.partition("(")[2].rstrip(")").split(",")]
+        assert len(inspect.signature(value).parameters) >= len(arguments) and callable(value)
+    elif ("[" in kind and "64" in kind) or "32" in kind:
+        assert f"{value.dtype}".removeprefix("torch.") == kind.split()[0] and value.dim() == kind.count(",") + 1
+    elif kind.split("[")[0] in ("int", "bool", "str", "list", "tuple", "dict"):
+        assert type(value).__name__ == kind.split("[")[0]
+
+
+def test_the_tables_have_all_five_objects() -> None:
+    assert [table for table, _ in TABLES] == ["seq", "limits", "rows", "lane", "batch"] and len(FIELDS) > 40
+
+
+def test_attributes_of_a_plugin_are_listed() -> None:
+    section = GUIDE.split("## 5.")[1].split("## 6.")[0]
+    listed = {
+        name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)", row)
+    }
+    own = {name for name in {**Plugin.__annotations__, **vars(Plugin)} if not name.startswith("_")}
+    assert own - listed == {"Options", "is_default", "parse_options", "summary", "key", "key_of", "close"}
+
+
+def test_the_names_that_import_torch_are_listed() -> None:
+    """The other names of the face import no torch, so a plugin may import them at its top."""
+    code = (
+        "import os, sys, pitlane\nfor name in sys.argv[1:]:\n    getattr(pitlane, name)\nprint('torch' in sys.modules)"
+    )
+    imports = GUIDE.split("These names import torch too")[1].split("\n\n")[0]
+    heavy = re.findall(r"`(\w+)`", imports.partition("as `Limits` above:")[2])
+    users = {
+        "Engine",
+        "ModelSource",
+        "PlainAttention",
+        "visible_keys",
+    }  # to call, not to annotate: import them in functions
+    light = sorted(set(pitlane.__all__) - set(heavy) - users)
+
+    def imports_torch(*names: str) -> bool:
+        run = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
+        return run.stdout.strip() == "True"
+
+    assert heavy == sorted(heavy) and set(heavy) <= set(pitlane.__all__)
+    assert not imports_torch(*light)
+    modules = {pitlane._MODULE_OF[name] for name in heavy}
+    sources = [Path(str(importlib.util.find_spec(module).origin)) for module in modules]  # type: ignore[union-attr]
+    assert all("import torch\n" in source.read_text() for source in sources), "a name that imports no torch is listed"
+
+
+def test_every_python_block_names_its_file() -> None:
+    assert all(name for language, name, _ in BLOCKS if language in ("python", "toml"))
+    assert all(f"`{name}`" in GUIDE for _, name, _ in BLOCKS if name), "the text names the file too"
