@@ -130,7 +130,7 @@ _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names
 __all__ = sorted(_MODULE_OF)
 __version__ = "0.1.0"
 
-if not TYPE_CHECKING:  # a type checker that sees it takes every misspelt name for an `Any`
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for an `Any`
 
     def __getattr__(name: str) -> object:
         if name not in _MODULE_OF:

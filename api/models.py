@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pitlane.engine.errors import BadOption
 from pitlane.engine.kv import memory
 from pitlane.engine.kv.capacity import BLOCK_SIZE
 from pitlane.engine.loader import MAX_LANES, choose_context, choose_device, choose_dtype, kv_share
@@ -23,6 +24,7 @@ from pitlane.engine.models.presets import PRESETS, config_json
 from pitlane.engine.models.recorder import num_parameters
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.models.source import ModelSource
+from pitlane.engine.models.weights import weight_files
 from pitlane.engine.plan.plan import Settings
 from pitlane.engine.plan.planner import Planner
 from pitlane.engine.plan.registry import PluginRegistry
@@ -40,7 +42,6 @@ __all__ = [
     "estimate_memory",
     "pull",
     "remove",
-    "transformers_type",
 ]
 
 
@@ -102,12 +103,15 @@ def estimate_memory(
     context, dtype, device and plugins default to the choice of an engine. registry: the plugins that the plan, the model
     (`load_model`) or its family (`register_models`) may need; None: all installed plugins.
     """
+    if batch < 1 or (context is not None and context < 1):
+        raise BadOption(f"batch and context must be >= 1, got {batch} and {context}")
+    registry = registry or PluginRegistry.load()
     place = choose_device(device)
     config = resolve(model, registry).config
     kind = choose_dtype(dtype, place)
     tokens = context or choose_context(None, config.max_position)
     build_context = BuildContext(config, kind, place)
-    planner = Planner(registry or PluginRegistry.load(), build_context)
+    planner = Planner(registry, build_context)
     try:
         plan = planner.resolve(planner.settings(plugins))
         needs, free = memory.Needs.of(plan_weights(plan, build_context), config, kind), memory.available(place)
@@ -153,9 +157,5 @@ def pull(name: str, families: Families | None = None) -> Path:
     """
     folder = hub.pull(name)
     read_config(folder, families)
+    weight_files(folder)
     return folder
-
-
-def transformers_type(source: ModelSource) -> str:
-    """The `model_type` of a model in transformers, such as `llama`."""
-    return source.config.model_type

@@ -49,7 +49,12 @@ class Lanes:
         """Return a future of the lane of a plan. A new thread opens the lane."""
         future, is_new = self._future(plan)
         if is_new:
-            threading.Thread(target=self._open, args=(plan, future), name="pitlane-load").start()
+            try:
+                threading.Thread(target=self._open, args=(plan, future), name="pitlane-load").start()
+            except RuntimeError as error:  # the system allows no further thread
+                with self._lock:
+                    del self._opening[plan]
+                future.set_exception(error)
         return future
 
     def open_here(self, plan: Plan) -> Lane:
@@ -116,6 +121,8 @@ class Lanes:
 
     def _prepare(self, lane: Lane, plan: Plan) -> None:
         with lane.opening:
+            if plan in lane.opened:
+                return  # another thread prepared it after this thread had found it not ready
             if plan.drafter is not None and not lane.is_calibrated:
                 with _blaming(lane):
                     lane.calibrate()

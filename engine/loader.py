@@ -40,7 +40,8 @@ THREADS = torch.get_num_threads()  # torch's own choice, before an engine change
 class Loader:
     """Knows one model, and builds its lanes. Raises PitlaneError if the model cannot be served.
 
-    `share_memory` must be called before the first lane. needs, kv_share: of the default plan, known after it.
+    Call `share_memory` before the first lane. It sets `needs`, the memory of the default plan, and `kv_share`, the KV bytes
+    of a lane.
     """
 
     needs: Needs
@@ -134,7 +135,7 @@ class Loader:
 
     def _variant(self, plan: Plan, source: ModelSource, context: BuildContext, kv_bytes: int) -> Variant:
         """Return the weights of a model under a plan: loaded weights if there are any, else checked for fit and loaded."""
-        key = (source.weights.fingerprint(), *plan.variant_key)
+        key = (source.weights.fingerprint(), repr(source.config), *plan.variant_key)
         with self._loading:
             variant = self._variants.get(key)
             if variant is None:
@@ -192,6 +193,10 @@ def choose_device(name: str | None) -> torch.device:
         raise BadOption(f"device {name!r} is unknown; use cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadOption(f"device {name!r}: this machine or this torch build has no CUDA; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BadOption(
+            f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; count from cuda:0"
+        )
     if device.type not in ("cpu", "cuda"):
         raise BadOption(f"device {name!r} is not served; use cpu, cuda or cuda:N")
     return device
@@ -204,7 +209,7 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
             raise BadOption(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
         return DTYPES[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     has_bfloat16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if has_bfloat16 else torch.float32
 

@@ -78,9 +78,7 @@ class Loop:
             plugin = lane.built.culprit(error)
             if plugin is None:
                 raise
-            failure = HookError(plugin, "forward", error)
-            failure.__cause__ = error
-            self.dispatch.drop(seqs, failure)
+            self.dispatch.drop(seqs, HookError(plugin, "forward", error))
             for seq in seqs:
                 self.roster.settle(lane, seq)
             return None

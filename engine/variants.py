@@ -114,7 +114,7 @@ def _store_plan(plugin: Plugin, result: object) -> KVStorePlan:
 
 
 def _build_guarded(answer: Answer, hook: str, tensors: list[Tensors]) -> Any:
-    """Build a part of a plugin. The error of a plugin names the plugin."""
+    """Build a part from a plugin's plan. An error becomes PluginFailed with the plugin's name."""
     try:
         built = answer.value.build(tensors)
         if not callable(built):

@@ -113,8 +113,8 @@ def _first_line(error: Exception) -> str:
 def take_layers(teacher: Model, layers: Sequence[int]) -> Model:
     """Return a new model with the teacher's embeddings and norms, and the named layers in the given order.
 
-    A repeated layer starts silent: its output weights are zero. So a model that grows by repeated layers computes the same
-    function as before.
+    A repeated layer starts silent: weights and biases of its two output projections are zero. So a model that grows by repeated
+    layers computes the same function as before.
     """
     number = teacher.config.num_hidden_layers
     if not layers or not all(0 <= layer < number for layer in layers):
@@ -128,7 +128,7 @@ def take_layers(teacher: Model, layers: Sequence[int]) -> Model:
     weights = {name: tensor for name, tensor in teacher.state_dict().items() if ".layers." not in name}
     for place, layer in enumerate(layers):
         for name, tensor in teacher.model.layers[layer].state_dict().items():
-            silent = layer in layers[:place] and name.endswith(("o_proj.weight", "down_proj.weight"))
+            silent = layer in layers[:place] and name.split(".")[-2] in ("o_proj", "down_proj")
             weights[f"model.layers.{place}.{name}"] = torch.zeros_like(tensor) if silent else tensor
     student.load_state_dict(weights)
     return student

@@ -1,4 +1,4 @@
-"""What the `build_*` hooks learn of the model and the device."""
+"""The facts about model and device that the `build_*` hooks receive."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pitlane.engine.models.config import DecoderConfig
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class BuildContext:
     """The model's config, its dtype, and the device that runs it."""
 

@@ -36,8 +36,8 @@ class Builder(PartMaker):
         super().__init__(dtype, device)
         self.plan, self.source, self.transform, self.stored_name = plan, source, transform, stored_name
         self.built: list[tuple[object, Any]] = []
-        self.embeddings: dict[str, Any] = {}  # whose head reads the same table
-        self.tables: dict[str, list[Tensors]] = {}  # of tied embeddings, until their head is built
+        self.embeddings: dict[str, Any] = {}  # the tied embeddings, by name
+        self.tables: dict[str, list[Tensors]] = {}  # tensors of the tied embeddings, by name, until the head is built
 
     def make(self, part: Part) -> Any:
         built = [self._build(choice) for choice in self.plan.choices[part]]

@@ -19,8 +19,8 @@ Activation: TypeAlias = Literal["silu", "gelu_tanh"]
 class DecoderConfig:
     """Shape and switches of one decoder.
 
-    model_type: the family's name in transformers. dtype: dtype of the checkpoint. exit_layers: layer counts trained for early
-    exit: norm and head may follow after so many layers.
+    model_type: the family's name in transformers. dtype: dtype of the checkpoint. exit_layers: the model is trained for
+    an early exit after these numbers of layers: norm and head may follow there.
 
     Attention. attention_bias: bias of q, k and v. output_bias: bias of the output projection. qk_norm: RMS norm of each query
     and key head. query_pre_attn_scalar: scores are divided by its square root (None: head_dim). windows: per layer, number of

@@ -62,7 +62,7 @@ class Layer:
 
 
 class Decoder:
-    """kv_groups: the layers by attention window; `forward` takes a store per group. op_kinds: the operations that it calls."""
+    """kv_groups: the layers by attention window; `forward` takes a store per group. op_kinds: the fields of `Ops` in use."""
 
     def __init__(self, config: DecoderConfig, build: PartMaker) -> None:
         self.config = config
@@ -142,7 +142,7 @@ class Decoder:
 
 
 def _qk_norm(config: DecoderConfig, build: PartMaker, at: str) -> Tensor:
-    """Repeat the norm weights per head, [H + Hkv, D]: one pass then norms queries and keys."""
+    """Return the norm weights of all heads, [H + Hkv, D], so that one pass norms queries and keys."""
     query = build.norm(at + QUERY_NORM, config.head_dim, config.norm_offset).expand(config.num_heads, -1)
     key = build.norm(at + KEY_NORM, config.head_dim, config.norm_offset).expand(config.num_kv_heads, -1)
     return torch.cat((query, key))

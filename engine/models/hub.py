@@ -38,17 +38,12 @@ class CachedModel:
 
 
 def fetch(name: str, families: Families | None = None) -> Path:
-    """Return the folder of a model: the cached folder if it is complete, else a new download."""
-    return cached_folder(name, families) or pull(name)
-
-
-def cached_folder(name: str, families: Families | None = None) -> Path | None:
-    """Return the folder of a model in the cache; None if it is missing or incomplete."""
+    """Return the folder of a model: the cached folder if the model in it can be opened, else a new download."""
     try:
         folder = _snapshot(name, local_files_only=True)
     except ModelError:
-        return None
-    return None if _unsupported(folder, families) else folder
+        return pull(name)
+    return pull(name) if _unsupported(folder, families) else folder
 
 
 def pull(name: str) -> Path:

@@ -88,7 +88,7 @@ class Experts:
 
 
 class Embedding:
-    """Token ids [T] -> [T, hidden]. On a CPU the table is a view of the file; a lookup casts its rows.
+    """Token ids [T] -> [T, hidden]. On a CPU the table is a view of the file, unless a plugin changes it. A lookup casts its rows.
 
     linear: the head over the same table, on a device other than the CPU.
     """

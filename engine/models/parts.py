@@ -1,7 +1,7 @@
-"""Parts: the weights of a model as data. A model class names its parts, and no tensor is read for it.
+"""Parts: the weights of a model as data. The decoder class names its parts; no tensor is read.
 
 A part is a linear, a norm, an embedding or another tensor. A linear may fuse several linears of the checkpoint, its members.
-Names are canonical: the names of a Llama checkpoint. Weights are [out, in]. A `LinearPlan` says what becomes of a part.
+Names are canonical: the names of a Llama checkpoint. Weights are [out, in]. A `LinearPlan` says how a part is built.
 Importing this module imports no torch.
 """
 
@@ -44,8 +44,8 @@ class LinearPart(_Part):
     """A linear x [T, in] -> y [T, out]. The outputs of the members lie side by side, in their order.
 
     bias: every member has a bias. split: how ranks may divide the weight: by outputs, by inputs, or not at all. tied_to: name of
-    the embedding whose table is the weight; the part then has no tensor of its own. num_experts: the members are so many experts,
-    and the linear takes rows sorted by expert.
+    the embedding whose table is the weight; the part then has no tensor of its own. num_experts: the number of members if every
+    member is an expert; the linear then takes rows sorted by expert. 0: no experts.
     """
 
     members: tuple[Member, ...]

@@ -1,4 +1,4 @@
-"""The methods that a decoder class is built with, and the recorder: it collects the parts and reads nothing.
+"""PartMaker: the methods with which a decoder class names its parts. Recorder: collects the parts and reads no tensor.
 
 A decoder class runs twice: against the recorder, then against the `Builder` (builder.py). Both get their parts from the same
 methods of `PartMaker`, so the recorded parts are the built parts.
@@ -16,11 +16,9 @@ from torch import Tensor
 from pitlane.engine.models.layers import Embedding, Linear
 from pitlane.engine.models.parts import EmbeddingPart, LinearPart, Member, NormPart, Part, TensorPart
 
-CPU = torch.device("cpu")
-
 
 class PartMaker:
-    """Turns the wishes of a decoder class into parts. `make` decides what a part becomes."""
+    """Makes the parts that a decoder class asks for. A subclass defines `make`: it returns the object in the place of a part."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
@@ -66,8 +64,8 @@ class PartMaker:
 class Recorder(PartMaker):
     """Collects parts. In the place of a tensor it returns zeros that take no memory."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> None:
-        super().__init__(dtype, device)
+    def __init__(self) -> None:
+        super().__init__(torch.float32, torch.device("cpu"))
         self.parts: list[Part] = []
 
     def make(self, part: Part) -> Any:

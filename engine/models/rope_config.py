@@ -1,4 +1,4 @@
-"""The rotary embedding that a `config.json` asks for, and the context that it reaches. `rope.py` computes the angles.
+"""Reads the rotary embedding (RoPE) and the context length from a `config.json`. `rope.py` computes the angles.
 
 Reads the keys of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`). A file with both is read as
 transformers 5 reads it. Unsupported kinds are refused with the reason.
@@ -60,7 +60,7 @@ def rope_of(raw: ConfigFile, given: Mapping[str, Any], name: str, theta: float) 
 
 
 def longest(raw: ConfigFile, rope: RopeConfig) -> int:
-    """The context length with scaled RoPE. With YaRN and linear, `max_position_embeddings` is often the trained length."""
+    """Return the context with scaled RoPE. In YaRN and linear RoPE, `max_position_embeddings` is often the unscaled context."""
     trained_lengths = {
         "yarn": rope.parameters.get("original_max_position_embeddings", 0),
         "linear": raw.max_position_embeddings,

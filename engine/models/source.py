@@ -25,10 +25,6 @@ class ModelSource:
     folder: Path | None = None
     stored_name: Callable[[str], str] = str
 
-    @property
-    def tokenizer_folder(self) -> Path | None:
-        return self.folder
-
     @classmethod
     def open(cls, name: str, folder: Path, families: Families) -> ModelSource:
         """Open a folder with `config.json` and safetensors. Raises ModelError if config and tensors do not fit."""

@@ -1,7 +1,7 @@
 """SHA-256 of weight files. A cache in the data folder keeps the hash of each known state of a file, so it is read once.
 
-A user can set a file's modification time back (`cp -p`, `rsync -t`, `touch -d`). So the state also has the time at which
-the system saw the last change, which a user cannot set, and a checksum of 16 pieces of the file.
+A user can set a file's modification time back (`cp -p`, `rsync -t`, `touch -d`). So the state also has the file's
+ctime, which a user cannot set, and a checksum of 16 pieces of the file.
 """
 
 from __future__ import annotations

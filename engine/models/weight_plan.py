@@ -1,6 +1,6 @@
-"""The weight plan of a model: what every part becomes under a plan of plugins, and the bytes, before any tensor is read.
+"""The weight plan of a model: how every part is built under a plan, and its bytes. No tensor is read.
 
-Knows no plugin: it asks for the plan of a part through `ask`, and the core's dense plan serves a part that nobody takes.
+Knows no plugin: the function `ask` returns a plugin's plan for a part. If it returns None, the part gets the core's dense plan.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pitlane.engine.models.parts import EmbeddingPart, LinearPart, LinearPlan, P
 
 
 class Choice(NamedTuple):
-    """The plan of a part, and the plugin that made it (None: the core). plan None: the tied embedding has the head."""
+    """The plan of a part. plugin: the maker of the plan (None: the core). plan None: a tied head, built with its embedding."""
 
     part: Part
     plan: LinearPlan | None
@@ -57,7 +57,10 @@ class WeightPlan:
 
     @property
     def is_batch_invariant(self) -> bool:
-        """Whether plugins that are batch invariant build all linears. In the core's linear, a row depends on the number of rows."""
+        """Whether batch-invariant plugins build all linears, and no other plugin builds any part.
+
+        In the core's linear, the result of a row depends on the number of rows.
+        """
         all_choices = [choice for chosen in self.choices.values() for choice in chosen]
         needed = [choice for choice in all_choices if choice.plugin or isinstance(choice.part, LinearPart)]
         return all(choice.plugin is not None and choice.plugin.batch_invariant for choice in needed)

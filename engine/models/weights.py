@@ -154,7 +154,8 @@ def checked(config: DecoderConfig, weights: SafetensorsFolder, stored_name: Stor
     """Compare all tensors of a folder with the parts of the model. Raises a ModelError with the tensor's name.
 
     Returns the config. If config.json ties head and embedding, but the files hold a different head, the returned config
-    unties them. transformers 5 does the same. If the files hold the tied table only as the head, the head is the table.
+    unties them. transformers 5 does the same. If the files hold the tied
+    table only under the name of the head, that tensor is served as the embedding.
     """
     tied, head, embedding = config.tie_word_embeddings, stored_name(HEAD), stored_name(EMBEDDING)
     if tied and head in weights.owner and embedding not in weights.owner:

@@ -26,10 +26,10 @@ class HookSpec:
     """The declaration of a hook.
 
     combine: first = the first result that is not None; all = every implementation is called; fold = every implementation is
-    called, on the result of the implementation before it (of argument `folds`; None = the implementations change an argument in
-    place). kind: when the hook is called: host (outside plans), variant (weights
-    are built), lane (a lane is built), opening (before a plan's first request in a lane), step (while requests run).
-    role: only a plugin of this role may implement the hook; None = any plugin.
+    called, and gets the result of the implementation before it. folds: the argument that takes this result; None = the
+    implementations change an argument in place. kind: when the hook is called: host (outside plans), variant (weights are built),
+    lane (a lane is built), opening (before a plan's first request in a lane), step (while requests run). role: only a plugin of
+    this role may implement the hook; None = any plugin.
     """
 
     name: str
@@ -62,6 +62,7 @@ class HookError(Exception):
     def __init__(self, plugin: Plugin, where: str, cause: BaseException) -> None:
         super().__init__(f"{plugin.name}.{where}: {type(cause).__name__}: {cause}{explanation(cause)}")
         self.plugin = plugin
+        self.__cause__ = cause
 
 
 class Answer(NamedTuple):
@@ -101,7 +102,7 @@ def call(
         except (Exception, SystemExit) as error:  # a plugin that calls sys.exit() would end the engine's thread
             if isinstance(error, PitlaneError) and hook.spec.kind != "step":
                 raise  # the caller who asked for the plan or the document gets it
-            fail(_hook_error(hook, error))
+            fail(HookError(hook.plugin, hook.spec.name, error))
             continue
         finally:
             if charge is not None:
@@ -119,9 +120,3 @@ def call(
 def refuse(error: HookError) -> None:
     """Raise PluginFailed for a plugin that failed while a plan was prepared. The caller who asked for the plan gets it."""
     raise PluginFailed(f"{error}; take {error.plugin.name} out of the plan") from error
-
-
-def _hook_error(hook: Hook, cause: BaseException) -> HookError:
-    error = HookError(hook.plugin, hook.spec.name, cause)
-    error.__cause__ = cause
-    return error

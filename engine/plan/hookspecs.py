@@ -87,7 +87,7 @@ def transform_weights(part: Part, tensors: Tensors, context: BuildContext) -> Te
 
 @hookspec("first", kind="variant", role="linear")
 def build_linear(part: LinearPart, context: BuildContext) -> LinearPlan | None:
-    """Plan a linear. Called before anything is read, first with the fused part (q, k, v or gate, up), then with every member alone.
+    """Plan a linear before any tensor is read. Called with the fused part (q, k, v or gate, up); after None, with each member.
 
     Returns a LinearPlan, or None to decline. Its `build` gets the tensors of every member, and returns a callable
     [T, in_features] -> [T, out_features]. May change output within the plugin's exactness.
@@ -98,15 +98,15 @@ def build_linear(part: LinearPart, context: BuildContext) -> LinearPlan | None:
 def build_embedding(part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
     """Plan the embedding. Called before anything is read.
 
-    Returns a LinearPlan, or None to decline. Its `build` returns a callable: token ids [T] -> [T, dim] in `context.dtype`. With
-    `has_head`, the callable of a tied part has an attribute `linear`: the head over the same table. May change output within the
-    plugin's exactness.
+    Returns a LinearPlan, or None to decline. Its `build` returns a callable: token ids [T] -> a new tensor [T, dim] in
+    `context.dtype`. With `has_head`, the callable of a tied part has an attribute `linear`: the head over the same table. May
+    change output within the plugin's exactness.
     """
 
 
 @hookspec("first", kind="lane")
 def build_op(kind: str, context: BuildContext) -> Callable[..., Any] | None:
-    """Build one operation of a lane's model. Called once per lane and kind, at load.
+    """Build one operation of a model. Called at load, once per kind for a lane and for every draft model.
 
     kind: `rms_norm` (x [T, D], weight [D], eps -> [T, D]); and the model's activation, `silu_mul` or `gelu_mul` ([T, 2 I] ->
     [T, I]). The result is a new tensor. May change output within the plugin's exactness.
@@ -115,7 +115,7 @@ def build_op(kind: str, context: BuildContext) -> Callable[..., Any] | None:
 
 @hookspec("first", kind="lane", role="attention")
 def build_attention(context: BuildContext) -> Attention | None:
-    """Build the attention of a lane. Called once per lane, at load.
+    """Build the attention of a model. Called at load, once for a lane and for every draft model.
 
     Returns an object with `prepare`, called once per step and KV group, and `__call__`, once per layer: q [T, H, D], new k and v
     [T, Hkv, D] -> [T, H, D]. May change output within the plugin's exactness.
@@ -133,7 +133,7 @@ def build_kv_store(group: KVGroup, context: BuildContext) -> KVStorePlan | None:
 
 @hookspec("first", kind="lane", role="eviction")
 def trim_cache(group: KVGroup, context: BuildContext) -> Visibility | None:
-    """Narrow the tokens that the positions of a KV group see. Called once per lane and group, at load.
+    """Narrow the tokens that the positions of a KV group see. Called at load, once per group of a lane and of every draft model.
 
     Returns a `Visibility`, or None. Blocks before the start of the next position are given back. May change output within the
     plugin's exactness.

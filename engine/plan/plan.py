@@ -76,7 +76,7 @@ class Plan:
         return max(classes, key=list(EXACTNESS).index, default="identical")
 
     def for_drafter(self, context: BuildContext) -> Plan:
-        """Return the plan that builds a draft model: its available plugins that are `identical` or `rounding`."""
+        """Return the plan that builds a draft model: the `identical` and `rounding` plugins that can serve the draft model."""
         kept = [
             plugin
             for plugin in self.plugins

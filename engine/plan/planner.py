@@ -60,7 +60,10 @@ class Planner:
             return plan
 
     def settings(self, plugins: Settings | Callable[[Settings], Settings] | None) -> Settings:
-        """Return the settings of the default plan: `plugins`, or the result of `plugins` on the default settings, or these."""
+        """Return the settings of an engine's default plan.
+
+        plugins: these settings; or a callable that receives the default settings; None = the default settings.
+        """
         if plugins is not None and not callable(plugins):
             return plugins
         default = self.registry.default_settings(self.context)
@@ -98,7 +101,10 @@ class Planner:
         if self.registry.entries[name].serves_host:
             raise BadOption(f"{name} is always on and belongs to no plan; take it out of the plan")
         parsed = plugin_class.parse_options(options)
-        reason = plugin_class.unavailable(self.context) if self.context else None
+        try:
+            reason = plugin_class.unavailable(self.context) if self.context else None
+        except Exception as error:
+            raise PluginFailed(f"{name}.unavailable failed: {type(error).__name__}: {error}") from error
         if reason:
             raise BadOption(f"{name} is unavailable: {reason}; take it out of the plan")
         return parsed

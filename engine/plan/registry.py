@@ -105,8 +105,11 @@ class PluginRegistry:
     def add(self, plugin: type[Plugin], source: str = "test") -> type[Plugin]:
         """Validate a class, add its model families, and add it. Raises ValueError if its name or a family's name is taken."""
         validate(plugin)
-        if plugin.name in self.entries:
-            raise ValueError(f"plugin name {plugin.name!r} is taken by {self.entries[plugin.name].source}")
+        taken = self.entries.get(plugin.name)
+        if taken is not None and taken.plugin is not None:
+            raise ValueError(f"plugin name {plugin.name!r} is taken by {taken.source}")
+        if taken is not None:  # a plugin of this name that did not load
+            self.entries[f"{taken.name} ({taken.source})"] = self.entries.pop(taken.name)
         if "register_models" in hooks_of(plugin):
             families = Families(self.families)  # a plugin that fails adds no family
             call([Hook.of(plugin(), SPECS["register_models"])], None, _raise_cause, registry=families)

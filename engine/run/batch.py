@@ -170,9 +170,9 @@ class BatchBuilder:
         lists = [token_ids, positions, parents, query_start, logit_rows, *slots]
         arrays = [np.array(values, np.int64) for values in lists]
         groups = []
-        for group, (group_slots, visibility) in enumerate(zip(arrays[5:], self.pool.visibilities, strict=True)):
+        for group, (targets, visibility) in enumerate(zip(arrays[5:], self.pool.visibilities, strict=True)):
             table = _table([chunk.kv.block_tables[group] for chunk in chunks])
-            groups.append(GroupBatch(*map(torch.from_numpy, (group_slots, table, visibility.starts(arrays[1])))))
+            groups.append(GroupBatch(*map(torch.from_numpy, (targets, table, visibility.starts(arrays[1])))))
         ids, places, tree, starts, rows = map(torch.from_numpy, arrays[:5])
         operations = tuple(self.pool.queue.take())
         return Batch(ids, places, tree, starts, rows, tuple(groups), operations, self.pool.block_size)

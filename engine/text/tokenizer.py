@@ -250,13 +250,13 @@ def _config_stand_in(source: ModelSource, folder: Path) -> SimpleNamespace | Non
 
 
 def _load(source: ModelSource) -> Any:
-    if source.tokenizer_folder is None:
+    folder = source.folder
+    if folder is None:
         from pitlane.engine.text.byte_tokenizer import byte_tokenizer
 
         return byte_tokenizer(source.config.vocab_size)
     from transformers import AutoTokenizer
 
-    folder = source.tokenizer_folder
     stand_in = _config_stand_in(source, folder)
     options = {"config": stand_in} if stand_in else {}
     try:

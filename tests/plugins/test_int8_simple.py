@@ -120,3 +120,8 @@ def test_plans_without_tensors_follow_the_shape_alone() -> None:
     assert plan.num_bytes <= plan.peak_bytes
     float32 = PLUGIN.build_linear(replace(part, bias=False), context(torch.float32))
     assert float32.num_bytes == 96 * 48 + 96 * 4
+
+
+def test_float16_holds_outputs_far_above_the_weights() -> None:
+    built = linear(torch.float16, [torch.full((4, 1024), 0.1)])
+    assert torch.allclose(built(torch.ones(2, 1024).half()).float(), torch.tensor(102.4), rtol=2e-2)

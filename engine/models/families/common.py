@@ -1,4 +1,4 @@
-"""What all families read alike from a `config.json`: sizes, heads, dtype, ends of text; and refusals of unsupported features."""
+"""Reads the keys of a `config.json` that all families share: sizes, heads, dtype, end-of-text ids. Refuses unsupported features."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pitlane.engine.errors import ModelError, UnsupportedModel
 from pitlane.engine.models.config import DecoderConfig
 from pitlane.engine.models.config_file import ConfigFile, short
 
+MAX_WIDTH = 2**20  # a hundred times the widest model known
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -22,6 +23,8 @@ def decoder_config(
     heads, kv_heads = raw.num_attention_heads, raw.num_key_value_heads or raw.num_attention_heads
     if heads % kv_heads:
         raise ModelError(f"num_attention_heads must be a multiple of num_key_value_heads, got {heads} and {kv_heads}")
+    if heads * (raw.head_dim or 1) > MAX_WIDTH:
+        raise ModelError(f"num_attention_heads * head_dim must be at most {MAX_WIDTH:,}, got {heads} * {raw.head_dim}")
     common: dict[str, Any] = {
         "hidden_size": raw.hidden_size,
         "intermediate_size": raw.intermediate_size,

@@ -1,4 +1,4 @@
-"""A model family as data, and the table of families that a `config.json` is looked up in.
+"""A model family as data, and the table that finds the family of a `config.json`.
 
 A family reads a `config.json` into a DecoderConfig, and knows the names of the tensors in its checkpoints. It holds no code of the
 forward. The core's families (`core.py`) and the families of plugins (hook `register_models`) enter the same table.

@@ -86,7 +86,7 @@ def test_files_that_hold_no_object(name: str, content: bytes, tmp_path: Path) ->
 
 @pytest.mark.parametrize("content", NO_OBJECT.values(), ids=NO_OBJECT)
 def test_a_tokenizer_config_that_holds_no_object(content: bytes, tmp_path: Path) -> None:
-    bundled = resolve("bundled").tokenizer_folder
+    bundled = resolve("bundled").folder
     assert bundled is not None
     shutil.copy(bundled / "tokenizer.json", tmp_path)
     (tmp_path / "tokenizer_config.json").write_bytes(content)

@@ -316,3 +316,15 @@ def test_add_refuses_a_taken_name() -> None:
 def test_only_classes_of_plugins_are_valid(thing: Any) -> None:
     with pytest.raises(TypeError, match=r"is not a subclass of pitlane\.Plugin"):
         validate(thing)
+
+
+def test_a_plugin_may_have_the_name_of_a_plugin_that_did_not_load(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("raise RuntimeError('broken')\n")
+    registry = PluginRegistry.load(tmp_path)
+
+    class Works(Plugin):
+        name, exactness = "a", "identical"
+
+    registry.add(Works)
+    assert registry.get("a") is Works
+    assert [entry.reason for entry in registry if entry.plugin is None] == ["RuntimeError: broken"]
