@@ -82,6 +82,7 @@ class Roster:
             self.end(seq, seq.finish_reason or "error")
         elif seq.failed and self.lanes.by_key.get(seq.plan.lane_key) is not lane and seq.id in self.seqs:
             self._leave(lane, seq)
+            _rest(lane)
             seq.num_preemptions += 1
             seq.outlook = None
             self.enter(seq)
@@ -112,7 +113,7 @@ class Roster:
         else:
             self.put(seq, seq.error)
             self.abort(seq.request.sample_ids)
-        if lane is not None and not lane.has_work:
+        if lane is not None:
             _rest(lane)
 
     def _leave(self, lane: Lane, seq: Sequence) -> None:
@@ -153,10 +154,12 @@ class Roster:
 
 
 def _rest(lane: Lane) -> None:
-    """Let a lane without work carry out its KV operations. Log an error if it has lost blocks.
+    """If a lane has no work left, carry out its KV operations, and log an error if it has lost blocks.
 
     Blocks are lost if no sequence, plugin or draft model holds them.
     """
+    if lane.has_work:
+        return
     try:
         lane.flush()
     except Exception:  # the KV is not saved; the answers are whole

@@ -65,3 +65,44 @@ def test_kv_is_saved_though_no_step_follows(make_engine: Any) -> None:
     assert [len(answer) for answer in answers] == [5, 5]
     assert Saver.saved == [15], "14 tokens have KV in the first request: its receiver divides by zero"
     assert engine.lane_of(engine.default_plan).pool.queue.operations == []
+
+
+def test_a_lane_that_its_last_request_leaves_carries_out_its_operations(make_engine: Any) -> None:
+    """An operation that a plugin built fails in the middle of an answer, and the request goes on in another lane."""
+
+    class Fails(Plugin):
+        name, exactness = "fails", "identical"
+        is_armed = False
+
+        @hookimpl
+        def build_op(self, kind: str, context: Any) -> Any:
+            return self.norm if kind == "rms_norm" else None
+
+        def norm(self, x: Tensor, weight: Tensor, eps: float, *rest: Any) -> Tensor:
+            if Fails.is_armed:
+                raise RuntimeError("broken")
+            return torch.nn.functional.rms_norm(x, tuple(weight.shape), weight, eps)
+
+    class Keeper(Plugin):
+        name, exactness = "keeper", "identical"
+        saved: ClassVar[list[int]] = []
+
+        @hookimpl
+        def block_sealed(self, seq: Sequence, index: int, lane: Any) -> None:
+            Fails.is_armed = True
+
+        @hookimpl
+        def sequence_finished(self, seq: Sequence, lane: Any) -> None:
+            if seq.finish_reason is None:
+                slots = [lane.pool.slots(seq.kv, 0, 0, 33)]
+                lane.pool.queue.save(slots, lambda tensors: self.saved.append(tensors["group.0"].shape[3]))
+
+    registry = PluginRegistry.load()
+    registry.add(Fails)
+    registry.add(Keeper)
+    engine = make_engine(registry=registry, plugins=["keeper"])
+    plan = engine.plan({"fails": {}, "keeper": {}})
+    result = engine.generate(list(range(40)), SamplingParams(max_tokens=5, ignore_eos=True), plan=plan)
+    assert list(result.stats["failed"]) == ["fails"] and len(result.token_ids) == 5
+    engine.worker.call(lambda: None).result()
+    assert engine.lanes.by_key[plan.lane_key].pool.queue.operations == [] and Keeper.saved == [33]
