@@ -89,7 +89,8 @@ def check(
     """Compare answers with and without one plugin: does it keep the exactness that it declares?
 
     A plugin that declares itself identical must give the same tokens, greedy and sampled, in float64. For other plugins, only
-    failures are reported. Exit code 1 if the plugin breaks its promise.
+    failures are reported. A drafter drafts in every step. The plugins that the plugin requires are on too. Exit code 1 if the
+    plugin breaks its promise.
     """
     registry = PluginRegistry.load(plugins_dir)
     names = ",".join([name, *registry.get(name).requires])
