@@ -100,7 +100,9 @@ def test_a_hook_of_the_old_form_is_refused(make_engine: Any) -> None:
 
     registry = PluginRegistry.load()
     registry.add(Old)
-    with pytest.raises(PluginFailed, match="old.build_linear: TypeError: returned Identity, must return a LinearPlan or None"):
+    with pytest.raises(
+        PluginFailed, match="old.build_linear: TypeError: returned Identity, must return a LinearPlan or None"
+    ):
         make_engine(registry=registry, plugins=["old"])
 
 
