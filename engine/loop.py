@@ -164,7 +164,7 @@ class Loop:
         self.roster.put(seq, TextDelta(text, tuple(tokens), seq.sample))
 
     def _ends(self, lane: Lane, seq: Sequence, token: int, num_new: int) -> tuple[FinishReason | None, str]:
-        """Return the reason if the sequence ends with this token, else None, and the text that the token adds."""
+        """Return the finish reason, or None if the sequence goes on, and the text that the token adds."""
         if token in seq.request.stop_token_ids:
             return "stop", ""
         text = seq.detokenizer.push([token])
@@ -187,7 +187,8 @@ class Loop:
             index = kv.num_sealed_blocks
             self.dispatch.call([seq], seq.plan.hook("block_sealed"), None, seq=seq, index=index, lane=lane)
             kv.num_sealed_blocks += 1
-        # Plugins save a block when it is sealed. An open block may end a document, and its last tokens see further back.
+        # A document may end in the open block, and plugins save it when this block is sealed. So keep all blocks that a token
+        # behind the sealed blocks sees.
         lane.pool.drop(kv, kv.num_sealed_blocks * lane.pool.block_size)
 
     # ---- for the worker

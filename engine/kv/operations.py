@@ -1,9 +1,10 @@
 """Changes of stored KV as plain data, and the queue in which they wait for the next forward.
 
-The runner takes the whole queue before a forward, carries out the operations in the order of the queue, and runs the forward then.
-This order alone keeps KV right when blocks are freed and reused in the meantime. A new owner writes into a block in two ways: by an
-operation, which stands behind every earlier operation in the queue, or by a forward, which runs behind the queue. So an operation
-finds its source slots as they were when it was appended, and no operation waits for the release of a block.
+The batch builder moves the whole queue into the next batch. The runner carries out the operations in their order, then runs the
+forward. This order alone keeps KV right when blocks are freed and reused in the meantime. A new owner of a block writes into it
+by an operation or by a forward. The operation stands behind every earlier operation in the queue; the forward runs behind the
+queue. So an operation finds its source slots as they were when it was appended, and no operation waits for the release of a
+block.
 """
 
 from __future__ import annotations

@@ -136,7 +136,8 @@ class Lane:
 
     def close(self) -> None:
         """Close the plugins' objects. Remove the scheduler's references to the lane, so that it is freed at once."""
-        self.scheduler.match, self.scheduler.reclaim = _no_match, _no_reclaim
+        self.scheduler.match = lambda seq: None
+        self.scheduler.reclaim = lambda num_blocks: None
         while self.state:
             name, state = self.state.popitem()
             try:
@@ -174,7 +175,7 @@ class Lane:
     def open_drafter(self, name: str) -> DraftModel:
         """Return the draft model of a name; load it on first use. Call this in `lane_opened`, where a load delays no step.
 
-        The lane pays for the KV of the draft model: it withholds free blocks, so that both models can hold as many tokens.
+        The lane pays for the KV of the draft model: it withholds free blocks, so that both models hold equally many tokens.
         """
         if name not in self.draft_models:
             built = self.load_drafter(name)
@@ -182,7 +183,7 @@ class Lane:
         return self.draft_models[name]
 
     def early_exit(self, num_layers: int) -> DraftModel:
-        """Return the first layers of this lane's model as a draft model. It reads the lane's KV and writes only draft slots."""
+        """Return the first layers of the lane's model as a draft model. It uses the lane's KV; the target overwrites its slots."""
         key = f"layers:{num_layers}"
         if key not in self.draft_models:
             model = EarlyExit(self.built.model, num_layers)
@@ -251,11 +252,3 @@ class Lane:
         """Carry out the waiting KV operations now: no forward follows that would take them."""
         if self.pool.queue.operations:
             self.runner.launch(self.builder.build(())).wait()
-
-
-def _no_match(seq: Sequence) -> PrefixMatch | None:
-    return None
-
-
-def _no_reclaim(num_blocks: SequenceOf[int]) -> None:
-    return None

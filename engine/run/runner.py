@@ -83,7 +83,7 @@ class ModelForward:
 
 @dataclass(frozen=True, slots=True)
 class RunnerContext:
-    """What a `build_runner` hook learns: the model, and what a forward of it reads and writes."""
+    """The context of a `build_runner` hook: the model, its stores and its attention. build: config, dtype and device."""
 
     build: BuildContext
     model: Model

@@ -3,9 +3,10 @@
 There is no prefill phase and no decode phase. Every sequence has uncomputed tokens: one token while it decodes, many tokens after
 admission or preemption. Older sequences come first, and decoding sequences never wait for prompts. Prompts share the
 rest of the step's limit: half goes to the prompt that is nearest to its end, half to the oldest prompt, so that a short question
-does not wait for a long document. A sequence is admitted when there are blocks for all its known tokens; in a KV group with a limit
-of visible tokens, for as many tokens as a sequence ever holds. There a prompt takes blocks step by step, as it drops earlier
-blocks, before any other sequence is admitted. When no block is free, the youngest sequence is preempted and computed again later.
+does not wait for a long document. A sequence is admitted when every KV group has blocks for all its known tokens. A group with a
+limit of visible tokens needs blocks only for the most tokens that a sequence holds there. In such a group, a running prompt drops
+blocks and takes new blocks in every step, before another sequence is admitted. When blocks are lacking, the youngest sequence is
+preempted and computed again later.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ Exactness: identical; with `int8`, approximate: saved KV then takes half the spa
 disk space. Helps if a prompt begins like an earlier prompt: the next question on a document, the next turn of a chat.
 Paper: RadixAttention, https://arxiv.org/abs/2312.07104; block hashes as in vLLM.
 
-cache.py: the plugin's state in a lane. chain.py: its state of a sequence. index.py: the blocks in memory. disk.py: the files. In a
-KV group with a limit of visible tokens, only the tokens that the next token sees are kept under pressure, and saved.
+cache.py: the plugin's state in a lane. chain.py: its state of a sequence. index.py: the blocks in memory. disk.py: the files. In
+a KV group with a limit of visible tokens, a file holds only the tokens that the next token sees. When blocks are lacking, memory
+keeps only these tokens too.
 """
 
 from __future__ import annotations
@@ -167,15 +168,15 @@ class PrefixCache(Plugin):
     def _export(self, seq: Sequence, chain: Chain, cache: Cache, num_ready: int) -> None:
         """Copy the KV of uncached documents in pieces. The last piece of a document triggers the write.
 
-        In a limited KV group, a piece has only the tokens that the end of the document needs. They still have their blocks: the
-        loop drops what no token behind the sealed blocks sees, and every document that ends before them is exported by then.
+        In a KV group with a limit of visible tokens, a piece has only the tokens that the next token behind the document sees.
+        The sequence still holds their blocks: the loop drops a block only when no token behind the sealed blocks sees it, and a
+        document that ends within the sealed blocks was exported before.
         """
         disk = cache.disk if self.options.save_documents else None
         if disk is None:
             return
-        start = max(seq.kv.num_cached_tokens, chain.num_exported, self.options.min_tokens - 1)
-        wanted = [segment for segment in seq.request.segments if segment.end > start]
-        for segment in wanted:
+        num_done = max(seq.kv.num_cached_tokens, chain.num_exported, self.options.min_tokens - 1)
+        for segment in [segment for segment in seq.request.segments if segment.end > num_done]:
             start, stop = chain.num_exported, min(num_ready, segment.end)
             if stop <= start or (stop < segment.end and stop - start < EXPORT_TOKENS):
                 return
