@@ -1,8 +1,8 @@
 """Find a model by the name given to `--model`: its configuration, weights and tokenizer folder. Builds no layer.
 
 Three kinds of names belong to the core: `bundled` and `bundled-drafter`, `random:<preset>`, and local folders. The plugins see
-every other name first, a file name too (hook `load_model`). If no plugin returns a model, the name is a Hugging Face id: the
-model comes from the cache; if the cache is incomplete, we download the model.
+every other name first, a file name too (hook `load_model`). If no plugin returns a model, the core opens a GGUF file. Any other
+name is a Hugging Face id: the model comes from the cache; if the cache is incomplete, we download the model.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pitlane.engine.models import hub
 from pitlane.engine.models.config_file import short
 from pitlane.engine.models.families.core import CORE_FAMILIES
 from pitlane.engine.models.families.family import Families
+from pitlane.engine.models.gguf.folder import open_gguf
+from pitlane.engine.models.gguf.reader import is_gguf
 from pitlane.engine.models.presets import preset
 from pitlane.engine.models.source import ModelSource
 from pitlane.engine.models.weights import RandomWeights
@@ -48,6 +50,10 @@ def resolve(model: str, plugins: PluginRegistry | None = None) -> ModelSource:
             return source
     if path is None:
         raise ModelError(f"no such folder: {short(model)}; {WAY_OUT}")
+    if is_gguf(path):
+        if not path.is_file():
+            raise ModelError(f"no such file: {model}; {WAY_OUT}")
+        return ModelSource.open(model, open_gguf(path), families)
     if path.is_file():
         raise ModelError(f"{model} is a file; give the folder that holds config.json and *.safetensors")
     if _looks_like_a_path(model):
