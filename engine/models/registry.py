@@ -19,6 +19,7 @@ from pitlane.engine.models.families.core import CORE_FAMILIES
 from pitlane.engine.models.families.family import Families
 from pitlane.engine.models.gguf.folder import open_gguf
 from pitlane.engine.models.gguf.reader import is_gguf
+from pitlane.engine.models.hub import Progress
 from pitlane.engine.models.presets import preset
 from pitlane.engine.models.source import ModelSource
 from pitlane.engine.models.weights import RandomWeights
@@ -30,10 +31,11 @@ WAY_OUT = "give a folder, a Hugging Face id, `bundled` or `random:<preset>`"
 BUNDLED = {"bundled": "pitlane.storage.bundled", "bundled-drafter": "pitlane.storage.bundled.drafter"}
 
 
-def resolve(model: str, plugins: PluginRegistry | None = None) -> ModelSource:
+def resolve(model: str, plugins: PluginRegistry | None = None, progress: Progress | None = None) -> ModelSource:
     """Find a model by its name. Raises ModelError; its message is one line and says how to go on.
 
-    plugins: their families and their `load_model` are asked too. None: the core alone.
+    plugins: their families and their `load_model` are asked too. None: the core alone. progress: called with the bytes of a
+    download so far and in all (0: not known). An error that it raises ends the download.
     """
     families = plugins.families if plugins is not None else Families(CORE_FAMILIES)
     if model.startswith("random:"):
@@ -58,7 +60,7 @@ def resolve(model: str, plugins: PluginRegistry | None = None) -> ModelSource:
         raise ModelError(f"{model} is a file; give the folder that holds config.json and *.safetensors")
     if _looks_like_a_path(model):
         raise ModelError(f"no such folder: {model}; {WAY_OUT}")
-    return ModelSource.open(model, hub.fetch(model, families), families)
+    return ModelSource.open(model, hub.fetch(model, families, progress), families)
 
 
 def _refuse(error: HookError) -> None:

@@ -30,13 +30,15 @@ TEXT = "The track opens at 9:40. A session costs 18 euros. The lap record is 48.
 SERVER = """
 import sys
 from pitlane.storage.db import Store
-from pitlane.ui.app import build_page, free_port, serve
+from pitlane.ui.app import free_port, served
+from pitlane.ui.page_server import PageServer
 from pitlane.ui.session import EngineOptions
-with EngineOptions(model=sys.argv[1], dtype="float32", plugins="prefix_cache").build() as engine, Store() as store:
+options = EngineOptions(model=sys.argv[1], dtype="float32", plugins="prefix_cache")
+with Store() as store, PageServer("127.0.0.1", free_port("127.0.0.1", 0)) as server, options.build() as engine:
     engine.loader.eos_token_ids = frozenset()
-    _, url, _ = serve(build_page(engine, store), host="127.0.0.1", port=free_port("127.0.0.1", 0), block=False)
-    print(url, flush=True)
-    sys.stdin.read()
+    with served(options, engine, store, server):
+        print(server.url, flush=True)
+        sys.stdin.read()
 """
 
 
