@@ -44,34 +44,34 @@ def launch(options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860,
         Store() as store,  # first, so that an unusable home is refused before a model is loaded
         tempfile.TemporaryDirectory(prefix="pitlane-uploads-", ignore_cleanup_errors=True) as uploads,
         PageServer(host, port) as server,
-        options.build() as engine,
+        ModelSwitch(options, options.build()) as switch,
     ):
         os.environ["GRADIO_TEMP_DIR"] = uploads  # uploads stay here until they are in the store
-        with served(options, engine, store, server):
-            note(engine.loader.describe_memory())
-            print(f"Pitlane is at {server.url} (Ctrl-C ends it)", flush=True)
-            if open_browser:
-                webbrowser.open(server.url)
-            try:
-                server.wait()
-            except KeyboardInterrupt:
-                note("closing")
+        serve(switch, store, server)
+        note(switch.engine.loader.describe_memory())
+        print(f"Pitlane is at {server.url} (Ctrl-C ends it)", flush=True)
+        if open_browser:
+            webbrowser.open(server.url)
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            note("closing")
 
 
-def served(options: EngineOptions, engine: Engine, store: Store, server: PageServer) -> ModelSwitch:
-    """Serve the page over an engine. The model switch serves pages over other engines in its place; it closes them."""
+def serve(switch: ModelSwitch, store: Store, server: PageServer) -> None:
+    """Serve the page over the engine of the switch. From then on the switch serves pages over other engines in its place."""
 
     def exchange(engine: Engine) -> None:
-        server.show(asyncio.run(_built(engine, store, switch)), lambda: state_of(switch))
+        desk = Desk(engine, store)
+        server.show(asyncio.run(_built(desk, switch)), lambda: state_of(switch), desk.release)
 
-    switch = ModelSwitch(options, engine, exchange)
-    exchange(engine)
-    return switch
+    switch.exchange = exchange
+    exchange(switch.engine)
 
 
-async def _built(engine: Engine, store: Store, switch: ModelSwitch) -> Any:
+async def _built(desk: Desk, switch: ModelSwitch) -> Any:
     """A page built where a loop runs; elsewhere Gradio opens a loop for each of its locks and leaves it open."""
-    return build_page(engine, store, switch)
+    return build_page(desk, switch)
 
 
 def free_port(host: str, port: int) -> int:
@@ -90,9 +90,9 @@ def free_port(host: str, port: int) -> int:
     )
 
 
-def build_page(engine: Engine, store: Store, switch: ModelSwitch | None = None) -> Any:
-    """Build the page over an engine and a store, as gr.Blocks that are not served yet. switch: None keeps the model."""
-    desk, switch = Desk(engine, store), switch or ModelSwitch(EngineOptions(engine.loader.source.name), engine)
+def build_page(desk: Desk, switch: ModelSwitch) -> Any:
+    """Build the page over a desk, as gr.Blocks that are not served yet. It is the front of the switch from then on."""
+    engine = desk.engine
     with gr.Blocks(title="Pitlane", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         tab = gr.State(new_tab())
         anchor, kept, attached = (gr.Textbox(visible="hidden", show_label=False) for _ in range(3))

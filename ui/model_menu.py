@@ -111,14 +111,16 @@ def panels(switch: ModelSwitch) -> Iterator[str]:
 def panel_html(models: list[Entry], forecasts: Mapping[str, Forecast], switch: ModelSwitch) -> str:
     """The list of models."""
     items = "".join(_entry_html(entry, forecasts.get(entry.name), switch) for entry in models)
-    return f'<h3>Model</h3><div class="model-list">{items}</div>'
+    reason = switch.change.reason if switch.change is not None else ""
+    problem = f'<p class="problem">{escape(reason)}</p>' if reason else ""
+    return f'<h3>Model</h3>{problem}<div class="model-list">{items}</div>'
 
 
 def _entry_html(entry: Entry, judged: Forecast | None, switch: ModelSwitch) -> str:
     is_current = entry.name == switch.name
     refused = judged is not None and not judged.fits and not is_current
     action = "answers now" if is_current else "" if entry.is_here else f"fetch {entry.facts.split(',')[0]}"
-    memory = judged.text if judged else "memory is reckoned" if entry.is_here else "memory is reckoned once it is here"
+    memory = judged.text if judged else "memory: a moment" if entry.is_here else "memory: known when it is here"
     return (
         f'<button type="button" class="model-choice" data-do="choose" data-id="{escape(entry.name)}" '
         f'title="{escape(entry.name)}"{" disabled" if refused or is_current else ""}{current(is_current)}>'

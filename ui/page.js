@@ -53,7 +53,6 @@
     }
     button.classList.remove("sure");
     if (name === "open") frame().remove("show-left");
-    if (name === "choose") setTimeout(askState, 100);
     trigger(name, { id });
   });
 
@@ -70,6 +69,7 @@
     const header = event.target.closest("header .model");
     if (header) showMenu(!menu().classList.contains("open"));
     else if (!event.target.closest("#models") || event.target.closest("[data-do=choose], #use-other")) showMenu(false);
+    if (event.target.closest("[data-do=choose], [data-do=cancel], #use-other")) setTimeout(askState, 150);
     if (event.target.closest(".failure button")) dismissFailure();
     if (event.target.closest("header .theme")) setTheme(!dark());
   });
@@ -115,7 +115,7 @@
   };
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") showMenu(false);
-    if (event.key === "Enter" && event.target.closest("#other-name")) setTimeout(showMenu, 0, false);
+    if (event.key === "Enter" && event.target.closest("#other-name")) { setTimeout(showMenu, 0, false); setTimeout(askState, 150); }
   });
   const draw = ({ text, brief, share, failure }) => {
     header(" .change").hidden = header(" .track").hidden = !text;

@@ -27,7 +27,7 @@ MAX_ANSWERS = 8  # answers at once; the engine batches them
 SYSTEM_FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 STATE_PATH = "/pitlane/model"
 GRACE_SECONDS = 5.0  # an exchanged page ends its events; its tabs ask for the state every 2.5 s
-START_SECONDS, STOP_SECONDS = 20.0, 3.0
+START_SECONDS, STOP_SECONDS, WAIT_SECONDS = 20.0, 3.0, 0.2
 STALE = "The model was changed; this page loads again in a moment."
 State = Callable[[], dict[str, Any]]
 
@@ -48,29 +48,30 @@ class PageServer:
         self._over = asyncio.Event()  # set when the page that is shown is exchanged
         self._lives: set[asyncio.Task[None]] = set()  # the page that is shown, and exchanged pages until their end
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pitlane-page", daemon=True)
 
-    def show(self, page: Any, state: State = dict) -> None:
-        """Serve a page, in place of the page before if there is one."""
+    def show(self, page: Any, state: State = dict, ended: Callable[[], None] = lambda: None) -> None:
+        """Serve a page, in place of the page before if there is one. ended: called when the page is exchanged and its events ended."""
         app = _app(page, state)
         if self._loop is None:
             self._thread.start()
             self._await_start()
         assert self._loop is not None
-        asyncio.run_coroutine_threadsafe(self._exchange(app, page), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._exchange(app, page, ended), self._loop).result()
 
     def wait(self) -> None:
         """Wait until the server ends. Ctrl-C ends the wait."""
-        while self._thread.is_alive():
-            self._thread.join(0.2)
+        while not self._ended.wait(WAIT_SECONDS):  # Ctrl-C in Thread.join would leave the thread looking dead
+            pass
 
     def close(self) -> None:
         """End the page and the server. Connections that stay open are dropped."""
-        if self._loop is None or not self._thread.is_alive():
+        if self._loop is None or self._ended.is_set():
             return
         self._loop.call_soon_threadsafe(self._over.set)
         self._server.should_exit = self._server.force_exit = True
-        self._thread.join(STOP_SECONDS)
+        self._ended.wait(STOP_SECONDS)
 
     def __enter__(self) -> PageServer:
         return self
@@ -92,7 +93,10 @@ class PageServer:
     # ---- the thread of the server
 
     def _run(self) -> None:
-        asyncio.run(self._main())
+        try:
+            asyncio.run(self._main())
+        finally:
+            self._ended.set()
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -102,14 +106,13 @@ class PageServer:
         for _ in range(int(START_SECONDS / 0.01)):
             if self._server.started:
                 return
-            self._thread.join(0.01)
-            if not self._thread.is_alive():
+            if self._ended.wait(0.01):
                 break
         raise PitlaneError(f"cannot serve the page at {self.url}; give another --host or --port")
 
-    async def _exchange(self, app: FastAPI, page: Any) -> None:
+    async def _exchange(self, app: FastAPI, page: Any, ended: Callable[[], None]) -> None:
         over, ready = asyncio.Event(), asyncio.Event()
-        life = asyncio.create_task(_live(app, page, ready, over))
+        life = asyncio.create_task(_live(app, page, ready, over, ended))
         self._lives.add(life)  # asyncio itself keeps no task alive
         life.add_done_callback(self._lives.discard)
         started = asyncio.create_task(ready.wait())
@@ -154,13 +157,14 @@ def page_id(page: Any) -> str:
     return str(page.app_id)
 
 
-async def _live(app: FastAPI, page: Any, ready: asyncio.Event, over: asyncio.Event) -> None:
+async def _live(app: FastAPI, page: Any, ready: asyncio.Event, over: asyncio.Event, ended: Callable[[], None]) -> None:
     """Run a page from its start to its end. Its queue and its clean-up end with it."""
     async with app.router.lifespan_context(app):
         ready.set()
         await over.wait()
         await asyncio.sleep(GRACE_SECONDS)
     page.close(verbose=False)
+    ended()
 
 
 def theme() -> Any:

@@ -10,13 +10,16 @@ import pytest
 
 from pitlane import Draft, Plugin, hookimpl
 from pitlane.storage.db import Store
+from pitlane.ui.answering import Desk
 from pitlane.ui.app import build_page
 from pitlane.ui.handlers import Handlers
+from pitlane.ui.model_switch import ModelSwitch
+from pitlane.ui.session import EngineOptions
 
 
 async def built(engine: Any, store: Store) -> Any:
     """A page made where a loop runs; elsewhere Gradio opens one for each of its locks and leaves it open."""
-    return build_page(engine, store)
+    return build_page(Desk(engine, store), ModelSwitch(EngineOptions(engine.loader.source.name), engine))
 
 
 @pytest.fixture

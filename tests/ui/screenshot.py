@@ -19,18 +19,19 @@ def take(target: str, model: str, dark: bool) -> None:
     from playwright.sync_api import sync_playwright
 
     from pitlane.storage.db import Store
-    from pitlane.ui.app import free_port, served
+    from pitlane.ui.app import free_port, serve
+    from pitlane.ui.model_switch import ModelSwitch
     from pitlane.ui.page_server import PageServer
     from pitlane.ui.session import EngineOptions
 
     options = EngineOptions(model=model)
     with (
-        options.build() as engine,
         Store() as store,
         PageServer("127.0.0.1", free_port("127.0.0.1", 0)) as server,
-        served(options, engine, store, server),
+        ModelSwitch(options, options.build()) as switch,
         sync_playwright() as playwright,
     ):
+        serve(switch, store, server)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
         page = browser.new_page(viewport={"width": 1280, "height": 860}, color_scheme="dark" if dark else "light")
         page.goto(server.url)
