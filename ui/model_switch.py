@@ -77,21 +77,21 @@ class Change:
 
     @property
     def brief(self) -> str:
-        """The state in a few words."""
-        if self.cancelled.is_set() and not self.is_over:
+        """The state in a word, for a narrow screen."""
+        if self.cancelled.is_set():
             return "cancelling"
-        if self.phase == "fetching":
-            return f"{size(self.done)} of {size(self.total)}" if self.total else "connecting"
-        return {"loading": "loading", "waiting": "waits for the running answer"}.get(self.phase, self.phase)
+        return f"{self.share:.0%}" if self.share is not None else self.phase
 
     @property
     def text(self) -> str:
-        """The state as a line with the seconds so far."""
-        if self.is_over:
-            return self.reason
-        seconds = time.monotonic() - self.started
+        """The state as a line with the bytes and seconds so far."""
+        words = {"loading": "loading", "waiting": "waits for the running answer"}.get(self.phase, "connecting")
+        if self.share is not None:
+            words = f"{size(self.done)} of {size(self.total)}"
+        if self.cancelled.is_set():
+            words = "cancelling"
         alone = "; nothing answers meanwhile" if self.is_alone else ""
-        return f"{short_name(self.name)}: {self.brief}, {seconds:.0f} s{alone}"
+        return f"{short_name(self.name)}: {words}, {time.monotonic() - self.started:.0f} s{alone}"
 
     def advance(self, done: int, total: int) -> None:
         """Take the progress of a fetch. Ends the fetch if the user has cancelled it."""

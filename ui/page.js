@@ -119,7 +119,7 @@
   });
   const draw = ({ text, brief, share, failure }) => {
     header(" .change").hidden = header(" .track").hidden = !text;
-    header("").classList.toggle("changing", Boolean(text));
+    header("").classList.toggle("changing", Boolean(text)); frame().toggle("changing", Boolean(text));
     const label = header(" .change span");
     label.textContent = matchMedia("(max-width: 900px)").matches ? brief : text; label.title = text;
     header(" .track").classList.toggle("unknown", share === null);

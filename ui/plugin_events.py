@@ -89,20 +89,16 @@ class PluginEvents(View):
     def restored(self, kept: Mapping[str, Any]) -> Changes:
         """Restore the values that the browser tab had before its reload, if they are still possible.
 
-        Another model may have no use for a plugin: its switch stays as it is. If the plugins cannot be together, only the sampling
-        is restored.
+        Another model may have no use for a plugin: then its switch and options stay as they are.
         """
         fixed = {card.plugin.name for card in self.ui.controls.cards if card.switch.interactive is False}
-        possible = {name: value for name, value in kept.items() if name.partition(".")[0] not in fixed}
-        for part in (possible, {name: value for name, value in possible.items() if name in SAMPLING}):
-            with suppress(PitlaneError, TypeError, ValueError, KeyError):  # values of another version, or of a hand
-                return self._restored(part)
-        return {}
-
-    def _restored(self, kept: Mapping[str, Any]) -> Changes:
+        kept = {name: value for name, value in kept.items() if name.partition(".")[0] not in fixed}
         widgets = [*self.ui.sampling, *self.ui.controls.inputs]
         values = [kept.get(name, widget.value) for name, widget in zip(self.value_names, widgets, strict=True)]
-        plan = self.desk.engine.plan(self.read(values).settings)
+        try:
+            plan = self.desk.engine.plan(self.read(values).settings)
+        except (PitlaneError, TypeError, ValueError, KeyError):  # values for another model, or from another page
+            return {}
         restored = {widget: kept[name] for name, widget in zip(self.value_names, widgets, strict=True) if name in kept}
         return {**restored, **self.next_plan(plan)}
 

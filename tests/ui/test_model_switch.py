@@ -103,7 +103,7 @@ def test_a_fetch_shows_its_bytes_and_can_be_cancelled(switch: Any, monkeypatch: 
     monkeypatch.setattr("pitlane.models.fetch", fetch)
     switch.it.choose("smollm2")
     assert ended(switch.it) is None and not switch.served and not switch.it.engine.worker.closed
-    assert seen[0]["text"].startswith("smollm2: connecting") and seen[0]["share"] is None
+    assert seen[0]["text"].startswith("smollm2: connecting") and seen[0]["share"] is None and seen[1]["brief"] == "12%"
     assert seen[1]["text"].startswith("smollm2: 12.0 MB of 98.0 MB, ") and seen[1]["share"] == pytest.approx(12 / 98)
     assert len(seen) == 2
 
@@ -294,12 +294,14 @@ def test_a_reload_brings_back_the_typed_text(page: Any) -> None:
         assert ui.box not in on.load(TAB, new_tab(), "", kept)
 
 
-def test_values_that_another_model_cannot_have_leave_the_sampling(page: Any) -> None:
+def test_values_of_a_plugin_that_this_model_cannot_have_are_left_out(page: Any) -> None:
     on, ui = page.handlers, page.handlers.ui
-    kept = {"max_tokens": 33, "echo": True, "prompt_lookup": True}  # two drafters
-    changes = on.load(TAB, new_tab(), "", json.dumps({"values": kept}))
-    assert changes[ui.sampling[2]] == 33
-    assert not {card.switch for card in ui.controls.cards} & set(changes)
+    card = next(card for card in ui.controls.cards if card.switch.interactive is False)
+    changes = on.load(
+        TAB, new_tab(), "", json.dumps({"values": {"max_tokens": 33, card.plugin.name: True, "echo": True}})
+    )
+    assert changes[ui.sampling[2]] == 33 and card.switch not in changes
+    assert changes[next(card for card in ui.controls.cards if card.plugin.name == "echo").switch] is True
 
 
 def test_answers_of_two_models_are_named(page: Any) -> None:

@@ -152,6 +152,35 @@ def test_hub_failures(
     assert "\n" not in str(error.value)
 
 
+def test_the_bytes_of_a_download_are_counted_once_and_an_error_ends_it(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    seen: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done > 5:
+            raise RuntimeError("enough")
+
+    def download(*_: Any, local_files_only: bool, tqdm_class: Any = None, **__: Any) -> str:
+        if local_files_only:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
+        files = tqdm_class(total=3, desc="Fetching 3 files")
+        bytes_read = tqdm_class(total=0, unit="B", name="huggingface_hub.snapshot_download")
+        bytes_sent = tqdm_class(total=0, unit="B", name="huggingface_hub.snapshot_download.transfer")
+        bytes_read.total = 10
+        for bar in (files, bytes_sent, bytes_read, bytes_read, bytes_sent, bytes_read):
+            bar.update(3)
+        raise AssertionError("the error of `progress` must end the download")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(ModelError, match="enough"):
+        resolve("owner/name", progress=progress)
+    assert seen == [(3, 10), (6, 10)]
+
+
 def test_list_and_remove(cache: Path) -> None:
     assert hub.cached_models() == []
     put_in_cache(cache, "b/good")
