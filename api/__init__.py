@@ -1,7 +1,8 @@
 """Pitlane's public face: the names that users and plugin authors import.
 
 Importing this module imports neither torch nor transformers: a name is looked up in its module whenever it is used. Modules of
-their own are `pitlane.models` (models on this machine and the memory they take) and `pitlane.testing` (checks for plugins).
+their own are `pitlane.models` (models on this machine and the memory they take), `pitlane.sources` (models fetched from the package
+index) and `pitlane.testing` (checks for plugins).
 """
 
 import importlib
