@@ -1,6 +1,6 @@
 """Models outside an engine: the models on this machine, and the memory that a model takes. Imports torch, loads no weights.
 
-A model is named as in `Engine(model)`: `bundled`, a local folder, a Hugging Face id, or `random:<preset>`.
+A model is named as in `Engine(model)`: `bundled`, `smollm2`, a local folder, a Hugging Face id, or `random:<preset>`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pitlane.engine.models.recorder import num_parameters
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.models.source import ModelSource
 from pitlane.engine.models.weights import weight_files
+from pitlane.engine.models.wheel import fetch, find_pin
 from pitlane.engine.plan.plan import Settings
 from pitlane.engine.plan.planner import Planner
 from pitlane.engine.plan.registry import PluginRegistry
@@ -151,10 +152,14 @@ def estimate_memory(
 
 
 def pull(name: str, families: Families | None = None) -> Path:
-    """Download a model by its Hugging Face id and return its folder. Raises ModelError if it cannot be run here.
+    """Fetch a model and return its folder; for a model of the package index, its file. Raises ModelError if it cannot be run here.
 
-    families: the supported families (None: the core's).
+    name: a Hugging Face id, `smollm2`, or `pip:<distribution>==<version>`. families: the supported families (None: the core's).
     """
+    pin = find_pin(name)
+    if pin is not None:
+        resolve(name)
+        return fetch(pin)
     folder = hub.pull(name)
     read_config(folder, families)
     weight_files(folder)

@@ -38,8 +38,13 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 EVENTS = "open rename remove attach discard dismiss retry edit try turn_off take_out"
 
 
-def launch(options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True) -> None:
-    """Load the model, serve the page until Ctrl-C. Raises PitlaneError for whatever a user can cause."""
+def launch(
+    options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True, notice: str = ""
+) -> None:
+    """Load the model, serve the page until Ctrl-C. Raises PitlaneError for whatever a user can cause.
+
+    notice: shown on the page and in the terminal.
+    """
     port = free_port(host, port)
     with (
         Store() as store,  # first, so that an unusable home is refused before a model is loaded
@@ -47,7 +52,9 @@ def launch(options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860,
         tempfile.TemporaryDirectory(prefix="pitlane-uploads-") as uploads,
     ):
         os.environ["GRADIO_TEMP_DIR"] = uploads  # uploads stay here until they are in the store
-        page = build_page(engine, store)
+        page = build_page(engine, store, notice)
+        if notice:
+            note(notice)
         note(engine.loader.describe_memory())
         print(f"Pitlane is at http://{host}:{port} (Ctrl-C ends it)", flush=True)
         serve(page, host=host, port=port, open_browser=open_browser)
@@ -102,8 +109,8 @@ def theme() -> Any:
     return gr.themes.Base(primary_hue="emerald", neutral_hue="slate", font=fonts, font_mono=mono)
 
 
-def build_page(engine: Engine, store: Store) -> Any:
-    """Build the page over an engine and a store, as gr.Blocks that are not served yet."""
+def build_page(engine: Engine, store: Store, notice: str = "") -> Any:
+    """Build the page over an engine and a store, as gr.Blocks that are not served yet. notice: shown when a tab opens."""
     desk = Desk(engine, store)
     with gr.Blocks(title="Pitlane", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         tab = gr.State(new_tab())
@@ -117,7 +124,7 @@ def build_page(engine: Engine, store: Store) -> Any:
             with gr.Column(elem_id="right", min_width=0):
                 right = _right(engine)
         widgets = Widgets(tab=tab, attached=attached, **left, **middle, **right)
-        handlers = Handlers(desk, widgets)
+        handlers = Handlers(desk, widgets, notice)
         _join(page, handlers, widgets)
         _keep(page, handlers, widgets, anchor, kept)
     return page

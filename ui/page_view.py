@@ -140,10 +140,11 @@ class Widgets:
 
 
 class View:
-    """Draws a tab from the store."""
+    """Draws a tab from the store. notice: what a tab shows when it opens."""
 
-    def __init__(self, desk: Desk, widgets: Widgets) -> None:
+    def __init__(self, desk: Desk, widgets: Widgets, notice: str = "") -> None:
         self.desk = desk
+        self.notice = notice
         self.ui = widgets
         self.shown: dict[str, Tab] = {}  # by browser tab; may be newer than the state with which a running event began
         self.writing: dict[str, Writing] = {}  # by conversation

@@ -14,6 +14,7 @@ from typing import Any
 from pitlane.engine.errors import ModelError
 from pitlane.engine.models.families.core import read_config
 from pitlane.engine.models.families.family import Families
+from pitlane.engine.models.offline import is_offline, refusal
 from pitlane.engine.models.weights import weight_files
 
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
@@ -38,7 +39,10 @@ class CachedModel:
 
 
 def fetch(name: str, families: Families | None = None) -> Path:
-    """Return the folder of a model: the cached folder if the model in it can be opened, else a new download."""
+    """Return the folder of a model: the cached folder if the model in it can be opened, else a new download.
+
+    In offline mode the cached folder is returned as it is.
+    """
     try:
         folder = _snapshot(name, local_files_only=True)
     except ModelError:
@@ -102,16 +106,18 @@ def _snapshot(name: str, local_files_only: bool) -> Path:
 
     if not ID.fullmatch(name):
         raise ModelError(
-            f"{name!r} is no folder and no Hugging Face id (owner/name); also known: bundled, random:<preset>"
+            f"{name!r} is no folder and no Hugging Face id (owner/name); also known: bundled, smollm2, random:<preset>"
         )
     options: dict[str, Any] = {"allow_patterns": PATTERNS, "ignore_patterns": IGNORED_PATTERNS}
     try:
-        return Path(snapshot_download(name, local_files_only=local_files_only, **options))
+        return Path(snapshot_download(name, local_files_only=local_files_only or is_offline(), **options))
     except errors.GatedRepoError:
         raise ModelError(f"{name} is gated; {SIGN_IN}") from None
     except errors.RepositoryNotFoundError:
         raise ModelError(f"no model {name} on the hub (or it is private: {SIGN_IN}); check the name") from None
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
+        if is_offline():
+            raise ModelError(refusal(name)) from None
         raise ModelError(f"{name} is not in the cache and the hub cannot be reached; {WAY_OUT}") from None
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
