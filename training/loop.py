@@ -138,7 +138,9 @@ class Trainer:
         self.curve: list[dict[str, Any]] = []
         use_fast_attention(model)
         if settings.recompute:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # The name of transformers 6; early versions of transformers 5 know only the older name.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         if settings.compile:
             self._compile()
 
