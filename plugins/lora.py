@@ -45,7 +45,14 @@ UNSUPPORTED = {  # keys of adapter_config.json that must be empty
     "kasa_config": "KaSA changes the weights of the model",
     "monteclora_config": "the weights of the adapter are random",
 }
-KEEP_MODEL = (None, True, False, "gaussian", "eva", "orthogonal")  # starts (`init_lora_weights`) that keep the model's weights
+KEEP_MODEL = (
+    None,
+    True,
+    False,
+    "gaussian",
+    "eva",
+    "orthogonal",
+)  # starts (`init_lora_weights`) that keep the model's weights
 
 
 class Lora(Plugin):
@@ -189,7 +196,9 @@ def _files(folder: Path) -> tuple[Path, Path]:
 
 
 def _unreadable(folder: Path | str, error: Exception) -> BadOption:
-    return BadOption(f"the adapter {str(folder)[:200]!r} cannot be read ({' '.join(str(error).split())[:200]}); {RESTORE}")
+    return BadOption(
+        f"the adapter {str(folder)[:200]!r} cannot be read ({' '.join(str(error).split())[:200]}); {RESTORE}"
+    )
 
 
 def _read_config(folder: Path) -> AdapterConfig:

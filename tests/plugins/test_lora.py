@@ -113,7 +113,9 @@ def test_names_of_a_family_are_mapped(make_adapter: MakeAdapter) -> None:
     adapter = make_adapter(targets="q_proj")
     rewrite(
         adapter,
-        lambda tensors: [tensors.update({name.replace("q_proj", "query"): tensors.pop(name)}) for name in list(tensors)],
+        lambda tensors: [
+            tensors.update({name.replace("q_proj", "query"): tensors.pop(name)}) for name in list(tensors)
+        ],
     )
     lora = plugin(adapter)
     context = BuildContext(preset("tiny"), torch.float32, CPU, lambda name: name.replace("q_proj", "query"))
@@ -312,7 +314,9 @@ A, B = (f"base_model.model.{Q}.lora_{letter}.weight" for letter in "AB")
         (lambda tensors: tensors.update({f"{A}.more": tensors[A].clone()}), "only LoRA weights of linears"),
         (lambda tensors: tensors.update({"base_model.model.lm_head.weight": tensors[A].clone()}), "only LoRA weights"),
         (
-            lambda tensors: tensors.update({"base_model.model.model.embed_tokens.lora_embedding_A": tensors[A].clone()}),
+            lambda tensors: tensors.update(
+                {"base_model.model.model.embed_tokens.lora_embedding_A": tensors[A].clone()}
+            ),
             "LoRA of embeddings",
         ),
     ],

@@ -33,7 +33,9 @@ SIZE = click.IntRange(1)
 @click.option("--context", type=SIZE, default=4096, show_default=True, metavar="N", help="Most tokens it is to read.")
 @click.option("--lora", is_flag=True, help="Train an adapter for MODEL: pitlane train MODEL FILES --lora.")
 @click.option("--rank", type=SIZE, default=16, show_default=True, metavar="R", help="Of the adapter.")
-@click.option("--alpha", type=POSITIVE, default=32.0, show_default=True, metavar="A", help="Adapter's scale times rank.")
+@click.option(
+    "--alpha", type=POSITIVE, default=32.0, show_default=True, metavar="A", help="Adapter's scale times rank."
+)
 @click.option("--targets", default="all", show_default=True, metavar="all|q,v", help="Linears: q,k,v,o,gate,up,down.")
 @click.option("--exit-layers", metavar="N,N", help="Train exits after these layers too, for self-speculation.")
 def train(
@@ -51,7 +53,7 @@ def train(
 ) -> None:
     """Train a model on FILES: .txt, or .jsonl with {"text"} or {"messages"} a line.
 
-    With --lora, the first of FILES is the name of a model. The model stays as it is, and an adapter for the plugin `lora` is trained.
+    With --lora, the first of FILES is the name of a model: it stays as it is, and an adapter for the plugin `lora` is trained.
 
     \b
     pitlane train book.txt --out mymodel
@@ -61,7 +63,8 @@ def train(
     if lora:
         if exit_layers:
             raise click.UsageError("--exit-layers trains a model, and --lora trains an adapter; leave one of them out")
-        return _train_adapter(job, as_json, start, rank, alpha, targets)
+        _train_adapter(job, as_json, start, rank, alpha, targets)
+        return
     from pitlane.training import train as training
     from pitlane.training.losses import LabelLoss
     from pitlane.training.models import Shape
