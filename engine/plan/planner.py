@@ -86,15 +86,23 @@ class Planner:
 
     def _plugin(self, name: str, options: dict[str, Any]) -> Plugin:
         plugin_class, parsed = self.registry.get(name), self._parse(name, options)
-        key = plugin_class.key_of(parsed)
-        if key not in self._plugins:
-            try:
-                self._plugins[key] = plugin_class(parsed)
-            except PitlaneError:
-                raise
-            except Exception as error:
-                raise PluginFailed(f"{name} cannot start: {type(error).__name__}: {error}") from error
-        return self._plugins[key]
+        try:
+            key = plugin_class.key_of(parsed)
+            if key in self._plugins:
+                return self._plugins[key]
+            plugin = plugin_class(parsed)
+            reason = plugin.refusal(self.context) if self.context else None
+            if reason:
+                plugin.close()
+                raise BadOption(
+                    f"{name} cannot serve this model: {reason}; change its options, or take it out of the plan"
+                )
+            # The instance's own key counts: a file that the options name may have changed since `key_of`.
+            return self._plugins.setdefault(plugin.key, plugin)
+        except PitlaneError:
+            raise
+        except Exception as error:
+            raise PluginFailed(f"{name} cannot start: {type(error).__name__}: {error}") from error
 
     def _parse(self, name: str, options: dict[str, Any]) -> PluginOptions:
         plugin_class = self.registry.get(name)
