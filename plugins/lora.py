@@ -131,7 +131,7 @@ class Lora(Plugin):
         rank = _matching(config.rank_pattern, module, config.r)
         if rank != pair.rank:
             raise BadOption(f"{self.folder}: {module} has rank {pair.rank}, and {CONFIG} says {rank}; {RESTORE}")
-        alpha = _matching(config.alpha_pattern, module, config.lora_alpha)
+        alpha: float = _matching(config.alpha_pattern, module, config.lora_alpha)
         return alpha / (sqrt(rank) if config.use_rslora else rank)
 
     def _state(self) -> list[tuple[int, ...]]:
@@ -232,7 +232,7 @@ def _open(folder: Path) -> tuple[Any, dict[str, Pair]]:
 
     path, names = folder / WEIGHTS, dict[str, dict[str, str]]()
     try:
-        file = safe_open(str(path), framework="pt", device="cpu")
+        file: Any = safe_open(str(path), framework="pt", device="cpu")
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from None
