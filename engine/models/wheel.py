@@ -73,8 +73,9 @@ class Pin:
 
     @property
     def file(self) -> Path:
-        """The path of the file, also before it is fetched. The member is known."""
-        return self.folder / (re.sub(r"[^\w.+-]", "_", PurePosixPath(self.member).name).lstrip(".") or "model.gguf")
+        """The path of the file, also before it is fetched. The member is known; its name may be hostile."""
+        stem = re.sub(r"[^\w.+-]", "_", PurePosixPath(self.member).stem, flags=re.ASCII).lstrip(".")[:100]
+        return self.folder / f"{stem or 'model'}.gguf"
 
 
 SMOLLM2 = Pin(

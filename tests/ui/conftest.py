@@ -14,9 +14,9 @@ from pitlane.ui.app import build_page
 from pitlane.ui.handlers import Handlers
 
 
-async def built(engine: Any, store: Store) -> Any:
+async def built(engine: Any, store: Store, notice: str = "") -> Any:
     """A page made where a loop runs; elsewhere Gradio opens one for each of its locks and leaves it open."""
-    return build_page(engine, store)
+    return build_page(engine, store, notice)
 
 
 @pytest.fixture

