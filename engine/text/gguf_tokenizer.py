@@ -15,7 +15,7 @@ import logging
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 from pitlane.engine.errors import ModelError, UnsupportedModel
 from pitlane.engine.models.config_file import short
@@ -76,7 +76,7 @@ def _value(metadata: Mapping[str, object], key: str, kind: type[T], default: T |
         raise ModelError(f"the GGUF file lacks {key}; choose another file")
     if type(value) is not kind:  # not isinstance: a bool is no id
         raise ModelError(f"{key} must be of type {kind.__name__}, got {short(value)}")
-    return cast(T, value)
+    return value
 
 
 def _list(metadata: Mapping[str, object], key: str, kinds: tuple[type, ...], limit: int) -> list[Any]:
