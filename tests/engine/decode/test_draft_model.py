@@ -53,18 +53,21 @@ class Bench:
     def compute(self, seq: Sequence, stop: int) -> None:
         assert self.lane.pool.reserve(seq.kv, stop + 1)
         seq.num_scheduled_tokens = stop - seq.kv.num_computed_tokens
-        self.lane.runner.launch(self.lane.build_batch([seq])).wait()
+        self.lane.runner.run(self.lane.build_batch([seq]))
         seq.kv.num_computed_tokens = stop
         seq.num_scheduled_tokens = 1
 
     def draft(self, limits: list[int], branching: list[int] | None = None) -> list[Draft | None]:
+        self.lane.flush()  # as the loop does
+        assert not self.drafter.pool.queue.operations, "a shadow writes into no shared block"
         return self.drafter.draft(self.seqs, limits, branching or [1] * 32)
 
     def commit(self, seq: Sequence, draft: Draft | None, nodes: list[int], bonus: int) -> None:
         """Run the target on the draft, and commit the nodes that the test chose."""
         seq.draft = draft
         assert self.lane.pool.reserve(seq.kv, seq.num_tokens)
-        self.lane.runner.launch(self.lane.build_batch([seq])).wait()
+        self.lane.flush()
+        self.lane.runner.run(self.lane.build_batch([seq]))
         tokens = [draft.token_ids[node] for node in nodes] if draft else []
         self.lane.commit(seq, nodes, [*tokens, bonus])
         seq.num_scheduled_tokens = 1
@@ -169,11 +172,11 @@ def test_a_shadow_catches_up_after_steps_without_a_draft(make_bench: Callable[..
 def test_prompts_longer_than_a_step_are_read_in_pieces(make_bench: Callable[..., Bench], alone: Any) -> None:
     bench = make_bench(max_step_tokens=16)
     batches = []
-    launch = bench.drafter.runner.launch
+    run = bench.drafter.runner.run
 
     def counted(batch: Any) -> Any:
         batches.append(int(batch.query_start.diff().max()))
-        return launch(batch)
+        return run(batch)
 
     seqs = []
     for seed, length in enumerate((100, 3, 47)):
@@ -182,7 +185,7 @@ def test_prompts_longer_than_a_step_are_read_in_pieces(make_bench: Callable[...,
             bench.compute(seq, stop)
         bench.seqs.append(seq)
         seqs.append(seq)
-    bench.drafter.runner.launch = counted  # type: ignore[method-assign]
+    bench.drafter.runner.run = counted  # type: ignore[method-assign]
     for branching in ([1] * 6, [2, 2, 1]):
         for seq, draft in zip(seqs, bench.draft([6, 6, 6], branching), strict=True):
             assert draft is not None

@@ -516,7 +516,6 @@ def test_a_load_beside_a_stream_takes_pieces(streamed: bool) -> None:
     stream.is_streamed = streamed
     bench.step()
     seq = loaded(bench, 1, 50)
-    assert not seq.is_in_step
     pieces = []
     while seq.kv.num_computed_tokens < 50:
         scheduled = [other.id for other in bench.scheduler.schedule()]
@@ -525,7 +524,6 @@ def test_a_load_beside_a_stream_takes_pieces(streamed: bool) -> None:
             seq.kv, 0, load.starts[0], seq.kv.num_computed_tokens
         )
         pieces.append((load.starts[0], seq.kv.num_computed_tokens))
-        assert seq.is_in_step, "a step that fails ends this sequence too: its piece was not written"
         assert scheduled == ([0, 1] if seq.kv.num_computed_tokens == 50 else [0])
         bench.pool.queue.take()
         stream.num_scheduled_tokens = seq.num_scheduled_tokens = 0
