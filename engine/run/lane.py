@@ -204,7 +204,7 @@ class Lane:
         pool.withhold(withheld)
         count = max(1, withheld * target_bytes // draft_bytes)
         stores = [plan.build(count, BLOCK_SIZE) for plan in plans]
-        builder = BatchBuilder(Pool(groups, count, BLOCK_SIZE, ""))
+        builder = BatchBuilder(Pool(groups, [count] * len(groups), BLOCK_SIZE, "", built.visibilities))
         runner = Runner(built.forward(stores))
         self.built_drafters.append(built)
         self.draft_models[name] = DraftModel(builder, runner, self.limits.max_step_tokens, shares_kv=False)

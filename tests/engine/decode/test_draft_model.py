@@ -12,8 +12,11 @@ import pytest
 
 from pitlane import BadOption, Draft, KVState, SamplingParams, Sequence
 from pitlane.engine.decode.draft import clean, depths, merged_children
-from pitlane.engine.decode.draft_model import MAX_SHADOWS, DraftModel, _size
+from pitlane.engine.decode.draft_model import MAX_SHADOWS, DraftModel, Shadow, _size
+from pitlane.engine.kv.pool import Pool
+from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.requests import make_sequence
+from pitlane.engine.run.batch import BatchBuilder
 from pitlane.engine.run.lane import Lane
 from pitlane.engine.run.runner import EarlyExit
 
@@ -195,6 +198,31 @@ def test_prompts_longer_than_a_step_are_read_in_pieces(make_bench: Callable[...,
     assert max(batches) <= 16
     assert bench.drafter.shares_kv or len(batches) > 6
     bench.end()
+
+
+def test_a_shadow_of_a_model_with_a_window_shares_the_blocks_of_a_shadow_that_shares_too(bench_pool: Pool) -> None:
+    drafter = DraftModel(BatchBuilder(bench_pool), cast(Any, None), 512, shares_kv=False)
+    document = prompt(1, 640)
+
+    def new_shadow(number: int, token_ids: list[int]) -> Shadow:
+        request = SimpleNamespace(salt="")
+        seq: Any = SimpleNamespace(id=number, request=request, token_ids=token_ids, num_tokens=len(token_ids))
+        drafter.shadows[number] = drafter._new_shadow(seq)
+        return drafter.shadows[number]
+
+    first = new_shadow(1, [*document, 9])
+    first.token_ids = [*document, 9]
+    assert bench_pool.reserve(first.kv, 641)
+    first.kv.num_computed_tokens = first.num_verified_tokens = 640
+    assert new_shadow(2, [*document, 8]).num_verified_tokens == 640
+    drafter.shadows[1] = drafter.shadows.pop(1)  # shadow 2 is now the least recently used
+    assert new_shadow(3, document[:170]).num_verified_tokens == 160
+    bench_pool.check_integrity(kv_of_shadows(drafter))
+
+
+@pytest.fixture
+def bench_pool() -> Pool:
+    return Pool([KVGroup((0,), 1, 8), KVGroup((1,), 1, 8, window=64)], [200, 200], 32, "")
 
 
 # ---- trees
