@@ -39,7 +39,7 @@ class Pool:
     """Blocks of all KV groups of one lane. A column is a block id per group.
 
     num_blocks: of every group, or one number for all groups. visibilities: per group, the tokens that a position sees; without it,
-    those of the model. max_step_tokens: the most tokens of a forward; without it, `reserve` bounds nothing.
+    those of the model. max_step_tokens: the most tokens of a forward; without it, the pool bounds nothing and drops no block.
     """
 
     def __init__(
@@ -141,6 +141,10 @@ class Pool:
         """Index of the first block to keep: the next token behind the full blocks of `num_tokens` tokens sees it."""
         return self.first_seen(group, num_tokens // self.block_size * self.block_size) // self.block_size
 
+    def first_loaded(self, group: int, num_tokens: int) -> int:
+        """Index of the first token that a saved prefix of `num_tokens` tokens must hold: a group keeps whole blocks."""
+        return self._first_kept(group, num_tokens) * self.block_size
+
     def _end(self, group: int, num_dropped: int, num_tokens: int) -> int:
         """Number of blocks, dropped blocks included, that the table of a sequence needs to hold `num_tokens`."""
         count, limit = -(-num_tokens // self.block_size), self.most_blocks[group]
@@ -208,8 +212,8 @@ class Pool:
                 table[index] = DROPPED
 
     def first_seen(self, group: int, position: int) -> int:
-        """Index of the first token that a position sees in a group."""
-        if self.visibilities[group].max_tokens is None:
+        """Index of the first token that a position sees in a group; 0 if the pool drops no block of the group."""
+        if self.most_blocks[group] is None:
             return 0
         return int(self.visibilities[group].starts(np.array([position]))[0])
 

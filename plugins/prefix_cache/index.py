@@ -218,13 +218,17 @@ class BlockIndex:
                 uses.add(entry.use, key)
 
     def _release(self, key: bytes, part: Column) -> None:
-        """Give back the blocks of a part of a column."""
+        """Give back the blocks of a part of a column. Remove the entry, and its parents, if they are childless without a block."""
         entry = self.entries[key]
         for group, uses in self.limited.items():
             if part[group] >= 0:
                 uses.remove(entry.use, key)
         entry.column = tuple(-1 if b >= 0 else a for a, b in zip(entry.column, part, strict=True))
         self.pool.unlock(part)
+        while key in self.entries and key not in self.children and max(self.entries[key].column) < 0:
+            parent = self.entries[key].parent
+            self._drop(key)
+            key = parent
 
     def _drop(self, key: bytes) -> None:
         entry = self.entries.pop(key)
