@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pitlane.engine.errors import BadOption
+from pitlane.engine.errors import BadOption, ModelError
 from pitlane.engine.kv import memory
 from pitlane.engine.kv.capacity import BLOCK_SIZE
 from pitlane.engine.loader import MAX_LANES, choose_context, choose_device, choose_dtype, kv_share
@@ -41,6 +41,7 @@ __all__ = [
     "choose_device",
     "config_json",
     "estimate_memory",
+    "folder_of",
     "pull",
     "remove",
 ]
@@ -108,10 +109,11 @@ def estimate_memory(
         raise BadOption(f"batch and context must be >= 1, got {batch} and {context}")
     registry = registry or PluginRegistry.load()
     place = choose_device(device)
-    config = resolve(model, registry).config
+    source = resolve(model, registry)
+    config = source.config
     kind = choose_dtype(dtype, place)
     tokens = context or choose_context(None, config.max_position)
-    build_context = BuildContext(config, kind, place)
+    build_context = BuildContext(config, kind, place, source.stored_name)
     planner = Planner(registry, build_context)
     try:
         plan = planner.resolve(planner.settings(plugins))
@@ -149,6 +151,17 @@ def estimate_memory(
         default_kv_tokens=default_kv_bytes // needs.kv_per_token,
         kv_memory=MAX_LANES * needs.kv_per_token * (tokens + BLOCK_SIZE) * batch,
     )
+
+
+def folder_of(name: str, registry: PluginRegistry | None = None) -> Path:
+    """Return the folder of a model with config, weights and tokenizer. Raises ModelError if the model has no folder.
+
+    name: as in `Engine(model)`. registry: the plugins that may know the name (None: all installed plugins).
+    """
+    folder = resolve(name, registry or PluginRegistry.load()).folder
+    if folder is None:
+        raise ModelError(f"{name} has random weights and no folder; name a model that has a folder")
+    return folder
 
 
 def pull(name: str, families: Families | None = None) -> Path:

@@ -1,6 +1,7 @@
 """The live sequences: how a request enters a lane, moves to another lane, and ends.
 
-Every method runs on the engine's thread. A request gets its end in any case: an error while it ends is sent like any other error.
+Every method runs on the engine's thread. Every request ends with a result or an error: if its end itself fails, the reader gets
+this error.
 """
 
 from __future__ import annotations
@@ -140,9 +141,9 @@ class Roster:
                 self.seqs[seq_id].is_streamed = True
 
     def fail(self, lane: Lane, error: BaseException) -> None:
-        """End the requests of a lane that were in a failed step; all its running requests if none was in the step."""
-        running = lane.scheduler.seqs
-        for seq in [seq for seq in running if seq.is_in_step] or running:
+        """End the requests of a lane that were in a failed step. If no request was in the step, end all requests of the lane."""
+        seqs = lane.scheduler.seqs
+        for seq in [seq for seq in seqs if seq.num_scheduled_tokens] or seqs:
             seq.error = named(error, "the step failed")
             self.end(seq, "error")
 
@@ -160,10 +161,7 @@ def _rest(lane: Lane) -> None:
     """
     if lane.has_work:
         return
-    try:
-        lane.flush()
-    except Exception:  # the KV is not saved; the answers are whole
-        log.exception("a KV operation failed")
+    lane.flush()
     try:
         lane.pool.check_integrity(())
     except AssertionError as error:

@@ -15,8 +15,6 @@ from pitlane.engine.errors import EngineClosed
 
 log = logging.getLogger("pitlane")
 OMP_PAUSE_SOFT = 1
-
-
 FORKED = "this engine was made in another process and has no thread in this process; make a new engine here"
 
 
@@ -104,7 +102,7 @@ class Worker:
                 self._do_posted()
                 if not self.closed and ready():
                     step()
-        finally:  # also after an error that no step may let through: no reader waits for ever
+        finally:  # after an unexpected error too: `finish` ends the requests, so no reader waits for ever
             self.stop()
             self._do_posted()  # the last submitted requests enter the loop, so that `finish` ends them
             self._do(finish)

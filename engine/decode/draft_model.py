@@ -20,7 +20,8 @@ from pitlane.engine.run.batch import BatchBuilder, Chunk
 from pitlane.engine.run.runner import Runner
 from pitlane.engine.sequence import Sequence
 
-MAX_SHADOWS = 64  # includes ended requests: a later request may share their prefix. Least recently used go first
+# With the shadows of ended requests: a later request may share their prefix. The least recently used shadow goes first.
+MAX_SHADOWS = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -139,10 +140,8 @@ class DraftModel:
         self.pool.roll_back(shadow.kv, num_shared)
         if not self._make_room(shadow, seq.num_tokens + limit, ready):
             return None
-        if (
-            shadow.num_tokens - num_shared > self.pool.block_size
-        ):  # compute it now: the next shadow may share its blocks
-            self._logits([shadow])
+        if shadow.num_tokens - num_shared > self.pool.block_size:
+            self._logits([shadow])  # compute it now: the next shadow may share its blocks
             shadow.num_verified_tokens = shadow.num_tokens - 1
         return shadow
 
@@ -183,7 +182,7 @@ class DraftModel:
         while len(logits_of) < len(shadows):
             active = [shadow for shadow in shadows if id(shadow) not in logits_of]
             chunks = [self._chunk(shadow) for shadow in active]
-            logits = self.runner.launch(self.builder.build(chunks)).wait()
+            logits = self.runner.run(self.builder.build(chunks)).logits
             for shadow, chunk in zip(active, chunks, strict=True):
                 shadow.kv.num_computed_tokens += len(chunk.token_ids)
                 if chunk.wants_logits:

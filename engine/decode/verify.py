@@ -78,9 +78,6 @@ def verify(
 
 def _targets(seq: Sequence, logits: Tensor, draft: Draft | None) -> list[int]:
     """The target's token after every row."""
-    if seq.request.sampling.temperature == 0:
-        greedy: list[int] = logits.argmax(-1).tolist()
-        return greedy
     request, places = seq.request, [0, *depths(draft.links if draft is not None else ())]
     return [
         sample(row, request.sampling, request.seed, seq.num_tokens + place)

@@ -1,4 +1,4 @@
-"""The blocks of one KV group: which are free, and how many references the others have. It prefers adjacent blocks."""
+"""The blocks of one KV group, with counts of their references. A free block has no reference. Adjacent blocks are preferred."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 BLOCK_SIZE = 32
 MAX_STEP_TOKENS = 512
-# Length of a sequence, as a part of the context. Longer sequences leave limited blocks free, shorter sequences leave others free.
+# Assumed length of a sequence, as a fraction of the context. If sequences are longer, blocks of limited groups stay free; if they
+# are shorter, blocks of the other groups stay free.
 TYPICAL = 0.25
 
 

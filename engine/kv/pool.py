@@ -39,7 +39,7 @@ class Pool:
     """Blocks of all KV groups of one lane. A column is a block id per group.
 
     num_blocks: of every group, or one number for all groups. visibilities: per group, the tokens that a position sees; without it,
-    those of the model. max_step_tokens: the most tokens of a forward; without it, `reserve` bounds nothing.
+    those of the model. max_step_tokens: the most tokens of a forward; without it, the pool bounds nothing and drops no block.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class Pool:
         self.block_size = block_size
         self.fingerprint = fingerprint  # KV may be shared or saved only under an equal fingerprint
         self.allocators = [BlockAllocator(count) for count in counts]
-        limits = [most_blocks(v.max_tokens, max_step_tokens, block_size) for v in self.visibilities]
-        self.most_blocks = limits  # per group, the most blocks that a sequence holds; None = no limit
+        # Per group, the most blocks that a sequence holds; None = no limit.
+        self.most_blocks = [most_blocks(v.max_tokens, max_step_tokens, block_size) for v in self.visibilities]
         self.withheld = [0] * len(groups)
         self.queue = OperationQueue()
 
@@ -79,7 +79,7 @@ class Pool:
 
     @property
     def num_usable_tokens(self) -> float:
-        """The most tokens of a sequence. Blocks that are withheld hold none of them."""
+        """The most tokens that a sequence can have in blocks that are not withheld; infinite if no group bounds it."""
         usable = [len(a.counts) - withheld for a, withheld in zip(self.allocators, self.withheld, strict=True)]
         limited = [n for n, limit in zip(usable, self.most_blocks, strict=True) if limit is None or n < limit]
         return min(limited, default=inf) * self.block_size
@@ -106,7 +106,7 @@ class Pool:
     def num_missing_behind(self, num_cached_tokens: int, num_blocks: int, num_tokens: int) -> list[int]:
         """Blocks to take per group before a new sequence can hold `num_tokens`.
 
-        A cache has its first `num_cached_tokens`; the sequence shares `num_blocks` full blocks of them.
+        Its first `num_cached_tokens` tokens come from a cache: it shares `num_blocks` full blocks, and gets the rest as a copy.
         """
         firsts = [self._first_kept(group, num_cached_tokens) for group in range(len(self.groups))]
         return [
@@ -114,7 +114,7 @@ class Pool:
         ]
 
     def lacking(self, num_missing: SequenceOf[int]) -> list[int]:
-        """How many more blocks of each group must be free."""
+        """Per group, how many of `num_missing` blocks are not free."""
         return [max(0, count - a.num_free) for count, a in zip(num_missing, self.allocators, strict=True)]
 
     def reserve(self, kv: KVState, num_tokens: int) -> bool:
@@ -138,8 +138,12 @@ class Pool:
         return True
 
     def _first_kept(self, group: int, num_tokens: int) -> int:
-        """The first block that a token behind the full blocks of `num_tokens` tokens sees."""
+        """Index of the first block to keep: the next token behind the full blocks of `num_tokens` tokens sees it."""
         return self.first_seen(group, num_tokens // self.block_size * self.block_size) // self.block_size
+
+    def first_loaded(self, group: int, num_tokens: int) -> int:
+        """Index of the first token that a saved prefix of `num_tokens` tokens must hold: a group keeps whole blocks."""
+        return self._first_kept(group, num_tokens) * self.block_size
 
     def _end(self, group: int, num_dropped: int, num_tokens: int) -> int:
         """Number of blocks, dropped blocks included, that the table of a sequence needs to hold `num_tokens`."""
@@ -208,8 +212,8 @@ class Pool:
                 table[index] = DROPPED
 
     def first_seen(self, group: int, position: int) -> int:
-        """Index of the first token that a position sees in a group."""
-        if self.visibilities[group].max_tokens is None:
+        """Index of the first token that a position sees in a group; 0 if the pool drops no block of the group."""
+        if self.most_blocks[group] is None:
             return 0
         return int(self.visibilities[group].starts(np.array([position]))[0])
 
@@ -287,7 +291,8 @@ class Pool:
 def most_blocks(max_tokens: int | None, max_step_tokens: int | None, block_size: int) -> int | None:
     """Return the most blocks that a sequence holds in a group whose positions see at most `max_tokens` tokens; None = no limit.
 
-    They hold the visible tokens, a forward, and two blocks in part: `drop` begins at a whole block, the forward in the middle.
+    The blocks hold the visible tokens and the tokens of a forward. Two more blocks are needed, because `drop` keeps whole blocks,
+    and a forward may begin within a block.
     """
     if max_tokens is None or max_step_tokens is None:
         return None

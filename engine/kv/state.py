@@ -37,8 +37,9 @@ Column: TypeAlias = tuple[int, ...]  # one block id per KV group
 class PrefixMatch:
     """KV for the first tokens of a sequence.
 
-    blocks: full blocks to share. tail: a further block, and how many of its first tokens to copy. loading, instead of both: a
-    future of saved tensors for `num_loading_tokens` tokens. If it fails or gives None, the plugin is asked again.
+    blocks: full blocks to share. tail: a further block, and how many of its first tokens to copy. loading: in place of blocks and
+    tail, a future of saved tensors for the first `num_loading_tokens` tokens. If the future fails or gives None, the plugin is
+    asked again.
     """
 
     blocks: list[Column] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """The tensors that hold keys and values, one store per KV group.
 
-A slot holds the KV of one token. A store knows no sequences: the pool decides which sequence owns which slot. Every store has a
-block more than the pool, the null block: padding writes into it, and no sequence reads it.
+A slot holds the KV of one token. A store knows no sequences: the pool decides which sequence owns which slot. Every store has one
+more block than the pool, the null block. Padding writes into the null block, and no sequence reads it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class KVStore(Protocol):
 class KVStorePlan:
     """A store of one group, before it takes memory.
 
-    bytes_per_token: of all layers of the group. build: takes the number of blocks of the pool and the tokens of a block.
+    bytes_per_token: of all layers of the group. build(num_blocks, block_size): makes the store, with one block more than the pool.
     """
 
     format: str

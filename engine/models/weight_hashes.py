@@ -35,12 +35,14 @@ def state_of(file: Path) -> str:
     return f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{digest.hexdigest()[:16]}"
 
 
+def file_hash(file: Path) -> str:
+    """SHA-256 of one file. Reads the whole file only if its state is not known yet."""
+    return hashes({file: state_of(file)})[0]
+
+
 def hashes(states: Mapping[Path, str]) -> list[str]:
     """SHA-256 of each file. states: file -> its `state_of`."""
-    known: dict[str, str] = {}
-    with suppress(OSError, ValueError, AttributeError, RecursionError, StorageError):  # unreadable: counts as empty
-        cache = json.loads(_cache().read_text(encoding="utf-8"))
-        known = {key: value for key, value in cache.items() if isinstance(value, str)}
+    known = _read_cache()
     num_cached = len(known)
     for file, state in states.items():
         if state not in known:
@@ -49,6 +51,19 @@ def hashes(states: Mapping[Path, str]) -> list[str]:
         with suppress(OSError, StorageError):  # without a cache, the next start reads the files again
             _replace(_cache(), json.dumps(known))
     return [known[state] for state in states.values()]
+
+
+def is_known(states: Mapping[Path, str]) -> bool:
+    """Whether the cache has the hashes of all files."""
+    return _read_cache().keys() >= set(states.values())
+
+
+def _read_cache() -> dict[str, str]:
+    """State of a file -> its hash. An unreadable cache counts as empty."""
+    with suppress(OSError, ValueError, AttributeError, RecursionError, StorageError):
+        cache = json.loads(_cache().read_text(encoding="utf-8"))
+        return {key: value for key, value in cache.items() if isinstance(value, str)}
+    return {}
 
 
 def _sha256(file: Path) -> str:

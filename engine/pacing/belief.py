@@ -1,4 +1,4 @@
-"""What pacing knows of drafters, as numbers; the governor decides.
+"""The knowledge of pacing about drafters, as numbers; the governor decides.
 
 `Belief` is the expectation of accepted tokens. `Outlook` is the state of one sequence and its drafter, `Record` the state of one
 drafter in a lane. Comments at constants say what tests/engine/pacing/ablation.py measures when a constant changes.
@@ -121,10 +121,11 @@ class Outlook:
 class Record:
     """What a drafter did for all sequences of a lane.
 
-    longest: tokens of its longest draft. gives_less: it was asked for more. credit: plain steps that it may lose, earned up to
-    step `earned_steps` of the lane. num_asks: calls of `Governor.ask`. draft_seconds, row_seconds: per draft token of its last
-    drafts, to make the draft and to draw a token for each row; a draft for which a prompt was read first does not count.
-    overheads: seconds of its steps besides drafts and forward. search_seconds: of its last searches that found no draft.
+    longest: tokens of its longest draft. gives_less: it gave fewer tokens than were asked for. credit: plain steps that it may
+    lose, earned up to step `earned_steps` of the lane. num_asks: calls of `Governor.ask`. draft_seconds, row_seconds: seconds per
+    draft token of its last drafts, to make the draft and to draw a token for each row. A draft for which a prompt was read first
+    does not count. overheads: seconds of its steps besides drafts and forward. search_seconds: of its last searches without a
+    draft.
     """
 
     belief: Belief = field(default_factory=lambda: Belief(decay=LANE_DECAY))

@@ -1,4 +1,4 @@
-"""What steps take: running estimates for the governor, the scheduler and the stats.
+"""Times of steps: running estimates for the governor, the scheduler and the stats.
 
 Comments at constants say what tests/engine/pacing/ablation.py measures when a constant changes.
 """

@@ -1,4 +1,4 @@
-"""The drafts of one drafter in one step, from the question of the governor to the answer of the target model."""
+"""The drafts of one drafter in one step: asked for by the governor, made by the drafter, verified by the target."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Drafting:
     """The drafts of one drafter in a step. Lists are by sequence. `Governor.ask` makes it, the loop fills it in.
 
     lengths: known tokens before the step. asked: draft tokens that were asked for. drafts: the drafts that came. seconds: of
-    drafting. num_rows, row_seconds: rows in which a token was drawn for `after_verify`, and the time of that. num_accepted: by
-    sequence id, of the drafts that were verified.
+    drafting. num_rows, row_seconds: number of rows in which a token was drawn for `after_verify`, and the time of these draws.
+    num_accepted: by sequence id, the accepted tokens of every verified draft.
     """
 
     drafter: Plugin

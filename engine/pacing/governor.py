@@ -229,7 +229,7 @@ class Governor:
             numbers[candidate.place] = candidate.limit if is_tree else numbers[candidate.place] + 1
 
     def _best(self, record: Record, gains: list[float], sizes: list[float]) -> tuple[int, int, float]:
-        """How many of several parts to add to the step, 0 if no number pays; the least bad number; its time in plain steps."""
+        """Return how many parts to add to the step, or 0 if no number pays; the best number; its time in plain steps."""
         step = self.step
         plain, *seconds = [s + step.seconds for s in self._seconds(record, step.num_tokens, [0.0, *accumulate(sizes)])]
         speeds = [
@@ -242,7 +242,7 @@ class Governor:
     def _try_or_pause(
         self, record: Record, candidates: list[Candidate], numbers: list[int], seqs: SequenceOf[Sequence]
     ) -> None:
-        """Where a draft would not pay if it were alone in the step either: a trial if one is left and paid for, else a pause."""
+        """For sequences whose draft would not pay even alone in the step: a trial if one is left and paid for, else a pause."""
         credit = record.credit
         for candidate in candidates:
             outlook = candidate.outlook

@@ -28,9 +28,9 @@ class Pacing:
     def before(self, seqs: SequenceOf[Sequence], draft_limit: Callable[[Sequence], int]) -> Iterator[Drafting]:
         """Ask for drafts in a step over `seqs`: for every drafter that is not paused, how many tokens for which sequence.
 
-        Yields one drafter at a time. The caller fills in its drafts and seconds before it takes the next: the next drafter is
-        asked for fewer tokens where drafts make the step long. draft_limit: the number of draft tokens that length, memory and
-        context leave a sequence.
+        Yields one drafter at a time. The caller fills in its drafts and seconds before it takes the next drafter, which is asked
+        for fewer tokens if the step has become long. draft_limit: the most draft tokens of a sequence by answer length, memory
+        and context.
         """
         decoding = [seq for seq in seqs if seq.is_decoding]
         self.governor.start_step(sum(seq.num_scheduled_tokens for seq in seqs), len(decoding))

@@ -87,7 +87,10 @@ def visible_keys(first: int, keys: Indices, positions: Indices, parents: Indices
 
 
 def ancestors(parents: Indices) -> Mask:
-    """[n, n] bool: row sees column. A token without a parent sees all tokens before it, a draft token its parent's tokens."""
+    """[n, n] bool: whether the token of the row sees the token of the column.
+
+    A token sees itself. A draft token also sees the tokens that its parent sees; any other token sees all tokens before it.
+    """
     seen = np.tri(len(parents), dtype=bool)
     for index in is_tree(parents).nonzero()[0]:
         seen[index] = seen[parents[index]]
@@ -96,6 +99,6 @@ def ancestors(parents: Indices) -> Mask:
 
 
 def is_tree(parents: Indices) -> Mask:
-    """[n] bool: from the first draft token on whose parent is not the token before it."""
+    """[n] bool: True from the first draft token whose parent is not the token before it."""
     drafted = parents >= 0
     return np.logical_or.accumulate(drafted & (parents != np.arange(len(parents)) - 1))

@@ -27,6 +27,7 @@ from pitlane.engine.kv.store import dense_plan
 from pitlane.engine.kv.visibility import visibility_of
 from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.pacing.pacing import Pacing
+from pitlane.engine.plan.dispatch import named
 from pitlane.engine.plan.hooks import Hook
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.run.batch import Batch, BatchBuilder, Chunk
@@ -80,7 +81,7 @@ class Lane:
         self.stores = [plan.build(count, size) for plan, count in zip(self.store_plans, counts, strict=True)]
         self.pool = Pool(groups, counts, size, fingerprint, visibilities, limits.max_step_tokens)
         self.builder = BatchBuilder(self.pool)
-        self.runner = Runner(built.forward(self.stores), self.pool.queue)
+        self.runner = Runner(built.forward(self.stores))
         self.pacing = Pacing(limits.max_step_tokens)
         self.scheduler = Scheduler(
             self.pool,
@@ -136,7 +137,8 @@ class Lane:
 
     def close(self) -> None:
         """Close the plugins' objects. Remove the scheduler's references to the lane, so that it is freed at once."""
-        self.scheduler.match, self.scheduler.reclaim = _no_match, _no_reclaim
+        self.scheduler.match = lambda seq: None
+        self.scheduler.reclaim = lambda num_blocks: None
         while self.state:
             name, state = self.state.popitem()
             try:
@@ -149,13 +151,13 @@ class Lane:
     def warm_up(self, num_tokens: int) -> None:
         """Run the model twice on zeros, in free blocks. This compiles kernels, touches weights and gives pacing an estimate."""
         num_tokens = min(num_tokens, self.limits.max_step_tokens, self.max_tokens_per_seq)
+        self.flush()  # waiting operations may read the free blocks
         kv = KVState()
         if not self.pool.reserve(kv, num_tokens):
             return
         try:
             for _ in range(2):
-                flight = self.runner.launch(self.builder.build([Chunk(kv, [0] * num_tokens, None, True)]))
-                flight.wait()
+                flight = self.runner.run(self.builder.build([Chunk(kv, [0] * num_tokens, None, True)]))
         finally:
             self.pool.release(kv)
         self.pacing.clock.record(num_tokens, num_tokens, flight.seconds)
@@ -174,7 +176,7 @@ class Lane:
     def open_drafter(self, name: str) -> DraftModel:
         """Return the draft model of a name; load it on first use. Call this in `lane_opened`, where a load delays no step.
 
-        The lane pays for the KV of the draft model: it withholds free blocks, so that both models can hold as many tokens.
+        The lane pays for the KV of the draft model: it withholds free blocks, so that both models hold equally many tokens.
         """
         if name not in self.draft_models:
             built = self.load_drafter(name)
@@ -182,11 +184,11 @@ class Lane:
         return self.draft_models[name]
 
     def early_exit(self, num_layers: int) -> DraftModel:
-        """Return the first layers of this lane's model as a draft model. It reads the lane's KV and writes only draft slots."""
+        """Return the first layers of the lane's model as a draft model. It uses the lane's KV; the target overwrites its slots."""
         key = f"layers:{num_layers}"
         if key not in self.draft_models:
             model = EarlyExit(self.built.model, num_layers)
-            runner = Runner(self.built.forward(self.stores, model), self.pool.queue)
+            runner = Runner(self.built.forward(self.stores, model))
             self.draft_models[key] = DraftModel(self.builder, runner, self.limits.max_step_tokens, shares_kv=True)
         return self.draft_models[key]
 
@@ -202,8 +204,8 @@ class Lane:
         pool.withhold(withheld)
         count = max(1, withheld * target_bytes // draft_bytes)
         stores = [plan.build(count, BLOCK_SIZE) for plan in plans]
-        builder = BatchBuilder(Pool(groups, count, BLOCK_SIZE, ""))
-        runner = Runner(built.forward(stores), builder.pool.queue)
+        builder = BatchBuilder(Pool(groups, [count] * len(groups), BLOCK_SIZE, "", built.visibilities))
+        runner = Runner(built.forward(stores))
         self.built_drafters.append(built)
         self.draft_models[name] = DraftModel(builder, runner, self.limits.max_step_tokens, shares_kv=False)
 
@@ -248,14 +250,18 @@ class Lane:
         self.pool.roll_back(seq.kv, seq.kv.num_computed_tokens)
 
     def flush(self) -> None:
-        """Carry out the waiting KV operations now: no forward follows that would take them."""
-        if self.pool.queue.operations:
-            self.runner.launch(self.builder.build(())).wait()
+        """Carry out the waiting KV operations.
 
-
-def _no_match(seq: Sequence) -> PrefixMatch | None:
-    return None
-
-
-def _no_reclaim(num_blocks: SequenceOf[int]) -> None:
-    return None
+        If an operation fails, the KV of the sequences is unknown: every sequence with KV gets an error, and the loop ends it.
+        """
+        queue = self.pool.queue
+        if not queue.operations:
+            return
+        try:
+            queue.deliver(self.runner.carry_out(self.builder.build((), queue.take())))
+        except (Exception, SystemExit) as error:
+            log.exception("a KV operation failed")
+            queue.clear()
+            for seq in self.scheduler.seqs:
+                if seq.kv.num_computed_tokens > 0:
+                    seq.error = seq.error or named(error, "stored KV could not be moved")

@@ -3,13 +3,15 @@
 There is no prefill phase and no decode phase. Every sequence has uncomputed tokens: one token while it decodes, many tokens after
 admission or preemption. Older sequences come first, and decoding sequences never wait for prompts. Prompts share the
 rest of the step's limit: half goes to the prompt that is nearest to its end, half to the oldest prompt, so that a short question
-does not wait for a long document. A sequence is admitted when there are blocks for all its known tokens; in a KV group with a limit
-of visible tokens, for as many tokens as a sequence ever holds. There a prompt takes blocks step by step, as it drops earlier
-blocks, before any other sequence is admitted. When no block is free, the youngest sequence is preempted and computed again later.
+does not wait for a long document. A sequence is admitted when every KV group has blocks for all its known tokens. A group with a
+limit of visible tokens needs blocks only for the most tokens that a sequence holds there. In such a group, a running prompt drops
+blocks and takes new blocks in every step, before another sequence is admitted. When blocks are lacking, the youngest sequence is
+preempted and computed again later.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
@@ -26,6 +28,7 @@ from pitlane.engine.sequence import Sequence
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger("pitlane")
 LOAD_RATE = 1.5e9  # bytes per second: a low estimate for writing saved KV into new pages of the store
 
 Match = Callable[[Sequence], PrefixMatch | None]
@@ -126,8 +129,13 @@ class Scheduler:
         kv = seq.kv
         if kv.prefix is None or _is_unreadable(kv.prefix):
             kv.prefix = self._find_prefix(seq)
-        if _is_pending(seq):
+        if _is_pending(seq) or _is_unreadable(
+            kv.prefix
+        ):  # the loading may have failed just now: ask again in the next step
             return False
+        if self._is_wrong(kv.prefix):
+            log.warning("%s gave no saved KV of %d tokens", kv.prefix_plugin, kv.prefix.num_loading_tokens)
+            kv.prefix = PrefixMatch()
         # Nothing holds the matched blocks, so the match is valid only in this step.
         prefix, kv.prefix = kv.prefix, None
         if not self._has_room(seq, prefix):
@@ -149,6 +157,19 @@ class Scheduler:
         if match.loading is None:
             count = len(match.blocks) * self.pool.block_size + (match.tail[1] if match.tail is not None else 0)
         return PrefixMatch() if count >= seq.num_tokens or _is_unreadable(match) else match
+
+    def _is_wrong(self, prefix: PrefixMatch) -> bool:
+        """Whether the loaded tensors of a prefix lack a group, or tokens, or have another shape."""
+        if prefix.loading is None:
+            return False
+        tensors, count = prefix.loading.result(), prefix.num_loading_tokens
+        for index, group in enumerate(self.pool.groups):
+            tensor = tensors.get(f"group.{index}") if isinstance(tensors, Mapping) else None
+            *shape, num_tokens, dim = getattr(tensor, "shape", (0, 0))
+            expected = [2, len(group.layers), group.num_kv_heads, group.head_dim]
+            if [*shape, dim] != expected or num_tokens < count - self.pool.first_loaded(index, count):
+                return True
+        return False
 
     def _has_room(self, seq: Sequence, prefix: PrefixMatch) -> bool:
         """Whether blocks for all known tokens, the next token and the other samples are free. Asks plugins for blocks.
@@ -216,7 +237,7 @@ class Scheduler:
         """Load the tokens `[start, stop)` of `count` saved tokens. A tensor may lack first tokens: no later token sees them."""
         slots, starts = [], []
         for group in range(len(self.pool.groups)):
-            first = min(stop, max(start, self.pool.first_seen(group, count)))
+            first = min(stop, max(start, self.pool.first_loaded(group, count)))
             slots.append(self.pool.slots(kv, group, first, stop))
             starts.append(first - count + tensors[f"group.{group}"].shape[3])
         return Load(slots, tensors, starts)

@@ -74,7 +74,7 @@ class Disk:
     ) -> tuple[dict[str, Tensor] | None, str]:
         """Read the tensors of a saved prefix. On any failure, discard the file and return None and the reason.
 
-        counts: per KV group, the least number of tokens. A tensor has the last tokens of the prefix.
+        counts: per KV group, how many of the last tokens of the prefix the tensor must hold.
         """
         prefixes = self._opening.result().prefixes
         try:

@@ -14,13 +14,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from pitlane import Pool, PrefixMatch, Sequence
 from pitlane.plugins.prefix_cache.chain import Chain, Pending, block_hash
-
-if TYPE_CHECKING:
-    pass
 
 Column = tuple[int, ...]
 MAX_CHILDREN = 16  # per block, number of continuations to compare for a partial match
@@ -31,7 +27,8 @@ MIN_AWAITED = 4  # wait only if another request computes at least so many blocks
 class Entry:
     """A cached block. token_ids: fewer than a full block at the end of a sequence. parent: identity of the block before it.
 
-    use: number of the latest use; a key of `BlockIndex.uses`."""
+    use: number of the latest use; a key of `BlockIndex.uses`.
+    """
 
     token_ids: list[int]
     column: Column
@@ -54,9 +51,9 @@ class Uses(OrderedDict[int, dict[bytes, None]]):
 class BlockIndex:
     """Cached blocks of one pool.
 
-    uses: all blocks. Eviction takes blocks from the end of a use, so that no block outlives its parent. limited: per KV group with
-    a limit of visible tokens, the blocks that are not dropped there. Such a group gives back its blocks alone, from the start of a
-    use: a match needs the blocks before its end.
+    uses: all cached blocks. Eviction takes columns from the end of a use, so that no block outlives its parent. limited: per KV
+    group with a limit of visible tokens, the cached blocks that are not dropped in this group. Such a group can give back blocks
+    while the other groups keep theirs. It begins at the start of a use, because a match needs the last blocks.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -89,16 +86,13 @@ class BlockIndex:
         return match
 
     def _longest(self, columns: list[Column]) -> int:
-        """The most leading columns behind which the next token finds all tokens that it sees."""
-        best, holes = 0, dict.fromkeys(self.limited, -1)  # holes: the last dropped block so far
-        for count, column in enumerate(columns, 1):
-            holes |= {group: count - 1 for group in holes if column[group] < 0}
-            seen = {
-                group: self.pool.first_seen(group, count * self.pool.block_size) for group in holes if holes[group] >= 0
-            }
-            if all(holes[group] < first // self.pool.block_size for group, first in seen.items()):
-                best = count
-        return best
+        """Return the largest number of leading columns that hold all tokens that the next token sees."""
+        size = self.pool.block_size
+        for count in range(len(columns), 0, -1):
+            firsts = {group: self.pool.first_seen(group, count * size) // size for group in self.limited}
+            if all(columns[index][group] >= 0 for group, first in firsts.items() for index in range(first, count)):
+                return count
+        return 0
 
     def wait_for(self, chain: Chain, num_matched: int) -> Pending | None:
         """A future that completes when another sequence has sealed the missing blocks that both share.
@@ -224,13 +218,17 @@ class BlockIndex:
                 uses.add(entry.use, key)
 
     def _release(self, key: bytes, part: Column) -> None:
-        """Give back the blocks of a part of a column."""
+        """Give back the blocks of a part of a column. Remove the entry, and its parents, if they are childless without a block."""
         entry = self.entries[key]
         for group, uses in self.limited.items():
             if part[group] >= 0:
                 uses.remove(entry.use, key)
         entry.column = tuple(-1 if b >= 0 else a for a, b in zip(entry.column, part, strict=True))
         self.pool.unlock(part)
+        while key in self.entries and key not in self.children and max(self.entries[key].column) < 0:
+            parent = self.entries[key].parent
+            self._drop(key)
+            key = parent
 
     def _drop(self, key: bytes) -> None:
         entry = self.entries.pop(key)
@@ -255,7 +253,7 @@ class BlockIndex:
 
 
 def _alone(column: Column, group: int) -> Column:
-    """A column with the block of one group; the others dropped."""
+    """A column with the block of one group. The blocks of the other groups count as dropped."""
     return tuple(block if index == group else -1 for index, block in enumerate(column))
 
 

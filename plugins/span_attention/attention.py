@@ -85,7 +85,7 @@ class SpanAttention:
         return out, lse if mask is None else mask.hide(lse)
 
     def _unfolded(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, causal: bool) -> tuple[Tensor, Tensor]:
-        """Like `_over_span`, for many queries. KV heads are the batch; keys are repeated by stride, without a copy."""
+        """Like `_over_span`, for many queries: the KV heads are the batch, and `expand` repeats keys and values without a copy."""
         n, heads, dim = q.shape
         groups = heads // k.shape[0]
         q4 = q.view(n, -1, groups, dim).permute(1, 2, 0, 3)

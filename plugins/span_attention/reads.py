@@ -154,7 +154,7 @@ class Planner:
     def _alone(self, query: Query, batch: Batch, group: int) -> Alone:
         own_spans = spans(query.table, batch.block_size, query.low, query.stop)
         tokens = slice(query.begin, query.end)
-        if query.end - query.begin == 1:  # a single token sees all of its spans
+        if query.end - query.begin == 1:  # `query.low` is its window start, so it sees all of its spans
             return Alone(query.begin, query.end, [(span, None) for span in own_spans], True, None)
         positions, starts = batch.positions.numpy()[tokens], batch.groups[group].window_start.numpy()[tokens]
         parents = batch.parents.numpy()[tokens] - query.begin
@@ -202,7 +202,7 @@ def is_short(num_tokens: int) -> bool:
 
 
 def queries_of(batch: Batch, group: int) -> list[Query]:
-    """The stored KV that the tokens of every sequence see."""
+    """Return, for every sequence of the batch, its tokens and the stored tokens that they read."""
     part, size = batch.groups[group], batch.block_size
     tables, firsts = part.block_table.tolist(), batch.positions.numpy()[batch.query_start[:-1].numpy()].tolist()
     starts = part.window_start.numpy()

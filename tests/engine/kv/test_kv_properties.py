@@ -414,7 +414,7 @@ class SchedulerWorld:
     def __init__(self, groups: tuple[KVGroup, ...], num_blocks: int, budget: int) -> None:
         """Windowed groups get the blocks of one sequence, and one for a fork; long prompts take them step by step."""
         self.is_bounded = len(groups) > 1 and num_blocks % 2 == 0
-        steps = budget if self.is_bounded else None
+        steps = budget if self.is_bounded else 1000
         self.pool = Pool(groups, num_blocks, SIZE, "fingerprint", max_step_tokens=steps)
         if self.is_bounded:
             limits = [limit and min(num_blocks, limit + 1 + num_blocks % 4) for limit in self.pool.most_blocks]

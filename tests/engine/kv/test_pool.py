@@ -17,7 +17,7 @@ WINDOWED = KVGroup((2,), 2, 8, window=6)
 
 
 def make_pool(num_blocks: int = 12, *groups: KVGroup) -> Pool:
-    return Pool(groups or (FULL,), num_blocks, SIZE, "fingerprint")
+    return Pool(groups or (FULL,), num_blocks, SIZE, "fingerprint", max_step_tokens=1000)
 
 
 def num_free(pool: Pool) -> list[int]:
