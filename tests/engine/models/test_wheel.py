@@ -15,7 +15,6 @@ from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -380,9 +379,7 @@ def open_gguf(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         assert folder is not None
         return folder
 
-    module = ModuleType("pitlane.engine.models.gguf.folder")
-    module.open_gguf = opened  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("pitlane.engine.models.registry.open_gguf", opened)
     return files
 
 
