@@ -69,7 +69,7 @@ class Worker:
         def run() -> None:
             try:
                 action()
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # a part of a plugin may call sys.exit()
                 done.set_exception(error)
             else:
                 done.set_result(None)
@@ -117,7 +117,7 @@ class Worker:
     def _do(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception:
+        except (Exception, SystemExit):
             log.exception("a function that was posted to the engine's thread failed")
 
 

@@ -24,8 +24,8 @@ class Weights(Protocol):
 class BuiltModel:
     """A model that can run. variant: keeps the weights alive; other models may share them.
 
-    parts: the linears, operations, attention and runners that plugins built. is_batch_invariant: the result of a row depends on no
-    other row of the batch. runner_hooks: build the runners. visibilities, stores: of the KV groups; () = those of the core.
+    parts: all that plugins built: linears, operations, attention, visibilities, stores, runners. is_batch_invariant: the result
+    of a row depends on no other row of the batch. runner_hooks: build the runners. visibilities, stores: of the KV groups.
     """
 
     model: Model
