@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
-from pitlane.engine.kv.pool import most_blocks
+from pitlane.engine.kv.pool import max_blocks_of
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ class GroupNeeds:
 
 def seq_tokens(group: GroupNeeds, num_tokens: int, max_step_tokens: int) -> int:
     """Return how many tokens of a sequence of `num_tokens` tokens a group holds at most."""
-    limit = most_blocks(group.max_tokens, max_step_tokens, BLOCK_SIZE)
+    limit = max_blocks_of(group.max_tokens, max_step_tokens, BLOCK_SIZE)
     return num_tokens if limit is None else min(num_tokens, limit * BLOCK_SIZE)
 
 

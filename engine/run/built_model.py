@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from pitlane.engine.kv.store import KVStore, KVStorePlan
@@ -32,11 +32,11 @@ class BuiltModel:
     attention: Attention
     variant: Weights
     context: BuildContext
-    parts: list[tuple[object, Plugin]] = field(default_factory=list)
-    is_batch_invariant: bool = False
-    runner_hooks: tuple[Hook, ...] = ()
-    visibilities: tuple[Visibility, ...] = ()
-    stores: tuple[KVStorePlan, ...] = ()
+    parts: list[tuple[object, Plugin]]
+    is_batch_invariant: bool
+    runner_hooks: tuple[Hook, ...]
+    visibilities: tuple[Visibility, ...]
+    stores: tuple[KVStorePlan, ...]
 
     def forward(self, stores: list[KVStore], model: Model | None = None) -> Forward:
         """Return the forward over stores, with the plugins that wrap it. model: the first layers of the model, for early exit."""

@@ -14,6 +14,7 @@ from pitlane import PromptTooLong, SamplingParams
 from pitlane.engine.kv.capacity import GroupNeeds, LaneLimits, num_blocks, seq_bytes, seq_tokens
 from pitlane.engine.models import presets
 from pitlane.models import estimate_memory
+from tests.integrity import assert_integrity
 
 SIZE, WINDOW, STEP = 32, 64, 128
 PARAMS = SamplingParams(max_tokens=8, ignore_eos=True)
@@ -172,7 +173,7 @@ def test_a_draft_model_takes_blocks_of_the_groups_without_a_limit(make_engine: A
     params = SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.7, seed=5)
     result = engine.generate(tokens, params)
     assert result.token_ids == bare.generate(tokens, params).token_ids and result.stats["draft_tokens"] > 0
-    engine.worker.call(lambda: lane.pool.check_integrity(())).result()
+    engine.worker.call(lambda: assert_integrity(lane.pool, ())).result()
 
 
 def test_the_estimate_counts_the_window_of_a_long_context(mixed: str) -> None:
