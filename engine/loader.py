@@ -96,8 +96,8 @@ class Loader:
         }
 
     def describe_memory(self) -> str:
-        """Return a line with the size of the weights of the default plan and the KV tokens of a lane."""
-        contexts = self.kv_share / self.needs.kv_bytes(self.context)
+        """Return a line with the size of the weights of the default plan and the KV tokens of a lane. Contexts are rounded down."""
+        contexts = self.kv_share * 10 // self.needs.kv_bytes(self.context + BLOCK_SIZE) / 10
         return (
             f"{self.source.name} on {self.device}: weights {gib(self.needs.weights)}; KV {gib(self.kv_share)}, "
             f"{gib(self.needs.kv_per_token)} per token, {contexts:.1f} times the context of {self.context:,}"

@@ -202,9 +202,6 @@ class Loop:
     def ready_lanes(self) -> list[Lane]:
         return [lane for lane in self.lanes.all if lane.has_work and not lane.scheduler.is_loading]
 
-    def has_ready_lanes(self) -> bool:
-        return bool(self.ready_lanes())
-
     def step_safely(self) -> None:
         """Run a step. If it fails, end the requests of its lane that were in it, and go on."""
         lane = min(self.ready_lanes(), key=lambda lane: lane.busy_seconds)

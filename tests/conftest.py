@@ -117,6 +117,7 @@ def make_engine(own_home: Path) -> Iterator[Callable[..., Any]]:
     plugins=None: those that are on by default.
     """
     from pitlane.engine.engine import Engine
+    from tests.integrity import assert_integrity
 
     made: list[Engine] = []
 
@@ -129,7 +130,7 @@ def make_engine(own_home: Path) -> Iterator[Callable[..., Any]]:
     for engine in made:
         engine.close()
         for lane in engine.lanes.all:
-            lane.pool.check_integrity(())
+            assert_integrity(lane.pool, ())
 
 
 @pytest.fixture(scope="session")

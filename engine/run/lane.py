@@ -23,8 +23,6 @@ from pitlane.engine.kv.capacity import BLOCK_SIZE, GroupNeeds, LaneLimits, num_b
 from pitlane.engine.kv.operations import Copy
 from pitlane.engine.kv.pool import DROPPED, Pool
 from pitlane.engine.kv.state import KVState, PrefixMatch
-from pitlane.engine.kv.store import dense_plan
-from pitlane.engine.kv.visibility import visibility_of
 from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.pacing.pacing import Pacing
 from pitlane.engine.plan.dispatch import named
@@ -74,12 +72,10 @@ class Lane:
         groups, size, self.limits = built.model.kv_groups, BLOCK_SIZE, limits
         self.built, self.dtype, self.device = built, dtype, device
         self.load_drafter, self.call, self.tokenizer = load_drafter, call, tokenizer
-        visibilities = built.visibilities or tuple(map(visibility_of, groups))
-        self.store_plans = built.stores or tuple(dense_plan(group, dtype, device) for group in groups)
-        pairs = zip(self.store_plans, visibilities, strict=True)
+        pairs = zip(built.stores, built.visibilities, strict=True)
         counts = num_blocks([GroupNeeds(plan.bytes_per_token, seen.max_tokens) for plan, seen in pairs], limits)
-        self.stores = [plan.build(count, size) for plan, count in zip(self.store_plans, counts, strict=True)]
-        self.pool = Pool(groups, counts, size, fingerprint, visibilities, limits.max_step_tokens)
+        self.stores = [plan.build(count, size) for plan, count in zip(built.stores, counts, strict=True)]
+        self.pool = Pool(groups, counts, size, fingerprint, built.visibilities, limits.max_step_tokens)
         self.builder = BatchBuilder(self.pool)
         self.runner = Runner(built.forward(self.stores))
         self.pacing = Pacing(limits.max_step_tokens)
@@ -194,16 +190,15 @@ class Lane:
 
     def _attach(self, name: str, built: BuiltModel) -> None:
         pool, groups = self.pool, built.model.kv_groups
-        plans = built.stores or [dense_plan(group, self.dtype, self.device) for group in groups]
-        target_bytes = sum(self.store_plans[index].bytes_per_token for index in pool.unlimited_groups)  # KV of a token
-        draft_bytes = sum(plan.bytes_per_token for plan in plans)
-        allocators = [pool.allocators[index] for index in pool.unlimited_groups]
+        target_bytes = sum(self.built.stores[index].bytes_per_token for index in pool.paying_groups)  # KV of a token
+        draft_bytes = sum(plan.bytes_per_token for plan in built.stores)
+        allocators = [pool.allocators[index] for index in pool.paying_groups]
         num_usable = min(len(allocator.counts) for allocator in allocators) - max(pool.withheld)
         share = -(-num_usable * draft_bytes // (target_bytes + draft_bytes))
         withheld = min(num_usable - 1, share, *(allocator.num_free for allocator in allocators))
         pool.withhold(withheld)
         count = max(1, withheld * target_bytes // draft_bytes)
-        stores = [plan.build(count, BLOCK_SIZE) for plan in plans]
+        stores = [plan.build(count, BLOCK_SIZE) for plan in built.stores]
         builder = BatchBuilder(Pool(groups, [count] * len(groups), BLOCK_SIZE, "", built.visibilities))
         runner = Runner(built.forward(stores))
         self.built_drafters.append(built)

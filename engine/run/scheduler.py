@@ -45,7 +45,7 @@ class Scheduler:
         max_seqs: int,
         match: Match,
         reclaim: Reclaim,
-        pacing: Pacing | None = None,
+        pacing: Pacing,
     ) -> None:
         self.pool = pool
         self.max_step_tokens = max_step_tokens
@@ -54,7 +54,7 @@ class Scheduler:
         self.reclaim = reclaim
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.pacing = pacing or Pacing(max_step_tokens)
+        self.pacing = pacing
 
     @property
     def seqs(self) -> list[Sequence]:

@@ -19,6 +19,7 @@ from pitlane.plugins import prefix_cache
 from pitlane.plugins.prefix_cache.chain import Chain
 from pitlane.plugins.prefix_cache.index import BlockIndex
 from pitlane.storage.db import Store
+from tests.integrity import assert_integrity
 
 WINDOWS = {"mixed": (None, 64), "narrow": (None, 5), "all": (40, 40), "two": (33, 100)}
 GEMMA = {
@@ -235,7 +236,7 @@ def test_other_documents_take_the_window_of_the_least_recent_document(make_engin
     assert hits[:3] == [0, 0, 539] and any(count > 0 for count in hits[5:]) and 0 in hits[5:]
     crowded.worker.call(lambda: None).result()
     lane = crowded.lane_of(crowded.default_plan)
-    lane.pool.check_integrity((), lambda: lane.state["prefix_cache"].columns)
+    assert_integrity(lane.pool, (), lambda: lane.state["prefix_cache"].columns)
     lane.state["prefix_cache"].evict([1000, 1000])
     assert cached_blocks(crowded) == [0, 0] and lane.pool.num_free_blocks == lane.pool.num_blocks
 

@@ -19,6 +19,7 @@ from pitlane.engine.requests import make_sequence
 from pitlane.engine.run.batch import BatchBuilder
 from pitlane.engine.run.lane import Lane
 from pitlane.engine.run.runner import EarlyExit
+from tests.integrity import assert_integrity
 
 GREEDY = SamplingParams(max_tokens=400, ignore_eos=True)
 MODES = {
@@ -79,9 +80,9 @@ class Bench:
         """End all sequences: afterwards every block of both pools is free, or held by a shadow."""
         for seq in self.seqs:
             self.lane.pool.release(seq.kv)
-        self.lane.pool.check_integrity([])
+        assert_integrity(self.lane.pool, [])
         assert self.lane.pool.num_free_blocks == self.lane.pool.num_blocks - self.lane.pool.num_withheld
-        self.drafter.pool.check_integrity(kv_of_shadows(self.drafter))
+        assert_integrity(self.drafter.pool, kv_of_shadows(self.drafter))
         assert len(self.drafter.shadows) <= MAX_SHADOWS and not (self.drafter.shares_kv and self.drafter.shadows)
 
 
@@ -156,8 +157,8 @@ def test_after_any_acceptance_the_next_draft_is_right(
             accepted = generator.randint(0, limit)
             bench.commit(seq, draft, list(range(accepted)), generator.randrange(256))
     kvs = [seq.kv for seq in seqs]
-    bench.lane.pool.check_integrity(kvs)
-    bench.drafter.pool.check_integrity(kvs if bench.drafter.shares_kv else kv_of_shadows(bench.drafter))
+    assert_integrity(bench.lane.pool, kvs)
+    assert_integrity(bench.drafter.pool, kvs if bench.drafter.shares_kv else kv_of_shadows(bench.drafter))
     bench.end()
 
 
@@ -217,7 +218,7 @@ def test_a_shadow_of_a_model_with_a_window_shares_the_blocks_of_a_shadow_that_sh
     assert new_shadow(2, [*document, 8]).num_verified_tokens == 640
     drafter.shadows[1] = drafter.shadows.pop(1)  # shadow 2 is now the least recently used
     assert new_shadow(3, document[:170]).num_verified_tokens == 160
-    bench_pool.check_integrity(kv_of_shadows(drafter))
+    assert_integrity(bench_pool, kv_of_shadows(drafter))
 
 
 @pytest.fixture
@@ -330,7 +331,7 @@ def test_the_least_recently_used_shadow_goes_first(make_engine: Any, cut_tiny: s
         (draft,) = bench.drafter.draft([seq], [3], [1] * 3)
         assert draft is not None and draft.token_ids == said(alone, seq.token_ids, 3, GREEDY)
     assert list(bench.drafter.shadows) == [seqs[2].id, seqs[0].id, seqs[3].id]
-    pool.check_integrity(kv_of_shadows(bench.drafter))
+    assert_integrity(pool, kv_of_shadows(bench.drafter))
     bench.end()
 
 
@@ -393,7 +394,7 @@ def test_memory_of_the_lane_is_shared_with_its_draft_models(make_engine: Any, cu
     assert lane.open_drafter(cut_tiny) is drafter and lane.pool.num_free_blocks == 60
     other = lane.open_drafter("random:tiny")
     assert lane.pool.num_free_blocks == 30 and other.pool.num_blocks == 30
-    lane.pool.check_integrity([])
+    assert_integrity(lane.pool, [])
     assert lane.early_exit(1) is lane.early_exit(1)
     assert lane.pool.num_free_blocks == 30, "early exits need no memory"
 
@@ -435,10 +436,10 @@ def left_over(engine: Any, settings: dict[str, Any]) -> list[DraftModel]:
     """Check that all blocks were given back; return the draft models of the plan's lane."""
     lane: Lane = engine.lane_of(engine.plan(settings))
     draft_models = list(lane.draft_models.values())
-    lane.pool.check_integrity([])
+    assert_integrity(lane.pool, [])
     assert lane.pool.num_free_blocks == lane.pool.num_blocks - lane.pool.num_withheld
     for drafter in draft_models:
-        drafter.pool.check_integrity(kv_of_shadows(drafter))
+        assert_integrity(drafter.pool, kv_of_shadows(drafter))
     return draft_models
 
 

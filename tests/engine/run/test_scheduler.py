@@ -13,8 +13,10 @@ from pitlane import Copy, KVState, Load, PrefixMatch, PromptTooLong, SamplingPar
 from pitlane.engine.kv.pool import Pool
 from pitlane.engine.kv.state import Column, KVGroup
 from pitlane.engine.pacing.budget import MIN_TOKENS, StepBudget
+from pitlane.engine.pacing.pacing import Pacing
 from pitlane.engine.run.scheduler import LOAD_RATE, Scheduler, shares
 from pitlane.engine.sequence import Request, Timing
+from tests.integrity import assert_integrity
 
 SIZE = 4
 GROUPS = (KVGroup((0,), 1, 8), KVGroup((1,), 1, 8, window=6))
@@ -35,11 +37,11 @@ class Bench:
     """A scheduler and its sequences. Every new token is 1."""
 
     def __init__(self, num_blocks: int = 100, budget: int = 16, max_seqs: int = 8) -> None:
-        self.pool = Pool(GROUPS, num_blocks, SIZE, "fingerprint", max_step_tokens=1000)
+        self.pool = Pool(GROUPS, [num_blocks] * len(GROUPS), SIZE, "fingerprint", max_step_tokens=1000)
         self.matches: dict[int, PrefixMatch] = {}
         self.idle: list[Column] = []  # columns that a cache holds and gives back on demand
         self.asked: list[int] = []  # ids of the sequences that a match was asked for
-        self.scheduler = Scheduler(self.pool, budget, max_seqs, self.match, self.reclaim)
+        self.scheduler = Scheduler(self.pool, budget, max_seqs, self.match, self.reclaim, Pacing(budget))
         self.history: dict[int, list[int]] = {}
 
     def match(self, seq: Sequence) -> PrefixMatch | None:
@@ -93,7 +95,7 @@ class Bench:
             self.pool.drop(seq.kv, seq.kv.num_computed_tokens // SIZE * SIZE)
             self.history.setdefault(seq.id, []).append(counts[seq.id])
         assert [seq.id for seq in self.scheduler.running] == sorted(seq.id for seq in self.scheduler.running)
-        self.pool.check_integrity([seq.kv for seq in self.scheduler.seqs], lambda: list(self.idle))
+        assert_integrity(self.pool, [seq.kv for seq in self.scheduler.seqs], lambda: list(self.idle))
         self.pool.queue.take()
         return counts
 
@@ -343,7 +345,7 @@ def test_a_request_that_can_never_be_admitted_gets_an_error_and_the_next_request
     assert "needs 4 KV blocks, 2 of 4 are free" in str(hopeless.error)
     bench.scheduler.remove(hopeless)
     assert [seq.id for seq in bench.scheduler.schedule()] == [1]
-    bench.pool.check_integrity([seq.kv for seq in bench.scheduler.seqs], lambda: foreign)
+    assert_integrity(bench.pool, [seq.kv for seq in bench.scheduler.seqs], lambda: foreign)
 
 
 def test_a_large_request_waits_for_room_without_an_error_and_in_order() -> None:
