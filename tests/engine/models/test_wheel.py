@@ -412,6 +412,7 @@ def test_list_and_remove(wheels: Path, own_home: Path, monkeypatch: pytest.Monke
     (own_home / "cache" / "gguf" / "half").mkdir()
     assert [(model.name, model.source) for model in decoded_models()] == [("a1", "/x/a1.gguf"), ("b2", "/x/b2.gguf")]
     assert remove_wheel_model(pin) > len(GGUF) and [model.name for model in decoded_models()] == ["b2"]
+    assert not file.parent.exists()
     with pytest.raises(ModelError, match=r"no decoded model 'a1'; decoded: b2"):
         remove_decoded_model("a1")
     assert remove_decoded_model("b2") > 10 and decoded_models() == []
