@@ -126,16 +126,18 @@ def _store_plan(_: Plugin, result: object) -> KVStorePlan:
 def _guarded_store(answer: Answer, parts: list[tuple[object, Plugin]]) -> KVStorePlan:
     """Return the plan of a plugin's store. A store that it builds becomes a part; an error becomes PluginFailed."""
 
+    plan: KVStorePlan = answer.value
+
     def build(num_blocks: int, block_size: int) -> KVStore:
         try:
-            store: KVStore = answer.value.build(num_blocks, block_size)
+            store = plan.build(num_blocks, block_size)
         except (Exception, SystemExit) as error:
             refuse(HookError(answer.plugin, "build_kv_store", error))
             raise
         parts.append((store, answer.plugin))
         return store
 
-    return replace(answer.value, build=build)
+    return replace(plan, build=build)
 
 
 def _build_guarded(answer: Answer, hook: str, tensors: list[Tensors]) -> Any:

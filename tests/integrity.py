@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from pitlane import KVState, Pool
+from pitlane import KVState, Lane, Pool
 from pitlane.engine.kv.state import Column
 
 
@@ -28,6 +28,13 @@ def assert_integrity(
         withheld = (references[differing] == 0) & (allocator.counts[differing] == 1)
         assert len(differing) == withheld.sum() == pool.withheld[index], f"group {index}: counts differ from references"
         assert allocator.num_free == int((allocator.counts == 0).sum()), f"group {index}: free count is off"
+
+
+def cached_columns(lane: Lane) -> list[Column]:
+    """All columns that the prefix cache holds."""
+    return [
+        entry.column for exact in (True, False) for entry in lane.state["prefix_cache"].index(exact).entries.values()
+    ]
 
 
 def _histogram(blocks: list[int], num_blocks: int) -> np.ndarray:

@@ -66,10 +66,6 @@ class BlockIndex:
         self.computing: dict[bytes, Chain] = {}
         self._num_uses = 0
 
-    @property
-    def columns(self) -> list[Column]:
-        return [entry.column for entry in self.entries.values()]
-
     def match(self, token_ids: list[int], chain: Chain) -> PrefixMatch:
         """Match the longest cached prefix, without the last token: it must be computed for its logits."""
         size = self.pool.block_size

@@ -19,7 +19,7 @@ from pitlane.plugins import prefix_cache
 from pitlane.plugins.prefix_cache.chain import Chain
 from pitlane.plugins.prefix_cache.index import BlockIndex
 from pitlane.storage.db import Store
-from tests.integrity import assert_integrity
+from tests.integrity import assert_integrity, cached_columns
 
 WINDOWS = {"mixed": (None, 64), "narrow": (None, 5), "all": (40, 40), "two": (33, 100)}
 GEMMA = {
@@ -197,7 +197,7 @@ def test_if_every_layer_has_a_window_no_entry_outlives_its_blocks() -> None:
 
 def cached_blocks(engine: Any) -> list[int]:
     """Number of cached blocks per KV group."""
-    columns = engine.lane_of(engine.default_plan).state["prefix_cache"].columns
+    columns = cached_columns(engine.lane_of(engine.default_plan))
     return [sum(column[group] >= 0 for column in columns) for group in range(2)]
 
 
@@ -236,7 +236,7 @@ def test_other_documents_take_the_window_of_the_least_recent_document(make_engin
     assert hits[:3] == [0, 0, 539] and any(count > 0 for count in hits[5:]) and 0 in hits[5:]
     crowded.worker.call(lambda: None).result()
     lane = crowded.lane_of(crowded.default_plan)
-    assert_integrity(lane.pool, (), lambda: lane.state["prefix_cache"].columns)
+    assert_integrity(lane.pool, (), lambda: cached_columns(lane))
     lane.state["prefix_cache"].evict([1000, 1000])
     assert cached_blocks(crowded) == [0, 0] and lane.pool.num_free_blocks == lane.pool.num_blocks
 
