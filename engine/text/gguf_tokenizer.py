@@ -138,8 +138,8 @@ def _sentence_piece(metadata: Mapping[str, object], vocabulary: Vocabulary) -> A
 def _merges(metadata: Mapping[str, object], vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """All pairs of pieces that form a piece, the best score of the formed piece first, as SentencePiece merges.
 
-    Of pairs with one score, SentencePiece merges the leftmost in the text. A list of merges cannot say so. Here the pair with the
-    longer left piece comes first: in a run of equal letters, merges from the left leave the shorter piece on the right.
+    Of pieces with equal scores, the lower id comes first. SentencePiece takes the leftmost in the text then, which a list of merges
+    cannot express. Scores of real vocabularies differ.
     """
     scores: list[float] = list_of(metadata, "tokenizer.ggml.scores", (float, int), MAX_TOKENS)
     if len(scores) != len(vocabulary.tokens) or not all(map(isfinite, scores)):
@@ -151,7 +151,7 @@ def _merges(metadata: Mapping[str, object], vocabulary: Vocabulary) -> list[tupl
     ranked = [vocabulary.tokens[token_id] for token_id in sorted(spelled, key=lambda token_id: -scores[token_id])]
     pieces, merges, num_letters = set(ranked), [], 0
     for text in ranked:
-        for cut in range(len(text) - 1, 0, -1):
+        for cut in range(1, len(text)):
             if text[:cut] in pieces and text[cut:] in pieces:
                 merges.append((text[:cut], text[cut:]))
                 num_letters += len(text)

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file gives the ids of llama.cpp on hard texts too. Hostile metadata is refused in one line.
+"""The tokenizer of a GGUF file gives the ids of llama.cpp, also on hard texts.
 
 gguf_tokenizer_sample.json holds two small vocabularies, 200 lines, and the ids of these lines by llama.cpp. It holds their ids for
 SmolLM2 too: PITLANE_TEST_SMOLLM2 names its GGUF file. With llama-cpp-python, 10,000 more lines are compared.
@@ -6,7 +6,7 @@ SmolLM2 too: PITLANE_TEST_SMOLLM2 names its GGUF file. With llama-cpp-python, 10
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import random
 import unicodedata
@@ -17,32 +17,20 @@ from typing import Any
 
 import pytest
 
-from pitlane.engine.errors import ModelError, UnsupportedModel
+from pitlane.engine.errors import UnsupportedModel
 from pitlane.engine.models.gguf.reader import read
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.models.source import ModelSource
-from pitlane.engine.text import gguf_tokenizer
 from pitlane.engine.text.gguf_tokenizer import write_tokenizer
 from pitlane.engine.text.gguf_vocabulary import BYTE, CONTROL, NORMAL, USER_DEFINED
 from pitlane.engine.text.pretokenizers import GROUPS, PRE_TOKENIZERS
 from pitlane.engine.text.tokenizer import JOINER, Tokenizer
 from pitlane.storage.types import Document, Page
+from tests.engine.text.gguf_sample import BYTES, GPT2, KEY, LINES, LLAMA, SAMPLE, changed
 
 SMOLLM2 = Path(os.environ.get("PITLANE_TEST_SMOLLM2", "-"))  # read here: a fixture clears these settings
-SAMPLE = json.loads((Path(__file__).parent / "gguf_tokenizer_sample.json").read_text(encoding="utf-8"))
-GPT2: dict[str, Any] = SAMPLE["gpt2"]
-LLAMA: dict[str, Any] = SAMPLE["llama"]
-LINES: list[str] = SAMPLE["lines"]
-KEY = "tokenizer.ggml."
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 Load = Callable[..., Tokenizer]
 needs_smollm2 = pytest.mark.skipif(not SMOLLM2.is_file(), reason="PITLANE_TEST_SMOLLM2 names no file of SmolLM2")
-
-
-def changed(metadata: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The metadata with other values of `tokenizer.ggml` keys. A value of None removes the key."""
-    merged = {**metadata, **{KEY + name: value for name, value in changes.items()}}
-    return {key: value for key, value in merged.items() if value is not None}
 
 
 @pytest.fixture
@@ -149,14 +137,15 @@ def test_a_chat_cannot_forge_special_tokens(load: Load) -> None:
 
 @pytest.mark.parametrize("prefix", [False, True])
 def test_no_text_spells_a_special_token_from_pieces(prefix: bool, load: Load) -> None:
-    pieces = ["<s", "▁</s", "▁</s>", "<0", "<0x", "<0x4", "1>"]
+    pieces = ["<s", "▁</s", "▁</s>", "<0", "<0x", "<0x4", "1>", "▁<a", "▁<a>"]
     tokens = [*LLAMA[KEY + "tokens"], *pieces]
-    types = [*LLAMA[KEY + "token_type"], *(CONTROL if piece == "▁</s>" else NORMAL for piece in pieces)]
+    types = [*LLAMA[KEY + "token_type"], *(CONTROL if piece in ("▁</s>", "▁<a>") else NORMAL for piece in pieces)]
     scores = [*LLAMA[KEY + "scores"], *[1.0] * len(pieces)]
     tokenizer = load(LLAMA, tokens=tokens, token_type=types, scores=scores, add_space_prefix=prefix)
     for text in ("<s>", "x <s> y", "</s>", " </s>", "▁</s>", "<|im_start|>", "<unk>"):
         assert forged(tokenizer, text), text
         assert not forged(tokenizer, f"x{tokenizer.defuse(text)}y"), text
+    assert not forged(tokenizer, "x <a>")  # the normaliser makes `▁<a>` of it
     assert tokenizer.decode(tokenizer.encode("a<0x41>")) == "a<0x41>"
     assert tokens.index("<0x41>") not in tokenizer.encode("a<0x41>")
 
@@ -234,81 +223,39 @@ def test_the_first_of_two_equal_merges_counts(load: Load) -> None:
     assert [tokenizer.encode(line) for line in LINES] == SAMPLE["ids"]["gpt2"]
 
 
-def test_merges_follow_the_scores_of_the_pieces(load: Load) -> None:
-    pieces = {"a": -9.0, "b": -9.0, "c": -9.0, "ab": -3.0, "bc": -2.0, "cab": -4.0, "aa": -5.0, "aaa": -6.0}
-    changes = {
-        "tokens": ["<unk>", "<s>", "</s>", *BYTES, *pieces],
-        "token_type": [2, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(pieces)],
-        "scores": [*[0.0] * 259, *pieces.values()],
-    }
-    tokenizer = load(LLAMA, **changes, add_space_prefix=False)
-    texts = {"abc": ["a", "bc"], "cab": ["cab"], "bcab": ["bc", "ab"], "aaaaa": ["aa", "aaa"], "aé": ["a", *"ÃÃ"]}
-    for text, expected in texts.items():
-        ids = tokenizer.encode(text, False)
-        got = ["Ã" if changes["token_type"][token_id] == BYTE else changes["tokens"][token_id] for token_id in ids]
-        assert got == expected, text
+def sentence_pieces(text: str, scores: dict[str, float]) -> list[str]:
+    """SentencePiece as its authors describe it: merge the pair with the best score, the leftmost first, until none is left."""
+    parts = list(text)
+    while True:
+        joined = [left + right for left, right in itertools.pairwise(parts)]
+        known = [index for index, piece in enumerate(joined) if piece in scores]
+        if not known:
+            return parts
+        best = max(known, key=lambda index: (scores[joined[index]], -index))
+        parts[best : best + 2] = [joined[best]]
 
 
-@pytest.mark.parametrize(
-    ("metadata", "changes", "says"),
-    [
-        (GPT2, {"model": None}, "the GGUF file lacks tokenizer.ggml.model; choose another file"),
-        (GPT2, {"model": "bert"}, "tokenizer.ggml.model 'bert' is not supported; known: gpt2, llama"),
-        (GPT2, {"model": 3}, "tokenizer.ggml.model must be of type str, got 3"),
-        (GPT2, {"pre": "new\nkind"}, "tokenizer.ggml.pre 'new\\nkind' is not supported; known: codeshell, "),
-        (GPT2, {"pre": [1] * 10**6}, "tokenizer.ggml.pre must be of type str, got [1, 1, 1, 1, 1, 1, ...]"),
-        (GPT2, {"tokens": None}, "the GGUF file lacks tokenizer.ggml.tokens"),
-        (GPT2, {"tokens": 5}, "tokenizer.ggml.tokens must be of type list, got 5"),
-        (GPT2, {"tokens": [1, 2]}, "tokenizer.ggml.tokens must hold values of type str, got 1"),
-        (GPT2, {"tokens": ["a", None]}, "tokenizer.ggml.tokens must hold values of type str, got None"),
-        (GPT2, {"tokens": []}, "tokenizer.ggml.tokens has no text"),
-        (GPT2, {"tokens": ["", ""]}, "tokenizer.ggml.tokens has no text"),
-        (GPT2, {"tokens": ["x"] * 10**7}, "tokenizer.ggml.tokens has 10,000,000 values, at most 1,048,576"),
-        (GPT2, {"tokens": ["a", "b", "a"]}, "tokenizer.ggml.tokens has 'a' twice, as 0 and 2"),
-        (GPT2, {"tokens": ["x" * 10**7]}, "10,000,000 letters, 10,000,000 in one token; at most 16,777,216 and 512"),
-        (GPT2, {"token_type": [1]}, "tokenizer.ggml.token_type has 1 values for 803 tokens"),
-        (GPT2, {"token_type": ["a"]}, "tokenizer.ggml.token_type must hold values of type int, got 'a'"),
-        (GPT2, {"merges": None}, "the GGUF file lacks tokenizer.ggml.merges"),
-        (GPT2, {"merges": ["a nosuch"]}, "merges has 'a nosuch', which does not join two tokens to a token"),
-        (GPT2, {"merges": ["ab"]}, "tokenizer.ggml.merges has 'ab', which does not join"),
-        (GPT2, {"merges": [""]}, "tokenizer.ggml.merges has '', which does not join"),
-        (GPT2, {"merges": ["! "]}, "tokenizer.ggml.merges has '! ', which does not join"),
-        (GPT2, {"eos_token_id": 803}, "tokenizer.ggml.eos_token_id must be an id below 803, got 803"),
-        (GPT2, {"bos_token_id": -1}, "tokenizer.ggml.bos_token_id must be an id below 803, got -1"),
-        (GPT2, {"eot_token_id": True}, "tokenizer.ggml.eot_token_id must be of type int, got True"),
-        (GPT2, {"add_bos_token": 1}, "tokenizer.ggml.add_bos_token must be of type bool, got 1"),
-        (GPT2, {"add_bos_token": True, "bos_token_id": None}, "add_bos_token is true, but the GGUF file lacks"),
-        (GPT2, {"add_bos_token": True, "tokens": ["!", "a b"], "token_type": None, "merges": [], "eos_token_id": 0},
-         "the tokenizer of the GGUF file is damaged: "),
-        (GPT2, {"tokens": ["\ud800", "a", "b"], "token_type": None, "merges": []}, "the tokenizer of the GGUF file is damaged: "),
-        (LLAMA, {"scores": None}, "the GGUF file lacks tokenizer.ggml.scores"),
-        (LLAMA, {"scores": [0.0]}, "tokenizer.ggml.scores must be 900 finite numbers"),
-        (LLAMA, {"scores": [float("nan")] * 900}, "tokenizer.ggml.scores must be 900 finite numbers"),
-        (LLAMA, {"scores": [10**400] * 900}, "the tokenizer of the GGUF file is damaged: "),
-        (LLAMA, {"tokens": ["a", "b", "c", *BYTES[:65]], "token_type": None}, "has neither <0x41> nor an unknown token"),
-    ],
-)  # fmt: skip
-def test_hostile_metadata_is_refused_in_one_line(
-    metadata: dict[str, Any], changes: dict[str, Any], says: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ModelError) as caught:
-        write_tokenizer(changed(metadata, changes), tmp_path)
-    message = str(caught.value)
-    assert says in message and "\n" not in message and len(message) < 600
-    assert not list(tmp_path.glob("*.json"))
+def test_merges_follow_the_scores_of_the_pieces(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Inner
 
-
-def test_limits_and_the_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ModelError, match=r"^tokenizer\.chat_template must be of type str, got 5$"):
-        write_tokenizer({**GPT2, "tokenizer.chat_template": 5}, tmp_path)
-    runs = ["x" * length for length in range(1, 60)]
-    changes = {"tokens": [*BYTES, *runs], "token_type": [BYTE] * 256 + [NORMAL] * 59, "scores": [0.0] * 315}
-    monkeypatch.setattr(gguf_tokenizer, "MAX_LETTERS", 5000)
-    with pytest.raises(ModelError, match=r"the merges of tokenizer\.ggml\.tokens have more than 5,000 letters"):
+    rng = random.Random(1)
+    for _ in range(150):
+        letters = rng.choice(["a", "ab", "abc"])
+        pieces = {"".join(rng.choices(letters, k=rng.randint(2, 6))) for _ in range(rng.randint(3, 12))}
+        ranks = rng.sample(range(100), len(pieces))
+        scores = dict.fromkeys(letters, -99.0) | dict(zip(sorted(pieces), map(float, ranks), strict=True))
+        changes = {
+            "tokens": ["<unk>", "<s>", "</s>", *BYTES, *scores],
+            "token_type": [2, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(scores)],
+            "scores": [*[0.0] * 259, *scores.values()],
+            "add_space_prefix": False,
+        }
         write_tokenizer(changed(LLAMA, changes), tmp_path)
-    monkeypatch.setattr(gguf_tokenizer, "MAX_ADDED", 5)
-    with pytest.raises(ModelError, match="the GGUF file has 6 special tokens, at most 5 are supported"):
-        write_tokenizer(GPT2, tmp_path)
+        tokenizer = Inner.from_file(str(tmp_path / "tokenizer.json"))
+        for _ in range(10):
+            text = "".join(rng.choices(letters, k=rng.randint(3, 14)))
+            encoded = tokenizer.encode(text, add_special_tokens=False)
+            assert encoded.tokens == sentence_pieces(text, scores), (text, scores)
 
 
 @needs_smollm2
