@@ -1,46 +1,42 @@
 """Write the tokenizer of a GGUF file as files of a Hugging Face folder: tokenizer.json and tokenizer_config.json.
 
 The metadata holds a vocabulary of one of two kinds. `gpt2`: byte-level BPE with a list of merges. `llama`: BPE of SentencePiece,
-with a score for each piece, and one token for each byte of the letters that no piece covers. The metadata may be hostile: a value
-of a wrong type, size or range ends in a ModelError of one line. Knows no file format: the metadata is a plain mapping.
+with a score for each piece, and one token for each byte of the letters that no piece covers. The ids are those of llama.cpp, apart
+from a few pre-tokenizers (`pretokenizers.py`). Knows no file format: the metadata is a plain mapping.
 
 Control tokens become special tokens, so `Tokenizer.defuse` protects them. User-defined tokens are cut out of a text as well, but
-a user may write them. The keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+a user may write them.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from pitlane.engine.errors import ModelError, UnsupportedModel
 from pitlane.engine.models.config_file import short
+from pitlane.engine.text.gguf_vocabulary import (
+    BYTE,
+    CONTROL,
+    MAX_LETTERS,
+    MAX_TOKENS,
+    UNKNOWN,
+    USER_DEFINED,
+    Vocabulary,
+    list_of,
+    read_vocabulary,
+    value_of,
+)
 from pitlane.engine.text.pretokenizers import PreTokenizer, pre_tokenizer
 
 log = logging.getLogger("pitlane")
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # values of tokenizer.ggml.token_type
-MAX_TOKENS, MAX_MERGES, MAX_ADDED = 2**20, 2**21, 2**16  # Gemma has 262,144 tokens, 514,847 merges, 6,414 added tokens
-MAX_LETTERS, MAX_TOKEN_LETTERS = 2**24, 512  # in all tokens or in all merges
-SPACE = "▁"
-# These tokens end an answer. Some files give them the type of an ordinary token.
-END_TEXTS = {"<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>"}
-T = TypeVar("T")
-
-
-class Vocabulary(NamedTuple):
-    """tokens, types: by id. ids: the id of each text. named: ids of `bos`, `eos`, ..., as far as the model has them."""
-
-    tokens: list[str]
-    types: list[int]
-    ids: dict[str, int]
-    named: dict[str, int]
-
-    def text(self, name: str) -> str | None:
-        return self.tokens[self.named[name]] if name in self.named else None
+MAX_MERGES, MAX_ADDED = 2**21, 2**16  # Gemma has 514,847 merges and 6,414 added tokens
+SPACE = "▁"  # SentencePiece writes a space so
 
 
 def write_tokenizer(metadata: Mapping[str, object], folder: Path) -> None:
@@ -48,11 +44,11 @@ def write_tokenizer(metadata: Mapping[str, object], folder: Path) -> None:
 
     metadata: values by key, as a GGUF file has them: int, float, bool, str, or a list of these.
     """
-    kind = _value(metadata, "tokenizer.ggml.model", str)
+    kind = value_of(metadata, "tokenizer.ggml.model", str)
     if kind not in ("gpt2", "llama"):
         raise UnsupportedModel(f"tokenizer.ggml.model {short(kind)} is not supported; known: gpt2, llama")
     pre = _pre_tokenizer(metadata) if kind == "gpt2" else None
-    vocabulary = _vocabulary(metadata, {} if pre else {"bos": 1, "eos": 2, "unknown": 0})
+    vocabulary = read_vocabulary(metadata, {} if pre else {"bos": 1, "eos": 2, "unknown": 0})
     settings = _settings(metadata, vocabulary, pre is None or pre.adds_bos)
     try:
         inner = _byte_level(metadata, vocabulary, pre) if pre else _sentence_piece(metadata, vocabulary)
@@ -70,76 +66,11 @@ def write_tokenizer(metadata: Mapping[str, object], folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _value(metadata: Mapping[str, object], key: str, kind: type[T], default: T | None = None) -> T:
-    value = metadata.get(key, default)
-    if value is None:
-        raise ModelError(f"the GGUF file lacks {key}; choose another file")
-    if type(value) is not kind:  # not isinstance: a bool is no id
-        raise ModelError(f"{key} must be of type {kind.__name__}, got {short(value)}")
-    return value
-
-
-def _list(metadata: Mapping[str, object], key: str, kinds: tuple[type, ...], limit: int) -> list[Any]:
-    values: list[Any] = _value(metadata, key, list)
-    if len(values) > limit:
-        raise ModelError(f"{key} has {len(values):,} values, at most {limit:,} are supported")
-    wrong = next((value for value in values if type(value) not in kinds), None)
-    if wrong is not None:
-        raise ModelError(f"{key} must hold values of type {kinds[0].__name__}, got {short(wrong)}")
-    return values
-
-
 def _pre_tokenizer(metadata: Mapping[str, object]) -> PreTokenizer:
-    name = _value(metadata, "tokenizer.ggml.pre", str, "")
+    name = value_of(metadata, "tokenizer.ggml.pre", str, "")
     if not name:  # files older than May 2024
         log.warning("the GGUF file lacks tokenizer.ggml.pre; reading it as `default`, which may cost quality")
     return pre_tokenizer(name or "default", metadata.get("general.architecture"))
-
-
-def _vocabulary(metadata: Mapping[str, object], defaults: Mapping[str, int]) -> Vocabulary:
-    """defaults: ids by name, for a file that does not name these tokens."""
-    tokens = _tokens(metadata)
-    ids = {text: token_id for token_id, text in enumerate(tokens)}
-    if len(ids) < len(tokens):
-        first, text = next((token_id, text) for token_id, text in enumerate(tokens) if ids[text] != token_id)
-        raise ModelError(f"tokenizer.ggml.tokens has {short(text)} twice, as {first} and {ids[text]}")
-    types = [NORMAL] * len(tokens)
-    if "tokenizer.ggml.token_type" in metadata:
-        types = list(_list(metadata, "tokenizer.ggml.token_type", (int,), MAX_TOKENS))
-    if len(types) != len(tokens):
-        raise ModelError(f"tokenizer.ggml.token_type has {len(types):,} values for {len(tokens):,} tokens")
-    named = _named_ids(metadata, defaults, types)
-    for token_id in {*named.values(), *(ids[text] for text in END_TEXTS & ids.keys())}:
-        types[token_id] = CONTROL
-    return Vocabulary(tokens, types, ids, named)
-
-
-def _tokens(metadata: Mapping[str, object]) -> list[str]:
-    tokens: list[str] = _list(metadata, "tokenizer.ggml.tokens", (str,), MAX_TOKENS)
-    lengths = [len(text) for text in tokens]
-    if not any(lengths):
-        raise ModelError("tokenizer.ggml.tokens has no text; choose another file")
-    if max(lengths) > MAX_TOKEN_LETTERS or sum(lengths) > MAX_LETTERS:
-        raise ModelError(
-            f"tokenizer.ggml.tokens has {sum(lengths):,} letters, {max(lengths):,} in one token; "
-            f"at most {MAX_LETTERS:,} and {MAX_TOKEN_LETTERS:,} are supported"
-        )
-    return [text or f"[EMPTY_{token_id}]" for token_id, text in enumerate(tokens)]  # as llama.cpp names them
-
-
-def _named_ids(metadata: Mapping[str, object], defaults: Mapping[str, int], types: list[int]) -> dict[str, int]:
-    named = {}
-    for name in ("bos", "eos", "eot", "eom", "unknown", "padding"):
-        key = f"tokenizer.ggml.{name}_token_id"
-        token_id = _value(metadata, key, int, defaults.get(name, -1))
-        known = 0 <= token_id < len(types)
-        if name in ("unknown", "padding") and (not known or types[token_id] == NORMAL):
-            continue  # the engine needs neither; some files name an id that does not exist, or `!`
-        if known:
-            named[name] = token_id
-        elif key in metadata:
-            raise ModelError(f"{key} must be an id below {len(types):,}, got {token_id}")
-    return named
 
 
 def _settings(metadata: Mapping[str, object], vocabulary: Vocabulary, adds_bos: bool) -> dict[str, object]:
@@ -150,11 +81,11 @@ def _settings(metadata: Mapping[str, object], vocabulary: Vocabulary, adds_bos: 
             settings[f"{name}_token"] = vocabulary.text(token)
     for name, default in (("bos", adds_bos), ("eos", False)):
         key = f"tokenizer.ggml.add_{name}_token"
-        adds = _value(metadata, key, bool, default)
+        adds = value_of(metadata, key, bool, default)
         if adds and key in metadata and name not in vocabulary.named:
             raise ModelError(f"{key} is true, but the GGUF file lacks tokenizer.ggml.{name}_token_id")
         settings[f"add_{name}_token"] = adds and name in vocabulary.named
-    if template := _value(metadata, "tokenizer.chat_template", str, ""):
+    if template := value_of(metadata, "tokenizer.chat_template", str, ""):
         settings["chat_template"] = template
     return settings
 
@@ -162,14 +93,17 @@ def _settings(metadata: Mapping[str, object], vocabulary: Vocabulary, adds_bos: 
 def _byte_level(metadata: Mapping[str, object], vocabulary: Vocabulary, pre: PreTokenizer) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    pairs = [_pair(merge, vocabulary.ids) for merge in _list(metadata, "tokenizer.ggml.merges", (str,), MAX_MERGES)]
+    pairs = [_pair(merge, vocabulary.ids) for merge in list_of(metadata, "tokenizer.ggml.merges", (str,), MAX_MERGES)]
     merges = list(dict.fromkeys(pairs))  # the first of two equal merges counts; tokenizers would take the second
     inner = Tokenizer(models.BPE(vocab=vocabulary.ids, merges=merges, ignore_merges=pre.whole_words))
     if pre.nfc:
         inner.normalizer = normalizers.NFC()
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    inner.pre_tokenizer = pre_tokenizers.Sequence([*splits, letters])
+    steps: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    if absent := sorted(set(pre_tokenizers.ByteLevel.alphabet()) - vocabulary.ids.keys()):
+        # a byte without a token is left out, and the bytes around it do not merge
+        steps.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, absent))), "removed"))
+    inner.pre_tokenizer = pre_tokenizers.Sequence(steps)
     inner.decoder = decoders.ByteLevel()
     return inner
 
@@ -194,7 +128,7 @@ def _sentence_piece(metadata: Mapping[str, object], vocabulary: Vocabulary) -> A
     inner = Tokenizer(bpe)
     before: list[Any] = [normalizers.Replace(" ", SPACE)]
     after: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if _value(metadata, "tokenizer.ggml.add_space_prefix", bool, True):
+    if value_of(metadata, "tokenizer.ggml.add_space_prefix", bool, True):
         before.insert(0, normalizers.Prepend(SPACE))
         after.append(decoders.Strip(" ", 1, 0))
     inner.normalizer, inner.decoder = normalizers.Sequence(before), decoders.Sequence(after)
@@ -204,10 +138,10 @@ def _sentence_piece(metadata: Mapping[str, object], vocabulary: Vocabulary) -> A
 def _merges(metadata: Mapping[str, object], vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """All pairs of pieces that form a piece, the best score of the formed piece first, as SentencePiece merges.
 
-    Of pairs with one score, SentencePiece merges the leftmost in the text. A list of merges cannot say so. Here the pair with the
-    longer left piece comes first: in a run of equal letters, merges from the left leave the shorter piece on the right.
+    Of pieces with equal scores, the lower id comes first. SentencePiece takes the leftmost in the text then, which a list of merges
+    cannot express. Scores of real vocabularies differ.
     """
-    scores: list[float] = _list(metadata, "tokenizer.ggml.scores", (float, int), MAX_TOKENS)
+    scores: list[float] = list_of(metadata, "tokenizer.ggml.scores", (float, int), MAX_TOKENS)
     if len(scores) != len(vocabulary.tokens) or not all(map(isfinite, scores)):
         raise ModelError(
             f"tokenizer.ggml.scores must be {len(vocabulary.tokens):,} finite numbers; choose another file"
@@ -217,7 +151,7 @@ def _merges(metadata: Mapping[str, object], vocabulary: Vocabulary) -> list[tupl
     ranked = [vocabulary.tokens[token_id] for token_id in sorted(spelled, key=lambda token_id: -scores[token_id])]
     pieces, merges, num_letters = set(ranked), [], 0
     for text in ranked:
-        for cut in range(len(text) - 1, 0, -1):
+        for cut in range(1, len(text)):
             if text[:cut] in pieces and text[cut:] in pieces:
                 merges.append((text[:cut], text[cut:]))
                 num_letters += len(text)
