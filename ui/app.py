@@ -6,12 +6,12 @@ them. The state of a tab is ids and plain values; all tabs share one engine and 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
 import tempfile
-from html import escape
-from pathlib import Path
+import webbrowser
 from typing import Any
 
 from pitlane import Engine
@@ -20,22 +20,21 @@ from pitlane.storage.errors import PitlaneError
 from pitlane.ui.answering import Desk
 from pitlane.ui.controls import PluginControls, others_html, plan_html
 from pitlane.ui.handlers import Handlers
+from pitlane.ui.model_menu import header_html, state_of
+from pitlane.ui.model_switch import ModelSwitch
 from pitlane.ui.offline_gradio import gr
+from pitlane.ui.page_server import MAX_ANSWERS, PageServer, page_id
 from pitlane.ui.page_view import Widgets, new_tab
 from pitlane.ui.panels import thread_html
 from pitlane.ui.plugin_events import THINKING
 from pitlane.ui.render import note
 from pitlane.ui.session import EngineOptions
 
-HERE = Path(__file__).parent
 FILE_TYPES = [".pdf", ".txt", ".md"]
-MAX_FILE_SIZE = "100mb"
 PORTS_TRIED = 20
-MAX_ANSWERS = 8  # answers at once; the engine batches them
-SYSTEM_FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # Events that page.js raises on elements with data-do.
-EVENTS = "open rename remove attach discard dismiss retry edit try turn_off take_out"
+EVENTS = "open rename remove attach discard dismiss retry edit try turn_off take_out look choose cancel"
 
 
 def launch(
@@ -48,38 +47,38 @@ def launch(
     port = free_port(host, port)
     with (
         Store() as store,  # first, so that an unusable home is refused before a model is loaded
-        options.build() as engine,
-        tempfile.TemporaryDirectory(prefix="pitlane-uploads-") as uploads,
+        tempfile.TemporaryDirectory(prefix="pitlane-uploads-", ignore_cleanup_errors=True) as uploads,
+        PageServer(host, port) as server,
+        ModelSwitch(options, options.build()) as switch,
     ):
         os.environ["GRADIO_TEMP_DIR"] = uploads  # uploads stay here until they are in the store
-        page = build_page(engine, store, notice)
+        serve(switch, store, server, notice)
         if notice:
             note(notice)
-        note(engine.loader.describe_memory())
-        print(f"Pitlane is at http://{host}:{port} (Ctrl-C ends it)", flush=True)
-        serve(page, host=host, port=port, open_browser=open_browser)
+        note(switch.engine.loader.describe_memory())
+        print(f"Pitlane is at {server.url} (Ctrl-C ends it)", flush=True)
+        if open_browser:
+            webbrowser.open(server.url)
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            note("closing")
 
 
-def serve(page: Any, *, host: str, port: int, open_browser: bool = False, block: bool = True) -> Any:
-    """Serve a built page with all of Gradio's sharing and monitoring off. Returns the result of Gradio's launch."""
-    return page.queue(default_concurrency_limit=MAX_ANSWERS).launch(
-        server_name=host,
-        server_port=port,
-        inbrowser=open_browser,
-        prevent_thread_lock=not block,
-        quiet=True,
-        share=False,
-        pwa=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-        run_history=False,
-        mcp_server=False,
-        footer_links=[],
-        max_file_size=MAX_FILE_SIZE,
-        theme=theme(),
-        css_paths=[HERE / "page.css"],
-        head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
-    )
+def serve(switch: ModelSwitch, store: Store, server: PageServer, notice: str = "") -> None:
+    """Serve the page over the engine of the switch. From then on the switch serves pages over other engines in its place."""
+
+    def exchange(engine: Engine) -> None:
+        desk = Desk(engine, store)
+        server.show(asyncio.run(_built(desk, switch, notice)), lambda: state_of(switch), desk.release)
+
+    switch.exchange = exchange
+    exchange(switch.engine)
+
+
+async def _built(desk: Desk, switch: ModelSwitch, notice: str) -> Any:
+    """A page built where a loop runs; elsewhere Gradio opens a loop for each of its locks and leaves it open."""
+    return build_page(desk, switch, notice)
 
 
 def free_port(host: str, port: int) -> int:
@@ -98,24 +97,17 @@ def free_port(host: str, port: int) -> int:
     )
 
 
-def theme() -> Any:
-    """Gradio's plainest theme with local fonts; page.css sets the colours."""
-    fonts = [gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), *map(gr.themes.Font, SYSTEM_FONTS)]
-    mono = [
-        gr.themes.LocalFont("IBM Plex Mono", weights=(400,)),
-        gr.themes.Font("ui-monospace"),
-        gr.themes.Font("monospace"),
-    ]
-    return gr.themes.Base(primary_hue="emerald", neutral_hue="slate", font=fonts, font_mono=mono)
+def build_page(desk: Desk, switch: ModelSwitch, notice: str = "") -> Any:
+    """Build the page over a desk, as gr.Blocks that are not served yet. It is the front of the switch from then on.
 
-
-def build_page(engine: Engine, store: Store, notice: str = "") -> Any:
-    """Build the page over an engine and a store, as gr.Blocks that are not served yet. notice: shown when a tab opens."""
-    desk = Desk(engine, store)
+    notice: shown when a tab opens.
+    """
+    engine = desk.engine
     with gr.Blocks(title="Pitlane", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         tab = gr.State(new_tab())
         anchor, kept, attached = (gr.Textbox(visible="hidden", show_label=False) for _ in range(3))
-        _html(_header(engine), elem_id="top")
+        top = _acting(header_html(engine, page_id(page)), elem_id="top")
+        menu = _menu()
         with gr.Row(elem_id="frame"):
             with gr.Column(elem_id="left", min_width=0):
                 left = _left()
@@ -123,25 +115,12 @@ def build_page(engine: Engine, store: Store, notice: str = "") -> Any:
                 middle = _middle()
             with gr.Column(elem_id="right", min_width=0):
                 right = _right(engine)
-        widgets = Widgets(tab=tab, attached=attached, **left, **middle, **right)
-        handlers = Handlers(desk, widgets, notice)
+        widgets = Widgets(tab=tab, attached=attached, top=top, **menu, **left, **middle, **right)
+        handlers = Handlers(desk, widgets, switch, notice)
+        switch.front = handlers
         _join(page, handlers, widgets)
         _keep(page, handlers, widgets, anchor, kept)
     return page
-
-
-def _header(engine: Engine) -> str:
-    model = engine.loader.describe()
-    name = str(model["model"])
-    short = Path(name).name if name.startswith(("/", ".", "~")) or "\\" in name else name
-    return (
-        '<header><button type="button" class="side" data-side="left" aria-label="Conversations and documents">☰</button>'
-        "<h1><i></i>Pitlane</h1>"
-        f'<p><b title="{escape(name)}">{escape(short)}</b>'
-        f"<span>{escape(model['dtype'])} on {escape(model['device'])}</span></p>"
-        '<button type="button" class="theme" aria-label="Light or dark" title="Light or dark"></button>'
-        '<button type="button" class="side" data-side="right" aria-label="Plugins">Plugins</button></header>'
-    )
 
 
 def _html(value: str, **options: Any) -> Any:
@@ -154,6 +133,19 @@ def _acting(value: str, **options: Any) -> Any:
     return gr.HTML(
         value, js_on_load=f"window.pitlane.act(element, trigger); /* {names} */", apply_default_css=False, **options
     )
+
+
+def _menu() -> dict[str, Any]:
+    """The model menu; page.js opens and closes it."""
+    with gr.Column(elem_id="models", min_width=0):
+        models = _acting("", elem_id="model-list")
+        with gr.Row(elem_id="other-model"):
+            other = gr.Textbox(
+                placeholder="Folder, .gguf file or Hugging Face id", show_label=False, container=False, max_lines=1,
+                elem_id="other-name", max_length=4096,
+            )  # fmt: skip
+            use = gr.Button("Use", elem_id="use-other", size="sm", min_width=0)
+    return {"models": models, "other_model": other, "use_other": use}
 
 
 def _left() -> dict[str, Any]:
@@ -246,6 +238,15 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
     widgets.documents.discard(handlers.discard, [widgets.tab], **quiet)
     widgets.notice.dismiss(handlers.dismiss, [], **quiet)
 
+    listing = QUIET | {"outputs": [widgets.models]}
+    widgets.top.look(handlers.look, [], **listing)
+    widgets.top.cancel(handlers.cancel, [], **listing)
+    widgets.models.choose(handlers.choose, [], **listing)
+    widgets.thread.choose(handlers.choose, [], **listing)
+    gr.on(
+        [widgets.other_model.submit, widgets.use_other.click], handlers.choose_named, [widgets.other_model], **listing
+    )
+
     for card in widgets.controls.cards:
         toggled = handlers.toggled(card)
         card.switch.input(toggled, widgets.controls.inputs, **quiet)
@@ -256,8 +257,8 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
 def _keep(page: Any, handlers: Handlers, widgets: Widgets, anchor: Any, kept: Any) -> None:
     """Keep the state of a tab in the browser over a reload: switches, options, sampling, documents of a new conversation."""
     inputs = [*widgets.sampling, *widgets.controls.inputs]
-    names = json.dumps(handlers.value_names)
-    js = f"(...values) => window.pitlane.keep({{ values: Object.fromEntries({names}.map((name, i) => [name, values[i]])) }})"
+    pairs = list(zip(handlers.value_names, (widget.value for widget in inputs), strict=True))
+    js = f"(...values) => window.pitlane.keepChanged({json.dumps(pairs)}, values)"
     gr.on([widget.change for widget in inputs], None, inputs, None, js=js, api_visibility="private")
     js = "(ids) => window.pitlane.keep({ documents: JSON.parse(ids || '[]') })"
     widgets.attached.change(None, [widgets.attached], None, js=js, api_visibility="private")

@@ -13,7 +13,7 @@ from typing import Any
 from pitlane import EXACTNESS
 from pitlane.testing import first_difference
 from pitlane.ui.effects import Roles, Stats, cost_ms, drafter_of, reason_html, replayed_tokens, work
-from pitlane.ui.render import milliseconds
+from pitlane.ui.render import milliseconds, short_name
 
 UP_TO_TIES = "except where two tokens are nearly equally likely: a draft changes the order of sums in its rows"
 NEAR_TIE = (
@@ -49,16 +49,21 @@ def is_up_to_ties(stats: Stats, roles: Roles) -> bool:
     return depends and stats["exactness"] == "identical" and drafter_of(stats, roles) is not None
 
 
-def stats_html(stats: Stats, roles: Roles, tools: str = "") -> str:
-    """Everything below an answer: lap bar, stats line, plan chips, comparison with the answer before. tools: HTML of buttons."""
+def stats_html(stats: Stats, roles: Roles, tools: str = "", names_model: bool = False) -> str:
+    """Everything below an answer: lap bar, stats line, plan chips, comparison with the answer before. tools: HTML of buttons.
+
+    names_model: whether the name of the model is shown, because the conversation has answers of several models.
+    """
     line = dotted(stat_parts(stats, roles))
     chips = "".join(f'<span class="chip">{escape(name)}</span>' for name in stats["plugins"]) or (
         '<span class="chip none">no plugins</span>'
     )
+    model = str(stats.get("model") or "") if names_model else ""
+    by = f'<span class="by" title="{escape(model)}">{escape(short_name(model))}</span>' if model else ""
     exactness = badge(stats["exactness"], is_up_to_ties(stats, roles))
     return (
         f'<footer class="stats">{lap_html(stats)}<p class="line dots">{line}</p>'
-        f'<p class="plan">{chips}{exactness}{_ending(stats)}{tools}</p>{compared_html(stats)}</footer>'
+        f'<p class="plan">{by}{chips}{exactness}{_ending(stats)}{tools}</p>{compared_html(stats)}</footer>'
     )
 
 

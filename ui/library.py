@@ -10,7 +10,7 @@ from contextlib import suppress
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from pitlane import Engine, PromptTooLong, load_document
+from pitlane import Engine, EngineClosed, PromptTooLong, load_document
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound
 from pitlane.storage.types import Document, StoredDocument
@@ -23,10 +23,21 @@ class Library:
     """Documents of one store, with token counts by the tokenizer of one engine."""
 
     def __init__(self, engine: Engine, store: Store) -> None:
-        self.engine = engine
+        self._engine: Engine | None = engine
         self.store = store
         self._documents: dict[str, Document] = {}
         self._tokens: dict[str, int] = {}
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that answers. Raises EngineClosed after `release`."""
+        if self._engine is None:
+            raise EngineClosed("the model was changed; load the page again")
+        return self._engine
+
+    def release(self) -> None:
+        """Let the engine go. FastAPI keeps pages that were served before in its caches, and the engine must not stay with them."""
+        self._engine = None
 
     def add_file(self, path: str | Path, title: str | None = None) -> StoredDocument:
         """Read a file into the store. Raises DocumentError with a message of one line."""

@@ -1,5 +1,6 @@
 /* What the page does in the browser alone: buttons in lists and messages become events of their Gradio component
-   (`act`), the thread follows the answer, light or dark, side panels on narrow screens, files dropped anywhere. */
+   (`act`), the thread follows the answer, light or dark, side panels on narrow screens, files dropped anywhere, the model menu and
+   the change to another model: the tab asks the server for its page, and loads itself again if the server has another page. */
 (() => {
   const frame = () => document.getElementById("frame").classList;  // Gradio scopes the style sheet below body
   const confirming = new Set(["remove", "discard"]);
@@ -35,7 +36,7 @@
   };
   const act = (element, trigger) => element.addEventListener("click", (event) => {
     const button = event.target.closest("[data-do]");
-    if (!button) return;
+    if (!button || button.closest(".failure")) return;
     const { do: name, id } = button.dataset;
     if (name === "copy") return void copy(button);
     if (name === "edit") {
@@ -65,6 +66,11 @@
       frame().remove("show-left", "show-right");
       frame().toggle(name, open);
     } else if (event.target.closest("#middle")) frame().remove("show-left", "show-right");
+    const header = event.target.closest("header .model");
+    if (header) showMenu(!menu().classList.contains("open"));
+    else if (!event.target.closest("#models") || event.target.closest("[data-do=choose], #use-other")) showMenu(false);
+    if (event.target.closest("[data-do=choose], [data-do=cancel], #use-other")) setTimeout(askState, 150);
+    if (event.target.closest(".failure button")) dismissFailure();
     if (event.target.closest("header .theme")) setTheme(!dark());
   });
 
@@ -98,16 +104,66 @@
       input.dispatchEvent(new Event("change", { bubbles: true }));
     });
   };
+  // the model: its menu, and the change to another model
+  const STATE_MS = 2500, CHANGING_MS = 400, SEEN = "pitlane-failure", TRIED = "pitlane-page";
+  const header = (selector) => document.querySelector("header" + selector), menu = () => document.getElementById("models");
+  const showMenu = (open) => {
+    if (!menu() || menu().classList.contains("open") === open) return;
+    menu().classList.toggle("open", open);
+    header(" .model").setAttribute("aria-expanded", open);
+    if (open) menu().querySelector("button, input")?.focus(); else if (menu().contains(document.activeElement)) header(" .model").focus();
+  };
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") showMenu(false);
+    if (event.key === "Enter" && event.target.closest("#other-name")) { setTimeout(showMenu, 0, false); setTimeout(askState, 150); }
+  });
+  const draw = ({ text, brief, share, failure }) => {
+    header(" .change").hidden = header(" .track").hidden = !text;
+    header("").classList.toggle("changing", Boolean(text));
+    const label = header(" .change span");
+    label.textContent = matchMedia("(max-width: 900px)").matches ? brief : text; label.title = text;
+    header(" .track").classList.toggle("unknown", share === null);
+    header(" .track i").style.width = share === null ? "" : `${100 * share}%`;
+    const isNew = failure && sessionStorage.getItem(SEEN) !== failure.key;
+    header(" .failure").hidden = !isNew;
+    if (isNew) { header(" .failure").dataset.key = failure.key; header(" .failure span").textContent = failure.text; }
+  };
+  const dismissFailure = () => { sessionStorage.setItem(SEEN, header(" .failure").dataset.key); header(" .failure").hidden = true; };
+  const loadAgain = (page) => {
+    if (sessionStorage.getItem(TRIED) === page) return;  // a page of another server, or a stale copy: once is enough
+    sessionStorage.setItem(TRIED, page);
+    const typed = document.querySelector("#box textarea").value || document.querySelector(".message .inline-editor")?.value || "";
+    keep({ text: typed });
+    location.reload();
+  };
+  let asking, timer;
+  const askState = async () => {
+    if (asking) return;
+    clearTimeout(timer); asking = true;
+    let wait = STATE_MS;
+    try {
+      const state = await (await fetch("pitlane/model", { cache: "no-store" })).json();
+      if (state.page !== header("").dataset.page) loadAgain(state.page);
+      else { draw(state); if (state.text) wait = CHANGING_MS; }
+    } catch { /* the server is away: ask later */ }
+    asking = false; timer = setTimeout(askState, wait);
+  };
+  document.addEventListener("visibilitychange", () => { if (!document.hidden && header("")) askState(); });
   const start = () => {
     const scroll = document.getElementById("scroll");
     if (!scroll) return void setTimeout(start, 50);
     const chosen = localStorage.getItem("pitlane-theme");
     if (chosen) document.body.classList.toggle("dark", chosen === "dark");
-    follow(scroll); dropFiles();
+    follow(scroll); dropFiles(); askState();
   };
   const KEPT = "pitlane-tab";  // of this tab alone: two tabs have their own plugins
   const kept = sessionStorage.getItem(KEPT) || "{}";
   const keep = (part) => sessionStorage.setItem(KEPT, JSON.stringify({ ...JSON.parse(sessionStorage.getItem(KEPT) || "{}"), ...part }));
-  window.pitlane = { act, keep, kept, anchor: location.hash.slice(1) };
+  keep({ text: "" });  // `kept` has it; the next reload shall not bring it back
+  const keepChanged = (defaults, values) => {  // the defaults of another model differ
+    const changed = defaults.map(([name, value], i) => [name, value, values[i]]).filter(([, value, now]) => value !== now);
+    keep({ values: Object.fromEntries(changed.map(([name, , now]) => [name, now])) });
+  };
+  window.pitlane = { act, keep, keepChanged, kept, anchor: location.hash.slice(1) };
   start();
 })();

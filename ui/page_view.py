@@ -24,6 +24,8 @@ from pitlane.ui.answering import Desk
 from pitlane.ui.chat_flow import meter_html
 from pitlane.ui.controls import PluginControls
 from pitlane.ui.effects import effect
+from pitlane.ui.model_menu import offer_html
+from pitlane.ui.model_switch import ModelSwitch
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.panels import Live, conversations_html, documents_html, hits_html, last_stats, live_html, thread_html
 
@@ -100,9 +102,13 @@ class Writing:
 
 @dataclass(slots=True)
 class Widgets:
-    """Every widget that a handler reads or changes."""
+    """Every widget that a handler reads or changes. models: the list of the model menu; other_model: its text field."""
 
     tab: Any
+    models: Any
+    other_model: Any
+    use_other: Any
+    top: Any
     attached: Any
     new: Any
     search: Any
@@ -142,9 +148,10 @@ class Widgets:
 class View:
     """Draws a tab from the store. notice: what a tab shows when it opens."""
 
-    def __init__(self, desk: Desk, widgets: Widgets, notice: str = "") -> None:
-        self.desk = desk
-        self.notice = notice
+    def __init__(self, desk: Desk, widgets: Widgets, switch: ModelSwitch, notice: str = "") -> None:
+        self.desk, self.notice = desk, notice
+        self.switch = switch
+        self.is_retired = False  # the page accepts no more questions, because the model is about to change
         self.ui = widgets
         self.shown: dict[str, Tab] = {}  # by browser tab; may be newer than the state with which a running event began
         self.writing: dict[str, Writing] = {}  # by conversation
@@ -189,7 +196,7 @@ class View:
             self.ui.notice: "",
             self.ui.sample: gr.Button(visible=not self.desk.has_sample()),
             self.ui.thread: thread_html(
-                messages, documents, self.desk.roles, tab["conversation"], answering=writing is not None
+                messages, documents, self.desk.roles, tab["conversation"], writing is not None, offer_html(self.switch)
             ),
             self.ui.live: "" if writing is None else writing.html(),
             self.ui.meter: self.meter(tab, messages),

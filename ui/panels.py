@@ -172,20 +172,24 @@ def thread_html(
     roles: Roles,
     conversation_id: str | None,
     answering: bool = False,
+    offer: str = "",
 ) -> str:
-    """All finished messages; without any, the empty page."""
+    """All finished messages; without any, the empty page. offer: HTML of the empty page about another model."""
     if not messages and not answering:
-        return empty_html(documents)
+        return empty_html(documents, offer)
+    models = {message.stats.get("model") for message in messages if message.stats}
     followers = [*(message.role for message in messages[1:]), "assistant" if answering else ""]
     pieces = [
-        _message(message, documents, roles, not follower)
+        _message(message, documents, roles, not follower, len(models) > 1)
         + ("" if follower == "assistant" else refusal_html(message, documents, not follower))
         for message, follower in zip(messages, followers, strict=False)
     ]
     return f'<div class="thread" data-conversation="{conversation_id or ""}">{"".join(pieces)}</div>'
 
 
-def _message(message: Message, documents: Sequence[Document], roles: Roles, last: bool) -> str:
+def _message(
+    message: Message, documents: Sequence[Document], roles: Roles, last: bool, names_model: bool = False
+) -> str:
     source = f'data-source="{escape(message.text)}"'
     if message.role == "user":
         tools = button("copy", message.id, "Copy") + button("edit", message.id, "Edit and ask again")
@@ -197,7 +201,7 @@ def _message(message: Message, documents: Sequence[Document], roles: Roles, last
     if last:
         tools += button("retry", message.id, "Ask again, with the plugins that are on now")
     tools = f'<span class="tools">{tools}</span>'
-    stats = stats_html(message.stats, roles, tools) if message.stats else tools
+    stats = stats_html(message.stats, roles, tools, names_model) if message.stats else tools
     body = (
         markdown_html(message.text, documents) if message.text.strip() else '<p class="quiet">The answer is empty.</p>'
     )
@@ -222,13 +226,13 @@ def live_html(live: Live, documents: Sequence[Document]) -> str:
     return f'<div class="thread"><article class="message answer live" aria-live="polite">{inner}</article></div>'
 
 
-def empty_html(documents: Sequence[Document]) -> str:
-    """The page without messages: the first steps, and three questions about the sample to click."""
+def empty_html(documents: Sequence[Document], offer: str = "") -> str:
+    """The page without messages: the first steps, and three questions about the sample to click. offer: HTML at the end."""
     if documents and not any(document.title == "sample.pdf" for document in documents):
         names = ", ".join(escape(document.title) for document in documents)
         return (
             f'<div class="empty"><h2>Ask about {names}</h2><p>The document is read once and its KV is kept, so every later '
-            "question starts from there. Toggle a plugin between two questions to see what it buys.</p></div>"
+            f"question starts from there. Toggle a plugin between two questions to see what it buys.</p>{offer}</div>"
         )
     questions = "".join(button_text("try", question, question) for question in SAMPLE_QUESTIONS)
     return (
@@ -236,7 +240,7 @@ def empty_html(documents: Sequence[Document]) -> str:
         "Or ask the sample, a four-page track guide:</p>"
         f'<div class="questions">{questions}</div>'
         '<p class="quiet">Then switch a plugin on or off and ask again: each answer shows what the plugin bought, and whether '
-        "it is still the same, token by token.</p></div>"
+        f"it is still the same, token by token.</p>{offer}</div>"
     )
 
 

@@ -87,13 +87,22 @@ class PluginEvents(View):
         return [*SAMPLING, *self.ui.controls.names]
 
     def restored(self, kept: Mapping[str, Any]) -> Changes:
-        """Restore the values that the browser tab had before its reload, if they are still possible."""
+        """Restore the values that the browser tab had before its reload, if they are still possible.
+
+        Another model may have no use for a plugin: its switch stays as it is. If the plugins cannot be together, only the sampling
+        is restored.
+        """
+        fixed = {card.plugin.name for card in self.ui.controls.cards if card.switch.interactive is False}
+        possible = {name: value for name, value in kept.items() if name.partition(".")[0] not in fixed}
+        for part in (possible, {name: value for name, value in possible.items() if name in SAMPLING}):
+            with suppress(PitlaneError, TypeError, ValueError, KeyError):  # values of another version, or of a hand
+                return self._restored(part)
+        return {}
+
+    def _restored(self, kept: Mapping[str, Any]) -> Changes:
         widgets = [*self.ui.sampling, *self.ui.controls.inputs]
         values = [kept.get(name, widget.value) for name, widget in zip(self.value_names, widgets, strict=True)]
-        try:
-            plan = self.desk.engine.plan(self.read(values).settings)
-        except (PitlaneError, TypeError, ValueError, KeyError):  # values for another model, or from another page
-            return {}
+        plan = self.desk.engine.plan(self.read(values).settings)
         restored = {widget: kept[name] for name, widget in zip(self.value_names, widgets, strict=True) if name in kept}
         return {**restored, **self.next_plan(plan)}
 
@@ -105,6 +114,15 @@ def kept_by_browser(text: str | None) -> tuple[dict[str, Any], list[str]]:
         return dict(kept.get("values", {})), [str(document_id) for document_id in kept.get("documents", [])]
     except (ValueError, TypeError, AttributeError):
         return {}, []
+
+
+def text_kept_by_browser(text: str | None) -> str:
+    """The unsent question from the text that page.js keeps; empty without a question."""
+    try:
+        typed = json.loads(text or "{}").get("text", "")
+    except (ValueError, AttributeError):
+        return ""
+    return typed if isinstance(typed, str) else ""
 
 
 def _seed(value: str | float | None) -> int | None:

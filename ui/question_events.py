@@ -16,6 +16,7 @@ from typing import Any
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.storage.types import Message, Refusal
 from pitlane.ui.answering import Ask, Key, was_stopped_before_it_began
+from pitlane.ui.model_events import ModelEvents
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.page_view import Changes, Tab, Writing, page_event, session_of, warn
 from pitlane.ui.panels import Live
@@ -30,7 +31,7 @@ ALIVE_SECONDS = 1.0  # an event yields at this interval, so that Gradio can clos
 Question = Callable[[Tab], tuple[Tab, Ask]]  # adds a question to the conversation, and returns how to answer it
 
 
-class QuestionEvents(PluginEvents):
+class QuestionEvents(PluginEvents, ModelEvents):
     """Events of the thread and the box, over one desk."""
 
     @page_event
@@ -175,6 +176,7 @@ class QuestionEvents(PluginEvents):
         """Register a question. Returns no Ask if the conversation waits for an answer or was deleted."""
         session = session_of(request)
         with self.lock:  # of two clicks at once, the second finds the answer of the first
+            self.check_open()
             if tab["conversation"] is None and self.shown_writing(request):
                 tab = self.shown[session]
             if tab["conversation"] in self.writing:

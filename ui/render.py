@@ -1,4 +1,4 @@
-"""Text in a terminal: sizes, times, the stats line, tables, progress. Imports rich when it draws.
+"""Text in a terminal: sizes, times, names of models, the stats line, tables, progress. Imports rich when it draws.
 
 Results go to standard output and everything else to standard error, so that a pipe gets results alone.
 """
@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,6 +33,12 @@ def size(num_bytes: float | None) -> str:
         if num_bytes >= scale:
             return f"{num_bytes / scale:.1f} {unit}"
     return f"{num_bytes:.0f} B"
+
+
+def short_name(model: str) -> str:
+    """The name of a model; the last part of a path."""
+    is_path = model.startswith(("/", ".", "~")) or "\\" in model
+    return (Path(model).name if is_path else model) or model
 
 
 def milliseconds(ms: float | None) -> str:

@@ -38,7 +38,7 @@ class CachedModel:
         return not self.reason
 
 
-def fetch(name: str, families: Families | None = None) -> Path:
+def fetch(name: str, families: Families | None = None, progress: Progress | None = None) -> Path:
     """Return the folder of a model: the cached folder if the model in it can be opened, else a new download.
 
     In offline mode the cached folder is returned as it is.
@@ -46,13 +46,13 @@ def fetch(name: str, families: Families | None = None) -> Path:
     try:
         folder = _snapshot(name, local_files_only=True)
     except ModelError:
-        return pull(name)
-    return pull(name) if _unsupported(folder, families) else folder
+        return pull(name, progress)
+    return pull(name, progress) if _unsupported(folder, families) else folder
 
 
-def pull(name: str) -> Path:
-    """Download a model, with progress on standard error, and return its folder."""
-    return _snapshot(name, local_files_only=False)
+def pull(name: str, progress: Progress | None = None) -> Path:
+    """Download a model and return its folder. progress: None shows the progress on standard error."""
+    return _snapshot(name, local_files_only=False, progress=progress)
 
 
 def cached_models(families: Families | None = None) -> list[CachedModel]:
@@ -101,7 +101,7 @@ def _unsupported(folder: Path, families: Families | None = None) -> str:
     return ""
 
 
-def _snapshot(name: str, local_files_only: bool) -> Path:
+def _snapshot(name: str, local_files_only: bool, progress: Progress | None = None) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     if not ID.fullmatch(name):
@@ -109,6 +109,8 @@ def _snapshot(name: str, local_files_only: bool) -> Path:
             f"{name!r} is no folder and no Hugging Face id (owner/name); also known: bundled, smollm2, random:<preset>"
         )
     options: dict[str, Any] = {"allow_patterns": PATTERNS, "ignore_patterns": IGNORED_PATTERNS}
+    if progress is not None:
+        options["tqdm_class"] = _reporting(progress)
     try:
         return Path(snapshot_download(name, local_files_only=local_files_only or is_offline(), **options))
     except errors.GatedRepoError:
@@ -126,3 +128,21 @@ def _snapshot(name: str, local_files_only: bool) -> Path:
     except Exception as error:  # errors of the disk, and of the HTTP client, whose types change with its version
         line = (str(error).splitlines() or [""])[0][:200]
         raise ModelError(f"{name} cannot be downloaded ({type(error).__name__}: {line}); {WAY_OUT}") from error
+
+
+def _reporting(progress: Progress) -> type[Any]:
+    """A progress bar for huggingface_hub that draws nothing and reports its bytes."""
+    from huggingface_hub.utils import tqdm
+
+    class Reporting(tqdm):  # type: ignore[misc, type-arg]
+        def __init__(self, *values: Any, **options: Any) -> None:
+            is_second_count = str(options.get("name")).endswith(".transfer")  # of the same bytes, on their way
+            self.counts_bytes, self.num_bytes = options.get("unit") == "B" and not is_second_count, 0
+            super().__init__(*values, **options | {"disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            self.num_bytes += int(n or 0)
+            if self.counts_bytes:
+                progress(self.num_bytes, int(self.total or 0))
+
+    return Reporting

@@ -20,6 +20,7 @@ from pitlane.engine.models.families.core import CORE_FAMILIES
 from pitlane.engine.models.families.family import Families
 from pitlane.engine.models.gguf.folder import open_gguf
 from pitlane.engine.models.gguf.reader import is_gguf
+from pitlane.engine.models.pip_download import Progress
 from pitlane.engine.models.presets import preset
 from pitlane.engine.models.source import ModelSource
 from pitlane.engine.models.weights import RandomWeights
@@ -32,10 +33,11 @@ WAY_OUT = "give a folder, a Hugging Face id, `bundled`, `smollm2` or `random:<pr
 BUNDLED = {"bundled": "pitlane.storage.bundled", "bundled-drafter": "pitlane.storage.bundled.drafter"}
 
 
-def resolve(model: str, plugins: PluginRegistry | None = None) -> ModelSource:
+def resolve(model: str, plugins: PluginRegistry | None = None, progress: Progress | None = None) -> ModelSource:
     """Find a model by its name. Raises ModelError; its message is one line and says how to go on.
 
-    plugins: their families and their `load_model` are asked too. None: the core alone.
+    plugins: their families and their `load_model` are asked too. None: the core alone. progress: called with the bytes of a
+    download so far and in all (0: not known). An error that it raises ends the download.
     """
     families = plugins.families if plugins is not None else Families(CORE_FAMILIES)
     if model.startswith("random:"):
@@ -45,7 +47,7 @@ def resolve(model: str, plugins: PluginRegistry | None = None) -> ModelSource:
         return ModelSource.open(model, _bundled_folder(BUNDLED[model]), families)
     pin = find_pin(model)
     if pin is not None:
-        return ModelSource.open(model, open_gguf(fetch(pin)), families)
+        return ModelSource.open(model, open_gguf(fetch(pin, progress)), families)
     path = _path(model)
     if path is not None and path.is_dir():
         return ModelSource.open(model, path, families)
@@ -63,7 +65,7 @@ def resolve(model: str, plugins: PluginRegistry | None = None) -> ModelSource:
         raise ModelError(f"{model} is a file; give the folder that holds config.json and *.safetensors")
     if _looks_like_a_path(model):
         raise ModelError(f"no such folder: {model}; {WAY_OUT}")
-    return ModelSource.open(model, hub.fetch(model, families), families)
+    return ModelSource.open(model, hub.fetch(model, families, progress), families)
 
 
 def _refuse(error: HookError) -> None:

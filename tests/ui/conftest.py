@@ -10,13 +10,17 @@ import pytest
 
 from pitlane import Draft, Plugin, hookimpl
 from pitlane.storage.db import Store
+from pitlane.ui.answering import Desk
 from pitlane.ui.app import build_page
 from pitlane.ui.handlers import Handlers
+from pitlane.ui.model_switch import ModelSwitch
+from pitlane.ui.session import EngineOptions
 
 
 async def built(engine: Any, store: Store, notice: str = "") -> Any:
     """A page made where a loop runs; elsewhere Gradio opens one for each of its locks and leaves it open."""
-    return build_page(engine, store, notice)
+    switch = ModelSwitch(EngineOptions(engine.loader.source.name), engine)
+    return build_page(Desk(engine, store), switch, notice)
 
 
 @pytest.fixture

@@ -19,15 +19,22 @@ def take(target: str, model: str, dark: bool) -> None:
     from playwright.sync_api import sync_playwright
 
     from pitlane.storage.db import Store
-    from pitlane.ui.app import build_page, free_port, serve
+    from pitlane.ui.app import free_port, serve
+    from pitlane.ui.model_switch import ModelSwitch
+    from pitlane.ui.page_server import PageServer
     from pitlane.ui.session import EngineOptions
 
-    with EngineOptions(model=model).build() as engine, Store() as store, sync_playwright() as playwright:
-        blocks = build_page(engine, store)
-        _, url, _ = serve(blocks, host="127.0.0.1", port=free_port("127.0.0.1", 0), block=False)
+    options = EngineOptions(model=model)
+    with (
+        Store() as store,
+        PageServer("127.0.0.1", free_port("127.0.0.1", 0)) as server,
+        ModelSwitch(options, options.build()) as switch,
+        sync_playwright() as playwright,
+    ):
+        serve(switch, store, server)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
         page = browser.new_page(viewport={"width": 1280, "height": 860}, color_scheme="dark" if dark else "light")
-        page.goto(url)
+        page.goto(server.url)
         page.click(f"text={QUESTIONS[0]}")
         done = "n => document.querySelectorAll('#thread .stats .lap').length === n"
         page.wait_for_function(done, arg=1)
@@ -44,7 +51,6 @@ def take(target: str, model: str, dark: bool) -> None:
         page.wait_for_timeout(500)
         page.screenshot(path=target)
         browser.close()
-        blocks.close(verbose=False)
 
 
 if __name__ == "__main__":

@@ -30,21 +30,28 @@ TEXT = "The track opens at 9:40. A session costs 18 euros. The lap record is 48.
 SERVER = """
 import sys
 from pitlane.storage.db import Store
-from pitlane.ui.app import build_page, free_port, serve
+from pitlane.ui.app import free_port, serve
+from pitlane.ui.model_switch import ModelSwitch
+from pitlane.ui.page_server import PageServer
 from pitlane.ui.session import EngineOptions
-with EngineOptions(model=sys.argv[1], dtype="float32", plugins="prefix_cache").build() as engine, Store() as store:
-    engine.loader.eos_token_ids = frozenset()
-    _, url, _ = serve(build_page(engine, store), host="127.0.0.1", port=free_port("127.0.0.1", 0), block=False)
-    print(url, flush=True)
+options = EngineOptions(model=sys.argv[1], dtype="float32", plugins="prefix_cache")
+with (
+    Store() as store,
+    PageServer("127.0.0.1", free_port("127.0.0.1", 0)) as server,
+    ModelSwitch(options, options.build()) as switch,
+):
+    switch.engine.loader.eos_token_ids = frozenset()
+    serve(switch, store, server)
+    print(server.url, flush=True)
     sys.stdin.read()
 """
 
 
 @contextmanager
-def served(home: Path) -> Iterator[str]:
-    """The address of a page in its own process: the bundled model where it is, else a tiny one."""
+def served(home: Path, model: str = "") -> Iterator[str]:
+    """The address of a page in its own process: the named model, else the bundled model where it is, else a tiny one."""
     bundled = (files("pitlane.storage.bundled") / "model.safetensors").is_file()
-    command = [sys.executable, "-c", SERVER, "bundled" if bundled else "random:tiny"]
+    command = [sys.executable, "-c", SERVER, model or ("bundled" if bundled else "random:tiny")]
     own = {"PITLANE_HOME": str(home), "PITLANE_LOAD": "", "GRADIO_TEMP_DIR": str(home / "uploads")}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | own
