@@ -15,6 +15,7 @@ from pitlane.engine.errors import ModelError
 from pitlane.engine.models.families.core import read_config
 from pitlane.engine.models.families.family import Families
 from pitlane.engine.models.offline import is_offline, refusal
+from pitlane.engine.models.pip_download import Progress
 from pitlane.engine.models.weights import weight_files
 
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
