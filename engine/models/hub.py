@@ -135,7 +135,7 @@ def _reporting(progress: Progress) -> type[Any]:
     """A progress bar for huggingface_hub that draws nothing and reports its bytes."""
     from huggingface_hub.utils import tqdm
 
-    class Reporting(tqdm):  # type: ignore[misc, type-arg]
+    class Reporting(tqdm):  # type: ignore[misc]
         def __init__(self, *values: Any, **options: Any) -> None:
             is_second_count = str(options.get("name")).endswith(".transfer")  # of the same bytes, on their way
             self.counts_bytes, self.num_bytes = options.get("unit") == "B" and not is_second_count, 0
