@@ -1,7 +1,8 @@
 """Pitlane's public face: the names that users and plugin authors import.
 
 Importing this module imports neither torch nor transformers: a name is looked up in its module whenever it is used. Modules of
-their own are `pitlane.models` (models on this machine and the memory they take) and `pitlane.testing` (checks for plugins).
+their own are `pitlane.models` (models on this machine and the memory they take), `pitlane.sources` (models fetched from the package
+index) and `pitlane.testing` (checks for plugins).
 """
 
 import importlib
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from pitlane.engine.kv.visibility import SlidingWindow as SlidingWindow, Visibility as Visibility
     from pitlane.engine.models.build_context import BuildContext as BuildContext
     from pitlane.engine.models.config import DecoderConfig as DecoderConfig
+    from pitlane.engine.models.decoder import parts_of as parts_of
     from pitlane.engine.models.families.core import CORE_FAMILIES as CORE_FAMILIES
     from pitlane.engine.models.families.family import Families as Families, Family as Family
     from pitlane.engine.models.layers import Linear as Linear
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
         Tensors as Tensors,
     )
     from pitlane.engine.models.source import ModelSource as ModelSource
+    from pitlane.engine.models.weight_hashes import file_hash as file_hash
     from pitlane.engine.plan.plan import Plan as Plan, Settings as Settings
     from pitlane.engine.plan.planner import Planner as Planner
     from pitlane.engine.plan.plugin import (
@@ -103,11 +106,13 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.kv.visibility": "SlidingWindow Visibility",
     "pitlane.engine.models.build_context": "BuildContext",
     "pitlane.engine.models.config": "DecoderConfig",
+    "pitlane.engine.models.decoder": "parts_of",
     "pitlane.engine.models.families.core": "CORE_FAMILIES",
     "pitlane.engine.models.families.family": "Families Family",
     "pitlane.engine.models.layers": "Linear",
     "pitlane.engine.models.parts": "EmbeddingPart LinearPart LinearPlan Member NormPart Part TensorPart Tensors",
     "pitlane.engine.models.source": "ModelSource",
+    "pitlane.engine.models.weight_hashes": "file_hash",
     "pitlane.engine.plan.plan": "Plan Settings",
     "pitlane.engine.plan.planner": "Planner",
     "pitlane.engine.plan.plugin": "EXACTNESS Plugin PluginOptions hookimpl",

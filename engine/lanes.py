@@ -17,7 +17,7 @@ import torch
 from pitlane.engine.errors import BadOption, EngineClosed
 from pitlane.engine.kv.state import PrefixMatch
 from pitlane.engine.loader import MAX_LANES, Loader
-from pitlane.engine.plan.dispatch import Dispatcher
+from pitlane.engine.plan.dispatch import Dispatcher, named
 from pitlane.engine.plan.hooks import HookError, call, refuse
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.plugin import Plugin
@@ -178,8 +178,10 @@ def _blaming(lane: Lane) -> Iterator[None]:
     """Raise PluginFailed, with the name of the plugin, if a part of a plugin fails in a first forward."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         plugin = lane.built.culprit(error)
-        if plugin is None:
-            raise
-        refuse(HookError(plugin, "forward", error))
+        if plugin is not None:
+            refuse(HookError(plugin, "forward", error))
+        if isinstance(error, SystemExit):  # it must not end the caller's process
+            raise named(error, "the first forward failed") from error
+        raise

@@ -73,7 +73,7 @@ class Loader:
         self.kv_memory, self.max_step_tokens = kv_memory, max_step_tokens
         self.tokenizer = Tokenizer(self.source)
         self.eos_token_ids = frozenset(self.config.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
-        self.build_context = BuildContext(self.config, self.dtype, self.device)
+        self.build_context = BuildContext(self.config, self.dtype, self.device, self.source.stored_name)
         self._variants: WeakValueDictionary[tuple[str, ...], Variant] = WeakValueDictionary()
         self._loading = Lock()  # two loads at once would count the same free memory; the engine's thread never takes it
 
@@ -96,8 +96,8 @@ class Loader:
         }
 
     def describe_memory(self) -> str:
-        """Return a line with the size of the weights of the default plan and the KV tokens of a lane."""
-        contexts = self.kv_share / self.needs.kv_bytes(self.context)
+        """Return a line with the size of the weights of the default plan and the KV tokens of a lane. Contexts are rounded down."""
+        contexts = self.kv_share * 10 // self.needs.kv_bytes(self.context + BLOCK_SIZE) / 10
         return (
             f"{self.source.name} on {self.device}: weights {gib(self.needs.weights)}; KV {gib(self.kv_share)}, "
             f"{gib(self.needs.kv_per_token)} per token, {contexts:.1f} times the context of {self.context:,}"
@@ -129,7 +129,7 @@ class Loader:
                 f"{name} cannot draft for {self.source.name}: its tokenizer differs; name a model of the same family, "
                 "or make one with `pitlane distill`"
             )
-        context = BuildContext(source.config, self.dtype, self.device)
+        context = BuildContext(source.config, self.dtype, self.device, source.stored_name)
         plan = plan.for_drafter(context)
         return self._variant(plan, source, context, kv_bytes=0).for_lane(plan, context)  # the lane pays for its KV
 

@@ -41,12 +41,17 @@ class Loop:
         """Run the target model of a lane once, for all its scheduled sequences."""
         started = perf_counter()
         seqs = lane.scheduler.schedule()
-        for seq in [seq for seq in lane.scheduler.waiting if seq.error]:
-            self.roster.end(seq, "error")
+        if lane.pool.queue.operations:
+            lane.flush()
+        failed = [seq for seq in (*lane.scheduler.running, *lane.scheduler.waiting) if seq.error]
+        if failed:
+            for seq in failed:
+                self.roster.end(seq, "error")
+            seqs = [seq for seq in seqs if not seq.error]
         if not seqs:
             return
         draftings = self._draft(lane, seqs)
-        flight = self._launch(lane, seqs)
+        flight = self._run(lane, seqs)
         if flight is not None:
             self._finish(lane, seqs, draftings, flight, started)
 
@@ -68,12 +73,10 @@ class Loop:
             draftings.append(drafting)
         return draftings
 
-    def _launch(self, lane: Lane, seqs: list[Sequence]) -> Flight | None:
+    def _run(self, lane: Lane, seqs: list[Sequence]) -> Flight | None:
         """Run the forward. Returns None if a plugin's part failed: the sequences then go on in another lane, or end."""
         try:
-            flight = lane.runner.launch(lane.build_batch(seqs))
-            flight.wait()
-            return flight
+            return lane.runner.run(lane.build_batch(seqs))
         except (Exception, SystemExit) as error:
             plugin = lane.built.culprit(error)
             if plugin is None:
@@ -92,14 +95,17 @@ class Loop:
         plain = lane.pacing.forward_seconds(num_tokens - num_draft) or flight.seconds
         drafting_of = {seq.id: drafting for drafting in draftings for seq in drafting.seqs}
         verified_ids = self._verify_all(lane, seqs, flight, drafting_of, plain)
+        if lane.pool.queue.operations:  # moves of accepted draft tokens: only whole KV is cached and saved
+            lane.flush()
         for seq in seqs:
             seq.timing.num_steps += 1
             seq.timing.admitted = seq.timing.admitted or started
             if seq.id not in verified_ids:
                 self._advance(seq)
             seq.num_scheduled_tokens = 0
-            with own_failure(seq):
-                self._seal(lane, seq)
+            if not seq.error:
+                with own_failure(seq):
+                    self._seal(lane, seq)
             self.roster.settle(lane, seq)
         num_accepted = sum(sum(drafting.num_accepted.values()) for drafting in draftings)
         seconds = perf_counter() - started
@@ -117,7 +123,7 @@ class Loop:
         """Verify and commit the sequences whose last known token this step computed. Returns their ids."""
         verifiable = [seq for seq in seqs if seq.num_scheduled_tokens == seq.num_uncomputed_tokens]
         with torch.inference_mode():
-            rows_by_plan = split_rows(flight.wait(), verifiable)
+            rows_by_plan = split_rows(flight.logits, verifiable)
             pairs = [pair for rows in rows_by_plan for pair in self._verify(rows, drafting_of.get(rows.seqs[0].id))]
         for seq, verified in pairs:
             with own_failure(seq):
@@ -195,9 +201,6 @@ class Loop:
 
     def ready_lanes(self) -> list[Lane]:
         return [lane for lane in self.lanes.all if lane.has_work and not lane.scheduler.is_loading]
-
-    def has_ready_lanes(self) -> bool:
-        return bool(self.ready_lanes())
 
     def step_safely(self) -> None:
         """Run a step. If it fails, end the requests of its lane that were in it, and go on."""

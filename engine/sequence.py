@@ -110,11 +110,6 @@ class Sequence:
         return self.num_uncomputed_tokens == 1
 
     @property
-    def is_in_step(self) -> bool:
-        """Whether the current step computes tokens of the sequence, or copies a part of its saved prefix into its KV."""
-        return self.num_scheduled_tokens > 0 or (self.kv.prefix is not None and self.kv.num_computed_tokens > 0)
-
-    @property
     def sample(self) -> int:
         """The index of this sample in the request."""
         return self.request.sample_ids.index(self.id)

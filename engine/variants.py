@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from pitlane.engine.errors import PitlaneError, PlanConflict
-from pitlane.engine.kv.state import KVGroup
-from pitlane.engine.kv.store import DenseKV, KVStorePlan, dense_plan
+from pitlane.engine.kv.store import DenseKV, KVStore, KVStorePlan, dense_plan
 from pitlane.engine.kv.visibility import Visibility, checked, visibility_of
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.builder import Builder
@@ -64,21 +63,28 @@ class Variant:
         attention = _build(plan, "build_attention", _attention, context=context)
         built = [answer for answer in (*answers.values(), attention) if answer is not None]
         core: Attention = PlainAttention(context)
-        hooks, groups = plan.hook("build_kv_store"), self.model.kv_groups
-        stores = [(group, call(hooks, None, refuse, _store_plan, group=group, context=context)) for group in groups]
-        for _, store in stores:
+        groups = self.model.kv_groups
+        stores = [_build(plan, "build_kv_store", _store_plan, group=group, context=context) for group in groups]
+        for store in stores:
             _check_format(attention, store)
+        trims = [
+            _build(plan, "trim_cache", partial(_visibility, context), group=group, context=context) for group in groups
+        ]
+        parts = [*self.parts, *((answer.value, answer.plugin) for answer in (*built, *filter(None, trims)))]
         return BuiltModel(
             self.model.with_ops(ops),
             attention.value if attention is not None else core,
             self,
             context,
-            [*self.parts, *((answer.value, answer.plugin) for answer in built)],
+            parts,
             self.is_batch_invariant and len(built) == len(answers) + 1 and all(a.plugin.batch_invariant for a in built),
             plan.hook("build_runner"),
-            tuple(_visibility(plan, group, context) for group in groups),
             tuple(
-                store.value if store else dense_plan(group, context.dtype, context.device) for group, store in stores
+                visibility_of(group, trim.value if trim else None) for group, trim in zip(groups, trims, strict=True)
+            ),
+            tuple(
+                _guarded_store(store, parts) if store else dense_plan(group, context.dtype, context.device)
+                for group, store in zip(groups, stores, strict=True)
             ),
         )
 
@@ -101,16 +107,37 @@ def _attention(_: Plugin, result: object) -> object:
     return result
 
 
+def _visibility(context: BuildContext, _: Plugin, result: object) -> Visibility:
+    return checked(result, context.config.max_position)
+
+
 def _operation(_: Plugin, result: object) -> object:
     if not callable(result):
         raise TypeError(f"returned {result!r}, which is not callable")
     return result
 
 
-def _store_plan(plugin: Plugin, result: object) -> KVStorePlan:
+def _store_plan(_: Plugin, result: object) -> KVStorePlan:
     if not isinstance(result, KVStorePlan):
         raise TypeError(f"returned {type(result).__name__}, not a KVStorePlan")
     return result
+
+
+def _guarded_store(answer: Answer, parts: list[tuple[object, Plugin]]) -> KVStorePlan:
+    """Return the plan of a plugin's store. A store that it builds becomes a part; an error becomes PluginFailed."""
+
+    plan: KVStorePlan = answer.value
+
+    def build(num_blocks: int, block_size: int) -> KVStore:
+        try:
+            store = plan.build(num_blocks, block_size)
+        except (Exception, SystemExit) as error:
+            refuse(HookError(answer.plugin, "build_kv_store", error))
+            raise
+        parts.append((store, answer.plugin))
+        return store
+
+    return replace(plan, build=build)
 
 
 def _build_guarded(answer: Answer, hook: str, tensors: list[Tensors]) -> Any:
@@ -152,11 +179,3 @@ def _check_format(attention: Answer | None, store: Answer | None) -> None:
             f"{reader} reads KV as {' or '.join(formats)}, and {writer} stores it as {format_name}; take {reader}"
             f"{f' or {writer}' if store else ''} out of the plan"
         )
-
-
-def _visibility(plan: Plan, group: KVGroup, context: BuildContext) -> Visibility:
-    def check(_: Plugin, visibility: Any) -> Visibility:
-        return checked(visibility, context.config.max_position)
-
-    answer = call(plan.hook("trim_cache"), None, refuse, check, group=group, context=context)
-    return visibility_of(group, None if answer is None else answer.value)

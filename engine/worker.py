@@ -28,8 +28,8 @@ class Worker:
         self.closed = False
         self._thread: threading.Thread | None = None
 
-    def start(self, ready: Callable[[], bool], step: Callable[[], None], finish: Callable[[], None]) -> None:
-        """Start the thread. ready: whether there is work. step: runs a step, never raises. finish: called last."""
+    def start(self, ready: Callable[[], object], step: Callable[[], None], finish: Callable[[], None]) -> None:
+        """Start the thread. ready: its result is true if there is work. step: runs a step, never raises. finish: called last."""
         self._thread = threading.Thread(
             target=self._run, args=(ready, step, finish), name="pitlane-engine", daemon=True
         )
@@ -69,7 +69,7 @@ class Worker:
         def run() -> None:
             try:
                 action()
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # a part of a plugin may call sys.exit()
                 done.set_exception(error)
             else:
                 done.set_result(None)
@@ -93,7 +93,7 @@ class Worker:
         if not self.is_forked and self._thread not in (None, threading.current_thread()):
             self._thread.join()
 
-    def _run(self, ready: Callable[[], bool], step: Callable[[], None], finish: Callable[[], None]) -> None:
+    def _run(self, ready: Callable[[], object], step: Callable[[], None], finish: Callable[[], None]) -> None:
         try:
             while not self.closed:
                 with self._wake:
@@ -117,7 +117,7 @@ class Worker:
     def _do(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception:
+        except (Exception, SystemExit):
             log.exception("a function that was posted to the engine's thread failed")
 
 

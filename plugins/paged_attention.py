@@ -44,7 +44,7 @@ class PagedAttention(Plugin):
 
 
 class Paged:
-    """Per layer: a kernel call for all short queries of a step, and calls of at most `MAX_PARTS` parts per long query."""
+    """Per layer: a kernel call for all short queries and draft trees, and calls of at most `MAX_PARTS` parts per long query."""
 
     formats = ("dense",)
 
@@ -62,7 +62,7 @@ class Paged:
         calls: list[Parts] = []
         for row, (begin, end) in enumerate(pairwise(batch.query_start.tolist())):
             runs = step.seen(row, begin, end)
-            if end - begin <= MOST_SHORT:
+            if end - begin <= MOST_SHORT or len(runs) > 1:  # a kernel call merges all parts of a token
                 short += runs
             else:
                 calls += [Parts.of([piece], num_tokens) for run in runs for piece in _cut(run)]

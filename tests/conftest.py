@@ -117,6 +117,7 @@ def make_engine(own_home: Path) -> Iterator[Callable[..., Any]]:
     plugins=None: those that are on by default.
     """
     from pitlane.engine.engine import Engine
+    from tests.integrity import assert_integrity
 
     made: list[Engine] = []
 
@@ -129,7 +130,7 @@ def make_engine(own_home: Path) -> Iterator[Callable[..., Any]]:
     for engine in made:
         engine.close()
         for lane in engine.lanes.all:
-            lane.pool.check_integrity(())
+            assert_integrity(lane.pool, ())
 
 
 @pytest.fixture(scope="session")
@@ -162,6 +163,39 @@ def cut_tiny(monkeypatch: pytest.MonkeyPatch) -> str:
     shape = replace(presets.PRESETS["tiny"], num_layers=1, windows=())
     monkeypatch.setattr(presets, "PRESETS", {**presets.PRESETS, "tiny-cut": shape})
     return "random:tiny-cut"
+
+
+@pytest.fixture
+def make_adapter(tmp_path: Path) -> Callable[..., Path]:
+    """Random LoRA adapters: `make_adapter(model="random:tiny", targets="_proj", rank=4, **config)` is a folder as PEFT writes it.
+
+    targets: the linears whose names hold this text. config: keys of `adapter_config.json`.
+    """
+    from safetensors.torch import save_file
+
+    from pitlane import parts_of
+    from pitlane.engine.models.parts import LinearPart
+    from pitlane.engine.models.registry import resolve
+
+    def make(
+        model: str = "random:tiny", targets: str = "_proj", rank: int = 4, name: str = "", seed: int = 0, **config: Any
+    ) -> Path:
+        folder = tmp_path / (name or f"adapter-{len(list(tmp_path.iterdir()))}")
+        folder.mkdir(exist_ok=True)
+        generator, tensors, source = torch.Generator().manual_seed(seed), {}, resolve(model)
+        for part in parts_of(source.config):
+            for member in part.members if isinstance(part, LinearPart) else ():
+                if targets in member.name:
+                    shapes = {"A": (rank, part.in_features), "B": (member.out_features, rank)}
+                    for letter, shape in shapes.items():
+                        at = f"base_model.model.{source.stored_name(member.name)}.lora_{letter}.weight"
+                        tensors[at] = 0.1 * torch.randn(shape, generator=generator)
+        save_file(tensors, folder / "adapter_model.safetensors")
+        values = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, **config}
+        (folder / "adapter_config.json").write_text(json.dumps(values))
+        return folder
+
+    return make
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The state of a run in one safetensors file: weights, optimizer moments and the step.
+"""The state of a run in one safetensors file: the weights that are trained, optimizer moments and the step.
 
 A new state replaces the file in one rename. A killed run goes on from its last state with the same losses, because batches and
 rates depend on seed and step alone.
@@ -23,9 +23,14 @@ from pitlane.training.files import replacing
 FILE = "training_state.safetensors"
 
 
+def trained(model: Model) -> list[tuple[str, torch.nn.Parameter]]:
+    """Return the parameters that are not frozen, with their names."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
 def save(folder: Path, model: Model, optimizers: Sequence[torch.optim.Optimizer], progress: dict[str, Any]) -> None:
     """Write the state; a failure leaves the previous state in place."""
-    tensors = {f"model.{name}": tensor.detach() for name, tensor in model.named_parameters()}
+    tensors = {f"model.{name}": tensor.detach() for name, tensor in trained(model)}
     for number, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
@@ -59,7 +64,7 @@ def load(folder: Path, model: Model, optimizers: Sequence[torch.optim.Optimizer]
 
 @torch.no_grad()
 def _fill(path: Path, model: Model, tensors: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained(model):
         saved = tensors.get(f"model.{name}")
         if saved is None or saved.shape != parameter.shape:
             raise TrainingError(f"{path} belongs to another model: {name} differs; start again without --resume")

@@ -26,7 +26,7 @@ from pitlane.training.losses import Batch, Loss, hidden_states, logits_at, pick
 
 COMPILERS = ("g++", "c++", "clang++")
 FIXED = ("steps", "step_tokens")  # the same in every report, so not in the curve
-MAY_CHANGE = ("eval_every", "save_every", "compile")  # a resumed run may change these settings
+MAY_CHANGE = ("eval_every", "save_every", "compile", "recompute")  # a resumed run may change these settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class Settings:
 
     steps: updates of rows x accumulate rows each; None: as many as `epochs` need. embedding_lr: rate of embeddings and norms;
     None: `lr`. warmup: share of the steps. final_lr: share of the peak rate at the end. compile: fuse forward and backward; takes
-    a minute at the start, needs a C++ compiler, and changes only the rounding.
+    a minute at the start, needs a C++ compiler, and changes only the rounding. recompute: keep no activations of a layer for the
+    backward pass; compute the layer again there, which takes less memory and more time.
     """
 
     steps: int | None = None
@@ -53,6 +54,7 @@ class Settings:
     eval_every: int = 100
     save_every: int = 200
     compile: bool = False
+    recompute: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,8 @@ Report = Callable[[Progress], None]
 
 
 def make_optimizers(model: Model, settings: Settings) -> list[torch.optim.Optimizer]:
-    """Make AdamW for all weights, or Muon for the matrices inside the layers and AdamW for embeddings and norms."""
-    named = list(model.named_parameters())
+    """Make AdamW for all trained weights, or Muon for the matrices inside the layers and AdamW for embeddings and norms."""
+    named = checkpoint.trained(model)
     matrices = [tensor for name, tensor in named if tensor.ndim == 2 and ".layers." in name]
     outer = [tensor for name, tensor in named if tensor.ndim == 2 and ".layers." not in name]
     vectors = [tensor for _, tensor in named if tensor.ndim != 2]
@@ -89,12 +91,14 @@ def make_optimizers(model: Model, settings: Settings) -> list[torch.optim.Optimi
     ]
     if settings.optimizer == "adamw":
         groups.insert(0, {"params": matrices, "peak": settings.lr, "weight_decay": settings.weight_decay})
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "adamw":
         return [torch.optim.AdamW(groups, betas=(0.9, 0.95))]
     if settings.optimizer != "muon":
         raise TrainingError(f"no optimizer {settings.optimizer!r}; choose adamw or muon")
     muon = torch.optim.Muon(matrices, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
     muon.param_groups[0]["peak"] = settings.lr
-    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.95))]
+    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.95))] if groups else [muon]
 
 
 def rate_at(step: int, steps: int, settings: Settings) -> float:
@@ -133,6 +137,10 @@ class Trainer:
         self.step = 0
         self.curve: list[dict[str, Any]] = []
         use_fast_attention(model)
+        if settings.recompute:
+            # The name of transformers 6; early versions of transformers 5 know only the older name.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         if settings.compile:
             self._compile()
 

@@ -103,8 +103,9 @@ class Output:
         if not self.goes_on:
             if (self.folder / checkpoint.FILE).is_file():
                 raise TrainingError(f"{self.folder} holds a run; go on with --resume, or choose another --out")
-            if (self.folder / "config.json").is_file():
-                raise TrainingError(f"{self.folder} holds a model; choose another --out")
+            for name, what in (("config.json", "a model"), ("adapter_config.json", "an adapter")):
+                if (self.folder / name).is_file():
+                    raise TrainingError(f"{self.folder} holds {what}; choose another --out")
             if self.resume:
                 log.warning("%s holds no saved state yet: the run begins again at its first step", self.folder)
         try:
@@ -114,11 +115,23 @@ class Output:
 
 
 def fit(
-    model: Model, tokenizer_from: Path, data: Data, loss: Loss, settings: Settings, output: Output, report: Report
+    model: Model,
+    tokenizer_from: Path,
+    data: Data,
+    loss: Loss,
+    settings: Settings,
+    output: Output,
+    report: Report,
+    export: Callable[[Model], None] | None = None,
 ) -> Progress:
-    """Train a model with a loss; write model, state and loss curve (JSON and PNG) to the output folder."""
+    """Train a model with a loss; write model, state and loss curve (JSON and PNG) to the output folder.
+
+    export: writes the result of the training after each saved state. None: the whole model is written.
+    """
     rows, held_out = data.rows(tokenizer_from, settings.seed)
-    export = partial(write_model, tokenizer_from=tokenizer_from, folder=output.folder, dtype=DTYPES[output.dtype])
+    export = export or partial(
+        write_model, tokenizer_from=tokenizer_from, folder=output.folder, dtype=DTYPES[output.dtype]
+    )
     trainer = Trainer(model.to(output.device), rows, held_out, loss, settings, output.folder, export, report)
     if output.goes_on:
         trainer.resume()

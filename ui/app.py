@@ -37,8 +37,13 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 EVENTS = "open rename remove attach discard dismiss retry edit try turn_off take_out look choose cancel"
 
 
-def launch(options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True) -> None:
-    """Load the model, serve the page until Ctrl-C. Raises PitlaneError for whatever a user can cause."""
+def launch(
+    options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True, notice: str = ""
+) -> None:
+    """Load the model, serve the page until Ctrl-C. Raises PitlaneError for whatever a user can cause.
+
+    notice: shown on the page and in the terminal.
+    """
     port = free_port(host, port)
     with (
         Store() as store,  # first, so that an unusable home is refused before a model is loaded
@@ -47,7 +52,9 @@ def launch(options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860,
         ModelSwitch(options, options.build()) as switch,
     ):
         os.environ["GRADIO_TEMP_DIR"] = uploads  # uploads stay here until they are in the store
-        serve(switch, store, server)
+        serve(switch, store, server, notice)
+        if notice:
+            note(notice)
         note(switch.engine.loader.describe_memory())
         print(f"Pitlane is at {server.url} (Ctrl-C ends it)", flush=True)
         if open_browser:
@@ -58,20 +65,23 @@ def launch(options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860,
             note("closing")
 
 
-def serve(switch: ModelSwitch, store: Store, server: PageServer) -> None:
-    """Serve the page over the engine of the switch. From then on the switch serves pages over other engines in its place."""
+def serve(switch: ModelSwitch, store: Store, server: PageServer, notice: str = "") -> None:
+    """Serve the page over the engine of the switch. From then on the switch serves pages over other engines in its place.
 
-    def exchange(engine: Engine) -> None:
+    notice: shown by the first page; it is about the first model.
+    """
+
+    def exchange(engine: Engine, notice: str = "") -> None:
         desk = Desk(engine, store)
-        server.show(asyncio.run(_built(desk, switch)), lambda: state_of(switch), desk.release)
+        server.show(asyncio.run(_built(desk, switch, notice)), lambda: state_of(switch), desk.release)
 
     switch.exchange = exchange
-    exchange(switch.engine)
+    exchange(switch.engine, notice)
 
 
-async def _built(desk: Desk, switch: ModelSwitch) -> Any:
+async def _built(desk: Desk, switch: ModelSwitch, notice: str) -> Any:
     """A page built where a loop runs; elsewhere Gradio opens a loop for each of its locks and leaves it open."""
-    return build_page(desk, switch)
+    return build_page(desk, switch, notice)
 
 
 def free_port(host: str, port: int) -> int:
@@ -90,8 +100,11 @@ def free_port(host: str, port: int) -> int:
     )
 
 
-def build_page(desk: Desk, switch: ModelSwitch) -> Any:
-    """Build the page over a desk, as gr.Blocks that are not served yet. It is the front of the switch from then on."""
+def build_page(desk: Desk, switch: ModelSwitch, notice: str = "") -> Any:
+    """Build the page over a desk, as gr.Blocks that are not served yet. It is the front of the switch from then on.
+
+    notice: shown when a tab opens.
+    """
     engine = desk.engine
     with gr.Blocks(title="Pitlane", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         tab = gr.State(new_tab())
@@ -106,7 +119,7 @@ def build_page(desk: Desk, switch: ModelSwitch) -> Any:
             with gr.Column(elem_id="right", min_width=0):
                 right = _right(engine)
         widgets = Widgets(tab=tab, attached=attached, top=top, **menu, **left, **middle, **right)
-        handlers = Handlers(desk, widgets, switch)
+        handlers = Handlers(desk, widgets, switch, notice)
         switch.front = handlers
         _join(page, handlers, widgets)
         _keep(page, handlers, widgets, anchor, kept)

@@ -28,7 +28,7 @@ COMMANDS = {
     "chat": "Talk in the terminal, over documents, with plugins toggled between turns.",
     "ui": "Open the page in a browser.",
     "docs": "Documents and their saved KV.",
-    "models": "Models in the Hugging Face cache.",
+    "models": "Models on this machine: list, fetch, remove.",
     "plugins": "Plugins and their options.",
     "memory": "What a model needs in memory, without loading it.",
     "train": "Train a small model on texts and chats.",

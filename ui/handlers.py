@@ -10,6 +10,7 @@ from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.ui.document_events import DocumentEvents
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.page_view import Changes, Tab, new_tab, page_event, session_of, warn
+from pitlane.ui.panels import notice_html
 from pitlane.ui.plugin_events import kept_by_browser, text_kept_by_browser
 from pitlane.ui.question_events import QuestionEvents
 
@@ -28,8 +29,9 @@ class Handlers(DocumentEvents, QuestionEvents):
                 tab = self.tab_of(self.desk.store.conversations.get(anchor))
             except NotFound as error:
                 warn(error)
+        notice = {self.ui.notice: notice_html((), [self.notice])} if self.notice else {}
         typed = text_kept_by_browser(kept)
-        return self.show(request, tab) | self.restored(values) | ({self.ui.box: typed} if typed else {})
+        return self.show(request, tab) | self.restored(values) | notice | ({self.ui.box: typed} if typed else {})
 
     def close(self, request: gr.Request) -> None:
         """Stop the requests of a tab that was closed."""

@@ -68,8 +68,7 @@ def entries(switch: ModelSwitch) -> list[Entry]:
     """The models to choose from: bundled, models with a short name, the Hugging Face cache, models served before."""
     result = [Entry(BUNDLED, "Bundled model", "a demonstration, comes with Pitlane")]
     result += [
-        Entry(model.name, model.title, f"{_megabytes(model)}, {model.licence}, from {model.origin}", model.is_here)
-        for model in fetchable()
+        Entry(model.name, model.title, ", ".join(filter(None, _facts(model))), model.is_here) for model in fetchable()
     ]
     result += [
         Entry(model.name, model.name, f"{size(model.num_bytes)}, Hugging Face cache")
@@ -162,6 +161,10 @@ def _failure(change: Change) -> dict[str, str] | None:
     if change.ended and time.monotonic() - change.ended > FAILURE_SECONDS:
         return None
     return {"key": change.key, "text": change.reason}
+
+
+def _facts(model: Fetchable) -> tuple[str, ...]:
+    return _megabytes(model), model.licence, f"from {model.origin}"
 
 
 def _megabytes(model: Fetchable) -> str:

@@ -87,7 +87,7 @@ class Change:
         """The state as a line with the bytes and seconds so far."""
         words = {"loading": "loading", "waiting": "waits for the running answer"}.get(self.phase, "connecting")
         if self.share is not None:
-            words = f"{size(self.done)} of {size(self.total)}"
+            words = f"{size(self.done)} of {size(self.total)}" if self.done < self.total else "preparing"
         if self.cancelled.is_set():
             words = "cancelling"
         alone = "; nothing answers meanwhile" if self.is_alone else ""
@@ -210,7 +210,7 @@ class ModelSwitch:
         if not self._fits_beside(change.name):
             self._wait(change)
             self._close(self.engine)
-            change.is_alone, change.phase = True, "loading"
+            change.is_alone = True
         engine = options.build()
         try:
             self._wait(change)
@@ -243,6 +243,7 @@ class ModelSwitch:
             if self.front is not None:
                 self.front.reopen()
             raise
+        change.phase = "loading"
 
     def _close(self, engine: Engine) -> None:
         """Close an engine that has answered, and free its memory now."""

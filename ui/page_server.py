@@ -52,7 +52,10 @@ class PageServer:
         self._thread = threading.Thread(target=self._run, name="pitlane-page", daemon=True)
 
     def show(self, page: Any, state: State = dict, ended: Callable[[], None] = lambda: None) -> None:
-        """Serve a page, in place of the page before if there is one. ended: called when its events ended after an exchange."""
+        """Serve a page, in place of the page before if there is one.
+
+        ended: called when the page is exchanged and its events ended.
+        """
         app = _app(page, state)
         if self._loop is None:
             self._thread.start()

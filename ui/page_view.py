@@ -146,10 +146,10 @@ class Widgets:
 
 
 class View:
-    """Draws a tab from the store."""
+    """Draws a tab from the store. notice: what a tab shows when it opens."""
 
-    def __init__(self, desk: Desk, widgets: Widgets, switch: ModelSwitch) -> None:
-        self.desk = desk
+    def __init__(self, desk: Desk, widgets: Widgets, switch: ModelSwitch, notice: str = "") -> None:
+        self.desk, self.notice = desk, notice
         self.switch = switch
         self.is_retired = False  # the page accepts no more questions, because the model is about to change
         self.ui = widgets

@@ -182,7 +182,7 @@ class DraftModel:
         while len(logits_of) < len(shadows):
             active = [shadow for shadow in shadows if id(shadow) not in logits_of]
             chunks = [self._chunk(shadow) for shadow in active]
-            logits = self.runner.launch(self.builder.build(chunks)).wait()
+            logits = self.runner.run(self.builder.build(chunks)).logits
             for shadow, chunk in zip(active, chunks, strict=True):
                 shadow.kv.num_computed_tokens += len(chunk.token_ids)
                 if chunk.wants_logits:

@@ -30,7 +30,7 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class Verified(NamedTuple):
     """token_ids: accepted drafts and the bonus token; nodes: indices of the accepted draft tokens, in order.
 
-    targets: if wanted, the target's token for every row, so after rejected draft tokens too.
+    targets: the target's token for every row, so after rejected draft tokens too; [] if they were not drawn.
     """
 
     token_ids: list[int]
@@ -40,24 +40,15 @@ class Verified(NamedTuple):
 
 
 def verify(
-    seq: Sequence,
-    logits: Tensor,
-    draft: Draft | None,
-    want_targets: bool = False,
-    greedy: SequenceOf[int] | None = None,
-    raw: Tensor | None = None,
-    peaks: SequenceOf[float] | None = None,
+    seq: Sequence, logits: Tensor, draft: Draft | None, targets: list[int], raw: Tensor, peaks: SequenceOf[float]
 ) -> Verified:
     """Walk the draft. logits [1 + K, V], adjusted: row 0 follows the last known token, row 1 + i follows draft token i.
 
-    greedy: the argmax of every row, for a greedy sequence. raw: the model's own logits, for the reported log-probabilities.
+    targets: the target's token of every row, if known; else []. raw: the model's own logits, for the reported log-probabilities.
     peaks: the largest logit of every row. The walk ends before a row without a finite peak; the next step then computes this row
     as row 0, and reports the error.
     """
-    raw = logits if raw is None else raw
     children = merged_children(draft)
-    drawn = greedy or (_targets(seq, logits, draft) if want_targets else [])
-    targets = list(drawn) if want_targets else []
     tokens: list[int] = []
     nodes: list[int] = []
     logprobs: list[dict[int, float]] = []
@@ -65,12 +56,12 @@ def verify(
     while True:
         row = logits[node + 1]
         position = seq.num_tokens + len(tokens)
-        token = drawn[node + 1] if drawn else sample(row, seq.request.sampling, seq.request.seed, position)
+        token = targets[node + 1] if targets else sample(row, seq.request.sampling, seq.request.seed, position)
         if seq.request.sampling.logprobs is not None:
             logprobs.append(logprobs_of(raw[node + 1], token, seq.request.sampling.logprobs))
         tokens.append(token)
         child = children.get(node, {}).get(token)
-        if child is None or (peaks is not None and not isfinite(peaks[child + 1])):
+        if child is None or not isfinite(peaks[child + 1]):
             return Verified(tokens, nodes, logprobs, targets)
         nodes.append(child)
         node = child
@@ -103,9 +94,13 @@ def verify_rows(rows: Rows, dispatch: Dispatcher, want_targets: bool = False) ->
     for seq, (begin, end) in zip(rows.seqs, pairwise(bounds), strict=True):
         if seq.error:
             continue
-        own, tokens = slice(begin, end), greedy[begin:end] if seq.request.sampling.temperature == 0 else None
+        own, logits = slice(begin, end), rows.logits[begin:end]
         with own_failure(seq):
-            pairs.append((seq, verify(seq, rows.logits[own], seq.draft, want_targets, tokens, raw[own], peaks[own])))
+            if seq.request.sampling.temperature == 0:
+                targets = greedy[own]
+            else:
+                targets = _targets(seq, logits, seq.draft) if want_targets else []
+            pairs.append((seq, verify(seq, logits, seq.draft, targets, raw[own], peaks[own])))
     return pairs
 
 

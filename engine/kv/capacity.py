@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
-from pitlane.engine.kv.pool import most_blocks
+from pitlane.engine.kv.pool import max_blocks_of
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ class GroupNeeds:
 
 def seq_tokens(group: GroupNeeds, num_tokens: int, max_step_tokens: int) -> int:
     """Return how many tokens of a sequence of `num_tokens` tokens a group holds at most."""
-    limit = most_blocks(group.max_tokens, max_step_tokens, BLOCK_SIZE)
+    limit = max_blocks_of(group.max_tokens, max_step_tokens, BLOCK_SIZE)
     return num_tokens if limit is None else min(num_tokens, limit * BLOCK_SIZE)
 
 
@@ -63,20 +63,28 @@ def num_blocks(groups: Sequence[GroupNeeds], limits: LaneLimits) -> list[int]:
 
     The limited groups get the blocks of as many sequences of a typical length as the memory holds: at most `max_seqs` sequences, at
     least one; the other groups get the rest. No limited group gets more than in an equal split: a sequence has no more blocks there
-    than in any other group. If all groups are limited, they get all the memory.
+    than in any other group. If the memory holds a sequence of the whole context, every group gets at least the blocks of it. If all
+    groups are limited, they get all the memory.
     """
     sizes = [group.bytes_per_token * BLOCK_SIZE for group in groups]
     equal = max(1, limits.kv_bytes // sum(sizes))
     lengths = [seq_tokens(group, limits.context, limits.max_step_tokens) for group in groups]
-    needs = [ceil(length / BLOCK_SIZE) + 1 for length in lengths]
+    whole = [ceil(length / BLOCK_SIZE) for length in lengths]  # blocks of a sequence of the whole context
+    needs = [count + 1 for count in whole]
     limited = [index for index, group in enumerate(groups) if group.max_tokens is not None]
     need_bytes = sum(needs[index] * sizes[index] for index in limited)
     if len(limited) == len(groups):
-        return [max(1, limits.kv_bytes * need // need_bytes) for need in needs]
+        counts = [max(1, limits.kv_bytes * need // need_bytes) for need in needs]
+        is_whole = limits.kv_bytes >= sum(count * size for count, size in zip(whole, sizes, strict=True))
+        return whole if is_whole and any(a < b for a, b in zip(counts, whole, strict=True)) else counts
     counts, typical = [0] * len(groups), ceil(limits.context * TYPICAL)
     num_seqs = max(1, min(limits.max_seqs, limits.kv_bytes / seq_bytes(groups, typical, limits.max_step_tokens)))
+    room = limits.kv_bytes - sum(whole[index] * size for index, size in enumerate(sizes) if index not in limited)
+    is_whole = room >= sum(whole[index] * sizes[index] for index in limited)
     for index in limited:
         counts[index] = min(equal, int(needs[index] * num_seqs))
+        if is_whole:
+            counts[index] = max(whole[index], min(counts[index], needs[index] * room // need_bytes))
     rest = limits.kv_bytes - sum(count * size for count, size in zip(counts, sizes, strict=True))
     rest_size = sum(size for index, size in enumerate(sizes) if index not in limited)
     return [count or max(1, rest // rest_size) for count in counts]

@@ -1,10 +1,9 @@
-"""Changes of stored KV as plain data, and the queue in which they wait for the next forward.
+"""Changes of stored KV as plain data, and the queue in which they wait.
 
-The batch builder moves the whole queue into the next batch. The runner carries out the operations in their order, then runs the
-forward. This order alone keeps KV right when blocks are freed and reused in the meantime. A new owner of a block writes into it
-by an operation or by a forward. The operation stands behind every earlier operation in the queue; the forward runs behind the
-queue. So an operation finds its source slots as they were when it was appended, and no operation waits for the release of a
-block.
+`Lane.flush` empties the queue before every forward that writes into newly reserved blocks. This order alone keeps KV right when
+blocks are freed and reused in the meantime. A new owner of a block writes into it by an operation or by a forward. The operation
+stands behind every earlier operation in the queue; the forward runs behind the queue. So an operation finds its source slots as
+they were when it was appended, and no operation waits for the release of a block.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class OperationQueue:
         self.operations.append(operation)
 
     def save(self, slots: list[list[int]], sink: Sink) -> None:
-        """Save the KV of slots of every group, and call `sink` with the tensors. If a step fails, `sink` may not be called."""
+        """Save the KV of slots of every group, and call `sink` with the tensors. After a failure, `sink` may not be called."""
         self._sinks[self._num_saves] = sink
         self.append(Save(self._num_saves, slots))
         self._num_saves += 1
@@ -76,10 +75,14 @@ class OperationQueue:
         operations, self.operations = self.operations, []
         return operations
 
+    def clear(self) -> None:
+        """Forget all operations and receivers."""
+        self.operations, self._sinks = [], {}
+
     def deliver(self, saved: Saved) -> None:
         """Pass saved tensors to their receivers. A receiver that fails is logged: the answers are whole without it."""
         for key, tensors in saved.items():
             try:
                 self._sinks.pop(key)(tensors)
-            except Exception:
+            except (Exception, SystemExit):
                 log.exception("saved KV was not taken")

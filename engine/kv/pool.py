@@ -5,19 +5,16 @@ are reference counted: every sequence with a block holds one reference, and plug
 sequence writes into a shared block it gets a copy of the block (`fork`, `reserve`). Every group has its own number of blocks. In a
 group with a limit of visible tokens, a sequence holds a bounded number of blocks: `reserve` takes blocks as far as the next forward
 may write, and `drop` gives back the blocks that no later token sees. The pool prefers adjacent blocks, so that the KV of a sequence
-is few spans. The pool knows no tensors: its changes of KV wait in `queue` for the next forward.
+is few runs of slots. The pool knows no tensors: its changes of KV wait in `queue` for the next forward.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from math import inf
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pitlane.engine.kv.allocator import BlockAllocator
 from pitlane.engine.kv.operations import Copy, OperationQueue
@@ -27,25 +24,17 @@ from pitlane.engine.kv.visibility import Visibility, visibility_of
 DROPPED = -1
 
 
-class Span(NamedTuple):
-    """Adjacent slots of one sequence's KV: slots `[start, stop)` hold the tokens from index `first` on."""
-
-    start: int
-    stop: int
-    first: int
-
-
 class Pool:
     """Blocks of all KV groups of one lane. A column is a block id per group.
 
-    num_blocks: of every group, or one number for all groups. visibilities: per group, the tokens that a position sees; without it,
-    those of the model. max_step_tokens: the most tokens of a forward; without it, `reserve` bounds nothing.
+    num_blocks: of every group. visibilities: per group, the tokens that a position sees; without it,
+    those of the model. max_step_tokens: the most tokens of a forward; without it, the pool bounds nothing and drops no block.
     """
 
     def __init__(
         self,
         groups: SequenceOf[KVGroup],
-        num_blocks: int | SequenceOf[int],
+        num_blocks: SequenceOf[int],
         block_size: int,
         fingerprint: str,
         visibilities: SequenceOf[Visibility] | None = None,
@@ -53,12 +42,11 @@ class Pool:
     ) -> None:
         self.groups = tuple(groups)
         self.visibilities = tuple(visibilities or map(visibility_of, groups))
-        counts = [num_blocks] * len(groups) if isinstance(num_blocks, int) else num_blocks
         self.block_size = block_size
         self.fingerprint = fingerprint  # KV may be shared or saved only under an equal fingerprint
-        self.allocators = [BlockAllocator(count) for count in counts]
+        self.allocators = [BlockAllocator(count) for count in num_blocks]
         # Per group, the most blocks that a sequence holds; None = no limit.
-        self.most_blocks = [most_blocks(v.max_tokens, max_step_tokens, block_size) for v in self.visibilities]
+        self.max_blocks = [max_blocks_of(v.max_tokens, max_step_tokens, block_size) for v in self.visibilities]
         self.withheld = [0] * len(groups)
         self.queue = OperationQueue()
 
@@ -81,18 +69,18 @@ class Pool:
     def num_usable_tokens(self) -> float:
         """The most tokens that a sequence can have in blocks that are not withheld; infinite if no group bounds it."""
         usable = [len(a.counts) - withheld for a, withheld in zip(self.allocators, self.withheld, strict=True)]
-        limited = [n for n, limit in zip(usable, self.most_blocks, strict=True) if limit is None or n < limit]
+        limited = [n for n, limit in zip(usable, self.max_blocks, strict=True) if limit is None or n < limit]
         return min(limited, default=inf) * self.block_size
 
     @property
-    def unlimited_groups(self) -> list[int]:
+    def paying_groups(self) -> list[int]:
         """The groups without a limit of visible tokens; all groups if every group has a limit."""
         groups = range(len(self.groups))
-        return [group for group in groups if self.most_blocks[group] is None] or list(groups)
+        return [group for group in groups if self.max_blocks[group] is None] or list(groups)
 
     def withhold(self, num_blocks: int) -> None:
-        """Take free blocks of every unlimited group out of use for good: a draft model uses their memory."""
-        for group in self.unlimited_groups:
+        """Take free blocks of the paying groups out of use for good: a draft model uses their memory."""
+        for group in self.paying_groups:
             self.allocators[group].take(num_blocks, None)
             self.withheld[group] += num_blocks
 
@@ -120,7 +108,7 @@ class Pool:
     def reserve(self, kv: KVState, num_tokens: int) -> bool:
         """Extend the tables of a sequence to hold `num_tokens`; return False, and change nothing, if blocks are lacking.
 
-        A limited group gets blocks up to `most_blocks` alone: enough for the next forward. A shared block is replaced by a copy of
+        A limited group gets blocks up to `max_blocks` alone: enough for the next forward. A shared block is replaced by a copy of
         its computed tokens if the sequence will write into it.
         """
         num_missing = self.num_missing(kv, num_tokens)
@@ -141,9 +129,13 @@ class Pool:
         """Index of the first block to keep: the next token behind the full blocks of `num_tokens` tokens sees it."""
         return self.first_seen(group, num_tokens // self.block_size * self.block_size) // self.block_size
 
+    def first_loaded(self, group: int, num_tokens: int) -> int:
+        """Index of the first token that a saved prefix of `num_tokens` tokens must hold: a group keeps whole blocks."""
+        return self._first_kept(group, num_tokens) * self.block_size
+
     def _end(self, group: int, num_dropped: int, num_tokens: int) -> int:
         """Number of blocks, dropped blocks included, that the table of a sequence needs to hold `num_tokens`."""
-        count, limit = -(-num_tokens // self.block_size), self.most_blocks[group]
+        count, limit = -(-num_tokens // self.block_size), self.max_blocks[group]
         return count if limit is None else min(count, num_dropped + limit)
 
     def fork(self, kv: KVState, child: KVState) -> None:
@@ -208,8 +200,8 @@ class Pool:
                 table[index] = DROPPED
 
     def first_seen(self, group: int, position: int) -> int:
-        """Index of the first token that a position sees in a group."""
-        if self.visibilities[group].max_tokens is None:
+        """Index of the first token that a position sees in a group; 0 if the pool drops no block of the group."""
+        if self.max_blocks[group] is None:
             return 0
         return int(self.visibilities[group].starts(np.array([position]))[0])
 
@@ -243,40 +235,19 @@ class Pool:
 
     def slots(self, kv: KVState, group: int, start: int, stop: int) -> list[int]:
         """Slots of the tokens `[start, stop)` of a sequence."""
-        return [slot for span in self.spans(kv, group, start, stop) for slot in range(span.start, span.stop)]
-
-    def spans(self, kv: KVState, group: int, start: int, stop: int) -> list[Span]:
-        """The tokens `[start, stop)` as runs of adjacent slots, none of them empty."""
         table, size = kv.block_tables[group], self.block_size
-        spans: list[Span] = []
+        slots: list[int] = []
         for index in range(start // size, -(-stop // size) if start < stop else 0):
             assert table[index] != DROPPED, f"tokens [{start}, {stop}) of group {group} reach into a dropped block"
-            low, high = max(start, index * size), min(stop, (index + 1) * size)
-            base = (table[index] - index) * size
-            if spans and spans[-1].stop == base + low:
-                spans[-1] = Span(spans[-1].start, base + high, spans[-1].first)
-            else:
-                spans.append(Span(base + low, base + high, low))
-        return spans
+            first = (table[index] - index) * size
+            slots += range(first + max(start, index * size), first + min(stop, (index + 1) * size))
+        return slots
 
-    def check_integrity(self, states: Iterable[KVState], locked: Callable[[], Iterable[Column]] | None = None) -> None:
-        """Assert that counts equal the references of `states` plus the locks, and that free counts agree.
-
-        locked: the columns that plugins hold, one entry per lock. If it is None, the locks are not checked.
-        """
-        states = list(states)
-        for index, allocator in enumerate(self.allocators):
-            held = [block for kv in states if kv.block_tables for block in kv.block_tables[index]]
-            references = _histogram(held, allocator.counts)
-            if locked is not None:
-                locks = _histogram([column[index] for column in locked()], allocator.counts)
-                assert (locks == allocator.locks).all(), f"group {index}: counts differ from what plugins hold"
-            differing = np.flatnonzero(references + allocator.locks != allocator.counts)
-            withheld = (references[differing] == 0) & (allocator.counts[differing] == 1)
-            assert len(differing) == withheld.sum() == self.withheld[index], (
-                f"group {index}: counts differ from references"
-            )
-            assert allocator.num_free == int((allocator.counts == 0).sum()), f"group {index}: free count is off"
+    @property
+    def groups_with_lost_blocks(self) -> list[int]:
+        """If no sequence has blocks: the groups with blocks in use that no plugin locks and no draft model pays for."""
+        pairs = enumerate(zip(self.allocators, self.withheld, strict=True))
+        return [group for group, (a, withheld) in pairs if (a.counts != a.locks).sum() != withheld]
 
     def _tables(self, kv: KVState) -> list[list[int]]:
         if not kv.block_tables:
@@ -284,7 +255,7 @@ class Pool:
         return kv.block_tables
 
 
-def most_blocks(max_tokens: int | None, max_step_tokens: int | None, block_size: int) -> int | None:
+def max_blocks_of(max_tokens: int | None, max_step_tokens: int | None, block_size: int) -> int | None:
     """Return the most blocks that a sequence holds in a group whose positions see at most `max_tokens` tokens; None = no limit.
 
     The blocks hold the visible tokens and the tokens of a forward. Two more blocks are needed, because `drop` keeps whole blocks,
@@ -300,9 +271,3 @@ def _num_dropped(table: list[int]) -> int:
     if not table or table[0] != DROPPED:
         return 0
     return bisect_left(table, True, key=lambda block: block != DROPPED)
-
-
-def _histogram(blocks: list[int], counts: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Count how often every block id is in `blocks`, without dropped blocks."""
-    ids = np.array(blocks, dtype=np.int64)
-    return np.bincount(ids[ids != DROPPED], minlength=len(counts))

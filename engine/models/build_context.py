@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BuildContext:
-    """The model's config, its dtype, and the device that runs it."""
+    """The model's config, its dtype, and the device that runs it.
+
+    stored_name: canonical name of a tensor or a module -> its name in the checkpoint.
+    """
 
     config: DecoderConfig
     dtype: torch.dtype
     device: torch.device
+    stored_name: Callable[[str], str] = str
 
     @property
     def stored_dtype(self) -> torch.dtype:

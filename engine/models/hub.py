@@ -7,21 +7,21 @@ huggingface_hub is imported on first use.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from pitlane.engine.errors import ModelError
 from pitlane.engine.models.families.core import read_config
 from pitlane.engine.models.families.family import Families
+from pitlane.engine.models.offline import is_offline, refusal
+from pitlane.engine.models.pip_download import Progress
 from pitlane.engine.models.weights import weight_files
 
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 IGNORED_PATTERNS = ["*/*", "consolidated*"]  # folders of other formats (onnx, original); Mistral's second copy
 ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 WAY_OUT = "connect, or give a local folder, `bundled` or `random:<preset>`"
-Progress: TypeAlias = Callable[[int, int], None]  # bytes so far, and in all (0: not known)
 SIGN_IN = "accept its terms on its page, then `hf auth login` or set HF_TOKEN"
 
 
@@ -40,7 +40,10 @@ class CachedModel:
 
 
 def fetch(name: str, families: Families | None = None, progress: Progress | None = None) -> Path:
-    """Return the folder of a model: the cached folder if the model in it can be opened, else a new download."""
+    """Return the folder of a model: the cached folder if the model in it can be opened, else a new download.
+
+    In offline mode the cached folder is returned as it is.
+    """
     try:
         folder = _snapshot(name, local_files_only=True)
     except ModelError:
@@ -104,18 +107,20 @@ def _snapshot(name: str, local_files_only: bool, progress: Progress | None = Non
 
     if not ID.fullmatch(name):
         raise ModelError(
-            f"{name!r} is no folder and no Hugging Face id (owner/name); also known: bundled, random:<preset>"
+            f"{name!r} is no folder and no Hugging Face id (owner/name); also known: bundled, smollm2, random:<preset>"
         )
     options: dict[str, Any] = {"allow_patterns": PATTERNS, "ignore_patterns": IGNORED_PATTERNS}
     if progress is not None:
         options["tqdm_class"] = _reporting(progress)
     try:
-        return Path(snapshot_download(name, local_files_only=local_files_only, **options))
+        return Path(snapshot_download(name, local_files_only=local_files_only or is_offline(), **options))
     except errors.GatedRepoError:
         raise ModelError(f"{name} is gated; {SIGN_IN}") from None
     except errors.RepositoryNotFoundError:
         raise ModelError(f"no model {name} on the hub (or it is private: {SIGN_IN}); check the name") from None
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
+        if is_offline():
+            raise ModelError(refusal(name)) from None
         raise ModelError(f"{name} is not in the cache and the hub cannot be reached; {WAY_OUT}") from None
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)

@@ -1,8 +1,9 @@
 """Find a model by the name given to `--model`: its configuration, weights and tokenizer folder. Builds no layer.
 
-Three kinds of names belong to the core: `bundled` and `bundled-drafter`, `random:<preset>`, and local folders. The plugins see
-every other name first, a file name too (hook `load_model`). If no plugin returns a model, the core opens a GGUF file. Any other
-name is a Hugging Face id: the model comes from the cache; if the cache is incomplete, we download the model.
+Four kinds of names belong to the core: `bundled` and `bundled-drafter`, `random:<preset>`, `smollm2` and `pip:...` (a file out of
+a wheel of the package index), and local folders. The plugins see every other name first, a file name too (hook `load_model`). If
+no plugin returns a model, the core opens a GGUF file. Any other name is a Hugging Face id. A model that is on this machine needs
+no network; a model that is missing is fetched, because the name was given on purpose; in offline mode (offline.py) it is refused.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from pitlane.engine.models.families.core import CORE_FAMILIES
 from pitlane.engine.models.families.family import Families
 from pitlane.engine.models.gguf.folder import open_gguf
 from pitlane.engine.models.gguf.reader import is_gguf
-from pitlane.engine.models.hub import Progress
+from pitlane.engine.models.pip_download import Progress
 from pitlane.engine.models.presets import preset
 from pitlane.engine.models.source import ModelSource
 from pitlane.engine.models.weights import RandomWeights
+from pitlane.engine.models.wheel import fetch, find_pin
 from pitlane.engine.plan.hooks import HookError
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.plan.registry import PluginRegistry
 
-WAY_OUT = "give a folder, a Hugging Face id, `bundled` or `random:<preset>`"
+WAY_OUT = "give a folder, a Hugging Face id, `bundled`, `smollm2` or `random:<preset>`"
 BUNDLED = {"bundled": "pitlane.storage.bundled", "bundled-drafter": "pitlane.storage.bundled.drafter"}
 
 
@@ -43,6 +45,9 @@ def resolve(model: str, plugins: PluginRegistry | None = None, progress: Progres
         return ModelSource(model, config, RandomWeights(config))
     if model in BUNDLED:
         return ModelSource.open(model, _bundled_folder(BUNDLED[model]), families)
+    pin = find_pin(model)
+    if pin is not None:
+        return ModelSource.open(model, open_gguf(fetch(pin, progress)), families)
     path = _path(model)
     if path is not None and path.is_dir():
         return ModelSource.open(model, path, families)

@@ -35,6 +35,11 @@ def state_of(file: Path) -> str:
     return f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{digest.hexdigest()[:16]}"
 
 
+def file_hash(file: Path) -> str:
+    """SHA-256 of one file. Reads the whole file only if its state is not known yet."""
+    return hashes({file: state_of(file)})[0]
+
+
 def hashes(states: Mapping[Path, str]) -> list[str]:
     """SHA-256 of each file. states: file -> its `state_of`."""
     known = _read_cache()

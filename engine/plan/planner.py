@@ -44,8 +44,10 @@ class Planner:
     def resolve(self, settings: Settings) -> Plan:
         """Return the plan of the settings. Raises UnknownPlugin, BadOption, PlanConflict or PluginFailed."""
         self.check(settings)
+        parsed = [(self.registry.get(name), self._parse(name, dict(options))) for name, options in settings.items()]
+        keys = [_key(plugin, options) for plugin, options in parsed]  # outside the lock: a key may hash files
         with self._lock:
-            instances = [self._plugin(name, dict(options)) for name, options in settings.items()]
+            instances = [self._plugin(key, *chosen) for key, chosen in zip(keys, parsed, strict=True)]
             plugins = sorted(instances, key=lambda plugin: (plugin.stage, plugin.name))
             key = tuple(plugin.key for plugin in plugins)
             plan = self._plans.get(key)
@@ -84,17 +86,24 @@ class Planner:
             self._num_plans.clear()
             self._close_unused()
 
-    def _plugin(self, name: str, options: dict[str, Any]) -> Plugin:
-        plugin_class, parsed = self.registry.get(name), self._parse(name, options)
-        key = plugin_class.key_of(parsed)
-        if key not in self._plugins:
-            try:
-                self._plugins[key] = plugin_class(parsed)
-            except PitlaneError:
-                raise
-            except Exception as error:
-                raise PluginFailed(f"{name} cannot start: {type(error).__name__}: {error}") from error
-        return self._plugins[key]
+    def _plugin(self, key: str, plugin_class: type[Plugin], options: PluginOptions) -> Plugin:
+        if key in self._plugins:
+            return self._plugins[key]
+        name = plugin_class.name
+        try:
+            plugin = plugin_class(options)
+            reason = plugin.refusal(self.context) if self.context else None
+            if reason:
+                plugin.close()
+                raise BadOption(
+                    f"{name} cannot serve this model: {reason}; change its options, or take it out of the plan"
+                )
+            # The instance's own key counts: a file that the options name may have changed since `key` was made.
+            return self._plugins.setdefault(plugin.key, plugin)
+        except PitlaneError:
+            raise
+        except Exception as error:
+            raise _cannot_start(name, error) from error
 
     def _parse(self, name: str, options: dict[str, Any]) -> PluginOptions:
         plugin_class = self.registry.get(name)
@@ -123,6 +132,19 @@ class Planner:
                 plugin.close()
             except Exception:
                 log.exception("plugin %s could not be closed", plugin.name)
+
+
+def _key(plugin: type[Plugin], options: PluginOptions) -> str:
+    try:
+        return plugin.key_of(options)
+    except PitlaneError:
+        raise
+    except Exception as error:
+        raise _cannot_start(plugin.name, error) from error
+
+
+def _cannot_start(name: str, error: Exception) -> PluginFailed:
+    return PluginFailed(f"{name} cannot start: {type(error).__name__}: {error}")
 
 
 def _check(plugins: Sequence[type[Plugin]]) -> None:

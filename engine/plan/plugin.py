@@ -7,6 +7,7 @@ serve several plans at once. State of a sequence lives in `seq.state[name]`; sta
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import pluggy
@@ -72,6 +73,13 @@ class Plugin:
         """
         return None
 
+    def refusal(self, context: BuildContext) -> str | None:
+        """Return the reason if this instance, with its options, cannot serve a model, else None.
+
+        Called once, before any weight is read. Override it if the options name files that must fit the model.
+        """
+        return None
+
     def close(self) -> None:
         """Release the resources of this instance. Called once: after its last plan is gone, or when the engine closes.
 
@@ -94,14 +102,14 @@ class Plugin:
         doc = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
         return doc.strip().split("\n", 1)[0]
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """Identity of this plugin with these options, for lanes and saved KV."""
+        """Identity of this plugin with these options, for lanes and saved KV. It stays while the instance lives."""
         return self.key_of(self.options)
 
     @classmethod
     def key_of(cls, options: PluginOptions) -> str:
-        """The key of an instance with these options."""
+        """The key of an instance with these options. If the options name files, override it and add `file_hash` of every file."""
         return f"{cls.name}@{cls.version}{options.model_dump_json()}"
 
 

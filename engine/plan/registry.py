@@ -37,6 +37,7 @@ GROUP = "pitlane"
 BUILT_IN_SOURCE = "built-in"
 BUILT_IN = (
     "pitlane.plugins.prefix_cache",
+    "pitlane.plugins.lora",
     "pitlane.plugins.packed_linear",
     "pitlane.plugins.int8_simple",
     "pitlane.plugins.paged_attention",

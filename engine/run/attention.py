@@ -92,13 +92,13 @@ def ancestors(parents: Indices) -> Mask:
     A token sees itself. A draft token also sees the tokens that its parent sees; any other token sees all tokens before it.
     """
     seen = np.tri(len(parents), dtype=bool)
-    for index in is_tree(parents).nonzero()[0]:
+    for index in is_in_tree(parents).nonzero()[0]:
         seen[index] = seen[parents[index]]
         seen[index, index] = True
     return seen
 
 
-def is_tree(parents: Indices) -> Mask:
+def is_in_tree(parents: Indices) -> Mask:
     """[n] bool: True from the first draft token whose parent is not the token before it."""
     drafted = parents >= 0
     return np.logical_or.accumulate(drafted & (parents != np.arange(len(parents)) - 1))

@@ -46,7 +46,8 @@ class Batch:
     token_ids, positions: [T] int64. parents: [T] int64, for a draft token the index in the batch of the token before it; else -1:
     the token sees all tokens of its sequence before it. query_start: [B + 1] int64; the tokens of sequence b are
     `[query_start[b], query_start[b + 1])`, and position `positions[query_start[b]]` is the first of them. logit_rows: [R] int64,
-    indices into T. operations: changes of stored KV, in order, before the forward. block_size: tokens of a block.
+    indices into T. operations: changes of stored KV, in order; the engine puts them into batches without tokens. block_size: tokens
+    of a block.
     """
 
     token_ids: Tensor
@@ -69,21 +70,6 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""
         return self if device.type == "cpu" else _moved(self, device)
-
-    def split(self) -> tuple[Batch, Batch]:
-        """Return the operations as a batch without tokens, and the tokens as a batch without operations."""
-        none = self.token_ids[:0]
-        groups = tuple(GroupBatch(none, group.block_table[:0], none) for group in self.groups)
-        operations = replace(
-            self,
-            token_ids=none,
-            positions=none,
-            parents=none,
-            query_start=self.query_start[:1],
-            logit_rows=none,
-            groups=groups,
-        )
-        return operations, replace(self, operations=())
 
     def padded(self, num_tokens: int, num_rows: int, null_blocks: SequenceOf[int]) -> Batch:
         """Return the batch with sequences of one token added, up to `num_tokens` tokens, and rows up to `num_rows`.
@@ -143,8 +129,8 @@ class BatchBuilder:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
 
-    def build(self, chunks: SequenceOf[Chunk]) -> Batch:
-        """Build the batch of chunks, in order. Moves the queued operations into the batch."""
+    def build(self, chunks: SequenceOf[Chunk], operations: SequenceOf[Operation] = ()) -> Batch:
+        """Build the batch of chunks, in order."""
         token_ids: list[int] = []
         positions: list[int] = []
         parents: list[int] = []
@@ -174,8 +160,7 @@ class BatchBuilder:
             table = _table([chunk.kv.block_tables[group] for chunk in chunks])
             groups.append(GroupBatch(*map(torch.from_numpy, (targets, table, visibility.starts(arrays[1])))))
         ids, places, tree, starts, rows = map(torch.from_numpy, arrays[:5])
-        operations = tuple(self.pool.queue.take())
-        return Batch(ids, places, tree, starts, rows, tuple(groups), operations, self.pool.block_size)
+        return Batch(ids, places, tree, starts, rows, tuple(groups), tuple(operations), self.pool.block_size)
 
 
 def _table(tables: list[list[int]]) -> npt.NDArray[np.int32]:

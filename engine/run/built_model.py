@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from pitlane.engine.kv.store import KVStore, KVStorePlan
@@ -24,19 +24,19 @@ class Weights(Protocol):
 class BuiltModel:
     """A model that can run. variant: keeps the weights alive; other models may share them.
 
-    parts: the linears, operations, attention and runners that plugins built. is_batch_invariant: the result of a row depends on no
-    other row of the batch. runner_hooks: build the runners. visibilities, stores: of the KV groups; () = those of the core.
+    parts: all that plugins built: linears, operations, attention, visibilities, stores, runners. is_batch_invariant: the result
+    of a row depends on no other row of the batch. runner_hooks: build the runners. visibilities, stores: of the KV groups.
     """
 
     model: Model
     attention: Attention
     variant: Weights
     context: BuildContext
-    parts: list[tuple[object, Plugin]] = field(default_factory=list)
-    is_batch_invariant: bool = False
-    runner_hooks: tuple[Hook, ...] = ()
-    visibilities: tuple[Visibility, ...] = ()
-    stores: tuple[KVStorePlan, ...] = ()
+    parts: list[tuple[object, Plugin]]
+    is_batch_invariant: bool
+    runner_hooks: tuple[Hook, ...]
+    visibilities: tuple[Visibility, ...]
+    stores: tuple[KVStorePlan, ...]
 
     def forward(self, stores: list[KVStore], model: Model | None = None) -> Forward:
         """Return the forward over stores, with the plugins that wrap it. model: the first layers of the model, for early exit."""

@@ -23,10 +23,9 @@ from pitlane.engine.kv.capacity import BLOCK_SIZE, GroupNeeds, LaneLimits, num_b
 from pitlane.engine.kv.operations import Copy
 from pitlane.engine.kv.pool import DROPPED, Pool
 from pitlane.engine.kv.state import KVState, PrefixMatch
-from pitlane.engine.kv.store import dense_plan
-from pitlane.engine.kv.visibility import visibility_of
 from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.pacing.pacing import Pacing
+from pitlane.engine.plan.dispatch import named
 from pitlane.engine.plan.hooks import Hook
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.run.batch import Batch, BatchBuilder, Chunk
@@ -73,14 +72,12 @@ class Lane:
         groups, size, self.limits = built.model.kv_groups, BLOCK_SIZE, limits
         self.built, self.dtype, self.device = built, dtype, device
         self.load_drafter, self.call, self.tokenizer = load_drafter, call, tokenizer
-        visibilities = built.visibilities or tuple(map(visibility_of, groups))
-        self.store_plans = built.stores or tuple(dense_plan(group, dtype, device) for group in groups)
-        pairs = zip(self.store_plans, visibilities, strict=True)
+        pairs = zip(built.stores, built.visibilities, strict=True)
         counts = num_blocks([GroupNeeds(plan.bytes_per_token, seen.max_tokens) for plan, seen in pairs], limits)
-        self.stores = [plan.build(count, size) for plan, count in zip(self.store_plans, counts, strict=True)]
-        self.pool = Pool(groups, counts, size, fingerprint, visibilities, limits.max_step_tokens)
+        self.stores = [plan.build(count, size) for plan, count in zip(built.stores, counts, strict=True)]
+        self.pool = Pool(groups, counts, size, fingerprint, built.visibilities, limits.max_step_tokens)
         self.builder = BatchBuilder(self.pool)
-        self.runner = Runner(built.forward(self.stores), self.pool.queue)
+        self.runner = Runner(built.forward(self.stores))
         self.pacing = Pacing(limits.max_step_tokens)
         self.scheduler = Scheduler(
             self.pool,
@@ -150,13 +147,13 @@ class Lane:
     def warm_up(self, num_tokens: int) -> None:
         """Run the model twice on zeros, in free blocks. This compiles kernels, touches weights and gives pacing an estimate."""
         num_tokens = min(num_tokens, self.limits.max_step_tokens, self.max_tokens_per_seq)
+        self.flush()  # waiting operations may read the free blocks
         kv = KVState()
         if not self.pool.reserve(kv, num_tokens):
             return
         try:
             for _ in range(2):
-                flight = self.runner.launch(self.builder.build([Chunk(kv, [0] * num_tokens, None, True)]))
-                flight.wait()
+                flight = self.runner.run(self.builder.build([Chunk(kv, [0] * num_tokens, None, True)]))
         finally:
             self.pool.release(kv)
         self.pacing.clock.record(num_tokens, num_tokens, flight.seconds)
@@ -187,24 +184,23 @@ class Lane:
         key = f"layers:{num_layers}"
         if key not in self.draft_models:
             model = EarlyExit(self.built.model, num_layers)
-            runner = Runner(self.built.forward(self.stores, model), self.pool.queue)
+            runner = Runner(self.built.forward(self.stores, model))
             self.draft_models[key] = DraftModel(self.builder, runner, self.limits.max_step_tokens, shares_kv=True)
         return self.draft_models[key]
 
     def _attach(self, name: str, built: BuiltModel) -> None:
         pool, groups = self.pool, built.model.kv_groups
-        plans = built.stores or [dense_plan(group, self.dtype, self.device) for group in groups]
-        target_bytes = sum(self.store_plans[index].bytes_per_token for index in pool.unlimited_groups)  # KV of a token
-        draft_bytes = sum(plan.bytes_per_token for plan in plans)
-        allocators = [pool.allocators[index] for index in pool.unlimited_groups]
+        target_bytes = sum(self.built.stores[index].bytes_per_token for index in pool.paying_groups)  # KV of a token
+        draft_bytes = sum(plan.bytes_per_token for plan in built.stores)
+        allocators = [pool.allocators[index] for index in pool.paying_groups]
         num_usable = min(len(allocator.counts) for allocator in allocators) - max(pool.withheld)
         share = -(-num_usable * draft_bytes // (target_bytes + draft_bytes))
         withheld = min(num_usable - 1, share, *(allocator.num_free for allocator in allocators))
         pool.withhold(withheld)
         count = max(1, withheld * target_bytes // draft_bytes)
-        stores = [plan.build(count, BLOCK_SIZE) for plan in plans]
-        builder = BatchBuilder(Pool(groups, count, BLOCK_SIZE, ""))
-        runner = Runner(built.forward(stores), builder.pool.queue)
+        stores = [plan.build(count, BLOCK_SIZE) for plan in built.stores]
+        builder = BatchBuilder(Pool(groups, [count] * len(groups), BLOCK_SIZE, "", built.visibilities))
+        runner = Runner(built.forward(stores))
         self.built_drafters.append(built)
         self.draft_models[name] = DraftModel(builder, runner, self.limits.max_step_tokens, shares_kv=False)
 
@@ -249,6 +245,18 @@ class Lane:
         self.pool.roll_back(seq.kv, seq.kv.num_computed_tokens)
 
     def flush(self) -> None:
-        """Carry out the waiting KV operations now: no forward follows that would take them."""
-        if self.pool.queue.operations:
-            self.runner.launch(self.builder.build(())).wait()
+        """Carry out the waiting KV operations.
+
+        If an operation fails, the KV of the sequences is unknown: every sequence with KV gets an error, and the loop ends it.
+        """
+        queue = self.pool.queue
+        if not queue.operations:
+            return
+        try:
+            queue.deliver(self.runner.carry_out(self.builder.build((), queue.take())))
+        except (Exception, SystemExit) as error:
+            log.exception("a KV operation failed")
+            queue.clear()
+            for seq in self.scheduler.seqs:
+                if seq.kv.num_computed_tokens > 0:
+                    seq.error = seq.error or named(error, "stored KV could not be moved")

@@ -1,13 +1,12 @@
-"""Runs batches: KV operations, then the forward.
+"""Runs batches.
 
 A `Forward` turns a batch into an `Output`. `ModelForward` is the innermost one; plugins wrap it with `build_runner`, or replace it
-by a program of their own. `launch` and `Flight.wait` are two functions, so that another loop can keep one flight outstanding. On a
-CPU, a flight has finished when `launch` returns. On CUDA, `launch` queues the work and `wait` waits for its end.
+by a program of their own. A batch has tokens, or KV operations without tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pitlane.engine.errors import BadOption
-from pitlane.engine.kv.operations import OperationQueue
+from pitlane.engine.kv.operations import Saved
 from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.kv.store import KVStore, execute
 from pitlane.engine.models.build_context import BuildContext
@@ -58,7 +57,7 @@ class Output(NamedTuple):
     """The result of a forward. logits: [R, V]. saved: the tensors of every `Save` operation, by its key."""
 
     logits: Tensor
-    saved: Mapping[int, Mapping[str, Tensor]]
+    saved: Saved
 
 
 Forward: TypeAlias = Callable[[Batch], Output]
@@ -107,39 +106,29 @@ def fold_runner(hooks: Iterable[Hook], context: RunnerContext) -> tuple[Forward,
     return (answer.value if answer is not None else forward), parts
 
 
-@dataclass(slots=True)
-class Flight:
-    """A launched batch. seconds: time of the forward, set by `wait`."""
+class Flight(NamedTuple):
+    """The result of a batch with tokens. logits: [R, V], computed. seconds: time of the forward."""
 
     logits: Tensor
-    started: float
-    seconds: float = 0.0
-
-    def wait(self) -> Tensor:
-        """Wait until the logits [R, V] are computed, and return them."""
-        if self.logits.is_cuda:
-            torch.cuda.synchronize(self.logits.device)
-        if not self.seconds:
-            self.seconds = perf_counter() - self.started
-        return self.logits
+    seconds: float
 
 
 class Runner:
-    """Launches the batches of one model, and gives saved KV to the queue that asked for it.
+    """Runs the batches of one model."""
 
-    The operations of a batch run before its tokens, as a batch of their own: the time of a flight is that of the tokens.
-    """
+    def __init__(self, forward: Forward) -> None:
+        self.forward = forward
 
-    def __init__(self, forward: Forward, queue: OperationQueue) -> None:
-        self.forward, self.queue = forward, queue
-
-    def launch(self, batch: Batch) -> Flight:
+    def run(self, batch: Batch) -> Flight:
+        """Run the forward of a batch, and wait until its logits are computed."""
+        started = perf_counter()
         with torch.inference_mode():
-            if batch.operations:
-                operations, batch = batch.split()
-                self.queue.deliver(self.forward(operations).saved)
-            started = perf_counter()
-            flight = Flight(self.forward(batch).logits, started)
-            if not flight.logits.is_cuda:
-                flight.wait()
-        return flight
+            logits = self.forward(batch).logits
+        if logits.is_cuda:
+            torch.cuda.synchronize(logits.device)
+        return Flight(logits, perf_counter() - started)
+
+    def carry_out(self, batch: Batch) -> Saved:
+        """Carry out the KV operations of a batch without tokens. Returns the saved tensors."""
+        with torch.inference_mode():
+            return self.forward(batch).saved

@@ -11,6 +11,7 @@ preempted and computed again later.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
@@ -27,6 +28,7 @@ from pitlane.engine.sequence import Sequence
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger("pitlane")
 LOAD_RATE = 1.5e9  # bytes per second: a low estimate for writing saved KV into new pages of the store
 
 Match = Callable[[Sequence], PrefixMatch | None]
@@ -43,7 +45,7 @@ class Scheduler:
         max_seqs: int,
         match: Match,
         reclaim: Reclaim,
-        pacing: Pacing | None = None,
+        pacing: Pacing,
     ) -> None:
         self.pool = pool
         self.max_step_tokens = max_step_tokens
@@ -52,7 +54,7 @@ class Scheduler:
         self.reclaim = reclaim
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.pacing = pacing or Pacing(max_step_tokens)
+        self.pacing = pacing
 
     @property
     def seqs(self) -> list[Sequence]:
@@ -127,8 +129,13 @@ class Scheduler:
         kv = seq.kv
         if kv.prefix is None or _is_unreadable(kv.prefix):
             kv.prefix = self._find_prefix(seq)
-        if _is_pending(seq):
+        if _is_pending(seq) or _is_unreadable(
+            kv.prefix
+        ):  # the loading may have failed just now: ask again in the next step
             return False
+        if self._is_wrong(kv.prefix):
+            log.warning("%s gave no saved KV of %d tokens", kv.prefix_plugin, kv.prefix.num_loading_tokens)
+            kv.prefix = PrefixMatch()
         # Nothing holds the matched blocks, so the match is valid only in this step.
         prefix, kv.prefix = kv.prefix, None
         if not self._has_room(seq, prefix):
@@ -150,6 +157,19 @@ class Scheduler:
         if match.loading is None:
             count = len(match.blocks) * self.pool.block_size + (match.tail[1] if match.tail is not None else 0)
         return PrefixMatch() if count >= seq.num_tokens or _is_unreadable(match) else match
+
+    def _is_wrong(self, prefix: PrefixMatch) -> bool:
+        """Whether the loaded tensors of a prefix lack a group, or tokens, or have another shape."""
+        if prefix.loading is None:
+            return False
+        tensors, count = prefix.loading.result(), prefix.num_loading_tokens
+        for index, group in enumerate(self.pool.groups):
+            tensor = tensors.get(f"group.{index}") if isinstance(tensors, Mapping) else None
+            *shape, num_tokens, dim = getattr(tensor, "shape", (0, 0))
+            expected = [2, len(group.layers), group.num_kv_heads, group.head_dim]
+            if [*shape, dim] != expected or num_tokens < count - self.pool.first_loaded(index, count):
+                return True
+        return False
 
     def _has_room(self, seq: Sequence, prefix: PrefixMatch) -> bool:
         """Whether blocks for all known tokens, the next token and the other samples are free. Asks plugins for blocks.
@@ -217,7 +237,7 @@ class Scheduler:
         """Load the tokens `[start, stop)` of `count` saved tokens. A tensor may lack first tokens: no later token sees them."""
         slots, starts = [], []
         for group in range(len(self.pool.groups)):
-            first = min(stop, max(start, self.pool.first_seen(group, count)))
+            first = min(stop, max(start, self.pool.first_loaded(group, count)))
             slots.append(self.pool.slots(kv, group, first, stop))
             starts.append(first - count + tensors[f"group.{group}"].shape[3])
         return Load(slots, tensors, starts)

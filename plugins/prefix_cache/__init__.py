@@ -8,8 +8,8 @@ disk space. Helps if a prompt begins like an earlier prompt: the next question o
 Paper: RadixAttention, https://arxiv.org/abs/2312.07104; block hashes as in vLLM.
 
 cache.py: the plugin's state in a lane. chain.py: its state of a sequence. index.py: the blocks in memory. disk.py: the files. In
-a KV group with a limit of visible tokens, a file holds only the tokens that the next token sees. When blocks are lacking, memory
-keeps only these tokens too.
+a KV group with a limit of visible tokens, a file holds only the blocks that the next token sees. When blocks are lacking, memory
+keeps only these blocks too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pitlane import Lane
+    from pitlane import Lane, Pool
 
 WORTH_READING = 64  # extra tokens from which we read a file; for fewer, sharing blocks beats copying the file
 EXPORT_TOKENS = 512  # tokens per copy while a document is computed: bounds the time of a step
@@ -112,8 +112,8 @@ class PrefixCache(Plugin):
             ],
             "discarded": chain.discarded,
         }
-        if seq.error is not None:
-            return  # a failed step may not have loaded or computed its tokens
+        if seq.error is not None or seq.kv.prefix is not None:
+            return  # its KV is unknown, or a part of its saved prefix is not loaded
         self._export(seq, chain, cache, seq.kv.num_computed_tokens)
         blocks.park(seq, chain)
 
@@ -151,8 +151,7 @@ class PrefixCache(Plugin):
             return None
         longest, token_ids = saved[0], seq.token_ids[: saved[0].num_tokens]
 
-        pool = chain.pool
-        counts = [longest.num_tokens - pool.first_seen(group, longest.num_tokens) for group in range(len(pool.groups))]
+        counts = _counts(chain.pool, longest.num_tokens)
 
         def read() -> dict[str, Tensor] | None:
             tensors, reason = disk.read(longest, token_ids, counts, as_int8)
@@ -168,7 +167,7 @@ class PrefixCache(Plugin):
     def _export(self, seq: Sequence, chain: Chain, cache: Cache, num_ready: int) -> None:
         """Copy the KV of uncached documents in pieces. The last piece of a document triggers the write.
 
-        In a KV group with a limit of visible tokens, a piece has only the tokens that the next token behind the document sees.
+        In a KV group with a limit of visible tokens, a piece has only the blocks that the next token behind the document sees.
         The sequence still holds their blocks: the loop drops a block only when no token behind the sealed blocks sees it, and a
         document that ends within the sealed blocks was exported before.
         """
@@ -189,9 +188,9 @@ class PrefixCache(Plugin):
         quota, as_int8 = self._quota, self.options.int8
         key = chain.prefix_hash(seq.token_ids, stop) if stop == document.end else ""
         token_ids = seq.token_ids[:stop]
-        firsts = [pool.first_seen(group, document.end) for group in range(len(pool.groups))]
-        slots = [pool.slots(seq.kv, group, min(stop, max(start, first)), stop) for group, first in enumerate(firsts)]
-        counts = [document.end - first for first in firsts]
+        counts = _counts(pool, document.end)
+        firsts = [min(stop, max(start, document.end - count)) for count in counts]
+        slots = [pool.slots(seq.kv, group, first, stop) for group, first in enumerate(firsts)]
 
         def sink(tensors: Mapping[str, Tensor]) -> None:
             if chain.num_saved != start:
@@ -202,3 +201,8 @@ class PrefixCache(Plugin):
                 disk.write(pool.fingerprint, key, token_ids, list(chain.pieces), counts, document, quota, as_int8)
 
         pool.queue.save(slots, sink)
+
+
+def _counts(pool: Pool, num_tokens: int) -> list[int]:
+    """Per KV group, how many of the last tokens of a saved prefix the file holds."""
+    return [num_tokens - pool.first_loaded(group, num_tokens) for group in range(len(pool.groups))]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pitlane import Pool
 from pitlane.plugins.prefix_cache.disk import Disk
-from pitlane.plugins.prefix_cache.index import BlockIndex, Column
+from pitlane.plugins.prefix_cache.index import BlockIndex
 
 
 class Cache:
@@ -29,11 +29,6 @@ class Cache:
         """Free up to `num_blocks` of each KV group: the least recently used blocks, exact plans' blocks first."""
         for index in self._indexes.values():
             num_blocks = index.evict(list(num_blocks))
-
-    @property
-    def columns(self) -> list[Column]:
-        """All cached columns."""
-        return [column for index in self._indexes.values() for column in index.columns]
 
     def close(self) -> None:
         """Finish reading and writing."""

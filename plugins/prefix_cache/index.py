@@ -66,10 +66,6 @@ class BlockIndex:
         self.computing: dict[bytes, Chain] = {}
         self._num_uses = 0
 
-    @property
-    def columns(self) -> list[Column]:
-        return [entry.column for entry in self.entries.values()]
-
     def match(self, token_ids: list[int], chain: Chain) -> PrefixMatch:
         """Match the longest cached prefix, without the last token: it must be computed for its logits."""
         size = self.pool.block_size
@@ -218,13 +214,17 @@ class BlockIndex:
                 uses.add(entry.use, key)
 
     def _release(self, key: bytes, part: Column) -> None:
-        """Give back the blocks of a part of a column."""
+        """Give back the blocks of a part of a column. Remove the entry, and its parents, if they are childless without a block."""
         entry = self.entries[key]
         for group, uses in self.limited.items():
             if part[group] >= 0:
                 uses.remove(entry.use, key)
         entry.column = tuple(-1 if b >= 0 else a for a, b in zip(entry.column, part, strict=True))
         self.pool.unlock(part)
+        while key in self.entries and key not in self.children and max(self.entries[key].column) < 0:
+            parent = self.entries[key].parent
+            self._drop(key)
+            key = parent
 
     def _drop(self, key: bytes) -> None:
         entry = self.entries.pop(key)

@@ -89,7 +89,13 @@ def test_options_describe_themselves(plugin: type[Plugin]) -> None:
     assert plugin.exactness_for(plugin.Options()) in EXACTNESS
 
 
-@pytest.mark.usefixtures("cut_tiny")
+@pytest.fixture
+def tiny_adapter(make_adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter for `random:tiny`: without one, `lora` refuses to start."""
+    monkeypatch.setitem(OPTIONS, "lora", {"adapter": str(make_adapter())})
+
+
+@pytest.mark.usefixtures("cut_tiny", "tiny_adapter")
 @pytest.mark.parametrize("plugin", TOGGLABLE, ids=lambda plugin: plugin.name)
 def test_on_and_off_leaves_the_engine_bit_identical(make_engine: Any, plugin: type[Plugin]) -> None:
     engine = engine_for(make_engine, plugin)

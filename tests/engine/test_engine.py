@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pitlane import BadOption, EngineClosed, Finished, PrefillProgress, PromptTooLong, SamplingParams, TextDelta
+from tests.integrity import assert_integrity
 
 
 def prompt(seed: int, length: int, vocab: int = 256) -> list[int]:
@@ -52,7 +53,7 @@ def test_preempted_requests_give_the_same_tokens(make_engine: Any) -> None:
     assert sum(result.stats["preemptions"] for result in results) > 0
     assert [result.token_ids for result in results] == [ids(roomy, p, max_tokens=60) for p in prompts]
     lane = tight.lane_of(tight.default_plan)
-    lane.pool.check_integrity([])
+    assert_integrity(lane.pool, [])
     assert lane.pool.num_free_blocks == lane.pool.num_blocks
 
 

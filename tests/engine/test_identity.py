@@ -25,6 +25,7 @@ from pitlane.engine.models.families.core import parse_config
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.kernels import linear
 from pitlane.testing import assert_only_ties_differ, first_difference
+from tests.integrity import assert_integrity
 
 Settings = dict[str, dict[str, Any]]
 BATCH = 8
@@ -417,5 +418,5 @@ def test_no_fake_drafter_changes_a_token(make_engine: Any, mode: dict[str, Any])
     for (kind, (low, high)), result in zip(ACCEPTED.items(), results, strict=True):
         assert low <= result.stats["accepted_tokens"] / 256 <= high, kind
     lane = engine.lane_of(engine.default_plan)
-    lane.pool.check_integrity([])
+    assert_integrity(lane.pool, [])
     assert lane.pool.num_free_blocks == lane.pool.num_blocks

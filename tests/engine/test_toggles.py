@@ -32,6 +32,7 @@ from pitlane import (
 from pitlane.engine.models.presets import PRESETS
 from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.plan.registry import PluginRegistry
+from tests.integrity import assert_integrity
 
 PARAMS = SamplingParams(max_tokens=24, ignore_eos=True)
 LONG = SamplingParams(max_tokens=5000, ignore_eos=True)
@@ -244,7 +245,7 @@ def test_requests_go_on_without_a_part_that_breaks(make_engine: Any, settings: d
         assert result.stats["failed"] == {name: f"{name}.forward: RuntimeError: the part broke"}
         assert list(result.stats["plugins"]) == sorted(set(settings) - {name})
     assert beside.result().stats["failed"] == {}
-    engine.worker.call(lambda: engine.lane_of(broken).pool.check_integrity(())).result()
+    engine.worker.call(lambda: assert_integrity(engine.lane_of(broken).pool, ())).result()
 
 
 def test_samples_of_a_request_move_together(make_engine: Any) -> None:

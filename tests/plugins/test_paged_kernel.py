@@ -40,6 +40,17 @@ def test_paged_contexts_of_many_pieces_beside_a_long_prompt(window: int | None) 
     assert_rounded(*mixed.run())
 
 
+@pytest.mark.parametrize("size", [71, 72, 80, 224])
+@pytest.mark.parametrize("window", [None, 300])
+def test_paged_a_wide_draft_tree(size: int, window: int | None) -> None:
+    """Every node of a tree reads the context and its own path: the parts of a token lie in one kernel call."""
+    half = size // 2
+    tree = Draft([1] * size, [-1] * half + list(range(size - half)))
+    seqs = [(699, 1, tree), (0, 1, tree), (40, 1, None)]
+    setting = make_setting(seqs, dim=64, window=window, dtype=torch.bfloat16, attention=Paged)
+    assert_rounded(*setting.run())
+
+
 def test_paged_shared_blocks_are_one_task() -> None:
     seqs = [(1100, 1, None), (1090, 1, None), (1050, 1, TREE), (600, 1, None), (31, 1, None)]
     setting = make_setting(seqs, dim=64, dtype=torch.bfloat16, attention=Paged)

@@ -10,6 +10,7 @@ import pytest
 
 from pitlane import SamplingParams, Segment
 from pitlane.engine.text.tokenizer import Prompt
+from tests.integrity import assert_integrity, cached_columns
 
 PARAMS = SamplingParams(max_tokens=20, ignore_eos=True)
 
@@ -30,7 +31,7 @@ def plain(make_engine: Any, prompt: list[int], **options: Any) -> list[int]:
 
 def check_integrity(engine: Any) -> None:
     lane = engine.lane_of(engine.default_plan)
-    lane.pool.check_integrity([], lambda: lane.state["prefix_cache"].columns)
+    assert_integrity(lane.pool, [], lambda: cached_columns(lane))
 
 
 @pytest.mark.parametrize("length", [33, 64, 65, 200])

@@ -10,6 +10,7 @@ import pytest
 from pitlane import PrefillProgress, SamplingParams, Sequence
 from pitlane.plugins.prefix_cache.chain import Chain
 from pitlane.plugins.prefix_cache.index import BlockIndex
+from tests.integrity import assert_integrity, cached_columns
 
 PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
 ONE = SamplingParams(max_tokens=1, ignore_eos=True)
@@ -38,7 +39,7 @@ def submit_together(engine: Any, prompts: list[list[int]], salts: Any = ()) -> l
 def check_integrity(engine: Any) -> None:
     """Check the counts of blocks, and that the maps of the index agree."""
     lane = engine.lane_of(engine.default_plan)
-    engine.worker.call(lambda: lane.pool.check_integrity([], lambda: lane.state["prefix_cache"].columns)).result()
+    engine.worker.call(lambda: assert_integrity(lane.pool, [], lambda: cached_columns(lane))).result()
     index = index_of(engine)
     assert {key: use for use, keys in index.uses.items() for key in keys} == {
         k: e.use for k, e in index.entries.items()

@@ -5,16 +5,21 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pitlane import SamplingParams, Segment
+from pitlane import KVState, Pool, SamplingParams, Save, Segment
+from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.models import presets
 from pitlane.engine.models.families.core import parse_config
 from pitlane.engine.text.tokenizer import Prompt
 from pitlane.plugins import prefix_cache
+from pitlane.plugins.prefix_cache.chain import Chain
+from pitlane.plugins.prefix_cache.index import BlockIndex
 from pitlane.storage.db import Store
+from tests.integrity import assert_integrity, cached_columns
 
 WINDOWS = {"mixed": (None, 64), "narrow": (None, 5), "all": (40, 40), "two": (33, 100)}
 GEMMA = {
@@ -61,7 +66,7 @@ def chat(*documents: tuple[int, int], question: int = 99) -> Prompt:
 
 @pytest.mark.parametrize(
     ("model", "num_saved"),
-    [("random:tiny-mixed", {"group.0": 2000, "group.1": 63}), ("random:tiny-gemma", {"group.0": 63, "group.1": 2000})],
+    [("random:tiny-mixed", {"group.0": 2000, "group.1": 80}), ("random:tiny-gemma", {"group.0": 80, "group.1": 2000})],
 )
 def test_a_long_document_is_saved_with_its_last_window_and_hit_after_a_restart(
     make_engine: Any, model: str, num_saved: dict[str, int]
@@ -75,7 +80,7 @@ def test_a_long_document_is_saved_with_its_last_window_and_hit_after_a_restart(
     with Store() as store:
         (saved,) = store.prefixes.list()
         shapes = {name: tensor.shape[3] for name, tensor in store.prefixes.load(saved).items()}
-    assert shapes == num_saved, "the next token sees the last 63 tokens of the document"
+    assert shapes == num_saved, "the next token sees the last 63 tokens of the document: blocks from token 1920 on"
     for params, answers in zip(SAMPLINGS, zip(*expected, strict=True), strict=True):
         engine = make_engine(model, plugins=["prefix_cache"])
         results = [engine.generate(prompt, params) for prompt in prompts]
@@ -106,6 +111,52 @@ def test_documents_that_end_anywhere_are_saved_and_hit(
         engine.close()
 
 
+@pytest.mark.parametrize("model", ["random:tiny-mixed", "random:tiny-gemma"])
+def test_a_loaded_document_leaves_no_block_with_tokens_that_nobody_wrote(make_engine: Any, model: str) -> None:
+    """The document ends within a block. The second prompt shares 31 whole blocks with it, and finds them in memory."""
+    bare, first = make_engine(model), make_engine(model, plugins=["prefix_cache"])
+    document = chat((1, 1000))
+    shorter = [*document.token_ids[:992], *tokens(77, 3)]
+    expected = [bare.generate(prompt, SAMPLINGS[1]).token_ids for prompt in (document, shorter)]
+    first.generate(document, SAMPLINGS[1])
+    first.close()
+    engine = make_engine(model, plugins=["prefix_cache"])
+    for store in engine.lane_of(engine.default_plan).stores:
+        store.data.fill_(float("nan"))
+    results = [engine.generate(prompt, SAMPLINGS[1]) for prompt in (document, shorter)]
+    assert [result.token_ids for result in results] == expected
+    assert results[0].stats["notes"]["prefix_cache"]["disk_tokens"] == 1000
+    assert results[1].stats["notes"]["prefix_cache"]["memory_tokens"] == 992
+
+
+def test_an_abort_while_a_document_is_loaded_saves_nothing_and_fails_no_plugin(
+    make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pitlane.engine.run.scheduler.LOAD_RATE", 1e7)  # many pieces
+    first = make_engine("random:tiny-mixed", plugins=["prefix_cache"])
+    first.generate(chat((1, 98), (2, 902)), SAMPLINGS[0])
+    first.close()
+    engine = make_engine("random:tiny-mixed", plugins=["prefix_cache"])
+    lane = engine.lane_of(engine.default_plan)
+    reader = iter(engine.submit([5] * 40, SamplingParams(max_tokens=3000, ignore_eos=True)))
+    next(reader)
+    stream, aborted, saves = engine.submit(chat((1, 98), (2, 902)), SAMPLINGS[0]), [], []
+
+    def abort() -> None:
+        for seq in lane.scheduler.running:
+            if seq.kv.prefix is not None and seq.kv.num_computed_tokens >= 98:
+                aborted.append(seq.kv.num_computed_tokens)
+                engine.roster.abort([seq.id])
+                saves.extend(op for op in lane.pool.queue.operations if isinstance(op, Save))
+
+    while not aborted:
+        engine.worker.call(abort).result()
+        next(reader)
+    result = stream.result()
+    assert result.finish_reason == "aborted" and aborted[0] < 1000
+    assert result.stats["failed"] == {} and saves == []
+
+
 def test_a_file_with_too_few_tokens_of_a_window_is_computed_again(make_engine: Any) -> None:
     first = make_engine("random:tiny-mixed", plugins=["prefix_cache"])
     expected = first.generate(chat((1, 200)), SAMPLINGS[0]).token_ids
@@ -113,7 +164,7 @@ def test_a_file_with_too_few_tokens_of_a_window_is_computed_again(make_engine: A
     with Store() as store:
         (saved,) = store.prefixes.list()
         tensors, token_ids = store.prefixes.load(saved), store.prefixes.token_ids(saved)
-        tensors = {name: tensor[:, :, :, -62:].contiguous() for name, tensor in tensors.items()}
+        tensors = {name: tensor[:, :, :, -71:].contiguous() for name, tensor in tensors.items()}
         store.prefixes.discard(saved)
         store.prefixes.save(saved.fingerprint, saved.block_hash, token_ids, tensors, title="1.pdf")
     result = make_engine("random:tiny-mixed", plugins=["prefix_cache"]).generate(chat((1, 200)), SAMPLINGS[0])
@@ -121,9 +172,32 @@ def test_a_file_with_too_few_tokens_of_a_window_is_computed_again(make_engine: A
     assert "too few tokens of group 0; 200 are needed" in result.stats["notes"]["prefix_cache"]["discarded"][0]
 
 
+def test_if_every_layer_has_a_window_no_entry_outlives_its_blocks() -> None:
+    pool = Pool([KVGroup((0,), 1, 8, window=64)], [20], 32, "", None, 64)
+    index = BlockIndex(pool)
+    for seed in range(20):
+        seq: Any = SimpleNamespace(token_ids=tokens(seed, 640), kv=KVState())
+        chain, kv = Chain(pool, ""), seq.kv
+        index.match(seq.token_ids, chain)
+        for stop in range(64, 641, 64):
+            while not pool.reserve(kv, stop):
+                index.evict(pool.lacking(pool.num_missing(kv, stop)))
+            kv.num_computed_tokens = stop
+            while kv.num_sealed_blocks < stop // 32:
+                index.insert(seq, kv.num_sealed_blocks, chain)
+                kv.num_sealed_blocks += 1
+            pool.drop(kv, stop)
+        index.park(seq, chain)
+        pool.release(kv)
+        held = sum(max(entry.column) >= 0 for entry in index.entries.values())
+        assert 0 < held <= 20 and len(index.entries) <= 40, "entries: held blocks, and their parents"
+    index.evict([1000])
+    assert not index.entries and not index.children and not index.uses and pool.num_free_blocks == 20
+
+
 def cached_blocks(engine: Any) -> list[int]:
     """Number of cached blocks per KV group."""
-    columns = engine.lane_of(engine.default_plan).state["prefix_cache"].columns
+    columns = cached_columns(engine.lane_of(engine.default_plan))
     return [sum(column[group] >= 0 for column in columns) for group in range(2)]
 
 
@@ -162,7 +236,7 @@ def test_other_documents_take_the_window_of_the_least_recent_document(make_engin
     assert hits[:3] == [0, 0, 539] and any(count > 0 for count in hits[5:]) and 0 in hits[5:]
     crowded.worker.call(lambda: None).result()
     lane = crowded.lane_of(crowded.default_plan)
-    lane.pool.check_integrity((), lambda: lane.state["prefix_cache"].columns)
+    assert_integrity(lane.pool, (), lambda: cached_columns(lane))
     lane.state["prefix_cache"].evict([1000, 1000])
     assert cached_blocks(crowded) == [0, 0] and lane.pool.num_free_blocks == lane.pool.num_blocks
 

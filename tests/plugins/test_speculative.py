@@ -10,6 +10,7 @@ import pytest
 
 from pitlane import BadOption, ModelError, SamplingParams
 from pitlane.plugins.speculative import Speculative
+from tests.integrity import assert_integrity
 
 PARAMS = SamplingParams(max_tokens=48, ignore_eos=True)
 PROMPT = [random.Random(0).randrange(256) for _ in range(50)]
@@ -115,5 +116,5 @@ def test_of_finished_sequences_only_shadows_are_kept(make_engine: Any, cut_tiny:
     (drafter,) = engine.lane_of(plan).draft_models.values()
     pool = drafter.pool
     assert len(drafter.shadows) == 4
-    pool.check_integrity(shadow.kv for shadow in drafter.shadows.values())
+    assert_integrity(pool, [shadow.kv for shadow in drafter.shadows.values()])
     assert pool.num_free_blocks < pool.num_blocks

@@ -17,9 +17,10 @@ from pitlane.ui.model_switch import ModelSwitch
 from pitlane.ui.session import EngineOptions
 
 
-async def built(engine: Any, store: Store) -> Any:
+async def built(engine: Any, store: Store, notice: str = "") -> Any:
     """A page made where a loop runs; elsewhere Gradio opens one for each of its locks and leaves it open."""
-    return build_page(Desk(engine, store), ModelSwitch(EngineOptions(engine.loader.source.name), engine))
+    switch = ModelSwitch(EngineOptions(engine.loader.source.name), engine)
+    return build_page(Desk(engine, store), switch, notice)
 
 
 @pytest.fixture

@@ -199,6 +199,61 @@ def test_a_run_that_ctrl_c_ended_before_its_first_save_is_resumed(
     assert len(json.loads((tmp_path / "out" / "loss_curve.json").read_text())) == 3
 
 
+# ---- train --lora
+
+
+def test_an_adapter_is_trained_served_and_resumed(model: str, text_file: str, tmp_path: Path) -> None:
+    out = tmp_path / "adapter"
+    train = ("train", model, text_file, "--lora", "--rank", "2", "--targets", "q,down", "--out", str(out), *STEPS)
+    result = invoke(*train)
+    assert result.exit_code == 0, result.stderr
+    serve = ("--model", model, "--plugins", "+lora", "-o", f"lora.adapter={out}")
+    assert result.stdout == f"{out}: try it with  pitlane chat {' '.join(serve)}\n"
+    assert "peak memory " in result.stderr and " GiB" in result.stderr
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["r"], config["lora_alpha"]) == (model, 2, 32)
+    assert config["target_modules"] == ["q_proj", "down_proj"]
+    answer = loaded("run", *serve, "--max-tokens", "2", "mato")
+    assert "lora" in answer["stats"]["plugins"] and answer["stats"]["failed"] == {}
+    assert_one_line((*train, "--resume"), "is over: all 3 steps are done")
+    assert_one_line((*train, "--alpha", "3", "--resume"), "other settings (lora_alpha)")
+    assert_one_line(
+        ("run", *serve, "--model", "random:tiny", "x"), "lora cannot serve this model", "down_proj", "[32, 48]"
+    )
+
+
+def test_less_memory_is_one_flag(model: str, text_file: str, tmp_path: Path) -> None:
+    plain, less = (
+        loaded("train", text_file, "--out", str(tmp_path / f"out{number}"), *SHAPE, *STEPS, *flags)
+        for number, flags in enumerate([(), ("--recompute",)])
+    )
+    assert less["eval_loss"] == pytest.approx(plain["eval_loss"], rel=1e-3)
+    name = str(tmp_path / "by-name")
+    adapter = ("train", text_file, "--start", model, "--lora", "--recompute", "--out", name, *STEPS)
+    assert set(loaded(*adapter)) == RESULT
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("MODEL",), "pitlane train MODEL FILES --lora"),
+        (("random:tiny", "TEXT"), "random:tiny has random weights and no folder"),
+        (("/nowhere/model", "TEXT"), "no such folder"),
+        (("MODEL", "TEXT", "--targets", "q,x"), "no linear 'x'"),
+        (("MODEL", "TEXT", "--alpha", "0"), "--alpha"),
+        (("MODEL", "TEXT", "--exit-layers", "1"), "leave one of them out"),
+        (("MODEL", "nowhere.txt"), "no file nowhere.txt"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_errors_of_adapters_are_one_line(
+    model: str, text_file: str, tmp_path: Path, args: Sequence[str], message: str
+) -> None:
+    names = {"MODEL": model, "TEXT": text_file}
+    given = [names.get(name, name) for name in args]
+    assert_one_line(("train", *given, "--lora", "--out", str(tmp_path / "out"), *STEPS), message)
+
+
 # ---- distill
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pitlane import Finished, SamplingParams, TextDelta
+from pitlane.storage.errors import StorageError
+from pitlane.storage.home import home
 from pitlane.ui.bench.summary import ratio, summary
 
 if TYPE_CHECKING:
@@ -64,9 +67,13 @@ class PlanRow:
 
 @contextmanager
 def own_home() -> Iterator[None]:
-    """Give engines an empty data folder inside the block, and delete it afterwards: saved KV neither helps nor stays."""
+    """Give engines a data folder without saved KV inside the block, and delete it afterwards; fetched models are in it too."""
     before = os.environ.get("PITLANE_HOME")
     with TemporaryDirectory(prefix="pitlane-bench-") as folder:
+        with suppress(StorageError, OSError):  # without links the models are fetched and decoded again
+            for name in ("models", "cache"):
+                (home() / name).mkdir(exist_ok=True)
+                (Path(folder) / name).symlink_to(home() / name)
         os.environ["PITLANE_HOME"] = folder
         try:
             yield

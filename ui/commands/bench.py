@@ -54,7 +54,9 @@ def bench(
     if ctx.invoked_subcommand is not None:
         return
     from pitlane.ui.bench.speed import Blocks, EngineSide, TransformersSide, compare, measure_in_turn
+    from pitlane.ui.commands.model_choice import fetch
 
+    fetch(options.model)
     context = options.context or prompt_tokens + steps + MARGIN
     plugins = "" if options.plugins is None and not options.plugin_options else options.plugins
     with replace(options, plugins=plugins, context=context).build() as engine:
@@ -106,10 +108,12 @@ def plugins(
 ) -> None:
     """Compare plugin sets on the same prompts: tokens per step, speed, and whether the ids are the same."""
     from pitlane.ui.bench.plans import PROMPTS, compare_plans, own_home
+    from pitlane.ui.commands.model_choice import fetch
 
     sampling = SamplingParams(max_tokens, temperature, seed=seed)
     texts = _lines(prompts) if prompts else list(PROMPTS)
     documents = add_documents(doc, options.plugins_dir)
+    fetch(options.model)
     with own_home(), options.build() as engine:
         plans = _plans(engine, sets)
         with progress("Measuring") as advance:

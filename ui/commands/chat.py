@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from pitlane import SamplingParams
-from pitlane.ui.commands.options import engine_options, prompt_options, sampling_options
+from pitlane.ui.commands.options import answer_options, prompt_options, sampling_options
 from pitlane.ui.session import Chat, EngineOptions, add_documents
 
 
 @click.command()
-@engine_options
+@answer_options
 @prompt_options
 @sampling_options
 @click.option("--load", metavar="ID", help="Go on with a saved conversation.")
@@ -33,9 +33,11 @@ def chat(
     > /plugins +prompt_lookup
     """
     from pitlane.storage.db import Store
+    from pitlane.ui.commands.model_choice import choose
     from pitlane.ui.commands.repl import Repl
 
     documents = add_documents(doc, options.plugins_dir)
+    options = choose(options, asks=True)
     with Store() as store, options.build() as engine:
         conversation = Chat(engine.tokenizer, system, think)
         for document in documents:

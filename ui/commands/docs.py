@@ -15,7 +15,7 @@ import click
 from pitlane import SamplingParams
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import whole_text
-from pitlane.ui.commands.options import BYTES, MOST, as_json, engine_options
+from pitlane.ui.commands.options import BYTES, MOST, answer_options, as_json
 from pitlane.ui.render import note, print_json, print_table, progress, say, size
 from pitlane.ui.session import Chat, EngineOptions, add_document, read_answer
 
@@ -30,7 +30,7 @@ def docs() -> None:
 
 
 @docs.command()
-@engine_options
+@answer_options
 @click.option("--prefill/--no-prefill", default=True, show_default=True, help="Compute and save the KV now.")
 @as_json
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
@@ -44,7 +44,9 @@ def add(ctx: click.Context, options: EngineOptions, prefill: bool, as_json: bool
     if not added:
         ctx.exit(2)
     if prefill:
-        with options.build() as engine:
+        from pitlane.ui.commands.model_choice import choose
+
+        with choose(options).build() as engine:
             for row, document, stored in added:
                 try:
                     row["prefill"] = _prefill(engine, document, stored)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pitlane.ui.commands.options import DTYPES, TOKENS, as_json, plugin_options
+from pitlane.ui.commands.options import DTYPES, TOKENS, as_json, offline_option, plugin_options
 from pitlane.ui.render import print_json, print_table, size
 from pitlane.ui.session import EngineOptions
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Sequences at once.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of weights and KV.  [default: by the machine]")
 @click.option("--device", metavar="D", help="cpu, cuda or cuda:N.")
+@offline_option
 @plugin_options
 @as_json
 @click.argument("model", default="bundled", envvar="PITLANE_MODEL")
@@ -31,9 +32,11 @@ def memory(
     """Say what MODEL needs in memory and what fits, without loading its weights."""
     from pitlane import PluginRegistry
     from pitlane.models import estimate_memory
+    from pitlane.ui.commands.model_choice import fetch
 
     options = EngineOptions(**plugins)
     registry = PluginRegistry.load(options.plugins_dir)
+    fetch(model)
     needs = estimate_memory(
         model,
         context,

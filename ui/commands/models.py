@@ -1,60 +1,99 @@
-"""`pitlane models`: models on this machine, and the Hugging Face cache."""
+"""`pitlane models`: the models on this machine: fetched files, their decoded copies, and the Hugging Face cache."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pitlane.ui.commands.options import as_json
+from pitlane.ui.commands.options import as_json, offline_option
 from pitlane.ui.render import note, print_json, print_table, say, size
+
+if TYPE_CHECKING:
+    from pitlane.sources import DecodedModel, WheelModel
 
 
 @click.group()
 def models() -> None:
-    """Models in the Hugging Face cache, and models that need no download."""
+    """Models on this machine, and models that need no download."""
 
 
 @models.command()
 @as_json
 def ls(as_json: bool) -> None:
-    """List the models on this machine."""
+    """List the models on this machine, and SmolLM2."""
     from pitlane import PluginRegistry
     from pitlane.models import PRESETS, cached_models
+    from pitlane.sources import decoded_models, wheel_models
 
-    rows: list[dict[str, Any]] = [
+    cached: list[dict[str, Any]] = [
         {"name": model.name, "path": str(model.path), "bytes": model.num_bytes, "reason": model.reason}
         for model in cached_models(PluginRegistry.load().families)
     ]
+    fetched, decoded = wheel_models(), decoded_models()
     if as_json:
-        print_json({"cached": rows, "presets": [f"random:{name}" for name in PRESETS]})
+        rows = {"package_index": list(map(_wheel_row, fetched)), "decoded": list(map(_decoded_row, decoded))}
+        print_json({"cached": cached} | rows | {"presets": [f"random:{name}" for name in PRESETS]})
         return
-    if rows:
-        cells = [[row["name"], size(row["bytes"]), row["reason"] or "ready"] for row in rows]
-        print_table(["model", "size", "status"], cells)
-    else:
-        note("no models in the Hugging Face cache; get one with: pitlane models pull ID")
+    cells = [[model.name, size(model.num_bytes), _status(model)] for model in fetched]
+    cells += [[row["name"], size(row["bytes"]), row["reason"] or "ready"] for row in cached]
+    cells += [[model.name, size(model.num_bytes), f"decoded copy of {model.source}"] for model in decoded]
+    print_table(["model", "size", "status"], cells)
     note("bundled: comes with Pitlane. random:NAME (random weights): " + ", ".join(PRESETS))
 
 
 @models.command()
-@click.argument("name", metavar="ID")
+@offline_option
+@click.argument("name")
 def pull(name: str) -> None:
-    """Download a model, as owner/name."""
+    """Fetch a model and print its file or folder: smollm2, pip:<distribution>==<version>, or a Hugging Face id (owner/name)."""
     from pitlane import PluginRegistry
     from pitlane.models import pull as download
+    from pitlane.ui.commands.model_choice import fetch
 
+    fetch(name)
     say(str(download(name, PluginRegistry.load().families)))
 
 
 @models.command()
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@click.argument("name", metavar="ID")
+@click.argument("name")
 def rm(yes: bool, name: str) -> None:
-    """Delete a model from the Hugging Face cache, which other programs may use too."""
-    from pitlane.models import remove
+    """Delete a model: smollm2, pip:<distribution>==<version>, or a Hugging Face id.
 
+    The first two go with their decoded copies; `ls` shows the name of a decoded copy, which can be deleted alone. Other programs
+    may use the Hugging Face cache too.
+    """
+    from pitlane.sources import decoded_models, find_pin, remove_decoded_model, remove_wheel_model
+
+    pin = find_pin(name)
+    is_decoded = any(model.name == name for model in decoded_models())
     if not yes and sys.stdin.isatty():
-        click.confirm(f"Delete {name} from the Hugging Face cache?", abort=True)
-    say(f"removed {name}, freed {size(remove(name))}")
+        place = "" if pin or is_decoded else " from the Hugging Face cache"
+        click.confirm(f"Delete {name}{place}?", abort=True)
+    if pin is not None:
+        freed = remove_wheel_model(pin)
+    elif is_decoded:
+        freed = remove_decoded_model(name)
+    else:
+        from pitlane.models import remove
+
+        freed = remove(name)
+    say(f"removed {name}, freed {size(freed)}")
+
+
+def _status(model: WheelModel) -> str:
+    if model.path is None:
+        return f"not fetched: pitlane models pull {model.name} ({model.licence})"
+    return "ready"
+
+
+def _wheel_row(model: WheelModel) -> dict[str, Any]:
+    path = None if model.path is None else str(model.path)
+    facts = {"licence": model.licence, "description": model.description}
+    return {"name": model.name, "path": path, "bytes": model.num_bytes} | facts
+
+
+def _decoded_row(model: DecodedModel) -> dict[str, Any]:
+    return {"name": model.name, "path": str(model.path), "bytes": model.num_bytes, "source": model.source}

@@ -1,12 +1,13 @@
 """Options that commands share, and values with units: `32k` tokens, `2GB`.
 
-`engine_options` and `sampling_options` gather their flags into one `EngineOptions` and one `SamplingParams` for the command. Only
-this module declares values and defaults of these flags.
+`engine_options`, or `answer_options`, and `sampling_options` gather their flags into one `EngineOptions` and one `SamplingParams`
+for the command. Only this module declares values and defaults of these flags.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -70,12 +71,16 @@ class PluginSet(click.Option):
     """`--plugins`: unlike for other options, an empty value in the environment counts (the bare core)."""
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        import os
-
         return os.environ.get("PITLANE_PLUGINS") if self.name == "plugins" else super().resolve_envvar_value(ctx)
 
     def value_from_envvar(self, ctx: click.Context) -> Any:
         return self.resolve_envvar_value(ctx)
+
+
+def _set_offline(ctx: click.Context, param: click.Parameter, value: bool | None) -> None:
+    """The engine reads the variable, for draft models too."""
+    if value is not None:
+        os.environ["PITLANE_OFFLINE"] = "1" if value else "0"
 
 
 TOKENS, BYTES, TEXT = TokenCount(), ByteCount(), Text()
@@ -87,9 +92,14 @@ _PLUGIN_OPTIONS = [
     click.option("--plugins-dir", type=click.Path(exists=True, file_okay=False), metavar="DIR",
                  help="Also load the plugin files of this folder."),
 ]  # fmt: skip
+offline_option = click.option("--offline/--no-offline", default=None, expose_value=False, callback=_set_offline,
+                              help="Fetch no model from a network.")  # fmt: skip
+_MODELS = "bundled, smollm2, pip:<distribution>==<version>, a local folder, a Hugging Face id, or random:<preset>."
+_MODEL = click.option("--model", "-m", default="bundled", show_default=True, metavar="M", help=_MODELS)
+_CHOSEN_MODEL = click.option("--model", "-m", default="bundled", metavar="M",
+                             help=f"{_MODELS}  [default: smollm2 if it was fetched, else bundled]")  # fmt: skip
 _ENGINE_OPTIONS = [
-    click.option("--model", "-m", default="bundled", show_default=True, metavar="M",
-                 help="bundled, a local folder, a Hugging Face id, or random:<preset>."),
+    offline_option,
     *_PLUGIN_OPTIONS[:2],
     click.option("--dtype", type=click.Choice(DTYPES), help="Of weights and KV.  [default: by the machine]"),
     click.option("--device", metavar="D", help="cpu, cuda or cuda:N.  [default: cuda where there is one]"),
@@ -118,13 +128,21 @@ as_json = click.option("--json", "as_json", is_flag=True, envvar="PITLANE_JSON",
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of an engine; the command gets `options: EngineOptions`."""
+    return _gathering(command, _MODEL)
 
+
+def answer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """As `engine_options`, for a command that passes its options to `model_choice.choose`."""
+    return _gathering(command, _CHOSEN_MODEL)
+
+
+def _gathering(command: Callable[..., Any], model: Callable[[Any], Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def gathered(*args: Any, **values: Any) -> Any:
         names = EngineOptions.__dataclass_fields__
         return command(*args, options=EngineOptions(**{name: values.pop(name) for name in names}), **values)
 
-    return _decorate(gathered, _ENGINE_OPTIONS)
+    return _decorate(gathered, [model, *_ENGINE_OPTIONS])
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ import click
 
 from pitlane import EXACTNESS, Planner, PluginEntry, PluginRegistry
 from pitlane.storage.errors import PitlaneError
-from pitlane.ui.commands.options import as_json
+from pitlane.ui.commands.options import as_json, offline_option
 from pitlane.ui.plugin_text import parse_settings
 from pitlane.ui.render import print_json, print_table
 
@@ -76,6 +76,7 @@ def info(plugins_dir: str | None, as_json: bool, name: str) -> None:
 )
 @click.option("--option", "-o", "plugin_options", multiple=True, metavar="PLUGIN.KEY=VALUE",
               help="Set an option of a plugin. Repeatable.")  # fmt: skip
+@offline_option
 @click.argument("name")
 @click.pass_context
 def check(
@@ -98,6 +99,9 @@ def check(
     Planner(registry).check(settings)
     from pitlane import Engine
     from pitlane.testing import check_plugin
+    from pitlane.ui.commands.model_choice import fetch
+
+    fetch(model)
 
     with Engine(model, dtype="float64", plugins={}, registry=registry) as engine:
         outcome = check_plugin(engine, settings)

@@ -14,7 +14,7 @@ import click
 
 from pitlane import MAX_SAMPLES, Result, SamplingParams
 from pitlane.storage.errors import StorageError
-from pitlane.ui.commands.options import TEXT, as_json, engine_options, prompt_options, sampling_options
+from pitlane.ui.commands.options import TEXT, answer_options, as_json, prompt_options, sampling_options
 from pitlane.ui.render import note, print_json, printable, progress, stats_line
 from pitlane.ui.session import Chat, EngineOptions, add_documents, read_answer
 
@@ -25,7 +25,7 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@engine_options
+@answer_options
 @prompt_options
 @sampling_options
 @click.option("--samples", type=click.IntRange(1, MAX_SAMPLES), default=1, metavar="N", help="Number of answers.")
@@ -56,15 +56,19 @@ def run(
     pitlane run --plugins +prompt_lookup --json "Say it again: one, two, three" | jq .stats
     pitlane run --batch prompts.jsonl --out answers.jsonl   # a second run continues a killed one
     """
+    from pitlane.ui.commands.model_choice import choose
+
     sampling = replace(sampling, n=samples)
     if (batch is None) != (out is None) or (batch is not None and prompt is not None):
         raise click.UsageError("--batch FILE and --out FILE go together, without a PROMPT")
     if batch is not None and out is not None:
         from pitlane.ui.commands.batch import BatchRun
 
+        options = choose(options, asks=True)
         ctx.exit(BatchRun(options, sampling, doc, (system, think, raw)).run(batch, out, as_json))
     text = read_prompt(prompt)
     documents = add_documents(doc, options.plugins_dir)
+    options = choose(options, asks=True)
     with options.build() as engine:
         chat = Chat(engine.tokenizer, system, think, raw)
         for document in documents:

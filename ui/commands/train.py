@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pitlane.ui.commands.training import PATH, Job, layer_list, run_job, training_options
+from pitlane.ui.commands.training import PATH, POSITIVE, Job, layer_list, run_job, training_options
 
 SIZE = click.IntRange(1)
 
@@ -30,6 +31,12 @@ SIZE = click.IntRange(1)
 @click.option("--kv-heads", "num_kv_heads", type=SIZE, default=2, show_default=True, metavar="N")
 @click.option("--head-dim", type=SIZE, default=64, show_default=True, metavar="N")
 @click.option("--context", type=SIZE, default=4096, show_default=True, metavar="N", help="Most tokens it is to read.")
+@click.option("--lora", is_flag=True, help="Train an adapter for MODEL: pitlane train MODEL FILES --lora.")
+@click.option("--rank", type=SIZE, default=16, show_default=True, metavar="R", help="Of the adapter.")
+@click.option(
+    "--alpha", type=POSITIVE, default=32.0, show_default=True, metavar="A", help="Adapter's scale times rank."
+)
+@click.option("--targets", default="all", show_default=True, metavar="all|q,v", help="Linears: q,k,v,o,gate,up,down.")
 @click.option("--exit-layers", metavar="N,N", help="Train exits after these layers too, for self-speculation.")
 def train(
     job: Job,
@@ -38,14 +45,26 @@ def train(
     tokenizer: Path | None,
     vocab_size: int,
     exit_layers: str | None,
+    lora: bool,
+    rank: int,
+    alpha: float,
+    targets: str,
     **shape: Any,
 ) -> None:
     """Train a model on FILES: .txt, or .jsonl with {"text"} or {"messages"} a line.
 
+    With --lora, the first of FILES is the name of a model: it stays as it is, and an adapter for the plugin `lora` is trained.
+
     \b
     pitlane train book.txt --out mymodel
     pitlane train chats.jsonl --start mymodel --answers-only --out mychat
+    pitlane train mymodel chats.jsonl --lora --rank 16 --answers-only --out myadapter
     """
+    if lora:
+        if exit_layers:
+            raise click.UsageError("--exit-layers trains a model, and --lora trains an adapter; leave one of them out")
+        _train_adapter(job, as_json, start, rank, alpha, targets)
+        return
     from pitlane.training import train as training
     from pitlane.training.losses import LabelLoss
     from pitlane.training.models import Shape
@@ -58,4 +77,23 @@ def train(
         lambda report: training.train(job.data, job.settings, job.output, report, origin, tokenizer_or_size, loss),
         job,
         as_json,
+    )
+
+
+def _train_adapter(job: Job, as_json: bool, start: Path | None, rank: int, alpha: float, targets: str) -> None:
+    """Train an adapter. Without `start`, the first file of the job is the name of the model."""
+    from pitlane.models import folder_of
+    from pitlane.training.lora import TARGETS, Adapter, train_adapter
+
+    files = list(job.data.files)
+    name = str(start or files.pop(0))
+    if not files:
+        raise click.UsageError("--lora needs a model and data: pitlane train MODEL FILES --lora --out FOLDER")
+    adapter = Adapter(rank, alpha, tuple(TARGETS if targets == "all" else targets.split(",")))
+    data, folder = replace(job.data, files=files), folder_of(name)
+    run_job(
+        lambda report: train_adapter(name, folder, data, adapter, job.settings, job.output, report),
+        job,
+        as_json,
+        f"--model {name} --plugins +lora -o lora.adapter={job.output.folder}",
     )

@@ -60,6 +60,7 @@ OPTIONS = (
     click.option("--save-every", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="Steps."),
     click.option("--seed", type=int, default=0, show_default=True, metavar="S"),
     click.option("--compile", is_flag=True, help="Fuse the steps first: a minute, needs a C++ compiler."),
+    click.option("--recompute", is_flag=True, help="Compute layers twice: less memory, more time."),
     click.option("--save-dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True),
     click.option("--device", metavar="D", help="cpu, cuda or cuda:N.  [default: cuda if there is one]"),
     click.option("--threads", type=THREADS, metavar="N", help="CPU threads.  [default: all cores]"),
@@ -112,17 +113,25 @@ def _job(values: dict[str, Any]) -> Job:
     return Job(data, settings, output)
 
 
-def run_job(train: Callable[[Report], Progress], job: Job, as_json: bool) -> None:
-    """Train under a progress line, then print the result."""
+def run_job(train: Callable[[Report], Progress], job: Job, as_json: bool, flags: str = "") -> None:
+    """Train under a progress line, then print the result.
+
+    flags: the flags of `pitlane chat` that serve the result; '': the result is a model in the output folder.
+    """
+    from pitlane.training.memory import peak_bytes
+
     with _progress_line() as report, _ending_between_steps(report) as stoppable:
         last = train(stoppable)
+    peak = peak_bytes(job.output.device)
+    if peak is not None:
+        note(f"peak memory {peak / 2**30:.2f} GiB")
     result = asdict(last) | {"model": str(job.output.folder)}
     if as_json:
         print_json(result)
         return
     right = f", {last.right:.1%} of the tokens right" if last.right is not None else ""
     note(f"held-out loss {last.eval_loss:.4f}{right}")
-    say(f"{job.output.folder}: try it with  pitlane chat --model {job.output.folder}")
+    say(f"{job.output.folder}: try it with  pitlane chat {flags or f'--model {job.output.folder}'}")
 
 
 def layer_list(text: str) -> tuple[int, ...]:

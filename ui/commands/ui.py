@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
-from pitlane.ui.commands.options import engine_options
+from pitlane.ui.commands.options import answer_options
 from pitlane.ui.session import EngineOptions
 
 
 @click.command()
-@engine_options
+@answer_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes a free port.")
 @click.option("--open/--no-open", "open_browser", default=True, show_default=True, help="Open a browser.")
 def ui(options: EngineOptions, host: str, port: int, open_browser: bool) -> None:
     """Open the page: chat over documents, toggle plugins, see what each plugin bought."""
+    from pitlane import ModelError
+    from pitlane.sources import SMOLLM2
+    from pitlane.ui.commands.model_choice import choose
+
+    notice = {}
+    try:
+        options = choose(options)
+    except ModelError as error:
+        if options.model != SMOLLM2.name:
+            raise
+        notice["notice"] = f"The bundled model answers, a small demonstration: {error}."
+        options = replace(options, model="bundled")
     from pitlane.ui.app import launch
 
-    launch(options, host=host, port=port, open_browser=open_browser)
+    launch(options, host=host, port=port, open_browser=open_browser, **notice)

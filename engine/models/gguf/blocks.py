@@ -105,5 +105,5 @@ def decode(raw: bytes, block: BlockType) -> NDArray[np.float32]:
     from gguf.quants import dequantize
 
     with np.errstate(all="ignore"):
-        row: NDArray[np.float32] = dequantize(np.frombuffer(raw, np.uint8)[None], GGMLQuantizationType(block.number))
-    return row[0]
+        values: NDArray[np.float32] = dequantize(np.frombuffer(raw, np.uint8), GGMLQuantizationType(block.number))
+    return values

@@ -85,9 +85,8 @@ def generation_values(model: GGUF) -> dict[str, Any]:
 def dtype_of(tensors: Mapping[str, TensorInfo]) -> str:
     """The dtype of the decoded model, by its matrices.
 
-    float32 and float16 files keep their dtype, so no bit is lost. All other types become bfloat16: the scales of quantized blocks
-    have 11 bits, but the rounding of the weights to 8 bits or fewer is the larger error, and the models were trained in bfloat16.
-    A dtype for all tensors, norms included: the engine casts all to one dtype anyway.
+    Matrices of F32 or of F16 keep their dtype, and their values. All other types become bfloat16: the models were trained in it,
+    and its 8 bits are as many as the finest quantized type has. Norms get the same dtype: the engine casts all tensors to one.
     """
     blocks = {info.block for info in tensors.values() if len(info.shape) > 1}
     if blocks == {F32}:
@@ -111,7 +110,9 @@ def _factors(model: GGUF) -> list[float] | None:
     if info is None:
         return None
     if len(info.shape) != 1 or info.block != F32 or info.shape[0] > MAX_FACTORS:
-        raise ModelError(f"{info.file}: {ROPE_FREQS} must be a row of F32, got {info.block.name} {info.shape}")
+        raise ModelError(
+            f"{info.file}: {ROPE_FREQS} must be a row of F32, got {info.block.name} {info.shape}; download it again"
+        )
     return [float(factor) for factor in decode(rows(info, 0, 1), info.block)]
 
 

@@ -70,8 +70,8 @@ def _make(conversion: Conversion, folder: Path, digests: list[str], progress: Pr
         _remove_stale(cache)
         _check_space(cache, file_size(conversion.jobs, conversion.dtype))
         partial = cache / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}"
-        partial.mkdir()
         try:
+            partial.mkdir()
             _fill(partial, conversion, digests, progress)
             _publish(partial, folder)
         finally:
@@ -86,9 +86,8 @@ def _fill(folder: Path, conversion: Conversion, digests: list[str], progress: Pr
     model = conversion.model
     _write_json(folder / "config.json", conversion.config)
     _write_json(folder / "generation_config.json", conversion.generation)
-    write_tokenizer(
-        model.metadata, folder
-    )  # first: a tokenizer that is not supported is refused before minutes of work
+    # before the weights: a tokenizer that is not supported is refused before minutes of work
+    write_tokenizer(model.metadata, folder)
     write(conversion.jobs, conversion.dtype, folder / SINGLE, progress)
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     files = [str(part.absolute()) for part in model.files]

@@ -158,8 +158,8 @@ class _Parser:
 
     def _placed(self, infos: list[tuple[str, tuple[int, ...], BlockType, int]]) -> list[TensorInfo]:
         """The tensors with their places, in the order of the file. Checks alignment, range, overlap and names."""
-        alignment = self._alignment()
-        data_start = -(-self.at // alignment) * alignment
+        end, alignment = self.at, self._alignment()
+        data_start = -(-end // alignment) * alignment
         tensors = []
         for name, shape, block, offset in infos:
             info = TensorInfo(name, shape, block, self.file, data_start + offset)

@@ -1,7 +1,8 @@
 """Reads GGUF models: the metadata, and the places of the raw blocks of every tensor. A model is one file or a split.
 
 A split is `<name>-00001-of-00003.gguf` and so on; its first file holds the metadata. A plugin that keeps the blocks packed finds
-them here: `read(file).tensors[name]` says type and place, and `rows` reads blocks. Names are those of GGUF (`names.py`).
+them here: `gguf.json` in the model folder (`ModelSource.folder`) names the files, `read(file).tensors[name]` says type and place of
+a tensor, and `rows` reads its blocks. The names of tensors are those of GGUF (`names.py`).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from math import prod
 from pathlib import Path
@@ -71,16 +72,17 @@ def write(jobs: list[Job], dtype: str, target: Path, progress: Progress) -> None
     """Decode all tensors into `target`. Raises ModelError for values that are not finite, OSError if it cannot be written."""
     total, done = sum(job.info.num_bytes for job in jobs), 0
     tasks = ((job, start, stop) for job in jobs for start, stop in job.chunks())
+    decode_chunk = partial(_decoded, getattr(torch, dtype))
     with open(target, "wb") as file, ThreadPoolExecutor(THREADS) as pool:
         file.write(header_bytes(jobs, dtype))
         while batch := list(islice(tasks, 2 * THREADS)):
-            for values in pool.map(lambda task: _decoded(*task, getattr(torch, dtype)), batch):
+            for values in pool.map(decode_chunk, *zip(*batch, strict=True)):
                 file.write(values.view(torch.uint8).numpy().data)
             done += sum((stop - start) * job.info.row_bytes for job, start, stop in batch)
             progress(done, total)
 
 
-def _decoded(job: Job, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+def _decoded(dtype: torch.dtype, job: Job, start: int, stop: int) -> Tensor:
     """The values of a range of rows, flat, as they are stored in the safetensors file."""
     info = job.info
     values = decode(rows(info, start, stop), info.block)

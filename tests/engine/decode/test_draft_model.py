@@ -12,10 +12,14 @@ import pytest
 
 from pitlane import BadOption, Draft, KVState, SamplingParams, Sequence
 from pitlane.engine.decode.draft import clean, depths, merged_children
-from pitlane.engine.decode.draft_model import MAX_SHADOWS, DraftModel, _size
+from pitlane.engine.decode.draft_model import MAX_SHADOWS, DraftModel, Shadow, _size
+from pitlane.engine.kv.pool import Pool
+from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.requests import make_sequence
+from pitlane.engine.run.batch import BatchBuilder
 from pitlane.engine.run.lane import Lane
 from pitlane.engine.run.runner import EarlyExit
+from tests.integrity import assert_integrity
 
 GREEDY = SamplingParams(max_tokens=400, ignore_eos=True)
 MODES = {
@@ -53,18 +57,21 @@ class Bench:
     def compute(self, seq: Sequence, stop: int) -> None:
         assert self.lane.pool.reserve(seq.kv, stop + 1)
         seq.num_scheduled_tokens = stop - seq.kv.num_computed_tokens
-        self.lane.runner.launch(self.lane.build_batch([seq])).wait()
+        self.lane.runner.run(self.lane.build_batch([seq]))
         seq.kv.num_computed_tokens = stop
         seq.num_scheduled_tokens = 1
 
     def draft(self, limits: list[int], branching: list[int] | None = None) -> list[Draft | None]:
+        self.lane.flush()  # as the loop does
+        assert not self.drafter.pool.queue.operations, "a shadow writes into no shared block"
         return self.drafter.draft(self.seqs, limits, branching or [1] * 32)
 
     def commit(self, seq: Sequence, draft: Draft | None, nodes: list[int], bonus: int) -> None:
         """Run the target on the draft, and commit the nodes that the test chose."""
         seq.draft = draft
         assert self.lane.pool.reserve(seq.kv, seq.num_tokens)
-        self.lane.runner.launch(self.lane.build_batch([seq])).wait()
+        self.lane.flush()
+        self.lane.runner.run(self.lane.build_batch([seq]))
         tokens = [draft.token_ids[node] for node in nodes] if draft else []
         self.lane.commit(seq, nodes, [*tokens, bonus])
         seq.num_scheduled_tokens = 1
@@ -73,9 +80,9 @@ class Bench:
         """End all sequences: afterwards every block of both pools is free, or held by a shadow."""
         for seq in self.seqs:
             self.lane.pool.release(seq.kv)
-        self.lane.pool.check_integrity([])
+        assert_integrity(self.lane.pool, [])
         assert self.lane.pool.num_free_blocks == self.lane.pool.num_blocks - self.lane.pool.num_withheld
-        self.drafter.pool.check_integrity(kv_of_shadows(self.drafter))
+        assert_integrity(self.drafter.pool, kv_of_shadows(self.drafter))
         assert len(self.drafter.shadows) <= MAX_SHADOWS and not (self.drafter.shares_kv and self.drafter.shadows)
 
 
@@ -150,8 +157,8 @@ def test_after_any_acceptance_the_next_draft_is_right(
             accepted = generator.randint(0, limit)
             bench.commit(seq, draft, list(range(accepted)), generator.randrange(256))
     kvs = [seq.kv for seq in seqs]
-    bench.lane.pool.check_integrity(kvs)
-    bench.drafter.pool.check_integrity(kvs if bench.drafter.shares_kv else kv_of_shadows(bench.drafter))
+    assert_integrity(bench.lane.pool, kvs)
+    assert_integrity(bench.drafter.pool, kvs if bench.drafter.shares_kv else kv_of_shadows(bench.drafter))
     bench.end()
 
 
@@ -169,11 +176,11 @@ def test_a_shadow_catches_up_after_steps_without_a_draft(make_bench: Callable[..
 def test_prompts_longer_than_a_step_are_read_in_pieces(make_bench: Callable[..., Bench], alone: Any) -> None:
     bench = make_bench(max_step_tokens=16)
     batches = []
-    launch = bench.drafter.runner.launch
+    run = bench.drafter.runner.run
 
     def counted(batch: Any) -> Any:
         batches.append(int(batch.query_start.diff().max()))
-        return launch(batch)
+        return run(batch)
 
     seqs = []
     for seed, length in enumerate((100, 3, 47)):
@@ -182,7 +189,7 @@ def test_prompts_longer_than_a_step_are_read_in_pieces(make_bench: Callable[...,
             bench.compute(seq, stop)
         bench.seqs.append(seq)
         seqs.append(seq)
-    bench.drafter.runner.launch = counted  # type: ignore[method-assign]
+    bench.drafter.runner.run = counted  # type: ignore[method-assign]
     for branching in ([1] * 6, [2, 2, 1]):
         for seq, draft in zip(seqs, bench.draft([6, 6, 6], branching), strict=True):
             assert draft is not None
@@ -192,6 +199,31 @@ def test_prompts_longer_than_a_step_are_read_in_pieces(make_bench: Callable[...,
     assert max(batches) <= 16
     assert bench.drafter.shares_kv or len(batches) > 6
     bench.end()
+
+
+def test_a_shadow_of_a_model_with_a_window_shares_the_blocks_of_a_shadow_that_shares_too(bench_pool: Pool) -> None:
+    drafter = DraftModel(BatchBuilder(bench_pool), cast(Any, None), 512, shares_kv=False)
+    document = prompt(1, 640)
+
+    def new_shadow(number: int, token_ids: list[int]) -> Shadow:
+        request = SimpleNamespace(salt="")
+        seq: Any = SimpleNamespace(id=number, request=request, token_ids=token_ids, num_tokens=len(token_ids))
+        drafter.shadows[number] = drafter._new_shadow(seq)
+        return drafter.shadows[number]
+
+    first = new_shadow(1, [*document, 9])
+    first.token_ids = [*document, 9]
+    assert bench_pool.reserve(first.kv, 641)
+    first.kv.num_computed_tokens = first.num_verified_tokens = 640
+    assert new_shadow(2, [*document, 8]).num_verified_tokens == 640
+    drafter.shadows[1] = drafter.shadows.pop(1)  # shadow 2 is now the least recently used
+    assert new_shadow(3, document[:170]).num_verified_tokens == 160
+    assert_integrity(bench_pool, kv_of_shadows(drafter))
+
+
+@pytest.fixture
+def bench_pool() -> Pool:
+    return Pool([KVGroup((0,), 1, 8), KVGroup((1,), 1, 8, window=64)], [200, 200], 32, "")
 
 
 # ---- trees
@@ -299,7 +331,7 @@ def test_the_least_recently_used_shadow_goes_first(make_engine: Any, cut_tiny: s
         (draft,) = bench.drafter.draft([seq], [3], [1] * 3)
         assert draft is not None and draft.token_ids == said(alone, seq.token_ids, 3, GREEDY)
     assert list(bench.drafter.shadows) == [seqs[2].id, seqs[0].id, seqs[3].id]
-    pool.check_integrity(kv_of_shadows(bench.drafter))
+    assert_integrity(pool, kv_of_shadows(bench.drafter))
     bench.end()
 
 
@@ -362,7 +394,7 @@ def test_memory_of_the_lane_is_shared_with_its_draft_models(make_engine: Any, cu
     assert lane.open_drafter(cut_tiny) is drafter and lane.pool.num_free_blocks == 60
     other = lane.open_drafter("random:tiny")
     assert lane.pool.num_free_blocks == 30 and other.pool.num_blocks == 30
-    lane.pool.check_integrity([])
+    assert_integrity(lane.pool, [])
     assert lane.early_exit(1) is lane.early_exit(1)
     assert lane.pool.num_free_blocks == 30, "early exits need no memory"
 
@@ -404,10 +436,10 @@ def left_over(engine: Any, settings: dict[str, Any]) -> list[DraftModel]:
     """Check that all blocks were given back; return the draft models of the plan's lane."""
     lane: Lane = engine.lane_of(engine.plan(settings))
     draft_models = list(lane.draft_models.values())
-    lane.pool.check_integrity([])
+    assert_integrity(lane.pool, [])
     assert lane.pool.num_free_blocks == lane.pool.num_blocks - lane.pool.num_withheld
     for drafter in draft_models:
-        drafter.pool.check_integrity(kv_of_shadows(drafter))
+        assert_integrity(drafter.pool, kv_of_shadows(drafter))
     return draft_models
 
 

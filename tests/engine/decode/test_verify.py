@@ -21,6 +21,7 @@ from pitlane.engine.plan.plan import Settings
 from pitlane.engine.plan.planner import Planner
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.engine.sequence import Request, Timing
+from tests.integrity import assert_integrity
 
 VOCAB = 5
 MODES = [
@@ -64,6 +65,11 @@ def plain(known: list[int], sampling: SamplingParams, count: int, seed: int = 11
     return tokens[len(known) :]
 
 
+def walk(seq: Seq, logits: torch.Tensor, draft: Draft | None, peaks: list[float] | None = None) -> Verified:
+    """Verify without known targets."""
+    return verify(seq, logits, draft, [], logits, peaks or [0.0] * len(logits))
+
+
 def random_tree(generator: random.Random, size: int, hint: list[int]) -> Draft:
     """A tree with random parents. Half of the nodes hold the right token of their depth, so that walks go deep."""
     tokens: list[int] = []
@@ -77,7 +83,7 @@ def random_tree(generator: random.Random, size: int, hint: list[int]) -> Draft:
 
 def check(known: list[int], sampling: SamplingParams, draft: Draft | None) -> int:
     """Verify a draft: tokens are plain, nodes are a path, the walk ends where no child fits. Return the accepted tokens."""
-    verified = verify(make_seq(known, sampling), rows_of(known, draft), draft)
+    verified = walk(make_seq(known, sampling), rows_of(known, draft), draft)
     size = len(draft.token_ids) if draft else 0
     expected = plain(known, sampling, size + 1)
     assert verified.token_ids == expected[: len(verified.token_ids)]
@@ -169,7 +175,7 @@ def test_equal_siblings_are_merged() -> None:
     first, second, third = plain([1, 2], sampling, 3)
     wrong = (second + 1) % VOCAB
     draft = Draft([first, first, wrong, second, second, third], [-1, -1, 0, 1, 1, 4])
-    verified = verify(make_seq([1, 2], sampling), rows_of([1, 2], draft), draft)
+    verified = walk(make_seq([1, 2], sampling), rows_of([1, 2], draft), draft)
     assert verified.nodes == [0, 3, 5] and verified.token_ids[:3] == [first, second, third]
     children = merged_children(draft)
     assert children == {-1: {first: 0}, 0: {wrong: 2, second: 3}, 3: {third: 5}}
@@ -187,7 +193,7 @@ def test_sampled_positions_are_those_of_the_tokens() -> None:
     flat = torch.zeros(4, VOCAB)
     truth = [sample(flat[0], sampling, 11, 2 + i) for i in range(4)]
     assert len(set(truth)) > 1
-    assert verify(make_seq([0, 0], sampling), flat, Draft(truth[:3])).token_ids == truth
+    assert walk(make_seq([0, 0], sampling), flat, Draft(truth[:3])).token_ids == truth
 
 
 class Forces4(Plugin):
@@ -232,7 +238,7 @@ def test_the_walk_ends_before_a_row_without_a_finite_logit() -> None:
     for broken, kept in ((1, 1), (2, 2), (3, 3)):
         peaks = [0.0] * 4
         peaks[broken] = float("-inf")
-        assert verify(make_seq([1, 2], sampling), logits, draft, peaks=peaks).token_ids == truth[:kept]
+        assert walk(make_seq([1, 2], sampling), logits, draft, peaks=peaks).token_ids == truth[:kept]
 
 
 # ---- drafts of any plugin
@@ -363,5 +369,5 @@ def test_drafts_that_end_an_answer_in_their_middle(make_engine: Any, kind: str, 
         step_ratios.append(drafted.stats["steps"] / expected.stats["steps"])
     assert min(step_ratios) < 0.6, "drafts were accepted"
     lane = engine.lane_of(plan)
-    lane.pool.check_integrity([])
+    assert_integrity(lane.pool, [])
     assert lane.pool.num_free_blocks == lane.pool.num_blocks

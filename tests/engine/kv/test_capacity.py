@@ -14,6 +14,7 @@ from pitlane import PromptTooLong, SamplingParams
 from pitlane.engine.kv.capacity import GroupNeeds, LaneLimits, num_blocks, seq_bytes, seq_tokens
 from pitlane.engine.models import presets
 from pitlane.models import estimate_memory
+from tests.integrity import assert_integrity
 
 SIZE, WINDOW, STEP = 32, 64, 128
 PARAMS = SamplingParams(max_tokens=8, ignore_eos=True)
@@ -83,6 +84,46 @@ def test_the_split_fits_and_serves_a_sequence_of_any_length_that_an_equal_split_
         assert all(count >= need for count, need in zip(counts, needs, strict=True))
 
 
+@pytest.mark.parametrize("contexts", [1.0, 1.01, 1.05, 1.5, 2.0, 4.0])
+@pytest.mark.parametrize(
+    ("num_full", "num_sliding", "window", "context"),
+    [
+        (4, 22, 512, 32768),
+        (4, 22, 1024, 8192),
+        (5, 25, 1024, 32768),
+        (1, 1, 4096, 8192),
+        (4, 22, 512, 4096),
+        (1, 9, 5, 999),
+        (0, 1, 2048, 8192),
+    ],
+)
+def test_memory_for_a_context_holds_a_sequence_of_the_context(
+    num_full: int, num_sliding: int, window: int, context: int, contexts: float
+) -> None:
+    full = GroupNeeds(num_full * 1024 or 1024, None if num_full else window // 9)
+    groups = [full, GroupNeeds(num_sliding * 1024, window), GroupNeeds(700, 2 * window)]
+    kv_bytes = int(contexts * seq_bytes(groups, context + SIZE, 512))
+    counts = num_blocks(groups, LaneLimits(kv_bytes, context))
+    assert all(n * SIZE >= seq_tokens(group, context, 512) for n, group in zip(counts, groups, strict=True))
+    assert sum(n * SIZE * group.bytes_per_token for n, group in zip(counts, groups, strict=True)) <= kv_bytes
+
+
+@pytest.mark.parametrize("source", ["estimate", "contexts"])
+def test_the_figures_of_kv_memory_are_true_for_a_model_with_a_window(make_engine: Any, mixed: str, source: str) -> None:
+    """`pitlane memory` prints a value for `--kv-memory`; an engine prints how many contexts its KV memory holds."""
+    needs = make_engine(mixed).loader.needs
+    per_lane = needs.kv_bytes(4096 + SIZE)
+    kv_memory = (
+        4 * per_lane if source == "contexts" else estimate_memory(mixed, 4096, dtype="float64", plugins={}).kv_memory
+    )
+    engine = make_engine(mixed, kv_memory=kv_memory)
+    assert "1.0 times the context of 4,096" in engine.loader.describe_memory() or source == "estimate"
+    assert engine.lane_of(engine.default_plan).max_tokens_per_seq == 4096
+    assert len(engine.generate(prompt(4094), SamplingParams(max_tokens=2, ignore_eos=True)).token_ids) == 2
+    short = make_engine(mixed, kv_memory=4 * (per_lane - SIZE * needs.kv_per_token))
+    assert "0.9 times the context of 4,096" in short.loader.describe_memory()
+
+
 def test_a_long_document_takes_less_memory_and_fits_where_equal_blocks_would_not_hold_it(
     make_engine: Any, mixed: str
 ) -> None:
@@ -132,7 +173,7 @@ def test_a_draft_model_takes_blocks_of_the_groups_without_a_limit(make_engine: A
     params = SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.7, seed=5)
     result = engine.generate(tokens, params)
     assert result.token_ids == bare.generate(tokens, params).token_ids and result.stats["draft_tokens"] > 0
-    engine.worker.call(lambda: lane.pool.check_integrity(())).result()
+    engine.worker.call(lambda: assert_integrity(lane.pool, ())).result()
 
 
 def test_the_estimate_counts_the_window_of_a_long_context(mixed: str) -> None:

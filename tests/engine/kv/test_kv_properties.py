@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from pitlane import Copy, PrefixMatch, SamplingParams, Save, Sequence
 from pitlane.engine.kv.pool import DROPPED, Pool
 from pitlane.engine.kv.state import Column, KVGroup
+from pitlane.engine.pacing.pacing import Pacing
 from pitlane.engine.run.scheduler import Scheduler
 from pitlane.engine.sequence import Request, Timing
+from tests.integrity import assert_integrity
 
 SIZE = 4
 STEP = 12  # the most tokens of a forward
@@ -150,8 +152,10 @@ class PoolWorld:
         return 0 if window is None else max(0, num_tokens - window + 1) // SIZE
 
     def check(self, is_last: bool) -> None:
-        self.pool.check_integrity(
-            [seq.kv for seq in self.seqs], lambda: [column for entry in self.cache for column in entry.columns]
+        assert_integrity(
+            self.pool,
+            [seq.kv for seq in self.seqs],
+            lambda: [column for entry in self.cache for column in entry.columns],
         )
         for group, allocator in enumerate(self.pool.allocators):
             assert allocator.num_free == self.num_free(group)
@@ -179,7 +183,7 @@ class PoolWorld:
         while self.cache:
             self.evict(0)
         assert self.pool.num_free_blocks == self.pool.num_blocks == sum(self.num_blocks)
-        self.pool.check_integrity(())
+        assert_integrity(self.pool, ())
 
     def admit(self, a: int, b: int) -> None:
         """Start a sequence, with blocks of the cache or without."""
@@ -243,7 +247,7 @@ class PoolWorld:
             for index in range(self.first(group, stop // SIZE * SIZE)):
                 self.hold([[table[index]]], -1)
                 table[index] = None
-            limit = self.pool.most_blocks[group]
+            limit = self.pool.max_blocks[group]
             assert limit is None or len(table) - table.count(None) <= limit
 
     def draft(self, seq: Sequence, b: int) -> None:
@@ -414,14 +418,14 @@ class SchedulerWorld:
     def __init__(self, groups: tuple[KVGroup, ...], num_blocks: int, budget: int) -> None:
         """Windowed groups get the blocks of one sequence, and one for a fork; long prompts take them step by step."""
         self.is_bounded = len(groups) > 1 and num_blocks % 2 == 0
-        steps = budget if self.is_bounded else None
-        self.pool = Pool(groups, num_blocks, SIZE, "fingerprint", max_step_tokens=steps)
+        steps = budget if self.is_bounded else 1000
+        self.pool = Pool(groups, [num_blocks] * len(groups), SIZE, "fingerprint", max_step_tokens=steps)
         if self.is_bounded:
-            limits = [limit and min(num_blocks, limit + 1 + num_blocks % 4) for limit in self.pool.most_blocks]
+            limits = [limit and min(num_blocks, limit + 1 + num_blocks % 4) for limit in self.pool.max_blocks]
             counts = [limit or num_blocks for limit in limits]
             self.pool = Pool(groups, counts, SIZE, "fingerprint", max_step_tokens=steps)
         self.stores = Stores(self.pool)
-        self.scheduler = Scheduler(self.pool, budget, 6, self.match, self.reclaim)
+        self.scheduler = Scheduler(self.pool, budget, 6, self.match, self.reclaim, Pacing(budget))
         self.cache: dict[tuple[int, ...], Column] = {}  # a block, by all tokens up to its end
         self.count = 0
         self.num_finished = self.num_preempted = self.num_cached = self.num_forked = 0
@@ -461,7 +465,7 @@ class SchedulerWorld:
                 if count <= 0 or column[group] == DROPPED or not self.pool.is_idle(part):
                     continue
                 count -= 1
-                if self.is_bounded and self.pool.most_blocks[group]:
+                if self.is_bounded and self.pool.max_blocks[group]:
                     self.pool.unlock(part)
                     self.cache[key] = tuple(DROPPED if index == group else block for index, block in enumerate(column))
                 elif self.pool.is_idle(column):
@@ -504,7 +508,7 @@ class SchedulerWorld:
             self.pool.drop(seq.kv, seq.kv.num_computed_tokens // SIZE * SIZE)
             if seq.num_completion_tokens >= 7:
                 self.finish(seq)
-        self.pool.check_integrity([seq.kv for seq in self.scheduler.seqs], lambda: list(self.cache.values()))
+        assert_integrity(self.pool, [seq.kv for seq in self.scheduler.seqs], lambda: list(self.cache.values()))
 
     def keep(self, seq: Sequence) -> None:
         while (seq.kv.num_sealed_blocks + 1) * SIZE <= seq.kv.num_computed_tokens:

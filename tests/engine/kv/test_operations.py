@@ -9,10 +9,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from pitlane import Copy, Load, OperationQueue, Plugin, SamplingParams, Save, Sequence, hookimpl
-from pitlane.engine.kv.state import KVGroup
+from pitlane import (
+    Copy,
+    Draft,
+    Limits,
+    Load,
+    OperationQueue,
+    PitlaneError,
+    Plugin,
+    SamplingParams,
+    Save,
+    Segment,
+    Sequence,
+    hookimpl,
+)
+from pitlane.engine.kv.state import KVGroup, KVState
 from pitlane.engine.kv.store import DenseKV, execute
 from pitlane.engine.plan.registry import PluginRegistry
+from pitlane.engine.text.tokenizer import Prompt
 
 
 def test_operations_run_in_the_order_of_the_queue() -> None:
@@ -106,3 +120,111 @@ def test_a_lane_that_its_last_request_leaves_carries_out_its_operations(make_eng
     assert list(result.stats["failed"]) == ["fails"] and len(result.token_ids) == 5
     engine.worker.call(lambda: None).result()
     assert engine.lanes.by_key[plan.lane_key].pool.queue.operations == [] and Keeper.saved == [33]
+
+
+SAMPLED = SamplingParams(max_tokens=40, ignore_eos=True, temperature=0.9, seed=3)
+DOCUMENT = list(range(256)) * 4
+ASKED = Prompt([*DOCUMENT, *range(45)], (Segment(0, len(DOCUMENT), "0" * 64, "d.pdf"),), "")
+CASES: dict[str, dict[str, Any]] = {
+    "load": {},
+    "load beside drafts": {"self_speculation": {"num_layers": 1}},
+    "copy": {"oracle": {}},
+}
+
+
+class Oracle(Plugin):
+    """Drafts the true answer behind a wrong token, so that accepted tokens move."""
+
+    name, role, exactness = "oracle", "drafter", "identical"
+    answer: ClassVar[list[int]] = []
+
+    @hookimpl
+    def propose(self, seqs: list[Sequence], limits: Limits) -> list[Draft | None]:
+        drafts: list[Draft | None] = []
+        for seq, limit in zip(seqs, limits.num_draft_tokens, strict=True):
+            rest = self.answer[seq.num_completion_tokens :][: max(0, limit - 1)]
+            wrong = 255 - rest[0] if rest else 0
+            drafts.append(Draft([wrong, *rest], [-1, -1, *range(1, len(rest))]) if rest else None)
+        return drafts
+
+
+@pytest.mark.usefixtures("always_draft")
+@pytest.mark.parametrize("case", CASES)
+def test_an_operation_that_fails_ends_its_requests_and_leaves_no_wrong_kv(
+    make_engine: Any, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """The prefix of a document is loaded, or accepted nodes of a draft tree are moved. Both change KV that a request needs."""
+    registry = PluginRegistry.load()
+    registry.add(Oracle)
+    prompt = ASKED if case != "copy" else list(range(40))
+    expected = Oracle.answer = make_engine().generate(prompt, SAMPLED).token_ids
+    plugins = {"prefix_cache": {}, **CASES[case]}
+    if case != "copy":
+        first = make_engine(plugins=plugins)
+        first.generate(prompt, SAMPLED)
+        first.close()
+    engine = make_engine(plugins=plugins, registry=registry)
+    lane = engine.lane_of(engine.default_plan)
+    for store in lane.stores:
+        store.data.fill_(3.0)
+    name = case.split()[0]
+    working, num_calls = getattr(DenseKV, name), 0
+
+    def fail_once(*args: Any) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 1:
+            raise MemoryError("no memory for the copy")
+        working(*args)
+
+    if case == "load beside drafts":
+        reader = iter(engine.submit(list(range(40)), SamplingParams(max_tokens=3000, ignore_eos=True)))
+        next(reader)
+    monkeypatch.setattr(DenseKV, name, fail_once)
+    with pytest.raises(PitlaneError, match="stored KV could not be moved: MemoryError: no memory for the copy"):
+        engine.generate(prompt, SAMPLED)
+    for _ in range(2):
+        assert engine.generate(prompt, SAMPLED).token_ids == expected
+    assert num_calls > 1 and lane.pool.queue.operations == []
+
+
+def test_an_operation_that_fails_ends_every_sequence_with_kv_and_no_other(make_engine: Any) -> None:
+    engine = make_engine()
+    lane = engine.lane_of(engine.default_plan)
+    streams = [engine.submit([seed] * 40, SamplingParams(max_tokens=3000, ignore_eos=True)) for seed in (1, 2)]
+    readers = [iter(stream) for stream in streams]
+    for reader in readers:
+        next(reader)
+    received: list[Any] = []
+    late: list[Any] = []
+
+    def fail() -> None:
+        lane.pool.queue.append(Copy(0, [0], [10**9]))
+        lane.pool.queue.save([[0]], received.append)
+        late.append(engine.submit([7] * 40, SamplingParams(max_tokens=3)))
+
+    engine.worker.call(fail).result()
+    for reader in readers:
+        with pytest.raises(PitlaneError, match="stored KV could not be moved: "):
+            list(reader)
+    assert len(late[0].result().token_ids) == 3
+    assert received == [] and not lane.pool.queue._sinks
+
+
+def test_a_warm_up_carries_out_the_operations_that_wait(make_engine: Any) -> None:
+    """A released block waits to be saved, and the warm-up of another plan writes into it."""
+    engine = make_engine()
+    lane = engine.lane_of(engine.default_plan)
+    saved: list[Any] = []
+
+    def save_and_warm_up() -> None:
+        for store in lane.stores:
+            store.data.fill_(3.0)
+        kv = KVState()
+        assert lane.pool.reserve(kv, 64)
+        lane.pool.queue.save([lane.pool.slots(kv, 0, 0, 64)], lambda tensors: saved.append(tensors["group.0"].clone()))
+        lane.pool.release(kv)
+        lane.warm_up(64)
+
+    engine.worker.call(save_and_warm_up).result()
+    assert (saved[0] == 3.0).all() and not lane.pool.queue._sinks

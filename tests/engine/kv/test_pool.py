@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 
 from pitlane import Copy, KVState
 from pitlane.engine.kv.allocator import BlockAllocator
 from pitlane.engine.kv.pool import DROPPED, Pool
 from pitlane.engine.kv.state import KVGroup
+from tests.integrity import assert_integrity
 
 SIZE = 4
 FULL = KVGroup((0, 1), 2, 8)
@@ -17,7 +16,8 @@ WINDOWED = KVGroup((2,), 2, 8, window=6)
 
 
 def make_pool(num_blocks: int = 12, *groups: KVGroup) -> Pool:
-    return Pool(groups or (FULL,), num_blocks, SIZE, "fingerprint")
+    groups = groups or (FULL,)
+    return Pool(groups, [num_blocks] * len(groups), SIZE, "fingerprint", max_step_tokens=1000)
 
 
 def num_free(pool: Pool) -> list[int]:
@@ -95,7 +95,7 @@ def test_reserve_is_all_or_nothing() -> None:
     assert [len(table) for table in first.block_tables] == [3, 3]
     assert pool.reserve(second, 2 * SIZE) and num_free(pool) == [0, 0]
     assert pool.reserve(first, 3 * SIZE), "the blocks are reserved already"
-    pool.check_integrity([first, second])
+    assert_integrity(pool, [first, second])
 
 
 @pytest.mark.parametrize("num_tokens, blocks", [(0, 0), (1, 1), (SIZE, 1), (SIZE + 1, 2), (3 * SIZE, 3)])
@@ -115,10 +115,10 @@ def test_an_adopted_prefix_is_shared_until_both_sequences_release_it() -> None:
     assert guest.block_tables == [table[:2] for table in owner.block_tables]
     pool.reserve(guest, 3 * SIZE)
     assert guest.column(2) != owner.column(2) and num_free(pool) == [8 - 4] * 2
-    pool.check_integrity([owner, guest])
+    assert_integrity(pool, [owner, guest])
     pool.release(owner)
     assert num_free(pool) == [8 - 3] * 2 and owner.block_tables == []
-    pool.check_integrity([guest])
+    assert_integrity(pool, [guest])
     pool.release(guest)
     assert num_free(pool) == [8, 8] and (guest.num_computed_tokens, guest.num_sealed_blocks) == (0, 0)
     with pytest.raises(AssertionError, match="only an empty sequence"):
@@ -134,7 +134,7 @@ def test_roll_back_keeps_the_block_of_the_last_token(num_tokens: int, kept: int)
     pool.roll_back(kv, num_tokens)
     assert kv.block_tables == [table[:kept] for table in before]
     assert num_free(pool) == [8 - kept] * 2
-    pool.check_integrity([kv])
+    assert_integrity(pool, [kv])
 
 
 def test_roll_back_leaves_shared_blocks_to_their_other_holders() -> None:
@@ -142,7 +142,7 @@ def test_roll_back_leaves_shared_blocks_to_their_other_holders() -> None:
     pool.reserve(owner, 2 * SIZE)
     pool.adopt(guest, [owner.column(0), owner.column(1)])
     pool.roll_back(guest, SIZE)
-    pool.check_integrity([owner, guest])
+    assert_integrity(pool, [owner, guest])
     assert len(owner.block_tables[0]) == 2 and pool.num_free_blocks == 10
 
 
@@ -158,10 +158,10 @@ def test_drop_frees_only_blocks_that_no_later_token_sees() -> None:
         dropped = [block == DROPPED for block in kv.block_tables[1]]
         assert dropped == [(index + 1) * SIZE <= first_seen for index in range(6)]
         assert kv.block_tables[0] == full, "the group without a window keeps all blocks"
-        pool.check_integrity([kv])
-        pool.spans(kv, 1, first_seen, 24)  # no visible block is dropped
+        assert_integrity(pool, [kv])
+        pool.slots(kv, 1, first_seen, 24)  # no visible block is dropped
         pool.release(kv)
-        pool.check_integrity([])
+        assert_integrity(pool, [])
 
 
 def test_drop_at_once_equals_drop_step_by_step() -> None:
@@ -183,47 +183,40 @@ def test_a_dropped_block_stays_locked() -> None:
     assert not pool.is_idle(column)
     pool.drop(kv, 16)
     assert kv.column(0) == (column[0], DROPPED)
-    pool.check_integrity([kv], lambda: [column])
+    assert_integrity(pool, [kv], lambda: [column])
     pool.release(kv)
     assert pool.is_idle(column)
     pool.lock((column[0], DROPPED))  # a column may hold dropped blocks
     assert not pool.is_idle(column)
     pool.unlock((column[0], DROPPED))
     pool.unlock(column)
-    pool.check_integrity([])
+    assert_integrity(pool, [])
 
 
 def test_reaching_into_a_dropped_block_is_refused() -> None:
     pool, kv = make_pool(8, WINDOWED), KVState()
     pool.reserve(kv, 16)
     pool.drop(kv, 16)
-    for call in (pool.spans, pool.slots):
-        with pytest.raises(AssertionError, match="dropped block"):
-            call(kv, 0, 5, 16)
+    with pytest.raises(AssertionError, match="dropped block"):
+        pool.slots(kv, 0, 5, 16)
 
 
-def test_spans_and_slots_follow_the_table() -> None:
+def test_slots_follow_the_table() -> None:
     pool, kv = make_pool(10), KVState()
     kv.block_tables = [[5, 6, 2, 3, 4, 9]]
     expected = [kv.block_tables[0][token // SIZE] * SIZE + token % SIZE for token in range(6 * SIZE)]
     for start in range(24):
         for stop in range(start, 25):
             assert pool.slots(kv, 0, start, stop) == expected[start:stop]
-            spans = pool.spans(kv, 0, start, stop)
-            pairs = [(slot, span.first + i) for span in spans for i, slot in enumerate(range(span.start, span.stop))]
-            assert pairs == [(expected[token], token) for token in range(start, stop)]
-            assert all(span.start < span.stop for span in spans), "torch's attention crashes on an empty span"
-            assert all(a.stop != b.start for a, b in pairwise(spans)), "adjacent slots make a single span"
-    assert len(pool.spans(kv, 0, 0, 24)) == 3
 
 
 @pytest.mark.parametrize(
     "harm", ["lost reference", "lost block", "wrong free count", "forgotten lock", "foreign block"]
 )
-def test_check_integrity_finds_every_leak(harm: str) -> None:
+def test_assert_integrity_finds_every_leak(harm: str) -> None:
     pool, kv = make_pool(8, FULL, WINDOWED), KVState()
     pool.reserve(kv, 3 * SIZE)
-    pool.check_integrity([kv])
+    assert_integrity(pool, [kv])
     if harm == "lost reference":
         pool.allocators[0].share(kv.block_tables[0][1])
     elif harm == "lost block":
@@ -232,17 +225,31 @@ def test_check_integrity_finds_every_leak(harm: str) -> None:
         pool.allocators[1].num_free += 1
     elif harm == "forgotten lock":
         pool.lock(kv.column(0))
-        pool.check_integrity([kv], lambda: [kv.column(0)])
+        assert_integrity(pool, [kv], lambda: [kv.column(0)])
         pool.unlock(kv.column(0))
         with pytest.raises(AssertionError, match="group 0: counts differ from what plugins hold"):
-            pool.check_integrity([kv], lambda: [kv.column(0)])
+            assert_integrity(pool, [kv], lambda: [kv.column(0)])
         with pytest.raises(AssertionError, match="is not locked"):
             pool.unlock(kv.column(0))
         return
     else:
         kv.block_tables[0][0] = 7
     with pytest.raises(AssertionError, match=r"group [01]: (counts differ|free count is off)"):
-        pool.check_integrity([kv])
+        assert_integrity(pool, [kv])
+
+
+@pytest.mark.parametrize("group", [0, 1])
+def test_a_block_is_lost_if_it_is_neither_locked_nor_withheld(group: int) -> None:
+    pool, kv = make_pool(8, FULL, WINDOWED), KVState()
+    pool.withhold(2)
+    assert pool.withheld == [2, 0]
+    pool.reserve(kv, SIZE)
+    column = kv.column(0)
+    pool.lock(column)
+    pool.release(kv)
+    assert pool.groups_with_lost_blocks == []
+    pool.allocators[group].take(1, None)
+    assert pool.groups_with_lost_blocks == [group]
 
 
 # ---- fork and copy on write
@@ -264,7 +271,7 @@ def test_a_fork_shares_every_block_until_a_sequence_writes() -> None:
     assert [(copy.group, copy.sources) for copy in copies] == [(g, [shared[g] * SIZE]) for g in (0, 1)]
     assert [copy.targets for copy in copies] == [pool.slots(child, g, 2 * SIZE, 2 * SIZE + 1) for g in (0, 1)]
     assert pool.reserve(kv, 2 * SIZE + 2) and len(pool.queue.operations) == 2, "the last holder writes without a copy"
-    pool.check_integrity([kv, child])
+    assert_integrity(pool, [kv, child])
 
 
 def test_a_fork_at_a_block_boundary_copies_nothing() -> None:
@@ -274,7 +281,7 @@ def test_a_fork_at_a_block_boundary_copies_nothing() -> None:
     pool.fork(kv, child)
     assert pool.reserve(child, 3 * SIZE) and pool.reserve(kv, 3 * SIZE)
     assert not pool.queue.operations and child.column(2) != kv.column(2)
-    pool.check_integrity([kv, child])
+    assert_integrity(pool, [kv, child])
 
 
 def test_a_copy_needs_a_free_block() -> None:

@@ -19,7 +19,8 @@ from pitlane import (
     Segment,
     hookimpl,
 )
-from pitlane.engine.kv.store import DenseKV, KVStore
+from pitlane.engine.kv.store import DenseKV, KVStore, KVStorePlan
+from pitlane.engine.kv.visibility import FullAttention, Visibility
 from pitlane.engine.models.presets import PRESETS
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.engine.text.tokenizer import Prompt
@@ -139,3 +140,70 @@ def test_a_store_of_another_type_is_refused(make_engine: Any, registry: PluginRe
     registry.add(Wrong)
     with pytest.raises(PluginFailed, match="wrong.build_kv_store: TypeError: returned type, not a KVStorePlan"):
         make_engine(registry=registry, plugins=["wrong"])
+
+
+class Breaks(Plugin):
+    """A dense store, or a visibility, that fails from the call after `num_calls` on. At 0, the store is not even built."""
+
+    name, role, exactness = "breaks", "kv_store", "rounding"
+    num_calls = 10**9
+
+    @classmethod
+    def count(cls) -> None:
+        cls.num_calls -= 1
+        if cls.num_calls < 0:
+            raise RuntimeError("broken")
+
+    @hookimpl
+    def build_kv_store(self, group: KVGroup, context: BuildContext) -> KVStorePlan:
+        def build(num_blocks: int, block_size: int) -> KVStore:
+            self.count()
+            return BrokenStore(group, num_blocks, block_size, context.dtype, context.device)
+
+        return KVStorePlan("dense", group.bytes_per_token(context.dtype), build)
+
+
+class BrokenStore(DenseKV):
+    def write(self, *args: Any) -> None:
+        Breaks.count()
+        super().write(*args)
+
+
+class Trims(Plugin):
+    name, role, exactness = "trims", "eviction", "rounding"
+
+    @hookimpl
+    def trim_cache(self, group: KVGroup, context: BuildContext) -> Visibility:
+        return BrokenVisibility()
+
+
+class BrokenVisibility(FullAttention):
+    def starts(self, positions: Any) -> Any:
+        Breaks.count()
+        return super().starts(positions)
+
+
+@pytest.mark.parametrize("plugin", [Breaks, Trims])
+def test_requests_go_on_without_a_store_or_a_visibility_that_fails(
+    make_engine: Any, registry: PluginRegistry, monkeypatch: pytest.MonkeyPatch, plugin: type[Plugin]
+) -> None:
+    registry.add(plugin)
+    engine = make_engine(registry=registry)
+    expected = engine.generate(TOKENS, PARAMS).token_ids
+    plan = engine.plan({plugin.name: {}})
+    engine.lane_of(plan)
+    monkeypatch.setattr(Breaks, "num_calls", 20)
+    results = engine.generate([TOKENS, TOKENS], PARAMS, plan=plan)
+    assert [result.token_ids for result in results] == [expected, expected]
+    assert [result.stats["failed"] for result in results] == [
+        {plugin.name: f"{plugin.name}.forward: RuntimeError: broken"}
+    ] * 2
+
+
+def test_a_store_that_cannot_be_built_names_its_plugin(
+    make_engine: Any, registry: PluginRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.add(Breaks)
+    monkeypatch.setattr(Breaks, "num_calls", 0)
+    with pytest.raises(PluginFailed, match="breaks.build_kv_store: RuntimeError: broken; take breaks out of the plan"):
+        make_engine(registry=registry, plugins=["breaks"])

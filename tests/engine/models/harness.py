@@ -46,7 +46,7 @@ class Harness:
     ) -> None:
         self.model = model
         num_blocks = num_seqs * -(-num_tokens // BLOCK)
-        self.pool = Pool(model.kv_groups, num_blocks, BLOCK, "")
+        self.pool = Pool(model.kv_groups, [num_blocks] * len(model.kv_groups), BLOCK, "")
         stores: list[KVStore] = [DenseKV(group, num_blocks, BLOCK, dtype, CPU) for group in model.kv_groups]
         self.attention = PlainAttention(BuildContext(model.config, dtype, CPU))
         self.forward = ModelForward(model, stores, self.attention, CPU)

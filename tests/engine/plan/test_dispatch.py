@@ -12,6 +12,8 @@ from pitlane import (
     Draft,
     Limits,
     ModelError,
+    PitlaneError,
+    PlainAttention,
     Plugin,
     PluginFailed,
     PluginOptions,
@@ -215,3 +217,22 @@ def test_a_model_that_computes_no_numbers_is_named(engine: Any, params: Sampling
 def test_nonsense_of_the_model_is_not_blamed_on_a_plugin(engine: Any) -> None:
     with pytest.raises(ModelError):
         engine.generate(BAD_PROMPT, PARAMS, plan=engine.plan({"no_numbers": {}, "scales": {"factor": 1.0}}))
+
+
+def test_a_part_that_exits_in_the_first_forward_does_not_hang_the_engine(
+    make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ExitsFirst(Plugin):
+        name, exactness = "exits_first", "rounding"
+
+        @hookimpl
+        def build_op(self, kind: str, context: Any) -> Any:
+            return (lambda x: sys.exit(3)) if kind == "silu_mul" else None
+
+    registry = PluginRegistry()
+    registry.add(ExitsFirst)
+    with pytest.raises(PluginFailed, match="exits_first.forward: SystemExit: 3"):
+        make_engine(registry=registry, plugins=["exits_first"])
+    monkeypatch.setattr(PlainAttention, "__call__", lambda *args: sys.exit(4))
+    with pytest.raises(PitlaneError, match="the first forward failed: SystemExit: 4"):
+        make_engine(registry=registry)

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from pydantic import Field
 
-from pitlane import BadOption, PlanConflict, Plugin, PluginFailed, PluginOptions, UnknownPlugin, hookimpl
+from pitlane import (
+    BadOption,
+    BuildContext,
+    ModelError,
+    PlanConflict,
+    Plugin,
+    PluginFailed,
+    PluginOptions,
+    UnknownPlugin,
+    file_hash,
+    hookimpl,
+)
 from pitlane.engine.plan.hooks import HookError, call
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.planner import NUM_RECENT, Planner
@@ -326,3 +338,68 @@ def test_the_plugin_that_answers_is_named_and_a_refused_answer_is_a_failure(regi
 def test_a_named_error_while_loading_is_raised_as_it_is(planner: Planner) -> None:
     with pytest.raises(BadOption, match="^group_size must divide in_features$"):
         call_hook(planner.resolve({"packed": {}}), "build_linear", part=None, context=None)
+
+
+# ---- options that name files
+
+
+class Reads(Plugin):
+    """Serves the content of a file."""
+
+    name, exactness = "reads", "steering"
+    closed: ClassVar[list[str]] = []
+
+    class Options(PluginOptions):
+        path: str = ""
+
+    def __init__(self, options: PluginOptions | None = None) -> None:
+        super().__init__(options)
+        self.text = Path(self.options.path).read_text()
+
+    @classmethod
+    def key_of(cls, options: Any) -> str:
+        return super().key_of(options) + file_hash(Path(options.path))
+
+    def refusal(self, context: BuildContext) -> str | None:
+        return "the file is empty" if not self.text else None
+
+    def close(self) -> None:
+        self.closed.append(self.text)
+
+    @hookimpl
+    def build_op(self, kind: str) -> None:
+        return None
+
+
+def test_a_key_holds_the_content_of_files(tmp_path: Path) -> None:
+    registry, path = PluginRegistry(), tmp_path / "file"
+    registry.add(Reads)
+    planner, settings = Planner(registry), {"reads": {"path": str(path)}}
+    path.write_text("one")
+    first = planner.resolve(settings)
+    assert planner.resolve(settings) is first
+    path.write_text("two")
+    second = planner.resolve(settings)
+    assert (first.plugins[0].text, second.plugins[0].text) == ("one", "two")  # type: ignore[attr-defined]
+    assert first.lane_key != second.lane_key and first.kv_key != second.kv_key
+    assert first.plugins[0].key in first.kv_key, "the key of an instance stays"
+    path.unlink()
+    with pytest.raises(ModelError, match="cannot be read"):
+        planner.resolve(settings)
+
+
+def test_an_instance_may_refuse_a_model(tmp_path: Path) -> None:
+    registry, path = PluginRegistry(), tmp_path / "file"
+    registry.add(Reads)
+    context: Any = object()
+    planner, settings = Planner(registry, context), {"reads": {"path": str(path)}}
+    path.write_text("")
+    Reads.closed.clear()
+    for number in (1, 2):
+        with pytest.raises(BadOption, match="reads cannot serve this model: the file is empty; change its options"):
+            planner.resolve(settings)
+        assert len(Reads.closed) == number, "a refused instance is closed and not kept"
+    path.write_text("full")
+    assert planner.resolve(settings).names == ["reads"]
+    path.write_text("")
+    assert Planner(registry).resolve(settings).names == ["reads"], "without a model, nothing is refused"

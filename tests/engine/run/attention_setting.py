@@ -14,6 +14,8 @@ from torch import Tensor
 from pitlane import BuildContext, Draft, KVState, PlainAttention, SamplingParams, Sequence
 from pitlane.engine.decode.draft import depths
 from pitlane.engine.kv.state import KVGroup
+from pitlane.engine.kv.store import dense_plan
+from pitlane.engine.kv.visibility import visibility_of
 from pitlane.engine.run.attention import ancestors
 from pitlane.engine.run.batch import Batch
 from pitlane.engine.run.built_model import BuiltModel
@@ -119,7 +121,8 @@ def make_setting(
         num_heads=heads[0], num_kv_heads=heads[1], head_dim=dim, attention_scale=dim**-0.5, kv_groups=(group,)
     )
     context = BuildContext(config, dtype, CPU)
-    built = BuiltModel(Groups((group,)), attention(context), variant=None, context=context)
+    parts = ([], False, (), (visibility_of(group),), (dense_plan(group, dtype, CPU),))
+    built = BuiltModel(Groups((group,)), attention(context), cast(Any, None), context, *parts)
     tokenizer: Any = None
     lane = Lane(built, "", dtype, CPU, limits, not_called, not_called, not_called, not_called, tokenizer)
     made = []

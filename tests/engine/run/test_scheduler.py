@@ -13,8 +13,10 @@ from pitlane import Copy, KVState, Load, PrefixMatch, PromptTooLong, SamplingPar
 from pitlane.engine.kv.pool import Pool
 from pitlane.engine.kv.state import Column, KVGroup
 from pitlane.engine.pacing.budget import MIN_TOKENS, StepBudget
+from pitlane.engine.pacing.pacing import Pacing
 from pitlane.engine.run.scheduler import LOAD_RATE, Scheduler, shares
 from pitlane.engine.sequence import Request, Timing
+from tests.integrity import assert_integrity
 
 SIZE = 4
 GROUPS = (KVGroup((0,), 1, 8), KVGroup((1,), 1, 8, window=6))
@@ -35,11 +37,11 @@ class Bench:
     """A scheduler and its sequences. Every new token is 1."""
 
     def __init__(self, num_blocks: int = 100, budget: int = 16, max_seqs: int = 8) -> None:
-        self.pool = Pool(GROUPS, num_blocks, SIZE, "fingerprint")
+        self.pool = Pool(GROUPS, [num_blocks] * len(GROUPS), SIZE, "fingerprint", max_step_tokens=1000)
         self.matches: dict[int, PrefixMatch] = {}
         self.idle: list[Column] = []  # columns that a cache holds and gives back on demand
         self.asked: list[int] = []  # ids of the sequences that a match was asked for
-        self.scheduler = Scheduler(self.pool, budget, max_seqs, self.match, self.reclaim)
+        self.scheduler = Scheduler(self.pool, budget, max_seqs, self.match, self.reclaim, Pacing(budget))
         self.history: dict[int, list[int]] = {}
 
     def match(self, seq: Sequence) -> PrefixMatch | None:
@@ -93,7 +95,7 @@ class Bench:
             self.pool.drop(seq.kv, seq.kv.num_computed_tokens // SIZE * SIZE)
             self.history.setdefault(seq.id, []).append(counts[seq.id])
         assert [seq.id for seq in self.scheduler.running] == sorted(seq.id for seq in self.scheduler.running)
-        self.pool.check_integrity([seq.kv for seq in self.scheduler.seqs], lambda: list(self.idle))
+        assert_integrity(self.pool, [seq.kv for seq in self.scheduler.seqs], lambda: list(self.idle))
         self.pool.queue.take()
         return counts
 
@@ -343,7 +345,7 @@ def test_a_request_that_can_never_be_admitted_gets_an_error_and_the_next_request
     assert "needs 4 KV blocks, 2 of 4 are free" in str(hopeless.error)
     bench.scheduler.remove(hopeless)
     assert [seq.id for seq in bench.scheduler.schedule()] == [1]
-    bench.pool.check_integrity([seq.kv for seq in bench.scheduler.seqs], lambda: foreign)
+    assert_integrity(bench.pool, [seq.kv for seq in bench.scheduler.seqs], lambda: foreign)
 
 
 def test_a_large_request_waits_for_room_without_an_error_and_in_order() -> None:
@@ -478,31 +480,68 @@ def test_a_match_that_leaves_nothing_to_compute_is_not_used(bad: str) -> None:
     assert seq.kv.num_cached_tokens == 0 and other.error is None
 
 
-def test_pending_loads_do_not_block_others() -> None:
+ZEROS = torch.zeros(2, 1, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {},
+        {"keys": ZEROS},
+        {"group.0": ZEROS},
+        {"group.0": ZEROS, "group.1": ZEROS[:, :, :, :2]},
+        {"group.0": ZEROS[:, :, :, 1:], "group.1": ZEROS},
+        {"group.0": ZEROS, "group.1": ZEROS[..., :4]},
+        {"group.0": ZEROS, "group.1": ZEROS[0]},
+        {"group.0": ZEROS, "group.1": [0.0] * 8},
+        ZEROS,
+    ],
+)
+@pytest.mark.parametrize("is_done", [True, False])
+def test_wrong_saved_tensors_are_computed(result: Any, is_done: bool, caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench(budget=64)
     loading: Future[Any] = Future()
     bench.matches[0] = PrefixMatch(loading=loading, num_loading_tokens=8)
-    slow = bench.add(0, 11)
+    if is_done:
+        loading.set_result(result)
+    seq, other = bench.add(0, 11), bench.add(1, 5)
+    counts = bench.step()
+    if not is_done:
+        loading.set_result(result)
+        counts |= bench.step()
+    assert counts == {0: 11, 1: 5 if is_done else 1} and bench.asked == [0, 1]
+    assert seq.kv.num_cached_tokens == 0 and seq.error is None and other.error is None
+    assert "gave no saved KV of 8 tokens" in caplog.text
+
+
+def test_pending_loads_do_not_block_others() -> None:
+    bench = Bench(budget=64)
+    loading: Future[Any] = Future()
+    bench.matches[0] = PrefixMatch(loading=loading, num_loading_tokens=14)
+    slow = bench.add(0, 17)
     assert bench.step() == {} and bench.scheduler.is_loading
     bench.add(1, 5)
     assert not bench.scheduler.is_loading
     assert bench.step() == {1: 5}
     assert bench.step() == {1: 1} and bench.asked.count(0) == 1, "one match while the prefix loads"
-    tensors = {"group.0": torch.zeros(2, 1, 1, 8, 8), "group.1": torch.zeros(2, 1, 1, 8, 8)}
+    tensors = {"group.0": torch.zeros(2, 1, 1, 14, 8), "group.1": torch.zeros(2, 1, 1, 14, 8)}
     loading.set_result(tensors)
     assert [seq.id for seq in bench.scheduler.schedule()] == [0, 1] and slow.num_scheduled_tokens == 3
     (load,) = bench.pool.queue.operations
     assert isinstance(load, Load) and load.tensors is tensors
-    assert load.starts == [0, 3] and load.slots == [
-        bench.pool.slots(slow.kv, g, s, 8) for g, s in enumerate(load.starts)
+    # The next token sees the tokens from 9 on. The cache may share the full blocks, and the token behind them sees 7 and later.
+    assert load.starts == [0, 4] and load.slots == [
+        bench.pool.slots(slow.kv, g, s, 14) for g, s in enumerate(load.starts)
     ]
-    assert (slow.kv.num_cached_tokens, slow.kv.num_sealed_blocks, slow.kv.prefix) == (8, 0, None)
+    assert (slow.kv.num_cached_tokens, slow.kv.num_sealed_blocks, slow.kv.prefix) == (14, 0, None)
 
 
 def loaded(bench: Bench, number: int, num_tokens: int) -> Sequence:
     """A sequence with one token more than its saved prefix, which takes 512 bytes a token."""
     loading: Future[Any] = Future()
-    loading.set_result({f"group.{group}": torch.zeros(2, 1, 1, num_tokens, 32) for group in (0, 1)})
+    loading.set_result(
+        {f"group.{group}": torch.zeros(2, 1, 1, num_tokens, 8, dtype=torch.complex128) for group in (0, 1)}
+    )
     bench.matches[number] = PrefixMatch(loading=loading, num_loading_tokens=num_tokens)
     return bench.add(number, num_tokens + 1)
 
@@ -516,7 +555,6 @@ def test_a_load_beside_a_stream_takes_pieces(streamed: bool) -> None:
     stream.is_streamed = streamed
     bench.step()
     seq = loaded(bench, 1, 50)
-    assert not seq.is_in_step
     pieces = []
     while seq.kv.num_computed_tokens < 50:
         scheduled = [other.id for other in bench.scheduler.schedule()]
@@ -525,7 +563,6 @@ def test_a_load_beside_a_stream_takes_pieces(streamed: bool) -> None:
             seq.kv, 0, load.starts[0], seq.kv.num_computed_tokens
         )
         pieces.append((load.starts[0], seq.kv.num_computed_tokens))
-        assert seq.is_in_step, "a step that fails ends this sequence too: its piece was not written"
         assert scheduled == ([0, 1] if seq.kv.num_computed_tokens == 50 else [0])
         bench.pool.queue.take()
         stream.num_scheduled_tokens = seq.num_scheduled_tokens = 0

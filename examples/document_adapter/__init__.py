@@ -1,0 +1,1 @@
+"""The recipe of the document adapter of SmolLM2; see README.md."""

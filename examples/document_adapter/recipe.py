@@ -1,0 +1,102 @@
+"""The recipe of the document adapter: its data, and the call of `pitlane train MODEL FILES --lora`.
+
+Run as `python -m document_adapter.recipe WORK`. WORK gets documents.jsonl, ordinary.jsonl, eval.jsonl and the folder `adapter`.
+Files that exist are kept, and a killed training goes on: run the same command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bundled_model.docqa.generate import Settings, conversations
+from document_adapter import ordinary
+from pitlane.training import checkpoint
+from pitlane.training.files import replacing
+
+MODEL = "smollm2"
+NUMBER = 1500  # conversations
+ORDINARY_SHARE = 0.15
+UNKNOWN_SHARE = 0.25  # of the questions about a document; of 0.15, SmolLM2 learned no refusal
+# Shares of the document conversations, shortest and longest document in characters, and most questions.
+LENGTHS = ((0.5, 300, 900, 5), (0.35, 900, 1800, 6), (0.15, 1800, 4000, 6))
+TRAINING = (
+    "--rank", "16", "--alpha", "32", "--targets", "all", "--answers-only", "--length", "2048", "--rows", "1", "--accumulate", "2",
+    "--lr", "1.2e-3", "--final-lr", "0.02", "--warmup", "0.05", "--epochs", "1", "--eval-every", "20", "--save-every", "10",
+)  # fmt: skip
+
+
+def documents(number: int, split: str = "train") -> Iterator[dict[str, Any]]:
+    """Yield conversations about documents of all lengths."""
+    for share, shortest, longest, turns in LENGTHS:
+        settings = Settings(
+            split,
+            f"document_adapter:{longest}",
+            shortest,
+            longest,
+            turns,
+            unique_share=0.5,
+            unknown_share=UNKNOWN_SHARE,
+            chat_share=0.0,  # the generator's small talk is that of the bundled model
+        )
+        yield from conversations(settings, round(share * number))
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    """Write JSON lines, unless the file exists."""
+    if not path.is_file():
+        with replacing(path, str(path), "make room") as part, part.open("w", encoding="utf-8") as lines:
+            for row in rows:
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return path
+
+
+def write_data(work: Path, model: str = MODEL, number: int = NUMBER, device: str = "cpu") -> list[Path]:
+    """Write the data; return the files to train on."""
+    work.mkdir(parents=True, exist_ok=True)
+    write(work / "eval.jsonl", documents(max(3, number // 25), "phrasing"))
+    talk = round(ORDINARY_SHARE * number)
+    return [
+        write(work / "documents.jsonl", documents(number - talk)),
+        write(work / "ordinary.jsonl", ordinary.chats(model, talk, device=device)),
+    ]
+
+
+def command(work: Path, files: list[Path], model: str = MODEL, device: str = "cpu") -> list[str]:
+    """Return the arguments of `pitlane` that train the adapter, or go on with a killed training."""
+    out = work / "adapter"
+    resume = ["--resume"] if (out / checkpoint.FILE).is_file() else []
+    data = [*map(str, files), "--eval", str(work / "eval.jsonl")]
+    return ["train", model, *data, "--lora", "--out", str(out), "--device", device, *TRAINING, *resume]
+
+
+def main() -> None:
+    """Run the recipe."""
+    parser = argparse.ArgumentParser(
+        description="Train an adapter with which a chat model answers questions about a document."
+    )
+    parser.add_argument("work", type=Path, help="folder for the data and the adapter")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--number", type=int, default=NUMBER, help="conversations")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--data-only", action="store_true", help="write the data, and print the command of the training"
+    )
+    arguments = parser.parse_args()
+    files = write_data(arguments.work, arguments.model, arguments.number, arguments.device)
+    pitlane = shutil.which("pitlane") or str(Path(sys.executable).with_name("pitlane"))
+    call = [pitlane, *command(arguments.work, files, arguments.model, arguments.device)]
+    if arguments.data_only:
+        print(" ".join(["pitlane", *call[1:]]))
+    else:
+        sys.exit(subprocess.run(call, check=False).returncode)
+
+
+if __name__ == "__main__":
+    main()
