@@ -197,7 +197,7 @@ class ModelSwitch:
             if change.is_alone:
                 reason += self._restored(before)
             change.reason, change.ended, change.phase = reason, time.monotonic(), "failed"
-            if was_cancelled:
+            if was_cancelled and not change.is_alone:
                 self.change = None
 
     def _change(self, change: Change) -> None:
