@@ -24,9 +24,9 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Read(NamedTuple):
-    """Tokens `[begin, end)` of a batch, the slots [S] that they read, and the slots that every token sees.
+    """Tokens `[begin, end)` of a batch, and the slots [S] that they read.
 
-    seen: [end - begin, S] bool; None = every token sees all slots.
+    seen: [end - begin, S] bool, whether the token of the row sees the slot of the column; None = every token sees all slots.
     """
 
     begin: int
