@@ -38,12 +38,6 @@ POOL = 20_000_003  # numbers in the pool; prime: a larger tensor repeats the poo
 class WeightSource(Protocol):
     """Named tensors of one model."""
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all tensors as stored."""
-
-    def names(self) -> list[str]: ...
-
     def get(self, name: str) -> Tensor:
         """Return one tensor as stored, on the CPU. The caller must not write to it."""
 

@@ -63,10 +63,6 @@ class Batch:
     def num_tokens(self) -> int:
         return int(self.token_ids.shape[0])
 
-    @property
-    def num_seqs(self) -> int:
-        return int(self.query_start.shape[0]) - 1
-
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""
         return self if device.type == "cpu" else _moved(self, device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,30 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from pitlane import SamplingParams, Segment, StorageError, TextDelta
-from pitlane.engine.text.tokenizer import Prompt
+from pitlane import SamplingParams, StorageError, TextDelta
 from pitlane.plugins.prefix_cache import PrefixCache, int8
 from pitlane.storage import db
 from pitlane.storage.db import Store
 from pitlane.storage.prefixes import Prefixes
+from tests.plugins.document_prompts import chat, tokens
 
 PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
 pytestmark = pytest.mark.timeout(120)
-
-
-def tokens(seed: int, length: int) -> list[int]:
-    generator = random.Random(seed)
-    return [generator.randrange(256) for _ in range(length)]
-
-
-def chat(*documents: tuple[int, int], question: int = 99) -> Prompt:
-    """A question on documents given as (seed, length)."""
-    token_ids: list[int] = []
-    segments = []
-    for seed, length in documents:
-        segments.append(Segment(len(token_ids), len(token_ids) + length, f"{seed:064x}", f"{seed}.pdf"))
-        token_ids += tokens(seed, length)
-    return Prompt(token_ids + tokens(question, 12), tuple(segments), "")
 
 
 def notes(result: Any) -> dict[str, Any]:

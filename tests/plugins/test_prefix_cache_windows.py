@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pitlane import KVState, Pool, SamplingParams, Save, Segment
+from pitlane import KVState, Pool, SamplingParams, Save
 from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.models import presets
 from pitlane.engine.models.families.core import parse_config
-from pitlane.engine.text.tokenizer import Prompt
 from pitlane.plugins import prefix_cache
 from pitlane.plugins.prefix_cache.chain import Chain
 from pitlane.plugins.prefix_cache.index import BlockIndex
 from pitlane.storage.db import Store
 from tests.integrity import assert_integrity, cached_columns
+from tests.plugins import document_prompts
+from tests.plugins.document_prompts import tokens
 
 WINDOWS = {"mixed": (None, 64), "narrow": (None, 5), "all": (40, 40), "two": (33, 100)}
 GEMMA = {
@@ -49,19 +50,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presets, "PRESETS", {**presets.PRESETS, **shapes})
 
 
-def tokens(seed: int, length: int) -> list[int]:
-    generator = random.Random(seed)
-    return [generator.randrange(256) for _ in range(length)]
-
-
-def chat(*documents: tuple[int, int], question: int = 99) -> Prompt:
-    """A question on documents given as (seed, length)."""
-    token_ids: list[int] = []
-    segments = []
-    for seed, length in documents:
-        segments.append(Segment(len(token_ids), len(token_ids) + length, f"{seed:064x}", f"{seed}.pdf"))
-        token_ids += tokens(seed, length)
-    return Prompt(token_ids + tokens(question, 45), tuple(segments), "")
+chat = partial(document_prompts.chat, num_question_tokens=45)
 
 
 @pytest.mark.parametrize(
