@@ -94,7 +94,7 @@ _PLUGIN_OPTIONS = [
 ]  # fmt: skip
 offline_option = click.option("--offline/--no-offline", default=None, expose_value=False, callback=_set_offline,
                               help="Fetch no model from a network.")  # fmt: skip
-_MODELS = "bundled, smollm2, pip:<distribution>==<version>, a local folder, a Hugging Face id, or random:<preset>."
+_MODELS = "bundled, smollm2, pip:<distribution>==<version>, a local folder or .gguf file, a Hugging Face id, or random:<preset>."
 _MODEL = click.option("--model", "-m", default="bundled", show_default=True, metavar="M", help=_MODELS)
 _CHOSEN_MODEL = click.option("--model", "-m", default="bundled", metavar="M",
                              help=f"{_MODELS}  [default: smollm2 if it was fetched, else bundled]")  # fmt: skip
