@@ -8,6 +8,7 @@ Source: Leviathan et al. 2023, arXiv:2211.17192; trees: Miao et al. 2024, arXiv:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING
 
@@ -16,16 +17,16 @@ from pydantic import Field
 from pitlane import Draft, Limits, Plugin, PluginOptions, Sequence, hookimpl
 
 if TYPE_CHECKING:
-    from pitlane import Lane
+    from pitlane import BuildContext, Lane
+
+BUNDLED = "bundled-drafter"
 
 
 class Speculative(Plugin):
     name, role, exactness = "speculative", "drafter", "identical"
 
     class Options(PluginOptions):
-        model: str = Field(
-            "bundled-drafter", title="Draft model", description="bundled-drafter, a folder or a Hugging Face id"
-        )
+        model: str = Field(BUNDLED, title="Draft model", description="bundled-drafter, a folder or a Hugging Face id")
         num_draft_tokens: int = Field(
             6, ge=1, le=32, title="Draft length", description="depth of the draft: most draft tokens accepted per step"
         )
@@ -35,6 +36,21 @@ class Speculative(Plugin):
             le=4,
             title="Branches",
             description="candidates at each of the first two draft positions; 1 drafts a chain",
+        )
+
+    def refusal(self, context: BuildContext) -> str | None:
+        """The bundled drafter has the tokenizer of the bundled model. Other draft models are checked when they are loaded."""
+        if self.options.model != BUNDLED:
+            return None
+        from pitlane.models import folder_of
+
+        drafted = json.loads((folder_of(BUNDLED) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+        own = context.config.vocab_size
+        if own == drafted:
+            return None
+        return (
+            f"{BUNDLED} drafts for the bundled model alone (a vocabulary of {drafted:,}, this model has {own:,}); make a "
+            "draft model, `pitlane distill MODEL layers:0,1 FILES --out DRAFTER`, and set speculative.model to it"
         )
 
     @hookimpl

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from pitlane.training.errors import TrainingError
 
 CHUNK = 512  # examples tokenized at a time
+OPEN_ROWS = 32  # the last rows, in which `pack` looks for room
 MARK = "\ue000"  # stands for the contents when the chat template is rendered without them
 
 
@@ -214,33 +215,38 @@ class Encoder:
 def pack(examples: Iterable[Example], length: int, pad_id: int) -> Rows:
     """Lay examples one after the other into rows of `length` tokens.
 
-    A chat that does not fit into the rest of its row is cut off there. A long text goes on in the next rows.
+    A chat goes whole into the first of the last `OPEN_ROWS` rows with room for it. A chat longer than a row is cut off. A text
+    fills the newest row, and goes on in new rows.
     """
-    ids: list[npt.NDArray[np.int32]] = []
-    weights: list[npt.NDArray[np.float32]] = []
-    row_ids: list[int] = []
-    row_weights: list[float] = []
+    rows: list[tuple[list[int], list[float]]] = []
 
-    def close() -> None:
-        missing = length - len(row_ids)
-        ids.append(np.array(row_ids + [pad_id] * missing, dtype=np.int32))
-        weights.append(np.array(row_weights + [0.0] * missing, dtype=np.float32))
-        row_ids.clear()
-        row_weights.clear()
+    def row_with(room: int) -> tuple[list[int], list[float]]:
+        oldest = max(0, len(rows) - OPEN_ROWS)
+        for row in rows[oldest:]:
+            if length - len(row[0]) >= room:
+                return row
+        rows.append(([], []))
+        return rows[-1]
 
-    for example in examples:
+    def lay(row: tuple[list[int], list[float]], ids: list[int], weights: list[float]) -> None:
+        row[0].extend(ids)
+        row[1].extend(weights)
+
+    for ids, weights, is_text in examples:
+        if not is_text:
+            lay(row_with(min(len(ids), length)), ids[:length], weights[:length])
+            continue
         first = 0
-        while first < len(example.ids):
-            room = length - len(row_ids)
-            row_ids += example.ids[first : first + room]
-            row_weights += example.weights[first : first + room]
-            first += room
-            if len(row_ids) == length:
-                close()
-                if not example.is_text:
-                    break
-    if row_ids:
-        close()
-    if not ids or not any(row.any() for row in weights):
+        while first < len(ids):
+            if not rows or len(rows[-1][0]) == length:
+                rows.append(([], []))
+            end = first + length - len(rows[-1][0])
+            lay(rows[-1], ids[first:end], weights[first:end])
+            first = end
+    if not any(any(weights) for _, weights in rows):
         raise TrainingError("the corpus is empty: no token to learn from; check the files and --answers-only")
-    return Rows(np.stack(ids), np.stack(weights))
+    ids_array = np.full((len(rows), length), pad_id, dtype=np.int32)
+    weights_array = np.zeros((len(rows), length), dtype=np.float32)
+    for index, (ids, weights) in enumerate(rows):
+        ids_array[index, : len(ids)], weights_array[index, : len(ids)] = ids, weights
+    return Rows(ids_array, weights_array)

@@ -1,15 +1,15 @@
 """LoRA: train two small matrices beside every chosen linear of a frozen model, and write them as an adapter in PEFT's format.
 
 A linear with an adapter computes x W^T + (alpha / r) x A^T B^T, with A [r, in] and B [out, r] in float32. B starts at zero, so
-training starts from the model itself. The frozen linears are kept in bfloat16, the dtype of all products in the loop. The loop, its
-state and its data are those of every other run; the plugin `lora` serves the result. Source: Hu et al. 2021, arXiv:2106.09685
+training starts from the model itself. The frozen linears are kept in the dtype of the products. The loop, its state and its data
+are those of every other run; the plugin `lora` serves the result. Source: Hu et al. 2021, arXiv:2106.09685
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel as Model
 
 from pitlane.training.errors import TrainingError
 from pitlane.training.files import replacing
-from pitlane.training.loop import Progress, Report, Settings
+from pitlane.training.loop import Progress, Report, Settings, product_dtype
 from pitlane.training.losses import LabelLoss
 from pitlane.training.models import read_model
 from pitlane.training.train import DTYPES, Data, Output, fit
@@ -79,12 +79,13 @@ class LowRank(torch.nn.Module):
         self.lora_B = torch.nn.Parameter(torch.zeros(linear.out_features, adapter.rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.linear(x) + self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B)
-        return y
+        y: Tensor = self.linear(x)
+        low = self.scale * F.linear(x, self.lora_A)
+        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), self.lora_B.T).view_as(y)
 
 
-def add_adapter(model: Model, adapter: Adapter, seed: int) -> None:
-    """Freeze a model, and put an adapter beside every chosen linear of its layers."""
+def add_adapter(model: Model, adapter: Adapter, seed: int, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Freeze a model, with linears in `dtype`, and put an adapter beside every chosen linear of its layers."""
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     chosen = {TARGETS[name] for name in adapter.targets}
@@ -92,7 +93,7 @@ def add_adapter(model: Model, adapter: Adapter, seed: int) -> None:
     for name, module in list(model.named_modules()):
         if not isinstance(module, torch.nn.Linear) or ".layers." not in name:
             continue
-        module.to(torch.bfloat16)
+        module.to(dtype)
         parent, _, last = name.rpartition(".")
         if last in chosen:
             setattr(model.get_submodule(parent), last, LowRank(module, adapter, generator))
@@ -131,7 +132,9 @@ def train_adapter(
     if output.goes_on:
         _check_same(output.folder, config)
     model = read_model(start)
-    add_adapter(model, adapter, settings.seed)
+    products = product_dtype(torch.device(output.device), settings.products)
+    settings = replace(settings, products=str(products).removeprefix("torch."))
+    add_adapter(model, adapter, settings.seed, products)
     export = partial(write_adapter, folder=output.folder, config=config, dtype=DTYPES[output.dtype])
     return fit(model, start, data, LabelLoss(), settings, output, report, export)
 

@@ -7,6 +7,8 @@ model ends all its answers by itself, so that no training answer breaks off.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -15,6 +17,7 @@ from pitlane import Engine, SamplingParams
 MAX_ANSWER = 160  # tokens
 TEMPERATURE = 0.6
 ATTEMPTS = 6  # chats drawn for each chat that is asked for, at most
+AT_ONCE = 16  # chats that the engine answers in one batch
 FORMS = (
     "What is {}?",
     "Explain {} in simple words.",
@@ -89,15 +92,16 @@ def questions(rng: Random) -> list[str]:
 
 def chats(model: str, number: int, seed: str = "0", device: str = "cpu") -> Iterator[dict[str, Any]]:
     """Yield up to `number` chats; fewer if the model ends too few of its answers."""
-    made = 0
-    with Engine(model, device=device) as engine:
-        for attempt in range(ATTEMPTS * number):
-            if made == number:
+    drawn = [questions(Random(f"ordinary:{seed}:{attempt}")) for attempt in range(ATTEMPTS * number)]
+    with Engine(model, device=device) as engine, ThreadPoolExecutor(AT_ONCE) as pool:
+        for first in range(0, len(drawn), AT_ONCE):
+            batch = range(first, min(first + AT_ONCE, len(drawn)))
+            answers = pool.map(lambda attempt: answered(engine, drawn[attempt], attempt), batch)
+            made = list(islice(filter(None, answers), number))
+            number -= len(made)
+            yield from ({"domain": "", "messages": messages} for messages in made)
+            if not number:
                 return
-            messages = answered(engine, questions(Random(f"ordinary:{seed}:{attempt}")), attempt)
-            if messages:
-                made += 1
-                yield {"domain": "", "messages": messages}
 
 
 def answered(engine: Engine, asked: list[str], seed: int) -> list[dict[str, str]]:

@@ -16,24 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from bundled_model.docqa.generate import Settings, conversations
-from document_adapter import ordinary
+from bundled_model.docqa.phrases import SAYS
+from document_adapter import ordinary, written
 from pitlane.training import checkpoint
 from pitlane.training.files import replacing
 
 MODEL = "smollm2"
-NUMBER = 1500  # conversations
-ORDINARY_SHARE = 0.15
+NUMBER = 120  # conversations about generated documents
+ORDINARY = 100  # chats without a document
+TIMES = 2  # conversations about each document written by hand
 UNKNOWN_SHARE = 0.25  # of the questions about a document; of 0.15, SmolLM2 learned no refusal
 # Shares of the document conversations, shortest and longest document in characters, and most questions.
 LENGTHS = ((0.5, 300, 900, 5), (0.35, 900, 1800, 6), (0.15, 1800, 4000, 6))
 TRAINING = (
-    "--rank", "16", "--alpha", "32", "--targets", "all", "--answers-only", "--length", "2048", "--rows", "1", "--accumulate", "2",
-    "--lr", "1.2e-3", "--final-lr", "0.02", "--warmup", "0.05", "--epochs", "1", "--eval-every", "20", "--save-every", "10",
+    "--rank", "16", "--alpha", "32", "--targets", "all", "--answers-only", "--length", "2048", "--rows", "1",
+    "--lr", "8e-4", "--final-lr", "0.02", "--warmup", "0.05", "--epochs", "1", "--eval-every", "80", "--save-every", "10",
 )  # fmt: skip
 
 
 def documents(number: int, split: str = "train") -> Iterator[dict[str, Any]]:
-    """Yield conversations about documents of all lengths."""
+    """Yield conversations about generated documents of all lengths, with plain answers: the value and its page."""
     for share, shortest, longest, turns in LENGTHS:
         settings = Settings(
             split,
@@ -45,7 +47,10 @@ def documents(number: int, split: str = "train") -> Iterator[dict[str, Any]]:
             unknown_share=UNKNOWN_SHARE,
             chat_share=0.0,  # the generator's small talk is that of the bundled model
         )
-        yield from conversations(settings, round(share * number))
+        for row in conversations(settings, round(share * number)):
+            for message in row["messages"]:
+                message["content"] = message["content"].removeprefix(f"{SAYS} ")
+            yield row
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
@@ -60,10 +65,12 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
 def write_data(work: Path, model: str = MODEL, number: int = NUMBER, device: str = "cpu") -> list[Path]:
     """Write the data; return the files to train on."""
     work.mkdir(parents=True, exist_ok=True)
-    write(work / "eval.jsonl", documents(max(3, number // 25), "phrasing"))
-    talk = round(ORDINARY_SHARE * number)
+    train, held_out = written.split(written.read())
+    write(work / "eval.jsonl", written.chats(held_out, 1))
+    talk = round(ORDINARY * number / NUMBER)
     return [
-        write(work / "documents.jsonl", documents(number - talk)),
+        write(work / "written.jsonl", written.chats(train, TIMES)),
+        write(work / "documents.jsonl", documents(number)),
         write(work / "ordinary.jsonl", ordinary.chats(model, talk, device=device)),
     ]
 

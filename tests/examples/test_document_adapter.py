@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from bundled_model.docqa.phrases import UNKNOWN
-from document_adapter import ordinary, recipe
+from document_adapter import ordinary, recipe, written
 from pitlane import SamplingParams
 from pitlane.ui.cli import main
 
@@ -31,6 +31,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_document_chats_have_pages_several_turns_and_questions_without_an_answer() -> None:
     rows = list(recipe.documents(200))
+    assert not any("The document says" in message["content"] for row in rows for message in row["messages"])
     assert len(rows) == 200 and all(row["messages"][0]["role"] == "system" for row in rows)
     answers = [message for row in rows for message in row["messages"] if message["role"] == "assistant"]
     kinds = Counter(message["kind"] for message in answers)
@@ -45,6 +46,47 @@ def test_document_chats_have_pages_several_turns_and_questions_without_an_answer
     assert not {row["messages"][0]["content"] for row in recipe.documents(50, "phrasing")} & {
         row["messages"][0]["content"] for row in rows
     }
+
+
+def test_documents_by_hand_keep_their_format() -> None:
+    documents = written.read()
+    assert len(documents) == 240 and len({document.title for document in documents}) > 230
+    answers = [turn.answer for document in documents for turn in document.turns]
+    refused = answers.count(written.REFUSAL)
+    assert len(answers) > 2500 and 0.2 < refused / len(answers) < 0.3
+    for document in documents:
+        for _, answer in document.turns:
+            cited = [int(page) for page in written.CITATION.findall(answer)]
+            assert (answer == written.REFUSAL) != bool(cited), (document.title, answer)
+            text = " ".join(" ".join(document.pages[page - 1] for page in cited).split())
+            numbers = re.findall(r"\d[\d.,:/]*\d|\d", written.CITATION.sub("", answer))
+            assert all(number in text for number in numbers), (document.title, answer)
+
+
+def test_a_broken_document_is_named() -> None:
+    for text, reason in (
+        ("=== a\n[p. 2]\nx\n---\nQ: q\nA: a\n", r"a: pages \[p. 1\]"),
+        ("=== a\n[p. 1]\nx\nQ: q\nA: a\n", r"then ---"),
+        ("=== a\n[p. 1]\nx\n---\nQ: q\nQ: a\n", "in turn"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            written.parse(text)
+
+
+def test_chats_about_documents_by_hand() -> None:
+    pages = ["first", "second"]
+    turns = [written.Turn("How much?", "7 euros [p. 2]."), written.Turn("And for it?", "8 euros [p. 1].")]
+    long = written.joined([written.Written("a", pages, turns), written.Written("b", pages, turns)])
+    assert long.title == "a" and long.pages == pages * 2
+    assert [turn.answer for turn in long.turns[2:]] == ["7 euros [p. 4].", "8 euros [p. 3]."]
+    assert [len(part) for part in written.groups(long.turns)] == [2, 2], "a follow-up stays behind its question"
+    train, held_out = written.split(written.read())
+    assert len(held_out) == 20 and not {document.title for document in held_out} & {
+        document.title for document in train
+    }
+    rows = list(written.chats(train, 1))
+    assert sum("[p. 5]" in row["messages"][0]["content"] for row in rows) > 10, "long documents"
+    assert all(len(row["messages"]) <= 1 + 2 * written.TURNS for row in rows)
 
 
 def test_ordinary_questions_differ() -> None:
@@ -64,13 +106,13 @@ def test_answers_that_break_off_are_left_out(make_engine: Any, monkeypatch: pyte
 def test_three_steps_of_the_recipe(work: Path, make_engine: Any) -> None:
     files = recipe.write_data(work, "bundled", NUMBER)
     before = [path.read_bytes() for path in files]
-    assert [path.name for path in files] == ["documents.jsonl", "ordinary.jsonl"]
-    assert len(read(files[0])) == 17 and 0 < len(read(files[1])) <= 3 and len(read(work / "eval.jsonl")) == 3
-    assert all(row["messages"][0]["role"] == "user" for row in read(files[1]))
+    assert [path.name for path in files] == ["written.jsonl", "documents.jsonl", "ordinary.jsonl"]
+    assert len(read(files[1])) == NUMBER and 0 < len(read(files[2])) <= 17
+    assert all(row["messages"][0]["role"] == "user" for row in read(files[2]))
     assert recipe.write_data(work, "bundled", NUMBER) == files
     assert [path.read_bytes() for path in files] == before, "files that exist are kept"
     call = recipe.command(work, files, "bundled")
-    small = ("--steps", "3", "--length", "512", "--threads", "1", "--save-dtype", "float32")
+    small = ("--steps", "3", "--length", "1024", "--rows", "2", "--threads", "1", "--save-dtype", "float32")
     result = CliRunner().invoke(main, [*call, *small])
     assert result.exit_code == 0, result.stderr
     assert "step 3/3" in result.stderr and "--resume" not in call and "--resume" in recipe.command(work, files)

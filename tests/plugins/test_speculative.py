@@ -27,6 +27,14 @@ def test_options() -> None:
         Speculative.parse_options({"num_draft_tokens": "0"})
 
 
+def test_the_bundled_drafter_is_refused_for_another_model(make_engine: Any) -> None:
+    with pytest.raises(
+        BadOption, match=r"this model: bundled-drafter drafts for .* `pitlane distill MODEL layers:0,1 FILES"
+    ):
+        make_engine().plan({"speculative": {}})
+    assert "speculative" in make_engine("bundled").plan({"speculative": {}}).names
+
+
 def test_a_draft_model_with_another_tokenizer_is_refused(make_engine: Any, shared_data: Path) -> None:
     engine = make_engine()
     plan = engine.plan({"speculative": {"model": str(shared_data / "models" / "stories260K")}})

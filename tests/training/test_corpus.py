@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from pitlane.training.corpus import Encoder, Example, Rows, Weighting, pack, read_records, texts_of
+from pitlane.training.corpus import OPEN_ROWS, Encoder, Example, Rows, Weighting, pack, read_records, texts_of
 from pitlane.training.errors import TrainingError
 
 ANSWERS_ONLY = Weighting(prompt=0.0)
@@ -122,8 +122,18 @@ def test_texts_go_on_in_the_next_row() -> None:
     assert packed(examples(3, 6, is_text=True)) == [[10, 11, 12, 20], [21, 22, 23, 24], [25, 0, 0, 0]]
 
 
-def test_chats_are_cut_off_at_the_end_of_their_row() -> None:
-    assert packed(examples(3, 6, 2, 4, is_text=False)) == [[10, 11, 12, 20], [30, 31, 40, 41]]
+def test_chats_stay_whole_and_fill_the_room_of_earlier_rows() -> None:
+    rows = packed(examples(3, 2, 4, 1, 2, is_text=False))
+    assert rows == [[10, 11, 12, 40], [20, 21, 50, 51], [30, 31, 32, 33]]
+
+
+def test_a_chat_longer_than_a_row_is_cut_off() -> None:
+    assert packed(examples(3, 6, 1, is_text=False)) == [[10, 11, 12, 30], [20, 21, 22, 23]]
+
+
+def test_room_is_looked_for_in_the_last_rows_only() -> None:
+    first, *_, last = packed(examples(3, *[4] * OPEN_ROWS, 1, is_text=False))
+    assert first == [10, 11, 12, 0] and last[1:] == [0, 0, 0]
 
 
 def test_padding_weighs_nothing() -> None:

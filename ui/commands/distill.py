@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from pitlane.ui.commands.training import PATH, POSITIVE, SHARE, Job, layer_list, run_job, training_options
+from pitlane.ui.commands.training import POSITIVE, SHARE, Job, layer_list, run_job, training_options
 
 LAYERS = "layers:"
 
 
 @click.command()
-@click.argument("teacher", type=PATH)
+@click.argument("teacher")
 @click.argument("student")
 @training_options
 @click.option("--method", type=click.Choice(["kd", "sequence", "on-policy"]), default="kd", show_default=True)
@@ -39,7 +39,7 @@ LAYERS = "layers:"
 def distill(
     job: Job,
     as_json: bool,
-    teacher: Path,
+    teacher: str,
     student: str,
     method: str,
     temperature: float,
@@ -47,18 +47,22 @@ def distill(
     beta: float,
     sampled_tokens: int,
 ) -> None:
-    """Teach the model in folder STUDENT what the one in folder TEACHER says about FILES.
+    """Teach the model in folder STUDENT what the model TEACHER says about FILES.
 
-    STUDENT may be `layers:0,7`: a new model of these layers of the teacher. Both must have one tokenizer.
+    TEACHER is the name of a model, as in `pitlane run --model`. STUDENT is a
+    folder, or `layers:0,7`: a new model of these layers of the teacher. Both
+    must have one tokenizer.
 
     \b
     pitlane distill mymodel layers:0 chats.jsonl --out mydrafter
     pitlane distill mymodel mydrafter chats.jsonl --method on-policy --out better
     """
+    from pitlane.models import folder_of
     from pitlane.training import distill as distilling
 
     pupil = layer_list(student.removeprefix(LAYERS)) if student.startswith(LAYERS) else Path(student)
+    folder = folder_of(teacher)
     how = distilling.Method(method, temperature, hard, beta, sampled_tokens)
     run_job(
-        lambda report: distilling.distill(teacher, pupil, job.data, how, job.settings, job.output, report), job, as_json
+        lambda report: distilling.distill(folder, pupil, job.data, how, job.settings, job.output, report), job, as_json
     )

@@ -34,6 +34,7 @@ class Finite(click.FloatRange):
         return number
 
 
+PRODUCTS = ("auto", "bfloat16", "float32")
 SHARE, POSITIVE = Finite(0, 1), Finite(0, min_open=True)
 
 OPTIONS = (
@@ -61,6 +62,7 @@ OPTIONS = (
     click.option("--seed", type=int, default=0, show_default=True, metavar="S"),
     click.option("--compile", is_flag=True, help="Fuse the steps first: a minute, needs a C++ compiler."),
     click.option("--recompute", is_flag=True, help="Compute layers twice: less memory, more time."),
+    click.option("--products", type=click.Choice(PRODUCTS), default="auto", show_default=True, help="auto: the faster."),
     click.option("--save-dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True),
     click.option("--device", metavar="D", help="cpu, cuda or cuda:N.  [default: cuda if there is one]"),
     click.option("--threads", type=THREADS, metavar="N", help="CPU threads.  [default: all cores]"),

@@ -14,13 +14,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pypdfium2
 
-from bundled_model.evaluation.answering import Answerer, Message
+from bundled_model.evaluation.answering import Message
 from bundled_model.evaluation.measures import Mark, Rows, cited_pages, has_value, is_refusal, shares
 from pitlane import Document, Page
+
+
+class Answers(Protocol):
+    """A model that answers chats, in order."""
+
+    def answer(self, chats: Sequence[Sequence[Message]]) -> list[str]: ...
 
 
 class Question(NamedTuple):
@@ -79,7 +85,7 @@ def judge(question: Question, answer: str) -> Mark:
     return Mark(value=has_value(question.values, answer), page=page, refused=refused)
 
 
-def measure(answerer: Answerer, folder: Path, questions: Sequence[Question], show: bool = False) -> Rows:
+def measure(answerer: Answers, folder: Path, questions: Sequence[Question], show: bool = False) -> Rows:
     """Ask the questions. Rows: answerable, with a value, yes/no, unanswerable, then the documents."""
     answers = answerer.answer(chats(folder, questions))
     marks = [judge(question, answer) for question, answer in zip(questions, answers, strict=True)]
