@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel as Model
 
@@ -117,6 +117,15 @@ def write_adapter(model: Model, folder: Path, config: dict[str, Any], dtype: tor
         part.chmod(0o644)  # safetensors lets only the owner read
 
 
+def read_adapter(model: Model, folder: Path, config: dict[str, Any]) -> None:
+    """Start from the weights of an adapter of the same shape instead of random ones."""
+    _check_same(folder, config)
+    saved = load_file(folder / WEIGHTS)
+    for name, tensor in model.named_parameters():
+        if tensor.requires_grad:
+            tensor.data.copy_(saved[f"base_model.model.{name}.weight"])
+
+
 def train_adapter(
     model_name: str,
     start: Path,
@@ -125,8 +134,12 @@ def train_adapter(
     settings: Settings,
     output: Output,
     report: Report,
+    first: Path | None = None,
 ) -> Progress:
-    """Train an adapter for the model in the folder `start`. model_name: the model's name in the adapter's config."""
+    """Train an adapter for the model in the folder `start`.
+
+    model_name: the model's name in the adapter's config. first: folder of an adapter to go on from, with other data or rates.
+    """
     output.prepare()
     config = adapter.config(model_name)
     if output.goes_on:
@@ -135,16 +148,18 @@ def train_adapter(
     products = product_dtype(torch.device(output.device), settings.products)
     settings = replace(settings, products=str(products).removeprefix("torch."))
     add_adapter(model, adapter, settings.seed, products)
+    if first is not None:
+        read_adapter(model, first, config)
     export = partial(write_adapter, folder=output.folder, config=config, dtype=DTYPES[output.dtype])
     return fit(model, start, data, LabelLoss(), settings, output, report, export)
 
 
 def _check_same(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse to resume a run with another adapter. The saved state has the shapes of A and B, but no alpha and no model name."""
+    """Refuse to go on with another adapter. The saved state has the shapes of A and B, but no alpha and no model name."""
     try:
         before = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         changed = [key for key in config if before.get(key) != config[key]]
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise TrainingError(f"{folder} holds no run of --lora ({error}); choose another --out") from None
+        raise TrainingError(f"{folder} holds no adapter of --lora ({error}); choose another folder") from None
     if changed:
-        raise TrainingError(f"the run in {folder} has other settings ({', '.join(changed)}); resume with the same")
+        raise TrainingError(f"the adapter in {folder} has other settings ({', '.join(changed)}); go on with the same")

@@ -117,12 +117,31 @@ def shuffled(rng: Random, turns: list[Turn]) -> list[Turn]:
     return [turn for part in parts for turn in part][:TURNS]
 
 
+def focus(answer: str, pages: list[str]) -> str:
+    """Return the part of an answer that is quoted from the pages, '' if there is none: the first number with its words, else the
+    longest run of words.
+    """
+    text, words = " ".join(" ".join(pages).split()), CITATION.sub("", answer).rstrip(". ").split()
+    runs, first = [], 0
+    while first < len(words):
+        last = first
+        while last < len(words) and " ".join(words[first : last + 1]).strip(",;:") in text:
+            last += 1
+        runs.append(" ".join(words[first:last]).strip(",;:"))
+        first = max(last, first + 1)
+    with_number = [run for run in runs if re.search(r"\d", run)]
+    return with_number[0] if with_number else max(runs, key=len, default="")
+
+
 def chat(rng: Random, document: Written) -> dict[str, Any]:
-    """Make a conversation about a document."""
+    """Make a conversation about a document. Each answer names its focus: the part that is quoted."""
     system = rng.choice(SYSTEMS) if rng.random() < SYSTEM_SHARE else ""
     messages = [{"role": "system", "content": document_message(document.title, document.pages, system)}]
     for question, answer in shuffled(rng, document.turns):
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        cited = [document.pages[int(page) - 1] for page in CITATION.findall(answer)]
+        quoted = focus(answer, cited) if cited else ""
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": answer, "focus": quoted})
     return {"domain": "written", "messages": messages}
 
 

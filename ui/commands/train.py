@@ -37,6 +37,7 @@ SIZE = click.IntRange(1)
     "--alpha", type=POSITIVE, default=32.0, show_default=True, metavar="A", help="Adapter's scale times rank."
 )
 @click.option("--targets", default="all", show_default=True, metavar="all|q,v", help="Linears: q,k,v,o,gate,up,down.")
+@click.option("--from-adapter", type=PATH, metavar="DIR", help="Go on from this adapter, with other data or rates.")
 @click.option("--exit-layers", metavar="N,N", help="Train exits after these layers too, for self-speculation.")
 def train(
     job: Job,
@@ -49,6 +50,7 @@ def train(
     rank: int,
     alpha: float,
     targets: str,
+    from_adapter: Path | None,
     **shape: Any,
 ) -> None:
     """Train a model on FILES: .txt, or .jsonl with {"text"} or {"messages"} a line.
@@ -63,8 +65,10 @@ def train(
     if lora:
         if exit_layers:
             raise click.UsageError("--exit-layers trains a model, and --lora trains an adapter; leave one of them out")
-        _train_adapter(job, as_json, start, rank, alpha, targets)
+        _train_adapter(job, as_json, start, rank, alpha, targets, from_adapter)
         return
+    if from_adapter:
+        raise click.UsageError("--from-adapter goes on with an adapter; add --lora")
     from pitlane.training import train as training
     from pitlane.training.losses import LabelLoss
     from pitlane.training.models import Shape
@@ -80,7 +84,9 @@ def train(
     )
 
 
-def _train_adapter(job: Job, as_json: bool, start: Path | None, rank: int, alpha: float, targets: str) -> None:
+def _train_adapter(
+    job: Job, as_json: bool, start: Path | None, rank: int, alpha: float, targets: str, first: Path | None
+) -> None:
     """Train an adapter. Without `start`, the first file of the job is the name of the model."""
     from pitlane.models import folder_of
     from pitlane.training.lora import TARGETS, Adapter, train_adapter
@@ -92,7 +98,7 @@ def _train_adapter(job: Job, as_json: bool, start: Path | None, rank: int, alpha
     adapter = Adapter(rank, alpha, tuple(TARGETS if targets == "all" else targets.split(",")))
     data, folder = replace(job.data, files=files), folder_of(name)
     run_job(
-        lambda report: train_adapter(name, folder, data, adapter, job.settings, job.output, report),
+        lambda report: train_adapter(name, folder, data, adapter, job.settings, job.output, report, first),
         job,
         as_json,
         f"--model {name} --plugins +lora -o lora.adapter={job.output.folder}",
