@@ -238,9 +238,11 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
     for name in ("open", "rename", "remove"):
         getattr(widgets.conversations, name)(getattr(handlers, name), [widgets.tab, widgets.search], **quiet)
     reading = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "reading", "trigger_mode": "multiple"}
-    widgets.upload.upload(handlers.upload, [widgets.upload, *values], **reading)
-    widgets.sample.click(handlers.sample, values, **reading)
-    widgets.documents.attach(handlers.attach, values, **reading)
+    reads = [
+        widgets.upload.upload(handlers.upload, [widgets.upload, *values], **reading),
+        widgets.sample.click(handlers.sample, values, **reading),
+        widgets.documents.attach(handlers.attach, values, **reading),
+    ]
     widgets.documents.discard(handlers.discard, [widgets.tab], **quiet)
     widgets.notice.dismiss(handlers.dismiss, [], **quiet)
 
@@ -263,6 +265,8 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
     if states:
         planned = QUIET | {"outputs": [widgets.plan, widgets.document_plugins, *states]}
         widgets.tab.change(handlers.replan, switches, trigger_mode="always_last", **planned)
+        for read in reads:  # by then the weights are loaded
+            read.then(handlers.replan, switches, **planned)
 
 
 def _keep(page: Any, handlers: Handlers, widgets: Widgets, anchor: Any, kept: Any) -> None:

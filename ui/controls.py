@@ -195,7 +195,7 @@ def plan_html(plan: Plan, loaded: bool) -> str:
 
 def serving_html(plugins: str) -> str:
     """The line below the documents about the plugins that serve only questions about a document."""
-    return f'<p class="quiet">Answers about a document: <b>{escape(plugins)}</b>.</p>'
+    return f'<p class="quiet">Questions about a document are answered with {escape(plugins)}.</p>'
 
 
 def state_html(is_switched_on: bool, has_document: bool) -> str:

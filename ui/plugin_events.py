@@ -49,7 +49,7 @@ class PluginEvents(View):
         """Show the reason at the card. Switch the plugin back if the plan is possible without the change."""
         name, notes = card.plugin.name, self._notes(card, note_html(reason, refused=True))
         is_on = name in settings
-        before = {key: options for key, options in settings.items() if key != name} if is_on else settings | {name: {}}
+        before = {key: options for key, options in settings.items() if key != name} if is_on else {**settings, name: {}}
         with suppress(PitlaneError):
             return {**notes, **self.next_plan(tab, before), card.switch: not is_on}
         return {**notes, self.ui.plan: refusal_html(reason)}

@@ -224,11 +224,12 @@ def test_the_page_says_when_it_is_active(page: Any) -> None:
 
 
 def test_a_change_of_documents_draws_the_plan_again(page: Any) -> None:
-    events = [fn for fn in page.blocks.fns.values() if (page.handlers.ui.tab._id, "change") in fn.targets]
-    assert len(events) == 1 and events[0].inputs[0] is page.handlers.ui.tab
-    assert {page.handlers.ui.plan, page.handlers.ui.document_plugins, card_of(page, "lora").state} == set(
-        events[0].outputs
-    )
+    ui = page.handlers.ui
+    events = [fn for fn in page.blocks.fns.values() if (ui.tab._id, "change") in fn.targets]
+    after_reading = [fn for fn in page.blocks.fns.values() if any(name == "then" for _, name in fn.targets)]
+    assert len(events) == 1 and sum(fn.name == "replan" for fn in after_reading) == 3, "when the weights are loaded"
+    assert events[0].inputs == [ui.tab, *ui.controls.inputs]
+    assert set(events[0].outputs) == {ui.plan, ui.document_plugins, card_of(page, "lora").state}
 
 
 def test_an_attached_document_loads_the_weights_and_its_kv_is_used(page: Any) -> None:
