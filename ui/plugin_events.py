@@ -97,7 +97,7 @@ class PluginEvents(View):
         settings = in_effect(self.desk.engine, self.ui.controls.settings(values[num_sampling:]), bool(documents))
         seed = _seed(seed)
         before = replaced.stats if replaced is not None else None
-        if seed is None and before and list(before["plugins"]) != sorted(settings):
+        if seed is None and before and sorted(before["plugins"]) != sorted(settings):
             seed = seed_of(replaced)
         sampling = SamplingParams(
             max_tokens=int(max_tokens or DEFAULT_MAX_TOKENS),

@@ -267,11 +267,12 @@ def test_an_empty_adapter_is_explained_at_its_card(page: Any) -> None:
 
 def test_asking_again_with_the_same_switches_draws_a_new_seed(page: Any) -> None:
     """A question without a document leaves the plugin out: this is no change of plugins."""
-    answered_with(page, new_tab(), *values(page))
-    conversation = page.store.conversations.get(page.store.conversations.list()[0].id)
-    answer = conversation.messages[-1]
-    assert page.handlers.read(values(page), (), answer).sampling.seed is None
-    assert page.handlers.read(values(page), ("a document",), answer).sampling.seed == answer.stats["seed"]
+    for tab in (new_tab(), attached(page)):
+        stats = answered_with(page, tab, *values(page))
+        answer = page.store.conversations.get(page.store.conversations.list()[0].id).messages[-1]
+        assert page.handlers.read(values(page), tab["documents"], answer).sampling.seed is None
+        other = [] if tab["documents"] else ["a document"]
+        assert page.handlers.read(values(page), other, answer).sampling.seed == stats["seed"]
 
 
 def test_turn_off_asks_without_it(page: Any) -> None:
