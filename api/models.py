@@ -121,7 +121,7 @@ def estimate_memory(
     config = source.config
     kind = choose_dtype(dtype, place)
     tokens = context or choose_context(None, config.max_position)
-    build_context = BuildContext(config, kind, place, source.stored_name)
+    build_context = BuildContext(config, kind, place, source.stored_name, source.weights.fingerprint)
     planner = Planner(registry, build_context)
     try:
         plan = planner.resolve(planner.settings(plugins))

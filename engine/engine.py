@@ -16,7 +16,7 @@ from itertools import count
 from typing import Any, overload
 
 from pitlane.engine.decode.params import SamplingParams
-from pitlane.engine.errors import BadOption
+from pitlane.engine.errors import BadOption, PitlaneError
 from pitlane.engine.events import Result
 from pitlane.engine.lanes import Lanes
 from pitlane.engine.loader import Loader
@@ -43,6 +43,10 @@ class Engine:
     ({name: {option: value}}); None = the default settings. `plugins` may be a callable: it receives the default settings and
     returns the settings to use. Raises PitlaneError for every failure that a user can cause. An engine closes itself when the
     caller drops it. In a forked process `plan`, `lane_of`, `submit` and `generate` raise EngineClosed; `close` does nothing.
+
+    `document_plan` is the plan for questions about a document: the default plan, and the plugins that were made for documents and
+    for this model, such as an adapter. Without such a plugin it is `default_plan` itself. documents: `default_plan` is the
+    document plan, so its weights alone are loaded.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Engine:
         kv_memory: int | None = None,
         max_step_tokens: int = 512,
         registry: PluginRegistry | None = None,
+        documents: bool = False,
     ) -> None:
         self.registry = registry or PluginRegistry.load()
         self.loader = Loader(model, dtype, device, threads, context, kv_memory, max_step_tokens, self.registry)
@@ -74,6 +79,8 @@ class Engine:
         weakref.finalize(self, self.worker.stop).atexit = False  # the engine's thread holds no reference to the engine
         try:
             self.default_plan = self.plan(self.planner.settings(plugins))
+            self.document_plan = self._document_plan(plugins)
+            self.default_plan = self.document_plan if documents else self.default_plan
             self.loader.share_memory(self.default_plan)
             self.lane_of(self.default_plan)
         except BaseException:
@@ -85,6 +92,14 @@ class Engine:
         """Resolve a set of plugins and their options to a plan."""
         self.worker.check()
         return self.planner.resolve(settings)
+
+    def _document_plan(self, plugins: Settings | Callable[[Settings], Settings] | None) -> Plan:
+        """The plan for questions about a document. A plugin that cannot start, such as a damaged adapter, must stop no engine."""
+        try:
+            return self.plan(self.planner.settings(plugins, documents=True))
+        except PitlaneError as error:
+            log.warning("questions about documents get the default plugins: %s", error)
+            return self.default_plan
 
     def is_loaded(self, plan: Plan) -> bool:
         """Whether the weights of the plan's lane are loaded."""

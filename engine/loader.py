@@ -73,7 +73,9 @@ class Loader:
         self.kv_memory, self.max_step_tokens = kv_memory, max_step_tokens
         self.tokenizer = Tokenizer(self.source)
         self.eos_token_ids = frozenset(self.config.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
-        self.build_context = BuildContext(self.config, self.dtype, self.device, self.source.stored_name)
+        self.build_context = BuildContext(
+            self.config, self.dtype, self.device, self.source.stored_name, self.source.weights.fingerprint
+        )
         self._variants: WeakValueDictionary[tuple[str, ...], Variant] = WeakValueDictionary()
         self._loading = Lock()  # two loads at once would count the same free memory; the engine's thread never takes it
 
@@ -129,7 +131,7 @@ class Loader:
                 f"{name} cannot draft for {self.source.name}: its tokenizer differs; name a model of the same family, "
                 "or make one with `pitlane distill`"
             )
-        context = BuildContext(source.config, self.dtype, self.device, source.stored_name)
+        context = BuildContext(source.config, self.dtype, self.device, source.stored_name, source.weights.fingerprint)
         plan = plan.for_drafter(context)
         return self._variant(plan, source, context, kv_bytes=0).for_lane(plan, context)  # the lane pays for its KV
 

@@ -1,10 +1,11 @@
-"""LoRA: the weights of an adapter added to the model, read from a folder that PEFT or `pitlane train --lora` wrote.
+"""LoRA: the weights of an adapter added to the model; a shipped adapter, or a folder of PEFT or of `pitlane train --lora`.
 
 Changes in the loop: `transform_weights` adds scale * B @ A to the linears that the adapter names, in float32, and rounds the sum to
 the stored dtype. Plugins that prune, round or pack weights get the sum: stage -10 is before them all.
 Exactness: steering. Answers are those of the tuned model. With `lora.scale=0` they are those of the model itself.
 Costs: time at load, and the memory of one more variant; a step takes no longer. A model with and without an adapter are two
 variants, so both can serve at once. Their KV is never shared. Two contents of one folder are two adapters.
+The shipped adapter `documents` was made for SmolLM2 (`--model smollm2`). It is on by default for questions about a document.
 Refused, with the reason: an adapter for another model, DoRA, adapters with more than low-rank weights of linears.
 Paper: Hu et al. 2021, https://arxiv.org/abs/2106.09685
 """
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pitlane import BadOption, LinearPart, Plugin, PluginOptions, file_hash, hookimpl
+from pitlane.storage.adapters import DOCUMENTS, SHIPPED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +62,10 @@ class Lora(Plugin):
 
     class Options(PluginOptions):
         adapter: str = Field(
-            "", title="Adapter", description=f"folder of a PEFT adapter: {CONFIG} and {WEIGHTS}; required"
+            DOCUMENTS,
+            title="Adapter",
+            description=f"name of a shipped adapter ({', '.join(SHIPPED)}), or folder of a PEFT adapter: {CONFIG} and "
+            f"{WEIGHTS}; ./{DOCUMENTS} is always a folder",
         )
         scale: float = Field(
             1.0, ge=0, le=10, title="Scale", description="factor of the adapter's own scale; 0 changes no weight"
@@ -79,8 +84,28 @@ class Lora(Plugin):
         """The key of an instance, with a hash of the adapter: another content of the folder makes another variant."""
         return "".join([super().key_of(options), *(file_hash(file) for file in _files(_folder(options)))])
 
+    @classmethod
+    def is_default_for_documents(cls, context: BuildContext) -> bool:
+        """Whether the shipped adapter for documents was made for these weights, and its files are in this installation."""
+        adapter = SHIPPED[DOCUMENTS]
+        is_here = all(file.is_file() for file in _files(adapter.folder))
+        return is_here and context.fingerprint() in adapter.fingerprints
+
     def refusal(self, context: BuildContext) -> str | None:
         """Compare the adapter with the linears of a model. Returns the first difference."""
+        difference = self._difference(context)
+        if difference is None:
+            return None
+        shipped = SHIPPED.get(self.options.adapter)
+        base = shipped.base if shipped else self.config.base
+        made_for = f" (made for {base!r})" if base else ""
+        if shipped is None:
+            return f"the adapter {self.folder}{made_for} {difference}"
+        way_out = "set lora.adapter to the folder of an adapter for this model"
+        return f"the shipped adapter {self.options.adapter}{made_for} {difference}; {way_out}"
+
+    def _difference(self, context: BuildContext) -> str | None:
+        """The first linear of the adapter that the model lacks, or has in another shape."""
         from pitlane import parts_of
 
         parts = [part for part in parts_of(context.config) if isinstance(part, LinearPart)]
@@ -89,16 +114,14 @@ class Lora(Plugin):
             for part in parts
             for member in part.members
         }
-        made_for = f" (made for {self.config.base!r})" if self.config.base else ""
-        adapter = f"the adapter {self.folder}{made_for}"
         for module, pair in self.pairs.items():
             if module not in linears:
-                return f"{adapter} changes {module}, and the model has no linear of this name"
+                return f"changes {module}, and the model has no linear of this name"
             part, shape = linears[module]
             if part.tied_to is not None:
-                return f"{adapter} changes {module}, which is the table of the embedding in this model"
+                return f"changes {module}, which is the table of the embedding in this model"
             if shape != pair.shape:
-                return f"{adapter} changes {module} of the shape {pair.shape}, in this model the shape is {shape}"
+                return f"changes {module} of the shape {pair.shape}, in this model the shape is {shape}"
         return None
 
     @hookimpl
@@ -173,9 +196,18 @@ def _folder(options: Any) -> Path:
     """The folder of the adapter. Raises BadOption if there is none, or if it lacks a file."""
     if not options.adapter:
         raise BadOption(
-            f"lora needs an adapter: set lora.adapter to a folder with {CONFIG} and {WEIGHTS}; "
+            f"lora needs an adapter: set lora.adapter to {_names()}, or to a folder with {CONFIG} and {WEIGHTS}; "
             "`pitlane train MODEL FILES --lora --out FOLDER` makes such a folder"
         )
+    shipped = SHIPPED.get(options.adapter)
+    if shipped is not None:
+        missing = [file.name for file in _files(shipped.folder) if not file.is_file()]
+        if missing:
+            raise BadOption(
+                f"the shipped adapter {options.adapter} lacks {' and '.join(missing)} in {shipped.folder}; reinstall pitlane, or "
+                "set lora.adapter to the folder of a PEFT adapter"
+            )
+        return shipped.folder
     try:
         folder = Path(options.adapter).expanduser()
         is_folder, missing = folder.is_dir(), [file.name for file in _files(folder) if not file.is_file()]
@@ -183,12 +215,19 @@ def _folder(options: Any) -> Path:
     except (OSError, RuntimeError, ValueError) as error:  # no path: too long, a null byte, an unknown user
         raise _unreadable(options.adapter, error) from None
     if not is_folder:
-        raise BadOption(f"lora.adapter = {options.adapter!r}: no such folder; give the folder of a PEFT adapter")
+        raise BadOption(
+            f"lora.adapter = {options.adapter!r}: no such folder; give the folder of a PEFT adapter, or {_names()}"
+        )
     if WEIGHTS in missing and has_pickle:
         raise BadOption(f"{folder} holds only pickle weights, which can run code; save the adapter as safetensors")
     if missing:
         raise BadOption(f"{folder} lacks {' and '.join(missing)}; give the folder of a PEFT adapter")
     return folder
+
+
+def _names() -> str:
+    """The names of the shipped adapters, with their models."""
+    return " or ".join(f"{name!r} (made for {adapter.base})" for name, adapter in SHIPPED.items())
 
 
 def _files(folder: Path) -> tuple[Path, Path]:

@@ -114,7 +114,7 @@ def shared_data() -> Path:
 def make_engine(own_home: Path) -> Iterator[Callable[..., Any]]:
     """Engines that are closed at the end: `make_engine(model="random:tiny", dtype="float64", plugins={}, **options)`.
 
-    plugins=None: those that are on by default.
+    plugins=None: those that are on by default; a function changes them.
     """
     from pitlane.engine.engine import Engine
     from tests.integrity import assert_integrity
@@ -122,7 +122,8 @@ def make_engine(own_home: Path) -> Iterator[Callable[..., Any]]:
     made: list[Engine] = []
 
     def make(model: str = "random:tiny", *, dtype: str = "float64", plugins: Any = (), **options: Any) -> Engine:
-        settings = plugins if plugins is None or isinstance(plugins, dict) else {name: {} for name in plugins}
+        as_given = plugins is None or callable(plugins) or isinstance(plugins, dict)
+        settings = plugins if as_given else {name: {} for name in plugins}
         made.append(Engine(model, dtype=dtype, plugins=settings, **options))
         return made[-1]
 
@@ -196,6 +197,21 @@ def make_adapter(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def ship_adapter(make_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """`ship_adapter(model="random:tiny", **options)` ships a random adapter for a model as `documents`; returns its folder."""
+    from pitlane.engine.models.registry import resolve
+    from pitlane.storage.adapters import DOCUMENTS, SHIPPED, ShippedAdapter
+
+    def ship(model: str = "random:tiny", **options: Any) -> Path:
+        folder = make_adapter(model, **options)
+        fingerprints = frozenset({resolve(model).weights.fingerprint()})
+        monkeypatch.setitem(SHIPPED, DOCUMENTS, ShippedAdapter(folder, model, fingerprints))
+        return folder
+
+    return ship
 
 
 @pytest.fixture

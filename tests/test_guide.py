@@ -148,7 +148,8 @@ def test_attributes_of_a_plugin_are_listed() -> None:
         name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)", row)
     }
     own = {name for name in {**Plugin.__annotations__, **vars(Plugin)} if not name.startswith("_")}
-    assert own - listed == {"Options", "is_default", "parse_options", "summary", "key", "key_of", "close"}
+    for_built_ins = {"is_default", "is_default_for_documents"}
+    assert own - listed == {"Options", *for_built_ins, "parse_options", "summary", "key", "key_of", "close"}
 
 
 def test_the_names_that_import_torch_are_listed() -> None:

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 from pitlane import Engine, Plan, PrefillProgress, Result, SamplingParams, Stream, TextDelta
 from pitlane.storage.conversations import turns
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.storage.types import Conversation, Message, Refusal
+from pitlane.ui import document_plugins
 from pitlane.ui.chat_flow import compare
 from pitlane.ui.library import Library
 from pitlane.ui.panels import Live
@@ -30,6 +31,7 @@ Key = tuple[str, str]
 class Ask:
     """How to answer a question. The question is the conversation's last message, except in two cases.
 
+    settings: of the plugins in effect, so without document plugins if there is no document.
     replaced: this answer is generated again. edited: `text` replaces this question. The replaced messages stay in the store until
     the new answer is complete.
     """
@@ -51,6 +53,13 @@ class Ask:
         if self.edited is None:
             return kept
         return (*kept, Message(0, conversation.id, "user", self.text, None, None, time.time()))
+
+
+class Reading(NamedTuple):
+    """Progress of documents. share: the computed share of their KV. left_out: plugins that do not fit, with the reason."""
+
+    share: float
+    left_out: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -115,19 +124,21 @@ class Desk(Library):
 
     # ---- documents
 
-    def prefill(self, key: Key, document_ids: Sequence[str], ask: Ask) -> Iterator[float]:
-        """Compute the KV of documents before the first question. Yields the computed share; `stop(key)` ends it."""
-        plan = self.engine.plan(ask.settings)
-        if "match_prefix" not in plan.hooks:  # no plugin of the plan would keep the KV
-            return
+    def prefill(self, key: Key, document_ids: Sequence[str], ask: Ask) -> Iterator[Reading]:
+        """Load the weights for a question about documents, and compute the KV of the documents. `stop(key)` ends it."""
         self.begin(key)
         with self._requested(key) as running:
+            yield Reading(0.0, {})
+            plan, left_out = document_plugins.load(self.engine, ask.settings)
+            yield Reading(0.0, left_out)
+            if running.is_stopped or "match_prefix" not in plan.hooks:  # no plugin of the plan would keep the KV
+                return
             chat = self._chat(document_ids, [{"role": "user", "content": "."}], ask.system)
             stream = self.engine.submit(chat.prompt(), replace(ask.sampling, max_tokens=1), plan=plan)
             running.follow(stream)
             for event in stream:
                 if isinstance(event, PrefillProgress):
-                    yield event.num_computed_tokens / event.num_prompt_tokens
+                    yield Reading(event.num_computed_tokens / event.num_prompt_tokens, left_out)
 
     def prepare(self, plan: Plan) -> None:
         """Open a plan's lane in the background if its weights are loaded, so that the next answer need not wait for it."""
@@ -162,6 +173,7 @@ class Desk(Library):
             plan = self.engine.plan(ask.settings)
             live = Live(loading=not self.engine.is_loaded(plan))
             yield live
+            plan, left_out = document_plugins.load(self.engine, ask.settings)
             prompt = chat.prompt()
             stream = self.engine.submit(prompt, ask.sampling, plan=plan)
             running.follow(stream)
@@ -172,10 +184,10 @@ class Desk(Library):
             except GeneratorExit:  # the tab was closed
                 stream.abort()
                 with suppress(PitlaneError):
-                    self._save(conversation, ask, stream.result())
+                    self._save(conversation, ask, stream.result(), left_out)
                 raise
             if live.result is not None:
-                self._save(conversation, ask, live.result)
+                self._save(conversation, ask, live.result, left_out)
 
     def refuse(self, conversation_id: str, ask: Ask, refusal: Refusal) -> None:
         """Store why a question has no answer. A refused edit is appended after the messages that it would have replaced."""
@@ -188,9 +200,10 @@ class Desk(Library):
                 last = conversations.append(conversation_id, "user", ask.text)
             conversations.refuse(conversation_id, last.id, refusal)
 
-    def _save(self, conversation: Conversation, ask: Ask, result: Result) -> None:
+    def _save(self, conversation: Conversation, ask: Ask, result: Result, left_out: Mapping[str, str]) -> None:
         """Store an answer in place of the messages that it replaces. Drop it if it was stopped before its first token."""
         stats = result.stats | {"finish_reason": result.finish_reason, "temperature": ask.sampling.temperature}
+        stats["failed"] = {**stats["failed"], **left_out}
         self.store.runs.add(stats)
         if was_stopped_before_it_began(result):
             return

@@ -19,6 +19,7 @@ from pitlane.storage.db import Store
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.answering import Desk
 from pitlane.ui.controls import PluginControls, others_html, plan_html
+from pitlane.ui.document_plugins import document_plugins
 from pitlane.ui.handlers import Handlers
 from pitlane.ui.model_menu import header_html, state_of
 from pitlane.ui.model_switch import ModelSwitch
@@ -164,10 +165,11 @@ def _left() -> dict[str, Any]:
         )
     notice = _acting("", elem_id="notice")
     documents = _acting("", elem_id="documents")
+    serving = _html("", elem_id="document-plugins")
     sample = gr.Button("Try the sample PDF", elem_id="sample", size="sm")
     return {
         "new": new, "search": search, "conversations": conversations, "upload": upload, "documents": documents,
-        "notice": notice, "sample": sample,
+        "document_plugins": serving, "notice": notice, "sample": sample,
     }  # fmt: skip
 
 
@@ -191,7 +193,8 @@ def _right(engine: Engine) -> dict[str, Any]:
     with gr.Row(elem_classes=["titlebar"]):
         _html("<h3>Plugins</h3>")
     plan = _html(plan_html(engine.default_plan, True), elem_id="plan")
-    controls = PluginControls(engine.registry, engine.default_plan, engine.loader.build_context)
+    default, context = engine.document_plan, engine.loader.build_context
+    controls = PluginControls(engine.registry, default, context, document_plugins(engine, default.settings))
     _html(others_html(engine.registry), elem_id="others")
     with gr.Accordion("Sampling", open=False, elem_id="sampling"):
         sampling = [
@@ -235,9 +238,11 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
     for name in ("open", "rename", "remove"):
         getattr(widgets.conversations, name)(getattr(handlers, name), [widgets.tab, widgets.search], **quiet)
     reading = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "reading", "trigger_mode": "multiple"}
-    widgets.upload.upload(handlers.upload, [widgets.upload, *values], **reading)
-    widgets.sample.click(handlers.sample, values, **reading)
-    widgets.documents.attach(handlers.attach, values, **reading)
+    reads = [
+        widgets.upload.upload(handlers.upload, [widgets.upload, *values], **reading),
+        widgets.sample.click(handlers.sample, values, **reading),
+        widgets.documents.attach(handlers.attach, values, **reading),
+    ]
     widgets.documents.discard(handlers.discard, [widgets.tab], **quiet)
     widgets.notice.dismiss(handlers.dismiss, [], **quiet)
 
@@ -250,11 +255,18 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
         [widgets.other_model.submit, widgets.use_other.click], handlers.choose_named, [widgets.other_model], **listing
     )
 
+    switches = [widgets.tab, *widgets.controls.inputs]
     for card in widgets.controls.cards:
         toggled = handlers.toggled(card)
-        card.switch.input(toggled, widgets.controls.inputs, **quiet)
+        card.switch.input(toggled, switches, **quiet)
         for field in card.fields.values():
-            field.change(toggled, widgets.controls.inputs, trigger_mode="always_last", **quiet)
+            field.change(toggled, switches, trigger_mode="always_last", **quiet)
+    states = [card.state for card in widgets.controls.cards if card.state is not None]
+    if states:
+        planned = QUIET | {"outputs": [widgets.plan, widgets.document_plugins, *states]}
+        widgets.tab.change(handlers.replan, switches, trigger_mode="always_last", **planned)
+        for read in reads:  # by then the weights are loaded
+            read.then(handlers.replan, switches, **planned)
 
 
 def _keep(page: Any, handlers: Handlers, widgets: Widgets, anchor: Any, kept: Any) -> None:

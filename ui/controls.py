@@ -28,7 +28,8 @@ Settings = dict[str, dict[str, Any]]
 class Card:
     """The widgets of one plugin: its switch, a note on its last toggle, a widget per option, its effect in the last answer.
 
-    optional: names of the options that may stay empty.
+    optional: names of the options that may stay empty. state: of a plugin that serves only questions about a document (None: the
+    plugin serves all questions): whether it serves the next question.
     """
 
     plugin: type[Plugin]
@@ -37,17 +38,26 @@ class Card:
     fields: dict[str, Any] = field(default_factory=dict)
     optional: set[str] = field(default_factory=set)
     effect: Any = None
+    state: Any = None
 
 
 class PluginControls:
-    """All cards, and plugin settings from their values. A handler takes the values of `inputs`, in this order."""
+    """All cards, and plugin settings from their values. A handler takes the values of `inputs`, in this order.
 
-    def __init__(self, registry: PluginRegistry, default: Plan, context: BuildContext) -> None:
+    default: the plan of the switches. for_documents: names of its plugins that serve only questions about a document.
+    """
+
+    def __init__(
+        self, registry: PluginRegistry, default: Plan, context: BuildContext, for_documents: Sequence[str] = ()
+    ) -> None:
         self.registry = registry
         plugins = [registry.get(name) for name in registry.togglable()]
         reasons = {plugin.name: plugin.unavailable(context) for plugin in plugins}
         plugins.sort(key=lambda plugin: (bool(reasons[plugin.name]), plugin.name))  # unavailable plugins come last
-        self.cards = [_card(plugin, default.settings.get(plugin.name), reasons[plugin.name]) for plugin in plugins]
+        self.cards = [
+            _card(plugin, default.settings.get(plugin.name), reasons[plugin.name], plugin.name in for_documents)
+            for plugin in plugins
+        ]
 
     @property
     def inputs(self) -> list[Any]:
@@ -125,7 +135,7 @@ def _number_widget(schema: dict[str, Any], whole: bool, common: dict[str, Any]) 
     return gr.Number(minimum=low, maximum=high, precision=0 if whole else None, **common)
 
 
-def _card(plugin: type[Plugin], settings: dict[str, Any] | None, reason: str | None) -> Card:
+def _card(plugin: type[Plugin], settings: dict[str, Any] | None, reason: str | None, for_documents: bool) -> Card:
     options = settings if settings is not None else plugin.Options().model_dump()
     schemas = plugin.Options.model_json_schema().get("properties", {})
     with gr.Column(elem_classes=["card", *(["unavailable"] if reason else [])], elem_id=f"card-{plugin.name}"):
@@ -143,6 +153,8 @@ def _card(plugin: type[Plugin], settings: dict[str, Any] | None, reason: str | N
         role = f" <em>{escape(plugin.role.replace('_', ' '))}</em>" if plugin.role else ""
         gr.HTML(f'<p class="summary">{escape(_sentence(plugin.summary()))}{role}</p>', apply_default_css=False)
         card = Card(plugin, switch, note)
+        if for_documents:
+            card.state = gr.HTML("", elem_classes=["effect"], elem_id=f"state-{plugin.name}", apply_default_css=False)
         if reason:
             gr.HTML(f'<p class="summary">Unavailable: {escape(reason)}.</p>', apply_default_css=False)
         card.effect = gr.HTML("", elem_classes=["effect"], elem_id=f"effect-{plugin.name}", apply_default_css=False)
@@ -179,6 +191,20 @@ def plan_html(plan: Plan, loaded: bool) -> str:
     chips = chips or '<span class="chip none">no plugins</span>'
     loading = "" if loaded else "<small>Weights are loaded for this set first.</small>"
     return f'<div class="next"><h4>Next answer</h4><p>{chips}{badge(plan.exactness)}</p>{loading}</div>'
+
+
+def serving_html(plugins: str) -> str:
+    """The line below the documents about the plugins that serve only questions about a document."""
+    return f'<p class="quiet">Questions about a document are answered with {escape(plugins)}.</p>'
+
+
+def state_html(is_switched_on: bool, has_document: bool) -> str:
+    """The state of such a plugin, for its card."""
+    if not is_switched_on:
+        return ""
+    if has_document:
+        return '<p class="good">active: a document is attached</p>'
+    return '<p class="idle">waits: it answers questions about a document</p>'
 
 
 def note_html(text: str, refused: bool = False) -> str:

@@ -99,13 +99,13 @@ class DocumentEvents(PluginEvents):
         yield self.show(request, tab) | notice
         problems = list(problems)
         try:
-            yield from self._prefill(request, tab, values)
+            yield from self._prefill(request, tab, values, problems)
         except PitlaneError as error:
             problems.append(str(error))
         if self.shown_tab(request, tab) == tab:
             yield {self.ui.documents: self.document_list(tab), self.ui.notice: notice_html(problems, remarks)}
 
-    def _prefill(self, request: gr.Request, tab: Tab, values: Sequence[Any]) -> Iterator[Changes]:
+    def _prefill(self, request: gr.Request, tab: Tab, values: Sequence[Any], problems: list[str]) -> Iterator[Changes]:
         """Compute the KV of the tab's documents. A computation that runs for the tab is stopped."""
         key = (session_of(request), "reading")
         self.desk.stop(key)
@@ -113,10 +113,13 @@ class DocumentEvents(PluginEvents):
             return
         self.desk.check_fits(tab["documents"])
         newest = tab["documents"][-1]
-        for share in self.desk.prefill(key, tab["documents"], self.read(values)):
+        ask, reading = self.read(values, tab["documents"]), None
+        for reading in self.desk.prefill(key, tab["documents"], ask):
             if self.shown_tab(request, tab) != tab:
                 return
-            yield {self.ui.documents: self.document_list(tab, {newest: share})}
+            yield {self.ui.documents: self.document_list(tab, {newest: reading.share})}
+        if reading is not None:
+            problems += [f"Answers go on without {name}: {reason}" for name, reason in reading.left_out.items()]
         self._await_saved(newest)
 
     def _await_saved(self, document_id: str) -> None:

@@ -31,7 +31,7 @@ class Handlers(DocumentEvents, QuestionEvents):
                 warn(error)
         notice = {self.ui.notice: notice_html((), [self.notice])} if self.notice else {}
         typed = text_kept_by_browser(kept)
-        return self.show(request, tab) | self.restored(values) | notice | ({self.ui.box: typed} if typed else {})
+        return self.show(request, tab) | self.restored(values, tab) | notice | ({self.ui.box: typed} if typed else {})
 
     def close(self, request: gr.Request) -> None:
         """Stop the requests of a tab that was closed."""

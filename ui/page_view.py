@@ -115,6 +115,7 @@ class Widgets:
     conversations: Any
     upload: Any
     documents: Any
+    document_plugins: Any
     notice: Any
     sample: Any
     thread: Any
@@ -130,12 +131,18 @@ class Widgets:
     @property
     def outputs(self) -> list[Any]:
         """Every widget that may change."""
-        cards = [widget for card in self.controls.cards for widget in (card.switch, card.note, card.effect)]
+        cards = [
+            widget
+            for card in self.controls.cards
+            for widget in (card.switch, card.note, card.effect, card.state)
+            if widget is not None
+        ]
         fixed = (
             self.tab,
             self.attached,
             self.conversations,
             self.documents,
+            self.document_plugins,
             self.notice,
             self.sample,
             self.thread,

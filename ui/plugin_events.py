@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pitlane import BadOption, Plan, SamplingParams
+from pitlane import BadOption, SamplingParams
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import Message
 from pitlane.ui.answering import Ask, seed_of
-from pitlane.ui.controls import Card, Settings, note_html, plan_html, refusal_html
-from pitlane.ui.page_view import Changes, View, page_event
+from pitlane.ui.controls import Card, note_html, plan_html, refusal_html, serving_html, state_html
+from pitlane.ui.document_plugins import described, document_plugins, in_effect
+from pitlane.ui.page_view import Changes, Tab, View, page_event
 from pitlane.ui.plugin_text import parse_settings
+
+if TYPE_CHECKING:
+    from pitlane import Settings
 
 THINKING = {"auto": None, "on": True, "off": False}
 SAMPLING = ("temperature", "top_p", "max_tokens", "seed", "system", "thinking")  # names of the sampling widgets
@@ -26,52 +30,74 @@ class PluginEvents(View):
     def toggled(self, card: Card) -> Callable[..., Changes]:
         """Make the handler of a card's switch and options. It shows the plan of the next message, or why there is no plan."""
 
-        def toggle(*values: Any) -> Changes:
+        def toggle(tab: Tab, *values: Any) -> Changes:
             settings, registry = self.ui.controls.settings(values), self.desk.engine.registry
             switched_on = f"+{card.plugin.name}" if card.plugin.name in settings else None
             try:
                 changed, replaced = parse_settings(switched_on, (), settings, registry)
-                plan = self.desk.engine.plan(changed)
+                changes = self.next_plan(tab, changed)
             except PitlaneError as error:
-                return self._refused(card, settings, str(error))
+                return self._refused(card, tab, settings, str(error))
             names = {replacement.old for replacement in replaced}
             off = {other.switch: False for other in self.ui.controls.cards if other.plugin.name in names}
             note = "".join(note_html(str(replacement)) for replacement in replaced)
-            return {**self._notes(card, note), **off, **self.next_plan(plan)}
+            return {**self._notes(card, note), **off, **changes}
 
         return page_event(toggle)
 
-    def _refused(self, card: Card, settings: Settings, reason: str) -> Changes:
+    def _refused(self, card: Card, tab: Tab, settings: Settings, reason: str) -> Changes:
         """Show the reason at the card. Switch the plugin back if the plan is possible without the change."""
         name, notes = card.plugin.name, self._notes(card, note_html(reason, refused=True))
         is_on = name in settings
-        before = {key: options for key, options in settings.items() if key != name} if is_on else settings | {name: {}}
+        before = {key: options for key, options in settings.items() if key != name} if is_on else {**settings, name: {}}
         with suppress(PitlaneError):
-            return {**notes, **self.next_plan(self.desk.engine.plan(before)), card.switch: not is_on}
+            return {**notes, **self.next_plan(tab, before), card.switch: not is_on}
         return {**notes, self.ui.plan: refusal_html(reason)}
 
     def _notes(self, card: Card, html: str) -> Changes:
         """Show a note at one card, and clear the notes of all other cards."""
         return {other.note: html if other is card else "" for other in self.ui.controls.cards}
 
-    def next_plan(self, plan: Plan) -> Changes:
-        """Show the plan of the next answer, and open its lane if the weights are loaded."""
+    @page_event
+    def replan(self, tab: Tab, *values: Any) -> Changes:
+        """The tab shows another conversation, or has other documents: some plugins serve only questions about a document."""
+        with suppress(PitlaneError):  # the card that made the settings impossible has said why
+            return self.next_plan(tab, self.ui.controls.settings(values))
+        return {}
+
+    def next_plan(self, tab: Tab, settings: Settings) -> Changes:
+        """Show the plan of the next answer, and open its lane if the weights are loaded. settings: of the switches.
+
+        Raises PitlaneError if the settings make no plan, also if the next answer would leave a plugin out.
+        """
+        engine, has_document = self.desk.engine, bool(tab["documents"])
+        engine.plan(settings)
+        plan = engine.plan(in_effect(engine, settings, has_document))
         self.desk.prepare(plan)
-        return {self.ui.plan: plan_html(plan, self.desk.engine.is_loaded(plan))}
+        names = document_plugins(engine, settings)
+        states = {
+            card.state: state_html(card.plugin.name in names, has_document)
+            for card in self.ui.controls.cards
+            if card.state is not None
+        }
+        serving = serving_html(described(engine, names)) if names and has_document else ""
+        return {self.ui.plan: plan_html(plan, engine.is_loaded(plan)), self.ui.document_plugins: serving, **states}
 
     # ---- values
 
-    def read(self, values: Sequence[Any], replaced: Message | None = None) -> Ask:
+    def read(self, values: Sequence[Any], documents: Sequence[str] = (), replaced: Message | None = None) -> Ask:
         """Sampling and plugin widgets as an Ask. A retry with other plugins keeps the seed, so that answers compare.
+
+        documents: ids of the attached documents.
 
         Raises BadOption for values that cannot be.
         """
         num_sampling = len(self.ui.sampling)
         temperature, top_p, max_tokens, seed, system, thinking = values[:num_sampling]
-        settings = self.ui.controls.settings(values[num_sampling:])
+        settings = in_effect(self.desk.engine, self.ui.controls.settings(values[num_sampling:]), bool(documents))
         seed = _seed(seed)
         before = replaced.stats if replaced is not None else None
-        if seed is None and before and list(before["plugins"]) != sorted(settings):
+        if seed is None and before and sorted(before["plugins"]) != sorted(settings):
             seed = seed_of(replaced)
         sampling = SamplingParams(
             max_tokens=int(max_tokens or DEFAULT_MAX_TOKENS),
@@ -86,7 +112,7 @@ class PluginEvents(View):
         """Names of the values for `read`, in this order."""
         return [*SAMPLING, *self.ui.controls.names]
 
-    def restored(self, kept: Mapping[str, Any]) -> Changes:
+    def restored(self, kept: Mapping[str, Any], tab: Tab) -> Changes:
         """Restore the values that the browser tab had before its reload, if they are still possible.
 
         Another model may have no use for a plugin: then its switch and options stay as they are.
@@ -96,11 +122,12 @@ class PluginEvents(View):
         widgets = [*self.ui.sampling, *self.ui.controls.inputs]
         values = [kept.get(name, widget.value) for name, widget in zip(self.value_names, widgets, strict=True)]
         try:
-            plan = self.desk.engine.plan(self.read(values).settings)
+            self.read(values)
+            changes = self.next_plan(tab, self.ui.controls.settings(values[len(self.ui.sampling) :]))
         except (PitlaneError, TypeError, ValueError, KeyError):  # values for another model, or from another page
             return {}
         restored = {widget: kept[name] for name, widget in zip(self.value_names, widgets, strict=True) if name in kept}
-        return {**restored, **self.next_plan(plan)}
+        return {**restored, **changes}
 
 
 def kept_by_browser(text: str | None) -> tuple[dict[str, Any], list[str]]:

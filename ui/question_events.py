@@ -55,7 +55,7 @@ class QuestionEvents(PluginEvents, ModelEvents):
             edited = next((message for message in self._messages(tab) if message.id == message_id), None)
             if edited is None:
                 raise NotFound("this question was changed in another window; the page shows it as it is now")
-            return tab, replace(self.read(values), edited=edited, text=text)
+            return tab, replace(self.read(values, tab["documents"]), edited=edited, text=text)
 
         if text:
             yield from self._answer(request, tab, question)
@@ -71,7 +71,7 @@ class QuestionEvents(PluginEvents, ModelEvents):
         card, num_sampling = self.ui.controls.card(str(event.id)), len(self.ui.sampling)
         switches = self.ui.controls.switched_off(values[num_sampling:], str(event.id))
         if card is not None:
-            yield {card.switch: False} | self.next_plan(self.desk.engine.plan(self.ui.controls.settings(switches)))
+            yield {card.switch: False} | self.next_plan(tab, self.ui.controls.settings(switches))
         yield from self._answer(request, tab, self._last_question([*values[:num_sampling], *switches]))
 
     @page_event
@@ -117,7 +117,11 @@ class QuestionEvents(PluginEvents, ModelEvents):
 
     def _new_question(self, text: str, values: Sequence[Any]) -> Question:
         def question(tab: Tab) -> tuple[Tab, Ask]:
-            ask, conversations, key = self.read(values), self.desk.store.conversations, tab["conversation"]
+            ask, conversations, key = (
+                self.read(values, tab["documents"]),
+                self.desk.store.conversations,
+                tab["conversation"],
+            )
             with self.desk.store.transaction():
                 if key is None:
                     key = conversations.create(self.desk.engine.loader.source.name).id
@@ -132,7 +136,8 @@ class QuestionEvents(PluginEvents, ModelEvents):
             messages = self._messages(tab)
             if not messages:
                 raise NotFound("there is no question to ask again; write one")
-            return tab, self.read(values, messages[-1] if messages[-1].role == "assistant" else None)
+            replaced = messages[-1] if messages[-1].role == "assistant" else None
+            return tab, self.read(values, tab["documents"], replaced)
 
         return question
 
@@ -197,7 +202,7 @@ class QuestionEvents(PluginEvents, ModelEvents):
     def _refusal(self, tab: Tab, ask: Ask, error: Exception) -> Refusal:
         ids = [document.content_hash[:12] for document in self.desk.documents(tab["documents"])]
         longest = sorted(ids, key=self.desk.num_tokens, reverse=True)
-        return refusal_of(error, ask.settings, self.desk.engine.default_plan.names, longest)
+        return refusal_of(error, ask.settings, self.desk.engine.document_plan.names, longest)
 
     def _refuse(self, tab: Tab, ask: Ask, refusal: Refusal) -> None:
         """Store the refusal with its question. If this fails, show it in the corner of the page."""

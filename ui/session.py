@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pitlane import PrefillProgress, TextDelta, load_document
 from pitlane.storage.errors import DocumentError, NotFound
 from pitlane.storage.types import whole_text
+from pitlane.ui.document_plugins import described, document_plugins
 from pitlane.ui.plugin_text import ParsedSettings, Replacement, parse_settings
 
 if TYPE_CHECKING:
@@ -43,9 +44,13 @@ class EngineOptions:
     kv_memory: int | None = None
     plugins_dir: str | None = None
 
-    def build(self) -> Engine:
-        """Load the plugins, check the plugin set, load the model. Raises PitlaneError for every error that a user can cause."""
-        from pitlane import Engine, Planner, PluginRegistry
+    def build(self, documents: bool = False) -> Engine:
+        """Load the plugins, check the plugin set, load the model. Raises PitlaneError for every error that a user can cause.
+
+        documents: all questions are about a document, so the document plan is the default plan. If it does not fit into memory,
+        the plan without the document plugins is.
+        """
+        from pitlane import ModelTooLarge, Planner, PluginRegistry
 
         registry = PluginRegistry.load(self.plugins_dir)
         if self.plugins is not None or self.plugin_options:  # so that a wrong set is refused before a model is read
@@ -57,19 +62,32 @@ class EngineOptions:
             replaced.update(replacements)
             return settings
 
-        engine = Engine(
+        try:
+            engine = self._engine(registry, chosen, documents)
+        except ModelTooLarge as error:
+            if not documents:
+                raise
+            engine = self._engine(registry, chosen, documents=False)
+            names = document_plugins(engine, engine.document_plan.settings)
+            log.warning("answers go on without %s: %s", described(engine, names), error)
+        for replacement in sorted(replaced):
+            log.warning("%s", replacement)
+        return engine
+
+    def _engine(self, registry: PluginRegistry, plugins: Callable[[Settings], Settings], documents: bool) -> Engine:
+        from pitlane import Engine
+
+        return Engine(
             self.model,
-            plugins=chosen,
+            plugins=plugins,
             dtype=self.dtype,
             device=self.device,
             threads=self.threads,
             context=self.context,
             kv_memory=self.kv_memory,
             registry=registry,
+            documents=documents,
         )
-        for replacement in sorted(replaced):
-            log.warning("%s", replacement)
-        return engine
 
     def settings(self, registry: PluginRegistry, default: Settings) -> ParsedSettings:
         """The plugin settings of these options. default: settings of the default set."""

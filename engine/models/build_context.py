@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 class BuildContext:
     """The model's config, its dtype, and the device that runs it.
 
-    stored_name: canonical name of a tensor or a module -> its name in the checkpoint.
+    stored_name: canonical name of a tensor or a module -> its name in the checkpoint. fingerprint: returns a digest of the weights;
+    the first call may read them.
     """
 
     config: DecoderConfig
     dtype: torch.dtype
     device: torch.device
     stored_name: Callable[[str], str] = str
+    fingerprint: Callable[[], str] = str  # '' if the weights are not known
 
     @property
     def stored_dtype(self) -> torch.dtype:

@@ -61,14 +61,15 @@ class Planner:
             self._close_unused()
             return plan
 
-    def settings(self, plugins: Settings | Callable[[Settings], Settings] | None) -> Settings:
+    def settings(self, plugins: Settings | Callable[[Settings], Settings] | None, documents: bool = False) -> Settings:
         """Return the settings of an engine's default plan.
 
-        plugins: these settings; or a callable that receives the default settings; None = the default settings.
+        plugins: these settings; or a callable that receives the default settings; None = the default settings. documents: the
+        default settings are those for questions about a document.
         """
         if plugins is not None and not callable(plugins):
             return plugins
-        default = self.registry.default_settings(self.context)
+        default = self.registry.default_settings(self.context, documents)
         return default if plugins is None else plugins(default)
 
     def check(self, settings: Settings) -> None:

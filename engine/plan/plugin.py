@@ -73,6 +73,15 @@ class Plugin:
         """
         return None
 
+    @classmethod
+    def is_default_for_documents(cls, context: BuildContext) -> bool:
+        """Whether the plugin, with its default options, is in the default plan of questions about a document.
+
+        Only for built-in plugins that were made for documents and for the model of `context`, such as an adapter. `is_default`
+        is for plugins that serve every question.
+        """
+        return False
+
     def refusal(self, context: BuildContext) -> str | None:
         """Return the reason if this instance, with its options, cannot serve a model, else None.
 

@@ -146,15 +146,21 @@ class PluginRegistry:
         )
         return answer.value if answer else None
 
-    def default_settings(self, context: BuildContext | None = None) -> dict[str, dict[str, Any]]:
+    def default_settings(
+        self, context: BuildContext | None = None, documents: bool = False
+    ) -> dict[str, dict[str, Any]]:
         """Return the settings of the default plan: built-in default plugins that can serve the model of `context`.
 
-        Of several plugins of a role, the first of `BUILT_IN`.
+        Of several plugins of a role, the first of `BUILT_IN`. documents: the settings for questions about a document; the plugins
+        that were made for documents and for this model are then in the plan too (`Plugin.is_default_for_documents`).
         """
         chosen: dict[str, type[Plugin]] = {}
         for entry in self.entries.values():
             plugin = entry.plugin
-            if plugin is None or not plugin.is_default or entry.source != BUILT_IN_SOURCE:
+            if plugin is None or entry.source != BUILT_IN_SOURCE:
+                continue
+            for_documents = documents and context is not None and plugin.is_default_for_documents(context)
+            if not (plugin.is_default or for_documents):
                 continue
             is_taken = plugin.role is not None and any(other.role == plugin.role for other in chosen.values())
             if not is_taken and (context is None or plugin.unavailable(context) is None):

@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pitlane import BadOption, BuildContext, SamplingParams, TensorPart
+from pitlane import BadOption, BuildContext, PluginRegistry, SamplingParams, TensorPart
 from pitlane.engine.models.presets import preset
 from pitlane.engine.models.registry import resolve
 from pitlane.models import estimate_memory
 from pitlane.plugins.lora import UNSUPPORTED, Lora
+from pitlane.storage.adapters import DOCUMENTS, SHIPPED, ShippedAdapter
 from tests.engine.models.harness import CPU
 
 PARAMS = SamplingParams(max_tokens=12, ignore_eos=True, logprobs=3)
@@ -214,6 +215,122 @@ def test_memory_is_estimated_with_an_adapter(make_adapter: MakeAdapter) -> None:
     assert tuned.weight_plugins == ["lora"] and plain.parameters == tuned.parameters
 
 
+# ---- shipped adapters
+
+
+def test_a_shipped_adapter_is_named(make_engine: Any, ship_adapter: MakeAdapter) -> None:
+    folder, engine = ship_adapter(), make_engine()
+    core, named, own = (
+        engine.generate(PROMPT, PARAMS, plan=engine.plan(chosen))
+        for chosen in ({}, {"lora": {"adapter": DOCUMENTS}}, settings(folder))
+    )
+    assert named.token_ids == own.token_ids != core.token_ids
+    assert engine.plan({"lora": {}}).settings == {"lora": {"adapter": DOCUMENTS, "scale": 1.0}}
+
+
+def test_a_folder_of_that_name_stays_reachable(
+    make_engine: Any, make_adapter: MakeAdapter, ship_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped, own, engine = ship_adapter(), make_adapter(name=DOCUMENTS, seed=9), make_engine()
+    monkeypatch.chdir(own.parent)
+    assert Lora(Lora.Options(adapter=DOCUMENTS)).folder == shipped
+    assert Lora(Lora.Options(adapter=f"./{DOCUMENTS}")).folder == Path(DOCUMENTS)
+    named, in_folder = (engine.plan({"lora": {"adapter": name}}) for name in (DOCUMENTS, f"./{DOCUMENTS}"))
+    assert named.variant_key != in_folder.variant_key
+
+
+def test_another_content_of_a_shipped_adapter_is_another_variant(
+    make_engine: Any, ship_adapter: MakeAdapter, make_adapter: MakeAdapter
+) -> None:
+    """A later version of Pitlane may ship a better adapter under the same name."""
+    folder, engine = ship_adapter(), make_engine()
+    before = engine.plan({"lora": {}})
+    shutil.copyfile(make_adapter(seed=5) / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+    assert engine.plan({"lora": {}}).kv_key != before.kv_key
+
+
+def test_a_shipped_adapter_for_another_model_is_refused_with_its_model(
+    make_engine: Any, ship_adapter: MakeAdapter
+) -> None:
+    ship_adapter("bundled")
+    refused(
+        make_engine(), DOCUMENTS, "lora cannot serve this model: the shipped adapter documents (made for 'bundled')",
+        "set lora.adapter to the folder of an adapter for this model",
+    )  # fmt: skip
+
+
+def test_a_shipped_adapter_without_files_is_named(make_engine: Any, ship_adapter: MakeAdapter) -> None:
+    (ship_adapter() / "adapter_model.safetensors").unlink()
+    refused(make_engine(), DOCUMENTS, "the shipped adapter documents lacks adapter_model.safetensors", "reinstall")
+
+
+def test_it_is_on_by_default_for_documents_and_for_its_model_alone(make_engine: Any, ship_adapter: MakeAdapter) -> None:
+    folder = ship_adapter()
+    engine, other = make_engine(plugins=None), make_engine("bundled", plugins=None)
+    assert set(engine.document_plan.names) - set(engine.default_plan.names) == {"lora"}
+    assert engine.document_plan.settings["lora"]["adapter"] == DOCUMENTS
+    assert other.document_plan is other.default_plan and "lora" not in other.default_plan.names
+    shape, shipped = resolve("random:tiny").config, SHIPPED[DOCUMENTS]
+    same_shape = BuildContext(shape, torch.float32, CPU, fingerprint=lambda: "other weights")
+    same_weights = BuildContext(shape, torch.float32, CPU, fingerprint=lambda: min(shipped.fingerprints))
+    assert Lora.is_default_for_documents(same_weights) and not Lora.is_default_for_documents(same_shape)
+    assert not Lora.is_default_for_documents(BuildContext(shape, torch.float32, CPU))
+    (folder / "adapter_model.safetensors").unlink()
+    assert not Lora.is_default_for_documents(same_weights)
+
+
+def test_the_weights_of_a_model_count_and_not_its_name(
+    make_engine: Any, ship_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    source = resolve("bundled").folder
+    assert source is not None
+    ship_adapter("bundled")
+    shutil.copytree(source, tmp_path / "my-own-name")
+    assert "lora" in make_engine(str(tmp_path / "my-own-name"), plugins=None).document_plan.names
+
+
+def test_the_caller_changes_the_default_for_documents(make_engine: Any, ship_adapter: MakeAdapter) -> None:
+    ship_adapter()
+
+    def without_lora(default: dict[str, Any]) -> dict[str, Any]:
+        return {name: options for name, options in default.items() if name != "lora"}
+
+    for plugins in (without_lora, {}, {"prefix_cache": {}}):
+        engine = make_engine(plugins=plugins)
+        assert engine.document_plan is engine.default_plan and "lora" not in engine.document_plan.names
+    registry = PluginRegistry.load()
+    assert "lora" not in registry.default_settings(documents=True), "without a model nothing is known of its weights"
+
+
+def test_an_engine_for_documents_loads_the_adapted_weights_alone(make_engine: Any, ship_adapter: MakeAdapter) -> None:
+    ship_adapter()
+    engine = make_engine(plugins=None, documents=True)
+    assert engine.default_plan is engine.document_plan and "lora" in engine.default_plan.names
+    assert len(engine.lanes.all) == 1 and "lora" in engine.generate(PROMPT, PARAMS).stats["plugins"]
+
+
+def test_a_damaged_shipped_adapter_stops_no_engine(
+    make_engine: Any, ship_adapter: MakeAdapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    (ship_adapter() / "adapter_config.json").write_text("{")
+    engine = make_engine(plugins=None)
+    assert engine.document_plan is engine.default_plan
+    assert "questions about documents get the default plugins: " in caplog.text
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_files_that_are_shipped(name: str) -> None:
+    adapter = SHIPPED[name]
+    assert isinstance(adapter, ShippedAdapter) and (adapter.folder / "MODEL_CARD.md").is_file()
+    if not (adapter.folder / "adapter_model.safetensors").is_file():
+        pytest.skip("the weights of the adapter are not here")
+    assert sum(file.stat().st_size for file in adapter.folder.iterdir() if file.is_file()) < 11e6
+    shipped = Lora(Lora.Options(adapter=name))
+    assert {pair.rank for pair in shipped.pairs.values()} == {16} and len(shipped.pairs) == 30 * 7
+    tensors = load_file(adapter.folder / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
 # ---- what is refused
 
 
@@ -258,7 +375,7 @@ def test_a_head_of_its_own_is_served(make_engine: Any, make_adapter: MakeAdapter
 
 def test_without_an_adapter_the_way_out_is_named(make_engine: Any, tmp_path: Path) -> None:
     engine = make_engine()
-    refused(engine, "", "lora needs an adapter: set lora.adapter", "pitlane train MODEL FILES --lora")
+    refused(engine, "", "lora needs an adapter: set lora.adapter", "documents", "pitlane train MODEL FILES --lora")
     refused(engine, tmp_path / "nowhere", "no such folder")
     refused(engine, tmp_path, "lacks adapter_config.json and adapter_model.safetensors")
     for path in ("a\0b", "~nobody-at-all/adapter", "a" * 5000):

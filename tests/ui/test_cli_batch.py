@@ -144,7 +144,7 @@ def test_a_kill_among_lines_that_are_answered_again_loses_none(tmp_path: Path) -
     "out", ["/dev/null", "/dev/full", "/dev/zero", "folder", "fifo", "missing/out.jsonl", "in.jsonl"]
 )
 def test_an_out_that_cannot_hold_answers_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
-    monkeypatch.setattr("pitlane.ui.session.EngineOptions.build", lambda self: pytest.fail("loaded"))
+    monkeypatch.setattr("pitlane.ui.session.EngineOptions.build", lambda self, documents: pytest.fail("loaded"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
@@ -185,7 +185,7 @@ def test_a_finished_file_is_left_as_it_is_and_loads_no_model(tmp_path: Path, mon
     prompts, out = write_prompts(tmp_path / "in.jsonl", prompts_of(3)), tmp_path / "out.jsonl"
     run(prompts, out)
     before = out.read_bytes()
-    monkeypatch.setattr("pitlane.ui.session.EngineOptions.build", lambda self: pytest.fail("loaded"))
+    monkeypatch.setattr("pitlane.ui.session.EngineOptions.build", lambda self, documents: pytest.fail("loaded"))
     result = run(prompts, out)
     assert result.exit_code == 0 and "3 of them were there before" in result.stderr and out.read_bytes() == before
 

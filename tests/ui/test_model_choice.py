@@ -34,7 +34,7 @@ import json, sys
 from pitlane.engine.models import wheel
 wheel.SMOLLM2 = wheel.PINS["smollm2"] = wheel.Pin(**json.loads(sys.argv.pop(1)))
 from pitlane.ui.session import EngineOptions
-def build(options):
+def build(options, documents=False):
     sys.exit(print("the model is", options.model))
 EngineOptions.build = build
 from pitlane.ui.cli import main

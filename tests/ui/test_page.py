@@ -27,7 +27,7 @@ from pitlane.ui.effects import effect
 from pitlane.ui.markup import citation_html, highlighted, markdown_html, plain_html
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.panels import Live, counted, documents_html, empty_html, live_html, thread_html
-from tests.ui.page_harness import TAB, last, values
+from tests.ui.page_harness import TAB, last, new_tab, values
 
 ROLES = {"prompt_lookup": "drafter", "prefix_cache": None}
 
@@ -402,7 +402,7 @@ def test_a_plugin_that_cannot_serve_the_model_has_no_switch_to_turn(page: Any) -
 def test_a_drafter_is_made_ready_when_it_is_switched_on(page: Any) -> None:
     card = next(card for card in page.handlers.ui.controls.cards if card.plugin.name == "prompt_lookup")
     enabled = values(page, ("prompt_lookup",))[len(page.handlers.ui.sampling) :]
-    page.handlers.toggled(card)(*enabled)
+    page.handlers.toggled(card)(new_tab(), *enabled)
     plan = page.engine.plan(page.handlers.ui.controls.settings(enabled))
     lane, deadline = page.engine.lanes.by_key[plan.lane_key], time.monotonic() + 20
     while plan not in lane.opened and time.monotonic() < deadline:

@@ -101,18 +101,18 @@ def test_an_error_that_a_handler_lets_through_is_shown_and_changes_nothing(warni
 
 def test_a_drafter_that_is_switched_on_takes_the_place_of_another(page: Any) -> None:
     ui, card, other = page.handlers.ui, card_of(page, "prompt_lookup"), card_of(page, "echo")
-    changes = page.handlers.toggled(card)(*values(page, ("echo", "prompt_lookup"))[len(ui.sampling) :])
+    changes = page.handlers.toggled(card)(new_tab(), *values(page, ("echo", "prompt_lookup"))[len(ui.sampling) :])
     assert changes[other.switch] is False and card.switch not in changes
     assert "prompt_lookup replaces echo; a plan has one drafter" in changes[card.note] and changes[other.note] == ""
     assert "prompt_lookup" in changes[ui.plan] and "echo" not in changes[ui.plan]
-    changes = page.handlers.toggled(card)(*values(page, ("prompt_lookup",))[len(ui.sampling) :])
+    changes = page.handlers.toggled(card)(new_tab(), *values(page, ("prompt_lookup",))[len(ui.sampling) :])
     assert changes[card.note] == "" and other.switch not in changes
 
 
 def test_a_refused_toggle_says_why_at_its_card(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ui, card = page.handlers.ui, card_of(page, "prompt_lookup")
     monkeypatch.setattr(card.plugin, "requires", ("echo",))
-    changes = page.handlers.toggled(card)(*values(page, ("prompt_lookup",))[len(ui.sampling) :])
+    changes = page.handlers.toggled(card)(new_tab(), *values(page, ("prompt_lookup",))[len(ui.sampling) :])
     assert "prompt_lookup requires echo; enable it too" in changes[card.note] and 'role="alert"' in changes[card.note]
     assert changes[card.switch] is False and "prompt_lookup" not in changes[ui.plan], "the plan is the one before"
 
@@ -122,7 +122,7 @@ def test_an_option_that_cannot_be_is_refused_at_its_card(page: Any) -> None:
     now = values(page, ("prompt_lookup",))[len(ui.sampling) :]
     names = ui.controls.names
     now[names.index("prompt_lookup.min_ngram")], now[names.index("prompt_lookup.max_ngram")] = 9, 2
-    changes = page.handlers.toggled(card)(*now)
+    changes = page.handlers.toggled(card)(new_tab(), *now)
     assert "min_ngram must be at most max_ngram" in changes[card.note]
 
 

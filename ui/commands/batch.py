@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pitlane import BadOption
 from pitlane.ui.batch_file import Answers, Item, answer_all, read_items, sampling_of
+from pitlane.ui.document_plugins import default_note
 from pitlane.ui.render import Advance, note, print_json, progress
 from pitlane.ui.session import Chat, EngineOptions, add_documents
 
@@ -54,8 +55,11 @@ class BatchRun:
 
     def _answer(self, num_items: int, documents: list[Any], answers: Answers, advance: Advance) -> None:
         done = num_items - len(answers.todo)
-        with self.options.build() as engine:
+        is_raw = self.template[2]
+        with self.options.build(documents=bool(documents) and not is_raw) as engine:
             note(engine.loader.describe_memory())
+            if documents and default_note(engine):
+                note(default_note(engine))
             advance(done, num_items)
 
             def submit(item: Item) -> Stream:

@@ -46,7 +46,7 @@ def add(ctx: click.Context, options: EngineOptions, prefill: bool, as_json: bool
     if prefill:
         from pitlane.ui.commands.model_choice import choose
 
-        with choose(options).build() as engine:
+        with choose(options).build(documents=True) as engine:
             for row, document, stored in added:
                 try:
                     row["prefill"] = _prefill(engine, document, stored)

@@ -16,12 +16,13 @@ from click.exceptions import Exit
 from pitlane import BadOption, PitlaneError, SamplingParams
 from pitlane.storage.types import whole_text
 from pitlane.ui.commands.transcript import Entry, Transcript
+from pitlane.ui.document_plugins import document_plugins, in_effect, load, note_text
 from pitlane.ui.plugin_text import parse_settings
 from pitlane.ui.render import note, printable, progress, say, stats_line
 from pitlane.ui.session import Chat, EngineOptions, add_document, read_answer
 
 if TYPE_CHECKING:
-    from pitlane import Engine
+    from pitlane import Engine, Settings
     from pitlane.storage.db import Store
 
 INTERRUPTED = 130
@@ -48,7 +49,8 @@ class Repl:
     ) -> None:
         self.engine, self.store, self.chat, self.sampling, self.options = engine, store, chat, sampling, options
         self.autosave = autosave
-        self.plan = engine.default_plan
+        self.plan = engine.document_plan  # with a document; see `_in_effect`
+        self._was_told = False  # that document plugins answer
         self.transcript = Transcript(store, options.model)
         self._interrupted = False
 
@@ -61,6 +63,7 @@ class Repl:
         description = self.engine.loader.describe()
         note(f"{description['model']} · {description['dtype']} on {description['device']} · {self._plugins()} · /help")
         note(self.engine.loader.describe_memory())
+        self._tell_document_plugins()
         while True:
             try:
                 line = self._read()
@@ -121,17 +124,19 @@ class Repl:
     def _answer(self) -> None:
         self.chat.messages = self.transcript.messages()
         prompt = self.chat.prompt()
+        plan, left_out = load(self.engine, self._in_effect())
         with (
-            self.engine.submit(prompt, self.sampling, plan=self.plan) as stream,
+            self.engine.submit(prompt, self.sampling, plan=plan) as stream,
             progress("Reading the prompt") as advance,
         ):
             try:
                 result = read_answer(stream, lambda piece: click.echo(printable(piece), nl=False), advance)
             finally:
                 click.echo()
+        result.stats["failed"] |= left_out
         self._interrupted = result.finish_reason == "aborted"
         self.transcript.add(Entry("assistant", result.text, result.token_ids, result.stats))
-        drafter = next((plugin.name for plugin in self.plan.plugins if plugin.role == "drafter"), None)
+        drafter = next((plugin.name for plugin in plan.plugins if plugin.role == "drafter"), None)
         stopped = "stopped · " if self._interrupted else ""
         note(stopped + stats_line(result.stats, drafter))
 
@@ -139,7 +144,20 @@ class Repl:
         return self.transcript.save([document.content_hash for document in self.chat.documents], title)
 
     def _plugins(self) -> str:
-        return "plugins: " + (", ".join(self.plan.names) or "none")
+        active = self._in_effect()
+        names = [name if name in active else f"{name} (with a document)" for name in self.plan.names]
+        return "plugins: " + (", ".join(names) or "none")
+
+    def _in_effect(self) -> Settings:
+        """The settings of the next answer."""
+        return in_effect(self.engine, self.plan.settings, bool(self.chat.documents))
+
+    def _tell_document_plugins(self) -> None:
+        """With the first document, say once which plugins are on because of it."""
+        names = document_plugins(self.engine, self._in_effect())
+        if names and not self._was_told and self.chat.documents:
+            note(note_text(self.engine, names, "/plugins"))
+            self._was_told = True
 
     # ---- commands: do_<name>; the first line of each docstring is its help
 
@@ -157,6 +175,7 @@ class Repl:
         document, stored = add_document(self.store, file.strip("\"'"), self.options.plugins_dir)
         self.chat.add(document, stored)
         note(f"{stored.title}: {stored.num_pages} pages, {stored.num_chars} characters")
+        self._tell_document_plugins()
 
     def do_docs(self, argument: str) -> None:
         """/docs [clear]: list the conversation's documents, or take them all out"""
@@ -241,6 +260,7 @@ class Repl:
             self.chat.add(*add_document(self.store, document_id))
         title, num_documents = conversation.title or conversation.id, len(self.chat.documents)
         note(f"{title}: {conversation.num_messages} messages, {num_documents} documents")
+        self._tell_document_plugins()
 
     def do_search(self, text: str) -> None:
         """/search TEXT: find saved conversations by their words"""

@@ -15,6 +15,7 @@ import click
 from pitlane import MAX_SAMPLES, Result, SamplingParams
 from pitlane.storage.errors import StorageError
 from pitlane.ui.commands.options import TEXT, answer_options, as_json, prompt_options, sampling_options
+from pitlane.ui.document_plugins import default_note
 from pitlane.ui.render import note, print_json, printable, progress, stats_line
 from pitlane.ui.session import Chat, EngineOptions, add_documents, read_answer
 
@@ -69,7 +70,7 @@ def run(
     text = read_prompt(prompt)
     documents = add_documents(doc, options.plugins_dir)
     options = choose(options, asks=True)
-    with options.build() as engine:
+    with options.build(documents=bool(documents) and not raw) as engine:
         chat = Chat(engine.tokenizer, system, think, raw)
         for document in documents:
             chat.add(*document)
@@ -81,7 +82,10 @@ def run(
 
             result = read_answer(stream, on_text, advance)
         drafter = next((plugin.name for plugin in engine.default_plan.plugins if plugin.role == "drafter"), None)
+        about_plugins = default_note(engine) if documents and not as_json else ""
     _report(result, as_json, drafter)
+    if about_plugins:
+        note(about_plugins)
     _remember(result)
     if result.finish_reason == "aborted":
         ctx.exit(INTERRUPTED)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from pitlane.engine.models.families.core import parse_config
 from pitlane.engine.models.registry import resolve
+from pitlane.storage.adapters import DOCUMENTS, SHIPPED
 from tests.engine.models.harness import Harness, load, shapes_of
 
 FILE = Path(os.environ.get("PITLANE_TEST_SMOLLM2", "-"))  # read here: a fixture clears these settings
@@ -53,6 +54,11 @@ def decode_by_the_package(folder: Path) -> Path:
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG))
     return folder
+
+
+def test_the_shipped_adapter_knows_the_decoded_weights() -> None:
+    """Another decoding gives another fingerprint: then write the new fingerprint into storage/adapters.py."""
+    assert resolve(str(FILE)).weights.fingerprint() in SHIPPED[DOCUMENTS].fingerprints
 
 
 def test_logits_are_those_of_the_decoded_weights(tmp_path: Path) -> None:
