@@ -106,7 +106,9 @@ def test_truncation_follows_its_definition(params: dict[str, Any]) -> None:
         assert set(kept) == reference_survivors(scaled, settings)
 
 
-@pytest.mark.parametrize("params", [{"top_k": 50}, {"top_p": 0.9}, {"top_p": 0.999}, {"top_k": 900, "top_p": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "params", [{"top_k": 50}, {"top_p": 0.9}, {"top_p": 0.999}, {"top_k": 900, "top_p": 0.5}], ids=str
+)
 @pytest.mark.parametrize("spread", [0.01, 1.0, 6.0])
 def test_truncation_of_a_whole_vocabulary_follows_its_definition(params: dict[str, Any], spread: float) -> None:
     scaled = np.random.default_rng(3).normal(0, spread, 20_000)
