@@ -68,7 +68,9 @@ def resolve(
             raise ModelError(f"no such file: {model}; {WAY_OUT}")
         return ModelSource.open(model, open_gguf(path, decoding), families)
     if path.is_file():
-        raise ModelError(f"{model} is a file; give the folder that holds config.json and *.safetensors")
+        raise ModelError(
+            f"{model} is a file; give the folder that holds config.json and *.safetensors, or a .gguf file"
+        )
     if _looks_like_a_path(model):
         raise ModelError(f"no such folder: {model}; {WAY_OUT}")
     return ModelSource.open(model, hub.fetch(model, families, progress), families)

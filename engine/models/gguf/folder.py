@@ -100,7 +100,10 @@ def _fill(folder: Path, conversion: Conversion, digests: list[str], progress: Pr
     _write_json(folder / "config.json", conversion.config)
     _write_json(folder / "generation_config.json", conversion.generation)
     # before the weights: a tokenizer that is not supported is refused before minutes of work
-    write_tokenizer(model.metadata, folder)
+    try:
+        write_tokenizer(model.metadata, folder)
+    except ModelError as error:
+        raise type(error)(f"{model.files[0]}: {error}") from None
     write(conversion.jobs, conversion.dtype, folder / SINGLE, progress)
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     files = [str(part.absolute()) for part in model.files]
