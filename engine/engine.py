@@ -41,8 +41,9 @@ class Engine:
 
     model: `bundled`, `smollm2`, `pip:<distribution>==<version>`, a local folder, a local `.gguf` file, a Hugging Face id, or
     `random:<preset>`. plugins: settings of the default plan ({name: {option: value}}); None = the default settings. `plugins` may
-    be a callable: it receives the default settings and returns the settings to use. Raises PitlaneError for every failure that a user can cause. An engine closes itself when the
-    caller drops it. In a forked process `plan`, `lane_of`, `submit` and `generate` raise EngineClosed; `close` does nothing.
+    be a callable: it receives the default settings and returns the settings to use. Raises PitlaneError for every failure that
+    a user can cause. An engine closes itself when the caller drops it. In a forked process `plan`, `lane_of`, `submit` and
+    `generate` raise EngineClosed; `close` does nothing.
     """
 
     def __init__(
