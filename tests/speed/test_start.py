@@ -43,7 +43,8 @@ def start() -> Start:
     begin = time.monotonic()
     process = subprocess.Popen([*RUN, "--model", str(FILE)], stdout=subprocess.PIPE)
     assert process.stdout is not None
-    text = process.stdout.read()
+    with process.stdout:
+        text = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
