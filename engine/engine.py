@@ -39,10 +39,11 @@ GREEDY = SamplingParams()
 class Engine:
     """Serves one model under any number of plans.
 
-    model: `bundled`, a local folder, a Hugging Face id, or `random:<preset>`. plugins: settings of the default plan
-    ({name: {option: value}}); None = the default settings. `plugins` may be a callable: it receives the default settings and
-    returns the settings to use. Raises PitlaneError for every failure that a user can cause. An engine closes itself when the
-    caller drops it. In a forked process `plan`, `lane_of`, `submit` and `generate` raise EngineClosed; `close` does nothing.
+    model: `bundled`, `smollm2`, `pip:<distribution>==<version>`, a local folder, a local `.gguf` file, a Hugging Face id, or
+    `random:<preset>`. plugins: settings of the default plan ({name: {option: value}}); None = the default settings. `plugins` may
+    be a callable: it receives the default settings and returns the settings to use. Raises PitlaneError for every failure that
+    a user can cause. An engine closes itself when the caller drops it. In a forked process `plan`, `lane_of`, `submit` and
+    `generate` raise EngineClosed; `close` does nothing.
 
     `document_plan` is the plan for questions about a document: the default plan, and the plugins that were made for documents and
     for this model, such as an adapter. Without such a plugin it is `default_plan` itself. documents: `default_plan` is the

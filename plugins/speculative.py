@@ -26,7 +26,9 @@ class Speculative(Plugin):
     name, role, exactness = "speculative", "drafter", "identical"
 
     class Options(PluginOptions):
-        model: str = Field(BUNDLED, title="Draft model", description="bundled-drafter, a folder or a Hugging Face id")
+        model: str = Field(
+            BUNDLED, title="Draft model", description="bundled-drafter, a folder, a .gguf file or a Hugging Face id"
+        )
         num_draft_tokens: int = Field(
             6, ge=1, le=32, title="Draft length", description="depth of the draft: most draft tokens accepted per step"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Lock, Thread
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from pitlane.ui import document_plugins
 from pitlane.ui.chat_flow import compare
 from pitlane.ui.library import Library
 from pitlane.ui.panels import Live
+from pitlane.ui.sampling import Sampling
 from pitlane.ui.session import Chat
 
 Key = tuple[str, str]
@@ -37,7 +38,7 @@ class Ask:
     """
 
     settings: Mapping[str, Mapping[str, Any]]
-    sampling: SamplingParams
+    sampling: Sampling
     system: str | None = None
     thinking: bool | None = None
     replaced: Message | None = None
@@ -134,7 +135,7 @@ class Desk(Library):
             if running.is_stopped or "match_prefix" not in plan.hooks:  # no plugin of the plan would keep the KV
                 return
             chat = self._chat(document_ids, [{"role": "user", "content": "."}], ask.system)
-            stream = self.engine.submit(chat.prompt(), replace(ask.sampling, max_tokens=1), plan=plan)
+            stream = self.engine.submit(chat.prompt(), ask.sampling.changed(max_tokens=1).greedy(), plan=plan)
             running.follow(stream)
             for event in stream:
                 if isinstance(event, PrefillProgress):
@@ -174,8 +175,9 @@ class Desk(Library):
             live = Live(loading=not self.engine.is_loaded(plan))
             yield live
             plan, left_out = document_plugins.load(self.engine, ask.settings)
-            prompt = chat.prompt()
-            stream = self.engine.submit(prompt, ask.sampling, plan=plan)
+            prompt, recommended = chat.prompt(), self.engine.loader.source.sampling
+            sampling = ask.sampling.params(recommended, is_chat=not chat.documents)
+            stream = self.engine.submit(prompt, sampling, plan=plan)
             running.follow(stream)
             live.total = len(prompt.token_ids)
             try:
@@ -184,10 +186,10 @@ class Desk(Library):
             except GeneratorExit:  # the tab was closed
                 stream.abort()
                 with suppress(PitlaneError):
-                    self._save(conversation, ask, stream.result(), left_out)
+                    self._save(conversation, ask, sampling, stream.result(), left_out)
                 raise
             if live.result is not None:
-                self._save(conversation, ask, live.result, left_out)
+                self._save(conversation, ask, sampling, live.result, left_out)
 
     def refuse(self, conversation_id: str, ask: Ask, refusal: Refusal) -> None:
         """Store why a question has no answer. A refused edit is appended after the messages that it would have replaced."""
@@ -200,9 +202,16 @@ class Desk(Library):
                 last = conversations.append(conversation_id, "user", ask.text)
             conversations.refuse(conversation_id, last.id, refusal)
 
-    def _save(self, conversation: Conversation, ask: Ask, result: Result, left_out: Mapping[str, str]) -> None:
+    def _save(
+        self,
+        conversation: Conversation,
+        ask: Ask,
+        sampling: SamplingParams,
+        result: Result,
+        left_out: Mapping[str, str],
+    ) -> None:
         """Store an answer in place of the messages that it replaces. Drop it if it was stopped before its first token."""
-        stats = result.stats | {"finish_reason": result.finish_reason, "temperature": ask.sampling.temperature}
+        stats = result.stats | {"finish_reason": result.finish_reason, "temperature": sampling.temperature}
         stats["failed"] = {**stats["failed"], **left_out}
         self.store.runs.add(stats)
         if was_stopped_before_it_began(result):

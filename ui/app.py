@@ -29,6 +29,7 @@ from pitlane.ui.page_view import Widgets, new_tab
 from pitlane.ui.panels import thread_html
 from pitlane.ui.plugin_events import THINKING
 from pitlane.ui.render import note
+from pitlane.ui.sampling import chat_words
 from pitlane.ui.session import EngineOptions
 
 FILE_TYPES = [".pdf", ".txt", ".md"]
@@ -197,18 +198,21 @@ def _right(engine: Engine) -> dict[str, Any]:
     controls = PluginControls(engine.registry, default, context, document_plugins(engine, default.settings))
     _html(others_html(engine.registry), elem_id="others")
     with gr.Accordion("Sampling", open=False, elem_id="sampling"):
+        words = chat_words(engine.loader.source.sampling)
         sampling = [
-            gr.Slider(
-                0, 2, value=0, step=0.05, label="Temperature", info="0 always takes the likeliest token", buttons=[]
+            gr.Textbox(
+                value="", max_lines=1, label="Temperature",
+                info=f"empty: {words}; over documents 0: always the likeliest token",
             ),
-            gr.Slider(
-                0.05, 1, value=1, step=0.01, label="Top-p", info="draws from the likeliest share only", buttons=[]
+            gr.Textbox(
+                value="", max_lines=1, label="Top-p",
+                info="draws from the likeliest share only",
             ),
             gr.Number(value=512, minimum=1, maximum=100_000, precision=0, label="Max tokens", info="longest answer"),
             gr.Textbox(value="", max_lines=1, label="Seed", info="empty: a random seed; each answer names its seed"),
             gr.Textbox(value="", lines=2, max_lines=6, label="System prompt", info="stands behind the documents"),
             gr.Dropdown(list(THINKING), value="auto", label="Thinking", info="for models that can reason first"),
-        ]
+        ]  # fmt: skip
     return {"plan": plan, "controls": controls, "sampling": sampling}
 
 

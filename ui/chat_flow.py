@@ -126,6 +126,7 @@ def compare(before_ids: Sequence[int], before: Stats, after_ids: Sequence[int], 
         "before": {key: before.get(key) for key in COMPARED_KEYS} | {"replayed_tokens": replayed_tokens(before)},
         "plugins": list(before["plugins"]),
         "same_settings": before["plugins"] == after["plugins"],
+        "same_temperature": before.get("temperature") == after.get("temperature"),
         "same_seed": before.get("seed") == after.get("seed") or before.get("temperature") == 0,
     }
 
@@ -141,14 +142,21 @@ def compared_html(stats: Stats) -> str:
         cut = "" if num_same is None else f" as far as the shorter answer goes, {num_same}"
         parts = [f'<b class="good">same tokens as before</b>{cut}']
     else:
-        seed = "" if compared["same_seed"] else "another seed, "
-        parts = [f"{seed}first difference at token <b>{first + 1}</b>"]
-        if compared["same_seed"] and stats["exactness"] == "identical" and stats.get("dtype") != "float64":
+        change = _other_sampling(compared)
+        parts = [f"{change}first difference at token <b>{first + 1}</b>"]
+        if not change and stats["exactness"] == "identical" and stats.get("dtype") != "float64":
             parts.append(
                 f'<span class="why" title="{NEAR_TIE}">a near-tie in {escape(str(stats.get("dtype")))}?</span>'
             )
     line = dotted([_changes(compared, stats["plugins"]), *parts, *_compared_times(compared, stats)])
     return f'<div class="compared"><p class="dots">{line}</p></div>'
+
+
+def _other_sampling(compared: Mapping[str, Any]) -> str:
+    """What differs in the sampling of both answers, as the head of a sentence. Answers of earlier versions name no temperature."""
+    if not compared.get("same_temperature", True):
+        return "another temperature, "
+    return "" if compared["same_seed"] else "another seed, "
 
 
 def _compared_times(compared: Mapping[str, Any], stats: Stats) -> list[str]:

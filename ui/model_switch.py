@@ -50,7 +50,7 @@ class _Cancelled(Exception):
 
 @dataclass(slots=True)
 class Change:
-    """A change of the model. phase: fetching, loading, waiting, failed. done, total: bytes; total is 0 until it is known.
+    """A change of the model. phase: fetching, decoding, loading, waiting, failed. done, total: bytes; total is 0 until it is known.
 
     is_alone: the old model is closed, so nothing answers.
     """
@@ -72,8 +72,8 @@ class Change:
 
     @property
     def share(self) -> float | None:
-        """The fetched share; None if it is not known."""
-        return self.done / self.total if self.phase == "fetching" and self.total else None
+        """The share that is fetched or decoded; None if it is not known."""
+        return self.done / self.total if self.phase in ("fetching", "decoding") and self.total else None
 
     @property
     def brief(self) -> str:
@@ -88,6 +88,7 @@ class Change:
         words = {"loading": "loading", "waiting": "waits for the running answer"}.get(self.phase, "connecting")
         if self.share is not None:
             words = f"{size(self.done)} of {size(self.total)}" if self.done < self.total else "preparing"
+            words = f"decoding, {words}" if self.phase == "decoding" else words
         if self.cancelled.is_set():
             words = "cancelling"
         alone = "; nothing answers meanwhile" if self.is_alone else ""
@@ -97,6 +98,11 @@ class Change:
         """Take the progress of a fetch. Ends the fetch if the user has cancelled it."""
         self.done, self.total = done, total
         self.check()
+
+    def decode(self, done: int, total: int) -> None:
+        """Take the progress of decoding a GGUF file, as `advance` does for a fetch."""
+        self.phase = "decoding"
+        self.advance(done, total)
 
     def check(self) -> None:
         if self.cancelled.is_set():
@@ -204,7 +210,7 @@ class ModelSwitch:
         from pitlane.models import fetch
 
         options = replace(self.options, model=change.name)
-        fetch(change.name, self.engine.registry, change.advance)
+        fetch(change.name, self.engine.registry, change.advance, change.decode)
         change.check()
         change.phase = "loading"
         if not self._fits_beside(change.name):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pitlane import BadOption, SamplingParams
+from pitlane import BadOption
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import Message
 from pitlane.ui.answering import Ask, seed_of
@@ -15,6 +15,7 @@ from pitlane.ui.controls import Card, note_html, plan_html, refusal_html, servin
 from pitlane.ui.document_plugins import described, document_plugins, in_effect
 from pitlane.ui.page_view import Changes, Tab, View, page_event
 from pitlane.ui.plugin_text import parse_settings
+from pitlane.ui.sampling import Sampling
 
 if TYPE_CHECKING:
     from pitlane import Settings
@@ -99,12 +100,13 @@ class PluginEvents(View):
         before = replaced.stats if replaced is not None else None
         if seed is None and before and sorted(before["plugins"]) != sorted(settings):
             seed = seed_of(replaced)
-        sampling = SamplingParams(
-            max_tokens=int(max_tokens or DEFAULT_MAX_TOKENS),
-            temperature=float(temperature or 0),
-            top_p=float(1 if top_p is None else top_p),
-            seed=seed,
-        )
+        given = {
+            "temperature": _decimal("temperature", temperature),
+            "top_p": _decimal("top_p", top_p),
+            "max_tokens": int(max_tokens or DEFAULT_MAX_TOKENS),
+            "seed": seed,
+        }
+        sampling = Sampling({name: value for name, value in given.items() if value is not None})
         return Ask(settings, sampling, (system or "").strip() or None, THINKING[thinking], replaced)
 
     @property
@@ -148,10 +150,23 @@ def text_kept_by_browser(text: str | None) -> str:
     return typed if isinstance(typed, str) else ""
 
 
+def _decimal(name: str, value: str | float | None) -> float | None:
+    """The number that was typed; None for an empty field."""
+    text = _typed(value)
+    try:
+        return float(text) if text else None
+    except ValueError:
+        raise BadOption(f"{name} must be a number, got {text!r}; leave the field empty for the default") from None
+
+
 def _seed(value: str | float | None) -> int | None:
     """The seed that was typed; None for an empty field."""
-    text = str("" if value is None else value).strip()
+    text = _typed(value)
     try:
         return int(text) if text else None
     except ValueError:
         raise BadOption(f"seed must be a whole number, got {text!r}; leave it empty for a random seed") from None
+
+
+def _typed(value: str | float | None) -> str:
+    return str("" if value is None else value).strip()

@@ -11,7 +11,7 @@ from pitlane.engine.models.layers import Concat
 from pitlane.engine.models.parts import EmbeddingPart, LinearPart, Part, Tensors
 from pitlane.engine.models.recorder import PartMaker
 from pitlane.engine.models.weight_plan import Choice, WeightPlan
-from pitlane.engine.models.weights import StoredName, WeightSource
+from pitlane.engine.models.weights import SafetensorsFolder, StoredName, WeightSource
 
 Transform: TypeAlias = Callable[[Part, Tensors], Tensors]
 
@@ -51,6 +51,8 @@ class Builder(PartMaker):
         else:
             tensors = self._tensors(part)
             built = plan.build(tensors)
+            if plugin is not None:
+                self._release(part)
             if isinstance(part, EmbeddingPart) and part.is_tied:
                 self.embeddings[part.name] = built
                 if plugin is None or not plan.has_head:
@@ -58,6 +60,13 @@ class Builder(PartMaker):
         if plugin is not None:
             self.built.append((built, plugin))
         return built
+
+    def _release(self, part: Part) -> None:
+        """Give back the memory of the stored tensors of a part that a plugin has packed. A tied head shares its table."""
+        if isinstance(self.source, SafetensorsFolder):
+            tied_to = part.tied_to if isinstance(part, LinearPart) else None
+            for name in [f"{tied_to}.weight"] if tied_to else part.shapes:
+                self.source.release(self.stored_name(name))
 
     def _tensors(self, part: Part) -> list[Tensors]:
         """The tensors of a part, in a mapping per member."""

@@ -128,6 +128,21 @@ class GenerationFile(JsonFile):
     """`generation_config.json`."""
 
     eos_token_id: TokenIds = None
+    do_sample: bool | None = None
+    temperature: float | None = Field(None, ge=0)
+    top_k: int | None = Field(None, ge=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0)
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """The values that concern sampling, by the names of SamplingParams. As in transformers, `do_sample` false is greedy."""
+        if self.do_sample is False:
+            return {"temperature": 0.0}
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {"temperature": 1.0, **values} if self.do_sample else values
 
 
 class IndexFile(JsonFile):

@@ -75,14 +75,15 @@ class Decoder:
         distinct = [rope for index, rope in enumerate(ropes) if rope is not None and rope not in ropes[:index]]
         self.ropes = [Rope(rope, config.head_dim, build.dtype, build.device) for rope in distinct]
         self.embedding = build.embedding(EMBEDDING, config.vocab_size, config.hidden_size, config.tie_word_embeddings)
+        # before the layers: while the largest part is packed, it lies in memory twice
+        tied_to = EMBEDDING if config.tie_word_embeddings else None
+        self.head = build.linear(config.hidden_size, {HEAD: config.vocab_size}, split="out", tied_to=tied_to)
         places = {layer: (g, i) for g, group in enumerate(self.kv_groups) for i, layer in enumerate(group.layers)}
         self.layers = [
             Layer(config, build, index, *places[index], None if rope is None else distinct.index(rope))
             for index, rope in enumerate(ropes)
         ]
         self.norm = build.norm(NORM, config.hidden_size, config.norm_offset)
-        tied_to = EMBEDDING if config.tie_word_embeddings else None
-        self.head = build.linear(config.hidden_size, {HEAD: config.vocab_size}, split="out", tied_to=tied_to)
 
     def forward(
         self,

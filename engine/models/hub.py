@@ -107,7 +107,8 @@ def _snapshot(name: str, local_files_only: bool, progress: Progress | None = Non
 
     if not ID.fullmatch(name):
         raise ModelError(
-            f"{name!r} is no folder and no Hugging Face id (owner/name); also known: bundled, smollm2, random:<preset>"
+            f"{name!r} is no folder and no Hugging Face id (owner/name); also known: "
+            "a .gguf file, bundled, smollm2, random:<preset>"
         )
     options: dict[str, Any] = {"allow_patterns": PATTERNS, "ignore_patterns": IGNORED_PATTERNS}
     if progress is not None:

@@ -29,15 +29,21 @@ from pitlane.engine.plan.hooks import HookError
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.plan.registry import PluginRegistry
 
-WAY_OUT = "give a folder, a Hugging Face id, `bundled`, `smollm2` or `random:<preset>`"
+WAY_OUT = "give a folder, a .gguf file, a Hugging Face id, `bundled`, `smollm2` or `random:<preset>`"
 BUNDLED = {"bundled": "pitlane.storage.bundled", "bundled-drafter": "pitlane.storage.bundled.drafter"}
 
 
-def resolve(model: str, plugins: PluginRegistry | None = None, progress: Progress | None = None) -> ModelSource:
+def resolve(
+    model: str,
+    plugins: PluginRegistry | None = None,
+    progress: Progress | None = None,
+    decoding: Progress | None = None,
+) -> ModelSource:
     """Find a model by its name. Raises ModelError; its message is one line and says how to go on.
 
     plugins: their families and their `load_model` are asked too. None: the core alone. progress: called with the bytes of a
-    download so far and in all (0: not known). An error that it raises ends the download.
+    download so far and in all (0: not known). decoding: the same for a GGUF file that is decoded; None: a line in the log. An error
+    that a callback raises ends the work, and leaves nothing behind.
     """
     families = plugins.families if plugins is not None else Families(CORE_FAMILIES)
     if model.startswith("random:"):
@@ -47,7 +53,7 @@ def resolve(model: str, plugins: PluginRegistry | None = None, progress: Progres
         return ModelSource.open(model, _bundled_folder(BUNDLED[model]), families)
     pin = find_pin(model)
     if pin is not None:
-        return ModelSource.open(model, open_gguf(fetch(pin, progress)), families)
+        return ModelSource.open(model, open_gguf(fetch(pin, progress), decoding), families)
     path = _path(model)
     if path is not None and path.is_dir():
         return ModelSource.open(model, path, families)
@@ -60,9 +66,11 @@ def resolve(model: str, plugins: PluginRegistry | None = None, progress: Progres
     if is_gguf(path):
         if not path.is_file():
             raise ModelError(f"no such file: {model}; {WAY_OUT}")
-        return ModelSource.open(model, open_gguf(path), families)
+        return ModelSource.open(model, open_gguf(path, decoding), families)
     if path.is_file():
-        raise ModelError(f"{model} is a file; give the folder that holds config.json and *.safetensors")
+        raise ModelError(
+            f"{model} is a file; give the folder that holds config.json and *.safetensors, or a .gguf file"
+        )
     if _looks_like_a_path(model):
         raise ModelError(f"no such folder: {model}; {WAY_OUT}")
     return ModelSource.open(model, hub.fetch(model, families, progress), families)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pitlane.engine.models.config import DecoderConfig
-from pitlane.engine.models.families.family import Families
+from pitlane.engine.models.families.family import Families, read_generation
 from pitlane.engine.models.weights import SafetensorsFolder, WeightSource, checked
 
 
@@ -16,7 +16,8 @@ class ModelSource:
     """A model that can be built.
 
     name: the user's spelling. folder: folder of the model's files; None: the model has the byte tokenizer. stored_name: canonical
-    name of a tensor or a module -> its name in `weights`.
+    name of a tensor or a module -> its name in `weights`. sampling: the sampling that the model's maker recommends, by the names of
+    SamplingParams; the engine itself does not use it.
     """
 
     name: str
@@ -24,10 +25,13 @@ class ModelSource:
     weights: WeightSource
     folder: Path | None = None
     stored_name: Callable[[str], str] = str
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def open(cls, name: str, folder: Path, families: Families) -> ModelSource:
         """Open a folder with `config.json` and safetensors. Raises ModelError if config and tensors do not fit."""
-        config, family = families.read(folder)
-        weights = SafetensorsFolder(folder)
-        return cls(name, checked(config, weights, family.stored_name), weights, folder, family.stored_name)
+        generation = read_generation(folder)
+        config, family = families.read(folder, generation)
+        weights, stored_name = SafetensorsFolder(folder), family.stored_name
+        config = checked(config, weights, stored_name)
+        return cls(name, config, weights, folder, stored_name, generation.sampling)

@@ -22,6 +22,7 @@ from pitlane.engine.errors import ModelError
 from pitlane.engine.models.config import DecoderConfig
 from pitlane.engine.models.config_file import IndexFile, escaped
 from pitlane.engine.models.decoder import parts_of
+from pitlane.engine.models.mapping import drop_pages, mapping_of
 from pitlane.engine.models.parts import NormPart
 from pitlane.engine.models.recorder import shapes_in
 from pitlane.engine.models.weight_hashes import hashes, state_of
@@ -53,6 +54,7 @@ class SafetensorsFolder:
         self.files = weight_files(self.folder)
         self.handles = {file: _open(file) for file in self.files}
         self.inodes = [file.stat().st_ino for file in self.files]
+        self.mappings: dict[Path, range] = {}  # addresses, of the files with a released tensor
         self.owner: dict[str, Path] = {}
         self.renamed: dict[str, str] = {}  # name that the model uses -> name in the file
         for file, handle in self.handles.items():
@@ -75,6 +77,13 @@ class SafetensorsFolder:
             raise ModelError(f"{self.folder} lacks {name}; it does not fit its config.json, download it again")
         tensor: Tensor = self.handles[self.owner[name]].get_tensor(self.renamed.get(name, name))
         return tensor
+
+    def release(self, name: str) -> None:
+        """Take the pages of one tensor out of this process's memory. The tensor stays valid."""
+        tensor, file = self.get(name), self.owner[name]
+        if file not in self.mappings:
+            self.mappings[file] = mapping_of(file, tensor.data_ptr())
+        drop_pages(self.mappings[file], tensor.data_ptr(), tensor.nbytes)
 
     def rename(self, old: str, new: str) -> None:
         """Serve the tensor `old` under the name `new`."""

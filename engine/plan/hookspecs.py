@@ -69,9 +69,11 @@ def register_models(registry: Families) -> None:
 
 @hookspec("first", kind="host")
 def load_model(source: str) -> ModelSource | None:
-    """Open a model by its name. Called for every name except `bundled`, `bundled-drafter`, `random:<preset>` and folders.
+    """Open a model by its name, or a file by its path.
 
-    Returns a ModelSource, or None for a name that the plugin does not know. If all return None, the name is a Hugging Face id.
+    Called for every name except `bundled`, `bundled-drafter`, `smollm2`, `pip:...`, `random:<preset>` and folders. Returns a
+    ModelSource, or None for a name that the plugin does not know. If all return None, the core opens a `.gguf` file, and takes any
+    other name as a Hugging Face id.
     Raise ModelError with a message for people.
     """
 

@@ -47,6 +47,10 @@ def write_tokenizer(metadata: Mapping[str, object], folder: Path) -> None:
     kind = value_of(metadata, "tokenizer.ggml.model", str)
     if kind not in ("gpt2", "llama"):
         raise UnsupportedModel(f"tokenizer.ggml.model {short(kind)} is not supported; known: gpt2, llama")
+    if (
+        kind == "llama" and metadata.get("general.architecture") == "qwen2"
+    ):  # transformers ignores the tokenizer.json of such a model
+        raise UnsupportedModel("tokenizer.ggml.model llama is not supported for qwen2, only gpt2; choose another file")
     pre = _pre_tokenizer(metadata) if kind == "gpt2" else None
     vocabulary = read_vocabulary(metadata, {} if pre else {"bos": 1, "eos": 2, "unknown": 0})
     settings = _settings(metadata, vocabulary, pre is None or pre.adds_bos)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 JOINER = "\u200d"
 UNREADABLE = "\ufffd"
 PROBE = "pitlane-system-probe"
+PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+PLAIN = {"llama", "mistral", "smollm3", "qwen3"}  # without qwen2: transformers has another tokenizer for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,17 +238,33 @@ def _tokens_inside(offsets: list[tuple[int, int]], begin: int, end: int) -> tupl
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
 
 
-def _config_stand_in(source: ModelSource, folder: Path) -> SimpleNamespace | None:
-    """A stand-in for the model's config if `tokenizer_config.json` names the tokenizer's class; else None.
+def _settings(folder: Path) -> dict[str, Any]:
+    """The values of `tokenizer_config.json`; empty if it cannot be read."""
+    try:
+        values = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
-    AutoTokenizer then reads only these two fields. Without a stand-in, it loads the model config, and transformers imports
+
+def _loader(model_type: str, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The class that reads the tokenizer of a folder, and its options.
+
+    AutoTokenizer looks at all models that transformers knows: 0.5 s at start. For a plain tokenizer and the model types of PLAIN it
+    chooses the plain class, so that class is taken at once. Else a stand-in for the model's config has the two fields that
+    AutoTokenizer reads if the class is named. Without it, AutoTokenizer loads the config, and transformers imports
     torch.distributed and sympy: 0.65 s at start.
     """
-    try:
-        class_name = json.loads((folder / "tokenizer_config.json").read_text("utf-8")).get("tokenizer_class")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
-    return SimpleNamespace(model_type=source.config.model_type, _name_or_path=str(folder)) if class_name else None
+    settings = _settings(folder)
+    class_name = settings.get("tokenizer_class")
+    if class_name in PLAIN_CLASSES and model_type in PLAIN and "auto_map" not in settings:
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast, {}
+    from transformers import AutoTokenizer
+
+    stand_in = SimpleNamespace(model_type=model_type, _name_or_path=str(folder))
+    return AutoTokenizer, {"config": stand_in} if class_name else {}
 
 
 def _load(source: ModelSource) -> Any:
@@ -255,12 +273,9 @@ def _load(source: ModelSource) -> Any:
         from pitlane.engine.text.byte_tokenizer import byte_tokenizer
 
         return byte_tokenizer(source.config.vocab_size)
-    from transformers import AutoTokenizer
-
-    stand_in = _config_stand_in(source, folder)
-    options = {"config": stand_in} if stand_in else {}
+    kind, options = _loader(source.config.model_type, folder)
     try:
-        inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
+        inner = kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # transformers has many error types for a missing or damaged file or package
         line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(f"no tokenizer in {folder} ({line}); add tokenizer.json") from None

@@ -129,7 +129,7 @@ def finished(tab: Any, answers: int) -> None:
 
 
 def limit(tab: Any, tokens: int) -> None:
-    if not tab.is_visible("#sampling input[aria-label*='emperature']"):
+    if not tab.get_by_label("Max tokens").first.is_visible():
         tab.click("#sampling .label-wrap")
     box = tab.get_by_label("Max tokens").first
     box.fill(str(tokens))

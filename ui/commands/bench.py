@@ -56,7 +56,7 @@ def bench(
     from pitlane.ui.bench.speed import Blocks, EngineSide, TransformersSide, compare, measure_in_turn
     from pitlane.ui.commands.model_choice import fetch
 
-    fetch(options.model)
+    fetch(options.model, options.plugins_dir)
     context = options.context or prompt_tokens + steps + MARGIN
     plugins = "" if options.plugins is None and not options.plugin_options else options.plugins
     with replace(options, plugins=plugins, context=context).build() as engine:
@@ -113,7 +113,7 @@ def plugins(
     sampling = SamplingParams(max_tokens, temperature, seed=seed)
     texts = _lines(prompts) if prompts else list(PROMPTS)
     documents = add_documents(doc, options.plugins_dir)
-    fetch(options.model)
+    fetch(options.model, options.plugins_dir)
     with own_home(), options.build() as engine:
         plans = _plans(engine, sets)
         with progress("Measuring") as advance:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from pitlane import SamplingParams
 from pitlane.ui.commands.options import answer_options, prompt_options, sampling_options
+from pitlane.ui.sampling import Sampling
 from pitlane.ui.session import Chat, EngineOptions, add_documents
 
 
@@ -19,7 +19,7 @@ from pitlane.ui.session import Chat, EngineOptions, add_documents
 def chat(
     ctx: click.Context,
     options: EngineOptions,
-    sampling: SamplingParams,
+    sampling: Sampling,
     doc: tuple[str, ...],
     system: str | None,
     think: bool | None,

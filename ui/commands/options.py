@@ -1,7 +1,7 @@
 """Options that commands share, and values with units: `32k` tokens, `2GB`.
 
-`engine_options`, or `answer_options`, and `sampling_options` gather their flags into one `EngineOptions` and one `SamplingParams`
-for the command. Only this module declares values and defaults of these flags.
+`engine_options`, or `answer_options`, and `sampling_options` gather their flags into one `EngineOptions` and one `Sampling` for the
+command. Only this module declares values and defaults of these flags.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pitlane import SamplingParams
 from pitlane.storage.types import whole_text
+from pitlane.ui.sampling import CHAT, Sampling
 from pitlane.ui.session import EngineOptions
 
 if TYPE_CHECKING:
@@ -108,15 +108,25 @@ _ENGINE_OPTIONS = [
     click.option("--kv-memory", type=BYTES, metavar="BYTES", help="Memory for KV, as 500MB or 2GB."),
     *_PLUGIN_OPTIONS[2:],
 ]  # fmt: skip
+
+
+def _default(name: str, other: float) -> str:
+    """The default of a sampling value in words, for `--help`."""
+    return f"  [default: {CHAT[name]:g} in a terminal without documents, else {other}]"
+
+
 _SAMPLING_OPTIONS = [
     click.option("--max-tokens", type=int, default=512, show_default=True, metavar="N", help="Longest answer."),
-    click.option("--temperature", type=float, default=0.0, show_default=True, metavar="T", help="0 is greedy."),
-    click.option("--top-k", type=int, default=0, metavar="K", help="Sample among the K likeliest tokens. 0 is off."),
-    click.option("--top-p", type=float, default=1.0, metavar="P", help="Sample within this share of probability."),
-    click.option("--min-p", type=float, default=0.0, metavar="P", help="Least probability, relative to the likeliest."),
+    click.option("--temperature", type=float, metavar="T", help="0 is greedy." + _default("temperature", 0)),
+    click.option("--top-k", type=int, metavar="K", help="Sample among the K likeliest tokens. 0 is off."),
+    click.option("--top-p", type=float, metavar="P",
+                 help="Sample within this share of probability." + _default("top_p", 1)),
+    click.option("--min-p", type=float, metavar="P", help="Least probability, relative to the likeliest."),
+    click.option("--repetition-penalty", type=float, metavar="R",
+                 help="Make tokens that were there before less likely. 1 is off." + _default("repetition_penalty", 1)),
     click.option("--seed", type=int, metavar="S", help="Same seed, same answer.  [default: random, reported]"),
     click.option("--stop", multiple=True, type=TEXT, metavar="TEXT", help="Text that ends the answer. Repeatable."),
-]
+]  # fmt: skip
 _PROMPT_OPTIONS = [
     click.option("--doc", "-d", multiple=True, metavar="FILE",
                  help="A PDF, text or markdown file to answer over, or a stored document's id. Repeatable."),
@@ -146,12 +156,14 @@ def _gathering(command: Callable[..., Any], model: Callable[[Any], Any]) -> Call
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of sampling; the command gets `sampling: SamplingParams`."""
+    """Add the options of sampling; the command gets `sampling: Sampling`."""
 
     @functools.wraps(command)
     def gathered(*args: Any, **values: Any) -> Any:
-        names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
-        return command(*args, sampling=_sampling(**{name: values.pop(name) for name in names}), **values)
+        names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
+        given = {name: values.pop(name) for name in names}
+        sampling = Sampling({name: value for name, value in given.items() if value is not None})
+        return command(*args, sampling=sampling, **values)
 
     return _decorate(gathered, _SAMPLING_OPTIONS)
 
@@ -164,10 +176,6 @@ def plugin_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--doc`, `--system` and `--think`; the command gets them unchanged."""
     return _decorate(command, _PROMPT_OPTIONS)
-
-
-def _sampling(**values: Any) -> SamplingParams:
-    return SamplingParams(**values)
 
 
 def _decorate(command: Callable[..., Any], options: list[Callable[[Any], Any]]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ that gets no answer is removed again, so that every question of the conversation
 from __future__ import annotations
 
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +19,7 @@ from pitlane.ui.commands.transcript import Entry, Transcript
 from pitlane.ui.document_plugins import document_plugins, in_effect, load, note_text
 from pitlane.ui.plugin_text import parse_settings
 from pitlane.ui.render import note, printable, progress, say, stats_line
+from pitlane.ui.sampling import Sampling, seed_note
 from pitlane.ui.session import Chat, EngineOptions, add_document, read_answer
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Repl:
         engine: Engine,
         store: Store,
         chat: Chat,
-        sampling: SamplingParams,
+        sampling: Sampling,
         options: EngineOptions,
         *,
         autosave: bool = True,
@@ -123,10 +124,11 @@ class Repl:
 
     def _answer(self) -> None:
         self.chat.messages = self.transcript.messages()
-        prompt = self.chat.prompt()
+        prompt, is_chat = self.chat.prompt(), sys.stdout.isatty() and not self.chat.documents
+        params = self.sampling.params(self.engine.loader.source.sampling, is_chat=is_chat)
         plan, left_out = load(self.engine, self._in_effect())
         with (
-            self.engine.submit(prompt, self.sampling, plan=plan) as stream,
+            self.engine.submit(prompt, params, plan=plan) as stream,
             progress("Reading the prompt") as advance,
         ):
             try:
@@ -138,7 +140,7 @@ class Repl:
         self.transcript.add(Entry("assistant", result.text, result.token_ids, result.stats))
         drafter = next((plugin.name for plugin in plan.plugins if plugin.role == "drafter"), None)
         stopped = "stopped · " if self._interrupted else ""
-        note(stopped + stats_line(result.stats, drafter))
+        note(stopped + stats_line(result.stats, drafter) + seed_note(params, result.stats["seed"]))
 
     def _save(self, title: str) -> str:
         return self.transcript.save([document.content_hash for document in self.chat.documents], title)
@@ -209,7 +211,7 @@ class Repl:
         elif name == "think":
             self.chat.thinking = {"on": True, "off": False}.get(value)
         elif name in SETTABLE:
-            self.sampling = replace(self.sampling, **{name: _parse(name, value)})
+            self.sampling = self.sampling.changed(**{name: _parse(name, value)})
         else:
             raise BadOption(
                 f"there is no value {name!r}; /set knows {', '.join(SETTABLE)}, system, think, plugin.option"

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from pitlane import MAX_SAMPLES, Result, SamplingParams
+from pitlane import MAX_SAMPLES, Result
 from pitlane.storage.errors import StorageError
 from pitlane.ui.commands.options import TEXT, answer_options, as_json, prompt_options, sampling_options
 from pitlane.ui.document_plugins import default_note
 from pitlane.ui.render import note, print_json, printable, progress, stats_line
+from pitlane.ui.sampling import Sampling, seed_note
 from pitlane.ui.session import Chat, EngineOptions, add_documents, read_answer
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 def run(
     ctx: click.Context,
     options: EngineOptions,
-    sampling: SamplingParams,
+    sampling: Sampling,
     doc: tuple[str, ...],
     system: str | None,
     think: bool | None,
@@ -59,14 +59,14 @@ def run(
     """
     from pitlane.ui.commands.model_choice import choose
 
-    sampling = replace(sampling, n=samples)
+    sampling = sampling.changed(n=samples)
     if (batch is None) != (out is None) or (batch is not None and prompt is not None):
         raise click.UsageError("--batch FILE and --out FILE go together, without a PROMPT")
     if batch is not None and out is not None:
         from pitlane.ui.commands.batch import BatchRun
 
         options = choose(options, asks=True)
-        ctx.exit(BatchRun(options, sampling, doc, (system, think, raw)).run(batch, out, as_json))
+        ctx.exit(BatchRun(options, sampling.greedy(), doc, (system, think, raw)).run(batch, out, as_json))
     text = read_prompt(prompt)
     documents = add_documents(doc, options.plugins_dir)
     options = choose(options, asks=True)
@@ -74,7 +74,9 @@ def run(
         chat = Chat(engine.tokenizer, system, think, raw)
         for document in documents:
             chat.add(*document)
-        with engine.submit(chat.ask(text), sampling) as stream, progress("Reading the prompt") as advance:
+        is_chat = sys.stdout.isatty() and not (as_json or raw or chat.documents)
+        params = sampling.params(engine.loader.source.sampling, is_chat=is_chat)
+        with engine.submit(chat.ask(text), params) as stream, progress("Reading the prompt") as advance:
 
             def on_text(piece: str) -> None:
                 if piece and not as_json and samples == 1:
@@ -83,7 +85,7 @@ def run(
             result = read_answer(stream, on_text, advance)
         drafter = next((plugin.name for plugin in engine.default_plan.plugins if plugin.role == "drafter"), None)
         about_plugins = default_note(engine) if documents and not as_json else ""
-    _report(result, as_json, drafter)
+    _report(result, as_json, drafter, seed_note(params, result.stats["seed"]))
     if about_plugins:
         note(about_plugins)
     _remember(result)
@@ -113,7 +115,7 @@ def _remember(result: Result) -> None:
         log.warning("the lap times of this answer are not kept: %s", error)
 
 
-def _report(result: Result, as_json: bool, drafter: str | None) -> None:
+def _report(result: Result, as_json: bool, drafter: str | None, ending: str) -> None:
     if as_json:
         print_json(result.to_json())
         return
@@ -121,4 +123,4 @@ def _report(result: Result, as_json: bool, drafter: str | None) -> None:
         click.echo(f"--- {number}\n{printable(sample.text)}")
     if not result.samples and not result.text.endswith("\n"):
         click.echo()
-    note(stats_line(result.stats, drafter))
+    note(stats_line(result.stats, drafter) + ending)

@@ -23,9 +23,9 @@ def ui(options: EngineOptions, host: str, port: int, open_browser: bool) -> None
 
     notice = {}
     try:
-        options = choose(options)
+        options = choose(options, falls_back=False)
     except ModelError as error:
-        if options.model != SMOLLM2.name:
+        if options.model not in (SMOLLM2.name, "bundled"):  # `bundled`: SmolLM2 was the default
             raise
         notice["notice"] = f"The bundled model answers, a small demonstration: {error}."
         options = replace(options, model="bundled")

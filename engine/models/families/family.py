@@ -61,8 +61,11 @@ class Families:
             raise UnsupportedModel(f"architecture {short(names[0])} is not supported; known: {known}")
         return self._by_architecture[names[0]]
 
-    def read(self, folder: Path) -> tuple[DecoderConfig, Family]:
-        """Read `config.json`. If there is a `generation_config.json`, its eos_token_id takes precedence."""
+    def read(self, folder: Path, generation: GenerationFile | None = None) -> tuple[DecoderConfig, Family]:
+        """Read `config.json`. The eos_token_id of `generation_config.json` takes precedence.
+
+        generation: the contents of that file, if the caller has read it.
+        """
         file = folder / "config.json"
         if not file.is_file():
             raise ModelError(f"no config.json in {folder}; give the folder of a model in Hugging Face format")
@@ -74,6 +77,11 @@ class Families:
             raise
         except ModelError as error:
             raise ModelError(f"{file}: {error}") from None
-        generation = folder / "generation_config.json"
-        ends = GenerationFile.read(generation).eos_token_id if generation.is_file() else None
+        ends = (generation or read_generation(folder)).eos_token_id
         return (config if ends is None else replace(config, eos_token_ids=tuple(ends))), family
+
+
+def read_generation(folder: Path) -> GenerationFile:
+    """Read `generation_config.json`; a folder without the file has no values."""
+    file = folder / "generation_config.json"
+    return GenerationFile.read(file) if file.is_file() else GenerationFile()

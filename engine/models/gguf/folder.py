@@ -46,14 +46,27 @@ def open_gguf(file: Path, progress: Progress | None = None) -> Path:
     # hashing a large file takes seconds: an unknown file is checked first
     conversion = None if is_known(states) else Conversion.of(read(file))
     digests = hashes(states)
-    key = hashlib.sha256(f"{FORMAT} {' '.join(digests)}".encode()).hexdigest()[:32]
-    folder = home() / "cache" / "gguf" / key
+    folder = _folder_of(digests)
     if not _is_complete(folder):
         _make(conversion or Conversion.of(read(file)), folder, digests, progress or _log_line(files))
         if {part: state_of(part) for part in files} != states:
             shutil.rmtree(folder, ignore_errors=True)
             raise ModelError(f"{file} changed while it was decoded; open it again when it is complete")
     return folder
+
+
+def is_decoded(file: Path) -> bool:
+    """Whether `open_gguf` finds the model folder of a file, and need not decode it."""
+    try:
+        states = {part: state_of(part) for part in split_files(file)}
+    except ModelError:
+        return False
+    return is_known(states) and _is_complete(_folder_of(hashes(states)))
+
+
+def _folder_of(digests: list[str]) -> Path:
+    """The folder of the GGUF files with these hashes."""
+    return home() / "cache" / "gguf" / hashlib.sha256(f"{FORMAT} {' '.join(digests)}".encode()).hexdigest()[:32]
 
 
 def _log_line(files: tuple[Path, ...]) -> Progress:
@@ -68,7 +81,7 @@ def _make(conversion: Conversion, folder: Path, digests: list[str], progress: Pr
     try:
         cache.mkdir(parents=True, exist_ok=True)
         _remove_stale(cache)
-        _check_space(cache, file_size(conversion.jobs, conversion.dtype))
+        _check_space(conversion.model.files[0], cache, file_size(conversion.jobs, conversion.dtype))
         partial = cache / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}"
         try:
             partial.mkdir()
@@ -87,7 +100,10 @@ def _fill(folder: Path, conversion: Conversion, digests: list[str], progress: Pr
     _write_json(folder / "config.json", conversion.config)
     _write_json(folder / "generation_config.json", conversion.generation)
     # before the weights: a tokenizer that is not supported is refused before minutes of work
-    write_tokenizer(model.metadata, folder)
+    try:
+        write_tokenizer(model.metadata, folder)
+    except ModelError as error:
+        raise type(error)(f"{model.files[0]}: {error}") from None
     write(conversion.jobs, conversion.dtype, folder / SINGLE, progress)
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     files = [str(part.absolute()) for part in model.files]
@@ -132,10 +148,10 @@ def _remove_stale(cache: Path) -> None:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
-def _check_space(cache: Path, num_bytes: int) -> None:
+def _check_space(file: Path, cache: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(cache).free
     if free < num_bytes + SPARE_BYTES:
         raise ModelError(
-            f"the decoded model needs {num_bytes / 1e6:,.0f} MB in {cache}, {free / 1e6:,.0f} MB are free; free some space, or "
-            "set PITLANE_HOME to a folder on another disk"
+            f"{file} cannot be decoded: it needs {num_bytes / 1e6:,.0f} MB in {cache}, {free / 1e6:,.0f} MB are free; "
+            "free some space, or set PITLANE_HOME to a folder on another disk"
         )

@@ -106,6 +106,21 @@ def test_truncation_follows_its_definition(params: dict[str, Any]) -> None:
         assert set(kept) == reference_survivors(scaled, settings)
 
 
+@pytest.mark.parametrize(
+    "params", [{"top_k": 50}, {"top_p": 0.9}, {"top_p": 0.999}, {"top_k": 900, "top_p": 0.5}], ids=str
+)
+@pytest.mark.parametrize("spread", [0.01, 1.0, 6.0])
+def test_truncation_of_a_whole_vocabulary_follows_its_definition(params: dict[str, Any], spread: float) -> None:
+    scaled = np.random.default_rng(3).normal(0, spread, 20_000)
+    scaled[1::7], scaled[::911] = scaled[1], -np.inf  # many equal logits, some impossible tokens
+    order = np.argsort(-scaled, kind="stable")[: params.get("top_k", len(scaled))]
+    weights = np.exp(scaled[order] - scaled[order[0]])
+    before = (np.cumsum(weights) - weights) / weights.sum()
+    expected = order[before < params.get("top_p", 1)]
+    kept = survivors(scaled, SamplingParams(temperature=1, **params))
+    assert np.array_equal(np.sort(kept), np.sort(expected))
+
+
 def test_ties_at_the_edge_go_to_the_lower_token_id() -> None:
     assert survivors(np.zeros(5), SamplingParams(temperature=1, top_k=3)).tolist() == [0, 1, 2]
     assert survivors(np.zeros(5), SamplingParams(temperature=1, top_p=0.3)).tolist() == [0, 1]

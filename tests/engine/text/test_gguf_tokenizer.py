@@ -121,6 +121,8 @@ def test_a_qwen2_model_with_another_pre_tokenizer_is_refused(load: Load) -> None
     assert load(metadata, "qwen2", pre="deepseek-r1-qwen").encode("a 12")
     with pytest.raises(UnsupportedModel, match=r"tokenizer\.ggml\.pre smollm is not supported for qwen2"):
         load(metadata, "qwen2")
+    with pytest.raises(UnsupportedModel, match=r"tokenizer\.ggml\.model llama is not supported for qwen2, only gpt2"):
+        load({**LLAMA, "general.architecture": "qwen2"}, "qwen2")
 
 
 def test_a_chat_cannot_forge_special_tokens(load: Load) -> None:

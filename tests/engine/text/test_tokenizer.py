@@ -251,7 +251,10 @@ def test_real_tokenizers(name: str, shared_data: Path) -> None:
     assert "the cat sat" in tokenizer.decode(prompt.token_ids[segment.start : segment.end])
 
 
-@pytest.mark.parametrize("named", [None, "PreTrainedTokenizerFast", "Qwen2Tokenizer", "LlamaTokenizerFast", "Unheard"])
+NAMED = [None, "PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "LlamaTokenizerFast", "Unheard"]
+
+
+@pytest.mark.parametrize("named", NAMED)
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "smollm3"])
 def test_the_tokenizer_is_the_one_that_transformers_would_take(
     model_type: str, named: str | None, tmp_path: Path
