@@ -29,12 +29,15 @@ TEXT = "The track opens at 9:40. A session costs 18 euros. The lap record is 48.
 # A process of its own: Gradio and uvicorn leave loops and sockets to the collector. Answers never end by themselves, so
 # that there is something to watch and to stop.
 SERVER = """
-import sys
+import sys, time
+from pitlane.engine.run.scheduler import Scheduler
 from pitlane.storage.db import Store
 from pitlane.ui.app import free_port, serve
 from pitlane.ui.model_switch import ModelSwitch
 from pitlane.ui.page_server import PageServer
 from pitlane.ui.session import EngineOptions
+schedule, pause = Scheduler.schedule, float(sys.argv[2])
+Scheduler.schedule = lambda scheduler: (time.sleep(pause), schedule(scheduler))[1]
 options = EngineOptions(model=sys.argv[1], dtype="float32", plugins="prefix_cache")
 with (
     Store() as store,
@@ -49,10 +52,13 @@ with (
 
 
 @contextmanager
-def served(home: Path, model: str = "") -> Iterator[str]:
-    """The address of a page in its own process: the named model, else the bundled model where it is, else a tiny one."""
+def served(home: Path, model: str = "", pause: float = 0.0) -> Iterator[str]:
+    """The address of a page in its own process: the named model, else the bundled model where it is, else a tiny one.
+
+    pause: seconds before each step, so that a long answer lasts on any machine.
+    """
     bundled = (files("pitlane.storage.bundled") / "model.safetensors").is_file()
-    command = [sys.executable, "-c", SERVER, model or ("bundled" if bundled else "random:tiny")]
+    command = [sys.executable, "-c", SERVER, model or ("bundled" if bundled else "random:tiny"), str(pause)]
     own = {"PITLANE_HOME": str(home), "PITLANE_LOAD": "", "GRADIO_TEMP_DIR": str(home / "uploads")}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | own

@@ -38,7 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def address(tmp_path_factory: pytest.TempPathFactory, folders: tuple[Path, Path]) -> Iterator[str]:
     if CHROMIUM is None:
         pytest.skip("no Chromium here")
-    with served(tmp_path_factory.mktemp("model-home"), str(folders[0])) as url:
+    with served(tmp_path_factory.mktemp("model-home"), str(folders[0]), pause=0.05) as url:
         yield url
 
 
