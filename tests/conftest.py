@@ -85,6 +85,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # `--dist loadfile` would start with the files of most tests, and end with the long files of few tests.
+    config.option.loadscopereorder = False
     if "PYTEST_XDIST_WORKER" in os.environ:
         config.pluginmanager.register(Cores())
 

@@ -1,7 +1,7 @@
-"""The guide docs/writing-plugins.md, followed to the letter: its files are written, its commands run, its outputs compared.
+"""The guide docs/writing-plugins.md: its files are written, its tests and commands run, its outputs compared.
 
-The commands run in a virtual environment of their own, which sees the packages of this environment. `pip install -e .` installs
-into it, without a network.
+The slow tier follows it to the letter. There, the commands run in a virtual environment of their own, which sees the packages of
+this environment. `pip install -e .` installs into it, without a network.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import sys
 import sysconfig
 import venv
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import pitlane
 from pitlane import Plugin, SamplingParams, hookimpl
 from pitlane.engine.plan.registry import PluginRegistry
+from pitlane.ui.cli import main
 
 GUIDE = (Path(__file__).resolve().parents[1] / "docs" / "writing-plugins.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
@@ -83,10 +86,30 @@ def comparable(output: str) -> list[str]:
     return [line for line in (" ".join(line.replace("─", "").split()) for line in text.splitlines()) if line]
 
 
+@pytest.mark.slow
 def test_the_commands_print_what_the_guide_shows(reader: Reader) -> None:
     assert len(reader.outputs) == GUIDE.count("```text\n") == 5
     for shown, real in reader.outputs:
         assert comparable(real) == comparable(shown)
+
+
+def test_the_files_of_the_guide_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last version of each file, its tests in one process, and two of the commands; no shell, and nothing is installed."""
+    for _, name, text in BLOCKS:
+        if name:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("PITLANE_PLUGINS_DIR", ".")
+    shown = {before[2].strip(): block[2] for before, block in pairwise(BLOCKS) if block[0] == "text"}
+    for command in ("pitlane plugins check echo --model random:tiny", "pitlane plugins info echo"):
+        result = CliRunner().invoke(main, command.split()[1:])
+        assert result.exit_code == 0 and comparable(result.stdout) == comparable(shown[command]), result.output
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0 and "6 passed" in run.stdout, run.stdout
 
 
 @pytest.fixture(scope="module")

@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
+
+import pytest
 
 TESTS = Path(__file__).resolve().parent
 PROOFS = ["engine/test_identity.py", "engine/run/test_batching.py", "ui/test_cli_batch.py"]
+# Single cases of tests of the default tier. They are short, and `--whole` changes nothing.
+CASES = {
+    "test_all_drafters_in_one_batch_give_plain_tokens",
+    "test_all_drafters_on_a_random_gemma_give_plain_tokens",
+    "test_no_fake_drafter_changes_a_token",
+}
 
-
-COLLECT = """
-import json, sys
-import pytest
 
 class Items:
-    def pytest_collection_finish(self, session):
+    """A plugin of a nested run of pytest: keeps the names of the collected tests."""
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.ids = [item.nodeid.partition("::")[2] for item in session.items]
 
-for flags in ([], ["--whole"]):  # in one process: importing torch takes longer than all the rest
+
+def collected(*flags: str) -> dict[str, set[str]]:
+    """The parameters of the slow tests by test name. In this process, which has imported most of what they import."""
     items = Items()
-    assert pytest.main(["--collect-only", "-qqq", "-m", "slow", *flags, *sys.argv[1:]], [items]) == 0
-    print("ids", json.dumps(items.ids))
-"""
-
-
-def collected() -> list[dict[str, set[str]]]:
-    """The parameters of the slow tests by test name: without and with `--whole`."""
-    command = [sys.executable, "-c", COLLECT, *(str(TESTS / proof) for proof in PROOFS)]
-    result = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    collections = []
-    for line in result.stdout.splitlines():
-        if line.startswith("ids "):
-            sizes: dict[str, set[str]] = {}
-            for test_id in json.loads(line.removeprefix("ids ")):
-                name, _, parameters = test_id.rstrip("]").partition("[")
-                sizes.setdefault(name, set()).add(parameters)
-            collections.append(sizes)
-    return collections
+    proofs = [str(TESTS / proof) for proof in PROOFS]
+    options = ["--collect-only", "-qqq", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-m", "slow"]
+    assert pytest.main([*options, *flags, *proofs], [items]) == 0
+    sizes: dict[str, set[str]] = {}
+    for test_id in items.ids:
+        name, _, parameters = test_id.rstrip("]").partition("[")
+        sizes.setdefault(name, set()).add(parameters)
+    return sizes
 
 
 def test_a_long_proof_has_a_sample_and_a_full_size() -> None:
-    sample, whole = collected()
+    sample, whole = collected(), collected("--whole")
     assert sample.keys() == whole.keys() and "test_many_kills_lose_and_double_no_line" in whole
+    assert sample.keys() >= CASES
     for name, parameters in sample.items():
+        if name in CASES:
+            assert parameters == whole[name]
+            continue
         assert parameters and parameters != whole[name], name
         if any("piece" in parameter for parameter in parameters):
             assert parameters < whole[name] and len(whole[name]) >= 3 * len(parameters), name

@@ -51,6 +51,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         pitlane.Engin  # type: ignore[attr-defined]  # noqa: B018
 
 
+@pytest.mark.slow
 def test_a_type_checker_knows_every_name(tmp_path: Path) -> None:
     """mypy without the libraries that Pitlane imports: 3 s instead of a minute."""
     package = tmp_path / "pitlane"

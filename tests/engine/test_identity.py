@@ -31,7 +31,12 @@ Settings = dict[str, dict[str, Any]]
 BATCH = 8
 MODES: dict[str, dict[str, Any]] = {"greedy": {}, "0.7": {"temperature": 0.7}, "1.2": {"temperature": 1.2}}
 ROUNDING = {"float32": 1e-3, "bfloat16": 1.0}  # in logits; a larger difference between batch shapes is a fault
-each_mode = pytest.mark.parametrize("mode", list(MODES.values()), ids=list(MODES))
+each_mode = pytest.mark.parametrize(
+    "mode", [pytest.param(mode, id=name, marks=[pytest.mark.slow] * (name == "0.7")) for name, mode in MODES.items()]
+)
+sampled_or_slow = pytest.mark.parametrize(  # greedy answers of every drafter: tests/contract, and in the slow tier here
+    "mode", [pytest.param({}, id="greedy", marks=pytest.mark.slow), pytest.param({"temperature": 0.9}, id="sampled")]
+)
 each_model = pytest.mark.parametrize("model", ["stories260K", "babyllama-tok105", "bundled"])
 NUM_PIECES, NUM_PIECES_ALONE, NUM_PIECES_ROUNDED = 25, 3, 7  # of a batch of prompts
 
@@ -169,7 +174,7 @@ def accepted_by_drafter(results: list[Result]) -> dict[str, int]:
 
 
 @pytest.mark.usefixtures("varied_draft")
-@pytest.mark.parametrize("mode", [{}, {"temperature": 0.9}], ids=["greedy", "sampled"])
+@sampled_or_slow
 def test_all_drafters_in_one_batch_give_plain_tokens(
     make_bench: Callable[..., Bench], shared_data: Path, mode: dict[str, Any]
 ) -> None:
@@ -188,7 +193,7 @@ def test_all_drafters_in_one_batch_give_plain_tokens(
 
 
 @pytest.mark.usefixtures("varied_draft")
-@pytest.mark.parametrize("mode", [{}, {"temperature": 0.9}], ids=["greedy", "sampled"])
+@sampled_or_slow
 def test_all_drafters_on_a_random_gemma_give_plain_tokens(
     make_engine: Any, monkeypatch: pytest.MonkeyPatch, mode: dict[str, Any]
 ) -> None:

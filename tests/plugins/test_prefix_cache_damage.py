@@ -137,7 +137,15 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+SELDOM = {  # damages beside a damage of the same kind
+    "length of the header", "metadata", "first value", "last value", "values swapped", "one byte short", "row: size",
+    "row: other tokens",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "damage", [pytest.param(name, marks=[pytest.mark.slow] * (name in SELDOM)) for name in DAMAGES]
+)
 def test_a_damaged_prefix_is_computed_again_and_reported(
     make_engine: Any, saved: Path, expected: list[int], damage: str, caplog: Any
 ) -> None:

@@ -18,9 +18,14 @@ from pitlane.ui.session import EngineOptions
 
 
 async def built(engine: Any, store: Store, notice: str = "") -> Any:
-    """A page made where a loop runs; elsewhere Gradio opens one for each of its locks and leaves it open."""
+    """A page made where a loop runs; elsewhere Gradio opens one for each of its locks and leaves it open.
+
+    Its handlers are called, its HTTP routes never: Gradio makes all of them twice, which takes half the time of a page.
+    """
     switch = ModelSwitch(EngineOptions(engine.loader.source.name), engine)
-    return build_page(Desk(engine, store), switch, notice)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gradio.routes.App.create_app", lambda *args, **kwargs: None)
+        return build_page(Desk(engine, store), switch, notice)
 
 
 @pytest.fixture

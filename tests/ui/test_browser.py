@@ -22,18 +22,22 @@ ARGUMENTS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
+TIMEOUT = 60_000  # milliseconds for whatever a test waits for, also on a busy machine
 TEXT = "The track opens at 9:40. A session costs 18 euros. The lap record is 48.213 seconds."
 
 
 # A process of its own: Gradio and uvicorn leave loops and sockets to the collector. Answers never end by themselves, so
 # that there is something to watch and to stop.
 SERVER = """
-import sys
+import sys, time
+from pitlane.engine.run.scheduler import Scheduler
 from pitlane.storage.db import Store
 from pitlane.ui.app import free_port, serve
 from pitlane.ui.model_switch import ModelSwitch
 from pitlane.ui.page_server import PageServer
 from pitlane.ui.session import EngineOptions
+schedule, pause = Scheduler.schedule, float(sys.argv[2])
+Scheduler.schedule = lambda scheduler: (time.sleep(pause), schedule(scheduler))[1]
 options = EngineOptions(model=sys.argv[1], dtype="float32", plugins="prefix_cache")
 with (
     Store() as store,
@@ -48,10 +52,13 @@ with (
 
 
 @contextmanager
-def served(home: Path, model: str = "") -> Iterator[str]:
-    """The address of a page in its own process: the named model, else the bundled model where it is, else a tiny one."""
+def served(home: Path, model: str = "", pause: float = 0.0) -> Iterator[str]:
+    """The address of a page in its own process: the named model, else the bundled model where it is, else a tiny one.
+
+    pause: seconds before each step, so that a long answer lasts on any machine.
+    """
     bundled = (files("pitlane.storage.bundled") / "model.safetensors").is_file()
-    command = [sys.executable, "-c", SERVER, model or ("bundled" if bundled else "random:tiny")]
+    command = [sys.executable, "-c", SERVER, model or ("bundled" if bundled else "random:tiny"), str(pause)]
     own = {"PITLANE_HOME": str(home), "PITLANE_LOAD": "", "GRADIO_TEMP_DIR": str(home / "uploads")}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | own
@@ -79,24 +86,43 @@ def address(home: Path) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-def tab(address: str) -> Iterator[Any]:
-    """A browser tab on the page; fails at the end if anything was asked of another host, or if a script failed."""
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser without tabs. While it is open, `asyncio.run` fails in this thread: close it with the last test of a file."""
     from playwright.sync_api import sync_playwright
 
-    strangers: list[str] = []
-    problems: list[str] = []
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
-        page.set_default_timeout(20_000)
-        page.on("request", lambda request: strangers.append(request.url) if not local(request.url) else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(address)
-        page.wait_for_selector(".empty h2")
-        page.wait_for_selector(".meter")
-        yield page
+        yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def tab(browser: Any, address: str) -> Iterator[Any]:
+    """A browser tab on the page; fails at the end if anything was asked of another host, or if a script failed.
+
+    A context of its own: no cookie, storage or cache of another test.
+    """
+    strangers: list[str] = []
+    problems: list[str] = []
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(TIMEOUT)
+    page.on("request", lambda request: strangers.append(request.url) if not local(request.url) else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(address)
+    page.wait_for_selector(".empty h2")
+    page.wait_for_selector(".meter")
+    yield page
+    context.close()
     assert not strangers, f"requests to other hosts: {strangers}"
     assert not problems, f"scripts failed: {problems}"
 
@@ -141,7 +167,7 @@ def test_upload_ask_stream_toggle_ask_again_reload(tab: Any, home: Path, tmp_pat
     tab.wait_for_selector("#documents [aria-checked=true]")
     tab.wait_for_selector("#documents :text('KV saved')")
 
-    limit(tab, 300)
+    limit(tab, 120)
     tab.fill("#box textarea", "What is the lap record?")
     tab.keyboard.press("Enter")
     lengths = []

@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.ui.test_browser import ARGUMENTS, CHROMIUM, ask, finished, limit, served
+from tests.ui.test_browser import CHROMIUM, TIMEOUT, ask, chromium, finished, limit, served
 
 pytestmark = pytest.mark.browser
 BUNDLED = Path(str(files("pitlane.storage.bundled") / "config.json")).parent
@@ -38,27 +38,29 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def address(tmp_path_factory: pytest.TempPathFactory, folders: tuple[Path, Path]) -> Iterator[str]:
     if CHROMIUM is None:
         pytest.skip("no Chromium here")
-    with served(tmp_path_factory.mktemp("model-home"), str(folders[0])) as url:
+    with served(tmp_path_factory.mktemp("model-home"), str(folders[0]), pause=0.05) as url:
         yield url
 
 
-@pytest.fixture
-def tabs(address: str) -> Iterator[tuple[Any, Any]]:
-    """Two browser tabs on the page; fails at the end if a script failed."""
-    from playwright.sync_api import sync_playwright
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
 
+
+@pytest.fixture
+def tabs(browser: Any, address: str) -> Iterator[tuple[Any, Any]]:
+    """Two browser tabs on the page; fails at the end if a script failed."""
     problems: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        context = browser.new_context(viewport={"width": 1280, "height": 800})
-        both = context.new_page(), context.new_page()
-        for page in both:
-            page.set_default_timeout(20_000)
-            page.on("pageerror", lambda error: problems.append(str(error)))
-            page.goto(address)
-            page.wait_for_selector(".meter")
-        yield both
-        browser.close()
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    both = context.new_page(), context.new_page()
+    for page in both:
+        page.set_default_timeout(TIMEOUT)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector(".meter")
+    yield both
+    context.close()
     assert not problems, f"scripts failed: {problems}"
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,27 +50,31 @@ def assert_one_line(result: Result, *words: str) -> None:
 # ---- help
 
 
-@pytest.mark.parametrize("args", [(), ("run",), ("plugins", "list"), ("docs", "cache"), ("bench",)], ids=" ".join)
-def test_help_imports_nothing_heavy(args: Sequence[str]) -> None:
+def test_help_imports_nothing_heavy() -> None:
+    commands = [(), ("run",), ("plugins", "list"), ("docs", "cache"), ("bench",)]
     code = (
         "import sys; from pitlane.ui.cli import main\n"
-        f"try: main({[*args, '--help']!r})\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'gradio', 'sqlite_utils', 'numpy', 'rich'} & set(sys.modules)\n"
-        "sys.exit(f'{heavy} imported' if heavy else 0)"
+        f"for command in {commands!r}:\n"
+        "    try: main([*command, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "    heavy = {'torch', 'transformers', 'gradio', 'sqlite_utils', 'numpy', 'rich'} & set(sys.modules)\n"
+        "    if heavy: sys.exit(f'{command}: {heavy} imported')\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("Usage: ")
+    assert result.stdout.count("Usage: ") == len(commands)
 
 
 def test_help_takes_less_than_half_a_second() -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
-        subprocess.run([*PITLANE, "--help"], check=True, capture_output=True)
-        return time.perf_counter() - start
+    """Seconds of computing: other processes of the machine do not count, and help waits for nothing."""
 
-    assert min(seconds() for _ in range(4)) < 0.5
+    def seconds() -> float:
+        before = os.times()
+        subprocess.run([*PITLANE, "--help"], check=True, capture_output=True)
+        after = os.times()
+        return after.children_user - before.children_user + after.children_system - before.children_system
+
+    assert min(seconds() for _ in range(3)) < 0.5
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -87,6 +90,7 @@ def test_without_a_command_help_is_shown() -> None:
     assert "Commands:" in result.output
 
 
+@pytest.mark.slow  # `.ci/run` runs the command itself
 def test_commands_page_is_current() -> None:
     script = Path(__file__).resolve().parents[2] / "docs" / "generate.py"
     result = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
@@ -377,6 +381,7 @@ def test_ctrl_c_prints_what_there_is_and_exits_130() -> None:
     assert b"Traceback" not in errors and b"TTFT" in errors
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="pipes break in another way on Windows")
 def test_a_broken_pipe_is_quiet() -> None:
     process = subprocess.Popen(

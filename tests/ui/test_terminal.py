@@ -118,7 +118,7 @@ def test_a_file_whose_name_is_no_text_is_added_and_found(tmp_path: Path) -> None
     assert start("docs", "rm", b"caf\xe9.txt", **C_LOCALE).returncode == 0
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+@pytest.mark.parametrize("encoding", ["latin-1", pytest.param("cp1252", marks=pytest.mark.slow)])
 def test_letters_that_the_output_lacks_are_replaced(encoding: str, tmp_path: Path) -> None:
     file = tmp_path / "\u65e5\u672c.txt"
     file.write_text("Some text. " * 20)
@@ -139,7 +139,13 @@ FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full 
 
 @FULL
 @pytest.mark.parametrize(
-    "args", [("--help",), ("docs", "list", "--json"), ("plugins", "list"), ("run", *TINY, "--max-tokens", "2", "x")]
+    "args",
+    [
+        ("--help",),
+        pytest.param(("docs", "list", "--json"), marks=pytest.mark.slow),
+        pytest.param(("plugins", "list"), marks=pytest.mark.slow),
+        ("run", *TINY, "--max-tokens", "2", "x"),
+    ],
 )
 def test_a_full_device_is_one_line(args: Sequence[str]) -> None:
     with open("/dev/full", "wb") as full:

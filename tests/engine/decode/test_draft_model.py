@@ -471,7 +471,7 @@ def test_preempted_sequences_draft_on(make_engine: Any, settings: dict[str, Any]
     """Six requests of four blocks each, in a lane of ten blocks."""
     params = SamplingParams(max_tokens=70, ignore_eos=True)
     roomy = make_engine()
-    expected = [roomy.generate(prompt(seed, 40), params).token_ids for seed in range(6)]
+    expected = [result.token_ids for result in roomy.generate([prompt(seed, 40) for seed in range(6)], params)]
     tight = make_engine(kv_memory=4 * 32 * blocks * roomy.loader.needs.kv_per_token)
     plan = tight.plan(settings)
     streams = [tight.submit(prompt(seed, 40), params, plan=plan) for seed in range(6)]

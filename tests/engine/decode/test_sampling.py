@@ -190,10 +190,17 @@ TRUNCATIONS: list[dict[str, Any]] = [
     {"top_p": 0.9, "min_p": 0.1},
     {"top_k": 2, "top_p": 0.95, "min_p": 0.2},
 ]
+TWO, THREE = [0.4, -0.9], [0.2, 1.1, -0.4]
 
 
 @pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
-@pytest.mark.parametrize("logits, steps", [([0.4, -0.9], 128), ([0.2, 1.1, -0.4], 24)], ids=["two", "three"])
+@pytest.mark.sizes(
+    "logits, steps",
+    default=[(TWO, 64), (THREE, 16)],
+    sample=[(TWO, 128), (THREE, 24)],
+    whole=[(TWO, 128), (THREE, 24)],
+    ids=lambda value: None if isinstance(value, int) else f"{len(value)} tokens",
+)
 def test_the_whole_cube_of_uniforms_gives_the_softmax(
     monkeypatch: pytest.MonkeyPatch, logits: list[float], steps: int, truncation: dict[str, Any]
 ) -> None:

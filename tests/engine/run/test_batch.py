@@ -86,8 +86,15 @@ class Padded(Plugin):
 
 
 @pytest.mark.usefixtures("always_draft")
-@pytest.mark.parametrize("names", [["remote"], ["padded"], ["remote", "padded"]])
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize(
+    "names, temperature",
+    [
+        (["remote"], 0.0),
+        (["padded"], 0.9),
+        (["remote", "padded"], 0.9),
+        pytest.param(["remote", "padded"], 0.0, marks=pytest.mark.slow),
+    ],
+)
 def test_tokens_are_the_same_padded_and_from_bytes(make_engine: Any, names: list[str], temperature: float) -> None:
     from pitlane.engine.plan.registry import PluginRegistry
 

@@ -21,10 +21,22 @@ TEXT = (Path(__file__).resolve().parents[3] / "LICENSE").read_text()
 BATCH = 16
 CHUNKS = (7, 33)
 MORE_CHUNKS = (1, 2, 3, 7, 16, 31, 32, 33, 61, 64, 100, 512)
-MODES = pytest.mark.parametrize("mode", [{}, {"temperature": 0.9, "top_k": 20}], ids=["greedy", "sampled"])
+GREEDY: dict[str, Any] = {}
+SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_k": 20}
+MODES = pytest.mark.parametrize("mode", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 SIZES = pytest.mark.sizes("count, max_tokens", default=[(6, 40)], sample=[(16, 40)], whole=[(200, 64)])
 KERNELS: dict[str, dict[str, Any]] = {"packed_linear": {}, "paged_attention": {}, "fused_ops": {}}
 TIE = 1e-4  # in logits; float32 batch shapes differ by about 1e-5 here
+
+
+def in_mode(mode: dict[str, Any]) -> pytest.MarkDecorator:
+    """SIZES and MODES, but in the default tier one mode."""
+
+    def name(value: Any) -> str | None:
+        return ("sampled" if value else "greedy") if isinstance(value, dict) else None
+
+    sample, whole = ([(*size, own) for own in (GREEDY, SAMPLED)] for size in ((16, 40), (200, 64)))
+    return pytest.mark.sizes("count, max_tokens, mode", default=[(6, 40, mode)], sample=sample, whole=whole, ids=name)
 
 
 def prompts_of(engine: Any, count: int) -> list[list[int]]:
@@ -99,8 +111,7 @@ def every_way(
     )
 
 
-@SIZES
-@MODES
+@in_mode(SAMPLED)
 def test_the_same_tokens_in_every_way_to_run_them(
     bundled: Callable[..., Any], count: int, max_tokens: int, mode: dict[str, Any]
 ) -> None:
@@ -108,8 +119,7 @@ def test_the_same_tokens_in_every_way_to_run_them(
 
 
 @pytest.mark.skipif(bool(linear.unavailable()), reason=str(linear.unavailable()))
-@SIZES
-@MODES
+@in_mode(GREEDY)
 def test_the_same_tokens_in_bfloat16_with_the_kernels_in_c(
     bundled: Callable[..., Any], count: int, max_tokens: int, mode: dict[str, Any]
 ) -> None:
