@@ -270,9 +270,9 @@ def test_asking_again_with_the_same_switches_draws_a_new_seed(page: Any) -> None
     for tab in (new_tab(), attached(page)):
         stats = answered_with(page, tab, *values(page))
         answer = page.store.conversations.get(page.store.conversations.list()[0].id).messages[-1]
-        assert page.handlers.read(values(page), tab["documents"], answer).sampling.seed is None
+        assert page.handlers.read(values(page), tab["documents"], answer).sampling.greedy().seed is None
         other = [] if tab["documents"] else ["a document"]
-        assert page.handlers.read(values(page), other, answer).sampling.seed == stats["seed"]
+        assert page.handlers.read(values(page), other, answer).sampling.greedy().seed == stats["seed"]
 
 
 def test_turn_off_asks_without_it(page: Any) -> None:
