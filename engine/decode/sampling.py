@@ -89,7 +89,8 @@ def _nucleus(scaled: NDArray[np.float64], ids: NDArray[np.int64], top_p: float) 
     ids = _descending(scaled, ids[~(weights < floor)])
     weights = np.exp(scaled[ids] - scaled[ids[0]])
     before = np.cumsum(weights) - weights
-    return ids[~(before >= top_p * total)]
+    kept: NDArray[np.int64] = ids[~(before >= top_p * total)]
+    return kept
 
 
 def _descending(scaled: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
