@@ -22,15 +22,15 @@ from pitlane.training import checkpoint
 from pitlane.training.files import replacing
 
 MODEL = "smollm2"
-NUMBER = 120  # conversations about generated documents
+NUMBER = 270  # conversations about generated documents
 ORDINARY = 100  # chats without a document
 TIMES = 2  # conversations about each document written by hand
-UNKNOWN_SHARE = 0.25  # of the questions about a document; of 0.15, SmolLM2 learned no refusal
+UNKNOWN_SHARE = 0.18  # of the questions about a generated document
 # Shares of the document conversations, shortest and longest document in characters, and most questions.
-LENGTHS = ((0.5, 300, 900, 5), (0.35, 900, 1800, 6), (0.15, 1800, 4000, 6))
+LENGTHS = ((0.6, 300, 900, 6), (0.4, 900, 1800, 6))
 TRAINING = (
-    "--rank", "16", "--alpha", "32", "--targets", "all", "--answers-only", "--length", "2048", "--rows", "1",
-    "--lr", "8e-4", "--final-lr", "0.02", "--warmup", "0.05", "--epochs", "1", "--eval-every", "80", "--save-every", "10",
+    "--rank", "16", "--alpha", "32", "--targets", "all", "--answers-only", "--focus-weight", "3", "--length", "2048", "--rows", "1",
+    "--lr", "7e-4", "--final-lr", "0.02", "--warmup", "0.05", "--epochs", "1", "--eval-every", "80", "--save-every", "10",
 )  # fmt: skip
 
 

@@ -35,14 +35,14 @@ def test_document_chats_have_pages_several_turns_and_questions_without_an_answer
     assert len(rows) == 200 and all(row["messages"][0]["role"] == "system" for row in rows)
     answers = [message for row in rows for message in row["messages"] if message["role"] == "assistant"]
     kinds = Counter(message["kind"] for message in answers)
-    assert 0.2 < kinds["unanswerable"] / len(answers) < 0.35
+    assert 0.12 < kinds["unanswerable"] / len(answers) < 0.3
     assert all(message["content"] == UNKNOWN for message in answers if message["kind"] == "unanswerable")
     stated = [message for message in answers if "page" in message]
     assert len(stated) > 500 and all(re.search(r"\[p\. \d+\]", message["content"]) for message in stated)
     assert {message["page"] for message in stated} > {1, 2}, "documents of several pages"
     assert kinds["follow_up"] > 50 and sum(len(row["messages"]) > 7 for row in rows) > 60
     lengths = [len(row["messages"][0]["content"]) for row in rows]
-    assert min(lengths) < 700 and max(lengths) > 2500
+    assert min(lengths) < 700 and max(lengths) > 1500
     assert not {row["messages"][0]["content"] for row in recipe.documents(50, "phrasing")} & {
         row["messages"][0]["content"] for row in rows
     }
@@ -50,10 +50,10 @@ def test_document_chats_have_pages_several_turns_and_questions_without_an_answer
 
 def test_documents_by_hand_keep_their_format() -> None:
     documents = written.read()
-    assert len(documents) == 240 and len({document.title for document in documents}) > 230
+    assert len(documents) == 330 and len({document.title for document in documents}) > 320
     answers = [turn.answer for document in documents for turn in document.turns]
     refused = answers.count(written.REFUSAL)
-    assert len(answers) > 2500 and 0.2 < refused / len(answers) < 0.3
+    assert len(answers) > 3500 and 0.2 < refused / len(answers) < 0.3
     for document in documents:
         for _, answer in document.turns:
             cited = [int(page) for page in written.CITATION.findall(answer)]
@@ -81,7 +81,7 @@ def test_chats_about_documents_by_hand() -> None:
     assert [turn.answer for turn in long.turns[2:]] == ["7 euros [p. 4].", "8 euros [p. 3]."]
     assert [len(part) for part in written.groups(long.turns)] == [2, 2], "a follow-up stays behind its question"
     train, held_out = written.split(written.read())
-    assert len(held_out) == 20 and not {document.title for document in held_out} & {
+    assert 20 < len(held_out) < 40 and not {document.title for document in held_out} & {
         document.title for document in train
     }
     rows = list(written.chats(train, 1))
@@ -107,7 +107,7 @@ def test_three_steps_of_the_recipe(work: Path, make_engine: Any) -> None:
     files = recipe.write_data(work, "bundled", NUMBER)
     before = [path.read_bytes() for path in files]
     assert [path.name for path in files] == ["written.jsonl", "documents.jsonl", "ordinary.jsonl"]
-    assert len(read(files[1])) == NUMBER and 0 < len(read(files[2])) <= 17
+    assert len(read(files[1])) == NUMBER and 0 < len(read(files[2])) <= 10
     assert all(row["messages"][0]["role"] == "user" for row in read(files[2]))
     assert recipe.write_data(work, "bundled", NUMBER) == files
     assert [path.read_bytes() for path in files] == before, "files that exist are kept"
