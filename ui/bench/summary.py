@@ -37,6 +37,17 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Median and range of the ratios ours / theirs of all pairs. Pair i is lap i of both sides, measured in turn (A B A B)."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return {
+        "ratio": round(median(ratios), 4),
+        "low": round(min(ratios), 4),
+        "high": round(max(ratios), 4),
+        "pairs": len(ratios),
+    }
+
+
 def show(values: dict[str, Any], digits: int = 1) -> str:
     """`101.2 (99.8 to 104.0)`."""
     return f"{values['median']:.{digits}f} ({values['min']:.{digits}f} to {values['max']:.{digits}f})"
