@@ -20,7 +20,7 @@ from pitlane import EXACTNESS, SamplingParams
 from pitlane.testing import choice_gap, first_difference
 from pitlane.ui.bench.scoring import Reading, Scores, num_scored, read_along
 from pitlane.ui.bench.summary import paired, summary
-from pitlane.ui.bench.turns import Advance, Lap, Turns
+from pitlane.ui.bench.turns import Advance, Lap, Turns, check_lanes
 
 if TYPE_CHECKING:
     from pitlane import Engine, Plan, Prompt
@@ -138,6 +138,7 @@ def compare(
     Documents of the prompt are read before every lap, outside the measurement, by the plans that keep KV. started: gets the
     `Turns`, so that another thread can cancel. Raises Cancelled, BadOption, or the PitlaneError of a request.
     """
+    check_lanes(plans)
     seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
     sampling = replace(sampling, seed=seed, n=1)
     end = max((segment.end for segment in prompt.segments), default=0)
@@ -272,11 +273,12 @@ def _median(values: Any) -> float | None:
 
 def _judge(result: PlanResult, laps: list[Lap], first_laps: list[Lap], engine: Engine, is_same: bool) -> None:
     """Compare the laps of a plan with the laps of the first plan."""
-    pairs = list(zip(laps, first_laps, strict=True))
-    if all(lap.tokens_per_second and first.tokens_per_second for lap, first in pairs):
-        result.speed = paired(*zip(*((lap.tokens_per_second, first.tokens_per_second) for lap, first in pairs)))
-    if all(lap.ttft_ms > 0 and first.ttft_ms > 0 for lap, first in pairs):
-        result.ttft = paired(*zip(*((first.ttft_ms, lap.ttft_ms) for lap, first in pairs)))
+    speeds, firsts = [[lap.tokens_per_second for lap in side] for side in (laps, first_laps)]
+    if all(speeds) and all(firsts):
+        result.speed = paired(speeds, firsts)
+    times, firsts = [[lap.ttft_ms for lap in side] for side in (laps, first_laps)]
+    if all(times):
+        result.ttft = paired(firsts, times)
     result.outcome = "same plan" if is_same else "no difference"
     stable = all(side[0].token_ids == lap.token_ids for side in (laps, first_laps) for lap in side)
     ours, theirs = laps[-1].token_ids[0], first_laps[-1].token_ids[0]
@@ -377,7 +379,9 @@ def _score(
     for result in others:
         if result.difference in ("approximate", "steering"):
             turns.step()
-            other = read_along(turns, prompt, answer[:count], plans[result.label], reading, f"{turns.salt}{result.label}")
+            other = read_along(
+                turns, prompt, answer[:count], plans[result.label], reading, f"{turns.salt}{result.label}"
+            )
             result.scores = other.scores()
         if result.divergence is not None:
             theirs = laps[result.label][-1].token_ids[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import exp
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pitlane import Plugin, Rows, SamplingParams, hookimpl
 
@@ -97,10 +97,9 @@ def read_along(
 ) -> Reading:
     """Let a plan write `token_ids` behind the prompt, and return its distributions. first: the reading of the first plan."""
     engine, reading = turns.engine, Reading()
-    drafter = plan.drafter
-    settings: dict[str, Any] = {name: values for name, values in plan.settings.items()}
-    if drafter is not None:
-        del settings[drafter.name]
+    settings = plan.settings
+    if plan.drafter is not None:
+        del settings[plan.drafter.name]
     without_drafts = engine.plan(settings)
     recording = engine.planner.extended(without_drafts, Recorder(token_ids, reading, first))
     sampling = SamplingParams(max_tokens=len(token_ids), ignore_eos=True)
