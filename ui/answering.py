@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from threading import Lock, Thread
 from typing import Any
 
-from pitlane import Engine, Plan, PrefillProgress, Result, SamplingParams, Stream, TextDelta
+from pitlane import Engine, Plan, PrefillProgress, Prompt, Result, SamplingParams, Stream, TextDelta
 from pitlane.storage.conversations import turns
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound, PitlaneError
@@ -187,6 +187,12 @@ class Desk(Library):
                     conversations.truncate(conversation_id, last.id)
                 last = conversations.append(conversation_id, "user", ask.text)
             conversations.refuse(conversation_id, last.id, refusal)
+
+    def prompt(
+        self, document_ids: Sequence[str], messages: list[dict[str, str]], system: str | None, thinking: bool | None
+    ) -> Prompt:
+        """The prompt of an answer to these messages."""
+        return self._chat(document_ids, messages, system, thinking).prompt()
 
     def _save(self, conversation: Conversation, ask: Ask, result: Result) -> None:
         """Store an answer in place of the messages that it replaces. Drop it if it was stopped before its first token."""
