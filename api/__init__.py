@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from pitlane.engine.kv.state import KVGroup as KVGroup, KVState as KVState, PrefixMatch as PrefixMatch
     from pitlane.engine.kv.store import DenseKV as DenseKV, KVStore as KVStore, KVStorePlan as KVStorePlan
     from pitlane.engine.kv.visibility import SlidingWindow as SlidingWindow, Visibility as Visibility
-    from pitlane.engine.loader import MAX_LANES as MAX_LANES
     from pitlane.engine.models.build_context import BuildContext as BuildContext
     from pitlane.engine.models.config import DecoderConfig as DecoderConfig
     from pitlane.engine.models.decoder import parts_of as parts_of
@@ -105,7 +104,6 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.kv.state": "KVGroup KVState PrefixMatch",
     "pitlane.engine.kv.store": "DenseKV KVStore KVStorePlan",
     "pitlane.engine.kv.visibility": "SlidingWindow Visibility",
-    "pitlane.engine.loader": "MAX_LANES",
     "pitlane.engine.models.build_context": "BuildContext",
     "pitlane.engine.models.config": "DecoderConfig",
     "pitlane.engine.models.decoder": "parts_of",

@@ -19,7 +19,7 @@ from pitlane.engine.decode.params import SamplingParams
 from pitlane.engine.errors import BadOption
 from pitlane.engine.events import Result
 from pitlane.engine.lanes import Lanes
-from pitlane.engine.loader import Loader
+from pitlane.engine.loader import MAX_LANES, Loader
 from pitlane.engine.loop import Loop
 from pitlane.engine.plan.dispatch import Dispatcher
 from pitlane.engine.plan.plan import Plan, Settings
@@ -43,7 +43,10 @@ class Engine:
     ({name: {option: value}}); None = the default settings. `plugins` may be a callable: it receives the default settings and
     returns the settings to use. Raises PitlaneError for every failure that a user can cause. An engine closes itself when the
     caller drops it. In a forked process `plan`, `lane_of`, `submit` and `generate` raise EngineClosed; `close` does nothing.
+    max_lanes: most lanes that are open at once; plans that take turns in more lanes load weights at every turn.
     """
+
+    max_lanes = MAX_LANES
 
     def __init__(
         self,

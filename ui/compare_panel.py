@@ -14,7 +14,7 @@ from html import escape
 from typing import Any
 
 from pitlane.ui.bench.comparison import to_csv
-from pitlane.ui.bench.report import OUTCOMES, answer_text, gap_text, laps_text, scores_text
+from pitlane.ui.bench.report import OUTCOMES, answer_text, gap_text, is_near_tie, laps_text, scores_text
 from pitlane.ui.chat_flow import badge, dotted
 from pitlane.ui.panels import button
 from pitlane.ui.render import milliseconds, short_name, size
@@ -65,12 +65,14 @@ def setup_html(setup: Setup) -> str:
     facts = f'<p class="facts dots">{dotted(map(escape, setup.facts))}</p>' if setup.facts else ""
     options = "".join(f"<option{' selected' if n == setup.laps else ''}>{n}</option>" for n in LAPS)
     laps = f'<label class="laps">Laps per plan <select name="laps">{options}</select></label>'
+    plans = f"{_choices(setup, 'sets', 'Plans')}{_choices(setup, 'plugins', 'The plan that is on now, with one plugin changed')}"
+    if setup.report is not None:
+        plans = f"<details><summary>Choose other plans</summary>{plans}</details>"
     return (
         '<div class="compare"><div class="compare-top"><h2>Compare plans</h2>'
         f"{button('compare_close', '', 'Back to the conversation', 'dismiss')}</div>"
-        '<p class="quiet">The same prompt and seed, in turn under each plan. The first marked plan is compared with.</p>'
-        f'<form class="compare-setup">{asked}{facts}{_choices(setup, "sets", "Plans")}'
-        f"{_choices(setup, 'plugins', 'The plan that is on now, with one plugin changed')}"
+        '<p class="quiet">The same prompt and seed, in turn under each plan. The first marked plan is the baseline.</p>'
+        f'<form class="compare-setup">{asked}{facts}{plans}'
         f'<div class="go">{laps}<button type="button" class="primary" data-do="compare_run" data-id="">Compare</button></div>'
         f"</form>{_outcome(setup)}</div>"
     )
@@ -109,11 +111,11 @@ def report_html(report: Report) -> str:
     """The table of plans, and below it what differs and why figures may mislead."""
     plans = report["plans"]
     fastest = max((plan["tokens_per_second"]["median"] for plan in plans), default=0.0) or 1.0
-    lines = "".join(_line(plan, fastest) for plan in plans)
+    lines = "".join(_line(plan, fastest, report["dtype"]) for plan in plans)
     notes = "".join(f"<p>{escape(text)}</p>" for text in report["notes"])
     remarks = f'<div class="caution" role="status">{notes}</div>' if notes else ""
     details = "".join(_details(plan, plans[0], report["dtype"]) for plan in plans)
-    heads = ("Plan", "Speed", "Answer", "tok/s", "TTFT", "per token", "accepted", "weights", "KV")
+    heads = ("Plan", "Speed", "Answer", "tok/s", "TTFT", "per token", "accepted/step", "weights", "KV")
     head = "".join(f"<th>{name}</th>" for name in heads)
     return (
         f'{remarks}<table class="laps-table"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>{details}'
@@ -121,7 +123,7 @@ def report_html(report: Report) -> str:
     )
 
 
-def _line(plan: Report, fastest: float) -> str:
+def _line(plan: Report, fastest: float, dtype: str) -> str:
     figures = [
         ("tok/s", f"{plan['tokens_per_second']['median']:.1f}", _range(plan["tokens_per_second"])),
         (
@@ -131,9 +133,9 @@ def _line(plan: Report, fastest: float) -> str:
         ),
         ("per token", milliseconds(plan["tpot_ms"]["p50"]), f"95 % within {milliseconds(plan['tpot_ms']['p95'])}"),
         (
-            "accepted",
+            "accepted/step",
             f"{plan['accepted_per_step']:.2f}" if plan["draft_tokens"] else "–",
-            f"{plan['accepted_tokens']} of {plan['draft_tokens']} draft tokens; per step: {plan['accepted_per_step']:.2f}",
+            f"{plan['accepted_tokens']} of {plan['draft_tokens']} draft tokens",
         ),
         ("weights", size(plan["weight_bytes"]), ""),
         ("KV", size(plan["kv_bytes"]), ""),
@@ -145,7 +147,7 @@ def _line(plan: Report, fastest: float) -> str:
         f'<tr class="{plan["outcome"].replace(" ", "-")}"><th scope="row" title="{escape(names)}">{escape(plan["label"])}'
         f"{badge(plan['exactness'])}</th>"
         f'<td class="speed">{_speed(plan)}<span class="bar"><i style="width:{share:.1f}%"></i></span></td>'
-        f'<td class="verdict">{_verdict(plan)}</td>{cells}</tr>'
+        f'<td class="verdict">{_verdict(plan, dtype)}</td>{cells}</tr>'
     )
 
 
@@ -156,7 +158,7 @@ def _range(values: Report) -> str:
 def _speed(plan: Report) -> str:
     outcome, ratio = plan["outcome"], plan["speed"]
     if outcome == "first":
-        return "<b>×1</b><small>compared with</small>"
+        return "<b>×1</b><small>baseline</small>"
     if outcome == "too short":
         return f"<b>–</b><small>{OUTCOMES[outcome]}</small>"
     low, high = f"{ratio['low']:.2f}", f"{ratio['high']:.2f}"
@@ -165,10 +167,10 @@ def _speed(plan: Report) -> str:
     return f"<b>×{ratio['ratio']:.2f}</b><small>{low} to {high}</small>{word}"
 
 
-def _verdict(plan: Report) -> str:
-    tone = {"identical": "good", "unstable": "idle"}.get(plan["verdict"], "")
-    if plan["verdict"] == "different":
-        tone = "bad" if plan["difference"] in ("identical", "rounding") else "idle"
+def _verdict(plan: Report, dtype: str) -> str:
+    tone = {"identical": "good", "unstable": "idle", "different": "idle"}.get(plan["verdict"], "")
+    if plan["verdict"] == "different" and plan["difference"] == "identical" and not is_near_tie(plan, dtype):
+        tone = "bad"  # the plugin breaks its promise
     text = "–" if plan["verdict"] == "first" else answer_text(plan)
     return f'<span class="{tone}">{escape(text)}</span>'
 
@@ -178,14 +180,15 @@ def _details(plan: Report, first: Report, dtype: str) -> str:
     both = _divergence(plan, first) if plan["divergence"] else ""
     if not texts and not both:
         return ""
-    lines = "".join(f"<p>{escape(text[:1].upper() + text[1:])}.</p>" for text in texts)
+    lines = "".join(f"<p>{escape(text)}</p>" for text in texts)
     return f'<section class="detail"><h3>{escape(plan["label"])}</h3>{both}{lines}</section>'
 
 
 def _divergence(plan: Report, first: Report) -> str:
     """Both continuations, behind the text that the answers share."""
     divergence = plan["divergence"]
-    before = f'<span class="shared">{escape(divergence["before"])}</span>' if divergence["before"] else ""
+    shared = divergence["before"].lstrip()
+    before = f'<span class="shared">{escape(shared)}</span>' if shared else ""
     sides = "".join(
         f"<div><h4>{escape(label)}</h4><p>{before}{_continuation(text)}</p></div>"
         for label, text in ((first["label"], divergence["first"]), (plan["label"], divergence["other"]))

@@ -138,7 +138,7 @@ def compare(
     Documents of the prompt are read before every lap, outside the measurement, by the plans that keep KV. started: gets the
     `Turns`, so that another thread can cancel. Raises Cancelled, BadOption, or the PitlaneError of a request.
     """
-    check_lanes(plans)
+    check_lanes(engine, plans)
     seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
     sampling = replace(sampling, seed=seed, n=1)
     end = max((segment.end for segment in prompt.segments), default=0)

@@ -10,7 +10,7 @@ from pitlane.ui.render import milliseconds
 Plan = Mapping[str, Any]
 NEAR_TIE = 0.05  # logits; bfloat16 rounds a logit near 16 by as much
 OUTCOMES = {
-    "first": "compared with",
+    "first": "baseline",
     "same plan": "the same plan: the difference is noise",
     "faster": "faster",
     "slower": "slower",
@@ -43,12 +43,22 @@ def answer_text(plan: Plan) -> str:
 
 def gap_text(plan: Plan, dtype: str) -> str:
     """How close the choice at the divergence was; empty if it was not measured."""
-    gap = plan["divergence"] and plan["divergence"]["logit_gap"]
+    gap = _gap(plan)
     if gap is None:
         return ""
-    may_tip = plan["difference"] in ("identical", "rounding") and abs(gap) < NEAR_TIE and dtype != "float64"
-    tie = f": a near-tie, which rounding in {dtype} can tip" if may_tip else ""
-    return f"the choice there was {abs(gap):.3g} logits apart{tie}"
+    tie = f": a near-tie, which rounding in {dtype} can tip" if is_near_tie(plan, dtype) else ""
+    return f"at the first difference, the two tokens were {gap:.3g} logits apart{tie}"
+
+
+def is_near_tie(plan: Plan, dtype: str) -> bool:
+    """Whether rounding explains the divergence of a plan that computes the same function."""
+    gap = _gap(plan)
+    return gap is not None and gap < NEAR_TIE and dtype != "float64" and plan["difference"] in ("identical", "rounding")
+
+
+def _gap(plan: Plan) -> float | None:
+    gap = plan["divergence"] and plan["divergence"]["logit_gap"]
+    return None if gap is None else abs(gap)
 
 
 def scores_text(plan: Plan, first: Plan) -> str:

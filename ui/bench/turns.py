@@ -159,13 +159,11 @@ class Turns:
             raise Cancelled
 
 
-def check_lanes(plans: Mapping[str, Plan]) -> None:
-    """Raise BadOption if the plans need more lanes than an engine keeps: every turn would load weights."""
-    from pitlane import MAX_LANES
-
+def check_lanes(engine: Engine, plans: Mapping[str, Plan]) -> None:
+    """Raise BadOption if the plans need more lanes than an engine keeps open: every turn would load weights."""
     num_lanes = len({plan.lane_key for plan in plans.values()})
-    if num_lanes > MAX_LANES:
+    if num_lanes > engine.max_lanes:
         raise BadOption(
-            f"these plans run the model in {num_lanes} ways, and an engine keeps {MAX_LANES} of them open; "
+            f"these plans run the model in {num_lanes} ways, and an engine keeps {engine.max_lanes} of them open; "
             "compare fewer plans at once"
         )

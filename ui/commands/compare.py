@@ -116,7 +116,7 @@ def _resolved(engine: Engine, texts: Sequence[str], options: Sequence[str]) -> d
         plans[label] = engine.plan(parsed.settings)
         for replacement in parsed.replaced:
             note(f"{label}: {replacement}")
-    check_lanes(plans)
+    check_lanes(engine, plans)
     for label, plan in plans.items():
         try:
             engine.lane_of(plan)
