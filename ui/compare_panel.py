@@ -112,7 +112,7 @@ def report_html(report: Report) -> str:
     plans = report["plans"]
     fastest = max((plan["tokens_per_second"]["median"] for plan in plans), default=0.0) or 1.0
     lines = "".join(_line(plan, fastest, report["dtype"]) for plan in plans)
-    notes = "".join(f"<p>{escape(text)}</p>" for text in report["notes"])
+    notes = "".join(f"<p>{escape(_sentence(text))}</p>" for text in report["notes"])
     remarks = f'<div class="caution" role="status">{notes}</div>' if notes else ""
     details = "".join(_details(plan, plans[0], report["dtype"]) for plan in plans)
     heads = ("Plan", "Speed", "Answer", "tok/s", "TTFT", "per token", "accepted/step", "weights", "KV")
@@ -180,8 +180,14 @@ def _details(plan: Report, first: Report, dtype: str) -> str:
     both = _divergence(plan, first) if plan["divergence"] else ""
     if not texts and not both:
         return ""
-    lines = "".join(f"<p>{escape(text)}</p>" for text in texts)
+    lines = "".join(f"<p>{escape(_sentence(text, plan))}</p>" for text in texts)
     return f'<section class="detail"><h3>{escape(plan["label"])}</h3>{both}{lines}</section>'
+
+
+def _sentence(text: str, plan: Report | None = None) -> str:
+    """A text with a capital letter and a full stop; the name of a plugin at the beginning stays as it is."""
+    is_name = plan is not None and text.partition(" ")[0].rstrip(":") in plan["plugins"]
+    return f"{text if is_name else text[:1].upper() + text[1:]}."
 
 
 def _divergence(plan: Report, first: Report) -> str:

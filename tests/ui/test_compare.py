@@ -17,10 +17,11 @@ from click.testing import CliRunner
 from pitlane import BadOption, PluginRegistry, Result, SamplingParams
 from pitlane.storage.db import Store
 from pitlane.ui.bench import comparison as module
-from pitlane.ui.bench.comparison import MIN_COMPARED_TOKENS, compare, to_csv
+from pitlane.ui.bench.comparison import compare, to_csv
 from pitlane.ui.bench.plan_text import parse_plans
 from pitlane.ui.bench.report import answer_text, gap_text, laps_text, scores_text, speed_text
 from pitlane.ui.bench.scoring import Reading, read_along
+from pitlane.ui.bench.summary import MIN_COMPARED_TOKENS
 from pitlane.ui.bench.turns import Cancelled, Lap, Turns
 from pitlane.ui.cli import main
 

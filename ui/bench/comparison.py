@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from pitlane import EXACTNESS, SamplingParams
 from pitlane.testing import choice_gap, first_difference
 from pitlane.ui.bench.scoring import Reading, Scores, num_scored, read_along
-from pitlane.ui.bench.summary import paired, summary
+from pitlane.ui.bench.summary import MIN_COMPARED_TOKENS, paired, summary
 from pitlane.ui.bench.turns import Advance, Lap, Turns, check_lanes
 
 if TYPE_CHECKING:
     from pitlane import Engine, Plan, Prompt
 
-MIN_COMPARED_TOKENS = 32  # the speed of a shorter answer varies by chance
 # A first plan whose own speed varies by more than this share of its median was measured on a busy machine. A choice, not a
 # measurement: laps of a quiet machine vary by some percent.
 BUSY_SPREAD = 0.15

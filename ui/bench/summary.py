@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 _RESAMPLES = 2000
+MIN_COMPARED_TOKENS = 32  # the speed of a shorter answer varies by chance
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
