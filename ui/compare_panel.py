@@ -162,7 +162,7 @@ def _speed(plan: Report) -> str:
     if outcome == "too short":
         return f"<b>–</b><small>{OUTCOMES[outcome]}</small>"
     low, high = f"{ratio['low']:.2f}", f"{ratio['high']:.2f}"
-    word = {"same plan": "the same plan", "no difference": "noise"}.get(outcome, "")
+    word = {"same plan": "the same plan", "no difference": "noise", "one lap": "one lap"}.get(outcome, "")
     word = f'<small title="{OUTCOMES[outcome]}">{word}</small>' if word else ""
     return f"<b>×{ratio['ratio']:.2f}</b><small>{low} to {high}</small>{word}"
 

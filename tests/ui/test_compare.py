@@ -236,7 +236,8 @@ def test_short_answers_are_not_compared(judged: Any) -> None:
 
 
 def test_one_repeat_has_no_spread(judged: Any) -> None:
-    assert "one repeat" in judged(first=[lap(100)], other=[lap(200)]).notes[0]
+    report = judged(first=[lap(100)], other=[lap(200)])
+    assert "one repeat" in report.notes[0] and report.plans[1].outcome == "one lap"
 
 
 def test_laps_that_differ_among_themselves_are_no_proof(judged: Any) -> None:

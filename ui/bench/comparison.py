@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from pitlane import EXACTNESS, SamplingParams
+from pitlane import EXACTNESS, PitlaneError, SamplingParams
 from pitlane.testing import choice_gap, first_difference
 from pitlane.ui.bench.scoring import Reading, Scores, num_scored, read_along
 from pitlane.ui.bench.summary import MIN_COMPARED_TOKENS, paired, summary
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # measurement: laps of a quiet machine vary by some percent.
 BUSY_SPREAD = 0.15
 SHOWN_TOKENS, CONTEXT_CHARACTERS = 24, 80  # of the texts around a divergence
-Outcome: TypeAlias = Literal["first", "same plan", "faster", "slower", "no difference", "too short"]
+Outcome: TypeAlias = Literal["first", "same plan", "faster", "slower", "no difference", "one lap", "too short"]
 Verdict: TypeAlias = Literal["first", "identical", "different", "unstable"]
 
 
@@ -154,7 +154,11 @@ def compare(
     for result in results[1:]:
         result.difference = difference(plans[result.label], plans[first_label])
         _judge(result, laps[result.label], laps[first_label], engine, plans[result.label] is plans[first_label])
-    _score(turns, prompt, sampling, results, plans, laps)
+    notes = []
+    try:
+        _score(turns, prompt, sampling, results, plans, laps)
+    except PitlaneError as error:  # the laps are measured; their report shall not be lost
+        notes.append(f"the distributions were not compared: {error}")
     _settle_outcomes(results)
     _attribute(results)
     advance(turns.total, turns.total)
@@ -166,7 +170,7 @@ def compare(
         sampling.max_tokens,
         repeats,
         results,
-        _notes(results, repeats),
+        [*_notes(results, repeats), *notes],
     )
 
 
@@ -298,6 +302,8 @@ def _settle_outcomes(results: Sequence[PlanResult]) -> None:
     for result in results[1:]:
         if min(result.completion_tokens, first.completion_tokens) < MIN_COMPARED_TOKENS or result.speed is None:
             result.outcome = "too short"
+        elif result.outcome != "same plan" and result.speed["pairs"] < 2:
+            result.outcome = "one lap"
         elif result.outcome != "same plan":
             ratio, low, high = (result.speed[name] for name in ("ratio", "low", "high"))
             if low > 1 and ratio > 1 + noise:

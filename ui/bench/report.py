@@ -15,6 +15,7 @@ OUTCOMES = {
     "faster": "faster",
     "slower": "slower",
     "no difference": "no difference beyond noise",
+    "one lap": "one lap cannot be told from noise",
     "too short": "too short to compare",
 }
 
