@@ -17,10 +17,10 @@ from pitlane import BadOption, SamplingParams
 from pitlane.storage.conversations import turns as turns_of
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.ui.answering import Ask, seed_of
-from pitlane.ui.compare_panel import LAPS, Choice, Setup, progress_html, setup_html
+from pitlane.ui.compare_panel import LAPS, Choice, Setup, problem_html, progress_html, setup_html
 from pitlane.ui.model_events import ModelEvents
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.page_view import Changes, Tab, page_event, session_of
+from pitlane.ui.page_view import Changes, Tab, page_event, session_of, warn
 from pitlane.ui.panels import SAMPLE_QUESTIONS
 from pitlane.ui.plugin_events import PluginEvents
 from pitlane.ui.plugin_text import parse_settings
@@ -65,10 +65,15 @@ class CompareEvents(PluginEvents, ModelEvents):
     @page_event
     def compare(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Changes:
         """Show the view: over the question of an answer, or over a question to write."""
-        ask = self.read(values)
-        setup = (
-            self._over_answer(str(event.id), tab, ask, values) if event.id else self._over_question(tab, ask, values)
-        )
+        try:
+            ask = self.read(values)
+            if event.id:
+                setup = self._over_answer(str(event.id), tab, ask, values)
+            else:
+                setup = self._over_question(tab, ask, values)
+        except PitlaneError as error:
+            warn(error)
+            return {self.ui.compare: problem_html(str(error)), self.ui.compare_live: ""}
         self.setups[session_of(request)] = setup
         return {self.ui.compare: setup_html(setup), self.ui.compare_live: ""}
 

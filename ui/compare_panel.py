@@ -22,6 +22,10 @@ from pitlane.ui.render import milliseconds, short_name, size
 LAPS = (3, 5, 9)
 MAX_QUESTION = 200_000  # characters, as in the box
 Report = Mapping[str, Any]
+_TOP = (
+    '<div class="compare-top"><h2>Compare plans</h2>'
+    f"{button('compare_close', '', 'Back to the conversation', 'dismiss')}</div>"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +73,17 @@ def setup_html(setup: Setup) -> str:
     if setup.report is not None:
         plans = f"<details><summary>Choose other plans</summary>{plans}</details>"
     return (
-        '<div class="compare"><div class="compare-top"><h2>Compare plans</h2>'
-        f"{button('compare_close', '', 'Back to the conversation', 'dismiss')}</div>"
+        f'<div class="compare">{_TOP}'
         '<p class="quiet">The same prompt and seed, in turn under each plan. The first marked plan is the baseline.</p>'
         f'<form class="compare-setup">{asked}{facts}{plans}'
         f'<div class="go">{laps}<button type="button" class="primary" data-do="compare_run" data-id="">Compare</button></div>'
         f"</form>{_outcome(setup)}</div>"
     )
+
+
+def problem_html(reason: str) -> str:
+    """The view when there is nothing to compare."""
+    return f'<div class="compare">{_TOP}<div class="problem" role="alert"><p>{escape(reason)}</p></div></div>'
 
 
 def _choices(setup: Setup, group: str, title: str) -> str:

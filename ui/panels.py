@@ -40,7 +40,6 @@ _ICONS = {
     "remove": '<path d="M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13"/>',
     "dismiss": '<path d="M6 6l12 12M18 6L6 18"/>',
     "compare": '<path d="M4 7h11M4 12h16M4 17h7"/>',
-    "compare_close": '<path d="M6 6l12 12M18 6L6 18"/>',
     "file": '<path d="M6 3h8l4 4v14H6z"/><path d="M14 3v4h4M9 12h6M9 16h6"/>',
 }
 
