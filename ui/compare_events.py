@@ -66,11 +66,8 @@ class CompareEvents(PluginEvents, ModelEvents):
     def compare(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Changes:
         """Show the view: over the question of an answer, or over a question to write."""
         try:
-            ask = self.read(values)
-            if event.id:
-                setup = self._over_answer(str(event.id), tab, ask, values)
-            else:
-                setup = self._over_question(tab, ask, values)
+            over = self._over_answer if event.id else self._over_question
+            setup = over(str(event.id), tab, self.read(values), values)
         except PitlaneError as error:
             warn(error)
             return {self.ui.compare: problem_html(str(error)), self.ui.compare_live: ""}
@@ -152,7 +149,7 @@ class CompareEvents(PluginEvents, ModelEvents):
         )
         return self._setup(messages[:index], tab["documents"], replace(ask, sampling=sampling), values, answer)
 
-    def _over_question(self, tab: Tab, ask: Ask, values: Sequence[Any]) -> Setup:
+    def _over_question(self, _: str, tab: Tab, ask: Ask, values: Sequence[Any]) -> Setup:
         """A question to write, over the attached documents, or over the sample if there are none."""
         documents = tab["documents"] or [self.desk.add_sample().id]
         return self._setup((), documents, ask, values, None)
