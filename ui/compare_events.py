@@ -92,9 +92,10 @@ class CompareEvents(PluginEvents, ModelEvents):
         worker = Thread(target=self._work, args=(setup, run), name="pitlane-compare", daemon=True)
         worker.start()
         try:
+            yield {self.ui.compare_live: progress_html(0, 0)}
             while worker.is_alive():
-                yield {self.ui.compare_live: progress_html(run.done, run.total)}
                 worker.join(FRAME_SECONDS)
+                yield {self.ui.compare_live: progress_html(run.done, run.total)}
         finally:  # also if the tab was closed
             run.cancel()
             worker.join()
