@@ -111,3 +111,15 @@ def assert_only_ties_differ(
             distance = clearness(reference, at, result.token_ids[at], sampling)
             assert distance < rounding, f"token {at} differs though the choice was clear by {distance:.3g}"
     return num_different
+
+
+def choice_gap(logit_gap: float, tokens: tuple[int, int], sampling: SamplingParams, seed: int, position: int) -> float:
+    """How far the first of two tokens was ahead at a position, in logits. Near 0, the choice is a tie that rounding can tip.
+
+    logit_gap: logit of the first token less logit of the second. With temperature, a choice is the argmax of
+    logit / T + noise, so the difference of their noise counts, times T.
+    """
+    if sampling.temperature == 0:
+        return logit_gap
+    first, second = gumbel(seed, sampling.sample_index, position, np.array(tokens, dtype=np.int64))
+    return float(logit_gap + sampling.temperature * (first - second))

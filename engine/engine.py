@@ -19,7 +19,7 @@ from pitlane.engine.decode.params import SamplingParams
 from pitlane.engine.errors import BadOption, PitlaneError
 from pitlane.engine.events import Result
 from pitlane.engine.lanes import Lanes
-from pitlane.engine.loader import Loader
+from pitlane.engine.loader import MAX_LANES, Loader
 from pitlane.engine.loop import Loop
 from pitlane.engine.plan.dispatch import Dispatcher
 from pitlane.engine.plan.plan import Plan, Settings
@@ -48,7 +48,11 @@ class Engine:
     `document_plan` is the plan for questions about a document: the default plan, and the plugins that were made for documents and
     for this model, such as an adapter. Without such a plugin it is `default_plan` itself. documents: `default_plan` is the
     document plan, so its weights alone are loaded.
+
+    max_lanes: most lanes that are open at once; plans that take turns in more lanes load weights at every turn.
     """
+
+    max_lanes = MAX_LANES
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The store: one SQLite file for documents, saved prefixes, conversations and runs."""
+"""The store: one SQLite file for documents, saved prefixes, conversations, runs and comparisons."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from pitlane.storage.comparisons import Comparisons
 from pitlane.storage.conversations import Conversations
 from pitlane.storage.documents import Documents
 from pitlane.storage.errors import StorageError
@@ -32,6 +33,7 @@ class Store(SqliteFile):
             self.documents = Documents(self, self.prefixes)
             self.conversations = Conversations(self, self.documents)
             self.runs = Runs(self)
+            self.comparisons = Comparisons(self)
         except BaseException:
             super().close()
             raise

@@ -60,6 +60,15 @@ def m002_refusals(db: Any) -> None:
     db.execute("ALTER TABLE messages ADD COLUMN refusal TEXT")
 
 
+@migration
+def m003_comparisons(db: Any) -> None:
+    """Create the table of comparisons."""
+    db.execute(
+        "CREATE TABLE comparisons (id INTEGER PRIMARY KEY AUTOINCREMENT, created REAL NOT NULL, model TEXT NOT NULL, "
+        "report TEXT NOT NULL)"
+    )
+
+
 # AUTOINCREMENT: SQLite never uses an id again. Another tab may still hold the id of a deleted row.
 _INITIAL = """
 CREATE TABLE documents (

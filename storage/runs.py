@@ -1,4 +1,4 @@
-"""Runs in the store: the stats of finished requests, for the page's history and for Compare."""
+"""Runs in the store: the stats of finished requests, for `bench history`."""
 
 from __future__ import annotations
 

@@ -179,3 +179,13 @@ class Run:
     id: int
     created: float
     stats: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredComparison:
+    """The report of one comparison, without the words of its answers."""
+
+    id: int
+    created: float
+    model: str
+    report: Mapping[str, Any]

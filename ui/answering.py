@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from threading import Lock, Thread
 from typing import Any, NamedTuple
 
-from pitlane import Engine, Plan, PrefillProgress, Result, SamplingParams, Stream, TextDelta
+from pitlane import Engine, Plan, PrefillProgress, Prompt, Result, SamplingParams, Stream, TextDelta
 from pitlane.storage.conversations import turns
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound, PitlaneError
@@ -201,6 +201,12 @@ class Desk(Library):
                     conversations.truncate(conversation_id, last.id)
                 last = conversations.append(conversation_id, "user", ask.text)
             conversations.refuse(conversation_id, last.id, refusal)
+
+    def prompt(
+        self, document_ids: Sequence[str], messages: list[dict[str, str]], system: str | None, thinking: bool | None
+    ) -> Prompt:
+        """The prompt of an answer to these messages."""
+        return self._chat(document_ids, messages, system, thinking).prompt()
 
     def _save(
         self,

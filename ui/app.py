@@ -36,7 +36,10 @@ FILE_TYPES = [".pdf", ".txt", ".md"]
 PORTS_TRIED = 20
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # Events that page.js raises on elements with data-do.
-EVENTS = "open rename remove attach discard dismiss retry edit try turn_off take_out look choose cancel"
+EVENTS = (
+    "open rename remove attach discard dismiss retry edit try turn_off take_out look choose cancel compare compare_run "
+    "compare_stop"
+)
 
 
 def launch(
@@ -178,6 +181,9 @@ def _middle() -> dict[str, Any]:
     with gr.Column(elem_id="scroll"):
         thread = _acting(thread_html([], [], {}, None), elem_id="thread")
         live = _html("", elem_id="live")
+    with gr.Column(elem_id="compare"):
+        compare_live = _acting("", elem_id="compare-live")
+        compare = _acting("", elem_id="compare-view")
     with gr.Column(elem_id="composer"):
         with gr.Row(elem_id="ask"):
             box = gr.Textbox(
@@ -187,7 +193,10 @@ def _middle() -> dict[str, Any]:
             send = gr.Button("Ask", variant="primary", elem_id="send", min_width=0)
             stop = gr.Button("Stop", elem_id="stop", min_width=0, visible="hidden")
         meter = _html("", elem_id="meter")
-    return {"thread": thread, "live": live, "box": box, "send": send, "stop": stop, "meter": meter}
+    return {
+        "thread": thread, "live": live, "compare": compare, "compare_live": compare_live, "box": box, "send": send,
+        "stop": stop, "meter": meter,
+    }  # fmt: skip
 
 
 def _right(engine: Engine) -> dict[str, Any]:
@@ -250,6 +259,8 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
     widgets.documents.discard(handlers.discard, [widgets.tab], **quiet)
     widgets.notice.dismiss(handlers.dismiss, [], **quiet)
 
+    _join_compare(handlers, widgets, values)
+
     listing = QUIET | {"outputs": [widgets.models]}
     widgets.top.look(handlers.look, [], **listing)
     widgets.top.cancel(handlers.cancel, [], **listing)
@@ -271,6 +282,21 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
         widgets.tab.change(handlers.replan, switches, trigger_mode="always_last", **planned)
         for read in reads:  # by then the weights are loaded
             read.then(handlers.replan, switches, **planned)
+
+
+def _join_compare(handlers: Handlers, widgets: Widgets, values: list[Any]) -> None:
+    """Connect the Compare view. The run changes one widget, and has another widget than the button that cancels it."""
+    view = [widgets.compare, widgets.compare_live]
+    widgets.thread.compare(handlers.compare, values, **QUIET, outputs=view)
+    running = QUIET | {
+        "outputs": [widgets.compare_live],
+        "concurrency_limit": MAX_ANSWERS,
+        "concurrency_id": "comparing",
+    }
+    ran = widgets.compare.compare_run(handlers.compare_run, [], **running)
+    effects = [card.effect for card in widgets.controls.cards]
+    ran.then(handlers.compare_show, [], **QUIET, outputs=[*view, *effects])
+    widgets.compare_live.compare_stop(handlers.compare_stop, [], **QUIET, outputs=[widgets.compare_live])
 
 
 def _keep(page: Any, handlers: Handlers, widgets: Widgets, anchor: Any, kept: Any) -> None:

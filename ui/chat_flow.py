@@ -12,6 +12,7 @@ from typing import Any
 
 from pitlane import EXACTNESS
 from pitlane.testing import first_difference
+from pitlane.ui.bench.summary import MIN_COMPARED_TOKENS
 from pitlane.ui.effects import Roles, Stats, cost_ms, drafter_of, reason_html, replayed_tokens, work
 from pitlane.ui.render import milliseconds, short_name
 
@@ -22,7 +23,6 @@ NEAR_TIE = (
 )
 CUT = {"length": "cut at the token limit", "aborted": "stopped"}  # finish reasons other than the model's own end
 COMPARED_KEYS = ("tokens_per_second", "ttft_ms", "completion_tokens", "cached_tokens")
-MIN_COMPARED_TOKENS = 32  # the speed of a shorter answer varies by chance
 
 
 def number(value: float) -> str:

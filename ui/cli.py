@@ -27,6 +27,7 @@ COMMANDS = {
     "run": "Answer one prompt, over documents if given.",
     "chat": "Talk in the terminal, over documents, with plugins toggled between turns.",
     "ui": "Open the page in a browser.",
+    "compare": "One prompt under several plans, side by side.",
     "docs": "Documents and their saved KV.",
     "models": "Models on this machine: list, fetch, remove.",
     "plugins": "Plugins and their options.",

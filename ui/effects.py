@@ -23,10 +23,27 @@ def drafter_of(stats: Stats, roles: Roles) -> str | None:
     return next((name for name in stats["plugins"] if roles.get(name) == "drafter"), None)
 
 
-def effect(name: str, stats: Stats | None, roles: Roles) -> tuple[Literal["", "good", "bad", "idle"], str]:
-    """The effect of a plugin in the last answer, for its card: a tone and a line of HTML."""
-    if stats is None:
-        return "", ""
+Tone = Literal["", "good", "bad", "idle"]
+
+
+def effect(name: str, stats: Stats | None, roles: Roles, measured: str = "") -> tuple[Tone, str]:
+    """The effect of a plugin, for its card: a tone and a line of HTML.
+
+    measured: the gain that a comparison measured, in words. It takes the place of a gain modelled from the last answer; failures,
+    pauses and drafts that did not come are still told.
+    """
+    tone, line = _effect_in(stats, name, roles) if stats is not None else ("", "")
+    modelled = stats is not None and name in stats["plugins"] and name not in stats["paused"]
+    if not measured or (line and not modelled):
+        return tone, line
+    words = f'<span class="measured">{escape(measured)}</span>'
+    if line.startswith(("slow:", "no match")):
+        return tone, f"{line}<br>{words}"
+    return ("good" if measured.startswith("bought") and "nothing" not in measured else "idle"), words
+
+
+def _effect_in(stats: Stats, name: str, roles: Roles) -> tuple[Tone, str]:
+    """The effect of a plugin in an answer."""
     if name in stats["failed"]:  # a failed plugin is not in `plugins`
         return "bad", f"failed in the last answer: {escape(stats['failed'][name])}"
     if name not in stats["plugins"]:

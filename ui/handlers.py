@@ -7,6 +7,7 @@ or writes. The page shows every error that a user can cause.
 from __future__ import annotations
 
 from pitlane.storage.errors import NotFound, PitlaneError
+from pitlane.ui.compare_events import CompareEvents
 from pitlane.ui.document_events import DocumentEvents
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.page_view import Changes, Tab, new_tab, page_event, session_of, warn
@@ -15,7 +16,7 @@ from pitlane.ui.plugin_events import kept_by_browser, text_kept_by_browser
 from pitlane.ui.question_events import QuestionEvents
 
 
-class Handlers(DocumentEvents, QuestionEvents):
+class Handlers(CompareEvents, DocumentEvents, QuestionEvents):
     """Events of all tabs, over one desk."""
 
     @page_event
@@ -37,6 +38,7 @@ class Handlers(DocumentEvents, QuestionEvents):
         """Stop the requests of a tab that was closed."""
         session = session_of(request)
         self.desk.stop((session, "reading"))
+        self.forget_comparison(session)
         for conversation, writing in list(self.writing.items()):
             if writing.session == session:
                 self.desk.stop((conversation, "answer"))

@@ -34,6 +34,10 @@
     try { await navigator.clipboard.writeText(text); } catch { return; }
     button.classList.add("done"); setTimeout(() => button.classList.remove("done"), 1200);
   };
+  const fieldsOf = (form) => {
+    const fields = new FormData(form);
+    return { question: fields.get("question"), laps: fields.get("laps"), plan: fields.getAll("plan") };
+  };
   const act = (element, trigger) => element.addEventListener("click", (event) => {
     const button = event.target.closest("[data-do]");
     if (!button || button.closest(".failure")) return;
@@ -52,8 +56,10 @@
       return void setTimeout(() => button.classList.remove("sure"), 2500);
     }
     button.classList.remove("sure");
-    if (name === "open") frame().remove("show-left");
-    trigger(name, { id });
+    if (name === "open") frame().remove("show-left", "comparing");
+    if (name === "compare_close") return frame().remove("comparing");
+    if (name === "compare") { frame().add("comparing"); document.getElementById("compare").scrollTop = 0; }
+    trigger(name, name === "compare_run" ? { id, fields: fieldsOf(button.closest("form")) } : { id });
   });
 
   const dark = () => document.body.classList.contains("dark");
@@ -72,6 +78,7 @@
     if (event.target.closest("[data-do=choose], [data-do=cancel], #use-other")) setTimeout(askState, 150);
     if (event.target.closest(".failure button")) dismissFailure();
     if (event.target.closest("header .theme")) setTheme(!dark());
+    if (event.target.closest("#new")) frame().remove("comparing");
   });
 
   const follow = (scroll) => {

@@ -150,7 +150,7 @@ def _app(page: Any, state: State) -> FastAPI:
         show_error=False,
         max_file_size=MAX_FILE_SIZE,
         theme=theme(),
-        css_paths=[HERE / "page.css"],
+        css_paths=[HERE / "page.css", HERE / "compare.css"],
         head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
     )
 

@@ -21,6 +21,7 @@ from typing import Any, TypedDict, TypeVar, cast
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.storage.types import Conversation, Document, Message
 from pitlane.ui.answering import Desk
+from pitlane.ui.bench.gains import measured_gains
 from pitlane.ui.chat_flow import meter_html
 from pitlane.ui.controls import PluginControls
 from pitlane.ui.effects import effect
@@ -124,6 +125,8 @@ class Widgets:
     send: Any
     stop: Any
     meter: Any
+    compare: Any
+    compare_live: Any
     plan: Any
     controls: PluginControls
     sampling: list[Any]
@@ -190,11 +193,6 @@ class View:
         writing = self.writing.get(tab["conversation"] or "")
         messages = self.messages(tab) if writing is None else writing.messages
         documents, is_new = self.desk.documents(tab["documents"]), tab["conversation"] is None
-        stats = last_stats(messages)
-        effects = {
-            card.effect: '<p class="{}">{}</p>'.format(*effect(card.plugin.name, stats, self.desk.roles))
-            for card in self.ui.controls.cards
-        }
         return {
             self.ui.tab: tab,
             self.ui.attached: json.dumps(tab["documents"] if is_new else []),
@@ -208,7 +206,19 @@ class View:
             self.ui.live: "" if writing is None else writing.html(),
             self.ui.meter: self.meter(tab, messages),
             **self.buttons(writing is not None),
-            **effects,
+            **self.effects(messages),
+        }
+
+    def effects(self, messages: Sequence[Message]) -> Changes:
+        """The effect of every plugin, at its card: in the last answer, or measured by a comparison."""
+        stats, roles, gains = last_stats(messages), self.desk.roles, {}
+        with suppress(PitlaneError):
+            gains = measured_gains(self.desk.store, self.desk.engine.loader.source.name)
+        return {
+            card.effect: '<p class="{}">{}</p>'.format(
+                *effect(card.plugin.name, stats, roles, gains.get(card.plugin.name, ""))
+            )
+            for card in self.ui.controls.cards
         }
 
     def meter(self, tab: Tab, messages: Sequence[Message]) -> str:

@@ -28,6 +28,10 @@ SAMPLE_QUESTIONS = (
     "What is the price of the day pass?",
     "Who is the manager of the club?",
 )
+COMPARE = (
+    '<p class="quiet">Or <button type="button" class="inline" data-do="compare" data-id="">compare plans</button> '
+    "on one question, side by side.</p>"
+)
 _ICONS = {
     "copy": '<rect x="9" y="9" width="11" height="11" rx="2"/><path d="M5 15V5a1 1 0 0 1 1-1h9"/>',
     "retry": '<path d="M4 12a8 8 0 1 0 2.5-5.8"/><path d="M4 4v5h5"/>',
@@ -35,6 +39,7 @@ _ICONS = {
     "rename": '<path d="M4 20h4L19 9l-4-4L4 16z"/>',
     "remove": '<path d="M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13"/>',
     "dismiss": '<path d="M6 6l12 12M18 6L6 18"/>',
+    "compare": '<path d="M4 7h11M4 12h16M4 17h7"/>',
     "file": '<path d="M6 3h8l4 4v14H6z"/><path d="M14 3v4h4M9 12h6M9 16h6"/>',
 }
 
@@ -200,6 +205,8 @@ def _message(
     tools = button("copy", message.id, "Copy")
     if last:
         tools += button("retry", message.id, "Ask again, with the plugins that are on now")
+    if message.stats:
+        tools += button("compare", message.id, "Compare plans on this question, with this seed")
     tools = f'<span class="tools">{tools}</span>'
     stats = stats_html(message.stats, roles, tools, names_model) if message.stats else tools
     body = (
@@ -232,7 +239,7 @@ def empty_html(documents: Sequence[Document], offer: str = "") -> str:
         names = ", ".join(escape(document.title) for document in documents)
         return (
             f'<div class="empty"><h2>Ask about {names}</h2><p>The document is read once and its KV is kept, so every later '
-            f"question starts from there. Toggle a plugin between two questions to see what it buys.</p>{offer}</div>"
+            f"question starts from there. Toggle a plugin between two questions to see what it buys.</p>{COMPARE}{offer}</div>"
         )
     questions = "".join(button_text("try", question, question) for question in SAMPLE_QUESTIONS)
     return (
@@ -240,7 +247,7 @@ def empty_html(documents: Sequence[Document], offer: str = "") -> str:
         "Or ask the sample, a four-page track guide:</p>"
         f'<div class="questions">{questions}</div>'
         '<p class="quiet">Then switch a plugin on or off and ask again: each answer shows what the plugin bought, and whether '
-        f"it is still the same, token by token.</p>{offer}</div>"
+        f"it is still the same, token by token.</p>{COMPARE}{offer}</div>"
     )
 
 

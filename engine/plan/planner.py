@@ -61,6 +61,11 @@ class Planner:
             self._close_unused()
             return plan
 
+    def extended(self, plan: Plan, plugin: Plugin) -> Plan:
+        """Return a plan with one more plugin that is not in the registry, for a measurement. The caller keeps `plan` alive."""
+        plugins = sorted((*plan.plugins, plugin), key=lambda plugin: (plugin.stage, plugin.name))
+        return Plan(tuple(plugins), _flatten(plugins))
+
     def settings(self, plugins: Settings | Callable[[Settings], Settings] | None, documents: bool = False) -> Settings:
         """Return the settings of an engine's default plan.
 

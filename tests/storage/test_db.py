@@ -19,7 +19,16 @@ from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound, PitlaneError, StorageError
 from pitlane.storage.home import home
 
-TABLES = {"documents", "document_pages", "prefixes", "conversations", "conversation_documents", "messages", "runs"}
+TABLES = {
+    "documents",
+    "document_pages",
+    "prefixes",
+    "conversations",
+    "conversation_documents",
+    "messages",
+    "runs",
+    "comparisons",
+}
 
 
 def test_empty_database_gets_all_tables_and_wal(tmp_path: Path) -> None:
@@ -39,7 +48,7 @@ def test_reopening_keeps_rows_and_applies_no_step_twice(tmp_path: Path) -> None:
     with Store(path) as store:
         assert store.conversations.get(conversation.id).messages[0].text == "hello"
         assert store.rows("SELECT name, applied_at FROM _sqlite_migrations") == applied
-        assert [row["name"] for row in applied] == ["m001_initial", "m002_refusals"]
+        assert [row["name"] for row in applied] == ["m001_initial", "m002_refusals", "m003_comparisons"]
 
 
 def test_a_database_of_the_version_before_keeps_its_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

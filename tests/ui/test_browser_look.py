@@ -171,3 +171,34 @@ def test_a_switch_shows_that_it_has_the_focus(open_page: Open) -> None:
     ring = tab.evaluate("(style => [style.outlineStyle, style.outlineWidth])(getComputedStyle(document.activeElement))")
     assert ring == ["solid", "2px"]
     tab.context.close()
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE])
+def test_plans_are_compared_cancelled_and_read_on_any_width(open_page: Open, size: tuple[int, int]) -> None:
+    tab = open_page(size)
+    show(tab, "right")
+    tab.click("#sampling button.label-wrap")
+    tab.get_by_label("Max tokens").fill("40")
+    tab.keyboard.press("Tab")
+    if size == PHONE:
+        tab.click("header [data-side=right]")
+    tab.click(".empty [data-do=compare]")
+    tab.wait_for_selector("#compare-view textarea")
+    assert not tab.is_visible("#box")
+    tab.fill("#compare-view textarea", "Say it again: one two three")
+    tab.check("#compare-view input[value='+prompt_lookup']")
+    tab.click("[data-do=compare_run]")
+    tab.click("[data-do=compare_stop]")
+    tab.wait_for_selector("#compare-view :text('Cancelled')")
+    assert tab.is_checked("#compare-view input[value='+prompt_lookup']"), "the marks stay"
+    tab.click("[data-do=compare_run]")
+    tab.wait_for_selector(".laps-table", timeout=120_000)
+    assert tab.locator(".laps-table tbody tr").count() == 3 and not tab.is_visible(".running")
+    wider = "view => view.scrollWidth - view.clientWidth"
+    assert tab.eval_on_selector("#compare", wider) == 0, "nothing is cut off at the side"
+    with tab.expect_download() as download:
+        tab.click(".exports a >> text=CSV")
+    assert download.value.suggested_filename.endswith(".csv")
+    tab.click("[data-do=compare_close]")
+    tab.wait_for_selector("#box", state="visible")
+    tab.context.close()

@@ -1,27 +1,26 @@
 """Comparison of plugin sets on the same prompts: tokens per step, speed, and whether the ids are the same.
 
-Sets take turns on every prompt (A B A B); all sets are compared with the first one. Every repeat of a set has its own salt, and the
-engine has an empty data folder: a plugin remembers only earlier prompts of the same set and repeat.
+The sets take turns (ui/bench/turns.py), and all sets are compared with the first one. The engine has an empty data folder: a plugin
+remembers only earlier prompts of the same set and repeat. `pitlane compare` looks at one prompt more closely.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pitlane import Finished, SamplingParams, TextDelta
 from pitlane.storage.errors import StorageError
 from pitlane.storage.home import home
 from pitlane.ui.bench.summary import ratio, summary
+from pitlane.ui.bench.turns import Advance, Lap, Turns
 
 if TYPE_CHECKING:
-    from pitlane import Engine, Plan, Prompt
+    from pitlane import Engine, Plan, Prompt, SamplingParams
 
 PROMPTS = (
     "Repeat this list word for word, twice: apples, pears, plums, cherries, apricots, peaches, quinces, grapes.",
@@ -35,32 +34,33 @@ PROMPTS = (
 
 @dataclass(slots=True)
 class PlanRow:
-    """Measurements of one plugin set; a list has a number per repeat."""
+    """The laps of one plugin set."""
 
     label: str
     plan: Plan
-    tokens_per_second: list[float] = field(default_factory=list)
-    ttft_ms: list[float] = field(default_factory=list)
-    num_tokens: int = 0
-    num_steps: int = 0
-    num_drafted: int = 0
-    num_accepted: int = 0
-    num_paused: int = 0
-    token_ids: list[list[int]] = field(default_factory=list)
+    laps: list[Lap]
+
+    @property
+    def token_ids(self) -> list[list[int]]:
+        return [ids for lap in self.laps for ids in lap.token_ids]
 
     def to_json(self, first: PlanRow) -> dict[str, Any]:
+        speeds, firsts = [[lap.tokens_per_second for lap in row.laps] for row in (self, first)]
+        pairs = zip(self.token_ids, first.token_ids, strict=True)
         return {
             "plugins": self.label,
             "exactness": self.plan.exactness,
-            "tokens_per_step": round(self.num_tokens / self.num_steps, 3),
-            "draft_tokens": self.num_drafted,
-            "accepted_tokens": self.num_accepted,
-            "answers_with_a_pause": self.num_paused,
-            "tokens_per_second": summary(self.tokens_per_second),
-            "speed": ratio(self.tokens_per_second, first.tokens_per_second),
-            "ttft_ms": summary(self.ttft_ms),
+            "tokens_per_step": round(
+                sum(lap.num_tokens for lap in self.laps) / sum(lap.num_steps for lap in self.laps), 3
+            ),
+            "draft_tokens": sum(lap.total("draft_tokens") for lap in self.laps),
+            "accepted_tokens": sum(lap.total("accepted_tokens") for lap in self.laps),
+            "answers_with_a_pause": sum(bool(result.stats["paused"]) for lap in self.laps for result in lap.results),
+            "tokens_per_second": summary(speeds),
+            "speed": ratio(speeds, firsts),
+            "ttft_ms": summary([lap.ttft_ms for lap in self.laps]),
             "identical": self.token_ids == first.token_ids,
-            "identical_answers": sum(a == b for a, b in zip(self.token_ids, first.token_ids, strict=True)),
+            "identical_answers": sum(a == b for a, b in pairs),
             "answers": len(self.token_ids),
         }
 
@@ -89,50 +89,10 @@ def compare_plans(
     prompts: Sequence[Prompt],
     sampling: SamplingParams,
     repeats: int,
-    advance: Callable[[int, int], None],
+    advance: Advance,
 ) -> list[PlanRow]:
     """Answer every prompt under every plan: once to warm up, then `repeats` times."""
-    rows = [PlanRow(label, plan) for label, plan in plans.items()]
-    total, done = (repeats + 1) * len(prompts) * len(rows), 0
-    for repeat in range(repeats + 1):
-        answers: dict[str, list[_Answer]] = {row.label: [] for row in rows}
-        for prompt in prompts:
-            for row in rows:
-                advance(done, total)
-                done += 1
-                answers[row.label].append(_answer(engine, prompt, sampling, row.plan, f"{repeat} {row.label}"))
-        if repeat:
-            for row in rows:
-                _add(row, answers[row.label])
+    laps = Turns(engine, plans, prompts, sampling, repeats, advance).run()
+    total = (repeats + 1) * len(prompts) * len(plans)
     advance(total, total)
-    return rows
-
-
-@dataclass(slots=True)
-class _Answer:
-    token_ids: list[int]
-    num_steps: int
-    stats: dict[str, Any]
-
-
-def _answer(engine: Engine, prompt: Prompt, sampling: SamplingParams, plan: Plan, salt: str) -> _Answer:
-    num_steps = 0
-    for event in engine.submit(prompt, sampling, plan=plan, salt=salt):
-        if isinstance(event, TextDelta) and event.token_ids:
-            num_steps += 1
-        elif isinstance(event, Finished):
-            return _Answer(event.result.token_ids, num_steps, event.result.stats)
-    raise AssertionError("a stream ends with Finished or an error")
-
-
-def _add(row: PlanRow, answers: list[_Answer]) -> None:
-    decoded = sum(max(0, len(answer.token_ids) - 1) for answer in answers)
-    seconds = sum(answer.stats["decode_ms"] for answer in answers) / 1e3
-    row.tokens_per_second.append(decoded / seconds if seconds > 0 else 0.0)
-    row.ttft_ms.append(median(answer.stats["ttft_ms"] for answer in answers))
-    row.num_tokens += sum(len(answer.token_ids) for answer in answers)
-    row.num_steps += sum(answer.num_steps for answer in answers)
-    row.num_drafted += sum(answer.stats["draft_tokens"] for answer in answers)
-    row.num_accepted += sum(answer.stats["accepted_tokens"] for answer in answers)
-    row.num_paused += sum(bool(answer.stats["paused"]) for answer in answers)
-    row.token_ids += [answer.token_ids for answer in answers]
+    return [PlanRow(label, plan, laps[label]) for label, plan in plans.items()]

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 _RESAMPLES = 2000
+MIN_COMPARED_TOKENS = 32  # the speed of a shorter answer varies by chance
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -34,6 +35,17 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
         "low": round(resampled[edge], 4),
         "high": round(resampled[-edge - 1], 4),
         "pairs": len(pairs),
+    }
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Median and range of the ratios ours / theirs of all pairs. Pair i is lap i of both sides, measured in turn (A B A B)."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return {
+        "ratio": round(median(ratios), 4),
+        "low": round(min(ratios), 4),
+        "high": round(max(ratios), 4),
+        "pairs": len(ratios),
     }
 
 
