@@ -143,32 +143,34 @@ class CompareEvents(PluginEvents, ModelEvents):
         if not index or messages[index].role != "assistant":
             raise NotFound("this answer was changed in another window; the page shows it as it is now")
         answer = messages[index]
-        sampling = replace(
-            ask.sampling,
-            seed=seed_of(answer) if answer.stats else ask.sampling.seed,
-            temperature=float((answer.stats or {}).get("temperature") or 0),
-        )
-        return self._setup(messages[:index], tab["documents"], replace(ask, sampling=sampling), values, answer)
+        sampling = self._sampling(ask, tab["documents"])
+        if answer.stats:
+            sampling = replace(sampling, seed=seed_of(answer), temperature=float(answer.stats.get("temperature") or 0))
+        return self._setup(messages[:index], tab["documents"], ask, sampling, values, answer)
 
     def _over_question(self, _: str, tab: Tab, ask: Ask, values: Sequence[Any]) -> Setup:
         """A question to write, over the attached documents, or over the sample if there are none."""
         documents = tab["documents"] or [self.desk.add_sample().id]
-        return self._setup((), documents, ask, values, None)
+        return self._setup((), documents, ask, self._sampling(ask, documents), values, None)
+
+    def _sampling(self, ask: Ask, documents: Sequence[str]) -> SamplingParams:
+        """The sampling that an answer to the question would have."""
+        return ask.sampling.params(self.desk.engine.loader.source.sampling, is_chat=not documents)
 
     def _setup(
         self,
         messages: Sequence[Message],
         documents: Sequence[str],
         ask: Ask,
+        sampling: SamplingParams,
         values: Sequence[Any],
         answer: Message | None,
     ) -> Setup:
         titles = [document.title for document in self.desk.documents(documents)]
-        sampling = ask.sampling
         facts = [*titles, "greedy" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}"]
         facts += [f"seed {sampling.seed}"] if sampling.seed is not None else []
         choices = self._choices(ask.settings, values, answer)
-        sources = {"messages": messages, "documents": list(documents), "ask": ask}
+        sources = {"messages": messages, "documents": list(documents), "ask": ask, "sampling": sampling}
         keys = [choice.key for choice in choices]
         chosen = tuple(key for key in (CORE, NOW) if key in keys) if len(keys) > 1 else tuple(keys)
         question = messages[-1].text if messages else SAMPLE_QUESTIONS[0]
@@ -250,8 +252,7 @@ class CompareEvents(PluginEvents, ModelEvents):
         messages = turns_of(sources["messages"]) or [{"role": "user", "content": setup.question}]
         prompt = self.desk.prompt(sources["documents"], messages, ask.system, ask.thinking)
         plans = {choice.label: engine.plan(choice.settings) for choice in setup.choices if choice.key in setup.chosen}
-        sampling: SamplingParams = ask.sampling
-        report = compare(engine, plans, prompt, sampling, setup.laps, run.advance, run.started)
+        report = compare(engine, plans, prompt, sources["sampling"], setup.laps, run.advance, run.started)
         setup.report = report.to_json()
         with suppress(PitlaneError):  # the report is on the page, kept or not
             self.desk.store.comparisons.add(report.to_json(texts=False))

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pitlane import SamplingParams
 from pitlane.storage.errors import PitlaneError, StorageError
 from pitlane.ui.commands.options import MOST, TEXT, answer_options, as_json, prompt_options, sampling_options
 from pitlane.ui.render import note, print_json, print_table, progress, short_name, size
+from pitlane.ui.sampling import Sampling
 from pitlane.ui.session import Chat, EngineOptions, add_documents
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ HEADERS = ("plan", "answer", "speed", "tok/s", "TTFT ms", "ms/token p50, p95", "
 @click.argument("prompt", type=TEXT, required=False)
 def compare(
     options: EngineOptions,
-    sampling: SamplingParams,
+    sampling: Sampling,
     doc: tuple[str, ...],
     system: str | None,
     think: bool | None,
@@ -95,7 +95,7 @@ def compare(
         for document in documents:
             chat.add(*document)
         with progress("Comparing") as advance:
-            comparison = measure(engine, resolved, chat.ask(text), sampling, repeats, advance)
+            comparison = measure(engine, resolved, chat.ask(text), sampling.greedy(), repeats, advance)
         report = comparison.to_json() | _environment()
     _remember(comparison.to_json(texts=False))
     if csv_file is not None:
