@@ -111,9 +111,9 @@ class DocumentEvents(PluginEvents):
         self.desk.stop(key)
         if not tab["documents"]:
             return
-        self.desk.check_fits(tab["documents"])
-        newest = tab["documents"][-1]
-        for share in self.desk.prefill(key, tab["documents"], self.read(values)):
+        ask, newest = self.read(values), tab["documents"][-1]
+        self.desk.check_fits(tab["documents"], self.desk.engine.plan(ask.settings))
+        for share in self.desk.prefill(key, tab["documents"], ask):
             if self.shown_tab(request, tab) != tab:
                 return
             yield {self.ui.documents: self.document_list(tab, {newest: share})}

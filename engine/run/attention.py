@@ -61,7 +61,7 @@ class PlainAttention:
             seen = None
             if end - begin > 1:
                 mask = visible_keys(first, window, positions[own], parents[own] - begin, starts[own])
-                mask = np.concatenate((visible_sinks(sinks, starts[own]), mask), 1)
+                mask = np.concatenate((sinks[None] < starts[own][:, None], mask), 1)
                 seen = torch.from_numpy(mask).to(self.device)
             reads.append(Read(begin, end, torch.from_numpy(slots).to(self.device), seen, len(sinks)))
         return reads
@@ -103,12 +103,6 @@ def visible_keys(first: int, keys: Indices, positions: Indices, parents: Indices
     place = np.where(is_own, positions[np.maximum(own, 0)], keys)
     seen: Mask = place[None] >= starts[:, None]
     seen[:, is_own] &= ancestors(parents)[:, own[is_own]]
-    return seen
-
-
-def visible_sinks(sinks: Indices, starts: Indices) -> Mask:
-    """[n, S] bool: the sinks that n tokens see with their second query: the sinks before their window starts [n]."""
-    seen: Mask = sinks[None] < starts[:, None]
     return seen
 
 
