@@ -34,7 +34,7 @@ class AttentionSinks(Plugin):
 
     class Options(PluginOptions):
         num_sinks: int = Field(
-            4, ge=1, le=1024, title="Sink tokens", description="first tokens of the text that always stay visible"
+            4, ge=0, le=1024, title="Sink tokens", description="first tokens of the text that always stay visible"
         )
         window: int = Field(
             1024,
