@@ -1,7 +1,7 @@
 """Perplexity of a long text with all tokens, with a window alone, and with attention sinks: python docs/sinks.py MODEL TEXT [N].
 
-The model reads the first N tokens (3,072 by default) of a text file. The window has 512 tokens and moves in blocks of 32. Prints the
-perplexity by stretches of 1,024 positions and, as the last line, one JSON document. `positions >= 1024` is the figure of
+The model reads the first N tokens (3,072 by default) of a text file. The window has 512 tokens and moves in blocks of 32. Prints
+the perplexity by stretches of 1,024 positions and, as the last line, one JSON document. `positions >= 1024` is the figure of
 docs/exactness.md.
 """
 
