@@ -81,7 +81,8 @@ class Narrowed:
 
 def num_sinks_of(visibility: Visibility) -> int:
     """Return how many first tokens of a sequence a position sees besides its window."""
-    return getattr(visibility, "num_sinks", 0)
+    num_sinks: int = getattr(visibility, "num_sinks", 0)
+    return num_sinks
 
 
 def sink_positions(starts: Positions, positions: Positions, num_sinks: int) -> Positions:

@@ -10,7 +10,7 @@ and Hkv KV heads of size D; q, k and v are views of one tensor, so their rows ar
 from __future__ import annotations
 
 from copy import copy
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from pitlane.engine.models.layers import Ops
 from pitlane.engine.models.parts import Part
 from pitlane.engine.models.recorder import PartMaker, Recorder
 from pitlane.engine.models.rope import Rope
-from pitlane.engine.run.batch import Attention, Batch
+from pitlane.engine.run.batch import Attention, Batch, SinkAttention
 
 EMBEDDING, LAYER, NORM, HEAD = "model.embed_tokens", "model.layers.{}.", "model.norm", "lm_head"
 ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
@@ -150,8 +150,10 @@ class Decoder:
             qk = self.ropes[layer.rope].rotate(qk, *angles[layer.rope])
         q, k = qk[:, :heads], qk[:, heads:]
         store.write(layer.index_in_group, batch.groups[layer.group].slots, k, v)
-        sink_queries = () if shifted is None else (sink_q,)
-        out = attention(q, k, v, store, layer.index_in_group, reads, *sink_queries)
+        if shifted is None:
+            out = attention(q, k, v, store, layer.index_in_group, reads)
+        else:  # a plan whose attention cannot read sinks was refused
+            out = cast(SinkAttention, attention)(q, k, v, store, layer.index_in_group, reads, sink_q)
         return layer.output(out.reshape(x.shape[0], heads * dim))
 
 

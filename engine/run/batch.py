@@ -102,10 +102,7 @@ class Batch:
 
 
 class Attention(Protocol):
-    """The attention of a lane, as `build_attention` returns it. formats: the KV formats that it reads; None = any store.
-
-    An attention with an attribute `reads_sinks = True` takes a last argument in steps with sinks: their queries [T, H, D].
-    """
+    """The attention of a lane, as `build_attention` returns it. formats: the KV formats that it reads; None = any store."""
 
     @property
     def formats(self) -> tuple[str, ...] | None: ...
@@ -115,6 +112,15 @@ class Attention(Protocol):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, reads: Any) -> Tensor:
         """q [T, H, D], new k and v [T, Hkv, D] (already in the store) -> [T, H, D]. reads: the result of `prepare`."""
+
+
+class SinkAttention(Attention, Protocol):
+    """An attention that reads sinks. It has an attribute `reads_sinks = True`."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, reads: Any, sink_q: Tensor | None = None
+    ) -> Tensor:
+        """sink_q: the queries for the sinks [T, H, D]; None in a step without them."""
 
 
 class Chunk(NamedTuple):
