@@ -90,7 +90,7 @@ def test_a_window_moves_in_strides_and_keeps_the_sinks() -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_logits_are_those_of_positions_inside_the_cache(make_engine: Any, model: str) -> None:
-    num_sinks, ids = {"llama": 40, "qwen3": 1}.get(model, 4), tokens(230)
+    num_sinks, ids = {"llama": 40, "qwen3": 1}.get(model, 4), tokens(150)
     plugins = {"attention_sinks": SINKS | {"num_sinks": num_sinks}}
     engine = make_engine(f"random:tiny-{model}", dtype="float32", plugins=plugins)
     lane = engine.lane_of(engine.default_plan)
@@ -98,7 +98,7 @@ def test_logits_are_those_of_positions_inside_the_cache(make_engine: Any, model:
     for step in (1, 37):
         torch.testing.assert_close(engine_logits(lane, ids, step), expected, rtol=1e-4, atol=1e-4)
     lane = engine.lane_of(engine.plan(plugins | {"span_attention": {}}))
-    for step in (1, 37, 90):
+    for step in (1, 90):
         torch.testing.assert_close(engine_logits(lane, ids, step), expected, rtol=1e-4, atol=1e-4)
     lane = engine.lane_of(engine.plan({}))
     assert not torch.allclose(engine_logits(lane, ids, 37), expected, atol=1e-2), "the sinks change the logits"
@@ -128,7 +128,7 @@ def test_answers_depend_on_no_chunk_batch_drafter_or_cache(make_engine: Any, cou
     bare = make_engine("random:tiny-short", plugins={"attention_sinks": SINKS})
     expected = [[bare.generate(text, params).token_ids for text in texts] for params in PARAMS]
     engine = make_engine("random:tiny-short", plugins={}, max_step_tokens=23)
-    for name in DRAFTERS if count > 4 else ("", "prompt_lookup", "speculative"):
+    for name in DRAFTERS if count > 4 else ("", "prompt_lookup", "jacobi"):
         others = {"span_attention": {}, "prefix_cache": {}} | ({name: DRAFTERS[name]} if name else {})
         plan = engine.plan({"attention_sinks": SINKS} | others)
         for params, answers in zip(PARAMS, expected, strict=True):

@@ -142,7 +142,7 @@ def test_paged_large_scores_and_equal_ones() -> None:
 @pytest.mark.parametrize("sinks", [SinkWindow(4, 64, 32), SinkWindow(40, 160, 96), SinkWindow(600, 640, 320)])
 def test_paged_sinks(sinks: SinkWindow) -> None:
     """Second queries in a kernel call with single tokens, drafts, trees and long prompts."""
-    seqs = [*MIXED, (150, 230, None), (222, 1, TREE), (1400, 1, None), (1400, 100, None), (1300, 1, Draft([1] * 9))]
+    seqs = [*MIXED, (150, 230, None), (222, 1, TREE), (1400, 1, None), (700, 100, None), (1300, 1, Draft([1] * 9))]
     setting = make_setting(seqs, heads=(6, 2), dim=64, dtype=torch.bfloat16, attention=Paged, sinks=sinks)
     assert setting.build_batch().groups[0].sink_positions is not None
     assert_rounded(*setting.run())

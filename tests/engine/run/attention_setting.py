@@ -83,12 +83,11 @@ class Setting:
         pairs = zip(self.seqs, pairwise(batch.query_start.tolist()), strict=True)
         return out, torch.cat([self.reference(seq, q[a:b], sink_q[a:b]) for seq, (a, b) in pairs])
 
-    def sees(self, position: int, other: int) -> tuple[bool, bool]:
-        """Whether a token sees an earlier token in its window, and whether it sees it as a sink."""
+    def start(self, position: int) -> int:
+        """The first token that a position sees in its window."""
         if self.sinks is None:
-            return self.window is None or position - other < self.window, False
-        start = int(self.sinks.starts(np.array([position]))[0])
-        return other >= start, other < min(start, self.sinks.num_sinks)
+            return 0 if self.window is None else max(0, position + 1 - self.window)
+        return int(self.sinks.starts(np.array([position]))[0])
 
     def reference(self, seq: Sequence, q: Tensor, sink_q: Tensor) -> Tensor:
         """The definition: a query sees, within the window, the tokens before its sequence's queries, its ancestors and itself.
@@ -107,9 +106,10 @@ class Setting:
         out = []
         for i, queries in enumerate(torch.stack((q, sink_q), 1).double()):
             node, slots, kinds = first + i, [], []
+            start = self.start(positions[node])
             while node >= 0:
-                in_window, is_sink = self.sees(positions[first + i], positions[node])
-                if in_window or is_sink:
+                is_sink = self.sinks is not None and positions[node] < min(start, self.sinks.num_sinks)
+                if positions[node] >= start or is_sink:
                     slots.append(table[node // size] * size + node % size)
                     kinds.append(int(is_sink))
                 node = parents[node]
