@@ -222,8 +222,8 @@ def test_under_pressure_sinks_are_given_back_last(make_engine: Any) -> None:
 
 def test_options_are_rounded_to_blocks_and_refused_with_the_reason(make_engine: Any) -> None:
     engine = make_engine("random:tiny-llama")
-    rounded = engine.plan({"attention_sinks": {"window": 65, "stride": 1}}).settings["attention_sinks"]
-    assert rounded == {"num_sinks": 4, "window": 96, "stride": 32}
+    rounded = engine.plan({"attention_sinks": {"window": 65, "stride": 33}}).settings["attention_sinks"]
+    assert rounded == {"num_sinks": 4, "window": 96, "stride": 64}
     for options, reason in [
         ({}, "4 sinks and a window of 1024 tokens exceed the model's context of 256"),
         ({"window": 64, "stride": 96}, "stride 96 is larger than window 64"),
