@@ -136,7 +136,7 @@ class Engine:
         seq = make_sequence(ids, prompt, sampling, plan, salt, self.loader)
         lane = self.lanes.ready(plan)
         if lane is not None:
-            check_length(seq.num_tokens, lane, self.loader.context)
+            check_length(seq.num_tokens, lane, self.loader)
         roster, post = self.roster, self.worker.post
 
         def abort() -> None:

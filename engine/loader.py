@@ -84,6 +84,14 @@ class Loader:
         return self.config.vocab_size
 
     @property
+    def way_past_context(self) -> str:
+        """The end of a message about the context: names the plugins that drop tokens, if they serve this model."""
+        classes = [entry.plugin for entry in self.plugins or () if entry.plugin and entry.plugin.role == "eviction"]
+        context = self.build_context
+        names = [plugin.name for plugin in classes if not (plugin.unavailable(context) or plugin().refusal(context))]
+        return f", or turn on {' or '.join(names)}, which drops the middle of a long text" if names else ""
+
+    @property
     def warm_up_tokens(self) -> int:
         """Tokens of a warm-up forward of about 0.05 s. The engine's thread does nothing else in this time."""
         return max(1, int(WARM_UP_OPERATIONS / (2 * self.num_parameters)))

@@ -65,16 +65,16 @@ def is_batch(prompt: object) -> bool:
     return isinstance(prompt[0], (str, Prompt, SequenceOf))
 
 
-def check_length(num_tokens: int, lane: Lane, context: int) -> None:
+def check_length(num_tokens: int, lane: Lane, loader: Loader) -> None:
     """Raise PromptTooLong if the prompt is empty or leaves no room for an answer."""
     if num_tokens == 0:
         raise PromptTooLong("the prompt is empty; write something")
     if num_tokens < lane.max_tokens_per_seq:
         return
-    if num_tokens >= context:
+    if num_tokens >= loader.context and not lane.pool.is_endless:
         raise PromptTooLong(
-            f"the prompt has {num_tokens} tokens, but the context holds {context} tokens for prompt and answer; "
-            "use a shorter document, fewer turns, or a model with a longer context"
+            f"the prompt has {num_tokens} tokens, but the context holds {loader.context} tokens for prompt and answer; "
+            f"use a shorter document, fewer turns, or a model with a longer context{loader.way_past_context}"
         )
     raise PromptTooLong(
         f"the prompt has {num_tokens} tokens, but KV memory holds {lane.max_tokens_per_seq} for prompt and answer; "

@@ -67,7 +67,7 @@ class Roster:
         try:
             if error is not None:
                 raise error
-            check_length(seq.num_tokens, opened.result(), self.loader.context)
+            check_length(seq.num_tokens, opened.result(), self.loader)
         except PitlaneError as reason:
             seq.error = reason
         except Exception as reason:

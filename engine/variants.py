@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from pitlane.engine.errors import PitlaneError, PlanConflict
 from pitlane.engine.kv.store import DenseKV, KVStore, KVStorePlan, dense_plan
-from pitlane.engine.kv.visibility import Visibility, checked, visibility_of
+from pitlane.engine.kv.visibility import Visibility, checked, num_sinks_of, visibility_of
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.builder import Builder
 from pitlane.engine.models.decoder import Decoder, parts_of
@@ -70,6 +71,10 @@ class Variant:
         trims = [
             _build(plan, "trim_cache", partial(_visibility, context), group=group, context=context) for group in groups
         ]
+        visibilities = tuple(
+            visibility_of(group, trim.value if trim else None) for group, trim in zip(groups, trims, strict=True)
+        )
+        _check_sinks(attention, trims)
         parts = [*self.parts, *((answer.value, answer.plugin) for answer in (*built, *filter(None, trims)))]
         return BuiltModel(
             self.model.with_ops(ops),
@@ -79,9 +84,7 @@ class Variant:
             parts,
             self.is_batch_invariant and len(built) == len(answers) + 1 and all(a.plugin.batch_invariant for a in built),
             plan.hook("build_runner"),
-            tuple(
-                visibility_of(group, trim.value if trim else None) for group, trim in zip(groups, trims, strict=True)
-            ),
+            visibilities,
             tuple(
                 _guarded_store(store, parts) if store else dense_plan(group, context.dtype, context.device)
                 for group, store in zip(groups, stores, strict=True)
@@ -179,3 +182,14 @@ def _check_format(attention: Answer | None, store: Answer | None) -> None:
             f"{reader} reads KV as {' or '.join(formats)}, and {writer} stores it as {format_name}; take {reader}"
             f"{f' or {writer}' if store else ''} out of the plan"
         )
+
+
+def _check_sinks(attention: Answer | None, trims: Sequence[Answer | None]) -> None:
+    """Raise PlanConflict if the attention of a plugin cannot read sinks, and a plugin keeps sinks."""
+    keeper = next((trim.plugin.name for trim in trims if trim is not None and num_sinks_of(trim.value)), None)
+    if keeper is None or attention is None or getattr(attention.value, "reads_sinks", False):
+        return
+    reader = attention.plugin.name
+    raise PlanConflict(
+        f"{reader} cannot read attention sinks, which {keeper} keeps; take {reader} or {keeper} out of the plan"
+    )

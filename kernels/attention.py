@@ -32,7 +32,8 @@ class Seen(NamedTuple):
     """A run of keys and the query tokens that see them.
 
     Key `first + i` lies in slot slots[i]; first is a multiple of PIECE. Query token tokens[j] sees the keys
-    `[lows[j], highs[j])`. For a single token, tokens, lows and highs may be lists.
+    `[lows[j], highs[j])`. For a single token, tokens, lows and highs may be lists. Of n tokens, token n + t is the second query of
+    token t; it has the result of token t in common.
     """
 
     first: int
@@ -73,7 +74,7 @@ class Parts(NamedTuple):
             at += len(piece)
         (tokens,), firsts = num_parts.nonzero(), num_parts.cumsum() - num_parts
         members = np.concatenate([group for _, groups in pieces.values() for group in groups])
-        members[:, 1] += firsts[members[:, 0]]
+        members[:, 1] += firsts[members[:, 0] % num_tokens]
         rows = np.empty((len(tokens), 3), np.int64)
         rows[:, 0], rows[:, 1], rows[:, 2] = tokens, firsts[tokens], num_parts[tokens]
         slots = np.concatenate([piece for piece, _ in pieces.values()])
@@ -90,15 +91,15 @@ def _members(run: Seen, start: int, stop: int, num_parts: Indices) -> Members:
         (token,), (low,), (high,) = run.tokens, run.lows, run.highs
         if low >= stop or high <= start:
             return []
-        index = int(num_parts[token])
-        num_parts[token] = index + 1
+        index = int(num_parts[token % len(num_parts)])
+        num_parts[token % len(num_parts)] = index + 1
         return [(token, index, max(low - start, 0), min(high, stop) - start)]
     run_lows, run_highs = np.asarray(run.lows), np.asarray(run.highs)
     inside = (run_lows < stop) & (run_highs > start)
     tokens = np.asarray(run.tokens)[inside]
     lows, highs = np.maximum(run_lows[inside] - start, 0), np.minimum(run_highs[inside], stop) - start
-    members = np.stack((tokens, num_parts[tokens], lows, highs), 1)
-    num_parts[tokens] += 1
+    members = np.stack((tokens, num_parts[tokens % len(num_parts)], lows, highs), 1)
+    num_parts[tokens % len(num_parts)] += 1
     return members
 
 
@@ -111,14 +112,23 @@ def attend_ref(q: Tensor, keys: Tensor, values: Tensor, slots: Slots, scale: flo
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, parts: Parts, scale: float, out: Tensor) -> None:
-    """Write the rows of out [T, H, D] that `parts` names. q [T, H, D], with any stride of tokens; keys, values [Hkv, S, D]."""
-    num_tokens, heads, dim = q.shape
+    """Write the rows of out [T, H, D] that `parts` names. q [T, H, D], with any stride of tokens; keys, values [Hkv, S, D].
+
+    If `parts` names second queries, q is [2 T, H, D].
+    """
+    _, heads, dim = q.shape
     kv_heads = keys.shape[0]
     if not q.dtype == keys.dtype == values.dtype == out.dtype == torch.bfloat16:
         raise ValueError(
             f"q, keys, values and out must be bfloat16, got {q.dtype}, {keys.dtype}, {values.dtype}, {out.dtype}"
         )
-    if out.shape != q.shape or keys.shape != values.shape or keys.shape[2] != dim or heads % kv_heads:
+    if (
+        len(q) not in (len(out), 2 * len(out))
+        or out.shape[1:] != q.shape[1:]
+        or keys.shape != values.shape
+        or keys.shape[2] != dim
+        or heads % kv_heads
+    ):
         raise ValueError(f"shapes do not fit: q {q.shape}, keys {keys.shape}, values {values.shape}, out {out.shape}")
     if q.stride()[1:] != (dim, 1) or not out.is_contiguous():
         raise ValueError(f"rows of q and out must be contiguous, got strides {q.stride()}, {out.stride()}")

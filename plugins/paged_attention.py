@@ -47,11 +47,14 @@ class Paged:
     """Per layer: a kernel call for all short queries and draft trees, and calls of at most `MAX_PARTS` parts per long query."""
 
     formats = ("dense",)
+    reads_sinks = True
 
     def __init__(self, context: BuildContext) -> None:
+        import torch
+
         from pitlane.kernels.attention import attend
 
-        self.attend = attend
+        self.attend, self.join = attend, torch.cat
         self.scale = context.config.attention_scale
 
     def prepare(self, batch: Batch, group: int) -> list[Parts]:
@@ -61,15 +64,26 @@ class Paged:
         short: list[Seen] = []
         calls: list[Parts] = []
         for row, (begin, end) in enumerate(pairwise(batch.query_start.tolist())):
-            runs = step.seen(row, begin, end)
+            sinks, runs = step.sinks(row, begin, end), step.seen(row, begin, end)
             if end - begin <= MOST_SHORT or len(runs) > 1:  # a kernel call merges all parts of a token
-                short += runs
+                short += [*sinks, *runs]
             else:
-                calls += [Parts.of([piece], num_tokens) for run in runs for piece in _cut(run)]
+                calls += [Parts.of(pieces, num_tokens) for pieces in _cut([*sinks, *runs])]
         return [Parts.of(short, num_tokens), *calls] if short else calls
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, reads: list[Parts]) -> Tensor:
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        store: KVStore,
+        layer: int,
+        reads: list[Parts],
+        sink_q: Tensor | None = None,
+    ) -> Tensor:
         out, (keys, values) = q.new_empty(q.shape), store.tensors(layer)
+        if sink_q is not None:  # the kernel finds the second query of token t at index T + t
+            q = self.join((q, sink_q))
         for parts in reads:
             self.attend(q, keys, values, parts, self.scale, out)
         return out
@@ -83,6 +97,7 @@ class Step(NamedTuple):
     lows: Indices
     block_table: Slots
     block_size: int
+    num_sinks: int
 
     @classmethod
     def of(cls, batch: Batch, group: int) -> Step:
@@ -93,7 +108,22 @@ class Step(NamedTuple):
             part.window_start.numpy(),
             part.block_table.numpy(),
             batch.block_size,
+            part.num_sinks,
         )
+
+    def sinks(self, row: int, begin: int, end: int) -> list[Seen]:
+        """The slots of the sinks that the second queries of the tokens `[begin, end)` see. The query of token t has index T + t."""
+        import numpy as np
+
+        from pitlane.kernels.attention import Seen
+
+        highs = np.minimum(self.lows[begin:end], self.num_sinks)
+        stop, size = int(highs.max()), self.block_size
+        if not stop:
+            return []
+        blocks = self.block_table[row, : -(-stop // size)] * size
+        slots = np.add.outer(blocks, np.arange(size, dtype=np.int32)).ravel()[:stop]
+        return [Seen(0, slots, np.arange(begin, end) + len(self.positions), np.zeros_like(highs), highs)]
 
     def seen(self, row: int, begin: int, end: int) -> list[Seen]:
         """The slots that are visible to the tokens `[begin, end)` of sequence `row`.
@@ -109,7 +139,7 @@ class Step(NamedTuple):
         first, low, size, count = int(self.positions[begin]), int(self.lows[begin]), self.block_size, end - begin
         base = low // PIECE * PIECE
         starts = self.block_table[row, base // size : -(-(first + count) // size)] * size
-        if starts[0] < 0:  # dropped blocks lie outside of the window and are masked: any valid slot may replace them
+        if starts.min() < 0:  # dropped blocks lie outside of the window and are masked: any valid slot may replace them
             starts = np.where(starts < 0, starts[-1], starts)
         slots = np.add.outer(starts, np.arange(size, dtype=np.int32)).ravel()[: first + count - base]
         if count == 1:
@@ -129,11 +159,11 @@ class Step(NamedTuple):
         return seen
 
 
-def _cut(seen: Seen) -> Iterator[Seen]:
-    """Split the tokens of a long query so that every piece has at most `MAX_PARTS` parts."""
+def _cut(runs: list[Seen]) -> Iterator[list[Seen]]:
+    """Split the tokens of a long query so that every piece has about `MAX_PARTS` parts. All runs have the same tokens."""
     from pitlane.kernels.attention import PIECE
 
-    count = max(1, MAX_PARTS * PIECE // max(PIECE, len(seen.slots)))
-    for begin in range(0, len(seen.tokens), count):
+    count = max(1, MAX_PARTS * PIECE // sum(max(PIECE, len(run.slots)) for run in runs))
+    for begin in range(0, len(runs[0].tokens), count):
         piece = slice(begin, begin + count)
-        yield seen._replace(tokens=seen.tokens[piece], lows=seen.lows[piece], highs=seen.highs[piece])
+        yield [run._replace(tokens=run.tokens[piece], lows=run.lows[piece], highs=run.highs[piece]) for run in runs]

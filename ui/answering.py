@@ -20,8 +20,9 @@ from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.storage.types import Conversation, Message, Refusal
 from pitlane.ui import document_plugins
 from pitlane.ui.chat_flow import compare
+from pitlane.ui.effects import droppers_of
 from pitlane.ui.library import Library
-from pitlane.ui.panels import Live
+from pitlane.ui.panels import Live, last_stats
 from pitlane.ui.sampling import Sampling
 from pitlane.ui.session import Chat
 
@@ -225,6 +226,9 @@ class Desk(Library):
         old = ask.replaced
         if old is not None and old.stats and old.token_ids is not None and old.stats.get("model") == stats["model"]:
             stats["compared"] = compare(old.token_ids, old.stats, result.token_ids, stats)
+        before = last_stats(conversation.messages)
+        if before is not None:  # tokens that a plugin had dropped are visible again, so the whole text was read again
+            stats["read_again"] = [name for name in droppers_of(before) if name not in stats["plugins"]]
         conversations, changed = self.store.conversations, ask.edited or ask.replaced
         with self.store.transaction():
             if changed is not None:

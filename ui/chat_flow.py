@@ -80,6 +80,7 @@ def stat_parts(stats: Stats, roles: Roles) -> list[str]:
         words = work(stats, name, drafter)
         if words:
             parts.append(f"<em>{escape(name)}</em> {', '.join(words)}")
+    parts += [f"read whole again without <em>{escape(name)}</em>" for name in stats.get("read_again", ())]
     if stats.get("seed") is not None:
         parts.append(f"seed {stats['seed']}")
     parts += [

@@ -90,9 +90,9 @@ class PluginControls:
                 }
         return settings
 
-    def switched_off(self, values: Sequence[Any], name: str) -> list[Any]:
-        """The values of `inputs` with one plugin off."""
-        return [False if key == name else value for key, value in zip(self.names, values, strict=True)]
+    def switched(self, values: Sequence[Any], name: str, is_on: bool) -> list[Any]:
+        """The values of `inputs` with one plugin on or off."""
+        return [is_on if key == name else value for key, value in zip(self.names, values, strict=True)]
 
 
 def option_label(name: str, schema: dict[str, Any]) -> str:

@@ -111,9 +111,9 @@ class DocumentEvents(PluginEvents):
         self.desk.stop(key)
         if not tab["documents"]:
             return
-        self.desk.check_fits(tab["documents"])
         newest = tab["documents"][-1]
         ask, reading = self.read(values, tab["documents"]), None
+        self.desk.check_fits(tab["documents"], self.desk.engine.plan(ask.settings))
         for reading in self.desk.prefill(key, tab["documents"], ask):
             if self.shown_tab(request, tab) != tab:
                 return

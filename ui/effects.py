@@ -83,6 +83,9 @@ def work(stats: Stats, name: str, drafter: str | None) -> list[str]:
         words.append(f"<b>{stats['accepted_tokens']}/{stats['draft_tokens']}</b> accepted")
         replayed = replayed_tokens(stats)
         words += [f"<b>{replayed}</b> of them replayed from earlier answers"] if replayed else []
+    dropped = dropped_tokens(stats, name)
+    if dropped:
+        words.append(f'<span class="why" title="{dropped[1]}">dropped <b>{dropped[0]:,}</b> tokens</span>')
     lost, gain, cost = _lost(stats, name), _bought(stats, name), cost_ms(stats, name)
     if lost:
         return [*words, lost]
@@ -118,6 +121,21 @@ def replayed_tokens(stats: Stats) -> int:
     """Accepted tokens that a drafter copied from earlier answers."""
     counts = [notes.get("replayed_tokens") for notes in stats.get("notes", {}).values()]
     return sum(count for count in counts if isinstance(count, int))
+
+
+def droppers_of(stats: Stats) -> list[str]:
+    """Names of the plugins that dropped tokens in an answer."""
+    return [name for name, notes in stats.get("notes", {}).items() if notes.get("dropped_tokens")]
+
+
+def dropped_tokens(stats: Stats, name: str) -> tuple[int, str] | None:
+    """Number of tokens that a plugin dropped from the model's sight, and in words their place at the end of the answer."""
+    notes = stats.get("notes", {}).get(name, {})
+    if not notes.get("dropped_tokens"):
+        return None
+    first, stop = notes["dropped"]
+    total = stats["prompt_tokens"] + stats["completion_tokens"]
+    return notes["dropped_tokens"], f"the model no longer sees tokens {first + 1:,} to {stop:,} of {total:,}"
 
 
 def _about(stats: Stats, name: str) -> str:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from pitlane import Engine, EngineClosed, PromptTooLong, load_document
+from pitlane import Engine, EngineClosed, Plan, PromptTooLong, load_document
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound
 from pitlane.storage.types import Document, StoredDocument
@@ -85,11 +85,17 @@ class Library:
         self.store.documents.remove(document_id)
         self._documents.pop(document_id, None)
 
-    def check_fits(self, document_ids: Sequence[str]) -> None:
-        """Raise PromptTooLong, with both numbers, if the documents alone leave no room for a question."""
+    def check_fits(self, document_ids: Sequence[str], plan: Plan) -> None:
+        """Raise PromptTooLong, with both numbers, if the documents alone leave no room for a question.
+
+        Under a plan that drops tokens, the engine decides.
+        """
+        if plan.hook("trim_cache"):
+            return
         total, context = sum(map(self.num_tokens, document_ids)), self.engine.loader.context
         if total >= context:
             raise PromptTooLong(
                 f"the attached documents have {total} tokens and the context of {self.engine.loader.source.name} holds "
                 f"{context} with question and answer; take a document out, use a shorter document, or start with another --model"
+                f"{self.engine.loader.way_past_context}"
             )

@@ -68,11 +68,12 @@ class QuestionEvents(PluginEvents, ModelEvents):
     @page_event
     def turn_off(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
         """Ask a refused question again without a plugin."""
-        card, num_sampling = self.ui.controls.card(str(event.id)), len(self.ui.sampling)
-        switches = self.ui.controls.switched_off(values[num_sampling:], str(event.id))
-        if card is not None:
-            yield {card.switch: False} | self.next_plan(tab, self.ui.controls.settings(switches))
-        yield from self._answer(request, tab, self._last_question([*values[:num_sampling], *switches]))
+        yield from self._switch(request, str(event.id), False, tab, values)
+
+    @page_event
+    def turn_on(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
+        """Ask a refused question again with a plugin more."""
+        yield from self._switch(request, str(event.id), True, tab, values)
 
     @page_event
     def take_out(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
@@ -146,6 +147,16 @@ class QuestionEvents(PluginEvents, ModelEvents):
         return () if tab["conversation"] is None else self.desk.store.conversations.get(tab["conversation"]).messages
 
     # ---- answers
+
+    def _switch(
+        self, request: gr.Request, name: str, is_on: bool, tab: Tab, values: Sequence[Any]
+    ) -> Iterator[Changes]:
+        """Turn a plugin on or off, and ask the last question again."""
+        card, num_sampling = self.ui.controls.card(name), len(self.ui.sampling)
+        switches = self.ui.controls.switched(values[num_sampling:], name, is_on)
+        if card is not None:
+            yield {card.switch: is_on} | self.next_plan(tab, self.ui.controls.settings(switches))
+        yield from self._answer(request, tab, self._last_question([*values[:num_sampling], *switches]))
 
     def _answer(
         self, request: gr.Request, tab: Tab, question: Question, changes: Changes | None = None

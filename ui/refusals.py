@@ -1,7 +1,7 @@
 """Refusals: the reason why a question has no answer, the ways out, and both as HTML in the thread.
 
-A way out is a verb and its target. page.js turns a click on its button into the event of the verb: `turn_off`, `take_out`, `edit`
-or `retry`. Knows no Gradio.
+A way out is a verb and its target. page.js turns a click on its button into the event of the verb: `turn_on`, `turn_off`,
+`take_out`, `edit` or `retry`. Knows no Gradio.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def refusal_of(error: Exception, plugins: Iterable[str], default: Iterable[str],
         return Refusal(f"{type(error).__name__}: {error}; the terminal shows where it happened")
     ways: list[tuple[str, str]] = []
     if isinstance(error, PromptTooLong):
-        ways = [*(("take_out", document_id) for document_id in documents[:MAX_DOCUMENTS]), ("edit", "")]
+        droppers = re.findall(r"\bturn on (\w+)", str(error))  # plugins that the engine names as a way out
+        ways = [*(("turn_on", name) for name in droppers), *(("take_out", key) for key in documents[:MAX_DOCUMENTS])]
+        ways.append(("edit", ""))
     elif not isinstance(error, StorageError):
         ways = [("turn_off", name) for name in _suspects(str(error), list(plugins), set(default))]
     return Refusal(str(error), tuple(ways))
@@ -55,6 +57,8 @@ def _buttons(message: Message, refusal: Refusal | None, documents: Iterable[Docu
     for verb, target in refusal.ways if refusal else ():
         if verb == "turn_off":
             pieces.append(_button(verb, target, f"Turn off {target}", "Turn the plugin off and ask again"))
+        elif verb == "turn_on":
+            pieces.append(_button(verb, target, f"Turn on {target}", "Turn the plugin on and ask again"))
         elif verb == "take_out" and target in titles:
             pieces.append(
                 _button(verb, target, f"Take out {titles[target]}", "Take it out of this conversation and ask again")

@@ -56,10 +56,15 @@ def stats_line(stats: Mapping[str, Any], drafter: str | None = None) -> str:
     parts = [f"{stats['prompt_tokens']} prompt{cached}", f"TTFT {milliseconds(stats['ttft_ms'])}"]
     if stats["tokens_per_second"]:
         parts.append(f"{stats['tokens_per_second']:.1f} tok/s")
-    for name in sorted({*stats["bought_ms"], *([drafter] if drafter else [])}):
+    notes = stats.get("notes", {})
+    droppers = [name for name in notes if notes[name].get("dropped_tokens")]
+    for name in sorted({*stats["bought_ms"], *([drafter] if drafter else []), *droppers}):
         drafted = name == drafter and stats["draft_tokens"]
         words = [f"{stats['accepted_tokens']}/{stats['draft_tokens']} accepted"] if drafted else []
-        replayed = stats.get("notes", {}).get(name, {}).get("replayed_tokens")
+        if name in droppers:
+            first, stop = notes[name]["dropped"]
+            words.append(f"dropped tokens {first + 1:,} to {stop:,}")
+        replayed = notes.get(name, {}).get("replayed_tokens")
         words += [f"{replayed} of them replayed from earlier answers"] if replayed else []
         bought = stats["bought_ms"].get(name, {}).get("ms", 0.0)
         lost = stats.get("plugin_ms", {}).get(name, 0.0) - bought

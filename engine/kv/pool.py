@@ -4,7 +4,8 @@ A block is `block_size` adjacent slots of one group's store; a sequence's block 
 are reference counted: every sequence with a block holds one reference, and plugins hold references through `lock`. Before a
 sequence writes into a shared block it gets a copy of the block (`fork`, `reserve`). Every group has its own number of blocks. In a
 group with a limit of visible tokens, a sequence holds a bounded number of blocks: `reserve` takes blocks as far as the next forward
-may write, and `drop` gives back the blocks that no later token sees. The pool prefers adjacent blocks, so that the KV of a sequence
+may write, and `drop` gives back the blocks that no later token sees: blocks before the window, except the blocks of the sinks. The
+pool prefers adjacent blocks, so that the KV of a sequence
 is few runs of slots. The pool knows no tensors: its changes of KV wait in `queue` for the next forward.
 """
 
@@ -19,7 +20,7 @@ import numpy as np
 from pitlane.engine.kv.allocator import BlockAllocator
 from pitlane.engine.kv.operations import Copy, OperationQueue
 from pitlane.engine.kv.state import Column, KVGroup, KVState
-from pitlane.engine.kv.visibility import Visibility, visibility_of
+from pitlane.engine.kv.visibility import Visibility, max_held_tokens, num_sinks_of, visibility_of
 
 DROPPED = -1
 
@@ -46,7 +47,11 @@ class Pool:
         self.fingerprint = fingerprint  # KV may be shared or saved only under an equal fingerprint
         self.allocators = [BlockAllocator(count) for count in num_blocks]
         # Per group, the most blocks that a sequence holds; None = no limit.
-        self.max_blocks = [max_blocks_of(v.max_tokens, max_step_tokens, block_size) for v in self.visibilities]
+        self.max_blocks = [
+            max_blocks_of(max_held_tokens(v, block_size), max_step_tokens, block_size) for v in self.visibilities
+        ]
+        # Per group, the first blocks of every sequence that hold its sinks. They are never dropped.
+        self.num_sink_blocks = [-(-num_sinks_of(v) // block_size) for v in self.visibilities]
         self.withheld = [0] * len(groups)
         self.queue = OperationQueue()
 
@@ -73,6 +78,11 @@ class Pool:
         return min(limited, default=inf) * self.block_size
 
     @property
+    def is_endless(self) -> bool:
+        """Whether a sequence may grow without end: all groups drop blocks, and sinks keep the distances small."""
+        return None not in self.max_blocks and any(self.num_sink_blocks)
+
+    @property
     def paying_groups(self) -> list[int]:
         """The groups without a limit of visible tokens; all groups if every group has a limit."""
         groups = range(len(self.groups))
@@ -87,7 +97,8 @@ class Pool:
     def num_missing(self, kv: KVState, num_tokens: int) -> list[int]:
         """Blocks to take per group before a sequence can hold `num_tokens`: new blocks, and copies of blocks to write into."""
         return [
-            max(0, self._end(group, _num_dropped(table), num_tokens) - len(table)) + len(self._shared(kv, group))
+            max(0, self._end(group, self._num_dropped(group, table), num_tokens) - len(table))
+            + len(self._shared(kv, group))
             for group, table in enumerate(kv.block_tables or [[] for _ in self.groups])
         ]
 
@@ -96,9 +107,12 @@ class Pool:
 
         Its first `num_cached_tokens` tokens come from a cache: it shares `num_blocks` full blocks, and gets the rest as a copy.
         """
-        firsts = [self._first_kept(group, num_cached_tokens) for group in range(len(self.groups))]
+        gaps = [self._gap(group, num_cached_tokens) for group in range(len(self.groups))]
         return [
-            max(0, self._end(group, first, num_tokens) - max(first, num_blocks)) for group, first in enumerate(firsts)
+            max(0, self._end(group, len(gap), num_tokens) - max(gap.stop, num_blocks)) + max(0, gap.start - num_blocks)
+            if gap
+            else max(0, self._end(group, 0, num_tokens) - num_blocks)
+            for group, gap in enumerate(gaps)
         ]
 
     def lacking(self, num_missing: SequenceOf[int]) -> list[int]:
@@ -120,18 +134,27 @@ class Pool:
         for group, (table, allocator) in enumerate(zip(self._tables(kv), self.allocators, strict=True)):
             for index in self._shared(kv, group):
                 self._copy_block(kv, group, index)
-            missing = self._end(group, _num_dropped(table), num_tokens) - len(table)
+            missing = self._end(group, self._num_dropped(group, table), num_tokens) - len(table)
             if missing > 0:
                 table += allocator.take(missing, table[-1] if table and table[-1] != DROPPED else None)
         return True
 
-    def _first_kept(self, group: int, num_tokens: int) -> int:
-        """Index of the first block to keep: the next token behind the full blocks of `num_tokens` tokens sees it."""
-        return self.first_seen(group, num_tokens // self.block_size * self.block_size) // self.block_size
+    def _gap(self, group: int, num_tokens: int) -> range:
+        """The blocks between sinks and window that no token behind the full blocks of `num_tokens` tokens sees."""
+        first = self.first_seen(group, num_tokens // self.block_size * self.block_size) // self.block_size
+        return range(self.num_sink_blocks[group], max(first, self.num_sink_blocks[group]))
+
+    def kept(self, group: int, num_tokens: int) -> tuple[range, range]:
+        """The tokens that a saved prefix of `num_tokens` tokens must hold: those of the sinks, and the last tokens.
+
+        A group keeps whole blocks. If no token between is dropped, the first range is empty.
+        """
+        gap, size = self._gap(group, num_tokens), self.block_size
+        return range(gap.start * size if gap else 0), range(gap.stop * size if gap else 0, num_tokens)
 
     def first_loaded(self, group: int, num_tokens: int) -> int:
-        """Index of the first token that a saved prefix of `num_tokens` tokens must hold: a group keeps whole blocks."""
-        return self._first_kept(group, num_tokens) * self.block_size
+        """Index of the first of the last tokens that a saved prefix of `num_tokens` tokens must hold, behind its sinks."""
+        return self.kept(group, num_tokens)[1].start
 
     def _end(self, group: int, num_dropped: int, num_tokens: int) -> int:
         """Number of blocks, dropped blocks included, that the table of a sequence needs to hold `num_tokens`."""
@@ -157,11 +180,15 @@ class Pool:
     def _adopt(self, kv: KVState, columns: SequenceOf[Column], num_tokens: int) -> None:
         assert not kv.block_tables, "only an empty sequence adopts a prefix"
         for group, (table, allocator) in enumerate(zip(self._tables(kv), self.allocators, strict=True)):
-            first = self._first_kept(group, num_tokens)
-            table += [DROPPED] * first
-            for column in columns[first:]:
-                allocator.share(column[group])
-                table.append(column[group])
+            gap = self._gap(group, num_tokens)
+            for index, column in enumerate(columns):
+                table.append(DROPPED if index in gap else column[group])
+                if index not in gap:
+                    allocator.share(column[group])
+            if (
+                gap and not columns
+            ):  # saved KV will be loaded; room for the blocks of the sinks was checked before admission
+                table += [*(allocator.take(gap.start, None) if gap.start else ()), *[DROPPED] * len(gap)]
         kv.num_computed_tokens = num_tokens
 
     def _shared(self, kv: KVState, group: int) -> list[int]:
@@ -169,7 +196,9 @@ class Pool:
         if not kv.block_tables:
             return []
         table, counts = kv.block_tables[group], self.allocators[group].counts
-        start = max(kv.num_computed_tokens // self.block_size, _num_dropped(table))
+        start, num_dropped = kv.num_computed_tokens // self.block_size, self._num_dropped(group, table)
+        if num_dropped:
+            start = max(start, self.num_sink_blocks[group] + num_dropped)
         return [index for index in range(start, len(table)) if counts[table[index]] > 1]
 
     def _copy_block(self, kv: KVState, group: int, index: int) -> None:
@@ -193,7 +222,8 @@ class Pool:
     def drop(self, kv: KVState, num_computed_tokens: int) -> None:
         """Release the blocks that no token behind the first `num_computed_tokens` sees."""
         for group, (table, allocator) in enumerate(zip(self._tables(kv), self.allocators, strict=True)):
-            for index in range(self.first_seen(group, num_computed_tokens) // self.block_size - 1, -1, -1):
+            first = self.first_seen(group, num_computed_tokens) // self.block_size
+            for index in range(first - 1, self.num_sink_blocks[group] - 1, -1):
                 if table[index] == DROPPED:
                     break
                 allocator.release(table[index])
@@ -243,6 +273,13 @@ class Pool:
             slots += range(first + max(start, index * size), first + min(stop, (index + 1) * size))
         return slots
 
+    def _num_dropped(self, group: int, table: list[int]) -> int:
+        """Dropped blocks follow the blocks of the sinks."""
+        first = self.num_sink_blocks[group]
+        if len(table) <= first or table[first] != DROPPED:
+            return 0
+        return bisect_left(table, True, first, key=lambda block: block != DROPPED) - first
+
     @property
     def groups_with_lost_blocks(self) -> list[int]:
         """If no sequence has blocks: the groups with blocks in use that no plugin locks and no draft model pays for."""
@@ -264,10 +301,3 @@ def max_blocks_of(max_tokens: int | None, max_step_tokens: int | None, block_siz
     if max_tokens is None or max_step_tokens is None:
         return None
     return -(-(max_tokens + max_step_tokens) // block_size) + 2
-
-
-def _num_dropped(table: list[int]) -> int:
-    """Dropped blocks are the first blocks of a table."""
-    if not table or table[0] != DROPPED:
-        return 0
-    return bisect_left(table, True, key=lambda block: block != DROPPED)

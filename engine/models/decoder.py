@@ -10,7 +10,7 @@ and Hkv KV heads of size D; q, k and v are views of one tensor, so their rows ar
 from __future__ import annotations
 
 from copy import copy
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from pitlane.engine.models.layers import Ops
 from pitlane.engine.models.parts import Part
 from pitlane.engine.models.recorder import PartMaker, Recorder
 from pitlane.engine.models.rope import Rope
-from pitlane.engine.run.batch import Attention, Batch
+from pitlane.engine.run.batch import Attention, Batch, SinkAttention
 
 EMBEDDING, LAYER, NORM, HEAD = "model.embed_tokens", "model.layers.{}.", "model.norm", "lm_head"
 ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
@@ -30,6 +30,7 @@ ATTENTION_OUTPUT_NORM, MLP_OUTPUT_NORM = "attention_output_norm", "mlp_output_no
 QUERY, KEY, VALUE, OUTPUT = (f"self_attn.{part}_proj" for part in "qkvo")
 QUERY_NORM, KEY_NORM = "self_attn.q_norm", "self_attn.k_norm"
 GATE, UP, DOWN = (f"mlp.{part}_proj" for part in ("gate", "up", "down"))
+Angles: TypeAlias = tuple[Tensor, Tensor]
 ACTIVATIONS = {"silu": "silu_mul", "gelu_tanh": "gelu_mul"}  # -> name in `Ops`
 
 
@@ -104,14 +105,22 @@ class Decoder:
         if self.multiplier != 1.0:
             x *= self.multiplier
         angles = [rope.angles(batch.positions) for rope in self.ropes]
+        shifted = [
+            None if group.sink_positions is None else self._shifted(group.sink_positions) for group in batch.groups
+        ]
         for layer in self.layers[:num_layers]:
             normed = norm(x, layer.attention_norm, eps)
-            out = self._attend(layer, normed, angles, batch, stores[layer.group], attention, reads[layer.group])
+            group = layer.group
+            out = self._attend(layer, normed, angles, shifted[group], batch, stores[group], attention, reads[group])
             x += out if layer.attention_output_norm is None else norm(out, layer.attention_output_norm, eps)
             out = layer.down(activate(layer.gate_up(norm(x, layer.mlp_norm, eps))))
             x += out if layer.mlp_output_norm is None else norm(out, layer.mlp_output_norm, eps)
         logits: Tensor = self.head(norm(x.index_select(0, batch.logit_rows), self.norm, eps))
         return logits
+
+    def _shifted(self, sink_positions: Tensor) -> list[Angles]:
+        """The angles of the queries for sinks, per rotary embedding."""
+        return [rope.angles(sink_positions) for rope in self.ropes]
 
     def with_ops(self, ops: Ops) -> Decoder:
         """Return a model with the same weights and other operations."""
@@ -123,7 +132,8 @@ class Decoder:
         self,
         layer: Layer,
         x: Tensor,
-        angles: list[tuple[Tensor, Tensor]],
+        angles: list[Angles],
+        shifted: list[Angles] | None,
         batch: Batch,
         store: KVStore,
         attention: Attention,
@@ -134,11 +144,17 @@ class Decoder:
         qk, v = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
         if layer.qk_norm is not None:
             qk = F.rms_norm(qk, (dim,), None, self.config.rms_norm_eps) * layer.qk_norm
+        sink_q = qk[:, :heads]
         if layer.rope is not None:
+            if shifted is not None:
+                sink_q = self.ropes[layer.rope].rotate(sink_q, *shifted[layer.rope])
             qk = self.ropes[layer.rope].rotate(qk, *angles[layer.rope])
         q, k = qk[:, :heads], qk[:, heads:]
         store.write(layer.index_in_group, batch.groups[layer.group].slots, k, v)
-        out = attention(q, k, v, store, layer.index_in_group, reads)
+        if shifted is None:
+            out = attention(q, k, v, store, layer.index_in_group, reads)
+        else:  # a plan whose attention cannot read sinks was refused
+            out = cast(SinkAttention, attention)(q, k, v, store, layer.index_in_group, reads, sink_q)
         return layer.output(out.reshape(x.shape[0], heads * dim))
 
 

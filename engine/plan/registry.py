@@ -44,6 +44,7 @@ BUILT_IN = (
     "pitlane.plugins.span_attention",
     "pitlane.plugins.fused_ops",
     "pitlane.plugins.prompt_lookup",
+    "pitlane.plugins.attention_sinks",
     "pitlane.plugins.speculative",
     "pitlane.plugins.self_speculation",
     "pitlane.plugins.jacobi",

@@ -22,6 +22,7 @@ from pitlane.engine.kv.operations import Operation
 from pitlane.engine.kv.pool import Pool
 from pitlane.engine.kv.state import KVState
 from pitlane.engine.kv.store import KVStore
+from pitlane.engine.kv.visibility import num_sinks_of, sink_positions
 
 Indices = npt.NDArray[np.int64]
 
@@ -32,11 +33,15 @@ class GroupBatch:
 
     slots: [T] int64, where the KV of the tokens is written. block_table: [B, W] int32, the blocks of every sequence in token order;
     -1 = dropped, or behind the last block. window_start: [T] int64, the first token of its sequence that a token sees.
+    A token also sees the first `min(num_sinks, window_start)` tokens, with a second query. sink_positions: [T] int64, the position
+    that rotates the second query; None = no token of the batch has one.
     """
 
     slots: Tensor
     block_table: Tensor
     window_start: Tensor
+    num_sinks: int = 0
+    sink_positions: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,8 @@ class Batch:
                     _extended(group.slots, block * self.block_size, count),
                     _extended(group.block_table, block, count),
                     _extended(group.window_start, 0, count),
+                    group.num_sinks,
+                    None if group.sink_positions is None else _extended(group.sink_positions, 0, count),
                 )
                 for group, block in zip(self.groups, null_blocks, strict=True)
             ),
@@ -105,6 +112,15 @@ class Attention(Protocol):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, reads: Any) -> Tensor:
         """q [T, H, D], new k and v [T, Hkv, D] (already in the store) -> [T, H, D]. reads: the result of `prepare`."""
+
+
+class SinkAttention(Attention, Protocol):
+    """An attention that reads sinks. It has an attribute `reads_sinks = True`."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, reads: Any, sink_q: Tensor | None = None
+    ) -> Tensor:
+        """sink_q: the queries for the sinks [T, H, D]; None in a step without them."""
 
 
 class Chunk(NamedTuple):
@@ -154,7 +170,12 @@ class BatchBuilder:
         groups = []
         for group, (targets, visibility) in enumerate(zip(arrays[5:], self.pool.visibilities, strict=True)):
             table = _table([chunk.kv.block_tables[group] for chunk in chunks])
-            groups.append(GroupBatch(*map(torch.from_numpy, (targets, table, visibility.starts(arrays[1])))))
+            starts, num_sinks = visibility.starts(arrays[1]), num_sinks_of(visibility)
+            part = GroupBatch(*map(torch.from_numpy, (targets, table, starts)), num_sinks)
+            if num_sinks and starts.any():
+                shifted = torch.from_numpy(sink_positions(starts, arrays[1], num_sinks))
+                part = replace(part, sink_positions=shifted)
+            groups.append(part)
         ids, places, tree, starts, rows = map(torch.from_numpy, arrays[:5])
         return Batch(ids, places, tree, starts, rows, tuple(groups), tuple(operations), self.pool.block_size)
 

@@ -23,6 +23,7 @@ from pitlane.engine.kv.capacity import BLOCK_SIZE, GroupNeeds, LaneLimits, num_b
 from pitlane.engine.kv.operations import Copy
 from pitlane.engine.kv.pool import DROPPED, Pool
 from pitlane.engine.kv.state import KVState, PrefixMatch
+from pitlane.engine.kv.visibility import max_held_tokens
 from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.pacing.pacing import Pacing
 from pitlane.engine.plan.dispatch import named
@@ -36,6 +37,7 @@ from pitlane.engine.sequence import Sequence
 from pitlane.engine.text.tokenizer import Tokenizer
 
 log = logging.getLogger("pitlane")
+MAX_POSITION = 2**31 - 1  # with sinks, sequences have no other limit; there, an angle in float64 is exact to 5e-7
 Call = Callable[[Callable[[], None]], "Future[None]"]
 Match = Callable[["Lane", Sequence], PrefixMatch | None]
 Reclaim = Callable[["Lane", SequenceOf[int]], None]
@@ -73,7 +75,8 @@ class Lane:
         self.built, self.dtype, self.device = built, dtype, device
         self.load_drafter, self.call, self.tokenizer = load_drafter, call, tokenizer
         pairs = zip(built.stores, built.visibilities, strict=True)
-        counts = num_blocks([GroupNeeds(plan.bytes_per_token, seen.max_tokens) for plan, seen in pairs], limits)
+        needs = [GroupNeeds(plan.bytes_per_token, max_held_tokens(seen, size)) for plan, seen in pairs]
+        counts = num_blocks(needs, limits)
         self.stores = [plan.build(count, size) for plan, count in zip(built.stores, counts, strict=True)]
         self.pool = Pool(groups, counts, size, fingerprint, built.visibilities, limits.max_step_tokens)
         self.builder = BatchBuilder(self.pool)
@@ -99,8 +102,11 @@ class Lane:
 
     @property
     def max_tokens_per_seq(self) -> int:
-        """The token limit of a sequence: the context, or less if the blocks that are not withheld hold fewer tokens."""
-        return int(min(self.limits.context, self.pool.num_usable_tokens))
+        """The token limit of a sequence: the context, or less if the blocks that are not withheld hold fewer tokens.
+
+        With sinks, the context is no limit.
+        """
+        return int(min(MAX_POSITION if self.pool.is_endless else self.limits.context, self.pool.num_usable_tokens))
 
     @property
     def has_work(self) -> bool:

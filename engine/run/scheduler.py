@@ -167,7 +167,9 @@ class Scheduler:
             tensor = tensors.get(f"group.{index}") if isinstance(tensors, Mapping) else None
             *shape, num_tokens, dim = getattr(tensor, "shape", (0, 0))
             expected = [2, len(group.layers), group.num_kv_heads, group.head_dim]
-            if [*shape, dim] != expected or num_tokens < count - self.pool.first_loaded(index, count):
+            sinks, window = self.pool.kept(index, count)
+            num_kept = len(sinks) + len(window)
+            if [*shape, dim] != expected or num_tokens < num_kept or (sinks and num_tokens != num_kept):
                 return True
         return False
 
@@ -234,12 +236,20 @@ class Scheduler:
                 self._used_prefix(seq)
 
     def _load_operation(self, kv: KVState, tensors: Mapping[str, Tensor], start: int, stop: int, count: int) -> Load:
-        """Load the tokens `[start, stop)` of `count` saved tokens. A tensor may lack first tokens: no later token sees them."""
+        """Load the tokens `[start, stop)` of `count` saved tokens. A tensor lacks tokens that no later token sees.
+
+        A tensor ends with the last of the saved tokens. So the place of a token in it follows from the number of tokens behind.
+        """
         slots, starts = [], []
         for group in range(len(self.pool.groups)):
-            first = min(stop, max(start, self.pool.first_loaded(group, count)))
-            slots.append(self.pool.slots(kv, group, first, stop))
-            starts.append(first - count + tensors[f"group.{group}"].shape[3])
+            wanted: list[int] = []
+            num_left = 0
+            for kept in self.pool.kept(group, count):
+                first, end = max(start, kept.start), min(stop, kept.stop)
+                wanted += self.pool.slots(kv, group, first, end) if first < end else []
+                num_left += max(0, kept.stop - first)
+            slots.append(wanted)
+            starts.append(tensors[f"group.{group}"].shape[3] - num_left)
         return Load(slots, tensors, starts)
 
     @staticmethod

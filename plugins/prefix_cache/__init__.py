@@ -8,8 +8,8 @@ disk space. Helps if a prompt begins like an earlier prompt: the next question o
 Paper: RadixAttention, https://arxiv.org/abs/2312.07104; block hashes as in vLLM.
 
 cache.py: the plugin's state in a lane. chain.py: its state of a sequence. index.py: the blocks in memory. disk.py: the files. In
-a KV group with a limit of visible tokens, a file holds only the blocks that the next token sees. When blocks are lacking, memory
-keeps only these blocks too.
+a KV group with a limit of visible tokens, a file holds only the blocks that the next token sees: the last window, and the sinks
+before it. When blocks are lacking, memory keeps only these blocks too.
 """
 
 from __future__ import annotations
@@ -151,10 +151,10 @@ class PrefixCache(Plugin):
             return None
         longest, token_ids = saved[0], seq.token_ids[: saved[0].num_tokens]
 
-        counts = _counts(chain.pool, longest.num_tokens)
+        kept = _kept(chain.pool, longest.num_tokens)
 
         def read() -> dict[str, Tensor] | None:
-            tensors, reason = disk.read(longest, token_ids, counts, as_int8)
+            tensors, reason = disk.read(longest, token_ids, kept, as_int8)
             if tensors is None:
                 chain.saved = saved[1:]
                 chain.discarded.append(reason)
@@ -188,9 +188,11 @@ class PrefixCache(Plugin):
         quota, as_int8 = self._quota, self.options.int8
         key = chain.prefix_hash(seq.token_ids, stop) if stop == document.end else ""
         token_ids = seq.token_ids[:stop]
-        counts = _counts(pool, document.end)
-        firsts = [min(stop, max(start, document.end - count)) for count in counts]
-        slots = [pool.slots(seq.kv, group, first, stop) for group, first in enumerate(firsts)]
+        kept = _kept(pool, document.end)
+        slots = []
+        for group in range(len(pool.groups)):
+            parts = [(max(start, part.start), min(stop, part.stop)) for part in pool.kept(group, document.end)]
+            slots.append([slot for low, high in parts if low < high for slot in pool.slots(seq.kv, group, low, high)])
 
         def sink(tensors: Mapping[str, Tensor]) -> None:
             if chain.num_saved != start:
@@ -198,11 +200,11 @@ class PrefixCache(Plugin):
             chain.pieces.append(tensors)
             chain.num_saved = stop
             if stop == document.end:
-                disk.write(pool.fingerprint, key, token_ids, list(chain.pieces), counts, document, quota, as_int8)
+                disk.write(pool.fingerprint, key, token_ids, list(chain.pieces), kept, document, quota, as_int8)
 
         pool.queue.save(slots, sink)
 
 
-def _counts(pool: Pool, num_tokens: int) -> list[int]:
-    """Per KV group, how many of the last tokens of a saved prefix the file holds."""
-    return [num_tokens - pool.first_loaded(group, num_tokens) for group in range(len(pool.groups))]
+def _kept(pool: Pool, num_tokens: int) -> list[tuple[int, int]]:
+    """Per KV group, how many first tokens and how many last tokens of a saved prefix the file holds."""
+    return [(len(first), len(last)) for first, last in (pool.kept(g, num_tokens) for g in range(len(pool.groups)))]

@@ -70,11 +70,11 @@ class Disk:
             return []
 
     def read(
-        self, saved: SavedPrefix, token_ids: list[int], counts: list[int], as_int8: bool
+        self, saved: SavedPrefix, token_ids: list[int], kept: list[tuple[int, int]], as_int8: bool
     ) -> tuple[dict[str, Tensor] | None, str]:
         """Read the tensors of a saved prefix. On any failure, discard the file and return None and the reason.
 
-        counts: per KV group, how many of the last tokens of the prefix the tensor must hold.
+        kept: per KV group, how many of the first and of the last tokens of the prefix the tensor must hold.
         """
         prefixes = self._opening.result().prefixes
         try:
@@ -82,9 +82,11 @@ class Disk:
                 raise StorageError(f"{saved.file} holds other tokens")
             tensors = prefixes.load(saved)
             tensors = _unpacked(tensors) if as_int8 else tensors
-            for group, count in enumerate(counts):
-                if tensors[f"group.{group}"].shape[3] < count:
-                    raise StorageError(f"{saved.file} holds too few tokens of group {group}; {count} are needed")
+            for group, (num_first, num_last) in enumerate(kept):
+                count, needed = tensors[f"group.{group}"].shape[3], num_first + num_last
+                if count < needed or (num_first and count != needed):
+                    amount = "too few" if count < needed else "too many"
+                    raise StorageError(f"{saved.file} holds {amount} tokens of group {group}; {needed} are needed")
             return tensors, ""
         except Exception as error:
             log.warning("the saved KV of %s is dropped and computed again: %s", saved.title or "a prefix", error)
@@ -100,14 +102,15 @@ class Disk:
         key: str,
         token_ids: list[int],
         pieces: list[Mapping[str, Tensor]],
-        counts: list[int],
+        kept: list[tuple[int, int]],
         document: Segment,
         quota_bytes: int,
         as_int8: bool,
     ) -> None:
         """Queue the KV of a document for the writing thread.
 
-        pieces: parts along the token axis n, `[2, L, Hkv, n, D]`. counts: per KV group, how many of the last tokens to save.
+        pieces: parts along the token axis n, `[2, L, Hkv, n, D]`. kept: per KV group, how many of the first and of the last
+        tokens to save.
         """
         if self.is_missed():
             return
@@ -126,7 +129,7 @@ class Disk:
                     _form(fingerprint, as_int8),
                     key,
                     token_ids,
-                    _joined(pieces, counts, as_int8),
+                    _joined(pieces, kept, as_int8),
                     title=document.title,
                     document_hash=document.document_hash,
                 )
@@ -146,14 +149,15 @@ class Disk:
             self._opening.result().close()
 
 
-def _joined(pieces: list[Mapping[str, Tensor]], counts: list[int], as_int8: bool) -> Mapping[str, Tensor]:
+def _joined(pieces: list[Mapping[str, Tensor]], kept: list[tuple[int, int]], as_int8: bool) -> Mapping[str, Tensor]:
     import torch
 
     with torch.inference_mode():
         whole = {}
-        for group, count in enumerate(counts):
+        for group, (num_first, num_last) in enumerate(kept):
             part = torch.cat([piece[f"group.{group}"] for piece in pieces], dim=3)
-            whole[f"group.{group}"] = part[:, :, :, part.shape[3] - count :].contiguous()
+            ends = part[:, :, :, :num_first], part[:, :, :, part.shape[3] - num_last :]
+            whole[f"group.{group}"] = torch.cat(ends, dim=3) if num_first else ends[1].contiguous()
         packed = int8.pack(whole) if as_int8 else whole
     release_threads()
     return packed

@@ -27,9 +27,10 @@ MIN_AWAITED = 4  # wait only if another request computes at least so many blocks
 class Entry:
     """A cached block. token_ids: fewer than a full block at the end of a sequence. parent: identity of the block before it.
 
-    use: number of the latest use; a key of `BlockIndex.uses`.
+    index: number of blocks before it. use: number of the latest use; a key of `BlockIndex.uses`.
     """
 
+    index: int
     token_ids: list[int]
     column: Column
     parent: bytes
@@ -53,7 +54,8 @@ class BlockIndex:
 
     uses: all cached blocks. Eviction takes columns from the end of a use, so that no block outlives its parent. limited: per KV
     group with a limit of visible tokens, the cached blocks that are not dropped in this group. Such a group can give back blocks
-    while the other groups keep theirs. It begins at the start of a use, because a match needs the last blocks.
+    while the other groups keep theirs. It begins at the start of a use, because a match needs the last blocks. The blocks of sinks
+    come last, because every match needs them.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -83,12 +85,17 @@ class BlockIndex:
 
     def _longest(self, columns: list[Column]) -> int:
         """Return the largest number of leading columns that hold all tokens that the next token sees."""
-        size = self.pool.block_size
-        for count in range(len(columns), 0, -1):
-            firsts = {group: self.pool.first_seen(group, count * size) // size for group in self.limited}
-            if all(columns[index][group] >= 0 for group, first in firsts.items() for index in range(first, count)):
-                return count
-        return 0
+        return next((count for count in range(len(columns), 0, -1) if self._is_whole(columns[:count])), 0)
+
+    def _is_whole(self, columns: SequenceOf[Column]) -> bool:
+        """Whether leading columns hold all tokens that the next token sees."""
+        count, size = len(columns), self.pool.block_size
+        for group in self.limited:
+            first = self.pool.first_seen(group, count * size) // size
+            seen = [*range(min(first, self.pool.num_sink_blocks[group])), *range(first, count)]
+            if any(columns[index][group] < 0 for index in seen):
+                return False
+        return True
 
     def wait_for(self, chain: Chain, num_matched: int) -> Pending | None:
         """A future that completes when another sequence has sealed the missing blocks that both share.
@@ -133,9 +140,8 @@ class BlockIndex:
         """Cache a sealed block. If an equal block is cached, keep the cached block."""
         size = self.pool.block_size
         key = chain.upto(seq.token_ids, index + 1)[index]
-        self._enter(
-            key, seq.token_ids[index * size : (index + 1) * size], seq.kv.column(index), chain.parent(index), chain
-        )
+        token_ids = seq.token_ids[index * size : (index + 1) * size]
+        self._enter(key, index, token_ids, seq.kv.column(index), chain.parent(index), chain)
         if self.computing.get(key) is chain:
             del self.computing[key]
         chain.tell(key)
@@ -147,13 +153,13 @@ class BlockIndex:
         self._use(chain, chain.upto(seq.token_ids, count))
         if rest:
             parent, token_ids = chain.parent(count), seq.token_ids[count * size : count * size + rest]
-            self._enter(block_hash(parent, token_ids), token_ids, seq.kv.column(count), parent, chain)
+            self._enter(block_hash(parent, token_ids), count, token_ids, seq.kv.column(count), parent, chain)
 
     def evict(self, num_blocks: list[int]) -> list[int]:
         """Free up to `num_blocks` of each KV group: the least recently used blocks that no sequence holds. Returns the rest."""
         rest = list(num_blocks)
         for group, uses in self.limited.items():
-            for key in (key for keys in list(uses.values()) for key in list(keys)):
+            for key in (key for keys in list(uses.values()) for key in self._sinks_last(keys, group)):
                 if rest[group] <= 0:
                     break
                 column = _alone(self.entries[key].column, group)
@@ -171,6 +177,9 @@ class BlockIndex:
                 rest = [count - (block >= 0) for count, block in zip(rest, column, strict=True)]
         return rest
 
+    def _sinks_last(self, keys: dict[bytes, None], group: int) -> list[bytes]:
+        return sorted(keys, key=lambda key: self.entries[key].index < self.pool.num_sink_blocks[group])
+
     def _use(self, chain: Chain, keys: SequenceOf[bytes]) -> None:
         """Mark blocks as used now: eviction takes them last."""
         self._num_uses += 1
@@ -186,7 +195,7 @@ class BlockIndex:
     def _uses_of(self, column: Column) -> list[Uses]:
         return [self.uses, *(uses for group, uses in self.limited.items() if column[group] >= 0)]
 
-    def _enter(self, key: bytes, token_ids: list[int], column: Column, parent: bytes, chain: Chain) -> None:
+    def _enter(self, key: bytes, index: int, token_ids: list[int], column: Column, parent: bytes, chain: Chain) -> None:
         entry = self.entries.get(key)
         if entry is not None:
             self._fill(key, entry, column)
@@ -199,7 +208,7 @@ class BlockIndex:
         ]:
             self._drop(other)
         self.pool.lock(column)
-        self.entries[key] = Entry(token_ids, column, parent, chain.use)
+        self.entries[key] = Entry(index, token_ids, column, parent, chain.use)
         self.children.setdefault(parent, {})[key] = None
         for uses in self._uses_of(column):
             uses.add(chain.use, key)

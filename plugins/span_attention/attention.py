@@ -25,6 +25,7 @@ class SpanAttention:
     """ATen's flash operation on a CPU, a plain softmax on other devices."""
 
     formats = None
+    reads_sinks = True
 
     def __init__(self, context: BuildContext) -> None:
         config = context.config
@@ -36,8 +37,10 @@ class SpanAttention:
     def prepare(self, batch: Batch, group: int) -> Reads:
         return self.planner.plan(batch, group)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, reads: Reads) -> Tensor:
-        if len(reads.gathers) == 1 and reads.gathers[0].rows is None and not reads.shared:
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, reads: Reads, sink_q: Tensor | None = None
+    ) -> Tensor:
+        if len(reads.gathers) == 1 and reads.gathers[0].rows is None and not reads.shared and sink_q is None:
             return self._gathered(q, store, layer, reads.gathers[0])[0]
         out = torch.empty_like(q)
         lse = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
@@ -51,7 +54,20 @@ class SpanAttention:
         for shared in reads.shared:  # outer runs first; every run is merged into the earlier parts
             part = self._over_span(q[shared.rows], *store.view(layer, shared.span.start, shared.span.stop), None)
             out[shared.rows], lse[shared.rows] = _merge([(out[shared.rows], lse[shared.rows]), part])
+        if sink_q is not None:
+            self._add_sinks(out, lse, sink_q, store, layer, reads)
         return out
+
+    def _add_sinks(self, out: Tensor, lse: Tensor, q: Tensor, store: KVStore, layer: int, reads: Reads) -> None:
+        """Merge the attention of the second queries [T, H, D] to the sinks into `out` and `lse`."""
+        for gather in reads.sink_gathers:
+            rows = slice(None) if gather.rows is None else gather.rows
+            part = self._gathered(q[rows], store, layer, gather)
+            out[rows], lse[rows] = _merge([(out[rows], lse[rows]), part])
+        for query in reads.sinks:
+            own = slice(query.begin, query.end)
+            parts = [self._over_span(q[own], *store.view(layer, at.start, at.stop), mask) for at, mask in query.parts]
+            out[own], lse[own] = _merge([(out[own], lse[own]), *parts])
 
     def _alone(
         self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, query: Alone

@@ -118,11 +118,13 @@ class Run(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """How a step reads one KV group."""
+    """How a step reads one KV group. sink_gathers, sinks: the reads of second queries, of single tokens and of longer queries."""
 
     gathers: list[Gather]
     alone: list[Alone]
     shared: list[Shared]
+    sink_gathers: list[Gather]
+    sinks: list[Alone]
 
 
 class Planner:
@@ -135,7 +137,9 @@ class Planner:
     def plan(self, batch: Batch, group: int) -> Reads:
         size = batch.block_size
         queries = queries_of(batch, group)
-        reads = Reads([], [], [])
+        reads = Reads([], [], [], [], [])
+        if batch.groups[group].sink_positions is not None:
+            self._add_sinks(reads, queries, batch, group)
         for run in shared_runs(queries, max(1, MIN_SHARED // (size * self.token_bytes))):
             rows = [row for i in run.members for row in range(queries[i].begin, queries[i].end)]
             index = torch.tensor(rows, device=self.device)
@@ -150,6 +154,26 @@ class Planner:
             reads.gathers.append(self._gather([queries[i] for i in members], len(queries), size))
         reads.alone.extend(self._alone(queries[i], batch, group) for i in sorted(alone))
         return reads
+
+    def _add_sinks(self, reads: Reads, queries: list[Query], batch: Batch, group: int) -> None:
+        """Plan how the second queries read the sinks: all single tokens in one call, a longer query alone."""
+        part, single = batch.groups[group], []
+        all_starts = part.window_start.numpy()
+        for query in queries:
+            starts = all_starts[query.begin : query.end]
+            stop = min(part.num_sinks, int(starts.max()))
+            if not stop:
+                continue
+            if len(starts) == 1:
+                single.append(query._replace(low=0, stop=stop))
+                continue
+            parts: list[tuple[Span, Mask | None]] = []
+            for span in spans(query.table, batch.block_size, 0, stop):
+                seen = np.arange(span.first, span.first + span.stop - span.start) < starts[:, None]
+                parts.append((span, None if seen.all() else self._mask(seen, query.is_short)))
+            reads.sinks.append(Alone(query.begin, query.end, parts, True, None))
+        if single:
+            reads.sink_gathers.append(self._gather(single, len(queries), batch.block_size))
 
     def _alone(self, query: Query, batch: Batch, group: int) -> Alone:
         own_spans = spans(query.table, batch.block_size, query.low, query.stop)

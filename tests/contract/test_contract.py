@@ -23,7 +23,8 @@ SAMPLING: list[dict[str, Any]] = [
     {"temperature": 0.8, "top_k": 20},
     {"temperature": 1.2, "top_p": 0.95, "presence_penalty": 0.5},
 ]
-OPTIONS: dict[str, dict[str, Any]] = {  # the defaults do not fit a model of two layers
+OPTIONS: dict[str, dict[str, Any]] = {  # the defaults do not fit a model of two layers, or short prompts
+    "attention_sinks": {"window": 64, "stride": 32},
     "self_speculation": {"num_layers": 1},
     "speculative": {"model": "random:tiny-cut"},
 }

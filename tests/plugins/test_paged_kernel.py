@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pitlane import Draft
 from pitlane.kernels import attention as kernel
+from pitlane.plugins.attention_sinks import SinkWindow
 from pitlane.plugins.paged_attention import Paged
 from tests.engine.run.attention_setting import MIXED, TREE, make_setting, share
 
@@ -136,3 +137,12 @@ def test_paged_large_scores_and_equal_ones() -> None:
     kernel.attend(q, keys, values, kernel.Parts.of([kernel.Seen(0, slots, zero, zero, num_slots)], 1), 1.0, out)
     assert torch.equal(out[0, 0], values[0, 599])
     assert_rounded(out[0, 1], values[0].double().mean(0))
+
+
+@pytest.mark.parametrize("sinks", [SinkWindow(4, 64, 32), SinkWindow(40, 160, 96), SinkWindow(600, 640, 320)])
+def test_paged_sinks(sinks: SinkWindow) -> None:
+    """Second queries in a kernel call with single tokens, drafts, trees and long prompts."""
+    seqs = [*MIXED, (150, 230, None), (222, 1, TREE), (1400, 1, None), (700, 100, None), (1300, 1, Draft([1] * 9))]
+    setting = make_setting(seqs, heads=(6, 2), dim=64, dtype=torch.bfloat16, attention=Paged, sinks=sinks)
+    assert setting.build_batch().groups[0].sink_positions is not None
+    assert_rounded(*setting.run())

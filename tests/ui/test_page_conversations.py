@@ -72,6 +72,27 @@ def test_a_refused_question_shows_its_reason_and_is_no_part_of_later_prompts(pag
     assert 'class="ways"' not in reloaded, "buttons are for the last message"
 
 
+def test_a_text_longer_than_the_context_is_answered_with_the_plugin_that_the_refusal_names(page: Any) -> None:
+    ui, key = page.handlers.ui, conversation(page)
+    changes = last(page.handlers.ask(TAB, TOO_LONG, new_tab(key), *values(page)))
+    assert 'data-do="turn_on" data-id="attention_sinks"' in changes[ui.thread]
+    changes = last(page.handlers.turn_on(TAB, event(id="attention_sinks"), new_tab(key), *values(page)))
+    assert changes[card_of(page, "attention_sinks").switch] is True
+    answer = messages(page, key)[-1]
+    assert answer.role == "assistant" and answer.stats is not None
+    assert answer.stats["notes"]["attention_sinks"]["dropped_tokens"] > 3000
+    assert "the model no longer sees tokens 5 to" in changes[ui.thread]
+
+
+def test_the_page_says_when_dropped_text_is_read_again(page: Any) -> None:
+    ui, key, both = page.handlers.ui, conversation(page), ("prefix_cache", "attention_sinks")
+    last(page.handlers.ask(TAB, "w" * 2000, new_tab(key), *values(page, both)))
+    changes = last(page.handlers.ask(TAB, "again", new_tab(key), *values(page, both)))
+    assert "read whole again" not in changes[ui.thread]
+    changes = last(page.handlers.ask(TAB, "whole", new_tab(key), *values(page)))
+    assert "read whole again without <em>attention_sinks</em>" in changes[ui.thread]
+
+
 def test_a_refused_retry_keeps_the_old_answer_and_says_why(page: Any) -> None:
     key, now = conversation(page, "hi", "the old answer"), values(page)
     changes = last(page.handlers.retry(TAB, NONE, new_tab(key), *now[:4], "s" * 5000, *now[5:]))

@@ -39,6 +39,7 @@ EARLY: dict[str, Callable[[Any, list[Any]], Any]] = {
     "retry before there is a conversation": lambda on, now: on.retry(TAB, event(id="1"), new_tab(), *now),
     "retry in a deleted conversation": lambda on, now: on.retry(TAB, event(id="1"), new_tab("gone"), *now),
     "turn off an unknown plugin": lambda on, now: on.turn_off(TAB, event(id="nope"), new_tab(), *now),
+    "turn on an unknown plugin": lambda on, now: on.turn_on(TAB, event(id="nope"), new_tab(), *now),
     "take out an unknown document": lambda on, now: on.take_out(TAB, event(id="nope"), new_tab(), *now),
     "upload nothing": lambda on, now: on.upload(TAB, [], new_tab(), *now),
     "upload no list": lambda on, now: on.upload(TAB, None, new_tab(), *now),

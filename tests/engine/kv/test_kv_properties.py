@@ -11,24 +11,33 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pitlane import Copy, PrefixMatch, SamplingParams, Save, Sequence
+from pitlane import Copy, PrefixMatch, SamplingParams, Save, Sequence, Visibility
 from pitlane.engine.kv.pool import DROPPED, Pool
 from pitlane.engine.kv.state import Column, KVGroup
+from pitlane.engine.kv.visibility import num_sinks_of, visibility_of
 from pitlane.engine.pacing.pacing import Pacing
 from pitlane.engine.run.scheduler import Scheduler
 from pitlane.engine.sequence import Request, Timing
+from pitlane.plugins.attention_sinks import SinkWindow
 from tests.integrity import assert_integrity
 
 SIZE = 4
 STEP = 12  # the most tokens of a forward
 FULL = KVGroup((0,), 1, 8)
 WINDOWED = KVGroup((1,), 1, 8, window=6)
-GROUPS = [(FULL,), (WINDOWED,), (FULL, WINDOWED)]
+SINKING = KVGroup((2,), 1, 8)
+SINKS = SinkWindow(5, 8, 4)  # two blocks of sinks
+GROUPS = [(FULL,), (WINDOWED,), (FULL, WINDOWED), (SINKING,), (FULL, SINKING), (WINDOWED, SINKING)]
 Step = tuple[str, int, int]
+
+
+def visibilities_of(groups: tuple[KVGroup, ...]) -> list[Visibility]:
+    return [visibility_of(group, SINKS if group is SINKING else None) for group in groups]
 
 
 def steps_of(operations: list[str], max_size: int) -> st.SearchStrategy[list[Step]]:
@@ -97,10 +106,11 @@ class Stores:
         if not stop:
             return
         for group, store in enumerate(self.slots):
-            window = self.pool.groups[group].window
-            start = 0 if window is None else max(0, stop - window + 1)
-            stored = [store[slot] for slot in self.pool.slots(seq.kv, group, start, stop)]
-            assert stored == seq.token_ids[start:stop], f"group {group} of sequence {seq.id}"
+            visibility = self.pool.visibilities[group]
+            start = int(visibility.starts(np.array([stop]))[0])
+            for low, high in ((0, min(start, num_sinks_of(visibility))), (start, stop)):
+                stored = [store[slot] for slot in self.pool.slots(seq.kv, group, low, high)]
+                assert stored == seq.token_ids[low:high], f"group {group} of sequence {seq.id}"
 
 
 # ---- the pool
@@ -136,7 +146,8 @@ class PoolWorld:
     num_saved: int = 0
 
     def __post_init__(self) -> None:
-        self.pool = Pool(self.groups, self.num_blocks, SIZE, "fingerprint", max_step_tokens=STEP)
+        seen = visibilities_of(self.groups)
+        self.pool = Pool(self.groups, self.num_blocks, SIZE, "fingerprint", seen, max_step_tokens=STEP)
         self.stores = Stores(self.pool)
 
     def blocks(self, group: int) -> set[Block]:
@@ -146,10 +157,20 @@ class PoolWorld:
     def num_free(self, group: int) -> int:
         return self.num_blocks[group] - len(self.blocks(group))
 
-    def first(self, group: int, num_tokens: int) -> int:
-        """The first block that a token behind `num_tokens` tokens sees."""
+    def dropped(self, group: int, num_tokens: int) -> range:
+        """The blocks that a token behind `num_tokens` tokens does not see. The first two blocks hold sinks."""
+        if self.groups[group] is SINKING:
+            start = 0
+            while num_tokens - start >= SINKS.window:
+                start += SINKS.stride
+            return range(2, start // SIZE)
         window = self.groups[group].window
-        return 0 if window is None else max(0, num_tokens - window + 1) // SIZE
+        return range(0 if window is None else max(0, num_tokens - window + 1) // SIZE)
+
+    def drop(self, tables: list[list[Block | None]], num_tokens: int) -> None:
+        for group, table in enumerate(tables):
+            for index in self.dropped(group, num_tokens):
+                table[index] = None
 
     def check(self, is_last: bool) -> None:
         assert_integrity(
@@ -191,15 +212,16 @@ class PoolWorld:
         entry = self.cache[a % len(self.cache)] if self.cache and b % 3 else None
         count = b % (len(entry.columns) + 1) if entry else 0
         while entry and any(
-            None in blocks[self.first(g, count * SIZE) : count] for g, blocks in enumerate(entry.blocks)
+            blocks[index] is None
+            for group, blocks in enumerate(entry.blocks)
+            for index in {*range(count)} - {*self.dropped(group, count * SIZE)}
         ):
             count -= 1  # the cache has given back blocks of a window
         self.pool.adopt(seq.kv, entry.columns[:count] if entry else [])
         assert seq.kv.num_computed_tokens == count * SIZE and seq.kv.num_sealed_blocks == count
         seq.token_ids = entry.token_ids[: count * SIZE] if entry else []
         self.model[seq.id] = [list(blocks[:count]) for blocks in entry.blocks] if entry else [[] for _ in self.groups]
-        for group, table in enumerate(self.model[seq.id]):
-            table[: self.first(group, count * SIZE)] = [None] * self.first(group, count * SIZE)
+        self.drop(self.model[seq.id], count * SIZE)
         self.hold(self.model[seq.id], 1)
 
     def new(self) -> Sequence:
@@ -217,7 +239,8 @@ class PoolWorld:
         tables, first = self.model[seq.id], seq.kv.num_computed_tokens // SIZE
         ends, shared = [], []
         for group, table in enumerate(tables):
-            limit = self.groups[group].window and -(-(self.groups[group].window + STEP) // SIZE) + 2
+            visible = 8 + SINKS.window if self.groups[group] is SINKING else self.groups[group].window
+            limit = visible and -(-(visible + STEP) // SIZE) + 2
             ends.append(min(-(-num_tokens // SIZE), table.count(None) + limit if limit else num_tokens))
             shared.append([i for i in range(first, len(table)) if cast(Block, table[i]).num_holders > 1])
         missing = [
@@ -244,7 +267,7 @@ class PoolWorld:
         seq.kv.num_computed_tokens = stop
         self.pool.drop(seq.kv, stop // SIZE * SIZE)
         for group, table in enumerate(self.model[seq.id]):
-            for index in range(self.first(group, stop // SIZE * SIZE)):
+            for index in self.dropped(group, stop // SIZE * SIZE):
                 self.hold([[table[index]]], -1)
                 table[index] = None
             limit = self.pool.max_blocks[group]
@@ -300,9 +323,7 @@ class PoolWorld:
         child.token_ids = seq.token_ids[: seq.kv.num_computed_tokens]
         count = -(-seq.kv.num_computed_tokens // SIZE)
         self.model[child.id] = [table[:count] for table in self.model[seq.id]]
-        for group, table in enumerate(self.model[child.id]):
-            first = self.first(group, seq.kv.num_computed_tokens // SIZE * SIZE)
-            table[:first] = [None] * first
+        self.drop(self.model[child.id], seq.kv.num_computed_tokens // SIZE * SIZE)
         self.hold(self.model[child.id], 1)
 
     def preempt(self, seq: Sequence, b: int) -> None:
@@ -339,8 +360,8 @@ class PoolWorld:
             self.hold(entry.blocks, -1)
 
     def narrow(self, a: int) -> None:
-        """Give back the first block of an entry of the cache that one windowed group has."""
-        if not self.cache or self.groups[-1].window is None:
+        """Give back the first block of an entry of the cache that one limited group has."""
+        if not self.cache or self.groups[-1] is FULL:
             return
         entry, group = self.cache[a % len(self.cache)], len(self.groups) - 1
         index = next((index for index, column in enumerate(entry.columns) if column[group] != DROPPED), None)
@@ -419,11 +440,12 @@ class SchedulerWorld:
         """Windowed groups get the blocks of one sequence, and one for a fork; long prompts take them step by step."""
         self.is_bounded = len(groups) > 1 and num_blocks % 2 == 0
         steps = budget if self.is_bounded else 1000
-        self.pool = Pool(groups, [num_blocks] * len(groups), SIZE, "fingerprint", max_step_tokens=steps)
+        seen = visibilities_of(groups)
+        self.pool = Pool(groups, [num_blocks] * len(groups), SIZE, "fingerprint", seen, max_step_tokens=steps)
         if self.is_bounded:
             limits = [limit and min(num_blocks, limit + 1 + num_blocks % 4) for limit in self.pool.max_blocks]
             counts = [limit or num_blocks for limit in limits]
-            self.pool = Pool(groups, counts, SIZE, "fingerprint", max_step_tokens=steps)
+            self.pool = Pool(groups, counts, SIZE, "fingerprint", seen, max_step_tokens=steps)
         self.stores = Stores(self.pool)
         self.scheduler = Scheduler(self.pool, budget, 6, self.match, self.reclaim, Pacing(budget))
         self.cache: dict[tuple[int, ...], Column] = {}  # a block, by all tokens up to its end
@@ -437,7 +459,7 @@ class SchedulerWorld:
             if column is None:
                 break
             match.blocks.append(column)
-        while any(DROPPED in (column[group] for column in match.blocks[first:]) for group, first in self.firsts(match)):
+        while any(match.blocks[index][group] == DROPPED for group, index in self.needed(match)):
             match.blocks.pop()
         start = len(match.blocks) * SIZE
         for key, column in self.cache.items():
@@ -452,10 +474,14 @@ class SchedulerWorld:
                 match.tail = (column, count)
         return match
 
-    def firsts(self, match: PrefixMatch) -> list[tuple[int, int]]:
-        """Per group the first block that the token behind a match sees."""
-        stop = len(match.blocks) * SIZE
-        return [(group, self.pool.first_seen(group, stop) // SIZE) for group in range(len(self.pool.groups))]
+    def needed(self, match: PrefixMatch) -> list[tuple[int, int]]:
+        """The group and the index of every block that the token behind a match sees."""
+        count, needed = len(match.blocks), []
+        for group in range(len(self.pool.groups)):
+            first = self.pool.first_seen(group, count * SIZE) // SIZE
+            sinks = range(min(first, self.pool.num_sink_blocks[group]))
+            needed += [(group, index) for index in (*sinks, *range(first, count))]
+        return needed
 
     def reclaim(self, num_blocks: Any) -> None:
         """Give back the blocks of a windowed group alone, and whole columns if other groups lack blocks."""

@@ -8,6 +8,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from pitlane.engine.run.batch import Batch
 from pitlane.engine.run.built_model import BuiltModel
 from pitlane.engine.run.lane import Lane, LaneLimits
 from pitlane.engine.sequence import Request, Timing
+from pitlane.plugins.attention_sinks import SinkWindow
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6}
@@ -48,6 +50,7 @@ class Setting:
     window: int | None
     generator: torch.Generator
     queries: Tensor = field(default_factory=lambda: torch.empty(0))
+    sinks: SinkWindow | None = None
 
     def __post_init__(self) -> None:
         for store in self.lane.stores:
@@ -63,8 +66,8 @@ class Setting:
         """The reads that the attention plans for a batch."""
         return self.lane.built.attention.prepare(batch or self.build_batch(), 0)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
-        return self.lane.built.attention(q, k, v, self.lane.stores[0], 1, self.prepare(batch))
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, batch: Batch, *sink_q: Tensor) -> Tensor:
+        return self.lane.built.attention(q, k, v, self.lane.stores[0], 1, self.prepare(batch), *sink_q)
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Run the attention on a batch: output [T, H, D], and the reference in float64."""
@@ -73,13 +76,24 @@ class Setting:
         q = self.queries = self.random(batch.num_tokens, self.heads, dim)
         k, v = (self.random(batch.num_tokens, kv_heads, dim) for _ in "kv")
         store.write(1, batch.groups[0].slots, k, v)
-        out = self.attend(q, k, v, batch)
+        has_sinks = batch.groups[0].sink_positions is not None
+        sink_q = self.random(*q.shape) if has_sinks else q
+        out = self.attend(q, k, v, batch, *((sink_q,) if has_sinks else ()))
         assert out.shape == q.shape and out.dtype == q.dtype
-        bounds = pairwise(batch.query_start.tolist())
-        return out, torch.cat([self.reference(seq, q[a:b]) for seq, (a, b) in zip(self.seqs, bounds, strict=True)])
+        pairs = zip(self.seqs, pairwise(batch.query_start.tolist()), strict=True)
+        return out, torch.cat([self.reference(seq, q[a:b], sink_q[a:b]) for seq, (a, b) in pairs])
 
-    def reference(self, seq: Sequence, q: Tensor) -> Tensor:
-        """The definition: a query sees, within the window, the tokens before its sequence's queries, its ancestors and itself."""
+    def start(self, position: int) -> int:
+        """The first token that a position sees in its window."""
+        if self.sinks is None:
+            return 0 if self.window is None else max(0, position + 1 - self.window)
+        return int(self.sinks.starts(np.array([position]))[0])
+
+    def reference(self, seq: Sequence, q: Tensor, sink_q: Tensor) -> Tensor:
+        """The definition: a query sees, within the window, the tokens before its sequence's queries, its ancestors and itself.
+
+        It also sees the sinks before the window, with a second query.
+        """
         first = seq.kv.num_computed_tokens
         store, table = self.lane.stores[0], seq.kv.block_tables[0]
         size = self.lane.pool.block_size
@@ -90,15 +104,18 @@ class Setting:
             parents += [seq.num_tokens + parent for parent in links]
             positions += [seq.num_tokens - 1 + depth for depth in depths(links)]
         out = []
-        for i, query in enumerate(q.double()):
-            node, slots = first + i, []
+        for i, queries in enumerate(torch.stack((q, sink_q), 1).double()):
+            node, slots, kinds = first + i, [], []
+            start = self.start(positions[node])
             while node >= 0:
-                if self.window is None or positions[first + i] - positions[node] < self.window:
+                is_sink = self.sinks is not None and positions[node] < min(start, self.sinks.num_sinks)
+                if positions[node] >= start or is_sink:
                     slots.append(table[node // size] * size + node % size)
+                    kinds.append(int(is_sink))
                 node = parents[node]
             keys, values = store.data[:, 1, :, slots].double()
             keys, values = (x.repeat_interleave(self.heads // x.shape[0], 0) for x in (keys, values))
-            weights = (torch.einsum("hd,hsd->hs", query, keys) * q.shape[-1] ** -0.5).softmax(-1)
+            weights = (torch.einsum("shd,hsd->hs", queries[kinds], keys) * q.shape[-1] ** -0.5).softmax(-1)
             out.append(torch.einsum("hs,hsd->hd", weights, values))
         return torch.stack(out)
 
@@ -112,6 +129,7 @@ def make_setting(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     attention: Any = PlainAttention,
+    sinks: SinkWindow | None = None,
 ) -> Setting:
     """seqs: (tokens computed, tokens scheduled, draft). Pairs of blocks of a sequence stand in random order."""
     group = KVGroup((0, 1), heads[1], dim, window)
@@ -121,7 +139,7 @@ def make_setting(
         num_heads=heads[0], num_kv_heads=heads[1], head_dim=dim, attention_scale=dim**-0.5, kv_groups=(group,)
     )
     context = BuildContext(config, dtype, CPU)
-    parts = ([], False, (), (visibility_of(group),), (dense_plan(group, dtype, CPU),))
+    parts = ([], False, (), (visibility_of(group, sinks),), (dense_plan(group, dtype, CPU),))
     built = BuiltModel(Groups((group,)), attention(context), cast(Any, None), context, *parts)
     tokenizer: Any = None
     lane = Lane(built, "", dtype, CPU, limits, not_called, not_called, not_called, not_called, tokenizer)
@@ -141,13 +159,13 @@ def make_setting(
         made.append(seq)
     generator = random.Random(seed)
     for seq in made:
-        lane.pool.reserve(seq.kv, seq.num_tokens)
+        assert lane.pool.reserve(seq.kv, seq.num_tokens)
         table = seq.kv.block_tables[0]
         pieces = [table[at : at + 2] for at in range(0, len(table), 2)]
         generator.shuffle(pieces)  # the pool alone would give adjacent blocks
         seq.kv.block_tables[0] = [block for piece in pieces for block in piece]
         lane.pool.drop(seq.kv, seq.kv.num_computed_tokens)
-    return Setting(lane, made, heads[0], window, torch.Generator().manual_seed(seed))
+    return Setting(lane, made, heads[0], window, torch.Generator().manual_seed(seed), sinks=sinks)
 
 
 def assert_near(out: Tensor, expected: Tensor) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pitlane import Draft, PlainAttention
+from pitlane.plugins.attention_sinks import SinkWindow
 from pitlane.plugins.span_attention.attention import SpanAttention
 from tests.engine.run.attention_setting import MIXED, TREE, assert_near, make_setting, torch_attention
 
@@ -21,6 +22,14 @@ ATTENTIONS = pytest.mark.parametrize("attention", [PlainAttention, SpanAttention
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (5, 1)])
 def test_a_mixed_batch(attention: Any, heads: tuple[int, int], window: int | None, dtype: torch.dtype) -> None:
     setting = make_setting(MIXED, attention=attention, heads=heads, window=window, dtype=dtype)
+    assert_near(*setting.run())
+
+
+@ATTENTIONS
+@pytest.mark.parametrize("sinks", [SinkWindow(4, 64, 32), SinkWindow(40, 32, 32), SinkWindow(1, 160, 96)])
+def test_a_mixed_batch_with_sinks(attention: Any, sinks: SinkWindow) -> None:
+    setting = make_setting([*MIXED, (150, 130, None), (222, 1, TREE)], attention=attention, heads=(6, 2), sinks=sinks)
+    assert setting.build_batch().groups[0].sink_positions is not None
     assert_near(*setting.run())
 
 
