@@ -69,8 +69,8 @@ class KVShape:
 class MemoryEstimate:
     """What a model takes under a plan at one context and batch, and what fits. Sizes in bytes, contexts in tokens.
 
-    weight_plugins, kv_plugins: the plugins of the plan that make the weights, and that store or trim KV. fixed_kv_bytes: the part of
-    kv_bytes that does not depend on context and batch. load_bytes: most memory while the weights load. max_position:
+    weight_plugins, kv_plugins: the plugins of the plan that make the weights, and that store or trim KV. fixed_kv_bytes: the part
+    of kv_bytes that does not depend on context and batch. load_bytes: most memory while the weights load. max_position:
     the context that the model was made for. max_context, max_batch: the longest context at this batch and the largest batch at
     this context that fit in free memory. default_kv_bytes, default_kv_tokens: KV memory of an engine without `kv_memory`.
     kv_memory: the value of `kv_memory` with which every lane of an engine holds this context and batch.

@@ -88,7 +88,8 @@ class Variant:
             plan.hook("build_runner"),
             tuple(visibility_of(group, trim.value if trim else None) for group, _, trim in kv),
             tuple(
-                _guarded_store(store, parts) if store else _store_or_core(group, None, context) for group, store, _ in kv
+                _guarded_store(store, parts) if store else _store_or_core(group, None, context)
+                for group, store, _ in kv
             ),
         )
 

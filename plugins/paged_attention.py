@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pitlane.kernels.attention import Indices, Parts, Seen, Slots
 
 
+MAX_SHORT_PARTS = 4 * 2048  # of the short queries of a kernel call
 MAX_PARTS = 2048  # per kernel call; bounds the memory of partial results: 8 kB per part, 17 MB for llama-1b
 MOST_SHORT = 72  # most tokens of a short query: room for a token with a draft of 64
 
@@ -46,17 +47,18 @@ class PagedAttention(Plugin):
 class Paged:
     """Per layer: a kernel call for all short queries and draft trees, and calls of at most `MAX_PARTS` parts per long query."""
 
-    formats = ("dense",)
-
     def __init__(self, context: BuildContext) -> None:
         from pitlane.kernels.attention import attend
+        from pitlane.kernels.attention_quant import BITS, attend_quantized, unavailable
 
-        self.attend = attend
+        self.attend, self.attend_quantized, self.bits = attend, attend_quantized, BITS
+        self.formats = ("dense", *(() if unavailable(context.config.head_dim) else BITS))
         self.scale = context.config.attention_scale
 
     def prepare(self, batch: Batch, group: int) -> list[Parts]:
-        from pitlane.kernels.attention import Parts
+        from pitlane.kernels.attention import PIECE, Parts
 
+        num_parts = 0
         num_tokens, step = batch.num_tokens, Step.of(batch, group)
         short: list[Seen] = []
         calls: list[Parts] = []
@@ -64,14 +66,22 @@ class Paged:
             runs = step.seen(row, begin, end)
             if end - begin <= MOST_SHORT or len(runs) > 1:  # a kernel call merges all parts of a token
                 short += runs
+                num_parts += sum(len(run.tokens) * -(-len(run.slots) // PIECE) for run in runs)
+                if num_parts > MAX_SHORT_PARTS:
+                    calls.append(Parts.of(short, num_tokens))
+                    short, num_parts = [], 0
             else:
                 calls += [Parts.of([piece], num_tokens) for run in runs for piece in _cut(run)]
         return [Parts.of(short, num_tokens), *calls] if short else calls
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, reads: list[Parts]) -> Tensor:
         out, (keys, values) = q.new_empty(q.shape), store.tensors(layer)
+        bits = self.bits.get(store.format)
         for parts in reads:
-            self.attend(q, keys, values, parts, self.scale, out)
+            if bits is None:
+                self.attend(q, keys, values, parts, self.scale, out)
+            else:  # quantized KV: the rows of all blocks, and the open blocks in full precision
+                self.attend_quantized(q, keys, values, parts, bits, self.scale, out)
         return out
 
 

@@ -82,5 +82,7 @@ def _stores(lane: Lane) -> list[QuantizedKV]:
     return cast("list[QuantizedKV]", lane.stores)
 
 
-def _build(kind: type[QuantizedKV], group: KVGroup, context: BuildContext, rows: object, count: int, size: int) -> object:
+def _build(
+    kind: type[QuantizedKV], group: KVGroup, context: BuildContext, rows: object, count: int, size: int
+) -> object:
     return kind(group, count, size, context, rows)  # type: ignore[arg-type]

@@ -80,8 +80,7 @@ def _group(group: GroupBatch, store: QuantizedKV, parts: Sequence[Part]) -> Grou
     for row, part in enumerate(parts):
         blocks = table[row, part.blocks.start : part.blocks.stop].tolist()
         opened = [
-            store.open(block, index * TOKENS >= part.first)
-            for index, block in zip(part.blocks, blocks, strict=True)
+            store.open(block, index * TOKENS >= part.first) for index, block in zip(part.blocks, blocks, strict=True)
         ]
         table[row, part.blocks.start : part.blocks.stop] = torch.tensor(opened, dtype=table.dtype)
         for index in range(part.first, part.first + part.end - part.begin):
@@ -90,5 +89,3 @@ def _group(group: GroupBatch, store: QuantizedKV, parts: Sequence[Part]) -> Grou
             closing.append(blocks[-1])
     store.close_in_forward(closing)
     return replace(group, slots=torch.tensor(slots), block_table=table)
-
-

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from pitlane import BuildContext, KVGroup
+from pitlane.kernels.attention_quant import FIRST_OPEN
 from pitlane.plugins.kv_quant.formats import TOKENS, Format
 
-OPEN = 2**23  # number of the first open block; slots stay below 2^31
+OPEN = FIRST_OPEN // TOKENS  # number of the first open block
 MIN_OPEN = 24  # open blocks at first: a step of 512 prompt tokens, and the blocks of 8 sequences that decode
 
 
@@ -35,9 +36,7 @@ class QuantizedKV:
         shape = (2, len(group.layers), group.num_kv_heads)
         size = (num_blocks + 1) * TOKENS
         self.data = torch.empty(*shape, size, rows.num_bytes, dtype=torch.uint8, device=context.device)
-        self.full = torch.empty(
-            *shape, MIN_OPEN * TOKENS, group.head_dim, dtype=context.dtype, device=context.device
-        )
+        self.full = torch.empty(*shape, MIN_OPEN * TOKENS, group.head_dim, dtype=context.dtype, device=context.device)
         self.counts: npt.NDArray[np.int32] | None = None
         self._open: dict[int, int] = {}  # block -> its index in `full`
         self._free = list(range(MIN_OPEN))
@@ -110,7 +109,7 @@ class QuantizedKV:
     # ---- a forward
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        slots = slots - OPEN * TOKENS
+        slots = slots - FIRST_OPEN
         self.full[0, layer].index_copy_(1, slots, keys.transpose(0, 1))
         self.full[1, layer].index_copy_(1, slots, values.transpose(0, 1))
         if self._closing is not None:
@@ -121,9 +120,9 @@ class QuantizedKV:
         return self.data[:, layer], self.full[:, layer]
 
     def view(self, layer: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        base = OPEN * TOKENS
-        if start >= base:
-            return self.full[0, layer, :, start - base : stop - base], self.full[1, layer, :, start - base : stop - base]
+        if start >= FIRST_OPEN:
+            keys, values = self.full[:, layer, :, start - FIRST_OPEN : stop - FIRST_OPEN]
+            return keys, values
         low = start // TOKENS * TOKENS
         rows = self.data[:, layer, :, low : -(-stop // TOKENS) * TOKENS].unflatten(2, (-1, TOKENS))
         keys, values = (x.flatten(1, 2)[:, start - low : stop - low] for x in self.rows.decode(rows, self.dtype))
@@ -137,7 +136,7 @@ class QuantizedKV:
 
     def _gathered(self, layer: int, slots: Tensor) -> Tensor:
         """Keys and values [2, Hkv, n, D] of slots [n]. Every run of slots in a block is decoded once."""
-        is_open = slots >= OPEN * TOKENS
+        is_open = slots >= FIRST_OPEN
         blocks, index = torch.unique_consecutive(slots[~is_open] // TOKENS, return_inverse=True)
         rows = self.data[:, layer].unflatten(2, (-1, TOKENS)).index_select(2, blocks)
         decoded = torch.stack(self.rows.decode(rows, self.dtype)).flatten(2, 3)
@@ -146,7 +145,7 @@ class QuantizedKV:
             return closed
         out = closed.new_empty(2, closed.shape[1], len(slots), closed.shape[3])
         out[:, :, ~is_open] = closed
-        out[:, :, is_open] = self.full[:, layer].index_select(2, slots[is_open] - OPEN * TOKENS)
+        out[:, :, is_open] = self.full[:, layer].index_select(2, slots[is_open] - FIRST_OPEN)
         return out
 
     # ---- KV operations; their slots are those of the pool
