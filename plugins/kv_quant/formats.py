@@ -95,7 +95,7 @@ class Affine:
         if self.bits == 4:
             codes = torch.cat((codes & 15, codes >> 4), -1)
         share = dim * 4 // TOKENS
-        packed = rows[0, ..., first : first + share].reshape(*rows.shape[1:-2], 4 * dim)
+        packed = rows[0, ..., first : first + share].reshape(*rows.shape[1:-2], 4 * dim).contiguous()
         scales, zeros = packed.view(torch.bfloat16).unflatten(-1, (dim, 2)).float().unbind(-1)
         keys = torch.addcmul(zeros.unsqueeze(-2), codes[0].float(), scales.unsqueeze(-2))
         packed = rows[1, ..., first : first + 4 * self.num_groups].contiguous()
