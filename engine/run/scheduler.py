@@ -153,6 +153,10 @@ class Scheduler:
     def _find_prefix(self, seq: Sequence) -> PrefixMatch:
         """Return the match of a plugin, or an empty match if it leaves no token to compute or cannot be read."""
         match = self.match(seq) or PrefixMatch()
+        if match.num_loading_tokens == 0 and _is_unreadable(
+            match
+        ):  # a look-up that has ended already: ask for its outcome
+            match = self.match(seq) or PrefixMatch()
         if self.pool.whole_blocks:
             match.tail = None
         count = match.num_loading_tokens

@@ -4,9 +4,13 @@ Changes in the loop: `build_kv_store` stores complete blocks of 32 tokens in the
 block, values with a scale for 32 channels of a token; `build_runner` lets a token read its own block in full precision and every
 earlier block in the format, also within one forward. So the answer depends on no chunk, draft, batch, cached prefix or restart.
 Cached prefixes are used in whole blocks, and a draft tree ends with its block.
-Exactness: approximate.
-Costs: time to quantize a block and to read it: PyTorch's operations turn the blocks that a step reads into the model's dtype. Helps
-where KV is short: long contexts, many sequences, many saved documents.
+Exactness: approximate. A value of int8 or int4 is off by at most half a scale: 0.2 % or 3.3 % of the range of its group; a value of
+fp8 by 6 %. Metric: share of the next token's probability that moves, mean over all tokens; value: 0.13 % (int8), 2.4 % (int4),
+2.7 % (fp8), and a perplexity of 78.6 becomes 78.6, 78.5 and 78.4; model: bundled in float32; text: its sample PDF (655 tokens). A
+test holds bounds of 0.3 %, 5 % and 5 %.
+Costs: time to quantize a block and to read it. `paged_attention` reads the format where it lies, in C; with other attentions,
+PyTorch's operations turn the blocks that a step reads into the model's dtype. Helps where KV is short: long contexts, many
+sequences, many saved documents.
 Paper: KIVI, https://arxiv.org/abs/2402.02750 (its full-precision part is the open block: at most 32 tokens, not the last 128)
 """
 

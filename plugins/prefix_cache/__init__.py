@@ -108,7 +108,7 @@ class PrefixCache(Plugin):
             "documents": [
                 segment.title
                 for segment in seq.request.segments
-                if segment.end <= max(chain.memory_tokens, chain.disk_tokens)
+                if 0 < chain.pool.num_reusable(segment.end) <= max(chain.memory_tokens, chain.disk_tokens)
             ],
             "discarded": chain.discarded,
         }
@@ -146,7 +146,7 @@ class PrefixCache(Plugin):
                 return None
 
             looking = disk.submit(look_up)  # always: a look-up renews the date of last use
-            return PrefixMatch(loading=looking) if max(ends) > num_matched else None
+            return PrefixMatch(loading=looking) if chain.pool.num_reusable(max(ends)) > num_matched else None
         if not saved or saved[0].num_tokens <= num_matched + (WORTH_READING if num_matched else 0):
             return None
         longest, token_ids = saved[0], seq.token_ids[: saved[0].num_tokens]
