@@ -17,6 +17,7 @@ from pitlane import BuildContext, Draft, KVGroup, KVState, PlainAttention, PlanC
 from pitlane.engine.models.presets import PRESETS
 from pitlane.engine.run.batch import BatchBuilder, Chunk
 from pitlane.kernels import attention_quant as kernel
+from pitlane.kernels import linear
 from pitlane.plugins.kv_quant.arrange import arranged
 from pitlane.plugins.kv_quant.formats import format_of, row_bytes
 from pitlane.plugins.kv_quant.store import QuantizedKV
@@ -325,6 +326,26 @@ def test_a_model_with_a_window(make_engine: Any, monkeypatch: pytest.MonkeyPatch
         )
         result = engine.generate(prompt, PARAMS)
         assert (result.token_ids, result.stats["cached_tokens"]) == (expected, cached)
+        engine.close()
+
+
+@pytest.mark.usefixtures("always_draft")
+@pytest.mark.parametrize("name", ["int8", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int4", "fp8"))])
+def test_in_bfloat16_the_kernels_give_equal_tokens_in_any_chunk_draft_or_batch(make_engine: Any, name: str) -> None:
+    """To the bit, with linears and attention in C: also after a load of saved blocks."""
+    if kernel.unavailable(64) or linear.unavailable():
+        pytest.skip(str(kernel.unavailable(64) or linear.unavailable()))
+    exact: dict[str, Any] = {"packed_linear": {}, "paged_attention": {}, "kv_quant": {"format": name}}
+    prompts = [chat((1, 100), question=2), chat((1, 100), question=3), chat((4, 40))]
+    alone = make_engine("bundled", dtype="bfloat16", plugins=exact, kv_memory=2**28)
+    assert alone.lane_of(alone.default_plan).built.is_batch_invariant
+    expected = [alone.generate(prompt, PARAMS).token_ids for prompt in prompts]
+    for step in (29, 512):
+        engine = make_engine("bundled", dtype="bfloat16", plugins=exact, kv_memory=2**28, max_step_tokens=step)
+        plans = [engine.plan(exact | drafter | {"prefix_cache": {}}) for drafter in (TREES, LOOKUP, {"jacobi": {}})]
+        pairs = zip(prompts, plans, strict=True)
+        streams = [engine.submit(prompt, PARAMS, plan=plan) for prompt, plan in pairs]
+        assert [stream.result().token_ids for stream in streams] == expected
         engine.close()
 
 
