@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pitlane import PlanConflict, SamplingParams
+from pitlane import BadOption, PlanConflict, SamplingParams
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.testing import assert_only_ties_differ
 
@@ -47,7 +47,7 @@ def run_pairs(make_engine: Any, dtype: str, adapter: str) -> tuple[list[tuple[st
         try:
             plan = engine.plan(settings(pair))
             results = [engine.generate(prompt, PARAMS, plan=plan) for _ in range(2)]
-        except PlanConflict as error:
+        except (PlanConflict, BadOption) as error:
             refused[pair] = str(error)
             continue
         changing = tuple(name for name in pair if not is_exact(name))
