@@ -18,7 +18,7 @@ from pitlane.testing import assert_only_ties_differ
 
 REGISTRY = PluginRegistry.load()
 TOGGLABLE = sorted(REGISTRY.togglable())
-PARAMS = SamplingParams(max_tokens=48, ignore_eos=True, logprobs=20)
+PARAMS = SamplingParams(max_tokens=24, ignore_eos=True, logprobs=20)
 PASSAGE = [random.Random(3).randrange(256) for _ in range(30)]
 OPTIONS: dict[str, dict[str, Any]] = {  # the defaults do not fit a model of two layers
     "self_speculation": {"num_layers": 1},
@@ -43,11 +43,16 @@ def run_pairs(make_engine: Any, dtype: str, adapter: str) -> tuple[list[tuple[st
     def settings(names: Any) -> dict[str, Any]:
         return {name: options.get(name, {}) for name in names}
 
+    plans = {}
     for pair in combinations(TOGGLABLE, 2):
         try:
-            plan = engine.plan(settings(pair))
-            results = [engine.generate(prompt, PARAMS, plan=plan) for _ in range(2)]
+            plans[pair] = engine.plan(settings(pair))
         except (PlanConflict, BadOption) as error:
+            refused[pair] = str(error)
+    for pair in sorted(plans, key=lambda pair: plans[pair].lane_key):  # every lane opens once
+        try:
+            results = [engine.generate(prompt, PARAMS, plan=plans[pair]) for _ in range(2)]
+        except PlanConflict as error:
             refused[pair] = str(error)
             continue
         changing = tuple(name for name in pair if not is_exact(name))

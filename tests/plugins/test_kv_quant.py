@@ -335,7 +335,8 @@ def test_in_bfloat16_the_kernels_give_equal_tokens_in_any_chunk_draft_or_batch(m
     """To the bit, with linears and attention in C: also after a load of saved blocks."""
     if kernel.unavailable(64) or linear.unavailable():
         pytest.skip(str(kernel.unavailable(64) or linear.unavailable()))
-    exact: dict[str, Any] = {"packed_linear": {}, "paged_attention": {}, "kv_quant": {"format": name}}
+    built: dict[str, Any] = {"packed_linear": {}, "paged_attention": {}, "fused_ops": {}}
+    exact = built | {"kv_quant": {"format": name}}
     prompts = [chat((1, 100), question=2), chat((1, 100), question=3), chat((4, 40))]
     alone = make_engine("bundled", dtype="bfloat16", plugins=exact, kv_memory=2**28)
     assert alone.lane_of(alone.default_plan).built.is_batch_invariant
