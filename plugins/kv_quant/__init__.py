@@ -16,7 +16,6 @@ Paper: KIVI, https://arxiv.org/abs/2402.02750 (its full-precision part is the op
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
@@ -52,7 +51,7 @@ class KVQuant(Plugin):
         return KVStorePlan(
             format_name(rows.name),
             2 * len(group.layers) * group.num_kv_heads * rows.num_bytes,
-            partial(_build, QuantizedKV, group, context, rows),
+            lambda count, size: QuantizedKV(group, count, size, context, rows),
             saved_dim=rows.num_bytes,
             whole_blocks=True,
             fixed_bytes=MIN_OPEN * TOKENS * group.bytes_per_token(context.dtype),
@@ -84,9 +83,3 @@ class KVQuant(Plugin):
 
 def _stores(lane: Lane) -> list[QuantizedKV]:
     return cast("list[QuantizedKV]", lane.stores)
-
-
-def _build(
-    kind: type[QuantizedKV], group: KVGroup, context: BuildContext, rows: object, count: int, size: int
-) -> object:
-    return kind(group, count, size, context, rows)  # type: ignore[arg-type]
