@@ -37,7 +37,7 @@ from pitlane.engine.models.wheel import fetch as fetch_file
 from pitlane.engine.plan.plan import Settings
 from pitlane.engine.plan.planner import Planner
 from pitlane.engine.plan.registry import PluginRegistry
-from pitlane.engine.variants import plan_weights
+from pitlane.engine.variants import plan_kv, plan_weights
 
 __all__ = [
     "PRESETS",
@@ -73,7 +73,8 @@ class KVShape:
 class MemoryEstimate:
     """What a model takes under a plan at one context and batch, and what fits. Sizes in bytes, contexts in tokens.
 
-    weight_plugins: the plugins of the plan that make the weights. load_bytes: most memory while the weights load. max_position:
+    weight_plugins, kv_plugins: the plugins of the plan that make the weights, and that store or trim KV. fixed_kv_bytes: the part
+    of kv_bytes that does not depend on context and batch. load_bytes: most memory while the weights load. max_position:
     the context that the model was made for. max_context, max_batch: the longest context at this batch and the largest batch at
     this context that fit in free memory. default_kv_bytes, default_kv_tokens: KV memory of an engine without `kv_memory`.
     kv_memory: the value of `kv_memory` with which every lane of an engine holds this context and batch.
@@ -87,7 +88,9 @@ class MemoryEstimate:
     weight_plugins: list[str]
     load_bytes: int
     shape: KVShape
+    kv_plugins: list[str]
     kv_bytes_per_token: int
+    fixed_kv_bytes: int
     context: int
     batch: int
     kv_bytes: int
@@ -129,13 +132,14 @@ def estimate_memory(
     planner = Planner(registry, build_context)
     try:
         plan = planner.resolve(planner.settings(plugins))
-        needs, free = memory.Needs.of(plan_weights(plan, build_context), config, kind), memory.available(place)
-        weight_plugins = plan.weight_plugins
+        needs = memory.Needs.of(plan_weights(plan, build_context), plan_kv(plan, build_context))
+        free, weight_plugins = memory.available(place), plan.weight_plugins
+        kv_plugins = [hook.plugin.name for name in ("build_kv_store", "trim_cache") for hook in plan.hook(name)]
     finally:
         planner.close()
-    kv_bytes = needs.kv_bytes(tokens) * batch
+    kv_bytes = needs.fixed_kv_bytes + needs.kv_bytes(tokens) * batch
     total = needs.total(kv_bytes)
-    free_kv = free - needs.weights - memory.RESERVE if needs.total(0) <= free else 0
+    free_kv = free - needs.weights - needs.fixed_kv_bytes - memory.RESERVE if needs.total(0) <= free else 0
     lengths = range(1, config.max_position + 1)
     is_reachable = tokens <= config.max_position
     default_kv_bytes = kv_share(None, needs, tokens, place)
@@ -148,7 +152,9 @@ def estimate_memory(
         weight_plugins=weight_plugins,
         load_bytes=needs.peak,
         shape=KVShape(config.num_layers, config.num_kv_heads, config.head_dim, kind.itemsize),
+        kv_plugins=kv_plugins,
         kv_bytes_per_token=needs.kv_per_token,
+        fixed_kv_bytes=needs.fixed_kv_bytes,
         context=tokens,
         batch=batch,
         kv_bytes=kv_bytes,
@@ -160,8 +166,8 @@ def estimate_memory(
         max_context=bisect_right(lengths, free_kv, key=lambda length: needs.kv_bytes(length) * batch),
         max_batch=free_kv // needs.kv_bytes(tokens) if is_reachable else 0,
         default_kv_bytes=default_kv_bytes,
-        default_kv_tokens=default_kv_bytes // needs.kv_per_token,
-        kv_memory=MAX_LANES * needs.kv_per_token * (tokens + BLOCK_SIZE) * batch,
+        default_kv_tokens=(default_kv_bytes - min(needs.fixed_kv_bytes, default_kv_bytes // 4)) // needs.kv_per_token,
+        kv_memory=MAX_LANES * (needs.fixed_kv_bytes + needs.kv_per_token * (tokens + BLOCK_SIZE) * batch),
     )
 
 

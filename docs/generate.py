@@ -65,7 +65,25 @@ def plugins() -> str:
         if entry.plugin.role:
             facts.insert(0, f"role `{entry.plugin.role}`")
         parts += [f"## `{entry.name}`", "; ".join(facts) + ".", doc.strip(), *_options(entry.plugin)]
+    parts += ["## Together", *_together()]
     return "\n\n".join(parts) + "\n"
+
+
+def _together() -> list[str]:
+    """Which pairs of plugins are refused, whatever the machine. `tests/contract/test_pairs.py` runs all other pairs."""
+    registry = PluginRegistry.load()
+    kinds = [registry.get(name) for name in sorted(registry.togglable())]
+    rows = []
+    for role in sorted({kind.role for kind in kinds if kind.role}):
+        names = ", ".join(f"`{kind.name}`" for kind in kinds if kind.role == role)
+        rows.append(f"| {role} | {names} |")
+    refused = [f"`{kind.name}` with `{other}`" for kind in kinds for other in kind.conflicts]
+    text = (
+        "Two plugins of one role are refused. All other pairs run, if the model, the dtype and the machine serve both\n"
+        "plugins: the tokens are those of the members that may change them."
+    )
+    conflicts = [f"Refused as well: {', '.join(refused)}."] if refused else []
+    return [text, "\n".join(["| role | plugins |", "|---|---|", *rows]), *conflicts]
 
 
 def _options(plugin: type[Plugin]) -> list[str]:

@@ -26,7 +26,7 @@ from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.engine.run.built_model import BuiltModel
 from pitlane.engine.run.lane import Call, Lane, Match, Reclaim
 from pitlane.engine.text.tokenizer import Tokenizer
-from pitlane.engine.variants import Variant, plan_weights
+from pitlane.engine.variants import Variant, plan_kv, plan_weights
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 KV_FORMAT = "1"  # increase it when the meaning of saved KV changes
@@ -107,7 +107,7 @@ class Loader:
 
     def describe_memory(self) -> str:
         """Return a line with the size of the weights of the default plan and the KV tokens of a lane. Contexts are rounded down."""
-        contexts = self.kv_share * 10 // self.needs.kv_bytes(self.context + BLOCK_SIZE) / 10
+        contexts = self._block_bytes * 10 // self.needs.kv_bytes(self.context + BLOCK_SIZE) / 10
         return (
             f"{self.source.name} on {self.device}: weights {gib(self.needs.weights)}; KV {gib(self.kv_share)}, "
             f"{gib(self.needs.kv_per_token)} per token, {contexts:.1f} times the context of {self.context:,}"
@@ -115,7 +115,7 @@ class Loader:
 
     def share_memory(self, default: Plan) -> None:
         """Reckon the bytes of the default plan and the KV memory of a lane. Raises ModelTooLarge if they do not fit."""
-        self.needs = Needs.of(plan_weights(default, self.build_context), self.config, self.dtype)
+        self.needs = Needs.of(plan_weights(default, self.build_context), plan_kv(default, self.build_context))
         self.kv_share = kv_share(self.kv_memory, self.needs, self.context, self.device)
         self._check_fit(self.source.name, self.needs, self._lane_bytes, default)
 
@@ -150,14 +150,19 @@ class Loader:
             variant = self._variants.get(key)
             if variant is None:
                 weights = plan_weights(plan, context)
-                self._check_fit(source.name, Needs.of(weights, context.config, self.dtype), kv_bytes, plan)
+                self._check_fit(source.name, Needs.of(weights), kv_bytes, plan)
                 variant = self._variants[key] = Variant(plan, weights, source, context)
             return variant
 
     @property
     def _lane_bytes(self) -> int:
         """KV that a lane must be able to hold: its share, or a full context if that is less."""
-        return min(self.kv_share, self.needs.kv_bytes(self.context + BLOCK_SIZE))
+        return min(self.kv_share, self.needs.fixed_kv_bytes + self.needs.kv_bytes(self.context + BLOCK_SIZE))
+
+    @property
+    def _block_bytes(self) -> int:
+        """The part of `kv_share` that a lane of the default plan has for blocks."""
+        return self.kv_share - min(self.needs.fixed_kv_bytes, self.kv_share // 4)
 
     def _check_fit(self, name: str, needs: Needs, kv_bytes: int, plan: Plan) -> None:
         check_fit(name, needs, kv_bytes, self.dtype, self.device, plan.weight_plugins)
@@ -192,7 +197,7 @@ def kv_share(kv_memory: int | None, needs: Needs, context: int, device: torch.de
     budget = kv_memory
     if budget is None:
         budget = max(MAX_LANES * per_block, (available(device) - needs.weights) // 2)
-    return min(budget // MAX_LANES, MAX_SEQS * needs.kv_bytes(context + BLOCK_SIZE))
+    return min(budget // MAX_LANES, needs.fixed_kv_bytes + MAX_SEQS * needs.kv_bytes(context + BLOCK_SIZE))
 
 
 def choose_device(name: str | None) -> torch.device:

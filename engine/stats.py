@@ -53,7 +53,7 @@ def request_stats(seq: Sequence, lane: Lane | None, kv_bytes: int) -> dict[str, 
         "failed": dict(seq.failed),
         "notes": dict(seq.notes),
         "kv_bytes": kv_bytes,
-    } | ({"weight_bytes": lane.weight_bytes} if lane is not None else {})
+    } | ({"weight_bytes": lane.weight_bytes, "kv_bytes_per_token": lane.kv_bytes_per_token} if lane is not None else {})
 
 
 def _bought(seq: Sequence, lane: Lane | None) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from pitlane.engine.errors import PitlaneError, PlanConflict
+from pitlane.engine.kv.capacity import GroupNeeds
+from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.kv.store import DenseKV, KVStore, KVStorePlan, dense_plan
 from pitlane.engine.kv.visibility import Visibility, checked, num_sinks_of, visibility_of
 from pitlane.engine.models.build_context import BuildContext
@@ -43,6 +45,14 @@ def plan_weights(plan: Plan, context: BuildContext) -> WeightPlan:
     return WeightPlan.of(parts_of(context.config), context, ask, bool(plan.hook("transform_weights")))
 
 
+def plan_kv(plan: Plan, context: BuildContext) -> list[GroupNeeds]:
+    """Return the memory of the KV stores of a model under a plan, per KV group. Takes no memory."""
+    return [
+        GroupNeeds.of(_store_or_core(group, store, context), visibility_of(group, trim.value if trim else None))
+        for group, store, trim in _kv_answers(plan, context)
+    ]
+
+
 class Variant:
     """One set of weight tensors in memory, and the model over it."""
 
@@ -64,18 +74,12 @@ class Variant:
         attention = _build(plan, "build_attention", _attention, context=context)
         built = [answer for answer in (*answers.values(), attention) if answer is not None]
         core: Attention = PlainAttention(context)
-        groups = self.model.kv_groups
-        stores = [_build(plan, "build_kv_store", _store_plan, group=group, context=context) for group in groups]
-        for store in stores:
+        kv = _kv_answers(plan, context)
+        for _, store, _ in kv:
             _check_format(attention, store)
-        trims = [
-            _build(plan, "trim_cache", partial(_visibility, context), group=group, context=context) for group in groups
-        ]
-        visibilities = tuple(
-            visibility_of(group, trim.value if trim else None) for group, trim in zip(groups, trims, strict=True)
-        )
-        _check_sinks(attention, trims)
-        parts = [*self.parts, *((answer.value, answer.plugin) for answer in (*built, *filter(None, trims)))]
+        trims = [trim for _, _, trim in kv if trim is not None]
+        _check_sinks(attention, trims, [store for _, store, _ in kv])
+        parts = [*self.parts, *((answer.value, answer.plugin) for answer in (*built, *trims))]
         return BuiltModel(
             self.model.with_ops(ops),
             attention.value if attention is not None else core,
@@ -84,12 +88,31 @@ class Variant:
             parts,
             self.is_batch_invariant and len(built) == len(answers) + 1 and all(a.plugin.batch_invariant for a in built),
             plan.hook("build_runner"),
-            visibilities,
+            tuple(visibility_of(group, trim.value if trim else None) for group, _, trim in kv),
             tuple(
-                _guarded_store(store, parts) if store else dense_plan(group, context.dtype, context.device)
-                for group, store in zip(groups, stores, strict=True)
+                _guarded_store(store, parts) if store else _store_or_core(group, None, context)
+                for group, store, _ in kv
             ),
         )
+
+
+def _kv_answers(plan: Plan, context: BuildContext) -> list[tuple[KVGroup, Answer | None, Answer | None]]:
+    """Per KV group: the store and the visibility that plugins plan."""
+    return [
+        (
+            group,
+            _build(plan, "build_kv_store", _store_plan, group=group, context=context),
+            _build(plan, "trim_cache", partial(_visibility, context), group=group, context=context),
+        )
+        for group in context.config.kv_groups
+    ]
+
+
+def _store_or_core(group: KVGroup, store: Answer | None, context: BuildContext) -> KVStorePlan:
+    if store is None:
+        return dense_plan(group, context.dtype, context.device)
+    plan: KVStorePlan = store.value
+    return plan
 
 
 def _build(plan: Plan, name: str, check: Check, **values: Any) -> Answer | None:
@@ -184,10 +207,17 @@ def _check_format(attention: Answer | None, store: Answer | None) -> None:
         )
 
 
-def _check_sinks(attention: Answer | None, trims: Sequence[Answer | None]) -> None:
-    """Raise PlanConflict if the attention of a plugin cannot read sinks, and a plugin keeps sinks."""
-    keeper = next((trim.plugin.name for trim in trims if trim is not None and num_sinks_of(trim.value)), None)
-    if keeper is None or attention is None or getattr(attention.value, "reads_sinks", False):
+def _check_sinks(attention: Answer | None, trims: Sequence[Answer], stores: Sequence[Answer | None]) -> None:
+    """Raise PlanConflict if a plugin keeps sinks, and the attention or the KV store of another plugin cannot have them."""
+    keeper = next((trim.plugin.name for trim in trims if num_sinks_of(trim.value)), None)
+    if keeper is None:
+        return
+    writer = next((store.plugin.name for store in stores if store and store.value.format != DenseKV.format), None)
+    if writer is not None:
+        raise PlanConflict(
+            f"attention sinks, which {keeper} keeps, are read from dense KV alone; take {writer} or {keeper} out of the plan"
+        )
+    if attention is None or getattr(attention.value, "reads_sinks", False):
         return
     reader = attention.plugin.name
     raise PlanConflict(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pitlane.kernels.attention import Indices, Parts, Seen, Slots
 
 
+MAX_SHORT_PARTS = 4 * 2048  # of the short queries of a kernel call
 MAX_PARTS = 2048  # per kernel call; bounds the memory of partial results: 8 kB per part, 17 MB for llama-1b
 MOST_SHORT = 72  # most tokens of a short query: room for a token with a draft of 64
 
@@ -46,20 +47,22 @@ class PagedAttention(Plugin):
 class Paged:
     """Per layer: a kernel call for all short queries and draft trees, and calls of at most `MAX_PARTS` parts per long query."""
 
-    formats = ("dense",)
     reads_sinks = True
 
     def __init__(self, context: BuildContext) -> None:
         import torch
 
         from pitlane.kernels.attention import attend
+        from pitlane.kernels.attention_quant import BITS, attend_quantized, unavailable
 
-        self.attend, self.join = attend, torch.cat
+        self.attend, self.attend_quantized, self.bits, self.join = attend, attend_quantized, BITS, torch.cat
+        self.formats = ("dense", *(() if unavailable(context.config.head_dim) else BITS))
         self.scale = context.config.attention_scale
 
     def prepare(self, batch: Batch, group: int) -> list[Parts]:
-        from pitlane.kernels.attention import Parts
+        from pitlane.kernels.attention import PIECE, Parts
 
+        num_parts = 0
         num_tokens, step = batch.num_tokens, Step.of(batch, group)
         short: list[Seen] = []
         calls: list[Parts] = []
@@ -67,6 +70,10 @@ class Paged:
             sinks, runs = step.sinks(row, begin, end), step.seen(row, begin, end)
             if end - begin <= MOST_SHORT or len(runs) > 1:  # a kernel call merges all parts of a token
                 short += [*sinks, *runs]
+                num_parts += sum(len(run.tokens) * -(-len(run.slots) // PIECE) for run in (*sinks, *runs))
+                if num_parts > MAX_SHORT_PARTS:
+                    calls.append(Parts.of(short, num_tokens))
+                    short, num_parts = [], 0
             else:
                 calls += [Parts.of(pieces, num_tokens) for pieces in _cut([*sinks, *runs])]
         return [Parts.of(short, num_tokens), *calls] if short else calls
@@ -84,8 +91,12 @@ class Paged:
         out, (keys, values) = q.new_empty(q.shape), store.tensors(layer)
         if sink_q is not None:  # the kernel finds the second query of token t at index T + t
             q = self.join((q, sink_q))
+        bits = self.bits.get(store.format)
         for parts in reads:
-            self.attend(q, keys, values, parts, self.scale, out)
+            if bits is None:
+                self.attend(q, keys, values, parts, self.scale, out)
+            else:  # quantized KV: the rows of all blocks, and the open blocks in full precision
+                self.attend_quantized(q, keys, values, parts, bits, self.scale, out)
         return out
 
 

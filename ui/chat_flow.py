@@ -14,7 +14,7 @@ from pitlane import EXACTNESS
 from pitlane.testing import first_difference
 from pitlane.ui.bench.summary import MIN_COMPARED_TOKENS
 from pitlane.ui.effects import Roles, Stats, cost_ms, drafter_of, reason_html, replayed_tokens, work
-from pitlane.ui.render import milliseconds, short_name
+from pitlane.ui.render import milliseconds, short_name, size
 
 UP_TO_TIES = "except where two tokens are nearly equally likely: a draft changes the order of sums in its rows"
 NEAR_TIE = (
@@ -78,6 +78,8 @@ def stat_parts(stats: Stats, roles: Roles) -> list[str]:
     drafter = drafter_of(stats, roles)
     for name in stats["plugins"]:
         words = work(stats, name, drafter)
+        if roles.get(name) == "kv_store" and "kv_bytes_per_token" in stats:
+            words = [f"<b>{size(stats['kv_bytes_per_token'])}</b> of KV per token", *words]
         if words:
             parts.append(f"<em>{escape(name)}</em> {', '.join(words)}")
     parts += [f"read whole again without <em>{escape(name)}</em>" for name in stats.get("read_again", ())]

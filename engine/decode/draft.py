@@ -61,6 +61,15 @@ def depths(parents: SequenceOf[int]) -> list[int]:
     return levels
 
 
+def up_to_depth(draft: Draft, max_depth: int) -> Draft | None:
+    """Cut a draft before its first token of a greater depth. None if no token is left."""
+    levels = depths(draft.links)
+    count = next((index for index, level in enumerate(levels) if level > max_depth), len(levels))
+    if count == 0:
+        return None
+    return Draft(draft.token_ids[:count], None if draft.parents is None else draft.parents[:count])
+
+
 def clean(draft: Draft | None, limit: int, vocab_size: int) -> Draft | None:
     """Cut a draft to `limit` tokens, and before the first invalid token or parent. None if no token is left."""
     if draft is None:

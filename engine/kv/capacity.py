@@ -7,16 +7,16 @@ in a limited group, however long it is, so the groups without a limit get most o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
 from pitlane.engine.kv.pool import max_blocks_of
+from pitlane.engine.kv.visibility import max_held_tokens
 
 if TYPE_CHECKING:
-    import torch
-
-    from pitlane.engine.kv.state import KVGroup
+    from pitlane.engine.kv.store import KVStorePlan
+    from pitlane.engine.kv.visibility import Visibility
 
 BLOCK_SIZE = 32
 MAX_STEP_TOKENS = 512
@@ -37,14 +37,18 @@ class LaneLimits:
 
 @dataclass(frozen=True, slots=True)
 class GroupNeeds:
-    """bytes_per_token: of all layers of a group. max_tokens: the most tokens that a position sees; None = no limit."""
+    """bytes_per_token: of all layers of a group. max_tokens: the most tokens that a position sees; None = no limit.
+
+    fixed_bytes: memory of the store beside its blocks.
+    """
 
     bytes_per_token: int
     max_tokens: int | None
+    fixed_bytes: int = 0
 
     @classmethod
-    def of(cls, group: KVGroup, dtype: torch.dtype) -> GroupNeeds:
-        return cls(group.bytes_per_token(dtype), group.window)
+    def of(cls, store: KVStorePlan, visibility: Visibility) -> GroupNeeds:
+        return cls(store.bytes_per_token, max_held_tokens(visibility, BLOCK_SIZE), store.fixed_bytes)
 
 
 def seq_tokens(group: GroupNeeds, num_tokens: int, max_step_tokens: int) -> int:
@@ -64,8 +68,10 @@ def num_blocks(groups: Sequence[GroupNeeds], limits: LaneLimits) -> list[int]:
     The limited groups get the blocks of as many sequences of a typical length as the memory holds: at most `max_seqs` sequences, at
     least one; the other groups get the rest. No limited group gets more than in an equal split: a sequence has no more blocks there
     than in any other group. If the memory holds a sequence of the whole context, every group gets at least the blocks of it. If all
-    groups are limited, they get all the memory.
+    groups are limited, they get all the memory. The fixed bytes of the stores come first: at most a quarter of the memory counts.
     """
+    fixed_bytes = sum(group.fixed_bytes for group in groups)
+    limits = replace(limits, kv_bytes=limits.kv_bytes - min(fixed_bytes, limits.kv_bytes // 4))
     sizes = [group.bytes_per_token * BLOCK_SIZE for group in groups]
     equal = max(1, limits.kv_bytes // sum(sizes))
     lengths = [seq_tokens(group, limits.context, limits.max_step_tokens) for group in groups]

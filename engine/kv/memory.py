@@ -10,7 +10,6 @@ import torch
 
 from pitlane.engine.errors import ModelTooLarge
 from pitlane.engine.kv.capacity import MAX_STEP_TOKENS, GroupNeeds, seq_bytes
-from pitlane.engine.models.config import DecoderConfig
 from pitlane.engine.models.weight_plan import WeightPlan
 
 RESERVE = 512 * 2**20  # left for activations and the rest of the process
@@ -25,10 +24,8 @@ class Needs:
     groups: tuple[GroupNeeds, ...]
 
     @classmethod
-    def of(cls, weights: WeightPlan, config: DecoderConfig, dtype: torch.dtype) -> Needs:
-        """Take the bytes of a weight plan, and the KV groups of a config with KV in `dtype`."""
-        groups = tuple(GroupNeeds.of(group, dtype) for group in config.kv_groups)
-        return cls(weights.num_bytes, weights.peak_bytes, groups)
+    def of(cls, weights: WeightPlan, groups: Sequence[GroupNeeds] = ()) -> Needs:
+        return cls(weights.num_bytes, weights.peak_bytes, tuple(groups))
 
     @property
     def kv_per_token(self) -> int:
@@ -38,6 +35,11 @@ class Needs:
     def kv_bytes(self, num_tokens: int) -> int:
         """KV of a sequence of `num_tokens` tokens. A layer with a window holds few tokens of a long sequence."""
         return seq_bytes(self.groups, num_tokens, MAX_STEP_TOKENS)
+
+    @property
+    def fixed_kv_bytes(self) -> int:
+        """Memory of the KV stores beside their blocks."""
+        return sum(group.fixed_bytes for group in self.groups)
 
     def total(self, kv_bytes: int) -> int:
         """Bytes that must be free to load the weights and then serve with `kv_bytes` of KV."""

@@ -30,6 +30,8 @@ class Pool:
 
     num_blocks: of every group. visibilities: per group, the tokens that a position sees; without it,
     those of the model. max_step_tokens: the most tokens of a forward; without it, the pool bounds nothing and drops no block.
+    whole_blocks: a cached or saved prefix is reused in whole blocks (see `KVStorePlan`). saved_dims: last dimension of the saved
+    tensors of every group; without it, the size of a head.
     """
 
     def __init__(
@@ -40,10 +42,13 @@ class Pool:
         fingerprint: str,
         visibilities: SequenceOf[Visibility] | None = None,
         max_step_tokens: int | None = None,
+        whole_blocks: bool = False,
+        saved_dims: SequenceOf[int] | None = None,
     ) -> None:
         self.groups = tuple(groups)
         self.visibilities = tuple(visibilities or map(visibility_of, groups))
-        self.block_size = block_size
+        self.block_size, self.whole_blocks = block_size, whole_blocks
+        self.saved_dims = tuple(saved_dims or (group.head_dim for group in groups))
         self.fingerprint = fingerprint  # KV may be shared or saved only under an equal fingerprint
         self.allocators = [BlockAllocator(count) for count in num_blocks]
         # Per group, the most blocks that a sequence holds; None = no limit.
@@ -155,6 +160,10 @@ class Pool:
     def first_loaded(self, group: int, num_tokens: int) -> int:
         """Index of the first of the last tokens that a saved prefix of `num_tokens` tokens must hold, behind its sinks."""
         return self.kept(group, num_tokens)[1].start
+
+    def num_reusable(self, num_tokens: int) -> int:
+        """Return how many of the first `num_tokens` tokens of a cached or saved prefix a sequence can use."""
+        return num_tokens // self.block_size * self.block_size if self.whole_blocks else num_tokens
 
     def _end(self, group: int, num_dropped: int, num_tokens: int) -> int:
         """Number of blocks, dropped blocks included, that the table of a sequence needs to hold `num_tokens`."""

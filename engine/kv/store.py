@@ -47,7 +47,7 @@ class KVStore(Protocol):
         """Copy all layers' KV from slots to slots."""
 
     def export(self, slots: list[int]) -> Tensor:
-        """Return the KV of n slots as a fresh dense host tensor [2, L, Hkv, n, D]."""
+        """Return the KV of n slots as a fresh host tensor [2, L, Hkv, n, D], or with the last dimension `saved_dim` of the plan."""
 
     def load(self, slots: list[int], saved: Tensor, start: int = 0) -> None:
         """Write tokens `[start, start + n)` of an exported tensor into n slots."""
@@ -58,11 +58,17 @@ class KVStorePlan:
     """A store of one group, before it takes memory.
 
     bytes_per_token: of all layers of the group. build(num_blocks, block_size): makes the store, with one block more than the pool.
+    saved_dim: last dimension of exported tensors; None = the size of a head. whole_blocks: the stored form of a token depends on
+    the other tokens of its block, so a prefix is reused in whole blocks, and no draft tree reaches beyond the block of its first
+    token. fixed_bytes: memory beside the blocks.
     """
 
     format: str
     bytes_per_token: int
     build: Callable[[int, int], KVStore]
+    saved_dim: int | None = None
+    whole_blocks: bool = False
+    fixed_bytes: int = 0
 
 
 class DenseKV:

@@ -18,12 +18,12 @@ from weakref import WeakSet
 
 import torch
 
+from pitlane.engine.decode.draft import Draft, up_to_depth
 from pitlane.engine.decode.draft_model import DraftModel
 from pitlane.engine.kv.capacity import BLOCK_SIZE, GroupNeeds, LaneLimits, num_blocks
 from pitlane.engine.kv.operations import Copy
 from pitlane.engine.kv.pool import DROPPED, Pool
 from pitlane.engine.kv.state import KVState, PrefixMatch
-from pitlane.engine.kv.visibility import max_held_tokens
 from pitlane.engine.pacing.governor import CALIBRATED
 from pitlane.engine.pacing.pacing import Pacing
 from pitlane.engine.plan.dispatch import named
@@ -74,11 +74,18 @@ class Lane:
         groups, size, self.limits = built.model.kv_groups, BLOCK_SIZE, limits
         self.built, self.dtype, self.device = built, dtype, device
         self.load_drafter, self.call, self.tokenizer = load_drafter, call, tokenizer
-        pairs = zip(built.stores, built.visibilities, strict=True)
-        needs = [GroupNeeds(plan.bytes_per_token, max_held_tokens(seen, size)) for plan, seen in pairs]
-        counts = num_blocks(needs, limits)
+        counts = num_blocks([*map(GroupNeeds.of, built.stores, built.visibilities)], limits)
         self.stores = [plan.build(count, size) for plan, count in zip(built.stores, counts, strict=True)]
-        self.pool = Pool(groups, counts, size, fingerprint, built.visibilities, limits.max_step_tokens)
+        self.pool = Pool(
+            groups,
+            counts,
+            size,
+            fingerprint,
+            built.visibilities,
+            limits.max_step_tokens,
+            any(plan.whole_blocks for plan in built.stores),
+            [plan.saved_dim or group.head_dim for plan, group in zip(built.stores, groups, strict=True)],
+        )
         self.builder = BatchBuilder(self.pool)
         self.runner = Runner(built.forward(self.stores))
         self.pacing = Pacing(limits.max_step_tokens)
@@ -114,10 +121,13 @@ class Lane:
 
     def kv_bytes(self, kv: KVState) -> int:
         """Bytes of the blocks that a sequence holds."""
-        pairs = zip(self.stores, kv.block_tables, strict=False)
-        return sum(
-            store.num_bytes // (store.null_block + 1) * sum(b != DROPPED for b in table) for store, table in pairs
-        )
+        pairs = zip(self.built.stores, kv.block_tables, strict=False)
+        return sum(plan.bytes_per_token * BLOCK_SIZE * sum(b != DROPPED for b in table) for plan, table in pairs)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of the stored KV of a token in all layers."""
+        return sum(plan.bytes_per_token for plan in self.built.stores)
 
     @property
     def weight_bytes(self) -> int:
@@ -225,12 +235,19 @@ class Lane:
         """Build the batch of the scheduled tokens and drafts of `seqs`. Drop a draft if blocks for it are lacking."""
         chunks = []
         for seq in seqs:
+            if seq.draft is not None and seq.draft.parents is not None and self.pool.whole_blocks:
+                seq.draft = self._within_block(seq, seq.draft)
             if seq.draft is not None and not self.pool.reserve(seq.kv, seq.num_tokens + seq.num_draft_tokens):
                 seq.draft = None
             start = seq.kv.num_computed_tokens
             stop = start + seq.num_scheduled_tokens
             chunks.append(Chunk(seq.kv, seq.token_ids[start:stop], seq.draft, stop == seq.num_tokens))
         return self.builder.build(chunks)
+
+    @staticmethod
+    def _within_block(seq: Sequence, tree: Draft) -> Draft | None:
+        """Cut a tree at the end of the block that holds the last known token."""
+        return up_to_depth(tree, BLOCK_SIZE - 1 - (seq.num_tokens - 1) % BLOCK_SIZE)
 
     def commit(self, seq: Sequence, nodes: list[int], token_ids: list[int]) -> None:
         """Append verified tokens. Move the KV of accepted tree nodes to its place. Release the blocks behind the last token.

@@ -153,6 +153,12 @@ class Scheduler:
     def _find_prefix(self, seq: Sequence) -> PrefixMatch:
         """Return the match of a plugin, or an empty match if it leaves no token to compute or cannot be read."""
         match = self.match(seq) or PrefixMatch()
+        if match.num_loading_tokens == 0 and _is_unreadable(
+            match
+        ):  # a look-up that has ended already: ask for its outcome
+            match = self.match(seq) or PrefixMatch()
+        if self.pool.whole_blocks:
+            match.tail = None
         count = match.num_loading_tokens
         if match.loading is None:
             count = len(match.blocks) * self.pool.block_size + (match.tail[1] if match.tail is not None else 0)
@@ -166,7 +172,7 @@ class Scheduler:
         for index, group in enumerate(self.pool.groups):
             tensor = tensors.get(f"group.{index}") if isinstance(tensors, Mapping) else None
             *shape, num_tokens, dim = getattr(tensor, "shape", (0, 0))
-            expected = [2, len(group.layers), group.num_kv_heads, group.head_dim]
+            expected = [2, len(group.layers), group.num_kv_heads, self.pool.saved_dims[index]]
             sinks, window = self.pool.kept(index, count)
             num_kept = len(sinks) + len(window)
             if [*shape, dim] != expected or num_tokens < num_kept or (sinks and num_tokens != num_kept):
@@ -226,12 +232,12 @@ class Scheduler:
             tensors, count = kv.prefix.loading.result(), kv.prefix.num_loading_tokens
             assert tensors is not None, "unreadable prefixes are not admitted"
             per_token = sum(tensor.nbytes for tensor in tensors.values()) / count  # a low estimate
-            start = kv.num_computed_tokens
-            stop = min(count, start + 1 + int(min(count, room / max(1.0, per_token))))
+            start, end = kv.num_computed_tokens, self.pool.num_reusable(count)
+            stop = min(end, start + 1 + int(min(count, room / max(1.0, per_token))))
             self.pool.queue.append(self._load_operation(kv, tensors, start, stop, count))
             room -= (stop - start) * per_token
             kv.num_computed_tokens = stop
-            if stop == count:
+            if stop == end:
                 kv.prefix = None
                 self._used_prefix(seq)
 

@@ -19,10 +19,13 @@
 #define LINE 64     /* bytes */
 #define AHEAD 128   /* keys between a key in use and the key prefetched */
 
-/* Buffers of a thread. keys: per 32 keys [dim / 2 pairs][32]. q: [dim / 2 pairs][rows]. scores: [rows][keys]. */
+/* Buffers of a thread. keys: per 32 keys [dim / 2 pairs][32]. q: [dim / 2 pairs][rows]. scores: [rows][keys]. decoded: the keys and
+ * the values of a quantized piece. order: 0, 1, 2, ..., their slots. */
 typedef struct {
     uint32_t keys[MAX_KEYS * MAX_DIM / 2], q[ROWS * MAX_DIM / 2];
     float scores[ROWS * MAX_KEYS];
+    uint16_t decoded[2][MAX_KEYS * MAX_DIM];
+    int32_t order[MAX_KEYS];
 } __attribute__((aligned(LINE))) Scratch;
 
 /* The keys and values of one task and KV head. */
@@ -46,6 +49,16 @@ INLINE Piece piece_of(const Attention *job, long item) {
     const int64_t *task = job->tasks + item / job->kv_heads * 4;
     long head = item % job->kv_heads * job->head_stride;
     return (Piece){job->keys + head, job->values + head, job->slots + task[0], task[1]};
+}
+
+/* Decode the keys and values [low, high) of a quantized piece of one KV head. */
+static Piece decoded_piece(const Attention *job, long item, long low, long high, Scratch *scratch) {
+    const int64_t *task = job->tasks + item / job->kv_heads * 4;
+    for (long i = 0; i < task[1]; i++)
+        scratch->order[i] = (int32_t)i;
+    decode_piece(job->quantized, item % job->kv_heads, job->slots + task[0], low, high, job->dim, scratch->decoded[0],
+                 scratch->decoded[1]);
+    return (Piece){scratch->decoded[0], scratch->decoded[1], scratch->order, task[1]};
 }
 
 /* Prefetch `count` keys and values, from key `at` on, into the second cache. */
@@ -216,12 +229,16 @@ TARGET static void compute_rows(const Piece *piece, const Row *rows, long count,
 TARGET static void compute_item(const Attention *job, long item, long following, Scratch *scratch) {
     const int64_t *task = job->tasks + item / job->kv_heads * 4, *members = job->members + task[2] * 4;
     long dim = job->dim, group = job->heads / job->kv_heads, first_head = item % job->kv_heads * group;
-    Piece piece = piece_of(job, item), next = piece_of(job, following);
-    long low = piece.num_keys, high = 0, num_rows = task[3] * group;
+    long low = task[1], high = 0, num_rows = task[3] * group;
     for (long i = 0; i < task[3]; i++) {
         low = minimum(low, members[i * 4 + 2]);
         high = maximum(high, members[i * 4 + 3]);
     }
+    Piece piece, next;
+    if (job->quantized)
+        piece = next = decoded_piece(job, item, low / KEYS * KEYS, minimum((high + LANES - 1) / LANES * LANES, task[1]), scratch);
+    else
+        piece = piece_of(job, item), next = piece_of(job, following);
     turn_keys(&piece, &next, low / KEYS * KEYS, high, dim, scratch->keys);
     for (long begin = 0; begin < num_rows; begin += ROWS) {
         Row rows[ROWS];

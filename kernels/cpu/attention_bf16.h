@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "attention_quant.h"
+
 /* Attention of query tokens over keys and values in slots. A task is a piece of keys and its members, the tokens that see it. A
  * part is the softmax of one member over the keys of the task that it sees. */
 typedef struct {
@@ -16,6 +18,7 @@ typedef struct {
     const int64_t *rows; /* [num_rows][3]: query token, its first part, number of parts; the parts of a token are adjacent */
     int64_t num_tasks, num_rows, heads, kv_heads, dim, q_stride, head_stride;
     float scale;
+    const Quantized *quantized; /* NULL, or the store of the keys and values, in place of `keys`, `values` and `head_stride` */
 } Attention;
 
 /* Whether this build and this CPU can run `attention_bf16` with heads of size dim. */

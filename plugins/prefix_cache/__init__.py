@@ -108,7 +108,7 @@ class PrefixCache(Plugin):
             "documents": [
                 segment.title
                 for segment in seq.request.segments
-                if segment.end <= max(chain.memory_tokens, chain.disk_tokens)
+                if 0 < chain.pool.num_reusable(segment.end) <= max(chain.memory_tokens, chain.disk_tokens)
             ],
             "discarded": chain.discarded,
         }
@@ -146,7 +146,7 @@ class PrefixCache(Plugin):
                 return None
 
             looking = disk.submit(look_up)  # always: a look-up renews the date of last use
-            return PrefixMatch(loading=looking) if max(ends) > num_matched else None
+            return PrefixMatch(loading=looking) if chain.pool.num_reusable(max(ends)) > num_matched else None
         if not saved or saved[0].num_tokens <= num_matched + (WORTH_READING if num_matched else 0):
             return None
         longest, token_ids = saved[0], seq.token_ids[: saved[0].num_tokens]
@@ -174,24 +174,30 @@ class PrefixCache(Plugin):
         disk = cache.disk if self.options.save_documents else None
         if disk is None:
             return
+        reusable = chain.pool.num_reusable
         num_done = max(seq.kv.num_cached_tokens, chain.num_exported, self.options.min_tokens - 1)
-        for segment in [segment for segment in seq.request.segments if segment.end > num_done]:
-            start, stop = chain.num_exported, min(num_ready, segment.end)
-            if stop <= start or (stop < segment.end and stop - start < EXPORT_TOKENS):
+        for segment in [segment for segment in seq.request.segments if reusable(segment.end) > num_done]:
+            start, end = chain.num_exported, reusable(segment.end)
+            stop = min(reusable(num_ready), end)
+            if stop <= start or (stop < end and stop - start < EXPORT_TOKENS):
                 return
             self._save(seq, chain, disk, stop, segment)
             chain.num_exported = stop
 
     def _save(self, seq: Sequence, chain: Chain, disk: Disk, stop: int, document: Segment) -> None:
-        """Save the tokens up to `stop`, which are part of a document or its end."""
+        """Save the tokens up to `stop`, which are part of a document or its end.
+
+        If the pool reuses whole blocks alone, the file of a document has no token behind its last whole block.
+        """
         pool, start = chain.pool, chain.num_exported
         quota, as_int8 = self._quota, self.options.int8
-        key = chain.prefix_hash(seq.token_ids, stop) if stop == document.end else ""
+        end = pool.num_reusable(document.end)
+        key = chain.prefix_hash(seq.token_ids, document.end) if stop == end else ""
         token_ids = seq.token_ids[:stop]
-        kept = _kept(pool, document.end)
+        kept = _kept(pool, end)
         slots = []
         for group in range(len(pool.groups)):
-            parts = [(max(start, part.start), min(stop, part.stop)) for part in pool.kept(group, document.end)]
+            parts = [(max(start, part.start), min(stop, part.stop)) for part in pool.kept(group, end)]
             slots.append([slot for low, high in parts if low < high for slot in pool.slots(seq.kv, group, low, high)])
 
         def sink(tensors: Mapping[str, Tensor]) -> None:
@@ -199,7 +205,7 @@ class PrefixCache(Plugin):
                 return  # a step failed, and an earlier piece is lost
             chain.pieces.append(tensors)
             chain.num_saved = stop
-            if stop == document.end:
+            if stop == end:
                 disk.write(pool.fingerprint, key, token_ids, list(chain.pieces), kept, document, quota, as_int8)
 
         pool.queue.save(slots, sink)

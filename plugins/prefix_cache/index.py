@@ -80,7 +80,8 @@ class BlockIndex:
             columns.append(entry.column)
         match = PrefixMatch(columns[: self._longest(columns)])
         self._use(chain, hashes[: len(match.blocks)])
-        match.tail = self._tail(token_ids[len(match.blocks) * size : -1], chain.parent(len(match.blocks)))
+        if not self.pool.whole_blocks:
+            match.tail = self._tail(token_ids[len(match.blocks) * size : -1], chain.parent(len(match.blocks)))
         return match
 
     def _longest(self, columns: list[Column]) -> int:
@@ -147,11 +148,11 @@ class BlockIndex:
         chain.tell(key)
 
     def park(self, seq: Sequence, chain: Chain) -> None:
-        """Cache all computed tokens of a finished sequence for the next turn, the last partial block included."""
+        """Cache all computed tokens of a finished sequence for the next turn, the last partial block included if it can be used."""
         size = self.pool.block_size
         count, rest = divmod(seq.kv.num_computed_tokens, size)
         self._use(chain, chain.upto(seq.token_ids, count))
-        if rest:
+        if rest and not self.pool.whole_blocks:
             parent, token_ids = chain.parent(count), seq.token_ids[count * size : count * size + rest]
             self._enter(block_hash(parent, token_ids), count, token_ids, seq.kv.column(count), parent, chain)
 

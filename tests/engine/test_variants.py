@@ -124,7 +124,7 @@ def test_the_peak_counts_while_weights_load() -> None:
     peaks = []
     for settings in ({"unpacks": {}}, {"unpacks": {}, "magnitude_prune": {}}):
         weights = plan_weights(Planner(registry).resolve(settings), context)
-        needs = Needs.of(weights, context.config, context.dtype)
+        needs = Needs.of(weights)
         assert 10**9 < needs.peak < 1.1 * 10**9 and needs.weights < 10**8
         assert needs.total(1000) == needs.peak + RESERVE
         assert needs.total(2 * 10**9) == needs.weights + 2 * 10**9 + RESERVE

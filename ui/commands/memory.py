@@ -51,6 +51,8 @@ def memory(
         return
     shape = needs.shape
     formula = f"{shape.layers} layers x 2 x {shape.kv_heads} KV heads x {shape.head_dim} x {shape.bytes} bytes"
+    if needs.kv_plugins:
+        formula = f"by {', '.join(needs.kv_plugins)}; without: {formula}"
     limit = f"at batch {batch}; the model was made for {needs.max_position:,}"
     default = f"what an engine takes for {needs.default_kv_tokens:,} tokens"
     rows = [

@@ -603,6 +603,32 @@ def test_an_unreadable_prefix_is_computed(how: str) -> None:
     assert bench.asked.count(0) == 2 and seq.kv.num_cached_tokens == 0 and seq.error is None
 
 
+def test_a_look_up_that_ends_at_once_is_asked_for_its_outcome() -> None:
+    bench, looked = Bench(budget=64), Future[Any]()
+    looked.set_result(None)
+    outcomes = [PrefixMatch(loading=looked), PrefixMatch(bench.cache(2))]
+    bench.scheduler.match = lambda seq: outcomes.pop(0)
+    seq = bench.add(0, 11)
+    bench.step()
+    assert seq.kv.num_cached_tokens == 8 and outcomes == []
+
+
+def test_a_pool_of_whole_blocks_uses_no_part_of_a_block() -> None:
+    """Neither the tail of a match, nor the last tokens of a saved prefix. Saved tensors have a last dimension of their own."""
+    bench = Bench(budget=64)
+    bench.pool.whole_blocks, bench.pool.saved_dims = True, (3, 5)
+    columns = bench.cache(2)
+    bench.matches[0] = PrefixMatch(columns[:1], (columns[1], 3))
+    loading: Future[Any] = Future()
+    loading.set_result({f"group.{group}": torch.zeros(2, 1, 1, 10, dim) for group, dim in ((0, 3), (1, 5))})
+    bench.matches[1] = PrefixMatch(loading=loading, num_loading_tokens=10)
+    first, second = bench.add(0, 11), bench.add(1, 12)
+    bench.scheduler.schedule()
+    assert (first.kv.num_cached_tokens, second.kv.num_cached_tokens) == (4, 8)
+    loads = [operation for operation in bench.pool.queue.operations if isinstance(operation, Load)]
+    assert [len(slots) for load in loads for slots in load.slots] == [8, 8]
+
+
 def test_a_load_that_waits_for_room_is_kept() -> None:
     bench = Bench(num_blocks=4, budget=64)
     loading: Future[Any] = Future()

@@ -1,0 +1,108 @@
+"""What quantized KV does to a model: python docs/kv_quality.py [MODEL ...] [--text FILE] [--tokens N] [--dtype D].
+
+For every format of `kv_quant`: the perplexity of a text, the KL divergence from the unquantized next-token distribution, the share
+of probability that moves, and the context that fits in 2 GB of KV. A table, then a line of JSON. Without --text: the pages of the
+bundled sample PDF. Every token is predicted once, from KV that was written in steps of 512 tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib.resources import files
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from pitlane import Engine, KVState, Plan, Prompt, load_document
+from pitlane.engine.run.batch import Chunk
+
+FORMATS = ("int8", "int4", "fp8")
+ROOM = 2 * 10**9  # bytes of KV
+
+
+def logits_of(engine: Engine, plan: Plan, token_ids: list[int]) -> torch.Tensor:
+    """Return the logits [T, V] behind every token, in float32. Runs on the engine's thread."""
+    lane = engine.lane_of(plan)
+
+    def run() -> torch.Tensor:
+        kv, parts = KVState(), []
+        assert lane.pool.reserve(kv, len(token_ids)), "too little KV memory"
+        try:
+            for start in range(0, len(token_ids), lane.limits.max_step_tokens):
+                part = token_ids[start : start + lane.limits.max_step_tokens]
+                batch = lane.builder.build([Chunk(kv, part, None, False)])
+                parts.append(lane.runner.run(replace(batch, logit_rows=torch.arange(len(part)))).logits.float())
+                kv.num_computed_tokens = start + len(part)
+        finally:
+            lane.pool.release(kv)
+        return torch.cat(parts)
+
+    result: list[torch.Tensor] = []
+    engine.worker.call(lambda: result.append(run())).result()
+    return result[0]
+
+
+def compare(logits: torch.Tensor, exact: torch.Tensor, token_ids: list[int]) -> dict[str, float]:
+    """Perplexity of the text, mean KL(exact || quantized) in nats, and the mean share of probability that moves."""
+    target = torch.tensor(token_ids[1:])[:, None]
+    log_p, log_q = exact.log_softmax(-1), logits.log_softmax(-1)
+    return {
+        "perplexity": exp(-float(log_q[:-1].gather(1, target).mean())),
+        "kl": float((log_p.exp() * (log_p - log_q)).sum(-1).mean()),
+        "moved": float((log_p.exp() - log_q.exp()).abs().sum(-1).mean() / 2),
+    }
+
+
+def measure(engine: Engine, token_ids: list[int], base: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for the dense store and for every format. base: settings of the other plugins."""
+    rows, exact = [], None
+    for name in (None, *FORMATS):
+        plan = engine.plan(base if name is None else {**base, "kv_quant": {"format": name}})
+        logits = logits_of(engine, plan, token_ids)
+        exact = logits if exact is None else exact
+        per_token = engine.lane_of(plan).kv_bytes_per_token
+        fits = {"bytes_per_token": per_token, "context_in_2_gb": ROOM // per_token}
+        rows.append({"format": name or "dense", **compare(logits, exact, token_ids), **fits})
+    return rows
+
+
+def sample_text() -> str:
+    sample = load_document(str(files("pitlane.storage.bundled") / "sample.pdf"))
+    return "\n".join(page.text for page in sample.pages)
+
+
+def tokens_of(engine: Engine, text: str, limit: int) -> list[int]:
+    prompt: Prompt = engine.tokenizer.render_raw(text)
+    return list(prompt.token_ids)[:limit]
+
+
+@click.command()
+@click.argument("models", nargs=-1)
+@click.option("--text", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--tokens", default=2048, show_default=True)
+@click.option("--dtype", default="float32", show_default=True)
+def main(models: tuple[str, ...], file: Path | None, tokens: int, dtype: str) -> None:
+    results = {}
+    for model in models or ("bundled",):
+        with Engine(model, dtype=dtype, plugins={}, kv_memory=2**32) as engine:
+            text = file.read_text(encoding="utf-8") if file else sample_text()
+            ids = tokens_of(engine, text, min(tokens, engine.loader.context - 1))
+            rows = results[model] = measure(engine, ids, {})
+        click.echo(f"\n{model}, {dtype}, {len(ids)} tokens of {file.name if file else 'the sample PDF'}\n")
+        click.echo(
+            "| format | bytes per token | context in 2 GB | perplexity | KL (nats) | moved |\n|---|---|---|---|---|---|"
+        )
+        for row in rows:
+            click.echo(
+                f"| {row['format']} | {row['bytes_per_token']:,} | {row['context_in_2_gb']:,} | {row['perplexity']:.3f} "
+                f"| {row['kl']:.6f} | {row['moved']:.2%} |"
+            )
+    click.echo(json.dumps({"torch": torch.__version__, "dtype": dtype, "results": results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+#ifndef PITLANE_ATTENTION_QUANT_H
+#define PITLANE_ATTENTION_QUANT_H
+
+#include <stdint.h>
+
+/* Quantized keys and values, and keys and values in bfloat16, the open ones. A slot >= first_open is an open slot. */
+typedef struct {
+    const uint8_t *keys, *values;        /* [kv_heads][slots][row_bytes], heads head_stride bytes apart */
+    const uint16_t *open_keys, *open_values; /* [kv_heads][open slots][dim], heads open_stride values apart */
+    int64_t row_bytes, head_stride, open_stride, first_open;
+    int bits; /* 8 or 4: codes with scales and zero points; 0: fp8 (e4m3) */
+} Quantized;
+
+/* Write the keys and values [low, high) of a piece of one head to keys, values [num_keys][dim] in bfloat16. */
+void decode_piece(const Quantized *store, long head, const int32_t *slots, long low, long high, long dim, uint16_t *keys,
+                  uint16_t *values);
+
+#endif
