@@ -42,6 +42,7 @@ BUILT_IN = (
     "pitlane.plugins.int8_simple",
     "pitlane.plugins.paged_attention",
     "pitlane.plugins.span_attention",
+    "pitlane.plugins.compiled_step",
     "pitlane.plugins.fused_ops",
     "pitlane.plugins.prompt_lookup",
     "pitlane.plugins.speculative",

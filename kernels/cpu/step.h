@@ -36,9 +36,9 @@ typedef struct {
 
 enum { STEP_MAX_GROUPS = 8, STEP_MAX_ROPES = 8, STEP_MAX_ROWS = 64, STEP_MAX_THREADS = 128 };
 
-/* A batch. x: [rows][hidden]. logits: [num_logits][vocabulary], the last operation's result. positions, logit_rows: int64. */
+/* A batch. num_positions: positions that have angles. x: [rows][hidden]. logits: [num_logits][vocabulary], the last operation's result. positions, logit_rows: int64. */
 typedef struct {
-    int64_t rows, num_logits, threads, x, positions, logit_rows, logits;
+    int64_t rows, num_logits, threads, num_positions, x, positions, logit_rows, logits;
     struct {
         int64_t write; /* [rows] int64, the slot of each row */
         int64_t slots, num_slots, tasks, num_tasks, members, num_members, rows, num_rows; /* as for attention_bf16 */

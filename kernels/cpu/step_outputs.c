@@ -67,4 +67,10 @@ TARGET void turn_head(const uint16_t *x, uint16_t *y, long dim, const uint16_t *
     }
 }
 
+#else
+
+void turn_head(const uint16_t *x, uint16_t *y, long dim, const uint16_t *weight, float eps, const uint16_t *cos, const uint16_t *sin) {
+    (void)x, (void)y, (void)dim, (void)weight, (void)eps, (void)cos, (void)sin;
+}
+
 #endif
