@@ -74,7 +74,7 @@ class Program:
         self.handle = cpu.step_build(header.ctypes.data, table.ctypes.data, eps, scale)
         self._step = np.zeros(8 + 9 * MAX_GROUPS + 2 * MAX_ROPES, np.int64)
         self._step_address = self._step.ctypes.data
-        weakref.finalize(self, _free, self.handle, owned)
+        weakref.finalize(self, _free, self.handle, owned).atexit = False  # a step may still run then
 
     def run(
         self,
