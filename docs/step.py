@@ -12,8 +12,9 @@ Prints tables and, as the last line, one JSON document. `read / step` is the fra
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
@@ -35,28 +36,25 @@ ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 64)
 WAYS = ("python", "compiled")
 
 
-def spin() -> None:
-    while True:
-        pass
-
-
 @contextmanager
 def neighbour(busy: bool) -> Iterator[None]:
     """Run another process that uses a core all the time."""
-    process = multiprocessing.get_context("spawn").Process(target=spin, daemon=True) if busy else None
-    if process is not None:
-        process.start()
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
     try:
         yield
     finally:
         if process is not None:
             process.kill()
+            process.wait()
 
 
 def bytes_of_step(lane: Lane, num_tokens: int) -> int:
     """Bytes that a decode step reads: packed linears, the head, and the KV of a context."""
     model: Any = lane.built.model
-    linears = [model.head, *(part for layer in model.layers for part in (layer.qkv, layer.output, layer.gate_up, layer.down))]
+    linears = [
+        model.head,
+        *(part for layer in model.layers for part in (layer.qkv, layer.output, layer.gate_up, layer.down)),
+    ]
     weights = sum(linear.weight.nbytes for linear in linears if isinstance(linear, Packed))
     return weights + num_tokens * sum(plan.bytes_per_token for plan in lane.built.stores)
 
@@ -150,13 +148,15 @@ def _row(series: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = [f"{'rows':>4} {'python ms':>10} {'compiled ms':>12} {'worst':>8} {'read ms':>8} {'python / compiled':>26} {'read / compiled':>18}"]
+    heads = ("rows", "python ms", "compiled ms", "worst", "read ms", "python / compiled", "read / compiled")
+    lines = ["".join(f"{head:>20}" for head in heads)]
     for rows, row in result["rows"].items():
         gain, fraction = row["python / compiled"], row["read / compiled"]
-        lines.append(
-            f"{rows:>4} {row['python_ms']['median']:>10.2f} {row['compiled_ms']['median']:>12.2f} {row['worst_compiled_ms']:>8.2f} "
-            f"{row['read_ms']['median']:>8.2f} {gain['ratio']:>10.2f} ({gain['low']:.2f}-{gain['high']:.2f}) {fraction['ratio']:>18.2f}"
-        )
+        times = [row[key]["median"] for key in ("python_ms", "compiled_ms")]
+        numbers = [f"{value:.2f}" for value in (*times, row["worst_compiled_ms"], row["read_ms"]["median"])]
+        spread = f"{gain['ratio']:.2f} ({gain['low']:.2f}-{gain['high']:.2f})"
+        cells = (str(rows), *numbers, spread, f"{fraction['ratio']:.2f}")
+        lines.append("".join(f"{cell:>20}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -173,9 +173,14 @@ def main(model: str, offline: bool, rounds: int, tokens: int, prompt: int, busy:
     with neighbour(busy), Engine(model, dtype="bfloat16") as engine:
         result = measured(engine, rounds, tokens, prompt)
     decode = result["decode_ms_per_token"]
-    print(f"decode: {decode['python']['median']:.2f} ms a token in Python, {decode['compiled']['median']:.2f} compiled; {result['decode_ratio']}")
+    medians = ", ".join(f"{way} {decode[way]['median']:.2f}" for way in WAYS)
+    print(f"decode, ms a token: {medians}; python / compiled {result['decode_ratio']}")
     print(table(result))
-    print(json.dumps({"model": model, "busy": busy, **result, "machine": machine(), "versions": versions(), "commit": commit()}))
+    print(
+        json.dumps(
+            {"model": model, "busy": busy, **result, "machine": machine(), "versions": versions(), "commit": commit()}
+        )
+    )
 
 
 if __name__ == "__main__":

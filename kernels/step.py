@@ -1,8 +1,8 @@
 """A decode or verify step of a decoder in one C call: embedding rows in, logits out.
 
-A program is a list of operations (`Op`) over plain addresses, for kernels/cpu/step.c. Its linears, attention and row operations are
-the C functions of linear.py, attention.py and ops.py; residuals, norms of heads and RoPE round as ATen does in the core's decoder. So
-the logits have the bits of these kernels called one by one. A batch has at most `MAX_ROWS` rows (tokens).
+A program is a list of operations (`Op`) over plain addresses, for kernels/cpu/step.c. Its linears, attention and row operations
+are the C functions of linear.py, attention.py and ops.py. Residuals, norms of heads and RoPE round as ATen does in the core's
+decoder. So the logits have the bits of these kernels called one by one. A batch has at most `MAX_ROWS` rows (tokens).
 Bytes moved: the weights and the KV that the rows see, each once. kernels/cpu/step.h explains the fields.
 """
 
@@ -85,17 +85,32 @@ class Program:
         parts: Sequence[Parts],
         angles: Sequence[tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """x [T, hidden], positions [T], logit_rows [R] -> logits [R, V]. Writes the KV of the T tokens at `slots` [T] of each group.
+        """x [T, hidden], positions [T], logit_rows [R] -> logits [R, V]. Writes the KV of the T tokens at `slots` [T] per group.
 
         parts: per group, what each token sees. angles: per rotary embedding, cos and sin [positions, D / 2]. Not reentrant.
         """
         rows, count = x.shape[0], logit_rows.shape[0]
-        if not 0 < rows <= MAX_ROWS or x.dtype != torch.bfloat16 or x.shape[1] != self.shape.hidden or not x.is_contiguous():
-            raise ValueError(f"x must be bfloat16 [1 to {MAX_ROWS}, {self.shape.hidden}], got {x.dtype} {list(x.shape)}")
+        if (
+            not 0 < rows <= MAX_ROWS
+            or x.dtype != torch.bfloat16
+            or x.shape[1] != self.shape.hidden
+            or not x.is_contiguous()
+        ):
+            raise ValueError(
+                f"x must be bfloat16 [1 to {MAX_ROWS}, {self.shape.hidden}], got {x.dtype} {list(x.shape)}"
+            )
         if positions.shape != (rows,) or any(tensor.shape != (rows,) for tensor in slots):
-            raise ValueError(f"positions and slots must be [{rows}], got {[list(t.shape) for t in (positions, *slots)]}")
-        if len(slots) != self.shape.num_groups or len(parts) != self.shape.num_groups or len(angles) != self.shape.num_ropes:
-            raise ValueError(f"needs slots and parts of {self.shape.num_groups} groups, angles of {self.shape.num_ropes} ropes")
+            raise ValueError(
+                f"positions and slots must be [{rows}], got {[list(t.shape) for t in (positions, *slots)]}"
+            )
+        if (
+            len(slots) != self.shape.num_groups
+            or len(parts) != self.shape.num_groups
+            or len(angles) != self.shape.num_ropes
+        ):
+            raise ValueError(
+                f"needs slots and parts of {self.shape.num_groups} groups, angles of {self.shape.num_ropes} ropes"
+            )
         logits = x.new_empty(count, self.vocab)
         addresses = [tensor.data_ptr() for tensor in (x, positions, logit_rows, logits)]
         known = min((len(table) for pair in angles for table in pair), default=2**31)

@@ -6,8 +6,8 @@ attention, norms and activations are their C functions, and residuals, norms of 
 batches and models run as without the plugin: more than 64 tokens; another dtype or device; linears, operations, attention or KV
 stores of other plugins; norms behind attention or MLP. `stats.notes` counts the steps of the lane by way, and names the reasons.
 Costs: memory for the intermediate results of a step, which stays allocated: with contexts up to 512 tokens about 0.3 MB per token
-for SmolLM2-135M, 0.6 MB for llama-1b; a table of angles. Helps small models and busy machines: a step has one wake-up instead of one per operation, Python's time per operation is
-gone, and a thread that the operating system has suspended stops no other thread.
+for SmolLM2-135M, 0.6 MB for llama-1b; a table of angles. Helps small models and busy machines: a step has one wake-up instead of
+one per operation, Python's time per operation is gone, and a thread that the operating system has suspended stops no other thread.
 Source: the parallel walk is the project's own (kernels/cpu/step.c)
 """
 

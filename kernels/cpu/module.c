@@ -6,6 +6,7 @@
 #include "attention_bf16.h"
 #include "linear_bf16.h"
 #include "ops_bf16.h"
+#include "probe.h"
 #include "step.h"
 
 #define MAX_ARGUMENTS 17
@@ -179,7 +180,8 @@ static PyObject *call_head_norm(PyObject *self, PyObject *const *args, Py_ssize_
     if (PyErr_Occurred())
         return NULL;
     for (int64_t head = 0; head < v[3] * v[4]; head++)
-        turn_head((uint16_t *)v[0] + head * v[5], (uint16_t *)v[2] + head * v[5], v[5], (uint16_t *)v[1] + head % v[4] * v[5], eps, NULL, NULL);
+        turn_head((uint16_t *)v[0] + head * v[5], (uint16_t *)v[2] + head * v[5], v[5], (uint16_t *)v[1] + head % v[4] * v[5], eps,
+                  NULL, NULL);
     Py_RETURN_NONE;
 }
 

@@ -1,11 +1,12 @@
 /* Runs the program of a step: see step.h. Every thread walks through all operations, as an equal.
  *
- * The chunks of an operation are divided into a share per thread: a contiguous part of the weights. A thread computes the chunks of its
- * own share in order, then takes chunks that other threads have not begun. Then it waits for chunks that others have begun; when they
- * take longer than expected, it computes them too. So a thread that the operating system has suspended stops no other thread. A chunk
- * computed twice has the same bits, and both threads write them to the same place, which belongs to this step alone: a late write
- * changes nothing. The exception is the KV of the step's tokens, in memory that outlives the step: the step ends only when no helper is
- * writing KV. Norms, merged attention and packed inputs are computed by every thread for itself, which takes less time than waiting. */
+ * The chunks of an operation are divided into a share per thread: a contiguous part of the weights. A thread computes the chunks
+ * of its own share in order, then takes chunks that other threads have not begun. Then it waits for the chunks that other threads
+ * have begun. When they take longer than expected, it computes them too. So a thread that the operating system has suspended stops
+ * no other thread. A chunk computed twice has the same bits, and both threads write them to the same place, which belongs to this
+ * step alone: a late write changes nothing. The KV of the step's tokens lies in memory that outlives the step. So the step ends
+ * only when no helper is writing KV. Every thread computes norms, merged attention and packed inputs for itself, which takes less
+ * time than to wait for another thread. */
 #include "step.h"
 
 #include <stdlib.h>
@@ -106,12 +107,13 @@ static void rotate(const Task *task, long head, long end) {
             const uint16_t *x = task->seat->y + m * op->outs + head * dim;
             const uint16_t *cos = angles ? angles + m * dim / 2 : NULL, *sin = angles ? cos + half : NULL;
             long slot = slots[m] * dim;
-            if (head < heads)
-                turn_head(x, (uint16_t *)state->results[task->index] + (m * heads + head) * dim, dim, weight, state->program->eps, cos, sin);
-            else if (head < keys_end)
-                turn_head(x, (uint16_t *)op->keys + (head - heads) * op->head_stride + slot, dim, weight, state->program->eps, cos, sin);
-            else
+            if (head >= keys_end) {
                 memcpy((uint16_t *)op->values + (head - keys_end) * op->head_stride + slot, x, (size_t)dim * 2);
+                continue;
+            }
+            uint16_t *query = (uint16_t *)state->results[task->index] + (m * heads + head) * dim;
+            uint16_t *key = (uint16_t *)op->keys + (head - heads) * op->head_stride + slot;
+            turn_head(x, head < heads ? query : key, dim, weight, state->program->eps, cos, sin);
         }
     }
 }
@@ -150,9 +152,11 @@ static void compute(const Task *task, long chunk) {
         }
     } else {
         multiply(job, begin, end);
-        if (op->output == OUTPUT_SUM)
-            add_columns(result_of(task->state, op->residual), job->y, (uint16_t *)task->state->results[task->index], job->rows, op->outs,
-                        begin * OUTS, minimum(end * OUTS, op->outs));
+        if (op->output == OUTPUT_SUM) {
+            uint16_t *sum = (uint16_t *)task->state->results[task->index];
+            add_columns(result_of(task->state, op->residual), job->y, sum, job->rows, op->outs, begin * OUTS,
+                        minimum(end * OUTS, op->outs));
+        }
     }
 }
 
@@ -273,7 +277,8 @@ static void operate(Task *task, Share *shares) {
 static void walk(Frame *frame, int thread) {
     State *state = (State *)frame->memory;
     for (int index = 0; index < state->num_ops; index++) {
-        Task task = {.state = state, .seat = state->seats + thread, .op = state->program->ops + index, .index = index, .thread = thread};
+        Task task = {.state = state, .seat = state->seats + thread, .index = index, .thread = thread};
+        task.op = state->program->ops + index;
         Share *shares = state->shares + index * state->threads;
         task.units = units_of(state, task.op);
         task.size = ceil_divide(task.units, state->threads * MOST_CHUNKS);
@@ -327,7 +332,8 @@ static char *laid_out(State *state, const Step *step, char *at, int fills) {
             memcpy(state->angles + row + rows * half, (const uint16_t *)step->ropes[rope].sin + position, half * 2);
         }
     for (int64_t g = 0; g < shape->num_groups; g++) {
-        Reads reads = {.job = {.num_tasks = step->groups[g].num_tasks, .num_rows = step->groups[g].num_rows, .heads = shape->heads}};
+        Reads reads = {.job = {.num_tasks = step->groups[g].num_tasks, .num_rows = step->groups[g].num_rows}};
+        reads.job.heads = shape->heads;
         reads.job.kv_heads = shape->kv_heads;
         reads.job.dim = shape->dim;
         reads.job.q_stride = shape->heads * shape->dim;
@@ -384,16 +390,21 @@ int program_run(const Program *program, const Step *step) {
 /* ---- a program */
 
 static const char *fault_of(const Shape *shape, const Op *op, int64_t index) {
-    int is_linear = op->kind == STEP_LINEAR, writes = !is_linear || op->output == OUTPUT_ROTATED;
-    if ((!is_linear && op->kind != STEP_ATTENTION) || op->source < -1 || op->source >= index || op->residual < -1 || op->residual >= index)
+    int is_linear = op->kind == STEP_LINEAR, uses_kv = !is_linear || op->output == OUTPUT_ROTATED;
+    int is_earlier = op->source >= -1 && op->source < index && op->residual >= -1 && op->residual < index;
+    int has_kv = op->group >= 0 && op->group < shape->num_groups && op->keys && op->values;
+    if ((!is_linear && op->kind != STEP_ATTENTION) || !is_earlier)
         return "an operation reads a later one, or its kind is unknown";
-    if (writes && (op->group < 0 || op->group >= shape->num_groups || !op->keys || !op->values || op->rope < -1 || op->rope >= shape->num_ropes))
+    if (uses_kv && (!has_kv || op->rope < -1 || op->rope >= shape->num_ropes))
         return "an operation has no KV, or unknown angles";
     if (!is_linear)
         return op->source < 0 ? "attention needs queries" : NULL;
-    if (op->weights != WEIGHTS_BF16 || !op->w || op->outs <= 0 || op->ins <= 0 || op->ins % (op->amx ? 32 : 2) || (op->amx && !has_amx_bf16()))
+    if (op->weights != WEIGHTS_BF16 || !op->w || op->outs <= 0 || op->ins <= 0 || op->ins % (op->amx ? 32 : 2) ||
+        (op->amx && !has_amx_bf16()))
         return "a linear has unknown weights, an address of 0 or wrong sizes";
-    if (op->input == INPUT_NORM ? !op->norm : op->input == INPUT_MERGED ? op->source < 0 || op->ins != shape->heads * shape->dim : op->input)
+    if (op->input == INPUT_NORM     ? !op->norm
+        : op->input == INPUT_MERGED ? op->source < 0 || op->ins != shape->heads * shape->dim
+                                    : op->input != INPUT_ROWS)
         return "a linear has an unknown input";
     if (op->output == OUTPUT_ROTATED ? op->outs != (shape->heads + 2 * shape->kv_heads) * shape->dim
         : op->output == OUTPUT_SILU  ? op->outs % (2 * OUTS)
@@ -406,8 +417,8 @@ int has_step(int64_t dim) { return has_attention_bf16(dim) && has_linear_bf16() 
 
 Program *program_built(const Shape *shape, const Op *ops, float eps, float scale, const char **fault) {
     *fault = "a step needs operations, heads a multiple of kv_heads, and heads of a size that this CPU can run";
-    if (shape->num_ops < 1 || shape->num_groups < 1 || shape->num_groups > STEP_MAX_GROUPS || shape->num_ropes < 0 || shape->hidden < 1 ||
-        shape->num_ropes > STEP_MAX_ROPES || shape->kv_heads < 1 || shape->heads % shape->kv_heads || !has_step(shape->dim))
+    if (shape->num_ops < 1 || shape->hidden < 1 || shape->num_groups < 1 || shape->num_groups > STEP_MAX_GROUPS ||
+        shape->num_ropes < 0 || shape->num_ropes > STEP_MAX_ROPES || shape->kv_heads < 1 || shape->heads % shape->kv_heads || !has_step(shape->dim))
         return NULL;
     for (int64_t index = 0; index < shape->num_ops; index++)
         if ((*fault = fault_of(shape, ops + index, index)))
@@ -418,7 +429,9 @@ Program *program_built(const Shape *shape, const Op *ops, float eps, float scale
         *fault = "no memory";
         return NULL;
     }
-    *program = (Program){.shape = *shape, .eps = eps, .scale = scale, .widest_input = shape->heads * shape->dim, .widest_output = 1};
+    *program = (Program){.shape = *shape, .eps = eps, .scale = scale};
+    program->widest_input = shape->heads * shape->dim;
+    program->widest_output = 1;
     memcpy(program->ops, ops, bytes);
     for (const Op *op = ops; op < ops + shape->num_ops; op++) {
         if (op->kind == STEP_LINEAR && op->ins > program->widest_input)
@@ -432,36 +445,6 @@ Program *program_built(const Shape *shape, const Op *ops, float eps, float scale
 void program_freed(Program *program) {
     frames_left(program);
     free(program);
-}
-
-/* ---- the probe */
-
-typedef struct {
-    const char *memory;
-    long bytes, parts;
-    Phase phase;
-    atomic_ullong sum;
-} Reading;
-
-TARGET static void read_part(void *arg) {
-    Reading *reading = arg;
-    for (long part; (part = take(&reading->phase, reading->parts)) < reading->parts;) {
-        long begin = reading->bytes / LINE * part / reading->parts * LINE, end = reading->bytes / LINE * (part + 1) / reading->parts * LINE;
-        __m512i sums[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
-        for (; begin + 4 * LINE <= end; begin += 4 * LINE)
-            UNROLLED for (int i = 0; i < 4; i++) {
-                _mm_prefetch(reading->memory + begin + 4096 + i * LINE, _MM_HINT_NTA);
-                sums[i] = _mm512_add_epi64(sums[i], _mm512_loadu_si512(reading->memory + begin + i * LINE));
-            }
-        __m512i all = _mm512_add_epi64(_mm512_add_epi64(sums[0], sums[1]), _mm512_add_epi64(sums[2], sums[3]));
-        atomic_fetch_add(&reading->sum, (unsigned long long)_mm512_reduce_add_epi64(all));
-    }
-}
-
-uint64_t memory_read(const char *memory, int64_t bytes, int threads) {
-    Reading reading = {.memory = memory, .bytes = bytes, .parts = threads};
-    run_parallel(read_part, &reading, threads);
-    return atomic_load(&reading.sum);
 }
 
 #else
@@ -482,7 +465,5 @@ Program *program_built(const Shape *shape, const Op *ops, float eps, float scale
 int program_run(const Program *program, const Step *step) { return (void)program, (void)step, 0; }
 
 void program_freed(Program *program) { (void)program; }
-
-uint64_t memory_read(const char *memory, int64_t bytes, int threads) { return (void)memory, (void)bytes, (void)threads, 0; }
 
 #endif

@@ -1,8 +1,8 @@
 /* A decode or verify step of a decoder in one call: a program of operations over the rows of a batch.
  *
  * A row is a token. The program of a layer has five operations: (norm, linear q k v, RoPE, KV write), (attention), (merge, linear,
- * residual), (norm, linear gate up, activation * up), (linear, residual). The last operation is (norm, head). An operation reads the
- * results of earlier operations and writes memory of its own, so no operation changes what another one reads or wrote. */
+ * residual), (norm, linear gate up, activation * up), (linear, residual). The last operation is (norm, head). An operation reads
+ * the results of earlier operations and writes memory of its own. So no operation changes what another operation reads. */
 #ifndef PITLANE_STEP_H
 #define PITLANE_STEP_H
 
@@ -19,7 +19,7 @@ typedef struct {
     int64_t source;   /* the operation whose result is read */
     int64_t residual; /* OUTPUT_SUM adds the linear's outputs to the result of this operation */
     int64_t w, bias, outs, ins, amx; /* of the linear: as for linear_bf16 */
-    int64_t norm;     /* INPUT_NORM: weight [ins] */
+    int64_t norm; /* INPUT_NORM: weight [ins] */
     int64_t selects;  /* whether only the logit rows are computed */
     int64_t group;    /* KV group, for OUTPUT_ROTATED and STEP_ATTENTION */
     int64_t keys, values, head_stride; /* [kv_heads][slots][dim] of the layer, bfloat16, heads head_stride apart */
@@ -36,7 +36,8 @@ typedef struct {
 
 enum { STEP_MAX_GROUPS = 8, STEP_MAX_ROPES = 8, STEP_MAX_ROWS = 64, STEP_MAX_THREADS = 128 };
 
-/* A batch. num_positions: positions that have angles. x: [rows][hidden]. logits: [num_logits][vocabulary], the last operation's result. positions, logit_rows: int64. */
+/* A batch. num_positions: positions that have angles. x: [rows][hidden]. logits: [num_logits][vocabulary], the last operation's
+ * result. positions, logit_rows: int64. */
 typedef struct {
     int64_t rows, num_logits, threads, num_positions, x, positions, logit_rows, logits;
     struct {
@@ -65,16 +66,14 @@ void program_freed(Program *program);
 /* How many chunks of this process were computed a second time, because their thread was late. */
 long step_recomputed(void);
 
-/* Read memory as a decode step reads weights: each thread loads its own contiguous part. For measurements. */
-uint64_t memory_read(const char *memory, int64_t bytes, int threads);
-
 /* step_outputs.c: what follows a linear, for a part of its columns. y: [rows][stride] outputs of the linear. */
 
 /* sum[m] = x[m] + y[m] for columns [begin, end) of rows with `stride` columns. */
 void add_columns(const uint16_t *x, const uint16_t *y, uint16_t *sum, long rows, long stride, long begin, long end);
 
-/* Norm a head and rotate it. weight: NULL for no norm. cos, sin: [dim / 2], or NULL for no rotation. As the core's decoder does with
- * ATen, to the bit: it rounds to bfloat16 after the norm, after its weight, and after each of the two products of a rotation. */
-void turn_head(const uint16_t *x, uint16_t *y, long dim, const uint16_t *weight, float eps, const uint16_t *cos, const uint16_t *sin);
+/* Norm a head and rotate it. weight: NULL for no norm. cos, sin: [dim / 2], or NULL for no rotation. As the core's decoder does
+ * with ATen, to the bit: round to bfloat16 after the norm, after its weight, after x * cos, and at the end. */
+void turn_head(const uint16_t *x, uint16_t *y, long dim, const uint16_t *weight, float eps, const uint16_t *cos,
+               const uint16_t *sin);
 
 #endif

@@ -44,7 +44,8 @@ TARGET static float inverse_rms(const uint16_t *x, long dim, float eps) {
     return _mm_cvtss_f32(_mm_div_ss(_mm_set_ss(1.0f), _mm_sqrt_ss(mean)));
 }
 
-TARGET void turn_head(const uint16_t *x, uint16_t *y, long dim, const uint16_t *weight, float eps, const uint16_t *cos, const uint16_t *sin) {
+TARGET void turn_head(const uint16_t *x, uint16_t *y, long dim, const uint16_t *weight, float eps, const uint16_t *cos,
+               const uint16_t *sin) {
     long half = dim / 2;
     uint16_t normed[256];
     if (weight) {
@@ -69,7 +70,8 @@ TARGET void turn_head(const uint16_t *x, uint16_t *y, long dim, const uint16_t *
 
 #else
 
-void turn_head(const uint16_t *x, uint16_t *y, long dim, const uint16_t *weight, float eps, const uint16_t *cos, const uint16_t *sin) {
+void turn_head(const uint16_t *x, uint16_t *y, long dim, const uint16_t *weight, float eps, const uint16_t *cos,
+               const uint16_t *sin) {
     (void)x, (void)y, (void)dim, (void)weight, (void)eps, (void)cos, (void)sin;
 }
 

@@ -1,9 +1,9 @@
 /* Threads that walk through a step together, as equals.
  *
- * A frame is the memory of one step, and counts the threads that may touch it. The caller takes a frame, fills it, and walks; helpers
- * that arrive in time walk too. The caller waits neither for a helper to arrive nor for a helper to leave. A helper that the operating
- * system has suspended may wake up after the step: it still holds its frame, so no later step uses that memory, and it may write
- * there. A frame becomes free when its last thread leaves. Idle helpers spin for a short time, and then sleep. */
+ * A frame is the memory of one step, and counts the threads that may touch it. The caller takes a frame, fills it, and walks.
+ * Helpers that arrive in time walk too. The caller waits neither for a helper to arrive nor for a helper to leave. A helper that
+ * the operating system has suspended may wake up after the step: it still holds its frame, so no later step uses that memory, and
+ * the helper may write there. A frame becomes free when its last thread leaves. Idle helpers spin for a short time, and then sleep. */
 #ifndef PITLANE_TEAM_H
 #define PITLANE_TEAM_H
 
@@ -23,8 +23,8 @@ typedef struct Frame {
 /* Reserve a free frame with at least `bytes` of memory; NULL if there is no memory. The contents are undefined. */
 Frame *frame_taken(const void *owner, size_t bytes);
 
-/* Run frame->walk(frame, 0) on the caller, and frame->walk(frame, n) with n < threads on helpers that arrive before the caller's walk
- * returns. Then no further helper begins. If another thread is in `frame_run`, the caller walks alone. */
+/* Run frame->walk(frame, 0) on the caller, and frame->walk(frame, n) with n < threads on helpers that arrive before the caller's
+ * walk returns. Then no further helper begins. If another thread is in `frame_run`, the caller walks alone. */
 void frame_run(Frame *frame, void (*walk)(Frame *frame, int thread), int threads);
 
 /* Give the caller's hold on a frame back. */

@@ -8,7 +8,8 @@
 
 #include "step.h"
 
-enum { HIDDEN = 96, HEADS = 3, KV_HEADS = 1, DIM = 32, INNER = 96, VOCAB = 150, LAYERS = 3, OPS = 5 * LAYERS + 1, SLOTS = 256, MAX_ROWS = 40 };
+enum { HIDDEN = 96, HEADS = 3, KV_HEADS = 1, DIM = 32, INNER = 96, VOCAB = 150, LAYERS = 3, OPS = 5 * LAYERS + 1 };
+enum { SLOTS = 256, MAX_ROWS = 40 };
 static const int sizes[] = {1, 2, 13, MAX_ROWS};
 
 typedef struct {
@@ -29,7 +30,8 @@ static uint16_t *random_tensor(Model *model, long count, unsigned seed) {
 }
 
 static Op linear(Model *model, int input, int output, long source, long outs, long ins, unsigned seed) {
-    Op op = {.kind = STEP_LINEAR, .input = input, .output = output, .source = source, .residual = -1, .outs = outs, .ins = ins, .rope = -1};
+    Op op = {.kind = STEP_LINEAR, .input = input, .output = output, .source = source, .residual = -1, .rope = -1};
+    op.outs = outs, op.ins = ins;
     op.w = (int64_t)random_tensor(model, (outs + 31) / 32 * 32 * ins, seed);
     op.bias = (int64_t)random_tensor(model, outs, seed + 1);
     op.norm = (int64_t)random_tensor(model, ins, seed + 2);

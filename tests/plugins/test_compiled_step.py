@@ -1,4 +1,4 @@
-"""The compiled step has the bits of the Python forward with packed_linear, paged_attention and fused_ops; or says why it does not run."""
+"""The compiled step has the bits of the Python forward with the kernels in C, or says why it does not run."""
 
 from __future__ import annotations
 
