@@ -3,7 +3,7 @@
  * A frame is the memory of one step, and counts the threads that may touch it. The caller takes a frame, fills it, and walks.
  * Helpers that arrive in time walk too. The caller waits neither for a helper to arrive nor for a helper to leave. A helper that
  * the operating system has suspended may wake up after the step: it still holds its frame, so no later step uses that memory, and
- * the helper may write there. A frame becomes free when its last thread leaves. Idle helpers spin for a short time, and then sleep. */
+ * the helper may write there. A frame becomes free when its last thread leaves. Idle helpers spin for a short time, then sleep. */
 #ifndef PITLANE_TEAM_H
 #define PITLANE_TEAM_H
 

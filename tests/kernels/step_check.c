@@ -44,7 +44,8 @@ static void build(Model *model) {
     const char *fault;
     memset(model, 0, sizeof *model);
     for (long layer = 0, x = -1, at = 0; layer < LAYERS; layer++, x = at - 1) {
-        Op kv = {.kind = STEP_ATTENTION, .source = at, .head_stride = SLOTS * DIM, .keys = (int64_t)model->kv[layer][0], .rope = -1};
+        Op kv = {.kind = STEP_ATTENTION, .source = at, .head_stride = SLOTS * DIM, .rope = -1};
+        kv.keys = (int64_t)model->kv[layer][0];
         kv.values = (int64_t)model->kv[layer][1];
         ops[at] = linear(model, INPUT_NORM, OUTPUT_ROTATED, x, (HEADS + 2 * KV_HEADS) * DIM, HIDDEN, (unsigned)layer * 10);
         ops[at].keys = kv.keys, ops[at].values = kv.values, ops[at].head_stride = kv.head_stride, ops[at].rope = 0;
