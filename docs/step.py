@@ -94,12 +94,11 @@ def read_ms(memory: torch.Tensor, threads: int) -> float:
     return 1e3 * (perf_counter() - begin)
 
 
-def measured(engine: Engine, rounds: int, num_tokens: int, context: int) -> dict[str, Any]:
+def measured(engine: Engine, threads: int, rounds: int, num_tokens: int, context: int) -> dict[str, Any]:
     default = {name: options for name, options in engine.default_plan.settings.items() if name != "prefix_cache"}
     default.pop("compiled_step", None)
     plans = {"python": engine.plan(default), "compiled": engine.plan(default | {"compiled_step": {}})}
     lanes = {way: engine.lane_of(plan) for way, plan in plans.items()}
-    threads: int = engine.worker.call(torch.get_num_threads).result()
     memory = torch.ones(bytes_of_step(lanes["python"], context), dtype=torch.uint8)
     prompt = [(17 * i) % 1000 + 10 for i in range(context)]
     tokens, reads = {way: [] for way in WAYS}, []
@@ -163,15 +162,16 @@ def table(result: dict[str, Any]) -> str:
 @click.command()
 @click.option("--model", default="smollm2")
 @click.option("--offline", is_flag=True)
+@click.option("--threads", default=len(os.sched_getaffinity(0)))
 @click.option("--rounds", default=10)
 @click.option("--tokens", default=64, help="tokens of an answer")
 @click.option("--prompt", default=128, help="tokens of the prompt and of the context of single forwards")
 @click.option("--busy", is_flag=True, help="run beside one process that uses a core all the time")
-def main(model: str, offline: bool, rounds: int, tokens: int, prompt: int, busy: bool) -> None:
+def main(model: str, offline: bool, threads: int, rounds: int, tokens: int, prompt: int, busy: bool) -> None:
     if offline:
         os.environ["PITLANE_OFFLINE"] = "1"
-    with neighbour(busy), Engine(model, dtype="bfloat16") as engine:
-        result = measured(engine, rounds, tokens, prompt)
+    with neighbour(busy), Engine(model, dtype="bfloat16", threads=threads) as engine:
+        result = measured(engine, threads, rounds, tokens, prompt)
     decode = result["decode_ms_per_token"]
     medians = ", ".join(f"{way} {decode[way]['median']:.2f}" for way in WAYS)
     print(f"decode, ms a token: {medians}; python / compiled {result['decode_ratio']}")
