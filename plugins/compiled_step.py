@@ -61,7 +61,8 @@ class Step:
     """The forward of one model. counts: its steps with tokens, by the way they ran: `compiled`, or the reason for Python."""
 
     def __init__(self, forward: Forward, context: RunnerContext, model: Decoder, num_layers: int) -> None:
-        from pitlane.kernels.step import MAX_ROWS, Parts
+        from pitlane.kernels.attention import Parts
+        from pitlane.kernels.step import MAX_ROWS
 
         self.forward, self.stores, self.attention, self.model = forward, context.stores, context.attention, model
         self.max_rows, self.parts_type = MAX_ROWS, Parts
