@@ -148,14 +148,14 @@ def _row(series: dict[str, list[float]]) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     heads = ("rows", "python ms", "compiled ms", "worst", "read ms", "python / compiled", "read / compiled")
-    lines = ["".join(f"{head:>20}" for head in heads)]
+    lines = ["".join(f"{head:>24}" for head in heads)]
     for rows, row in result["rows"].items():
         gain, fraction = row["python / compiled"], row["read / compiled"]
         times = [row[key]["median"] for key in ("python_ms", "compiled_ms")]
         numbers = [f"{value:.2f}" for value in (*times, row["worst_compiled_ms"], row["read_ms"]["median"])]
         spread = f"{gain['ratio']:.2f} ({gain['low']:.2f}-{gain['high']:.2f})"
         cells = (str(rows), *numbers, spread, f"{fraction['ratio']:.2f}")
-        lines.append("".join(f"{cell:>20}" for cell in cells))
+        lines.append("".join(f"{cell:>24}" for cell in cells))
     return "\n".join(lines)
 
 
