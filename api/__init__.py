@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pitlane.engine.kv.visibility import SlidingWindow as SlidingWindow, Visibility as Visibility
     from pitlane.engine.models.build_context import BuildContext as BuildContext
     from pitlane.engine.models.config import DecoderConfig as DecoderConfig
-    from pitlane.engine.models.decoder import parts_of as parts_of
+    from pitlane.engine.models.decoder import Decoder as Decoder, parts_of as parts_of
     from pitlane.engine.models.families.core import CORE_FAMILIES as CORE_FAMILIES
     from pitlane.engine.models.families.family import Families as Families, Family as Family
     from pitlane.engine.models.layers import Linear as Linear
@@ -80,7 +80,13 @@ if TYPE_CHECKING:
     from pitlane.engine.run.batch import Attention as Attention, Batch as Batch, GroupBatch as GroupBatch
     from pitlane.engine.run.lane import Lane as Lane
     from pitlane.engine.run.limits import Limits as Limits
-    from pitlane.engine.run.runner import Forward as Forward, Output as Output, RunnerContext as RunnerContext
+    from pitlane.engine.run.runner import (
+        EarlyExit as EarlyExit,
+        Forward as Forward,
+        ModelForward as ModelForward,
+        Output as Output,
+        RunnerContext as RunnerContext,
+    )
     from pitlane.engine.sequence import Sequence as Sequence
     from pitlane.engine.stream import Stream as Stream
     from pitlane.engine.text.documents import load_document as load_document
@@ -106,7 +112,7 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.kv.visibility": "SlidingWindow Visibility",
     "pitlane.engine.models.build_context": "BuildContext",
     "pitlane.engine.models.config": "DecoderConfig",
-    "pitlane.engine.models.decoder": "parts_of",
+    "pitlane.engine.models.decoder": "Decoder parts_of",
     "pitlane.engine.models.families.core": "CORE_FAMILIES",
     "pitlane.engine.models.families.family": "Families Family",
     "pitlane.engine.models.layers": "Linear",
@@ -121,7 +127,7 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.run.batch": "Attention Batch GroupBatch",
     "pitlane.engine.run.lane": "Lane",
     "pitlane.engine.run.limits": "Limits",
-    "pitlane.engine.run.runner": "Forward Output RunnerContext",
+    "pitlane.engine.run.runner": "EarlyExit Forward ModelForward Output RunnerContext",
     "pitlane.engine.sequence": "Sequence",
     "pitlane.engine.stream": "Stream",
     "pitlane.engine.text.documents": "load_document",

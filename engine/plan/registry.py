@@ -44,6 +44,7 @@ BUILT_IN = (
     "pitlane.plugins.span_attention",
     "pitlane.plugins.kv_quant",
     "pitlane.plugins.fused_ops",
+    "pitlane.plugins.compiled_step",
     "pitlane.plugins.prompt_lookup",
     "pitlane.plugins.attention_sinks",
     "pitlane.plugins.speculative",

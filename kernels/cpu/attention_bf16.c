@@ -225,8 +225,9 @@ TARGET static void compute_rows(const Piece *piece, const Row *rows, long count,
         sum_values(scratch->scores + r * MAX_KEYS, piece, low, high, dim, rows + r, minimum(SUMMED, count - r));
 }
 
-/* Compute the parts of all members of a task for one KV head. following: the item to prefetch. */
-TARGET static void compute_item(const Attention *job, long item, long following, Scratch *scratch) {
+TARGET void attention_item(const Attention *job, long item, long following) {
+    static _Thread_local Scratch buffers;
+    Scratch *scratch = &buffers;
     const int64_t *task = job->tasks + item / job->kv_heads * 4, *members = job->members + task[2] * 4;
     long dim = job->dim, group = job->heads / job->kv_heads, first_head = item % job->kv_heads * group;
     long low = task[1], high = 0, num_rows = task[3] * group;
@@ -255,8 +256,8 @@ TARGET static void compute_item(const Attention *job, long item, long following,
     }
 }
 
-/* Merge the parts of a token into its output. */
-TARGET static void merge(const Attention *job, const int64_t *row) {
+TARGET void attention_merge(const Attention *job, long index) {
+    const int64_t *row = job->rows + index * 3;
     long dim = job->dim, stride = dim + 2, next = job->heads * stride;
     for (long head = 0; head < job->heads; head++) {
         const float *part = job->partial + (row[1] * job->heads + head) * stride;
@@ -286,15 +287,14 @@ typedef struct {
 } Shared;
 
 static void work(void *arg) {
-    static _Thread_local Scratch scratch;
     Shared *shared = arg;
     const Attention *job = shared->job;
     long items = job->num_tasks * job->kv_heads;
     for (long item; (item = take(&shared->scoring, items)) < items; finish(&shared->scoring))
-        compute_item(job, item, item + shared->threads < items ? item + shared->threads : item, &scratch);
+        attention_item(job, item, item + shared->threads < items ? item + shared->threads : item);
     wait_for(&shared->scoring, items);
     for (long row; (row = take(&shared->merging, job->num_rows)) < job->num_rows;)
-        merge(job, job->rows + row * 3);
+        attention_merge(job, row);
 }
 
 int has_attention_bf16(int64_t dim) { return dim > 0 && dim % 32 == 0 && dim <= MAX_DIM && has_vectors(); }

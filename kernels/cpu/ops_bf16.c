@@ -28,38 +28,41 @@ TARGET INLINE void store(uint16_t *y, __mmask16 mask, __m512 value) {
     _mm256_mask_storeu_epi16(y, mask, (__m256i)_mm512_cvtneps_pbh(value));
 }
 
-TARGET static void norm_rows(const Job *job, int64_t row, int64_t end) {
-    int64_t dim = job->dim;
-    for (; row < end; row++) {
-        const uint16_t *x = job->x + row * dim;
-        __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-        for (int64_t at = 0; at < dim; at += LANES) {
-            __m512 value = load(x + at, left_of(dim, at));
-            sums[at / LANES % 4] = _mm512_fmadd_ps(value, value, sums[at / LANES % 4]);
-        }
-        float total = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
-        __m512 mean = _mm512_set1_ps(total / (float)dim + job->eps);
-        __m512 scale = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_sqrt_ps(mean));
-        for (int64_t at = 0; at < dim; at += LANES) {
-            __mmask16 mask = left_of(dim, at);
-            __m512 value = _mm512_mul_ps(_mm512_mul_ps(load(x + at, mask), scale), load(job->w + at, mask));
-            store(job->y + row * dim + at, mask, value);
-        }
+TARGET void rms_norm_row(const uint16_t *x, const uint16_t *w, uint16_t *y, int64_t dim, float eps) {
+    __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int64_t at = 0; at < dim; at += LANES) {
+        __m512 value = load(x + at, left_of(dim, at));
+        sums[at / LANES % 4] = _mm512_fmadd_ps(value, value, sums[at / LANES % 4]);
+    }
+    float total = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+    __m512 mean = _mm512_set1_ps(total / (float)dim + eps);
+    __m512 scale = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_sqrt_ps(mean));
+    for (int64_t at = 0; at < dim; at += LANES) {
+        __mmask16 mask = left_of(dim, at);
+        store(y + at, mask, _mm512_mul_ps(_mm512_mul_ps(load(x + at, mask), scale), load(w + at, mask)));
     }
 }
 
-TARGET static void silu_rows(const Job *job, int64_t row, int64_t end) {
-    int64_t dim = job->dim;
+TARGET void silu_mul_row(const uint16_t *gates, const uint16_t *ups, uint16_t *y, int64_t dim) {
     __m512 one = _mm512_set1_ps(1.0f), zero = _mm512_setzero_ps();
+    for (int64_t at = 0; at < dim; at += LANES) {
+        __mmask16 mask = left_of(dim, at);
+        __m512 gate = load(gates + at, mask), up = load(ups + at, mask);
+        __m512 small = exponential(_mm512_sub_ps(zero, _mm512_abs_ps(gate))); /* exp(-|gate|): exp(|gate|) may overflow */
+        __m512 top = _mm512_mask_mov_ps(one, _mm512_cmp_ps_mask(gate, zero, _CMP_LT_OQ), small);
+        __m512 sigmoid = _mm512_div_ps(top, _mm512_add_ps(one, small));
+        store(y + at, mask, _mm512_mul_ps(_mm512_mul_ps(gate, sigmoid), up));
+    }
+}
+
+static void norm_rows(const Job *job, int64_t row, int64_t end) {
     for (; row < end; row++)
-        for (int64_t at = 0; at < dim; at += LANES) {
-            __mmask16 mask = left_of(dim, at);
-            __m512 gate = load(job->x + 2 * row * dim + at, mask), up = load(job->x + (2 * row + 1) * dim + at, mask);
-            __m512 small = exponential(_mm512_sub_ps(zero, _mm512_abs_ps(gate))); /* exp(-|gate|): exp(|gate|) may overflow */
-            __m512 top = _mm512_mask_mov_ps(one, _mm512_cmp_ps_mask(gate, zero, _CMP_LT_OQ), small);
-            __m512 sigmoid = _mm512_div_ps(top, _mm512_add_ps(one, small));
-            store(job->y + row * dim + at, mask, _mm512_mul_ps(_mm512_mul_ps(gate, sigmoid), up));
-        }
+        rms_norm_row(job->x + row * job->dim, job->w, job->y + row * job->dim, job->dim, job->eps);
+}
+
+static void silu_rows(const Job *job, int64_t row, int64_t end) {
+    for (; row < end; row++)
+        silu_mul_row(job->x + 2 * row * job->dim, job->x + (2 * row + 1) * job->dim, job->y + row * job->dim, job->dim);
 }
 
 static void work(void *arg) {

@@ -1,0 +1,79 @@
+/* A decode or verify step of a decoder in one call: a program of operations over the rows of a batch.
+ *
+ * A row is a token. The program of a layer has five operations: (norm, linear q k v, RoPE, KV write), (attention), (merge, linear,
+ * residual), (norm, linear gate up, activation * up), (linear, residual). The last operation is (norm, head). An operation reads
+ * the results of earlier operations and writes memory of its own. So no operation changes what another operation reads. */
+#ifndef PITLANE_STEP_H
+#define PITLANE_STEP_H
+
+#include <stdint.h>
+
+enum { STEP_LINEAR, STEP_ATTENTION };                  /* Op.kind */
+enum { WEIGHTS_BF16 };                                 /* Op.weights: how the weights of a linear are stored */
+enum { INPUT_ROWS, INPUT_NORM, INPUT_MERGED };         /* Op.input: results as they are, RMS-normed, parts of attention merged */
+enum { OUTPUT_ROWS, OUTPUT_SUM, OUTPUT_ROTATED, OUTPUT_SILU }; /* Op.output: see Op */
+
+/* All int64, in this order, as kernels/step.py writes them. An operation is an index; -1 is the rows that the step starts from. */
+typedef struct {
+    int64_t kind, input, output, weights;
+    int64_t source;   /* the operation whose result is read */
+    int64_t residual; /* OUTPUT_SUM adds the linear's outputs to the result of this operation */
+    int64_t w, bias, outs, ins, amx; /* of the linear: as for linear_bf16 */
+    int64_t norm; /* INPUT_NORM: weight [ins] */
+    int64_t selects;  /* whether only the logit rows are computed */
+    int64_t group;    /* KV group, for OUTPUT_ROTATED and STEP_ATTENTION */
+    int64_t keys, values, head_stride; /* [kv_heads][slots][dim] of the layer, bfloat16, heads head_stride apart */
+    int64_t rope;     /* index of the angles for OUTPUT_ROTATED; -1: no rotation */
+    int64_t qk_norm;  /* weights [heads + kv_heads][dim] of norms per head, or 0 */
+} Op;
+
+/* OUTPUT_ROWS: [rows][outs]. OUTPUT_SUM: [rows][outs]. OUTPUT_ROTATED: the linear gives heads + 2 kv_heads heads; the result is q
+ * [rows][heads][dim], keys and values go to their slots. OUTPUT_SILU: [rows][outs / 2]. STEP_ATTENTION: the parts of attention. */
+
+typedef struct {
+    int64_t hidden, heads, kv_heads, dim, num_ops, num_groups, num_ropes;
+} Shape;
+
+enum { STEP_MAX_GROUPS = 8, STEP_MAX_ROPES = 8, STEP_MAX_ROWS = 64, STEP_MAX_THREADS = 128 };
+
+/* A batch. num_positions: positions that have angles. x: [rows][hidden]. logits: [num_logits][vocabulary], the last operation's
+ * result. positions, logit_rows: int64. */
+typedef struct {
+    int64_t rows, num_logits, threads, num_positions, x, positions, logit_rows, logits;
+    struct {
+        int64_t write; /* [rows] int64, the slot of each row */
+        int64_t slots, num_slots, tasks, num_tasks, members, num_members, rows, num_rows; /* as for attention_bf16 */
+    } groups[STEP_MAX_GROUPS];
+    struct {
+        int64_t cos, sin; /* [positions][dim / 2] bfloat16 */
+    } ropes[STEP_MAX_ROPES];
+} Step;
+
+typedef struct Program Program;
+
+/* Whether this build and this CPU can run steps with heads of this size. */
+int has_step(int64_t dim);
+
+/* Return a program, or NULL with a message in `fault`. The tensors behind its addresses must live until `program_freed` returns. */
+Program *program_built(const Shape *shape, const Op *ops, float eps, float scale, const char **fault);
+
+/* Run a step of `program`. Returns 0 if there is no memory. */
+int program_run(const Program *program, const Step *step);
+
+/* Wait until no thread is in a step of the program, and free it. */
+void program_freed(Program *program);
+
+/* How many chunks of this process were computed a second time, because their thread was late. */
+long step_recomputed(void);
+
+/* step_outputs.c: what follows a linear, for a part of its columns. y: [rows][stride] outputs of the linear. */
+
+/* sum[m] = x[m] + y[m] for columns [begin, end) of rows with `stride` columns. */
+void add_columns(const uint16_t *x, const uint16_t *y, uint16_t *sum, long rows, long stride, long begin, long end);
+
+/* Norm a head and rotate it. weight: NULL for no norm. cos, sin: [dim / 2], or NULL for no rotation. As the core's decoder does
+ * with ATen, to the bit: round to bfloat16 after the norm, after its weight, after x * cos, and at the end. */
+void turn_head(const uint16_t *x, uint16_t *y, long dim, const uint16_t *weight, float eps, const uint16_t *cos,
+               const uint16_t *sin);
+
+#endif

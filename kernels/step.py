@@ -1,0 +1,157 @@
+"""A decode or verify step of a decoder in one C call: embedding rows in, logits out.
+
+A program is a list of operations (`Op`) over plain addresses, for kernels/cpu/step.c. Its linears, attention and row operations
+are the C functions of linear.py, attention.py and ops.py. Residuals, norms of heads and RoPE round as ATen does in the core's
+decoder. So the logits have the bits of these kernels called one by one. A batch has at most `MAX_ROWS` rows (tokens).
+Bytes moved: the weights and the KV that the rows see, each once. kernels/cpu/step.h explains the fields.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pitlane.kernels.attention import Parts
+from pitlane.kernels.extension import MISSING, cpu
+
+MAX_ROWS, MAX_GROUPS, MAX_ROPES, MAX_THREADS = 64, 8, 8, 128
+LINEAR, ATTENTION = range(2)  # Op.kind
+BF16 = 0  # Op.weights: the panels of linear.py
+ROWS, NORM, MERGED = range(3)  # Op.input
+PLAIN, SUM, ROTATED, SILU = range(4)  # Op.output
+
+
+@dataclass(slots=True)
+class Op:
+    """An operation. source, residual: indices of earlier operations; -1: the rows that the step starts from."""
+
+    kind: int
+    input: int = ROWS
+    output: int = PLAIN
+    weights: int = BF16
+    source: int = -1
+    residual: int = -1
+    w: int = 0
+    bias: int = 0
+    outs: int = 0
+    ins: int = 0
+    amx: int = 0
+    norm: int = 0
+    selects: int = 0
+    group: int = 0
+    keys: int = 0
+    values: int = 0
+    head_stride: int = 0
+    rope: int = -1
+    qk_norm: int = 0
+
+
+class Shape(NamedTuple):
+    """Sizes of a decoder: H query heads and Hkv KV heads of size D, KV groups, and rotary embeddings."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    dim: int
+    num_groups: int
+    num_ropes: int
+
+
+class Program:
+    """A program of a decoder, ready to run. owned: the tensors and stores behind its addresses; kept alive with it."""
+
+    def __init__(self, shape: Shape, ops: Sequence[Op], eps: float, scale: float, owned: object) -> None:
+        self.shape, self.vocab = shape, ops[-1].outs
+        header = np.array([*shape[:4], len(ops), *shape[4:]], np.int64)
+        table = np.array([astuple(op) for op in ops], np.int64)
+        self.handle = cpu.step_build(header.ctypes.data, table.ctypes.data, eps, scale)
+        self._step = np.zeros(8 + 9 * MAX_GROUPS + 2 * MAX_ROPES, np.int64)
+        self._step_address = self._step.ctypes.data
+        weakref.finalize(self, _free, self.handle, owned).atexit = False  # a step may still run then
+
+    def run(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        logit_rows: Tensor,
+        slots: Sequence[Tensor],
+        parts: Sequence[Parts],
+        angles: Sequence[tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """x [T, hidden], positions [T], logit_rows [R] -> logits [R, V]. Writes the KV of the T tokens at `slots` [T] per group.
+
+        parts: per group, what each token sees. angles: per rotary embedding, cos and sin [positions, D / 2]. Not reentrant.
+        """
+        rows, count = x.shape[0], logit_rows.shape[0]
+        if (
+            not 0 < rows <= MAX_ROWS
+            or x.dtype != torch.bfloat16
+            or x.shape[1] != self.shape.hidden
+            or not x.is_contiguous()
+        ):
+            raise ValueError(
+                f"x must be bfloat16 [1 to {MAX_ROWS}, {self.shape.hidden}], got {x.dtype} {list(x.shape)}"
+            )
+        if positions.shape != (rows,) or any(tensor.shape != (rows,) for tensor in slots):
+            raise ValueError(
+                f"positions and slots must be [{rows}], got {[list(t.shape) for t in (positions, *slots)]}"
+            )
+        if (
+            len(slots) != self.shape.num_groups
+            or len(parts) != self.shape.num_groups
+            or len(angles) != self.shape.num_ropes
+        ):
+            raise ValueError(
+                f"needs slots and parts of {self.shape.num_groups} groups, angles of {self.shape.num_ropes} ropes"
+            )
+        logits = x.new_empty(count, self.vocab)
+        addresses = [tensor.data_ptr() for tensor in (x, positions, logit_rows, logits)]
+        known = min((len(table) for pair in angles for table in pair), default=2**31)
+        values = [rows, count, min(torch.get_num_threads(), MAX_THREADS), known, *addresses]
+        for written, part in zip(slots, parts, strict=True):
+            values.append(written.data_ptr())
+            for tensor in part:
+                values += (tensor.data_ptr(), tensor.shape[0])
+        self._step[: len(values)] = values
+        ropes = [tensor.data_ptr() for pair in angles for tensor in pair]
+        at = 8 + 9 * MAX_GROUPS
+        self._step[at : at + len(ropes)] = ropes
+        cpu.step_run(self.handle, self._step_address)
+        return logits
+
+
+def _free(handle: int, owned: object) -> None:
+    """Free a program after its last late helper has left it; `owned` lives until then."""
+    cpu.step_free(handle)
+
+
+def head_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The norm of each head, as the core computes it with ATen: x [T, heads, D], weight [heads, D]."""
+    return torch.nn.functional.rms_norm(x, (x.shape[-1],), None, eps) * weight
+
+
+@cache
+def norms_as_aten(head_dim: int) -> bool:
+    """Whether the norm of heads has the bits of ATen's norm here: both sum squares in the order of ATen's AVX2 code."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator).bfloat16() for shape in ((64, 6, head_dim), (6, head_dim)))
+    y = torch.empty_like(x)
+    cpu.head_norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), 64, 6, head_dim, 1e-6)
+    return torch.equal(y, head_norm_ref(x, weight, 1e-6))
+
+
+@cache
+def unavailable(head_dim: int) -> str | None:
+    """Why steps cannot run on this machine with heads of this size; None if they can."""
+    if cpu is None:
+        return MISSING
+    if not cpu.has_step(head_dim):
+        return f"this CPU has no AVX-512 BF16, or heads of {head_dim} are no multiple of 32 up to 256"
+    return None

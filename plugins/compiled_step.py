@@ -1,0 +1,222 @@
+"""Compiled step: a decode or verify step of up to 64 tokens runs in one C call, and its threads walk it as equals.
+
+Changes in the loop: `build_runner` makes a program of operations from the model (kernels/step.py), and runs it for small batches.
+Exactness: identical. The logits have the bits of the model with `packed_linear`, `paged_attention` and `fused_ops`: the linears,
+attention, norms and activations are their C functions, and residuals, norms of heads and RoPE round as the core does. All other
+batches and models run as without the plugin: more than 64 tokens; another dtype or device; linears, operations, attention or KV
+stores of other plugins; norms behind attention or MLP. `stats.notes` counts the steps of the lane by way, and names the reasons.
+Costs: memory for the intermediate results of a step, which stays allocated: with contexts up to 512 tokens about 0.3 MB per token
+for SmolLM2-135M, 0.6 MB for llama-1b; a table of angles. Helps small models and busy machines: a step has one wake-up instead of
+one per operation, Python's time per operation is gone, and a thread that the operating system has suspended stops no other thread.
+Source: the parallel walk is the project's own (kernels/cpu/step.c)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from pitlane import Plugin, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pitlane import Batch, Decoder, Forward, Lane, Output, RunnerContext, Sequence
+    from pitlane.kernels.step import Op, Program
+
+
+class CompiledStep(Plugin):
+    name, exactness, stage = "compiled_step", "identical", 10
+    batch_invariant = True
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.steps: WeakSet[Step] = WeakSet()
+        self.refused: dict[int, str] = {}  # by the id of the stores of a lane
+
+    @hookimpl
+    def build_runner(self, forward: Forward, context: RunnerContext) -> Forward | None:
+        model, num_layers = _decoder(context)
+        reason = _unsupported(forward, context, model)
+        if reason is not None:
+            self.refused[id(context.stores)] = reason
+            return None
+        self.refused.pop(id(context.stores), None)
+        step = Step(forward, context, model, num_layers)
+        self.steps.add(step)
+        return step
+
+    @hookimpl
+    def sequence_finished(self, seq: Sequence, lane: Lane) -> None:
+        counts: Counter[str] = Counter()
+        for step in self.steps:
+            if step.stores is lane.stores and step.model is lane.built.model:
+                counts.update(step.counts)
+        reason = None if counts else self.refused.get(id(lane.stores))
+        seq.notes[self.name] = {"refused": reason} if reason else dict(counts)
+
+
+class Step:
+    """The forward of one model. counts: its steps with tokens, by the way they ran: `compiled`, or the reason for Python."""
+
+    def __init__(self, forward: Forward, context: RunnerContext, model: Decoder, num_layers: int) -> None:
+        from pitlane.kernels.attention import Parts
+        from pitlane.kernels.step import MAX_ROWS
+
+        self.forward, self.stores, self.attention, self.model = forward, context.stores, context.attention, model
+        self.max_rows, self.parts_type = MAX_ROWS, Parts
+        self.program = _program(context, model, num_layers)
+        self.angles: list[tuple[Tensor, Tensor]] = []
+        self.num_angles = 0
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, batch: Batch) -> Output:
+        if batch.num_tokens == 0 or batch.operations:
+            return self.forward(batch)
+        if batch.num_tokens > self.max_rows:
+            return self._in_python(batch, f"more than {self.max_rows} tokens")
+        if any(group.sink_positions is not None for group in batch.groups):
+            return self._in_python(batch, "attention sinks with dropped tokens")
+        parts = []
+        for group in range(len(batch.groups)):
+            reads = self.attention.prepare(batch, group)
+            if len(reads) != 1 or not isinstance(reads[0], self.parts_type):
+                return self._in_python(batch, "attention in several kernel calls")
+            parts.append(reads[0])
+        return self._compiled(batch, parts)
+
+    def _compiled(self, batch: Batch, parts: list[Any]) -> Output:
+        from pitlane import Output
+
+        x = self.model.embedding(batch.token_ids)
+        if self.model.multiplier != 1.0:
+            x *= self.model.multiplier
+        top = int(batch.positions.numpy().max())
+        if top >= self.num_angles:
+            self._grow(top)
+        slots = [group.slots for group in batch.groups]
+        logits = self.program.run(x, batch.positions, batch.logit_rows, slots, parts, self.angles)
+        self.counts["compiled"] += 1
+        return Output(logits, {})
+
+    def _in_python(self, batch: Batch, reason: str) -> Output:
+        self.counts[reason] += 1
+        return self.forward(batch)
+
+    def _grow(self, top: int) -> None:
+        """Compute the angles of all positions up to `top` and beyond, as the decoder computes the angles of a step."""
+        import torch
+
+        self.num_angles = max(1024, 2 * top)
+        half = self.model.config.head_dim // 2
+        tables = [rope.angles(torch.arange(self.num_angles)) for rope in self.model.ropes]
+        self.angles = [(cos[:, 0, :half].contiguous(), sin[:, 0, half:].contiguous()) for cos, sin in tables]
+
+
+def _decoder(context: RunnerContext) -> tuple[Any, int]:
+    """The model, and how many of its layers the lane or the draft model runs."""
+    from pitlane import EarlyExit
+
+    model: Any = context.model
+    if isinstance(model, EarlyExit):
+        return model.model, model.num_layers
+    return model, getattr(model, "num_layers", 0)
+
+
+def _unsupported(forward: Forward, context: RunnerContext, model: Any) -> str | None:
+    """Why a model cannot run as a program; None if it can."""
+    from pitlane import Decoder, DenseKV, ModelForward
+    from pitlane.kernels import attention, ops, step
+    from pitlane.kernels.extension import unsupported
+    from pitlane.kernels.linear import Packed
+
+    reason = unsupported(context.build.dtype, context.build.device) or step.unavailable(context.build.config.head_dim)
+    if reason is not None:
+        return reason
+    if type(model) is not Decoder:
+        return "the model is not the core's decoder"
+    layers, config = model.layers, model.config
+    linears = [linear for layer in layers for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+    norms = [norm for layer in layers for norm in (layer.attention_norm, layer.mlp_norm)]
+    checks = {
+        "another plugin wraps the forward": type(forward) is ModelForward,
+        "linears that packed_linear did not pack": all(type(linear) is Packed for linear in (*linears, model.head)),
+        "attention other than paged_attention": getattr(context.attention, "attend", None) is attention.attend,
+        "operations other than those of fused_ops": model.ops.rms_norm is ops.rms_norm
+        and getattr(model.ops, model.op_kinds[1]) is ops.silu_mul,
+        "a KV store other than the core's": all(type(store) is DenseKV for store in context.stores),
+        "norms behind attention or MLP": not config.output_norms,
+        "an intermediate size that is no multiple of 32": config.intermediate_size % 32 == 0,
+        "too many KV groups or rotary embeddings": len(context.stores) <= step.MAX_GROUPS
+        and len(model.ropes) <= step.MAX_ROPES,
+        "norms that are not plain bfloat16": all(norm.is_contiguous() for norm in (*norms, model.norm)),
+        "norms of heads with other bits on this machine": not config.qk_norm or step.norms_as_aten(config.head_dim),
+    }
+    return next((reason for reason, holds in checks.items() if not holds), None)
+
+
+def _program(context: RunnerContext, model: Decoder, num_layers: int) -> Program:
+    from pitlane.kernels import step
+
+    ops: list[Op] = []
+    norms: list[Tensor] = []
+
+    def add(**fields: Any) -> int:
+        ops.append(step.Op(**fields))
+        return len(ops) - 1
+
+    def address(norm: Tensor) -> int:
+        norms.append(norm)
+        return norm.data_ptr()
+
+    x = -1
+    for layer in model.layers[:num_layers]:
+        keys, values = context.stores[layer.group].tensors(layer.index_in_group)
+        kv = {
+            "group": layer.group,
+            "keys": keys.data_ptr(),
+            "values": values.data_ptr(),
+            "head_stride": keys.stride(0),
+        }
+        queries = add(
+            **_linear(layer.qkv, step.NORM, step.ROTATED),
+            **kv,
+            source=x,
+            norm=address(layer.attention_norm),
+            rope=-1 if layer.rope is None else layer.rope,
+            qk_norm=0 if layer.qk_norm is None else address(layer.qk_norm),
+        )
+        attended = add(kind=step.ATTENTION, source=queries, **kv)
+        middle = add(**_linear(layer.output, step.MERGED, step.SUM), source=attended, residual=x)
+        active = add(**_linear(layer.gate_up, step.NORM, step.SILU), source=middle, norm=address(layer.mlp_norm))
+        x = add(**_linear(layer.down, step.ROWS, step.SUM), source=active, residual=middle)
+    add(**_linear(model.head, step.NORM, step.PLAIN), source=x, norm=address(model.norm), selects=1)
+    config = model.config
+    shape = step.Shape(
+        config.hidden_size,
+        config.num_heads,
+        config.num_kv_heads,
+        config.head_dim,
+        len(context.stores),
+        len(model.ropes),
+    )
+    owned = model, list(context.stores), norms
+    return step.Program(shape, ops, config.rms_norm_eps, config.attention_scale, owned)
+
+
+def _linear(linear: Any, source: int, output: int) -> dict[str, int]:
+    """The fields of an operation that is a linear of packed_linear."""
+    from pitlane.kernels import step
+
+    return {
+        "kind": step.LINEAR,
+        "input": source,
+        "output": output,
+        "weights": step.BF16,
+        "w": linear.weight.data_ptr(),
+        "bias": 0 if linear.bias is None else linear.bias.data_ptr(),
+        "outs": linear.num_outputs,
+        "ins": linear.num_inputs,
+        "amx": int(linear.amx),
+    }
