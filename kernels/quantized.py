@@ -1,7 +1,7 @@
 """Linear with weights of 8 or 4 bits: y [M, N] = x [M, K] W [N, K]^T + bias, in C on a CPU, else in torch.
 
-8 bits: W = q * scale, with a scale per output and q in [-127, 127]. 4 bits: the inputs are cut into groups, and a group of an output
-has n in [0, 15]: W = scale * (n - 8), or W = scale * n + low. All are rounded to nearest. Inputs are rounded to 8 bits, with a
+8 bits: W = q * scale, with a scale per output and q in [-127, 127]. 4 bits: the inputs are cut into groups, and a group of an
+output has n in [0, 15]: W = scale * (n - 8), or W = scale * n + low. All are rounded to nearest. Inputs are rounded to 8 bits, with a
 scale per row, or used as they are. kernels/cpu/linear_int.h shows the packed layout, and linear_int.c the kernel; the same bytes
 serve both ways, so weights take no more memory where the kernel cannot run. Bytes moved: N K (8 bits), N K / 2 + 2 to 4 per group
 (4 bits), once per 192 rows. In C a row's result has the same bits in any batch; in torch only if inputs are rounded to 8 bits.
@@ -10,6 +10,7 @@ Source: Dettmers et al. 2022 (LLM.int8(), scales by row and by token); Intel's V
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -20,7 +21,9 @@ from torch import Tensor
 
 from pitlane.kernels.extension import MISSING, cpu
 
+log = logging.getLogger("pitlane")
 PANEL = 16  # outputs
+DTYPES = (torch.bfloat16, torch.float32)  # of the kernel
 LEVELS = ("plain", "avx2", "avx512")  # of the kernel; PITLANE_CPU_KERNELS names the highest level to use
 GROUP_SIZES = (32, 64, 128)
 MAX_INPUTS = 65536  # of the kernel: a sum of 8-bit products then fits 32 bits
@@ -140,7 +143,9 @@ def quantize_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [M, K] -> whole numbers in [-127, 127] as float32 [M, K], and scales [M, 1]: a row's largest value becomes 127."""
     x = x.float()
     largest = x.abs().amax(1, keepdim=True)
-    factors = torch.where(largest > 1e-30, 127 / largest, 0 * largest)
+    factors = torch.where(
+        largest > 1e-30, torch.full_like(largest, 127) / largest, 0 * largest
+    )  # `127 / x` rounds twice
     return (x * factors).round_(), largest / 127
 
 
@@ -198,10 +203,8 @@ class Quantized:
             return self.reference(x)
         x = x.contiguous()
         rows, inputs = x.shape
-        if x.dtype not in (torch.bfloat16, torch.float32) or inputs != self.num_inputs:
-            raise ValueError(
-                f"x must be bfloat16 or float32 [M, {self.num_inputs}], got {x.dtype} {[rows, inputs]}"
-            )
+        if x.dtype not in DTYPES or inputs != self.num_inputs:
+            raise ValueError(f"x must be bfloat16 or float32 [M, {self.num_inputs}], got {x.dtype} {[rows, inputs]}")
         form = self.form
         groups = inputs // form.group_size if form.bits == 4 else 1
         words = -(-inputs // 4) * (1 if form.quantized else 4) + groups + 1
@@ -248,7 +251,9 @@ class Quantized:
             if not self.form.quantized:
                 return x @ numbers.T
             pairs = zip(x.split(EXACT, 1), numbers.split(EXACT, 1), strict=True)
-            return sum(((a @ b.T).double() for a, b in pairs), torch.zeros((), dtype=torch.float64)).to(x.dtype)
+            return sum(
+                ((a @ b.T).double() for a, b in pairs), torch.zeros((), dtype=torch.float64, device=x.device)
+            ).to(x.dtype)
         numbers, scales, lows = (
             None if part is None else part.to(x.dtype) for part in unpack_groups(packed, self.num_inputs, self.form)
         )
@@ -290,14 +295,9 @@ def _pieces(weights: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
 # ---- where the kernel serves
 
 
-def level() -> int | None:
-    """The level of the kernel on this machine, an index of LEVELS; None without a kernel."""
-    return None if cpu is None else int(cpu.int_level())
-
-
 def unavailable(form: Format, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why the kernel in C cannot serve; None if it can. Compares it with the reference, once per format and dtype."""
-    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
+    if device.type != "cpu" or dtype not in DTYPES:
         return f"it is for bfloat16 and float32 on a CPU, not for {str(dtype).removeprefix('torch.')} on {device.type}"
     forced = os.environ.get("PITLANE_CPU_KERNELS", LEVELS[-1])
     if forced not in LEVELS:
@@ -306,6 +306,29 @@ def unavailable(form: Format, dtype: torch.dtype, device: torch.device) -> str |
         return MISSING
     agrees = _agrees(form, dtype, int(cpu.int_level()))
     return None if agrees else "its result differs from the reference on this machine; please report it"
+
+
+def chosen_level(form: Format, num_inputs: int, dtype: torch.dtype, device: torch.device) -> int | None:
+    """The level of the kernel to use, or None with a warning: torch then computes."""
+    reason = unavailable(form, dtype, device)
+    if reason is None and num_inputs > MAX_INPUTS:
+        reason = f"a linear has {num_inputs} inputs, and the kernel takes up to {MAX_INPUTS}"
+    if reason is None:
+        return int(cpu.int_level())
+    if device.type == "cpu" and dtype in DTYPES:
+        _warn(form.bits, reason)
+    return None
+
+
+def state(form: Format) -> str:
+    """The level that serves bfloat16 on this machine, or why torch computes."""
+    reason = unavailable(form, torch.bfloat16, torch.device("cpu"))
+    return f"torch computes: {reason}" if reason else f"ok by {LEVELS[cpu.int_level()]}"
+
+
+@cache
+def _warn(bits: int, reason: str) -> None:
+    log.warning("int%d: torch computes, not the kernel in C: %s", bits, reason)
 
 
 @cache
