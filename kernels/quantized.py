@@ -1,10 +1,10 @@
 """Linear with weights of 8 or 4 bits: y [M, N] = x [M, K] W [N, K]^T + bias, in C on a CPU, else in torch.
 
 8 bits: W = q * scale, with a scale per output and q in [-127, 127]. 4 bits: the inputs are cut into groups, and a group of an
-output has n in [0, 15]: W = scale * (n - 8), or W = scale * n + low. All are rounded to nearest. Inputs are rounded to 8 bits, with a
-scale per row, or used as they are. kernels/cpu/linear_int.h shows the packed layout, and linear_int.c the kernel; the same bytes
-serve both ways, so weights take no more memory where the kernel cannot run. Bytes moved: N K (8 bits), N K / 2 + 2 to 4 per group
-(4 bits), once per 192 rows. In C a row's result has the same bits in any batch; in torch only if inputs are rounded to 8 bits.
+output has n in [0, 15]: W = scale * (n - 8), or W = scale * n + low. All are rounded to nearest. Inputs are rounded to 8 bits, with
+a scale per row, or used as they are. kernels/cpu/linear_int.h shows the packed layout; the same bytes serve C and torch, so weights
+take no more memory where the kernel cannot run. Bytes moved: N K (8 bits), N K / 2 and 2 or 4 per group (4 bits), once per 192 rows.
+In C a row's result has the same bits in any batch; in torch only if inputs are rounded to 8 bits.
 Source: Dettmers et al. 2022 (LLM.int8(), scales by row and by token); Intel's VPDPBUSD for the dot products.
 """
 
@@ -128,9 +128,10 @@ def unpack_groups(packed: Tensor, num_inputs: int, form: Format) -> tuple[Tensor
     groups, size, head = num_inputs // form.group_size, form.group_size, form.header_bytes
     whole, body = groups // 2, groups // 2 * (head + PANEL * size)
     pairs = packed[:, :body].unflatten(1, (whole, -1)) if whole else packed.new_empty(len(packed), 0, head)
-    headers, nibbles = [pairs[..., :head].reshape(len(packed), whole, -1, 2, 32)], [pairs[..., head:].flatten(1)]
+    kinds = head // 64
+    headers, nibbles = [pairs[..., :head].reshape(len(packed), whole, kinds, 2, 32)], [pairs[..., head:].flatten(1)]
     if groups % 2:
-        headers.append(packed[:, body : body + head].reshape(len(packed), 1, -1, 2, 32))
+        headers.append(packed[:, body : body + head].reshape(len(packed), 1, kinds, 2, 32))
         nibbles.append(packed[:, body + head :])
     header = torch.cat(headers, 1).contiguous().view(torch.float16).float()  # [P, pairs, scales and lows, 2, 16]
     table = header.permute(2, 0, 4, 1, 3).flatten(3)[..., :groups].reshape(-1, len(packed) * PANEL, groups)
