@@ -3,8 +3,8 @@
 8 bits: W = q * scale, with a scale per output and q in [-127, 127]. 4 bits: the inputs are cut into groups, and a group of an
 output has n in [0, 15]: W = scale * (n - 8), or W = scale * n + low. All are rounded to nearest. Inputs are rounded to 8 bits, with
 a scale per row, or used as they are. kernels/cpu/linear_int.h shows the packed layout; the same bytes serve C and torch, so weights
-take no more memory where the kernel cannot run. Bytes moved: N K (8 bits), N K / 2 and 2 or 4 per group (4 bits), once per 192 rows.
-In C a row's result has the same bits in any batch; in torch only if inputs are rounded to 8 bits.
+take no more memory where the kernel cannot run. Bytes moved: N K (8 bits), N K / 2 and 2 or 4 per group (4 bits), once per 192
+rows. In C a row's result has the same bits in any batch; in torch only if inputs are rounded to 8 bits.
 Source: Dettmers et al. 2022 (LLM.int8(), scales by row and by token); Intel's VPDPBUSD for the dot products.
 """
 
