@@ -7,6 +7,7 @@
 #include "linear_bf16.h"
 #include "linear_int.h"
 #include "ops_bf16.h"
+#include "probe.h"
 
 #define MAX_ARGUMENTS 17
 
@@ -144,7 +145,36 @@ static PyObject *call_int_level(PyObject *self, PyObject *unused) {
     return PyLong_FromLong(int_level());
 }
 
+static PyObject *call_read_bytes(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    int64_t v[MAX_ARGUMENTS];
+    uint64_t sum;
+    (void)self;
+    if (!read_integers(args, given, 3, 3, v) || !check(v[0] && v[1] >= 0 && v[2] > 0, "needs an address, size >= 0, threads > 0"))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    sum = read_bytes((void *)v[0], (size_t)v[1], (int)v[2]);
+    Py_END_ALLOW_THREADS;
+    return PyLong_FromUnsignedLongLong(sum);
+}
+
+static PyObject *call_ceiling(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    int64_t v[MAX_ARGUMENTS];
+    double seconds, rate;
+    (void)self;
+    if (!read_integers(args, given, 2, 3, v) || !check(v[0] >= 0 && v[0] < 3 && v[1] > 0, "needs kind 0, 1 or 2, threads > 0"))
+        return NULL;
+    seconds = PyFloat_AsDouble(args[2]);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    rate = ceiling((int)v[0], (int)v[1], seconds);
+    Py_END_ALLOW_THREADS;
+    return PyFloat_FromDouble(rate);
+}
+
 static PyMethodDef methods[] = {
+    {"read_bytes", (PyCFunction)(void (*)(void))call_read_bytes, METH_FASTCALL, "read_bytes(address, size, threads): see probe.h"},
+    {"ceiling", (PyCFunction)(void (*)(void))call_ceiling, METH_FASTCALL, "ceiling(kind, threads, seconds): see probe.h"},
     {"int_linear", (PyCFunction)(void (*)(void))call_int_linear, METH_FASTCALL,
      "int_linear(x, w, scales, bias, y, scratch, rows, outs, ins, bits, group, symmetric, quantized, wide, level, threads, unit): "
      "see linear_int.h"},
