@@ -119,7 +119,7 @@ def test_a_group_size_that_does_not_divide_is_refused(make_engine: Any, monkeypa
 
     shape = {
         "model_type": "llama",
-        "vocab_size": 256,
+        "vocab_size": 300,
         "max_position_embeddings": 64,
         "num_hidden_layers": 1,
         "num_attention_heads": 2,

@@ -130,6 +130,8 @@ def _lines(
             "weight_bytes": size,
             "us": round(1e6 * seconds, 1),
             "probe_us": round(1e6 * read, 1),
+            "best_us": round(1e6 * min(times), 1),
+            "best_probe_us": round(1e6 * min(reads), 1),
             "gb_per_s": round(size / seconds / 1e9, 2),
             "of_probe": round(read / seconds, 3),
             "gop_per_s": round(rate / 1e9, 1),
