@@ -28,7 +28,7 @@ LEVELS = ("plain", "avx2", "avx512")  # of the kernel; PITLANE_CPU_KERNELS names
 GROUP_SIZES = (32, 64, 128)
 MAX_INPUTS = 65536  # of the kernel: a sum of 8-bit products then fits 32 bits
 UNIT = 2.0**-10  # float16 holds scales and lows in this unit: weights of up to 64, and groups of weights of 1e-6
-CHUNK = 2**20  # weights that are packed or unpacked at once
+CHUNK = 2**19  # weights that are packed or unpacked at once
 EXACT = 1024  # float32 sums of so many products of 8 bits are exact
 
 

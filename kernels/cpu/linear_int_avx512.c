@@ -1,7 +1,4 @@
 /* Tiles of linear_int.h by AVX-512 and VNNI: a vector is a panel. */
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("no-tree-coalesce-vars") /* else gcc 12 keeps sums on the stack */
-#endif
 #include "linear_int_parts.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -20,7 +17,12 @@ TARGET INLINE VI ints(int32_t v) { return _mm512_set1_epi32(v); }
 TARGET INLINE VF floats(float v) { return _mm512_set1_ps(v); }
 TARGET INLINE VI line(const uint8_t *p) { return _mm512_loadu_si512(p); }
 TARGET INLINE VF halves(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
-TARGET INLINE VI dot(VI sums, VI bytes, uint32_t word) { return _mm512_dpbusd_epi32(sums, bytes, _mm512_set1_epi32((int)word)); }
+/* As assembly, because gcc 12 keeps the sums of the intrinsic on the stack. */
+TARGET INLINE VI dot(VI sums, VI bytes, uint32_t word) {
+    VI x = _mm512_set1_epi32((int)word);
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(bytes), "v"(x));
+    return sums;
+}
 #define dot_small dot
 TARGET INLINE VI low_nibbles(VI v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 TARGET INLINE VI high_nibbles(VI v) { return _mm512_and_si512(_mm512_srli_epi32(v, 4), _mm512_set1_epi8(15)); }

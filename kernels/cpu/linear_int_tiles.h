@@ -5,7 +5,8 @@
  *   nibble_table(offset): a table of n - offset; to_float(v); fused(a, b, c) = a b + c; add_int(a, b), add(a, b); save(p, v).
  *
  * A tile is a few rows of inputs times a panel. Integer sums are exact, so their order is free. A float sum is a chain over 32 inputs
- * (8 bits) or over a group (4 bits); the chains are added in order. The processor works on several chains at once.
+ * (8 bits) or over a group (4 bits); the chains are added in order. The processor works on several chains at once. The loops test
+ * their end last: with a loop that may run zero times, gcc 12 copies all sums in every turn.
  */
 #include "linear_int_parts.h"
 
@@ -32,10 +33,11 @@ INLINE long smaller(long a, long b) { return a < b ? a : b; }
             }                                                                                                                        \
             UNROLL for (int m = 0; m < ROWS; m++) acc[m] = add_int(acc[m], odd[m]);                                                  \
         }                                                                                                                            \
-        for (; k < quads; k++, x += ROWS, w += 64) {                                                                                 \
+        if (k < quads) do {                                                                                                          \
             VI bytes = line(w);                                                                                                      \
             UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot(acc[m], bytes, x[m]);                                                 \
-        }                                                                                                                            \
+            k++, x += ROWS, w += 64;                                                                                                 \
+        } while (k < quads);                                                                                                         \
         UNROLL for (int m = 0; m < ROWS; m++) save(out + 16 * m, to_float(acc[m]));                                                  \
     }                                                                                                                                \
     TARGET static void bytes_float_##ROWS(const IntLinear *job, const void *inputs, const void *group_sums, const uint8_t *w,        \
@@ -47,13 +49,15 @@ INLINE long smaller(long a, long b) { return a < b ? a : b; }
         for (long left = (job->ins + 3) / 4; left > 0; left -= CHAIN) {                                                              \
             VF acc[ROWS];                                                                                                            \
             UNROLL for (int m = 0; m < ROWS; m++) acc[m] = floats(0);                                                                \
-            for (long end = smaller(left, CHAIN); end > 0; end--, x += 4 * ROWS, w += 64) {                                          \
+            long end = smaller(left, CHAIN);                                                                                         \
+            do {                                                                                                                     \
                 VI bytes = line(w);                                                                                                  \
                 UNROLL for (int j = 0; j < 4; j++) {                                                                                 \
                     VF value = byte_value(bytes, j);                                                                                 \
-                    UNROLL for (int m = 0; m < ROWS; m++) acc[m] = fused(value, floats(x[j * ROWS + m]), acc[m]);                      \
+                    UNROLL for (int m = 0; m < ROWS; m++) acc[m] = fused(value, floats(x[j * ROWS + m]), acc[m]);                    \
                 }                                                                                                                    \
-            }                                                                                                                        \
+                x += 4 * ROWS, w += 64;                                                                                              \
+            } while (--end > 0);                                                                                                     \
             UNROLL for (int m = 0; m < ROWS; m++) total[m] = add(total[m], acc[m]);                                                  \
         }                                                                                                                            \
         UNROLL for (int m = 0; m < ROWS; m++) save(out + 16 * m, total[m]);                                                          \
@@ -71,16 +75,18 @@ INLINE long smaller(long a, long b) { return a < b ? a : b; }
             if (g % 2 == 0)                                                                                                          \
                 scales = w, w += header;                                                                                             \
             UNROLL for (int m = 0; m < ROWS; m++) acc[m] = job->symmetric ? ints(-8 * sums[m]) : ints(0);                            \
-            for (long i = 0; i < lines; i++, x += 2 * ROWS, w += 64) {                                                               \
+            long i = lines;                                                                                                          \
+            do {                                                                                                                     \
                 VI both = line(w), low = low_nibbles(both), high = high_nibbles(both);                                               \
                 UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot_small(acc[m], low, x[m]);                                         \
                 UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot_small(acc[m], high, x[ROWS + m]);                                 \
-            }                                                                                                                        \
+                x += 2 * ROWS, w += 64;                                                                                              \
+            } while (--i > 0);                                                                                                       \
             VF scale = halves(scales + g % 2 * 32);                                                                                  \
-            UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(to_float(acc[m]), scale, total[m]);                                 \
+            UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(to_float(acc[m]), scale, total[m]);                               \
             if (!job->symmetric) {                                                                                                   \
                 VF low = halves(scales + 64 + g % 2 * 32);                                                                           \
-                UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(low, floats(((const float *)sums)[m]), total[m]);               \
+                UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(low, floats(((const float *)sums)[m]), total[m]);             \
             }                                                                                                                        \
         }                                                                                                                            \
         UNROLL for (int m = 0; m < ROWS; m++) save(out + 16 * m, total[m]);                                                          \
@@ -97,18 +103,20 @@ INLINE long smaller(long a, long b) { return a < b ? a : b; }
             if (g % 2 == 0)                                                                                                          \
                 scales = w, w += header;                                                                                             \
             UNROLL for (int m = 0; m < ROWS; m++) acc[m] = floats(0);                                                                \
-            for (long i = 0; i < lines; i++, x += 8 * ROWS, w += 64) {                                                               \
+            long i = lines;                                                                                                          \
+            do {                                                                                                                     \
                 VI both = line(w);                                                                                                   \
                 UNROLL for (int j = 0; j < 8; j++) {                                                                                 \
                     VF value = nibble_value(both, j, table);                                                                         \
-                    UNROLL for (int m = 0; m < ROWS; m++) acc[m] = fused(value, floats(x[j * ROWS + m]), acc[m]);                      \
+                    UNROLL for (int m = 0; m < ROWS; m++) acc[m] = fused(value, floats(x[j * ROWS + m]), acc[m]);                    \
                 }                                                                                                                    \
-            }                                                                                                                        \
+                x += 8 * ROWS, w += 64;                                                                                              \
+            } while (--i > 0);                                                                                                       \
             VF scale = halves(scales + g % 2 * 32);                                                                                  \
-            UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(acc[m], scale, total[m]);                                           \
+            UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(acc[m], scale, total[m]);                                         \
             if (!job->symmetric) {                                                                                                   \
                 VF low = halves(scales + 64 + g % 2 * 32);                                                                           \
-                UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(low, floats(sums[m]), total[m]);                                \
+                UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(low, floats(sums[m]), total[m]);                              \
             }                                                                                                                        \
         }                                                                                                                            \
         UNROLL for (int m = 0; m < ROWS; m++) save(out + 16 * m, total[m]);                                                          \
