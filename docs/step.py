@@ -90,7 +90,7 @@ def forward_ms(lane: Lane, batch: Batch, repeats: int) -> list[float]:
 
 def read_ms(memory: torch.Tensor, threads: int) -> float:
     begin = perf_counter()
-    cpu.memory_read(memory.data_ptr(), memory.nbytes, threads)
+    cpu.read_bytes(memory.data_ptr(), memory.nbytes, threads)
     return 1e3 * (perf_counter() - begin)
 
 

@@ -133,10 +133,12 @@ class LinearPlan:
 
     num_bytes: memory of the finished part. peak_bytes: most memory while `build` runs, the finished part included, the stored
     tensors excluded. build: makes the part from the tensors of each member. has_head: the part is a tied embedding, and its
-    attribute `linear` is the head over the same table; `num_bytes` counts both.
+    attribute `linear` is the head over the same table; `num_bytes` counts both. batch_invariant: a row's result does not depend on
+    the other rows; None: as the plugin declares.
     """
 
     num_bytes: int
     peak_bytes: int
     build: Callable[[list[Tensors]], Any]
     has_head: bool = False
+    batch_invariant: bool | None = None

@@ -21,6 +21,14 @@ class Choice(NamedTuple):
     plan: LinearPlan | None
     plugin: Any = None
 
+    @property
+    def is_batch_invariant(self) -> bool:
+        """Whether a plugin builds the part, and says so in the plan or else in its class. A tied head follows its embedding."""
+        if self.plugin is None:
+            return False
+        stated = self.plan.batch_invariant if self.plan else None
+        return bool(self.plugin.batch_invariant if stated is None else stated)
+
 
 Ask: TypeAlias = Callable[[str, Part], "tuple[LinearPlan, Any] | None"]  # name of the hook, part -> plan and plugin
 
@@ -63,7 +71,7 @@ class WeightPlan:
         """
         all_choices = [choice for chosen in self.choices.values() for choice in chosen]
         needed = [choice for choice in all_choices if choice.plugin or isinstance(choice.part, LinearPart)]
-        return all(choice.plugin is not None and choice.plugin.batch_invariant for choice in needed)
+        return all(choice.is_batch_invariant for choice in needed)
 
 
 class _Chooser:

@@ -5,6 +5,7 @@
 
 #include "attention_bf16.h"
 #include "linear_bf16.h"
+#include "linear_int.h"
 #include "ops_bf16.h"
 #include "probe.h"
 #include "step.h"
@@ -209,19 +210,6 @@ static PyObject *call_head_norm(PyObject *self, PyObject *const *args, Py_ssize_
     Py_RETURN_NONE;
 }
 
-static PyObject *call_memory_read(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    int64_t v[MAX_ARGUMENTS];
-    uint64_t sum;
-    (void)self;
-    if (!read_integers(args, given, 3, 3, v) || !check(v[0] && v[1] >= 0 && v[2] > 0, "needs an address, bytes >= 0, threads > 0") ||
-        !check(has_ops_bf16(), "this CPU cannot run it"))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS;
-    sum = memory_read((char *)v[0], v[1], (int)v[2]);
-    Py_END_ALLOW_THREADS;
-    return PyLong_FromUnsignedLongLong(sum);
-}
-
 static PyObject *call_has_ops_bf16(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     return PyBool_FromLong(has_ops_bf16());
@@ -233,7 +221,67 @@ static PyObject *call_has_attention_bf16(PyObject *self, PyObject *dim) {
     return PyErr_Occurred() ? NULL : PyBool_FromLong(has_attention_bf16(size));
 }
 
+static PyObject *call_int_linear(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    int64_t v[MAX_ARGUMENTS];
+    (void)self;
+    if (!read_integers(args, given, 16, 17, v) ||
+        !check(v[6] >= 0 && v[7] > 0 && v[8] > 0 && v[8] <= MAX_INT_INPUTS && v[15] > 0,
+               "needs rows >= 0, outs > 0, 0 < ins <= 65536, threads > 0") ||
+        !check(v[9] == 8 ? v[2] != 0 : v[9] == 4 && (v[10] == 32 || v[10] == 64 || v[10] == 128) && v[8] % v[10] == 0,
+               "needs bits = 8 and scales, or bits = 4 and a group of 32, 64 or 128 that divides ins") ||
+        !check(v[14] >= 0 && v[14] <= int_level(), "this CPU cannot run this level") ||
+        !check(v[6] == 0 || (v[0] && v[1] && v[4] && v[5]), "an address is 0"))
+        return NULL;
+    IntLinear job = {(uint8_t *)v[1], (float *)v[2], (float *)v[3], v[7], v[8], (int)v[9], (int)v[10], (int)v[11], (int)v[12],
+                     (int)v[13], (int)v[14], 0};
+    job.unit = (float)PyFloat_AsDouble(args[16]);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    int_linear(&job, (void *)v[0], (void *)v[4], (void *)v[5], v[6], (int)v[15]);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_int_level(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyLong_FromLong(int_level());
+}
+
+static PyObject *call_read_bytes(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    int64_t v[MAX_ARGUMENTS];
+    uint64_t sum;
+    (void)self;
+    if (!read_integers(args, given, 3, 3, v) || !check(v[0] && v[1] >= 0 && v[2] > 0, "needs an address, size >= 0, threads > 0"))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    sum = read_bytes((void *)v[0], (size_t)v[1], (int)v[2]);
+    Py_END_ALLOW_THREADS;
+    return PyLong_FromUnsignedLongLong(sum);
+}
+
+static PyObject *call_ceiling(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    int64_t v[MAX_ARGUMENTS];
+    double seconds, rate;
+    (void)self;
+    if (!read_integers(args, given, 2, 3, v) || !check(v[0] >= 0 && v[0] < 3 && v[1] > 0, "needs kind 0, 1 or 2, threads > 0"))
+        return NULL;
+    seconds = PyFloat_AsDouble(args[2]);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    rate = ceiling((int)v[0], (int)v[1], seconds);
+    Py_END_ALLOW_THREADS;
+    return PyFloat_FromDouble(rate);
+}
+
 static PyMethodDef methods[] = {
+    {"read_bytes", (PyCFunction)(void (*)(void))call_read_bytes, METH_FASTCALL, "read_bytes(address, size, threads): see probe.h"},
+    {"ceiling", (PyCFunction)(void (*)(void))call_ceiling, METH_FASTCALL, "ceiling(kind, threads, seconds): see probe.h"},
+    {"int_linear", (PyCFunction)(void (*)(void))call_int_linear, METH_FASTCALL,
+     "int_linear(x, w, scales, bias, y, scratch, rows, outs, ins, bits, group, symmetric, quantized, wide, level, threads, unit): "
+     "see linear_int.h"},
+    {"int_level", call_int_level, METH_NOARGS, "The best level of int_linear on this CPU: 0 plain, 1 AVX2, 2 AVX-512 VNNI"},
     {"attention_bf16", (PyCFunction)(void (*)(void))call_attention_bf16, METH_FASTCALL,
      "attention_bf16(q, keys, values, out, partial, slots, tasks, members, rows, num_tasks, num_rows, heads, kv_heads, dim, "
      "q_stride, head_stride, threads, scale): see attention_bf16.h"},
@@ -258,8 +306,6 @@ static PyMethodDef methods[] = {
     {"head_norm", (PyCFunction)(void (*)(void))call_head_norm, METH_FASTCALL,
      "head_norm(x, weight, y, rows, heads, dim, eps): the norm of each head as a step computes it"},
     {"step_recomputed", call_step_recomputed, METH_NOARGS, "How many chunks of this process were computed for a late thread"},
-    {"memory_read", (PyCFunction)(void (*)(void))call_memory_read, METH_FASTCALL,
-     "memory_read(address, bytes, threads) -> sum: a plain read, for measurements"},
     {NULL, NULL, 0, NULL},
 };
 

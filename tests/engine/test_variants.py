@@ -51,7 +51,7 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> int:
 def test_int8_serves_where_bfloat16_does_not_fit(make_engine: Any) -> None:
     with pytest.raises(ModelTooLarge, match=r"needs 74\.0 MiB for weights in bfloat16, .* 569\.2 MiB are free on cpu"):
         make_engine(MODEL, dtype="bfloat16", kv_memory=KV)
-    engine = make_engine(MODEL, dtype="bfloat16", kv_memory=KV, plugins=["int8_simple"])
+    engine = make_engine(MODEL, dtype="bfloat16", kv_memory=KV, plugins=["int8"])
     result = engine.generate([1, 2, 3], PARAMS)
     assert len(result.token_ids) == 4
     assert result.stats["weight_bytes"] == engine.loader.describe()["weight_bytes"] == pytest.approx(38.8e6, rel=0.01)
@@ -77,7 +77,7 @@ class Doubled(Plugin):
 def test_a_plan_that_takes_more_is_refused_with_its_own_bytes(make_engine: Any, little_memory: int) -> None:
     registry = PluginRegistry.load()
     registry.add(Doubled)
-    engine = make_engine(MODEL, dtype="bfloat16", kv_memory=KV, plugins=["int8_simple"], registry=registry)
+    engine = make_engine(MODEL, dtype="bfloat16", kv_memory=KV, plugins=["int8"], registry=registry)
     with pytest.raises(ModelTooLarge, match=r"needs 1\d\d\.\d MiB for weights in bfloat16 with doubled"):
         engine.lane_of(engine.plan({"doubled": {}}))
 
@@ -141,16 +141,16 @@ def test_the_memory_command_shows_the_bytes_of_a_plan(make_engine: Any, dtype: s
         estimate: dict[str, Any] = json.loads(result.stdout)
         return estimate
 
-    core, int8 = estimate("--plugins", ""), estimate("--plugins", "int8_simple")
+    core, int8 = estimate("--plugins", ""), estimate("--plugins", "int8")
     size = {"float32": 4, "bfloat16": 2}[dtype]
     assert 1 / size < int8["weight_bytes"] / core["weight_bytes"] < 1.02 / size
     assert core["weight_bytes"] == core["parameters"] * size == int8["parameters"] * size
-    assert (core["weight_plugins"], int8["weight_plugins"]) == ([], ["int8_simple"])
-    assert estimate("--plugins", "+int8_simple")["weight_bytes"] == int8["weight_bytes"]
-    engine = make_engine(MODEL, dtype=dtype, plugins=["int8_simple"])
+    assert (core["weight_plugins"], int8["weight_plugins"]) == ([], ["int8"])
+    assert estimate("--plugins", "+int8")["weight_bytes"] == int8["weight_bytes"]
+    engine = make_engine(MODEL, dtype=dtype, plugins=["int8"])
     assert engine.generate([1], PARAMS).stats["weight_bytes"] == int8["weight_bytes"]
-    text = CliRunner().invoke(main, ["memory", MODEL, "--plugins", "int8_simple"]).stdout
-    assert "by int8_simple" in text
+    text = CliRunner().invoke(main, ["memory", MODEL, "--plugins", "int8"]).stdout
+    assert "by int8" in text
     refused = CliRunner().invoke(main, ["memory", MODEL, "--plugins", "no_such_plugin"])
     assert refused.exit_code == 2 and "unknown plugin" in refused.stderr
 
@@ -175,7 +175,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_two_lanes_load_a_draft_model_once(make_engine: Any, loads: list[str], cut_tiny: str) -> None:
     engine = make_engine()
     draft = {"speculative": {"model": cut_tiny}}
-    plans = [engine.plan(draft), engine.plan({"int8_simple": {}, **draft})]
+    plans = [engine.plan(draft), engine.plan({"int8": {}, **draft})]
     lanes: list[Any] = []
     threads = [threading.Thread(target=lambda plan=plan: lanes.append(engine.lane_of(plan))) for plan in plans]
     for thread in threads:

@@ -179,7 +179,7 @@ def test_an_adapter_that_changes_before_it_is_loaded_is_refused(make_engine: Any
     assert engine.generate(PROMPT, PARAMS, plan=engine.plan(settings(adapter))).stats["failed"] == {}
 
 
-@pytest.mark.parametrize("linear", ["int8_simple", "packed_linear"])
+@pytest.mark.parametrize("linear", ["int8", "int4", "packed_linear"])
 def test_packed_weights_are_made_of_the_sum(make_engine: Any, make_adapter: MakeAdapter, linear: str) -> None:
     """A model whose files hold the sum gives the same answers under the same packing."""
     engine, adapter = make_engine("bundled", dtype="bfloat16"), make_adapter("bundled", targets="mlp")

@@ -67,7 +67,7 @@ def test_without_a_seed_all_plans_draw_the_same(make_engine: Any) -> None:
 
 def test_a_plan_that_may_differ_is_measured_by_its_distributions(make_engine: Any) -> None:
     engine = make_engine()
-    plans = plans_of(engine, core=(), packed=("int8_simple",))
+    plans = plans_of(engine, core=(), packed=("int8",))
     report = compare(engine, plans, prompt_of(engine), replace(GREEDY, temperature=1.0, seed=1), 1).to_json()
     core, packed = report["plans"]
     assert packed["difference"] == "approximate" and packed["weight_bytes"] < core["weight_bytes"]
@@ -293,7 +293,7 @@ def run_compare(*args: str) -> Any:
 
 def test_the_command_prints_a_table_or_json_and_writes_csv_and_history(tmp_path: Path) -> None:
     out = tmp_path / "laps.csv"
-    result = run_compare("--csv", str(out), "--plan", "core", "--plan", "+prompt_lookup", "--plan", "int8_simple", TEXT)
+    result = run_compare("--csv", str(out), "--plan", "core", "--plan", "+prompt_lookup", "--plan", "int8", TEXT)
     assert result.exit_code == 0, result.output
     assert "+prompt_lookup" in result.stdout and "identical" in result.stdout and "KL" in result.stdout
     assert "too short" in result.stderr and len(out.read_text().splitlines()) == 4
@@ -305,7 +305,7 @@ def test_the_command_prints_a_table_or_json_and_writes_csv_and_history(tmp_path:
         assert latest.model == "random:tiny" and len(before.report["plans"]) == 3
         assert store.comparisons.list(model="another") == [] and "text" not in latest.report["plans"][0]
     listed = CliRunner().invoke(main, ["compare", "--history"])
-    assert "random:tiny" in listed.stdout and "int8_simple" in listed.stdout
+    assert "random:tiny" in listed.stdout and "int8" in listed.stdout
     assert len(json.loads(CliRunner().invoke(main, ["compare", "--history", "--json", "--limit", "1"]).stdout)) == 1
 
 

@@ -20,13 +20,13 @@ def test_a_tab_with_int8_weights_answers_beside_a_tab_with_bfloat16_weights(page
 
     dense = ask(TAB)
     next(dense)  # the first tab is answered while the second tab loads other weights
-    for _ in ask(OTHER_TAB, "int8_simple"):
+    for _ in ask(OTHER_TAB, "int8"):
         pass
     for _ in dense:
         pass
     stats = {}
     for conversation in page.store.conversations.list():
         answer = page.store.conversations.get(conversation.id).messages[-1]
-        stats["int8_simple" in answer.stats["plugins"]] = answer.stats
+        stats["int8" in answer.stats["plugins"]] = answer.stats
     assert stats[False]["exactness"] == "identical" and stats[True]["exactness"] == "approximate"
     assert 0.5 < stats[True]["weight_bytes"] / stats[False]["weight_bytes"] < 0.51

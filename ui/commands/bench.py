@@ -127,6 +127,39 @@ def plugins(
 
 
 @bench.command()
+@click.option("--quick", is_flag=True, help="One shape and few numbers of rows: less than a minute.")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Processor threads.  [default: as torch]")
+@as_json
+def kernels(quick: bool, threads: int | None, as_json: bool) -> None:
+    """Measure the linears in C beside a read of the same bytes, and beside the processor's rate of products."""
+    import torch
+
+    from pitlane.ui.bench.kernels import measure
+    from pitlane.ui.bench.machine import commit, machine, versions
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads or before)
+        with progress("Measuring") as advance:
+            report = measure(quick, advance) | {"machine": machine(), "versions": versions(), "commit": commit()}
+    finally:
+        torch.set_num_threads(before)
+    if as_json:
+        print_json(report)
+        return
+    headers = ["kernel", "shape", "M", "us", "GB/s", "of probe", "Gop/s", "of ceiling"]
+    facts = report["machine"]
+    print_table(headers, [_kernel_row(line) for line in report["lines"]], f"{facts['threads']} threads, {facts['cpu']}")
+
+
+def _kernel_row(line: dict[str, Any]) -> list[str]:
+    limit = "-" if line["of_ceiling"] is None else f"{line['of_ceiling']:.2f}"
+    names = [line["kernel"], f"{line['outputs']} x {line['inputs']}", str(line["rows"])]
+    rates = [f"{line[name]:.1f}" for name in ("us", "gb_per_s")]
+    return [*names, *rates, f"{line['of_probe']:.2f}", f"{line['gop_per_s']:.1f}", limit]
+
+
+@bench.command()
 @click.option("--limit", type=click.IntRange(1, MOST), default=20, show_default=True, metavar="N")
 @as_json
 def history(limit: int, as_json: bool) -> None:

@@ -74,7 +74,7 @@ def compare(
 
     \b
     pitlane compare "Say it again: one, two, three" --plan core --plan default --plan +prompt_lookup
-    pitlane compare --doc report.pdf "What were the findings?" --plan default --plan +int8_simple
+    pitlane compare --doc report.pdf "What were the findings?" --plan default --plan +int8
     """
     if history:
         _show_history(limit, as_json)

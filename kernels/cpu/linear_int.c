@@ -1,0 +1,145 @@
+/* The linear of linear_int.h: chooses a level, and divides rows and panels among threads.
+ *
+ * A thread takes chunks of panels from its own contiguous share of the weights, then from the shares of the other threads. So each
+ * thread reads one stream. With more rows than a tile has, a chunk of panels stays in the second cache for all tiles of a block.
+ */
+#include "linear_int_parts.h"
+#include "threads.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define CHUNK_BYTES 262144 /* largest weights of a chunk, if a chunk has several panels */
+#define BLOCK_TILES 16     /* tiles of rows that read a chunk in turn */
+#define CHUNKS 8           /* smallest number of chunks per thread, if there are as many panels */
+#define MAX_SHARES 64
+
+typedef struct {
+    const IntLinear *job;
+    Prepared prepared;
+    const void *x;
+    void *y;
+    long rows, tiles, panels, chunk, chunks, items, shares;
+    atomic_long joined;
+    Phase preparing, products[MAX_SHARES];
+} Work;
+
+static int supported(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq"))
+        return LEVEL_AVX512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return LEVEL_AVX2;
+#endif
+    return LEVEL_PLAIN;
+}
+
+int int_level(void) {
+    static const char *const names[NUM_LEVELS] = {"plain", "avx2", "avx512"};
+    int best = supported();
+    const char *forced = getenv("PITLANE_CPU_KERNELS");
+    for (int level = 0; forced && level < best; level++)
+        if (strcmp(forced, names[level]) == 0)
+            return level;
+    return best;
+}
+
+static const IntLevel *level_of(const IntLinear *job) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (job->level == LEVEL_AVX512)
+        return &int_avx512;
+    if (job->level == LEVEL_AVX2)
+        return &int_avx2;
+#endif
+    (void)job;
+    return &int_plain;
+}
+
+static long ceil_divide(long a, long b) { return (a + b - 1) / b; }
+static long minimum(long a, long b) { return a < b ? a : b; }
+
+/* Divide `all` into n shares of about equal size: share i is [share(all, n, i), share(all, n, i + 1)). */
+static long share(long all, long n, long i) { return all * i / n; }
+
+size_t int_panel_bytes(const IntLinear *job) {
+    if (job->bits == 8)
+        return (size_t)ceil_divide(job->ins, 4) * 64;
+    long groups = job->ins / job->group;
+    return (size_t)(ceil_divide(groups, 2) * (job->symmetric ? 64 : 128) + groups * job->group * 8);
+}
+
+static Prepared prepared_at(const IntLinear *job, void *scratch, long rows) {
+    Prepared at = {.row_bytes = ceil_divide(job->ins, 4) * (job->quantized ? 4 : 16), .groups = job->bits == 8 ? 1 : job->ins / job->group};
+    at.x = scratch;
+    at.sums = (int32_t *)(at.x + rows * at.row_bytes);
+    at.scales = (float *)(at.sums + rows * at.groups);
+    return at;
+}
+
+size_t int_scratch_bytes(const IntLinear *job, long rows) {
+    Prepared at = prepared_at(job, 0, 0);
+    return (size_t)(rows * (at.row_bytes + 4 * at.groups + 4));
+}
+
+static long number_of_tiles(const IntLinear *job, long rows) { return ceil_divide(rows, level_of(job)->rows); }
+
+static void prepare_tile(const IntLinear *job, const Prepared *to, const void *x, long rows, long tiles, long tile) {
+    long first = share(rows, tiles, tile);
+    level_of(job)->prepare(job, to, x, first, share(rows, tiles, tile + 1) - first);
+}
+
+static void multiply(const IntLinear *job, const Prepared *from, void *y, long rows, long tiles, long tile, long panel, long end) {
+    long first = share(rows, tiles, tile);
+    level_of(job)->panels(job, from, y, first, share(rows, tiles, tile + 1) - first, panel, end);
+}
+
+void int_prepare(const IntLinear *job, const void *x, void *scratch, long rows) {
+    Prepared to = prepared_at(job, scratch, rows);
+    for (long tiles = number_of_tiles(job, rows), tile = 0; tile < tiles; tile++)
+        prepare_tile(job, &to, x, rows, tiles, tile);
+}
+
+void int_panels(const IntLinear *job, void *y, const void *scratch, long rows, long panel, long end) {
+    Prepared from = prepared_at(job, (void *)scratch, rows);
+    for (long tiles = number_of_tiles(job, rows), tile = 0; tile < tiles; tile++)
+        multiply(job, &from, y, rows, tiles, tile, panel, end);
+}
+
+/* Item i is a chunk of panels for a block of tiles. */
+static void compute(const Work *work, long item) {
+    long panel = item % work->chunks * work->chunk, first = item / work->chunks * BLOCK_TILES;
+    for (long tile = first; tile < minimum(first + BLOCK_TILES, work->tiles); tile++)
+        multiply(work->job, &work->prepared, work->y, work->rows, work->tiles, tile, panel, minimum(panel + work->chunk, work->panels));
+}
+
+static void help(void *arg) {
+    Work *work = arg;
+    if (work->tiles > 1) {
+        for (long tile; (tile = take(&work->preparing, work->tiles)) < work->tiles; finish(&work->preparing))
+            prepare_tile(work->job, &work->prepared, work->x, work->rows, work->tiles, tile);
+        wait_for(&work->preparing, work->tiles);
+    }
+    long own = atomic_fetch_add(&work->joined, 1);
+    for (long i = 0; i < work->shares; i++) {
+        long index = (own + i) % work->shares, begin = share(work->items, work->shares, index);
+        long count = share(work->items, work->shares, index + 1) - begin;
+        for (long item; (item = take(&work->products[index], count)) < count;)
+            compute(work, begin + item);
+    }
+}
+
+void int_linear(const IntLinear *job, const void *x, void *y, void *scratch, long rows, int threads) {
+    Work work = {.job = job, .x = x, .y = y, .rows = rows, .shares = minimum(threads, MAX_SHARES)};
+    if (rows == 0)
+        return;
+    work.prepared = prepared_at(job, scratch, rows);
+    work.tiles = number_of_tiles(job, rows);
+    work.panels = ceil_divide(job->outs, INT_PANEL);
+    work.chunk = minimum(ceil_divide(CHUNK_BYTES, (long)int_panel_bytes(job)), ceil_divide(work.panels, CHUNKS * work.shares));
+    work.chunks = ceil_divide(work.panels, work.chunk);
+    work.items = work.chunks * ceil_divide(work.tiles, BLOCK_TILES);
+    if (work.tiles == 1)
+        prepare_tile(job, &work.prepared, x, rows, 1, 0);
+    run_parallel(help, &work, threads);
+}

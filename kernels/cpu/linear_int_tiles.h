@@ -1,0 +1,297 @@
+/* The tiles of one level. The including file defines TARGET, INLINE, UNROLL, ROWS_OF_TILE (2, 4 or 12), LEVEL and these operations on vectors of 16:
+ *   VI (int32), VF (float); ints(v), floats(v): all lanes v; line(p): load 64 bytes; halves(p): load 16 float16;
+ *   dot(sums, bytes, word): sums += the 4 unsigned bytes of a lane times the 4 signed bytes of word; dot_small: bytes below 16;
+ *   low_nibbles(v), high_nibbles(v); byte_value(v, j): byte j - 128 as float; nibble_value(v, j, table): nibble j by a table of VF;
+ *   nibble_table(offset): a table of n - offset; to_float(v); fused(a, b, c) = a b + c; add_int(a, b), add(a, b); save(p, v).
+ *
+ * A tile is a few rows of inputs times a panel. Integer sums are exact, so their order is free. A float sum is a chain over 32 inputs
+ * (8 bits) or over a group (4 bits); the chains are added in order. The processor works on several chains at once. The loops test
+ * their end last: with a loop that may run zero times, gcc 12 copies all sums in every turn.
+ */
+#include "linear_int_parts.h"
+
+#include <string.h>
+
+#define CHAIN 8 /* lines in a chain, with 8 bits */
+
+INLINE long smaller(long a, long b) { return a < b ? a : b; }
+
+#define DEFINE_TILES(ROWS)                                                                                                           \
+    TARGET static void bytes_quantized_##ROWS(const IntLinear *job, const void *inputs, const void *group_sums, const uint8_t *w,    \
+                                              float *out) {                                                                          \
+        const uint32_t *x = inputs;                                                                                                  \
+        const int32_t *sums = group_sums;                                                                                            \
+        VI acc[ROWS], odd[ROWS];                                                                                                     \
+        long quads = (job->ins + 3) / 4, k = 0;                                                                                      \
+        UNROLL for (int m = 0; m < ROWS; m++) acc[m] = ints(-128 * sums[m]);                                                         \
+        if (ROWS <= 4) { /* two chains: one would wait for itself */                                                                 \
+            UNROLL for (int m = 0; m < ROWS; m++) odd[m] = ints(0);                                                                  \
+            for (; k + 1 < quads; k += 2, x += 2 * ROWS, w += 128) {                                                                 \
+                VI first = line(w), second = line(w + 64);                                                                           \
+                UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot(acc[m], first, x[m]);                                             \
+                UNROLL for (int m = 0; m < ROWS; m++) odd[m] = dot(odd[m], second, x[ROWS + m]);                                     \
+            }                                                                                                                        \
+            UNROLL for (int m = 0; m < ROWS; m++) acc[m] = add_int(acc[m], odd[m]);                                                  \
+        }                                                                                                                            \
+        if (k < quads) do {                                                                                                          \
+            VI bytes = line(w);                                                                                                      \
+            UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot(acc[m], bytes, x[m]);                                                 \
+            k++, x += ROWS, w += 64;                                                                                                 \
+        } while (k < quads);                                                                                                         \
+        UNROLL for (int m = 0; m < ROWS; m++) save(out + 16 * m, to_float(acc[m]));                                                  \
+    }                                                                                                                                \
+    TARGET static void bytes_float_##ROWS(const IntLinear *job, const void *inputs, const void *group_sums, const uint8_t *w,        \
+                                          float *out) {                                                                              \
+        const float *x = inputs;                                                                                                     \
+        VF total[ROWS];                                                                                                              \
+        (void)group_sums;                                                                                                            \
+        UNROLL for (int m = 0; m < ROWS; m++) total[m] = floats(0);                                                                  \
+        for (long left = (job->ins + 3) / 4; left > 0; left -= CHAIN) {                                                              \
+            VF acc[ROWS];                                                                                                            \
+            UNROLL for (int m = 0; m < ROWS; m++) acc[m] = floats(0);                                                                \
+            long end = smaller(left, CHAIN);                                                                                         \
+            do {                                                                                                                     \
+                VI bytes = line(w);                                                                                                  \
+                UNROLL for (int j = 0; j < 4; j++) {                                                                                 \
+                    VF value = byte_value(bytes, j);                                                                                 \
+                    UNROLL for (int m = 0; m < ROWS; m++) acc[m] = fused(value, floats(x[j * ROWS + m]), acc[m]);                    \
+                }                                                                                                                    \
+                x += 4 * ROWS, w += 64;                                                                                              \
+            } while (--end > 0);                                                                                                     \
+            UNROLL for (int m = 0; m < ROWS; m++) total[m] = add(total[m], acc[m]);                                                  \
+        }                                                                                                                            \
+        UNROLL for (int m = 0; m < ROWS; m++) save(out + 16 * m, total[m]);                                                          \
+    }                                                                                                                                \
+    TARGET static void nibbles_quantized_##ROWS(const IntLinear *job, const void *inputs, const void *group_sums, const uint8_t *w,  \
+                                                float *out) {                                                                        \
+        const uint32_t *x = inputs;                                                                                                  \
+        const int32_t *sums = group_sums;                                                                                            \
+        const uint8_t *scales = w;                                                                                                   \
+        long groups = job->ins / job->group, lines = job->group / 8, header = job->symmetric ? 64 : 128;                             \
+        VF total[ROWS];                                                                                                              \
+        UNROLL for (int m = 0; m < ROWS; m++) total[m] = floats(0);                                                                  \
+        for (long g = 0; g < groups; g++, sums += ROWS) {                                                                            \
+            VI acc[ROWS];                                                                                                            \
+            if (g % 2 == 0)                                                                                                          \
+                scales = w, w += header;                                                                                             \
+            UNROLL for (int m = 0; m < ROWS; m++) acc[m] = job->symmetric ? ints(-8 * sums[m]) : ints(0);                            \
+            long i = lines;                                                                                                          \
+            do {                                                                                                                     \
+                VI both = line(w), low = low_nibbles(both), high = high_nibbles(both);                                               \
+                UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot_small(acc[m], low, x[m]);                                         \
+                UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot_small(acc[m], high, x[ROWS + m]);                                 \
+                x += 2 * ROWS, w += 64;                                                                                              \
+            } while (--i > 0);                                                                                                       \
+            VF scale = halves(scales + g % 2 * 32);                                                                                  \
+            UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(to_float(acc[m]), scale, total[m]);                               \
+            if (!job->symmetric) {                                                                                                   \
+                VF low = halves(scales + 64 + g % 2 * 32);                                                                           \
+                UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(low, floats(((const float *)sums)[m]), total[m]);             \
+            }                                                                                                                        \
+        }                                                                                                                            \
+        UNROLL for (int m = 0; m < ROWS; m++) save(out + 16 * m, total[m]);                                                          \
+    }                                                                                                                                \
+    TARGET static void nibbles_float_##ROWS(const IntLinear *job, const void *inputs, const void *group_sums, const uint8_t *w,      \
+                                            float *out) {                                                                            \
+        const float *x = inputs, *sums = group_sums;                                                                                 \
+        const uint8_t *scales = w;                                                                                                   \
+        long groups = job->ins / job->group, lines = job->group / 8, header = job->symmetric ? 64 : 128;                             \
+        VF total[ROWS], table = nibble_table(job->symmetric ? 8.0f : 0.0f);                                                          \
+        UNROLL for (int m = 0; m < ROWS; m++) total[m] = floats(0);                                                                  \
+        for (long g = 0; g < groups; g++, sums += ROWS) {                                                                            \
+            VF acc[ROWS];                                                                                                            \
+            if (g % 2 == 0)                                                                                                          \
+                scales = w, w += header;                                                                                             \
+            UNROLL for (int m = 0; m < ROWS; m++) acc[m] = floats(0);                                                                \
+            long i = lines;                                                                                                          \
+            do {                                                                                                                     \
+                VI both = line(w);                                                                                                   \
+                UNROLL for (int j = 0; j < 8; j++) {                                                                                 \
+                    VF value = nibble_value(both, j, table);                                                                         \
+                    UNROLL for (int m = 0; m < ROWS; m++) acc[m] = fused(value, floats(x[j * ROWS + m]), acc[m]);                    \
+                }                                                                                                                    \
+                x += 8 * ROWS, w += 64;                                                                                              \
+            } while (--i > 0);                                                                                                       \
+            VF scale = halves(scales + g % 2 * 32);                                                                                  \
+            UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(acc[m], scale, total[m]);                                         \
+            if (!job->symmetric) {                                                                                                   \
+                VF low = halves(scales + 64 + g % 2 * 32);                                                                           \
+                UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(low, floats(sums[m]), total[m]);                              \
+            }                                                                                                                        \
+        }                                                                                                                            \
+        UNROLL for (int m = 0; m < ROWS; m++) save(out + 16 * m, total[m]);                                                          \
+    }
+
+DEFINE_TILES(1)
+DEFINE_TILES(2)
+#if ROWS_OF_TILE > 2
+DEFINE_TILES(3)
+DEFINE_TILES(4)
+#endif
+#if ROWS_OF_TILE > 4
+DEFINE_TILES(5)
+DEFINE_TILES(6)
+DEFINE_TILES(7)
+DEFINE_TILES(8)
+DEFINE_TILES(9)
+DEFINE_TILES(10)
+DEFINE_TILES(11)
+DEFINE_TILES(12)
+#define ALL_ROWS(kind)                                                                                                               \
+    {0, kind##_1, kind##_2, kind##_3, kind##_4, kind##_5, kind##_6, kind##_7, kind##_8, kind##_9, kind##_10, kind##_11, kind##_12}
+#elif ROWS_OF_TILE == 4
+#define ALL_ROWS(kind) {0, kind##_1, kind##_2, kind##_3, kind##_4}
+#else
+#define ALL_ROWS(kind) {0, kind##_1, kind##_2}
+#endif
+
+/* By whether the weights are nibbles and whether the inputs are quantized. */
+static const IntTile tiles[2][2][ROWS_OF_TILE + 1] = {{ALL_ROWS(bytes_float), ALL_ROWS(bytes_quantized)},
+                                                      {ALL_ROWS(nibbles_float), ALL_ROWS(nibbles_quantized)}};
+
+/* The inputs [begin, end) of a row as floats. */
+TARGET INLINE void read_inputs(const IntLinear *job, const void *x, long begin, long end, float *to) {
+    if (job->wide) {
+        memcpy(to, (const float *)x + begin, (size_t)(end - begin) * sizeof(float));
+        return;
+    }
+    const uint16_t *from = (const uint16_t *)x + begin;
+    for (long k = 0; k < end - begin; k++) {
+        uint32_t bits = (uint32_t)from[k] << 16;
+        memcpy(to + k, &bits, sizeof bits);
+    }
+}
+
+/* The largest absolute value of a row. Compares the bits as integers, so that NaN is larger than all numbers. */
+TARGET INLINE float largest(const IntLinear *job, const void *x) {
+    uint32_t most = 0;
+    float value;
+    if (job->wide) {
+        for (long k = 0; k < job->ins; k++) {
+            uint32_t bits;
+            memcpy(&bits, (const float *)x + k, sizeof bits);
+            bits &= 0x7fffffff;
+            most = bits > most ? bits : most;
+        }
+    } else {
+        uint16_t half = 0;
+        for (long k = 0; k < job->ins; k++) {
+            uint16_t bits = ((const uint16_t *)x)[k] & 0x7fff;
+            half = bits > half ? bits : half;
+        }
+        most = (uint32_t)half << 16;
+    }
+    memcpy(&value, &most, sizeof value);
+    return value;
+}
+
+enum { PIECE = 1024 }; /* inputs converted at a time: a multiple of every group size */
+
+/* Write row m of a tile of n rows. */
+TARGET static void prepare_row(const IntLinear *job, const void *x, char *to, int32_t *sums, float *scale, long m, long n) {
+    float values[PIECE], factor = 1;
+    int8_t bytes[PIECE];
+    long group = job->bits == 8 ? PIECE : job->group;
+    int32_t whole = 0;
+    if (job->quantized) {
+        float most = largest(job, x);
+        factor = most > 1e-30f ? 127.0f / most : 0.0f;
+        *scale = most / 127.0f;
+    } else
+        *scale = 1;
+    for (long begin = 0; begin < job->ins; begin += PIECE) {
+        long count = smaller(job->ins - begin, PIECE), padded = (count + 3) / 4 * 4;
+        read_inputs(job, x, begin, begin + count, values);
+        for (long k = count; k < padded; k++)
+            values[k] = 0;
+        if (!job->quantized) {
+            float *target = (float *)to + begin * n + m;
+            for (long k = 0; k < padded; k++)
+                target[k * n] = values[k];
+            if (job->bits == 4 && !job->symmetric)
+                for (long k = 0; k < count; k += group) {
+                    float sum = 0;
+                    for (long i = 0; i < group; i++)
+                        sum += values[k + i];
+                    ((float *)sums)[(begin + k) / group * n + m] = sum;
+                }
+            continue;
+        }
+        for (long k = 0; k < padded; k++) { /* adding 1.5 * 2^23 rounds to the nearest integer, half to even */
+            float rounded = values[k] * factor + 12582912.0f;
+            int32_t bits;
+            memcpy(&bits, &rounded, sizeof bits);
+            bytes[k] = (int8_t)bits;
+        }
+        uint32_t *target = (uint32_t *)to + begin / 4 * n + m, word;
+        for (long k = 0; k < padded; k += 4) {
+            memcpy(&word, bytes + k, sizeof word);
+            target[k / 4 * n] = word;
+        }
+        for (long k = 0; k < padded; k += group) {
+            int32_t sum = 0;
+            for (long i = 0; i < smaller(group, padded - k); i++)
+                sum += bytes[k + i];
+            if (job->bits == 8)
+                whole += sum;
+            else if (job->symmetric)
+                sums[(begin + k) / group * n + m] = sum;
+            else
+                ((float *)sums)[(begin + k) / group * n + m] = (float)sum;
+        }
+    }
+    if (job->quantized && job->bits == 8)
+        sums[m] = whole;
+}
+
+TARGET static void prepare(const IntLinear *job, const Prepared *to, const void *x, long first, long count) {
+    long stride = job->ins * (job->wide ? 4 : 2);
+    for (long m = 0; m < count; m++)
+        prepare_row(job, (const char *)x + (first + m) * stride, to->x + first * to->row_bytes, to->sums + first * to->groups,
+                    to->scales + first + m, m, count);
+}
+
+/* Scale the sums [16] of a row and a panel, add the bias, and write them as outputs. */
+TARGET INLINE void finish_row(const IntLinear *job, float *sums, float scale, void *y, long row, long panel) {
+    long from = panel * INT_PANEL, count = smaller(job->outs - from, INT_PANEL);
+    scale *= job->bits == 4 ? job->unit : 1.0f;
+    if (count == INT_PANEL) {
+        if (job->scales)
+            for (long i = 0; i < INT_PANEL; i++)
+                sums[i] *= job->scales[from + i];
+        for (long i = 0; i < INT_PANEL; i++)
+            sums[i] *= scale;
+        if (job->bias)
+            for (long i = 0; i < INT_PANEL; i++)
+                sums[i] += job->bias[from + i];
+    } else
+        for (long i = 0; i < count; i++)
+            sums[i] = sums[i] * (job->scales ? job->scales[from + i] : 1.0f) * scale + (job->bias ? job->bias[from + i] : 0.0f);
+    if (job->wide) {
+        memcpy((float *)y + row * job->outs + from, sums, (size_t)count * sizeof(float));
+        return;
+    }
+    uint16_t halves_[INT_PANEL];
+    for (long i = 0; i < INT_PANEL; i++) { /* round to bfloat16, half to even; NaN stays NaN */
+        uint32_t bits;
+        memcpy(&bits, sums + i, sizeof bits);
+        halves_[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 64 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+    memcpy((uint16_t *)y + row * job->outs + from, halves_, (size_t)count * sizeof(uint16_t));
+}
+
+/* Rows [first, first + count) are one tile. */
+TARGET static void panels(const IntLinear *job, const Prepared *from, void *y, long first, long count, long panel, long end) {
+    IntTile tile = tiles[job->bits == 4][job->quantized != 0][count];
+    const char *x = from->x + first * from->row_bytes;
+    const int32_t *sums = from->sums + first * from->groups;
+    size_t stride = int_panel_bytes(job);
+    for (; panel < end; panel++) {
+        _Alignas(64) float out[ROWS_OF_TILE * INT_PANEL];
+        tile(job, x, sums, job->w + (size_t)panel * stride, out);
+        for (long m = 0; m < count; m++)
+            finish_row(job, out + m * INT_PANEL, from->scales[first + m], y, first + m, panel);
+    }
+}
+
+const IntLevel LEVEL = {ROWS_OF_TILE, prepare, panels};

@@ -1,0 +1,347 @@
+"""Linear with weights of 8 or 4 bits: y [M, N] = x [M, K] W [N, K]^T + bias, in C on a CPU, else in torch.
+
+8 bits: W = q * scale, with a scale per output and q in [-127, 127]. 4 bits: the inputs are cut into groups, and a group of an
+output has n in [0, 15]: W = scale * (n - 8), or W = scale * n + low. All are rounded to nearest. Inputs are rounded to 8 bits, with
+a scale per row, or used as they are. kernels/cpu/linear_int.h shows the packed layout; the same bytes serve C and torch, so weights
+take no more memory where the kernel cannot run. Bytes moved: N K (8 bits), N K / 2 and 2 or 4 per group (4 bits), once per 192
+rows. In C a row's result has the same bits in any batch; in torch only if inputs are rounded to 8 bits.
+Source: Dettmers et al. 2022 (LLM.int8(), scales by row and by token); Intel's VPDPBUSD for the dot products.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pitlane.kernels.extension import MISSING, cpu
+
+log = logging.getLogger("pitlane")
+PANEL = 16  # outputs
+DTYPES = (torch.bfloat16, torch.float32)  # of the kernel
+LEVELS = ("plain", "avx2", "avx512")  # of the kernel; PITLANE_CPU_KERNELS names the highest level to use
+GROUP_SIZES = (32, 64, 128)
+MAX_INPUTS = 65536  # of the kernel: a sum of 8-bit products then fits 32 bits
+UNIT = 2.0**-10  # float16 holds scales and lows in this unit: weights of up to 64, and groups of weights of 1e-6
+CHUNK = 2**19  # weights that are packed or unpacked at once
+EXACT = 1024  # float32 sums of so many products of 8 bits are exact
+
+
+class Format(NamedTuple):
+    """How weights are stored, and how inputs are used. bits: 8 or 4. group_size, symmetric: of 4 bits. quantized: inputs too."""
+
+    bits: int
+    quantized: bool = True
+    group_size: int = 0
+    symmetric: bool = True
+
+    def panel_bytes(self, num_inputs: int) -> int:
+        """Bytes of 16 packed outputs, without the scales of 8 bits."""
+        if self.bits == 8:
+            return -(-num_inputs // 4) * 4 * PANEL
+        groups = num_inputs // self.group_size
+        return -(-groups // 2) * self.header_bytes + num_inputs * PANEL // 2
+
+    def num_bytes(self, num_outputs: int, num_inputs: int) -> int:
+        """Bytes of a packed weight [num_outputs, num_inputs] and its scales."""
+        return -(-num_outputs // PANEL) * self.panel_bytes(num_inputs) + (self.bits == 8) * 4 * num_outputs
+
+    @property
+    def header_bytes(self) -> int:
+        """Bytes of the scales and lows of two groups of a panel."""
+        return 64 if self.symmetric else 128
+
+
+def peak_bytes(num_inputs: int) -> int:
+    """Most memory that packing needs beside its result."""
+    return 32 * max(CHUNK, PANEL * num_inputs)
+
+
+# ---- packing
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [N, K] -> whole numbers in [-127, 127] as float32 [N, K], and scales [N]."""
+    scales = weight.abs().amax(1) / 127
+    return (weight / scales.where(scales > 0, 1.0)[:, None]).round_(), scales
+
+
+def quantize_groups(weight: Tensor, form: Format) -> tuple[Tensor, Tensor, Tensor | None]:
+    """float32 [N, K] -> whole numbers in [0, 15] [N, G, group_size], scales float16 [N, G], lows float16 [N, G] or None.
+
+    symmetric: the number of largest size in a group becomes -8, whatever its sign. Else the range of a group becomes [0, 15].
+    """
+    groups = weight.unflatten(1, (-1, form.group_size)) / UNIT
+    if form.symmetric:
+        largest = groups.gather(2, groups.abs().argmax(2, keepdim=True)).squeeze(2)
+        scales, lows = (largest / -8).half(), None
+        offset = -8 * scales.float()
+    else:
+        lowest, highest = groups.aminmax(dim=2)
+        scales, lows = ((highest - lowest) / 15).half(), lowest.half()
+        offset = lows.float()
+    if not bool(scales.isfinite().all()) or (lows is not None and not bool(lows.isfinite().all())):
+        raise ValueError("4 bits hold weights of up to 64; a weight is larger, or is no number; use 8 bits")
+    wide = scales.float()
+    numbers = (groups - offset[..., None]) / wide.where(wide != 0, 1.0)[..., None]
+    return numbers.round_().clamp_(0, 15), scales, lows
+
+
+def pack_rows(numbers: Tensor) -> Tensor:
+    """Whole numbers [N, K], N a multiple of 16 -> bytes [N / 16, panel bytes]; zeros follow the last input."""
+    numbers = torch.nn.functional.pad(numbers, (0, -numbers.shape[1] % 4))
+    lines = (numbers + 128).to(torch.uint8).view(-1, PANEL, numbers.shape[1] // 4, 4)
+    return lines.transpose(1, 2).flatten(1)
+
+
+def pack_groups(numbers: Tensor, scales: Tensor, lows: Tensor | None) -> Tensor:
+    """The results of `quantize_groups`, N a multiple of 16 -> bytes [N / 16, panel bytes]."""
+    _, groups, size = numbers.shape
+    eights = numbers.to(torch.uint8).view(-1, PANEL, groups, size // 8, 2, 4)
+    nibbles = (eights[..., 0, :] | eights[..., 1, :] << 4).permute(0, 2, 3, 1, 4).flatten(2)  # [P, G, bytes of a group]
+    headers = [x.view(-1, PANEL, groups).transpose(1, 2) for x in (scales, lows) if x is not None]
+    header = torch.stack(headers, 2).contiguous().view(torch.uint8)  # [P, G, scales and lows, 32]
+    whole = groups // 2 * 2
+    pairs = [
+        header[:, :whole].unflatten(1, (-1, 2)).transpose(2, 3).flatten(2),
+        nibbles[:, :whole].unflatten(1, (-1, 2)).flatten(2),
+    ]
+    packed = [torch.cat(pairs, 2).flatten(1)]
+    if groups > whole:
+        packed += [torch.nn.functional.pad(header[:, -1], (0, 32)).flatten(1), nibbles[:, -1]]
+    return torch.cat(packed, 1)
+
+
+def unpack_rows(packed: Tensor, num_inputs: int) -> Tensor:
+    """The inverse of `pack_rows`: bytes [P, panel bytes] -> whole numbers [16 P, K] as float32."""
+    lines = packed.view(len(packed), -1, PANEL, 4).transpose(1, 2).reshape(len(packed) * PANEL, -1)
+    return lines[:, :num_inputs].float() - 128
+
+
+def unpack_groups(packed: Tensor, num_inputs: int, form: Format) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The inverse of `pack_groups`, in float32."""
+    groups, size, head = num_inputs // form.group_size, form.group_size, form.header_bytes
+    whole, body = groups // 2, groups // 2 * (head + PANEL * size)
+    pairs = packed[:, :body].unflatten(1, (whole, -1)) if whole else packed.new_empty(len(packed), 0, head)
+    kinds = head // 64
+    headers, nibbles = [pairs[..., :head].reshape(len(packed), whole, kinds, 2, 32)], [pairs[..., head:].flatten(1)]
+    if groups % 2:
+        headers.append(packed[:, body : body + head].reshape(len(packed), 1, kinds, 2, 32))
+        nibbles.append(packed[:, body + head :])
+    header = torch.cat(headers, 1).contiguous().view(torch.float16).float()  # [P, pairs, scales and lows, 2, 16]
+    table = header.permute(2, 0, 4, 1, 3).flatten(3)[..., :groups].reshape(-1, len(packed) * PANEL, groups)
+    lines = torch.cat(nibbles, 1).view(len(packed), groups, size // 8, PANEL, 4).permute(0, 3, 1, 2, 4)
+    numbers = torch.stack((lines & 15, lines >> 4), 4).reshape(-1, groups, size).float()
+    return numbers, table[0], None if form.symmetric else table[1]
+
+
+def quantize_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [M, K] -> whole numbers in [-127, 127] as float32 [M, K], and scales [M, 1]: a row's largest value becomes 127."""
+    x = x.float()
+    largest = x.abs().amax(1, keepdim=True)
+    factors = torch.where(
+        largest > 1e-30, torch.full_like(largest, 127) / largest, 0 * largest
+    )  # `127 / x` rounds twice
+    return (x * factors).round_(), largest / 127
+
+
+# ---- the linear
+
+
+class Quantized:
+    """A packed weight [N, K], its scales (8 bits) and its bias. Calling it with x [M, K] returns y [M, N] in x's dtype.
+
+    weights: pieces of the weight, one after another, of any number of rows; read once. packed: bytes [ceil(N / 16), panel bytes].
+    level: of the kernel in C, an index of LEVELS; None: torch computes (`reference`).
+    """
+
+    def __init__(
+        self,
+        num_outputs: int,
+        num_inputs: int,
+        form: Format,
+        weights: Iterable[Tensor],
+        bias: Tensor | None = None,
+        level: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if form.bits == 4 and (form.group_size not in GROUP_SIZES or num_inputs % form.group_size):
+            raise ValueError(f"group_size must be 32, 64 or 128 and divide {num_inputs} inputs, got {form.group_size}")
+        if level is not None and num_inputs > MAX_INPUTS:
+            raise ValueError(f"the kernel takes up to {MAX_INPUTS} inputs, got {num_inputs}")
+        self.num_outputs, self.num_inputs, self.form, self.level = num_outputs, num_inputs, form, level
+        panels = -(-num_outputs // PANEL)
+        self.packed = torch.empty(panels, form.panel_bytes(num_inputs), dtype=torch.uint8, device=device)
+        self.scales = torch.empty(num_outputs, device=device) if form.bits == 8 else None
+        self.bias = None if bias is None else bias.to(device, torch.float32, copy=True).contiguous()
+        self.panels_per_chunk = max(1, CHUNK // (PANEL * num_inputs))
+        row = 0
+        for piece in _pieces(weights, self.panels_per_chunk * PANEL):
+            if piece.shape[1] != num_inputs:
+                raise ValueError(f"the weight must be [{num_outputs}, {num_inputs}], got rows of {piece.shape[1]}")
+            self._pack(piece, row)
+            row += len(piece)
+        if row != num_outputs or (bias is not None and bias.shape != (num_outputs,)):
+            raise ValueError(f"weight and bias must have {num_outputs} outputs, got {row}")
+
+    def _pack(self, weight: Tensor, row: int) -> None:
+        weight = torch.nn.functional.pad(weight.float(), (0, 0, 0, -len(weight) % PANEL))
+        if self.scales is not None:
+            numbers, scales = quantize_rows(weight)
+            packed = pack_rows(numbers)
+            self.scales[row : row + len(scales)] = scales[: self.num_outputs - row]
+        else:
+            packed = pack_groups(*quantize_groups(weight, self.form))
+        self.packed[row // PANEL : row // PANEL + len(packed)] = packed
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.level is None:
+            return self.reference(x)
+        x = x.contiguous()
+        rows, inputs = x.shape
+        if x.dtype not in DTYPES or inputs != self.num_inputs:
+            raise ValueError(f"x must be bfloat16 or float32 [M, {self.num_inputs}], got {x.dtype} {[rows, inputs]}")
+        form = self.form
+        groups = inputs // form.group_size if form.bits == 4 else 1
+        words = -(-inputs // 4) * (1 if form.quantized else 4) + groups + 1
+        y, scratch = x.new_empty(rows, self.num_outputs), torch.empty(rows, words)
+        cpu.int_linear(
+            x.data_ptr(),
+            self.packed.data_ptr(),
+            0 if self.scales is None else self.scales.data_ptr(),
+            0 if self.bias is None else self.bias.data_ptr(),
+            y.data_ptr(),
+            scratch.data_ptr(),
+            rows,
+            self.num_outputs,
+            inputs,
+            form.bits,
+            form.group_size,
+            form.symmetric,
+            form.quantized,
+            x.dtype == torch.float32,
+            self.level,
+            torch.get_num_threads(),
+            UNIT,
+        )
+        return y
+
+    def reference(self, x: Tensor) -> Tensor:
+        """The same in torch, in float32 (float64 for float64). Sums of products of 8 bits are exact, so rows are independent."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        inputs, scales = quantize_inputs(x) if self.form.quantized else (x, None)
+        inputs = inputs.to(dtype)
+        y = torch.cat([self._product(inputs, first) for first in range(0, len(self.packed), self.panels_per_chunk)], 1)
+        y = y[:, : self.num_outputs]
+        if self.scales is not None:
+            y = y * self.scales
+        unit = 1.0 if self.form.bits == 8 else UNIT
+        y = y * (unit if scales is None else unit * scales)
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+    def _product(self, x: Tensor, first: int) -> Tensor:
+        """x [M, K] times the numbers of the panels of a chunk, and with 4 bits their scales."""
+        packed = self.packed[first : first + self.panels_per_chunk]
+        if self.form.bits == 8:
+            numbers = unpack_rows(packed, self.num_inputs).to(x.dtype)
+            if not self.form.quantized:
+                return x @ numbers.T
+            pairs = zip(x.split(EXACT, 1), numbers.split(EXACT, 1), strict=True)
+            return sum(
+                ((a @ b.T).double() for a, b in pairs), torch.zeros((), dtype=torch.float64, device=x.device)
+            ).to(x.dtype)
+        numbers, scales, lows = (
+            None if part is None else part.to(x.dtype) for part in unpack_groups(packed, self.num_inputs, self.form)
+        )
+        assert numbers is not None and scales is not None
+        numbers = numbers - 8 if lows is None else numbers
+        if not self.form.quantized:
+            weight = numbers * scales[..., None]
+            return x @ (weight if lows is None else weight + lows[..., None]).flatten(1).T
+        groups = x.unflatten(1, (-1, self.form.group_size))
+        y = x.new_zeros(len(x), len(numbers))
+        for g in range(groups.shape[1]):
+            y += (groups[:, g] @ numbers[:, g].T) * scales[:, g]
+            if lows is not None:
+                y += groups[:, g].sum(1, keepdim=True) * lows[:, g]
+        return y
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The rows [T, K] of an 8-bit weight in float32, for an embedding. index: [T]."""
+        assert self.scales is not None, "4 bits serve no embedding"
+        lines = self.packed.view(len(self.packed), -1, PANEL, 4)[index // PANEL, :, index % PANEL]
+        return (lines.flatten(1)[:, : self.num_inputs].float() - 128) * self.scales[index][:, None]
+
+
+def _pieces(weights: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
+    """Cut the rows of several weights, one after another, into pieces of `rows` rows; the last piece may be shorter."""
+    kept: list[Tensor] = []
+    for weight in weights:
+        while len(weight):
+            count = rows - sum(map(len, kept))
+            kept.append(weight[:count])
+            weight = weight[count:]
+            if sum(map(len, kept)) == rows:
+                yield kept[0] if len(kept) == 1 else torch.cat(kept)
+                kept = []
+    if kept:
+        yield kept[0] if len(kept) == 1 else torch.cat(kept)
+
+
+# ---- where the kernel serves
+
+
+def unavailable(form: Format, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the kernel in C cannot serve; None if it can. Compares it with the reference, once per format and dtype."""
+    if device.type != "cpu" or dtype not in DTYPES:
+        return f"it is for bfloat16 and float32 on a CPU, not for {str(dtype).removeprefix('torch.')} on {device.type}"
+    forced = os.environ.get("PITLANE_CPU_KERNELS", LEVELS[-1])
+    if forced not in LEVELS:
+        return f"PITLANE_CPU_KERNELS = {forced} is unknown; use {', '.join(LEVELS)}"
+    if cpu is None:
+        return MISSING
+    agrees = _agrees(form, dtype, int(cpu.int_level()))
+    return None if agrees else "its result differs from the reference on this machine; please report it"
+
+
+def chosen_level(form: Format, num_inputs: int, dtype: torch.dtype, device: torch.device) -> int | None:
+    """The level of the kernel to use, or None with a warning: torch then computes."""
+    reason = unavailable(form, dtype, device)
+    if reason is None and num_inputs > MAX_INPUTS:
+        reason = f"a linear has {num_inputs} inputs, and the kernel takes up to {MAX_INPUTS}"
+    if reason is None:
+        return int(cpu.int_level())
+    if device.type == "cpu" and dtype in DTYPES:
+        _warn(form.bits, reason)
+    return None
+
+
+def state(form: Format) -> str:
+    """The level that serves bfloat16 on this machine, or why torch computes."""
+    reason = unavailable(form, torch.bfloat16, torch.device("cpu"))
+    return f"torch computes: {reason}" if reason else f"ok by {LEVELS[cpu.int_level()]}"
+
+
+@cache
+def _warn(bits: int, reason: str) -> None:
+    log.warning("int%d: torch computes, not the kernel in C: %s", bits, reason)
+
+
+@cache
+def _agrees(form: Format, dtype: torch.dtype, level: int) -> bool:
+    """Whether kernel and reference agree on a small linear with an incomplete panel, for rows that fill tiles and do not."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = 102 if form.bits == 8 else 3 * form.group_size
+    weight = torch.randn(37, inputs, generator=generator)
+    linear = Quantized(37, inputs, form, [weight], torch.randn(37, generator=generator), level)
+    for rows in (1, 2, 3, 5, 13, 50):
+        x = torch.randn(rows, inputs, generator=generator).to(dtype)
+        expected = linear.reference(x).float()
+        if not torch.allclose(linear(x).float(), expected, rtol=2**-7 if dtype == torch.bfloat16 else 1e-5, atol=1e-4):
+            return False
+    return True
