@@ -216,7 +216,7 @@ class CompareEvents(PluginEvents, ModelEvents):
         controls, num_sampling = self.ui.controls, len(self.ui.sampling)
         switched = [True if key == name else v for key, v in zip(controls.names, values[num_sampling:], strict=True)]
         own = controls.settings(switched)[name]
-        return parse_settings(f"+{name}", (), now, self.desk.engine.registry).settings | {name: own}
+        return {**parse_settings(f"+{name}", (), now, self.desk.engine.registry).settings, name: own}
 
     def _is_possible(self, settings: Mapping[str, Mapping[str, Any]]) -> bool:
         try:

@@ -33,8 +33,7 @@ def effect(name: str, stats: Stats | None, roles: Roles, measured: str = "") -> 
     pauses and drafts that did not come are still told.
     """
     tone, line = _effect_in(stats, name, roles) if stats is not None else ("", "")
-    modelled = stats is not None and name in stats["plugins"] and name not in stats["paused"] | stats["failed"]
-    if not measured or (line and not modelled):
+    if not measured or (stats is not None and (name in stats["failed"] or name in stats["paused"])):
         return tone, line
     words = f'<span class="measured">{escape(measured)}</span>'
     if line.startswith(("slow:", "no match")):

@@ -290,8 +290,8 @@ def _judge(result: PlanResult, laps: list[Lap], first_laps: list[Lap], engine: E
     if index is not None:
         decode = engine.tokenizer.decode
         before = decode(ours[:index])
-        texts = [decode(ids[: index + SHOWN_TOKENS])[len(before) :] for ids in (theirs, ours)]
-        result.divergence = Divergence(index, before[-CONTEXT_CHARACTERS:], *texts)
+        first, other = (decode(ids[: index + SHOWN_TOKENS])[len(before) :] for ids in (theirs, ours))
+        result.divergence = Divergence(index, before[-CONTEXT_CHARACTERS:], first, other)
 
 
 def _settle_outcomes(results: Sequence[PlanResult]) -> None:

@@ -47,7 +47,7 @@ class Lap:
 
     @property
     def decode_ms(self) -> float:
-        return self.total("decode_ms")
+        return float(self.total("decode_ms"))
 
     @property
     def tokens_per_second(self) -> float:
