@@ -255,10 +255,9 @@ class Quantized:
             return sum(
                 ((a @ b.T).double() for a, b in pairs), torch.zeros((), dtype=torch.float64, device=x.device)
             ).to(x.dtype)
-        numbers, scales, lows = (
-            None if part is None else part.to(x.dtype) for part in unpack_groups(packed, self.num_inputs, self.form)
-        )
-        assert numbers is not None and scales is not None
+        whole, halves, lows = unpack_groups(packed, self.num_inputs, self.form)
+        numbers, scales = whole.to(x.dtype), halves.to(x.dtype)
+        lows = None if lows is None else lows.to(x.dtype)
         numbers = numbers - 8 if lows is None else numbers
         if not self.form.quantized:
             weight = numbers * scales[..., None]

@@ -58,7 +58,8 @@ def kernels() -> dict[str, Kernel]:
         if quantized.unavailable(form, torch.bfloat16, torch.device("cpu")) is None:
 
             def make(weight: Any, form: Format = form) -> Quantized:
-                return Quantized(*weight.shape, form, [weight], level=cpu.int_level())
+                outputs, inputs = weight.shape
+                return Quantized(outputs, inputs, form, [weight], level=cpu.int_level())
 
             ceiling = "int8" if form.quantized else "float32"
             table[label] = Kernel(make, "packed", ceiling)
