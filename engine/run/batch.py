@@ -170,12 +170,12 @@ class BatchBuilder:
         groups = []
         for group, (targets, visibility) in enumerate(zip(arrays[5:], self.pool.visibilities, strict=True)):
             table = _table([chunk.kv.block_tables[group] for chunk in chunks])
-            starts, num_sinks = visibility.starts(arrays[1]), num_sinks_of(visibility)
-            part = GroupBatch(*map(torch.from_numpy, (targets, table, starts)), num_sinks)
-            if num_sinks and starts.any():
-                shifted = torch.from_numpy(sink_positions(starts, arrays[1], num_sinks))
-                part = replace(part, sink_positions=shifted)
-            groups.append(part)
+            firsts, num_sinks = visibility.starts(arrays[1]), num_sinks_of(visibility)
+            shifted = None
+            if num_sinks and firsts.any():
+                shifted = torch.from_numpy(sink_positions(firsts, arrays[1], num_sinks))
+            written, blocks, window_start = map(torch.from_numpy, (targets, table, firsts))
+            groups.append(GroupBatch(written, blocks, window_start, num_sinks, shifted))
         ids, places, tree, starts, rows = map(torch.from_numpy, arrays[:5])
         return Batch(ids, places, tree, starts, rows, tuple(groups), tuple(operations), self.pool.block_size)
 
