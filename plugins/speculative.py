@@ -44,9 +44,10 @@ class Speculative(Plugin):
         """The bundled drafter has the tokenizer of the bundled model. Other draft models are checked when they are loaded."""
         if self.options.model != BUNDLED:
             return None
-        from pitlane.models import folder_of
+        from importlib import resources
 
-        drafted = json.loads((folder_of(BUNDLED) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+        file = resources.files("pitlane.storage.bundled.drafter").joinpath("config.json")
+        drafted = json.loads(file.read_text(encoding="utf-8"))["vocab_size"]
         own = context.config.vocab_size
         if own == drafted:
             return None

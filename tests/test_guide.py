@@ -155,6 +155,8 @@ def test_the_fields_of_the_tables_exist(watched: dict[str, Any], table: str, fie
     if "(" in field:
         arguments = [name.strip() for name in field.partition("(")[2].rstrip(")").split(",")]
         assert len(inspect.signature(value).parameters) >= len(arguments) and callable(value)
+    elif value is None:
+        assert kind.endswith(" or None")
     elif ("[" in kind and "64" in kind) or "32" in kind:
         assert f"{value.dtype}".removeprefix("torch.") == kind.split()[0] and value.dim() == kind.count(",") + 1
     elif kind.split("[")[0] in ("int", "bool", "str", "list", "tuple", "dict"):

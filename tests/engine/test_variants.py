@@ -49,7 +49,7 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.mark.usefixtures("little_memory")
 def test_int8_serves_where_bfloat16_does_not_fit(make_engine: Any) -> None:
-    with pytest.raises(ModelTooLarge, match=r"needs 74\.0 MiB for weights in bfloat16, .* 569\.2 MiB are free on cpu"):
+    with pytest.raises(ModelTooLarge, match=r"needs 74\.0 MiB for weights in bfloat16 .* 569\.2 MiB are free on cpu"):
         make_engine(MODEL, dtype="bfloat16", kv_memory=KV)
     engine = make_engine(MODEL, dtype="bfloat16", kv_memory=KV, plugins=["int8"])
     result = engine.generate([1, 2, 3], PARAMS)
@@ -130,7 +130,8 @@ def test_the_peak_counts_while_weights_load() -> None:
         assert needs.total(2 * 10**9) == needs.weights + 2 * 10**9 + RESERVE
         peaks.append(needs.peak)
     head = 32000 * 512 * 2
-    assert peaks[1] == peaks[0] + head, "a changed tensor is a copy beside the part that is built from it"
+    added = peaks[1] - peaks[0]
+    assert head - 10_000 < added <= head, "a changed tensor is a copy beside the part that is built from it"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -216,7 +216,7 @@ def test_hook_build_linear(make_engine: Any) -> None:
             return LinearPlan(1000, 1000, build)
 
     result, plugin, engine = run(make_engine, Recorder)
-    assert plugin.part_names[:4] == [["q_proj", "k_proj", "v_proj"], ["q_proj"], ["k_proj"], ["v_proj"]]
+    assert plugin.part_names[1:5] == [["q_proj", "k_proj", "v_proj"], ["q_proj"], ["k_proj"], ["v_proj"]]
     core = engine.generate(PROMPT, PARAMS, plan=engine.plan({}))
     assert result.token_ids == core.token_ids
     values = 2 * 64 * 128 * 8  # of both layers, in float64

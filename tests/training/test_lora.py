@@ -192,7 +192,7 @@ def test_another_adapter_is_not_resumed(train: Callable[..., Progress], tmp_path
     train()
     with pytest.raises(TrainingError, match="holds a run; go on with --resume"):
         train()
-    with pytest.raises(TrainingError, match=r"other settings \(lora_alpha\); resume with the same"):
+    with pytest.raises(TrainingError, match=r"other settings \(lora_alpha\); go on with the same"):
         train(resume=True, adapter=Adapter(4, 9))
     with pytest.raises(TrainingError, match=r"other settings \(r, target_modules\)"):
         train(resume=True, adapter=Adapter(8, 8, ("q",)))

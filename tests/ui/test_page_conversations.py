@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from pitlane import BadOption, PromptTooLong, SamplingParams
+from pitlane import BadOption, PromptTooLong
 from pitlane.storage.errors import StorageError
 from pitlane.storage.types import Message, Refusal
 from pitlane.ui.answering import Ask
 from pitlane.ui.panels import Live, thread_html
 from pitlane.ui.refusals import refusal_of
+from pitlane.ui.sampling import Sampling
 from tests.ui.page_harness import OTHER_TAB, TAB, card_of, event, last, new_tab, values
 
 TOO_LONG = "w" * 5000
@@ -283,7 +284,7 @@ def test_a_new_question_runs_beside_an_answer_of_another_conversation(page: Any)
 
 def test_a_stop_while_weights_load_is_not_forgotten(page: Any) -> None:
     key = conversation(page, "hi")
-    answer = page.desk.answer(("t", "answer"), key, Ask({}, SamplingParams(max_tokens=400, ignore_eos=True)))
+    answer = page.desk.answer(("t", "answer"), key, Ask({}, Sampling({"max_tokens": 400, "ignore_eos": True})))
     next(answer)  # "loading": the page shows its stop button from here on
     page.desk.stop(("t", "answer"))
     *_, live = answer

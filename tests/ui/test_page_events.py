@@ -65,6 +65,7 @@ EARLY: dict[str, Callable[[Any, list[Any]], Any]] = {
 
 WARNED = {name for name in EARLY if any(word in name for word in ("deleted", "bad", "is gone", "unknown value"))}
 WARNED |= {"retry before there is a conversation", "edit before there is a conversation", "turn off an unknown plugin"}
+WARNED |= {"turn on an unknown plugin"}
 WARNED |= {"take out an unknown document"}
 
 

@@ -277,7 +277,7 @@ def test_errors_of_distill_are_one_line(model: str, text_file: str, tmp_path: Pa
     assert result.exit_code == 0, result.stderr
     rest = (text_file, "--out", str(tmp_path / "out"), *STEPS)
     assert_one_line(("distill", model, str(other), *rest), "different tokenizers", "280 tokens", "270 tokens")
-    assert_one_line(("distill", "nowhere", "layers:0", *rest), "no config.json in nowhere")
+    assert_one_line(("distill", "./nowhere", "layers:0", *rest), "no such folder: ./nowhere")
     assert_one_line(("distill", model, "nowhere", *rest), "no tokenizer.json in nowhere")
     assert_one_line(("distill", model, "layers:0,7", *rest), "layers [0, 7] of a model that has layers 0 to 1")
     assert_one_line(("distill", model, "layers:", *rest), "is not a list of layer numbers")

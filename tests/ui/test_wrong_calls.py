@@ -93,6 +93,8 @@ CALLS: list[tuple[Sequence[str], str | Sequence[str]]] = [
     (("docs", "cache", "pin", "-1"), "-1"),
     (("docs", "cache", "prune", "--keep", "lots"), "'lots'"),
     (("bench", "history", "--limit", BIG), BIG),
+    (("compare", "--repeats", "0", "a"), "0"),
+    (("compare", "--plan", "nonsense", "-m", "random:tiny", "a"), "nonsense"),
     ((*BENCH, "--steps", "1"), ("--steps", "1")),
     ((*BENCH, "--prompt-tokens", BIG), "context"),
     ((*BENCH, "--vs", "nobody"), "'nobody'"),

@@ -97,9 +97,8 @@ def test_builder_asks_for_the_fused_linear_then_each_member() -> None:
         return (LinearPlan(7, 9, partial(Plain, part)), "a plugin") if asked[-1] == ["k_proj"] else None
 
     model = load("random:tiny", ask=only_keys)
-    assert asked[:4] == [["q_proj", "k_proj", "v_proj"], ["q_proj"], ["k_proj"], ["v_proj"]]
-    assert asked[4:6] == [["o_proj"], ["gate_proj", "up_proj"]]
-    assert asked[-1] == ["lm_head"]
+    assert asked[:5] == [["lm_head"], ["q_proj", "k_proj", "v_proj"], ["q_proj"], ["k_proj"], ["v_proj"]]
+    assert asked[5:7] == [["o_proj"], ["gate_proj", "up_proj"]]
     qkv = model.layers[0].qkv
     assert isinstance(qkv, Concat)
     assert [type(linear) for linear in qkv.linears] == [DenseLinear, Plain, DenseLinear]

@@ -384,7 +384,7 @@ def open_gguf(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The decoder of GGUF files gives the folder of the bundled model; returns the files that it was given."""
     files: list[Path] = []
 
-    def opened(file: Path) -> Path:
+    def opened(file: Path, progress: object = None) -> Path:
         files.append(file)
         folder = resolve("bundled").folder
         assert folder is not None
