@@ -13,6 +13,9 @@
 #include <string.h>
 
 #define CHAIN 8 /* lines in a chain, with 8 bits */
+#ifndef PREFETCH
+#define PREFETCH(w, rows)
+#endif
 
 INLINE long smaller(long a, long b) { return a < b ? a : b; }
 
@@ -28,6 +31,8 @@ INLINE long smaller(long a, long b) { return a < b ? a : b; }
             UNROLL for (int m = 0; m < ROWS; m++) odd[m] = ints(0);                                                                  \
             for (; k + 1 < quads; k += 2, x += 2 * ROWS, w += 128) {                                                                 \
                 VI first = line(w), second = line(w + 64);                                                                           \
+                PREFETCH(w, ROWS);                                                                                                   \
+                PREFETCH(w + 64, ROWS);                                                                                              \
                 UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot(acc[m], first, x[m]);                                             \
                 UNROLL for (int m = 0; m < ROWS; m++) odd[m] = dot(odd[m], second, x[ROWS + m]);                                     \
             }                                                                                                                        \
@@ -35,6 +40,7 @@ INLINE long smaller(long a, long b) { return a < b ? a : b; }
         }                                                                                                                            \
         if (k < quads) do {                                                                                                          \
             VI bytes = line(w);                                                                                                      \
+            PREFETCH(w, ROWS);                                                                                                       \
             UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot(acc[m], bytes, x[m]);                                                 \
             k++, x += ROWS, w += 64;                                                                                                 \
         } while (k < quads);                                                                                                         \
@@ -52,6 +58,7 @@ INLINE long smaller(long a, long b) { return a < b ? a : b; }
             long end = smaller(left, CHAIN);                                                                                         \
             do {                                                                                                                     \
                 VI bytes = line(w);                                                                                                  \
+                PREFETCH(w, ROWS);                                                                                                   \
                 UNROLL for (int j = 0; j < 4; j++) {                                                                                 \
                     VF value = byte_value(bytes, j);                                                                                 \
                     UNROLL for (int m = 0; m < ROWS; m++) acc[m] = fused(value, floats(x[j * ROWS + m]), acc[m]);                    \
@@ -78,6 +85,7 @@ INLINE long smaller(long a, long b) { return a < b ? a : b; }
             long i = lines;                                                                                                          \
             do {                                                                                                                     \
                 VI both = line(w), low = low_nibbles(both), high = high_nibbles(both);                                               \
+                PREFETCH(w, ROWS);                                                                                                   \
                 UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot_small(acc[m], low, x[m]);                                         \
                 UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot_small(acc[m], high, x[ROWS + m]);                                 \
                 x += 2 * ROWS, w += 64;                                                                                              \
@@ -106,6 +114,7 @@ INLINE long smaller(long a, long b) { return a < b ? a : b; }
             long i = lines;                                                                                                          \
             do {                                                                                                                     \
                 VI both = line(w);                                                                                                   \
+                PREFETCH(w, ROWS);                                                                                                   \
                 UNROLL for (int j = 0; j < 8; j++) {                                                                                 \
                     VF value = nibble_value(both, j, table);                                                                         \
                     UNROLL for (int m = 0; m < ROWS; m++) acc[m] = fused(value, floats(x[j * ROWS + m]), acc[m]);                    \
