@@ -2,10 +2,10 @@
 
 8 bits: W = q * scale, with a scale per output and q in [-127, 127]. 4 bits: the inputs are cut into groups, and a group of an
 output has n in [0, 15]: W = scale * (n - 8), or W = scale * n + low. All are rounded to nearest. Inputs are rounded to 8 bits, with
-a scale per row, or used as they are. kernels/cpu/linear_int.h shows the packed layout; the same bytes serve C and torch, so weights
-take no more memory where the kernel cannot run. Bytes moved: N K (8 bits), N K / 2 and 2 or 4 per group (4 bits), once per 192
-rows. In C a row's result has the same bits in any batch; in torch only if inputs are rounded to 8 bits.
-Source: Dettmers et al. 2022 (LLM.int8(), scales by row and by token); Intel's VPDPBUSD for the dot products.
+a scale per row and group, or used as they are. kernels/cpu/linear_int.h shows the packed layout; the same bytes serve C and torch,
+so weights take no more memory where the kernel cannot run. Bytes moved: N K (8 bits), N K / 2 and 2 or 4 per group (4 bits), once
+per 192 rows. In C a row's result has the same bits in any batch; in torch only if inputs are rounded to 8 bits.
+Source: Dettmers et al. 2022 (LLM.int8(), scales by row and token); llama.cpp (inputs in groups); Intel's VPDPBUSD.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PANEL = 16  # outputs
 DTYPES = (torch.bfloat16, torch.float32)  # of the kernel
 LEVELS = ("plain", "avx2", "avx512")  # of the kernel; PITLANE_CPU_KERNELS names the highest level to use
 GROUP_SIZES = (32, 64, 128)
-MAX_INPUTS = 65536  # of the kernel: a sum of 8-bit products then fits 32 bits
+MAX_INPUTS = 2**20  # of the kernel
 UNIT = 2.0**-10  # float16 holds scales and lows in this unit: weights of up to 64, and groups of weights of 1e-6
 CHUNK = 2**19  # weights that are packed or unpacked at once
-EXACT = 1024  # float32 sums of so many products of 8 bits are exact
+INPUT_GROUP = 64  # inputs that share a scale, with weights of 8 bits
 
 
 class Format(NamedTuple):
@@ -50,6 +50,11 @@ class Format(NamedTuple):
     def num_bytes(self, num_outputs: int, num_inputs: int) -> int:
         """Bytes of a packed weight [num_outputs, num_inputs] and its scales."""
         return -(-num_outputs // PANEL) * self.panel_bytes(num_inputs) + (self.bits == 8) * 4 * num_outputs
+
+    @property
+    def input_group(self) -> int:
+        """Inputs of a row that share a scale, if they are rounded."""
+        return self.group_size or INPUT_GROUP
 
     @property
     def header_bytes(self) -> int:
@@ -140,14 +145,14 @@ def unpack_groups(packed: Tensor, num_inputs: int, form: Format) -> tuple[Tensor
     return numbers, table[0], None if form.symmetric else table[1]
 
 
-def quantize_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [M, K] -> whole numbers in [-127, 127] as float32 [M, K], and scales [M, 1]: a row's largest value becomes 127."""
-    x = x.float()
-    largest = x.abs().amax(1, keepdim=True)
+def quantize_inputs(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """x [M, K] -> whole numbers in [-127, 127] as float32 [M, G, size] and scales [M, G]: the largest of a group becomes 127."""
+    groups = torch.nn.functional.pad(x.float(), (0, -x.shape[1] % size)).unflatten(1, (-1, size))
+    largest = groups.abs().amax(2)
     factors = torch.where(
         largest > 1e-30, torch.full_like(largest, 127) / largest, 0 * largest
     )  # `127 / x` rounds twice
-    return (x * factors).round_(), largest / 127
+    return (groups * factors[..., None]).round_(), largest / 127
 
 
 # ---- the linear
@@ -207,8 +212,7 @@ class Quantized:
         if x.dtype not in DTYPES or inputs != self.num_inputs:
             raise ValueError(f"x must be bfloat16 or float32 [M, {self.num_inputs}], got {x.dtype} {[rows, inputs]}")
         form = self.form
-        groups = inputs // form.group_size if form.bits == 4 else 1
-        words = -(-inputs // 4) * (1 if form.quantized else 4) + groups + 1
+        words = -(-inputs // 4) * (1 if form.quantized else 4) + 2 * -(-inputs // form.input_group)
         y, scratch = x.new_empty(rows, self.num_outputs), torch.empty(rows, words)
         cpu.int_linear(
             x.data_ptr(),
@@ -221,7 +225,7 @@ class Quantized:
             self.num_outputs,
             inputs,
             form.bits,
-            form.group_size,
+            form.input_group,
             form.symmetric,
             form.quantized,
             x.dtype == torch.float32,
@@ -232,42 +236,37 @@ class Quantized:
         return y
 
     def reference(self, x: Tensor) -> Tensor:
-        """The same in torch, in float32 (float64 for float64). Sums of products of 8 bits are exact, so rows are independent."""
+        """The same in torch, in float32 or float64. With rounded inputs, sums of a group are exact: rows are independent."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        inputs, scales = quantize_inputs(x) if self.form.quantized else (x, None)
-        inputs = inputs.to(dtype)
-        y = torch.cat([self._product(inputs, first) for first in range(0, len(self.packed), self.panels_per_chunk)], 1)
-        y = y[:, : self.num_outputs]
-        if self.scales is not None:
-            y = y * self.scales
-        unit = 1.0 if self.form.bits == 8 else UNIT
-        y = y * (unit if scales is None else unit * scales)
+        y = torch.cat(
+            [self._product(x, first, dtype) for first in range(0, len(self.packed), self.panels_per_chunk)], 1
+        )
+        y = y[:, : self.num_outputs] * (UNIT if self.scales is None else self.scales)
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
-    def _product(self, x: Tensor, first: int) -> Tensor:
-        """x [M, K] times the numbers of the panels of a chunk, and with 4 bits their scales."""
-        packed = self.packed[first : first + self.panels_per_chunk]
-        if self.form.bits == 8:
-            numbers = unpack_rows(packed, self.num_inputs).to(x.dtype)
-            if not self.form.quantized:
-                return x @ numbers.T
-            pairs = zip(x.split(EXACT, 1), numbers.split(EXACT, 1), strict=True)
-            return sum(
-                ((a @ b.T).double() for a, b in pairs), torch.zeros((), dtype=torch.float64, device=x.device)
-            ).to(x.dtype)
-        whole, halves, lows = unpack_groups(packed, self.num_inputs, self.form)
-        numbers, scales = whole.to(x.dtype), halves.to(x.dtype)
-        lows = None if lows is None else lows.to(x.dtype)
-        numbers = numbers - 8 if lows is None else numbers
-        if not self.form.quantized:
-            weight = numbers * scales[..., None]
-            return x @ (weight if lows is None else weight + lows[..., None]).flatten(1).T
-        groups = x.unflatten(1, (-1, self.form.group_size))
-        y = x.new_zeros(len(x), len(numbers))
-        for g in range(groups.shape[1]):
-            y += (groups[:, g] @ numbers[:, g].T) * scales[:, g]
+    def _product(self, x: Tensor, first: int, dtype: torch.dtype) -> Tensor:
+        """x [M, K] times the numbers of the panels of a chunk, and with 4 bits their scales and lows."""
+        packed, form, size = self.packed[first : first + self.panels_per_chunk], self.form, self.form.input_group
+        scales: Tensor | None = None
+        lows: Tensor | None = None
+        if form.bits == 8:
+            rows = unpack_rows(packed, self.num_inputs)
+            numbers = torch.nn.functional.pad(rows, (0, -self.num_inputs % size)).unflatten(1, (-1, size)).to(dtype)
+        else:
+            whole, scales, lows = unpack_groups(packed, self.num_inputs, form)
+            numbers, scales = (whole - 8 if lows is None else whole).to(dtype), scales.to(dtype)
+            lows = None if lows is None else lows.to(dtype)
+        if not form.quantized:
+            weight = numbers if scales is None else numbers * scales[..., None]
+            weight = weight if lows is None else weight + lows[..., None]
+            return x.to(dtype) @ weight.flatten(1)[:, : self.num_inputs].T
+        inputs, factors = (part.to(dtype) for part in quantize_inputs(x, size))
+        y = inputs.new_zeros(len(x), len(numbers))
+        for g in range(numbers.shape[1]):
+            sums = inputs[:, g] @ numbers[:, g].T
+            y += (sums if scales is None else sums * scales[:, g]) * factors[:, g, None]
             if lows is not None:
-                y += groups[:, g].sum(1, keepdim=True) * lows[:, g]
+                y += (inputs[:, g].sum(1) * factors[:, g])[:, None] * lows[:, g]
         return y
 
     def rows(self, index: Tensor) -> Tensor:

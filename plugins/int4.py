@@ -1,16 +1,15 @@
 """Int4: weights of 4 bits in groups, rounded to nearest; a third of the memory of bfloat16. The head has 8 bits.
 
-Changes in the loop: `build_linear` cuts the inputs of a linear into groups of `group_size`. A weight of a group is scale * n + low,
-with n in [0, 15]; `symmetric` fixes the low at -8 scales. `build_embedding` keeps the table in 8 bits, and a tied head shares it.
-With `activations` = int8, the inputs of a linear are rounded to 8 bits, with a scale per token. Loading reads each weight once and
-makes no dense copy. A kernel in C serves bfloat16 and float32 on a CPU (VNNI, AVX2, plain C): a row's result has the same bits in
-any batch. Elsewhere torch computes the same sums, and a warning says why.
+Changes in the loop: `build_linear` cuts the inputs of a linear into groups of `group_size`. A weight of a group is scale * n +
+low, with n in [0, 15]; `symmetric` fixes the low at -8 scales. `build_embedding` keeps the table in 8 bits, and a tied head
+shares it. With `activations` = int8, the inputs of a linear are rounded to 8 bits, with a scale per token and group. Loading
+reads each weight once and makes no dense copy. A kernel in C serves bfloat16 and float32 on a CPU (VNNI, AVX2, plain C): a row's
+result has the same bits in any batch. Elsewhere torch computes the same sums, and a warning says why.
 Exactness: approximate. A weight is off by at most half the scale of its group, that is 1/30 of the group's range; with `symmetric`
 by at most 1/8 of the group's largest weight. Scales and lows are float16.
-Metric: share of the next token's probability that moves, mean over all tokens; value: 16.7 % (a perplexity of 78.6 becomes 84.5;
-22.0 % and 88.2 with groups of 64; 25.8 % and 103.7 with `symmetric`; the default plan in bfloat16 moves 1.2 %); model: bundled in
-bfloat16, against itself in float32; text: its sample PDF (655 tokens). Tests hold bounds of 20, 26 and 30 %. Weights that were
-decoded from Q4_1 files lie on the grid of asymmetric groups of 32, so figures for such models flatter this format.
+Metric: share of the next token's probability that moves, mean over all tokens; value: 16.5 % (a perplexity of 78.6 becomes 84.2;
+21.7 % and 87.8 with groups of 64; 25.6 % and 103.4 with `symmetric`; the default plan in bfloat16 moves 1.2 %); model: bundled in
+bfloat16, against itself in float32; text: its sample PDF (655 tokens). Tests hold bounds of 20, 26 and 30 %.
 Costs: time to round at load; answers of small models get worse. Helps where a step is bound by reading weights: a decode step reads
 5 bits per weight (4.5 with `symmetric`, less with larger groups), where bfloat16 has 16.
 Paper: GPTQ, https://arxiv.org/abs/2210.17323 (its baseline: round to nearest in groups)

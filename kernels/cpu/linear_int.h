@@ -9,7 +9,7 @@
  * group. The low nibbles of a line are inputs 0 to 3, the high nibbles inputs 4 to 7. A nibble n stands for
  * W = unit * scale * (n - 8), or with `symmetric` 0 for W = unit * (scale * n + low).
  *
- * A row's result has the same bits for any number of rows and threads: its sums are integers, or chains in a fixed order.
+ * A row's result has the same bits for any number of rows and threads: its sums are added in a fixed order.
  */
 #ifndef PITLANE_LINEAR_INT_H
 #define PITLANE_LINEAR_INT_H
@@ -25,15 +25,15 @@ typedef struct {
     const float *scales; /* [outs] with 8 bits, else NULL */
     const float *bias;   /* [outs] or NULL */
     long outs, ins;      /* ins: with 4 bits a multiple of `group`; at most MAX_INT_INPUTS */
-    int bits, group;     /* 8, or 4 and inputs per group: a multiple of 8 */
+    int bits, group;     /* 8 or 4; inputs per group: 32, 64 or 128. With 8 bits only the scales of x have groups */
     int symmetric;       /* with 4 bits: no lows are stored */
-    int quantized;       /* 1: x is rounded to 8 bits, with a scale per row. 0: x is used in float32 */
+    int quantized;       /* 1: x is rounded to 8 bits, with a scale per row and group. 0: x is used in float32 */
     int wide;            /* 1: x and y are float32. 0: bfloat16 */
     int level;           /* LEVEL_...: at most `int_level()` */
     float unit;
 } IntLinear;
 
-#define MAX_INT_INPUTS 65536 /* 255 * 127 * 65536 fits 32 bits */
+#define MAX_INT_INPUTS 1048576
 
 /* The best level that this CPU and the environment variable PITLANE_CPU_KERNELS (plain, avx2, avx512) allow. */
 int int_level(void);

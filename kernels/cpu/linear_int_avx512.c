@@ -42,7 +42,8 @@ TARGET INLINE VF nibble_value(VI v, int j, VF table) {
 }
 TARGET INLINE VF to_float(VI v) { return _mm512_cvtepi32_ps(v); }
 TARGET INLINE VF fused(VF a, VF b, VF c) { return _mm512_fmadd_ps(a, b, c); }
-TARGET INLINE VI add_int(VI a, VI b) { return _mm512_add_epi32(a, b); }
+TARGET INLINE void fetch(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+TARGET INLINE VF times(VF a, VF b) { return _mm512_mul_ps(a, b); }
 TARGET INLINE VF add(VF a, VF b) { return _mm512_add_ps(a, b); }
 TARGET INLINE void save(float *p, VF v) { _mm512_storeu_ps(p, v); }
 

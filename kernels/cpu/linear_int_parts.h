@@ -6,7 +6,8 @@
 
 /* The prepared inputs of all rows. Rows come in tiles; a tile of n rows that starts at row r begins at r times the size of a row.
  * x: quantized: [ceil(ins / 4)][n] words of 4 signed bytes; else float [ins][n]. Zeros follow the last input.
- * sums: [groups][n] sums of a group's inputs, as the tiles want them: int32, or float with `symmetric` 0. scales: [rows]. */
+ * sums: [groups][n] what a group's sum starts with, int32: -128 or -8 times the sum of its inputs; with `symmetric` 0 instead the
+ * sum of the group's inputs, float. scales: [groups][n], if quantized. */
 typedef struct {
     char *x;
     int32_t *sums;
@@ -15,7 +16,11 @@ typedef struct {
 } Prepared;
 
 /* Compute the sums [n][16] of a panel for a tile of n rows. */
-typedef void (*IntTile)(const IntLinear *job, const void *x, const void *sums, const uint8_t *w, float *out);
+typedef void (*IntTile)(const IntLinear *job, const void *x, const void *sums, const float *scales, const uint8_t *w, long ahead,
+                        float *out);
+
+/* Bytes between the weights in use and the weights prefetched, for a tile of some rows. */
+long prefetch_distance(long rows);
 
 typedef struct {
     int rows; /* largest number of rows in a tile */

@@ -12,6 +12,7 @@
 #define UNROLL
 #define ROWS_OF_TILE 2
 #define LEVEL int_plain
+#define fetch(p) ((void)(p))
 #define EACH for (int i = 0; i < 16; i++)
 
 typedef struct {
@@ -72,8 +73,8 @@ INLINE VF add(VF a, VF b) {
     EACH a.v[i] += b.v[i];
     return a;
 }
-INLINE VI add_int(VI a, VI b) {
-    EACH a.v[i] += b.v[i];
+INLINE VF times(VF a, VF b) {
+    EACH a.v[i] *= b.v[i];
     return a;
 }
 INLINE VF byte_value(VI v, int j) { return add(to_float(masked(v, 8 * j, 255)), floats(-128)); }

@@ -2,10 +2,10 @@
  *   VI (int32), VF (float); ints(v), floats(v): all lanes v; line(p): load 64 bytes; halves(p): load 16 float16;
  *   dot(sums, bytes, word): sums += the 4 unsigned bytes of a lane times the 4 signed bytes of word; dot_small: bytes below 16;
  *   low_nibbles(v), high_nibbles(v); byte_value(v, j): byte j - 128 as float; nibble_value(v, j, table): nibble j by a table of VF;
- *   nibble_table(offset): a table of n - offset; to_float(v); fused(a, b, c) = a b + c; add_int(a, b), add(a, b); save(p, v).
+ *   nibble_table(offset): a table of n - offset; to_float(v); fused(a, b, c) = a b + c; add(a, b), times(a, b); save(p, v); fetch(p): prefetch.
  *
- * A tile is a few rows of inputs times a panel. Integer sums are exact, so their order is free. A float sum is a chain over 32 inputs
- * (8 bits) or over a group (4 bits); the chains are added in order. The processor works on several chains at once. The loops test
+ * A tile is a few rows of inputs times a panel. Sums within a group are integers if inputs are quantized, else chains over a group (4
+ * bits) or over 32 inputs (8 bits); they are added in the order of the groups. The processor works on several chains at once. The loops test
  * their end last: with a loop that may run zero times, gcc 12 copies all sums in every turn.
  */
 #include "linear_int_parts.h"
@@ -17,34 +17,31 @@
 INLINE long smaller(long a, long b) { return a < b ? a : b; }
 
 #define DEFINE_TILES(ROWS)                                                                                                           \
-    TARGET static void bytes_quantized_##ROWS(const IntLinear *job, const void *inputs, const void *group_sums, const uint8_t *w,    \
-                                              float *out) {                                                                          \
+    TARGET static void bytes_quantized_##ROWS(const IntLinear *job, const void *inputs, const void *group_sums,                      \
+                                              const float *scales, const uint8_t *w, long ahead, float *out) {                       \
         const uint32_t *x = inputs;                                                                                                  \
         const int32_t *sums = group_sums;                                                                                            \
-        VI acc[ROWS], odd[ROWS];                                                                                                     \
-        long quads = (job->ins + 3) / 4, k = 0;                                                                                      \
-        UNROLL for (int m = 0; m < ROWS; m++) acc[m] = ints(-128 * sums[m]);                                                         \
-        if (ROWS <= 4) { /* two chains: one would wait for itself */                                                                 \
-            UNROLL for (int m = 0; m < ROWS; m++) odd[m] = ints(0);                                                                  \
-            for (; k + 1 < quads; k += 2, x += 2 * ROWS, w += 128) {                                                                 \
-                VI first = line(w), second = line(w + 64);                                                                           \
-                UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot(acc[m], first, x[m]);                                             \
-                UNROLL for (int m = 0; m < ROWS; m++) odd[m] = dot(odd[m], second, x[ROWS + m]);                                     \
-            }                                                                                                                        \
-            UNROLL for (int m = 0; m < ROWS; m++) acc[m] = add_int(acc[m], odd[m]);                                                  \
+        VF total[ROWS];                                                                                                              \
+        UNROLL for (int m = 0; m < ROWS; m++) total[m] = floats(0);                                                                  \
+        for (long left = (job->ins + 3) / 4, lines = job->group / 4; left > 0; left -= lines, sums += ROWS, scales += ROWS) {        \
+            VI acc[ROWS];                                                                                                            \
+            UNROLL for (int m = 0; m < ROWS; m++) acc[m] = ints(sums[m]);                                                            \
+            long end = smaller(left, lines);                                                                                         \
+            do {                                                                                                                     \
+                VI bytes = line(w);                                                                                                  \
+                fetch(w + ahead);                                                                                                    \
+                UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot(acc[m], bytes, x[m]);                                             \
+                x += ROWS, w += 64;                                                                                                  \
+            } while (--end > 0);                                                                                                     \
+            UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(to_float(acc[m]), floats(scales[m]), total[m]);                   \
         }                                                                                                                            \
-        if (k < quads) do {                                                                                                          \
-            VI bytes = line(w);                                                                                                      \
-            UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot(acc[m], bytes, x[m]);                                                 \
-            k++, x += ROWS, w += 64;                                                                                                 \
-        } while (k < quads);                                                                                                         \
-        UNROLL for (int m = 0; m < ROWS; m++) save(out + 16 * m, to_float(acc[m]));                                                  \
+        UNROLL for (int m = 0; m < ROWS; m++) save(out + 16 * m, total[m]);                                                          \
     }                                                                                                                                \
-    TARGET static void bytes_float_##ROWS(const IntLinear *job, const void *inputs, const void *group_sums, const uint8_t *w,        \
-                                          float *out) {                                                                              \
+    TARGET static void bytes_float_##ROWS(const IntLinear *job, const void *inputs, const void *group_sums,                          \
+                                              const float *scales, const uint8_t *w, long ahead, float *out) {                       \
         const float *x = inputs;                                                                                                     \
         VF total[ROWS];                                                                                                              \
-        (void)group_sums;                                                                                                            \
+        (void)group_sums, (void)scales;                                                                                              \
         UNROLL for (int m = 0; m < ROWS; m++) total[m] = floats(0);                                                                  \
         for (long left = (job->ins + 3) / 4; left > 0; left -= CHAIN) {                                                              \
             VF acc[ROWS];                                                                                                            \
@@ -52,6 +49,7 @@ INLINE long smaller(long a, long b) { return a < b ? a : b; }
             long end = smaller(left, CHAIN);                                                                                         \
             do {                                                                                                                     \
                 VI bytes = line(w);                                                                                                  \
+                fetch(w + ahead);                                                                                                    \
                 UNROLL for (int j = 0; j < 4; j++) {                                                                                 \
                     VF value = byte_value(bytes, j);                                                                                 \
                     UNROLL for (int m = 0; m < ROWS; m++) acc[m] = fused(value, floats(x[j * ROWS + m]), acc[m]);                    \
@@ -62,60 +60,63 @@ INLINE long smaller(long a, long b) { return a < b ? a : b; }
         }                                                                                                                            \
         UNROLL for (int m = 0; m < ROWS; m++) save(out + 16 * m, total[m]);                                                          \
     }                                                                                                                                \
-    TARGET static void nibbles_quantized_##ROWS(const IntLinear *job, const void *inputs, const void *group_sums, const uint8_t *w,  \
-                                                float *out) {                                                                        \
+    TARGET static void nibbles_quantized_##ROWS(const IntLinear *job, const void *inputs, const void *group_sums,                    \
+                                              const float *scales, const uint8_t *w, long ahead, float *out) {                       \
         const uint32_t *x = inputs;                                                                                                  \
         const int32_t *sums = group_sums;                                                                                            \
-        const uint8_t *scales = w;                                                                                                   \
+        const uint8_t *halves_ = w;                                                                                                  \
         long groups = job->ins / job->group, lines = job->group / 8, header = job->symmetric ? 64 : 128;                             \
         VF total[ROWS];                                                                                                              \
         UNROLL for (int m = 0; m < ROWS; m++) total[m] = floats(0);                                                                  \
-        for (long g = 0; g < groups; g++, sums += ROWS) {                                                                            \
+        for (long g = 0; g < groups; g++, sums += ROWS, scales += ROWS) {                                                            \
             VI acc[ROWS];                                                                                                            \
             if (g % 2 == 0)                                                                                                          \
-                scales = w, w += header;                                                                                             \
-            UNROLL for (int m = 0; m < ROWS; m++) acc[m] = job->symmetric ? ints(-8 * sums[m]) : ints(0);                            \
+                halves_ = w, w += header;                                                                                            \
+            UNROLL for (int m = 0; m < ROWS; m++) acc[m] = ints(job->symmetric ? sums[m] : 0);                                       \
             long i = lines;                                                                                                          \
             do {                                                                                                                     \
                 VI both = line(w), low = low_nibbles(both), high = high_nibbles(both);                                               \
+                fetch(w + ahead);                                                                                                    \
                 UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot_small(acc[m], low, x[m]);                                         \
                 UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot_small(acc[m], high, x[ROWS + m]);                                 \
                 x += 2 * ROWS, w += 64;                                                                                              \
             } while (--i > 0);                                                                                                       \
-            VF scale = halves(scales + g % 2 * 32);                                                                                  \
-            UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(to_float(acc[m]), scale, total[m]);                               \
+            VF scale = halves(halves_ + g % 2 * 32);                                                                                 \
+            UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(times(to_float(acc[m]), scale), floats(scales[m]), total[m]);     \
             if (!job->symmetric) {                                                                                                   \
-                VF low = halves(scales + 64 + g % 2 * 32);                                                                           \
+                VF low = halves(halves_ + 64 + g % 2 * 32);                                                                          \
                 UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(low, floats(((const float *)sums)[m]), total[m]);             \
             }                                                                                                                        \
         }                                                                                                                            \
         UNROLL for (int m = 0; m < ROWS; m++) save(out + 16 * m, total[m]);                                                          \
     }                                                                                                                                \
-    TARGET static void nibbles_float_##ROWS(const IntLinear *job, const void *inputs, const void *group_sums, const uint8_t *w,      \
-                                            float *out) {                                                                            \
+    TARGET static void nibbles_float_##ROWS(const IntLinear *job, const void *inputs, const void *group_sums,                        \
+                                              const float *scales, const uint8_t *w, long ahead, float *out) {                       \
         const float *x = inputs, *sums = group_sums;                                                                                 \
-        const uint8_t *scales = w;                                                                                                   \
+        const uint8_t *halves_ = w;                                                                                                  \
         long groups = job->ins / job->group, lines = job->group / 8, header = job->symmetric ? 64 : 128;                             \
+        (void)scales;                                                                                                                \
         VF total[ROWS], table = nibble_table(job->symmetric ? 8.0f : 0.0f);                                                          \
         UNROLL for (int m = 0; m < ROWS; m++) total[m] = floats(0);                                                                  \
         for (long g = 0; g < groups; g++, sums += ROWS) {                                                                            \
             VF acc[ROWS];                                                                                                            \
             if (g % 2 == 0)                                                                                                          \
-                scales = w, w += header;                                                                                             \
+                halves_ = w, w += header;                                                                                            \
             UNROLL for (int m = 0; m < ROWS; m++) acc[m] = floats(0);                                                                \
             long i = lines;                                                                                                          \
             do {                                                                                                                     \
                 VI both = line(w);                                                                                                   \
+                fetch(w + ahead);                                                                                                    \
                 UNROLL for (int j = 0; j < 8; j++) {                                                                                 \
                     VF value = nibble_value(both, j, table);                                                                         \
                     UNROLL for (int m = 0; m < ROWS; m++) acc[m] = fused(value, floats(x[j * ROWS + m]), acc[m]);                    \
                 }                                                                                                                    \
                 x += 8 * ROWS, w += 64;                                                                                              \
             } while (--i > 0);                                                                                                       \
-            VF scale = halves(scales + g % 2 * 32);                                                                                  \
+            VF scale = halves(halves_ + g % 2 * 32);                                                                                 \
             UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(acc[m], scale, total[m]);                                         \
             if (!job->symmetric) {                                                                                                   \
-                VF low = halves(scales + 64 + g % 2 * 32);                                                                           \
+                VF low = halves(halves_ + 64 + g % 2 * 32);                                                                          \
                 UNROLL for (int m = 0; m < ROWS; m++) total[m] = fused(low, floats(sums[m]), total[m]);                              \
             }                                                                                                                        \
         }                                                                                                                            \
@@ -162,24 +163,15 @@ TARGET INLINE void read_inputs(const IntLinear *job, const void *x, long begin, 
     }
 }
 
-/* The largest absolute value of a row. Compares the bits as integers, so that NaN is larger than all numbers. */
-TARGET INLINE float largest(const IntLinear *job, const void *x) {
+/* The largest absolute value. Compares the bits as integers, so that NaN is larger than all numbers. */
+TARGET INLINE float largest(const float *values, long count) {
     uint32_t most = 0;
     float value;
-    if (job->wide) {
-        for (long k = 0; k < job->ins; k++) {
-            uint32_t bits;
-            memcpy(&bits, (const float *)x + k, sizeof bits);
-            bits &= 0x7fffffff;
-            most = bits > most ? bits : most;
-        }
-    } else {
-        uint16_t half = 0;
-        for (long k = 0; k < job->ins; k++) {
-            uint16_t bits = ((const uint16_t *)x)[k] & 0x7fff;
-            half = bits > half ? bits : half;
-        }
-        most = (uint32_t)half << 16;
+    for (long k = 0; k < count; k++) {
+        uint32_t bits;
+        memcpy(&bits, values + k, sizeof bits);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
     }
     memcpy(&value, &most, sizeof value);
     return value;
@@ -187,86 +179,84 @@ TARGET INLINE float largest(const IntLinear *job, const void *x) {
 
 enum { PIECE = 1024 }; /* inputs converted at a time: a multiple of every group size */
 
+/* Round a group to bytes. Returns the sum of the bytes. */
+TARGET INLINE int32_t quantize(const float *values, long count, int8_t *bytes, float *scale) {
+    float most = largest(values, count), factor = most > 1e-30f ? 127.0f / most : 0.0f;
+    int32_t sum = 0;
+    *scale = most / 127.0f;
+    for (long k = 0; k < count; k++) { /* adding 1.5 * 2^23 rounds to the nearest integer, half to even */
+        float rounded = values[k] * factor + 12582912.0f;
+        int32_t bits;
+        memcpy(&bits, &rounded, sizeof bits);
+        bytes[k] = (int8_t)bits;
+    }
+    for (long k = 0; k < count; k++)
+        sum += bytes[k];
+    return sum;
+}
+
 /* Write row m of a tile of n rows. */
-TARGET static void prepare_row(const IntLinear *job, const void *x, char *to, int32_t *sums, float *scale, long m, long n) {
-    float values[PIECE], factor = 1;
+TARGET static void prepare_row(const IntLinear *job, const void *x, char *to, int32_t *sums, float *scales, long m, long n) {
+    float values[PIECE];
     int8_t bytes[PIECE];
-    long group = job->bits == 8 ? PIECE : job->group;
-    int32_t whole = 0;
-    if (job->quantized) {
-        float most = largest(job, x);
-        factor = most > 1e-30f ? 127.0f / most : 0.0f;
-        *scale = most / 127.0f;
-    } else
-        *scale = 1;
+    long group = job->group;
+    int lows = job->bits == 4 && !job->symmetric;
     for (long begin = 0; begin < job->ins; begin += PIECE) {
         long count = smaller(job->ins - begin, PIECE), padded = (count + 3) / 4 * 4;
         read_inputs(job, x, begin, begin + count, values);
         for (long k = count; k < padded; k++)
             values[k] = 0;
-        if (!job->quantized) {
+        for (long k = 0; k < padded; k += group) {
+            long size = smaller(group, padded - k), at = (begin + k) / group * n + m;
+            float sum = 0;
+            if (job->quantized) {
+                int32_t whole = quantize(values + k, size, bytes + k, scales + at);
+                sum = (float)whole * scales[at];
+                sums[at] = whole * (job->bits == 8 ? -128 : -8);
+            } else if (lows)
+                for (long i = 0; i < size; i++)
+                    sum += values[k + i];
+            if (lows)
+                memcpy(sums + at, &sum, sizeof sum);
+        }
+        if (job->quantized) {
+            uint32_t *target = (uint32_t *)to + begin / 4 * n + m, word;
+            for (long k = 0; k < padded; k += 4) {
+                memcpy(&word, bytes + k, sizeof word);
+                target[k / 4 * n] = word;
+            }
+        } else {
             float *target = (float *)to + begin * n + m;
             for (long k = 0; k < padded; k++)
                 target[k * n] = values[k];
-            if (job->bits == 4 && !job->symmetric)
-                for (long k = 0; k < count; k += group) {
-                    float sum = 0;
-                    for (long i = 0; i < group; i++)
-                        sum += values[k + i];
-                    ((float *)sums)[(begin + k) / group * n + m] = sum;
-                }
-            continue;
-        }
-        for (long k = 0; k < padded; k++) { /* adding 1.5 * 2^23 rounds to the nearest integer, half to even */
-            float rounded = values[k] * factor + 12582912.0f;
-            int32_t bits;
-            memcpy(&bits, &rounded, sizeof bits);
-            bytes[k] = (int8_t)bits;
-        }
-        uint32_t *target = (uint32_t *)to + begin / 4 * n + m, word;
-        for (long k = 0; k < padded; k += 4) {
-            memcpy(&word, bytes + k, sizeof word);
-            target[k / 4 * n] = word;
-        }
-        for (long k = 0; k < padded; k += group) {
-            int32_t sum = 0;
-            for (long i = 0; i < smaller(group, padded - k); i++)
-                sum += bytes[k + i];
-            if (job->bits == 8)
-                whole += sum;
-            else if (job->symmetric)
-                sums[(begin + k) / group * n + m] = sum;
-            else
-                ((float *)sums)[(begin + k) / group * n + m] = (float)sum;
         }
     }
-    if (job->quantized && job->bits == 8)
-        sums[m] = whole;
 }
 
 TARGET static void prepare(const IntLinear *job, const Prepared *to, const void *x, long first, long count) {
     long stride = job->ins * (job->wide ? 4 : 2);
     for (long m = 0; m < count; m++)
         prepare_row(job, (const char *)x + (first + m) * stride, to->x + first * to->row_bytes, to->sums + first * to->groups,
-                    to->scales + first + m, m, count);
+                    to->scales + first * to->groups, m, count);
 }
 
 /* Scale the sums [16] of a row and a panel, add the bias, and write them as outputs. */
-TARGET INLINE void finish_row(const IntLinear *job, float *sums, float scale, void *y, long row, long panel) {
+TARGET INLINE void finish_row(const IntLinear *job, float *sums, void *y, long row, long panel) {
     long from = panel * INT_PANEL, count = smaller(job->outs - from, INT_PANEL);
-    scale *= job->bits == 4 ? job->unit : 1.0f;
+    float unit = job->bits == 4 ? job->unit : 1.0f;
     if (count == INT_PANEL) {
         if (job->scales)
             for (long i = 0; i < INT_PANEL; i++)
                 sums[i] *= job->scales[from + i];
-        for (long i = 0; i < INT_PANEL; i++)
-            sums[i] *= scale;
+        else
+            for (long i = 0; i < INT_PANEL; i++)
+                sums[i] *= unit;
         if (job->bias)
             for (long i = 0; i < INT_PANEL; i++)
                 sums[i] += job->bias[from + i];
     } else
         for (long i = 0; i < count; i++)
-            sums[i] = sums[i] * (job->scales ? job->scales[from + i] : 1.0f) * scale + (job->bias ? job->bias[from + i] : 0.0f);
+            sums[i] = sums[i] * (job->scales ? job->scales[from + i] : unit) + (job->bias ? job->bias[from + i] : 0.0f);
     if (job->wide) {
         memcpy((float *)y + row * job->outs + from, sums, (size_t)count * sizeof(float));
         return;
@@ -285,12 +275,14 @@ TARGET static void panels(const IntLinear *job, const Prepared *from, void *y, l
     IntTile tile = tiles[job->bits == 4][job->quantized != 0][count];
     const char *x = from->x + first * from->row_bytes;
     const int32_t *sums = from->sums + first * from->groups;
+    const float *scales = from->scales + first * from->groups;
+    long ahead = prefetch_distance(count);
     size_t stride = int_panel_bytes(job);
     for (; panel < end; panel++) {
         _Alignas(64) float out[ROWS_OF_TILE * INT_PANEL];
-        tile(job, x, sums, job->w + (size_t)panel * stride, out);
+        tile(job, x, sums, scales, job->w + (size_t)panel * stride, ahead, out);
         for (long m = 0; m < count; m++)
-            finish_row(job, out + m * INT_PANEL, from->scales[first + m], y, first + m, panel);
+            finish_row(job, out + m * INT_PANEL, y, first + m, panel);
     }
 }
 

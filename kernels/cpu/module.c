@@ -226,9 +226,9 @@ static PyObject *call_int_linear(PyObject *self, PyObject *const *args, Py_ssize
     (void)self;
     if (!read_integers(args, given, 16, 17, v) ||
         !check(v[6] >= 0 && v[7] > 0 && v[8] > 0 && v[8] <= MAX_INT_INPUTS && v[15] > 0,
-               "needs rows >= 0, outs > 0, 0 < ins <= 65536, threads > 0") ||
-        !check(v[9] == 8 ? v[2] != 0 : v[9] == 4 && (v[10] == 32 || v[10] == 64 || v[10] == 128) && v[8] % v[10] == 0,
-               "needs bits = 8 and scales, or bits = 4 and a group of 32, 64 or 128 that divides ins") ||
+               "needs rows >= 0, outs > 0, 0 < ins <= 2^20, threads > 0") ||
+        !check((v[10] == 32 || v[10] == 64 || v[10] == 128) && (v[9] == 8 ? v[2] != 0 : v[9] == 4 && v[8] % v[10] == 0),
+               "needs a group of 32, 64 or 128, and bits = 8 and scales, or bits = 4 and a group that divides ins") ||
         !check(v[14] >= 0 && v[14] <= int_level(), "this CPU cannot run this level") ||
         !check(v[6] == 0 || (v[0] && v[1] && v[4] && v[5]), "an address is 0"))
         return NULL;

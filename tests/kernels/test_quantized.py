@@ -137,8 +137,6 @@ def test_equals_the_reference_and_a_row_is_the_same_in_any_batch(form: Format, d
         linear = Quantized(75, inputs, form, [weight], bias, level)
         result, expected = linear(x), linear.reference(x)
         assert result.dtype == dtype and result.shape == (60, 75)
-        if form == Format(8):
-            assert torch.equal(result, expected), "sums of integers are exact"
         size = x.double().abs() @ weight.double().abs().T + 1
         step = BF16_STEP if dtype == torch.bfloat16 else 0.0
         error = (result.double() - expected.double()).abs()
@@ -167,15 +165,25 @@ def test_two_threads_and_strided_rows_change_no_bit(form: Format) -> None:
 @here
 @each_level
 def test_extreme_inputs(level: int) -> None:
-    """The largest numbers at the largest width, where sums of 8-bit products nearly fill 32 bits; zeros; infinity."""
+    """A large width; zeros; infinity."""
     if level > cpu.int_level():
         pytest.skip("this CPU has no such instructions")
-    linear = Quantized(16, quantized.MAX_INPUTS, Format(8), [torch.ones(16, quantized.MAX_INPUTS)], None, level)
-    x = torch.ones(3, quantized.MAX_INPUTS)
+    width = 2**16
+    linear = Quantized(16, width, Format(8), [torch.ones(16, width)], None, level)
+    x = torch.ones(3, width)
     x[1], x[2, 5] = 0, torch.inf
     y = linear(x)
-    assert torch.allclose(y[0], torch.tensor(float(quantized.MAX_INPUTS)), rtol=1e-6)
+    assert torch.allclose(y[0], torch.tensor(float(width)), rtol=1e-5)
     assert not y[1].any() and not y[2].isfinite().any()
+
+
+def test_a_large_input_costs_the_other_groups_nothing() -> None:
+    weight, x = made(16, 128), made(2, 128)
+    weight[:, :64] = 0
+    x[1, 3] = 1e6
+    linear = Quantized(16, 128, Format(8), [weight], None, None if cpu is None else cpu.int_level())
+    exact = x.double() @ weight_of(linear).T
+    assert float((linear(x).double() - exact).norm() / exact.norm()) < 0.01
 
 
 # ---- where it cannot run
@@ -229,15 +237,15 @@ def test_the_environment_chooses_the_level(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     "arguments",
     [
-        (1, 1, 0, 0, 1, 1, 1, 16, 64, 8, 0, 1, 1, 1, 0, 1, 1.0),  # no scales
-        (1, 1, 1, 0, 1, 1, 1, 16, 70000, 8, 0, 1, 1, 1, 0, 1, 1.0),
+        (1, 1, 0, 0, 1, 1, 1, 16, 64, 8, 64, 1, 1, 1, 0, 1, 1.0),  # no scales
+        (1, 1, 1, 0, 1, 1, 1, 16, 2000000, 8, 64, 1, 1, 1, 0, 1, 1.0),
         (1, 1, 1, 0, 1, 1, 1, 16, 80, 4, 64, 1, 1, 1, 0, 1, 1.0),
         (1, 1, 1, 0, 1, 1, 1, 16, 80, 4, 16, 1, 1, 1, 0, 1, 1.0),
-        (1, 1, 1, 0, 1, 1, 1, 16, 80, 5, 0, 1, 1, 1, 0, 1, 1.0),
-        (1, 1, 1, 0, 1, 1, 1, 16, 64, 8, 0, 1, 1, 1, 3, 1, 1.0),
-        (1, 1, 1, 0, 1, 1, 1, 16, 64, 8, 0, 1, 1, 1, 0, 0, 1.0),
-        (0, 1, 1, 0, 1, 1, 1, 16, 64, 8, 0, 1, 1, 1, 0, 1, 1.0),
-        (1, 1, 1, 0, 1, 1, -1, 16, 64, 8, 0, 1, 1, 1, 0, 1, 1.0),
+        (1, 1, 1, 0, 1, 1, 1, 16, 80, 5, 64, 1, 1, 1, 0, 1, 1.0),
+        (1, 1, 1, 0, 1, 1, 1, 16, 64, 8, 64, 1, 1, 1, 3, 1, 1.0),
+        (1, 1, 1, 0, 1, 1, 1, 16, 64, 8, 64, 1, 1, 1, 0, 0, 1.0),
+        (0, 1, 1, 0, 1, 1, 1, 16, 64, 8, 64, 1, 1, 1, 0, 1, 1.0),
+        (1, 1, 1, 0, 1, 1, -1, 16, 64, 8, 64, 1, 1, 1, 0, 1, 1.0),
     ],
 )
 def test_c_refuses_sizes_that_no_memory_has(arguments: tuple[float, ...]) -> None:
@@ -253,7 +261,7 @@ def test_wrong_shapes_are_refused() -> None:
         ((16, 64, form, [weight], made(15)), "16 outputs"),
         ((16, 64, Format(4, True, 48, True), [weight]), "got 48"),
         ((16, 64, Format(4, True, 128, True), [weight]), "divide 64 inputs, got 128"),
-        ((16, 2**17, form, [], None, 0), "up to 65536 inputs, got 131072"),
+        ((16, 2**21, form, [], None, 0), "up to 1048576 inputs, got 2097152"),
     ):
         with pytest.raises(ValueError, match=words):
             Quantized(*arguments)  # type: ignore[arg-type]
