@@ -259,7 +259,8 @@ class Quantized:
         if not form.quantized:
             weight = numbers if scales is None else numbers * scales[..., None]
             weight = weight if lows is None else weight + lows[..., None]
-            return x.to(dtype) @ weight.flatten(1)[:, : self.num_inputs].T
+            product: Tensor = x.to(dtype) @ weight.flatten(1)[:, : self.num_inputs].T
+            return product
         inputs, factors = (part.to(dtype) for part in quantize_inputs(x, size))
         y = inputs.new_zeros(len(x), len(numbers))
         for g in range(numbers.shape[1]):

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
 from pitlane.kernels import quantized
 from pitlane.kernels.extension import cpu
 from pitlane.kernels.quantized import LEVELS, Format, Quantized
+from pitlane.ui.cli import main
 
 here = pytest.mark.skipif(cpu is None, reason="no kernels here")
 CPU = torch.device("cpu")
@@ -231,6 +233,8 @@ def test_the_environment_chooses_the_level(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv("PITLANE_CPU_KERNELS", name)
         assert cpu.int_level() == min(level, best)
         assert quantized.state(Format(8)) == f"ok by {LEVELS[min(level, best)]}"
+        result = CliRunner().invoke(main, ["plugins", "list"])
+        assert result.exit_code == 0 and "nothing reads it" not in result.stderr
 
 
 @here
