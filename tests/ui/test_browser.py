@@ -167,7 +167,7 @@ def test_upload_ask_stream_toggle_ask_again_reload(tab: Any, home: Path, tmp_pat
     tab.wait_for_selector("#documents [aria-checked=true]")
     tab.wait_for_selector("#documents :text('KV saved')")
 
-    limit(tab, 120)
+    limit(tab, 300)
     tab.fill("#box textarea", "What is the lap record?")
     tab.keyboard.press("Enter")
     lengths = []
