@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,8 +136,7 @@ def test_a_plugins_refusal_and_failure_are_one_line(tmp_path: Path) -> None:
     path = write(tmp_path, "a.zip", b"PK\x03\x04")
     plugins = loader(tmp_path, "raise DocumentError('holds\\nno text; try another')")
     assert refused(path, plugins_dir=plugins) == "a.zip: holds no text; try another"
-    (plugins / "trial_loader.py").unlink()
-    plugins.rmdir()
+    shutil.rmtree(plugins)
     plugins = loader(tmp_path, "return 1 / 0")
     assert "ZeroDivisionError" in refused(path, plugins_dir=plugins)
 
