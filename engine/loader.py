@@ -18,6 +18,7 @@ from pitlane.engine.kv.capacity import BLOCK_SIZE, LaneLimits
 from pitlane.engine.kv.memory import Needs, available, check_fit, gib
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.decoder import parts_of
+from pitlane.engine.models.mapping import trim_heap
 from pitlane.engine.models.recorder import num_parameters
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.models.source import ModelSource
@@ -151,7 +152,9 @@ class Loader:
             if variant is None:
                 weights = plan_weights(plan, context)
                 self._check_fit(source.name, Needs.of(weights), kv_bytes, plan)
+                trim_heap()  # of imports and the tokenizer, before the weights need the room
                 variant = self._variants[key] = Variant(plan, weights, source, context)
+                trim_heap()
             return variant
 
     @property
