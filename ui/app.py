@@ -18,7 +18,7 @@ from pitlane import Engine
 from pitlane.storage.db import Store
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.answering import Desk
-from pitlane.ui.controls import PluginControls, others_html, plan_html
+from pitlane.ui.controls import PluginControls, default_options, others_html, plan_html
 from pitlane.ui.document_plugins import document_plugins
 from pitlane.ui.handlers import Handlers
 from pitlane.ui.model_menu import header_html, state_of
@@ -38,7 +38,7 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # Events that page.js raises on elements with data-do.
 EVENTS = (
     "open rename remove attach discard dismiss retry edit try turn_on turn_off take_out look choose cancel compare compare_run "
-    "compare_stop"
+    "compare_stop switch_on"
 )
 
 
@@ -192,10 +192,12 @@ def _middle() -> dict[str, Any]:
             )  # fmt: skip
             send = gr.Button("Ask", variant="primary", elem_id="send", min_width=0)
             stop = gr.Button("Stop", elem_id="stop", min_width=0, visible="hidden")
-        meter = _html("", elem_id="meter")
+        with gr.Row(elem_id="below"):
+            plan_line = _html("", elem_id="plan-line")
+            meter = _html("", elem_id="meter")
     return {
         "thread": thread, "live": live, "compare": compare, "compare_live": compare_live, "box": box, "send": send,
-        "stop": stop, "meter": meter,
+        "stop": stop, "meter": meter, "plan_line": plan_line,
     }  # fmt: skip
 
 
@@ -203,6 +205,7 @@ def _right(engine: Engine) -> dict[str, Any]:
     with gr.Row(elem_classes=["titlebar"]):
         _html("<h3>Plugins</h3>")
     plan = _html(plan_html(engine.default_plan, True), elem_id="plan")
+    advice = _acting("", elem_id="advice")
     default, context = engine.document_plan, engine.loader.build_context
     controls = PluginControls(engine.registry, default, context, document_plugins(engine, default.settings))
     _html(others_html(engine.registry), elem_id="others")
@@ -222,7 +225,7 @@ def _right(engine: Engine) -> dict[str, Any]:
             gr.Textbox(value="", lines=2, max_lines=6, label="System prompt", info="stands behind the documents"),
             gr.Dropdown(list(THINKING), value="auto", label="Thinking", info="for models that can reason first"),
         ]  # fmt: skip
-    return {"plan": plan, "controls": controls, "sampling": sampling}
+    return {"plan": plan, "advice": advice, "controls": controls, "sampling": sampling}
 
 
 def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
@@ -270,24 +273,37 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
         [widgets.other_model.submit, widgets.use_other.click], handlers.choose_named, [widgets.other_model], **listing
     )
 
-    switches = [widgets.tab, *widgets.controls.inputs]
-    for card in widgets.controls.cards:
+    _join_cards(handlers, widgets, reads)
+
+
+def _join_cards(handlers: Handlers, widgets: Widgets, reads: list[Any]) -> None:
+    """Connect the plugin cards. reads: events after which the weights for a document are loaded."""
+    quiet, controls = QUIET | {"outputs": widgets.outputs}, widgets.controls
+    switches = [widgets.tab, *controls.inputs]
+    for card in controls.cards:
         toggled = handlers.toggled(card)
         card.switch.input(toggled, switches, **quiet)
         for field in card.fields.values():
             field.change(toggled, switches, trigger_mode="always_last", **quiet)
-    states = [card.state for card in widgets.controls.cards if card.state is not None]
+        if card.reset is not None:  # in the browser alone: the changed fields raise their own events
+            js = f"() => {json.dumps(default_options(card.plugin))}"
+            card.reset.click(None, [], list(card.fields.values()), js=js, api_visibility="private")
+    if controls.no_drafter is not None:
+        controls.no_drafter.input(handlers.leave_out_drafters, switches, **quiet)
+    widgets.advice.switch_on(handlers.switch_on, switches, **quiet)
+    states = [card.state for card in controls.cards if card.state is not None]
+    planned = QUIET | {"outputs": [*widgets.planned, widgets.document_plugins, *states]}
+    widgets.tab.change(handlers.replan, switches, trigger_mode="always_last", **planned)
     if states:
-        planned = QUIET | {"outputs": [widgets.plan, widgets.document_plugins, *states]}
-        widgets.tab.change(handlers.replan, switches, trigger_mode="always_last", **planned)
-        for read in reads:  # by then the weights are loaded
+        for read in reads:
             read.then(handlers.replan, switches, **planned)
 
 
 def _join_compare(handlers: Handlers, widgets: Widgets, values: list[Any]) -> None:
     """Connect the Compare view. The run changes one widget, and has another widget than the button that cancels it."""
     view = [widgets.compare, widgets.compare_live]
-    widgets.thread.compare(handlers.compare, values, **QUIET, outputs=view)
+    for part in (widgets.thread, widgets.advice):
+        part.compare(handlers.compare, values, **QUIET, outputs=view)
     running = QUIET | {
         "outputs": [widgets.compare_live],
         "concurrency_limit": MAX_ANSWERS,
@@ -295,7 +311,7 @@ def _join_compare(handlers: Handlers, widgets: Widgets, values: list[Any]) -> No
     }
     ran = widgets.compare.compare_run(handlers.compare_run, [], **running)
     effects = [card.effect for card in widgets.controls.cards]
-    ran.then(handlers.compare_show, [], **QUIET, outputs=[*view, *effects])
+    ran.then(handlers.compare_show, [], **QUIET, outputs=[*view, *effects, widgets.advice])
     widgets.compare_live.compare_stop(handlers.compare_stop, [], **QUIET, outputs=[widgets.compare_live])
 
 

@@ -35,12 +35,17 @@ def dotted(parts: Iterable[str]) -> str:
     return " ".join(f'<span><i class="dot">·</i> {part}</span>' for part in parts)
 
 
-def badge(exactness: str, up_to_ties: bool = False) -> str:
-    """The exactness class as a small label with its meaning as tooltip."""
+def badge(exactness: str, up_to_ties: bool = False, bound: str = "", detail: str = "") -> str:
+    """The exactness class as a small label with its meaning as tooltip.
+
+    bound: a figure to show beside the class. detail: what the plugin says about its bound, behind the meaning.
+    """
     meaning, label = EXACTNESS.get(exactness, ""), exactness  # type: ignore[call-overload]
     if up_to_ties:
         meaning, label = f"{meaning}, {UP_TO_TIES}", f"{exactness} up to ties"
-    return f'<span class="badge {escape(exactness)}" title="{escape(meaning)}">{escape(label)}</span>'
+    title = f"{meaning}. {detail}" if detail else meaning
+    figure = f" <i>{escape(bound)}</i>" if bound else ""
+    return f'<span class="badge {escape(exactness)}" title="{escape(title)}">{escape(label)}{figure}</span>'
 
 
 def is_up_to_ties(stats: Stats, roles: Roles) -> bool:

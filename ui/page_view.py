@@ -24,7 +24,7 @@ from pitlane.ui.answering import Desk
 from pitlane.ui.bench.gains import measured_gains
 from pitlane.ui.chat_flow import meter_html
 from pitlane.ui.controls import PluginControls
-from pitlane.ui.effects import effect
+from pitlane.ui.effects import effect_html
 from pitlane.ui.model_menu import offer_html
 from pitlane.ui.model_switch import ModelSwitch
 from pitlane.ui.offline_gradio import gr
@@ -128,6 +128,8 @@ class Widgets:
     compare: Any
     compare_live: Any
     plan: Any
+    plan_line: Any
+    advice: Any
     controls: PluginControls
     sampling: list[Any]
 
@@ -152,7 +154,13 @@ class Widgets:
             self.live,
             self.box,
         )
-        return [*fixed, self.send, self.stop, self.meter, self.plan, *cards]
+        return [*fixed, self.send, self.stop, self.meter, *self.planned, *cards]
+
+    @property
+    def planned(self) -> list[Any]:
+        """Widgets about the plan of the next answer, beside the cards."""
+        no_drafter = self.controls.no_drafter
+        return [self.plan, self.plan_line, self.advice, *([] if no_drafter is None else [no_drafter])]
 
 
 class View:
@@ -215,9 +223,7 @@ class View:
         with suppress(PitlaneError):
             gains = measured_gains(self.desk.store, self.desk.engine.loader.source.name)
         return {
-            card.effect: '<p class="{}">{}</p>'.format(
-                *effect(card.plugin.name, stats, roles, gains.get(card.plugin.name, ""))
-            )
+            card.effect: effect_html(card.plugin.name, stats, roles, gains.get(card.plugin.name, ""))
             for card in self.ui.controls.cards
         }
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from pitlane import BadOption
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import Message
+from pitlane.ui.advice import advice, advice_html, gains_ms
 from pitlane.ui.answering import Ask, seed_of
-from pitlane.ui.controls import Card, note_html, plan_html, refusal_html, serving_html, state_html
+from pitlane.ui.controls import Card, note_html, plan_html, plan_line_html, refusal_html, serving_html, state_html
 from pitlane.ui.document_plugins import described, document_plugins, in_effect
-from pitlane.ui.page_view import Changes, Tab, View, page_event
+from pitlane.ui.offline_gradio import gr
+from pitlane.ui.page_view import Changes, Tab, View, page_event, warn
 from pitlane.ui.plugin_text import parse_settings
 from pitlane.ui.sampling import Sampling
 
@@ -46,6 +48,28 @@ class PluginEvents(View):
 
         return page_event(toggle)
 
+    @page_event
+    def switch_on(self, event: gr.EventData, tab: Tab, *values: Any) -> Changes:
+        """Turn on the plugin of the advice, as its switch would."""
+        card = self.ui.controls.card(str(event.id))
+        if card is None:
+            return {}
+        switched = self.ui.controls.switched(values, card.plugin.name, True)
+        return {card.switch: True, **self.toggled(card)(tab, *switched)}
+
+    @page_event
+    def leave_out_drafters(self, tab: Tab, *values: Any) -> Changes:
+        """Turn all drafters off. The switch of no drafter stays on until a drafter is switched on."""
+        drafters = {card.plugin.name for card in self.ui.controls.drafters}
+        settings = {name: options for name, options in self.ui.controls.settings(values).items() if name not in drafters}
+        off = {card.switch: False for card in self.ui.controls.drafters}
+        notes = {card.note: "" for card in self.ui.controls.cards}
+        try:
+            return {**notes, **off, **self.next_plan(tab, settings)}
+        except PitlaneError as error:  # another switch makes the set impossible
+            warn(error)
+            return {**off, **self.no_drafter(settings)}
+
     def _refused(self, card: Card, tab: Tab, settings: Settings, reason: str) -> Changes:
         """Show the reason at the card. Switch the plugin back if the plan is possible without the change."""
         name, notes = card.plugin.name, self._notes(card, note_html(reason, refused=True))
@@ -53,7 +77,7 @@ class PluginEvents(View):
         before = {key: options for key, options in settings.items() if key != name} if is_on else {**settings, name: {}}
         with suppress(PitlaneError):
             return {**notes, **self.next_plan(tab, before), card.switch: not is_on}
-        return {**notes, self.ui.plan: refusal_html(reason)}
+        return {**notes, self.ui.plan: refusal_html(reason), **self.no_drafter(settings)}
 
     def _notes(self, card: Card, html: str) -> Changes:
         """Show a note at one card, and clear the notes of all other cards."""
@@ -82,7 +106,28 @@ class PluginEvents(View):
             if card.state is not None
         }
         serving = serving_html(described(engine, names)) if names and has_document else ""
-        return {self.ui.plan: plan_html(plan, engine.is_loaded(plan)), self.ui.document_plugins: serving, **states}
+        return {
+            self.ui.plan: plan_html(plan, engine.is_loaded(plan)),
+            self.ui.plan_line: plan_line_html(plan),
+            self.ui.advice: self.advice(tab, settings),
+            self.ui.document_plugins: serving,
+            **states,
+            **self.no_drafter(settings),
+        }
+
+    def no_drafter(self, settings: Settings) -> Changes:
+        """The switch of no drafter under these settings. Without drafters there is no such switch."""
+        switch = self.ui.controls.no_drafter
+        names = {card.plugin.name for card in self.ui.controls.drafters}
+        return {} if switch is None else {switch: names.isdisjoint(settings)}
+
+    def advice(self, tab: Tab, settings: Settings) -> str:
+        """The plugin worth trying first, as HTML."""
+        possible = [card.plugin.name for card in self.ui.controls.cards if card.switch.interactive is not False]
+        gains: dict[str, float] = {}
+        with suppress(PitlaneError):
+            gains = gains_ms(self.desk.store, self.desk.engine.loader.source.name)
+        return advice_html(advice(gains, possible, bool(tab["documents"])), settings)
 
     # ---- values
 
