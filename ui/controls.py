@@ -82,6 +82,7 @@ class PluginControls:
             if self.no_drafter is None and any(plugin.role == DRAFTER for plugin in plugins):
                 self.no_drafter = gr.Checkbox(
                     value=default.drafter is None,
+                    interactive=True,  # no event reads it, so Gradio would lock it
                     label="no drafter",
                     elem_id="switch-no-drafter",
                     elem_classes=["switch", "choice", "no-drafter"],

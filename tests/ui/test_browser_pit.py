@@ -1,0 +1,53 @@
+"""The pit wall, versions, continued answers, waiting questions and rendered text in a real Chromium: one browser, one server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ui.test_browser import CHROMIUM, TIMEOUT, ask, chromium, finished, limit, served
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One tab for all tests of this file; fails at the end if a script failed."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
+    problems: list[str] = []
+    with served(tmp_path_factory.mktemp("pit"), pause=0.02) as url, chromium() as browser:
+        page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+        page.set_default_timeout(TIMEOUT)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(url)
+        page.wait_for_selector(".meter")
+        yield page
+    assert not problems, f"scripts failed: {problems}"
+
+
+def test_the_advice_the_drafters_and_a_reset(tab: Any) -> None:
+    tab.click("#advice [data-do=switch_on]")
+    tab.wait_for_selector("#plan :text('int8')")
+    tab.wait_for_selector("#advice :text('Measure it')")
+    tab.click("#switch-int8 input")
+    tab.wait_for_selector("#advice :text('Turn on')")
+    assert tab.is_checked("#switch-no-drafter input")
+    tab.click("#switch-jacobi input")
+    tab.wait_for_selector("#plan :text('jacobi')")
+    tab.wait_for_function("!document.querySelector('#switch-no-drafter input').checked")
+    tab.click("#card-jacobi .label-wrap")
+    number = tab.locator("#card-jacobi input[type=number]")
+    number.fill("9")
+    number.press("Tab")
+    tab.wait_for_function("() => sessionStorage.getItem('pitlane-tab').includes('jacobi.window')")
+    tab.click("#card-jacobi .reset")
+    tab.wait_for_function("() => document.querySelector('#card-jacobi input[type=number]').value === '6'")
+    tab.click("#switch-no-drafter input")
+    tab.wait_for_function("!document.querySelector('#switch-jacobi input').checked")
+    tab.locator("#others").scroll_into_view_if_needed()
+    box, header = tab.locator("#plan .next").bounding_box(), tab.locator("header").bounding_box()
+    assert 0 <= box["y"] - header["height"] < 40, "the next answer stays in sight"
