@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock, Thread
 from typing import Any, NamedTuple
 
@@ -34,8 +34,8 @@ class Ask:
     """How to answer a question. The question is the conversation's last message, except in two cases.
 
     settings: of the plugins in effect, so without document plugins if there is no document.
-    replaced: this answer is generated again. edited: `text` replaces this question. The replaced messages stay in the store until
-    the new answer is complete.
+    replaced: this answer is generated again. edited: `text` replaces this question. The replaced messages are shown until the new
+    answer is complete; then they are versions to go back to. continued: this answer was cut and goes on.
     """
 
     settings: Mapping[str, Mapping[str, Any]]
@@ -44,11 +44,12 @@ class Ask:
     thinking: bool | None = None
     replaced: Message | None = None
     edited: Message | None = None
+    continued: Message | None = None
     text: str = ""
 
     def messages(self, conversation: Conversation) -> tuple[Message, ...]:
         """The messages to answer: the messages before the change, and the new question."""
-        changed = self.edited or self.replaced
+        changed = self.edited or self.replaced or self.continued
         if changed is None:
             return conversation.messages
         kept = tuple(message for message in conversation.messages if message.id < changed.id)
@@ -176,7 +177,7 @@ class Desk(Library):
             live = Live(loading=not self.engine.is_loaded(plan))
             yield live
             plan, left_out = document_plugins.load(self.engine, ask.settings)
-            prompt, recommended = chat.prompt(), self.engine.loader.source.sampling
+            prompt, recommended = _begun(chat.prompt(), ask.continued), self.engine.loader.source.sampling
             sampling = ask.sampling.params(recommended, is_chat=not chat.documents)
             stream = self.engine.submit(prompt, sampling, plan=plan)
             running.follow(stream)
@@ -217,11 +218,17 @@ class Desk(Library):
         result: Result,
         left_out: Mapping[str, str],
     ) -> None:
-        """Store an answer in place of the messages that it replaces. Drop it if it was stopped before its first token."""
+        """Store an answer as another version of the messages that it replaces, or at the end of the answer that it continues.
+
+        Drop it if it was stopped before its first token.
+        """
         stats = result.stats | {"finish_reason": result.finish_reason, "temperature": sampling.temperature}
         stats["failed"] = {**stats["failed"], **left_out}
         self.store.runs.add(stats)
         if was_stopped_before_it_began(result):
+            return
+        if ask.continued is not None:
+            self._extend(ask.continued, result, stats)
             return
         old = ask.replaced
         if old is not None and old.stats and old.token_ids is not None and old.stats.get("model") == stats["model"]:
@@ -232,10 +239,19 @@ class Desk(Library):
         conversations, changed = self.store.conversations, ask.edited or ask.replaced
         with self.store.transaction():
             if changed is not None:
-                conversations.truncate(conversation.id, changed.id)
+                conversations.branch(conversation.id, changed.id)
             if ask.edited is not None:
                 conversations.append(conversation.id, "user", ask.text)
             conversations.append(conversation.id, "assistant", result.text, token_ids=result.token_ids, stats=stats)
+
+    def _extend(self, old: Message, result: Result, stats: dict[str, Any]) -> None:
+        """Add the tokens of a result to the answer that it continues. The text is decoded anew: a cut may divide a character."""
+        token_ids = [*(old.token_ids or ()), *result.token_ids]
+        stats["continued_after"] = len(token_ids) - len(result.token_ids)
+        text = self.engine.tokenizer.decode(token_ids)
+        if not result.text.endswith("\ufffd"):  # the end of an incomplete character; an answer leaves it out
+            text = text.rstrip("\ufffd")
+        self.store.conversations.extend(old.conversation_id, old.id, text, token_ids, stats)
 
     def _chat(
         self,
@@ -249,6 +265,13 @@ class Desk(Library):
             with suppress(NotFound):
                 chat.add(self.document(document_id), self.store.documents.get(document_id))
         return chat
+
+
+def _begun(prompt: Prompt, continued: Message | None) -> Prompt:
+    """The prompt with the tokens of the answer that is continued."""
+    if continued is None:
+        return prompt
+    return replace(prompt, token_ids=[*prompt.token_ids, *(continued.token_ids or ())])
 
 
 def seed_of(message: Message | None) -> int | None:

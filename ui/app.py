@@ -38,7 +38,7 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # Events that page.js raises on elements with data-do.
 EVENTS = (
     "open rename remove attach discard dismiss retry edit try turn_on turn_off take_out look choose cancel compare compare_run "
-    "compare_stop switch_on"
+    "compare_stop switch_on version go_on take_back"
 )
 
 
@@ -181,6 +181,7 @@ def _middle() -> dict[str, Any]:
     with gr.Column(elem_id="scroll"):
         thread = _acting(thread_html([], [], {}, None), elem_id="thread")
         live = _html("", elem_id="live")
+        queue = _acting("", elem_id="queue")
     with gr.Column(elem_id="compare"):
         compare_live = _acting("", elem_id="compare-live")
         compare = _acting("", elem_id="compare-view")
@@ -197,7 +198,7 @@ def _middle() -> dict[str, Any]:
             meter = _html("", elem_id="meter")
     return {
         "thread": thread, "live": live, "compare": compare, "compare_live": compare_live, "box": box, "send": send,
-        "stop": stop, "meter": meter, "plan_line": plan_line,
+        "stop": stop, "meter": meter, "plan_line": plan_line, "queue": queue,
     }  # fmt: skip
 
 
@@ -241,13 +242,16 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
 
     page.unload(handlers.close)
     gr.on([widgets.box.submit, widgets.send.click], handlers.ask, [widgets.box, *values], **asking)
-    for name in ("retry", "edit", "turn_on", "turn_off", "take_out"):
+    for name in ("retry", "edit", "go_on", "turn_on", "turn_off", "take_out"):
         getattr(widgets.thread, name)(getattr(handlers, name), values, **asking)
     getattr(widgets.thread, "try")(handlers.try_sample, values, **asking)
-    drawing = asking | {"outputs": [widgets.live], "concurrency_id": "drawing", "trigger_mode": "once"}
+    drawing = asking | {"outputs": [widgets.live], "concurrency_id": "drawing"}
+    drawing["trigger_mode"] = "always_last"  # a question that waited may begin while the last frame is drawn
     watched = widgets.live.change(handlers.watch, [], **drawing)
     watched.then(handlers.settle, [widgets.tab], **quiet)
     widgets.stop.click(handlers.stop, [], **quiet)
+    widgets.thread.version(handlers.version, [widgets.tab], **quiet)
+    widgets.queue.take_back(handlers.take_back, [], **quiet)
 
     widgets.new.click(handlers.new, [widgets.tab], **quiet)
     widgets.search.change(handlers.search, [widgets.search, widgets.tab], trigger_mode="always_last", **quiet)

@@ -88,6 +88,8 @@ def stat_parts(stats: Stats, roles: Roles) -> list[str]:
         if words:
             parts.append(f"<em>{escape(name)}</em> {', '.join(words)}")
     parts += [f"read whole again without <em>{escape(name)}</em>" for name in stats.get("read_again", ())]
+    if stats.get("continued_after"):
+        parts.append(f"continued after <b>{number(stats['continued_after'])}</b> tokens")
     if stats.get("seed") is not None:
         parts.append(f"seed {stats['seed']}")
     parts += [

@@ -74,9 +74,7 @@ class PluginControls:
     ) -> None:
         """Make the cards of a group: drafters first, unavailable plugins last."""
         reasons = {plugin.name: plugin.unavailable(context) for plugin in plugins}
-        ordered = sorted(
-            plugins, key=lambda plugin: (plugin.role != DRAFTER, bool(reasons[plugin.name]), plugin.name)
-        )
+        ordered = sorted(plugins, key=lambda plugin: (plugin.role != DRAFTER, bool(reasons[plugin.name]), plugin.name))
         with gr.Column(elem_classes=["plugin-group"], min_width=0):
             gr.HTML(f"<h4>{escape(group)}</h4>", apply_default_css=False)
             if self.no_drafter is None and any(plugin.role == DRAFTER for plugin in plugins):

@@ -14,7 +14,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from pitlane.storage.types import Conversation, Document, Message, SavedPrefix, SearchHit, StoredDocument
-from pitlane.ui.chat_flow import dotted, number, reading_html, stats_html
+from pitlane.ui.chat_flow import CUT, dotted, number, reading_html, stats_html
 from pitlane.ui.effects import Roles
 from pitlane.ui.markup import highlighted, markdown_html, plain_html
 from pitlane.ui.refusals import refusal_html
@@ -22,6 +22,7 @@ from pitlane.ui.render import size
 
 if TYPE_CHECKING:
     from pitlane import Result
+    from pitlane.ui.page_view import Waiting
 
 SAMPLE_QUESTIONS = (
     "When is the track open?",
@@ -178,14 +179,18 @@ def thread_html(
     conversation_id: str | None,
     answering: bool = False,
     offer: str = "",
+    model: str = "",
 ) -> str:
-    """All finished messages; without any, the empty page. offer: HTML of the empty page about another model."""
+    """All finished messages; without any, the empty page. offer: HTML of the empty page about another model.
+
+    model: the model that answers now, and can go on with its own cut answer.
+    """
     if not messages and not answering:
         return empty_html(documents, offer)
     models = {message.stats.get("model") for message in messages if message.stats}
     followers = [*(message.role for message in messages[1:]), "assistant" if answering else ""]
     pieces = [
-        _message(message, documents, roles, not follower, len(models) > 1)
+        _message(message, documents, roles, not follower, len(models) > 1, model)
         + ("" if follower == "assistant" else refusal_html(message, documents, not follower))
         for message, follower in zip(messages, followers, strict=False)
     ]
@@ -193,21 +198,27 @@ def thread_html(
 
 
 def _message(
-    message: Message, documents: Sequence[Document], roles: Roles, last: bool, names_model: bool = False
+    message: Message,
+    documents: Sequence[Document],
+    roles: Roles,
+    last: bool,
+    names_model: bool = False,
+    model: str = "",
 ) -> str:
     source = f'data-source="{escape(message.text)}"'
     if message.role == "user":
         tools = button("copy", message.id, "Copy") + button("edit", message.id, "Edit and ask again")
         return (
             f'<article class="message user" data-id="{message.id}" {source}><div class="body">{plain_html(message.text)}</div>'
-            f'<div class="tools">{tools}</div></article>'
+            f'{versions_html(message, "question")}<div class="tools">{tools}</div></article>'
         )
     tools = button("copy", message.id, "Copy")
     if last:
         tools += button("retry", message.id, "Ask again, with the plugins that are on now")
     if message.stats:
         tools += button("compare", message.id, "Compare plans on this question, with this seed")
-    tools = f'<span class="tools">{tools}</span>'
+    go_on = button_text("go_on", message.id, "Continue") if last and can_go_on(message, model) else ""
+    tools = f'{go_on}{versions_html(message, "answer")}<span class="tools">{tools}</span>'
     stats = stats_html(message.stats, roles, tools, names_model) if message.stats else tools
     body = (
         markdown_html(message.text, documents) if message.text.strip() else '<p class="quiet">The answer is empty.</p>'
@@ -216,6 +227,37 @@ def _message(
         f'<article class="message answer" data-id="{message.id}" {source}><div class="body">{body}</div>'
         f"{stats}</article>"
     )
+
+
+def can_go_on(message: Message, model: str) -> bool:
+    """Whether an answer was cut and its tokens are those of this model."""
+    stats = message.stats or {}
+    return bool(message.token_ids) and stats.get("finish_reason") in CUT and stats.get("model") == model
+
+
+def versions_html(message: Message, kind: str) -> str:
+    """`2/3` with arrows to the versions before and after; empty for the only version."""
+    versions = message.versions
+    if message.id not in versions:
+        return ""
+    place = versions.index(message.id)
+    arrows = [
+        f'<button type="button" data-do="version" data-id="{versions[target] if 0 <= target < len(versions) else ""}" '
+        f'aria-label="{label} version of this {kind}" title="{label} version"'
+        f"{'' if 0 <= target < len(versions) else ' disabled'}>{sign}</button>"
+        for target, label, sign in ((place - 1, "Earlier", "‹"), (place + 1, "Later", "›"))
+    ]
+    return f'<span class="versions">{arrows[0]}<span>{place + 1}/{len(versions)}</span>{arrows[1]}</span>'
+
+
+def waiting_html(questions: Sequence[Waiting]) -> str:
+    """Questions that wait for the end of an answer, each with a button that takes it back."""
+    rows = "".join(
+        f'<article class="message user waiting"><div class="body">{plain_html(question.text)}</div>'
+        f"<small>waits its turn</small>{button('take_back', question.key, 'Take it back', 'dismiss')}</article>"
+        for question in questions
+    )
+    return f'<div class="thread">{rows}</div>' if rows else ""
 
 
 def live_html(live: Live, documents: Sequence[Document]) -> str:

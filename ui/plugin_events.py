@@ -61,7 +61,9 @@ class PluginEvents(View):
     def leave_out_drafters(self, tab: Tab, *values: Any) -> Changes:
         """Turn all drafters off. The switch of no drafter stays on until a drafter is switched on."""
         drafters = {card.plugin.name for card in self.ui.controls.drafters}
-        settings = {name: options for name, options in self.ui.controls.settings(values).items() if name not in drafters}
+        settings = {
+            name: options for name, options in self.ui.controls.settings(values).items() if name not in drafters
+        }
         off = {card.switch: False for card in self.ui.controls.drafters}
         notes = {card.note: "" for card in self.ui.controls.cards}
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,3 +50,42 @@ def test_the_advice_the_drafters_and_a_reset(tab: Any) -> None:
     tab.locator("#others").scroll_into_view_if_needed()
     box, header = tab.locator("#plan .next").bounding_box(), tab.locator("header").bounding_box()
     assert 0 <= box["y"] - header["height"] < 40, "the next answer stays in sight"
+
+
+def test_versions_a_continued_answer_and_a_question_that_waits(tab: Any) -> None:
+    limit(tab, 12)
+    ask(tab, "Tell me", 1)
+    tab.click(".message.answer [data-do=go_on]")
+    tab.wait_for_selector("#thread :text('continued after')")
+    finished(tab, 1)
+    tab.click(".message.answer [data-do=retry]")
+    tab.wait_for_selector(".versions :text('2/2')")
+    tab.click(".versions [title='Earlier version']")
+    tab.wait_for_selector(".versions :text('1/2')")
+    tab.reload()
+    finished(tab, 1)
+    assert "1/2" in tab.inner_text(".versions")
+
+    limit(tab, 100_000)
+    tab.fill("#box textarea", "Tell me everything")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector(".live .line")
+    limit(tab, 8)
+    for text in ("Second", "Third"):
+        tab.fill("#box textarea", text)
+        tab.press("#box textarea", "Enter")
+        tab.wait_for_selector(f"#queue :text('{text}')")
+    tab.click("#queue .waiting:last-child [data-do=take_back]")
+    tab.wait_for_function("() => document.querySelector('#box textarea').value === 'Third'")
+    tab.click("#stop")
+    tab.wait_for_selector("#thread :text('Second')")
+    finished(tab, 3)
+    assert tab.locator("#queue .waiting").count() == 0 and tab.locator(".message.user").count() == 3
+
+
+def test_stop_ends_the_reading_of_a_long_prompt(tab: Any) -> None:
+    tab.fill("#box textarea", "word " * 1500)
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#stop", state="visible")
+    tab.click("#stop")
+    tab.wait_for_selector(".refusal :text('stopped before its first token')")
