@@ -7,6 +7,7 @@ conversation, so every tab that shows the conversation can stop the answer. The 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -25,8 +26,11 @@ from pitlane.ui.library import Library
 from pitlane.ui.panels import Live, last_stats
 from pitlane.ui.sampling import Sampling
 from pitlane.ui.session import Chat
+from pitlane.ui.waterfall import MAX_SPANS, first_difference_of
 
 Key = tuple[str, str]
+KEPT_PROMPTS = 16  # to say where a prompt differs from an earlier prompt
+DIFFERING_TOKENS = 6  # that are shown as text
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ class Desk(Library):
         super().__init__(engine, store)
         self.roles = {entry.name: entry.plugin.role for entry in engine.registry if entry.plugin}
         self._running: dict[Key, Running] = {}
+        self._prompts: deque[list[int]] = deque(maxlen=KEPT_PROMPTS)  # with their answers
         self._lock = Lock()
 
     # ---- requests
@@ -191,7 +196,10 @@ class Desk(Library):
                     self._save(conversation, ask, sampling, stream.result(), left_out)
                 raise
             if live.result is not None:
-                self._save(conversation, ask, sampling, live.result, left_out)
+                reuse = self._reuse(prompt.token_ids)
+                live.result.stats.update({"reuse": reuse} if reuse else {})
+                self._prompts.append([*prompt.token_ids, *live.result.token_ids])
+                self._save(conversation, ask, sampling, live.result, left_out, live.accepted)
 
     def refuse(self, conversation_id: str, ask: Ask, refusal: Refusal) -> None:
         """Store why a question has no answer. A refused edit is appended after the messages that it would have replaced."""
@@ -217,6 +225,7 @@ class Desk(Library):
         sampling: SamplingParams,
         result: Result,
         left_out: Mapping[str, str],
+        accepted: Sequence[tuple[int, int]] = (),
     ) -> None:
         """Store an answer as another version of the messages that it replaces, or at the end of the answer that it continues.
 
@@ -230,6 +239,8 @@ class Desk(Library):
         if ask.continued is not None:
             self._extend(ask.continued, result, stats)
             return
+        if result.stats["accepted_tokens"]:
+            stats["accepted_text"] = self._characters(result, accepted)
         old = ask.replaced
         if old is not None and old.stats and old.token_ids is not None and old.stats.get("model") == stats["model"]:
             stats["compared"] = compare(old.token_ids, old.stats, result.token_ids, stats)
@@ -243,6 +254,27 @@ class Desk(Library):
             if ask.edited is not None:
                 conversations.append(conversation.id, "user", ask.text)
             conversations.append(conversation.id, "assistant", result.text, token_ids=result.token_ids, stats=stats)
+
+    def _characters(self, result: Result, ranges: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """The characters of the text that ranges of tokens produced."""
+        tokenizer, last = self.engine.tokenizer, len(result.text)
+
+        def place(num_tokens: int) -> int:
+            return min(len(tokenizer.decode(result.token_ids[:num_tokens]).rstrip("\ufffd")), last)
+
+        return [[place(start), place(stop)] for start, stop in ranges[:MAX_SPANS]]
+
+    def _reuse(self, token_ids: list[int]) -> dict[str, Any] | None:
+        """Where a prompt differs from the earlier prompt that it shares most with: the number of equal tokens, and both texts."""
+        difference = first_difference_of(token_ids, list(self._prompts))
+        if difference is None:
+            return None
+        same, before = difference
+        now, then = (
+            self.engine.tokenizer.decode(ids[same : same + DIFFERING_TOKENS], skip_special_tokens=False)
+            for ids in (token_ids, before)
+        )
+        return {"same": same, "now": now.strip("\ufffd"), "before": then.strip("\ufffd")}
 
     def _extend(self, old: Message, result: Result, stats: dict[str, Any]) -> None:
         """Add the tokens of a result to the answer that it continues. The text is decoded anew: a cut may divide a character."""
@@ -299,6 +331,10 @@ def _followed(stream: Stream, live: Live) -> Iterator[Live]:
             now = time.perf_counter()
             first = first or now
             live.text += event.text
+            if (
+                len(event.token_ids) > 1
+            ):  # the last token of a step is the model's own, the tokens before it were drafted
+                live.accepted.append((live.num_tokens, live.num_tokens + len(event.token_ids) - 1))
             live.num_tokens += len(event.token_ids)
             elapsed = now - first
             live.tokens_per_second = (live.num_tokens - 1) / elapsed if elapsed > 0.2 else None

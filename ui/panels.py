@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,10 @@ class DocumentRow:
 
 @dataclass(slots=True)
 class Live:
-    """An unfinished answer. done, total, cached: tokens of the prompt. Then its text, its tokens and their speed."""
+    """An unfinished answer. done, total, cached: tokens of the prompt. Then its text, its tokens and their speed.
+
+    accepted: half-open ranges of its tokens that were accepted draft tokens.
+    """
 
     done: int = 0
     total: int = 0
@@ -71,6 +74,7 @@ class Live:
     num_tokens: int = 0
     tokens_per_second: float | None = None
     loading: bool = False
+    accepted: list[tuple[int, int]] = field(default_factory=list)
     result: Result | None = None
 
 
@@ -219,7 +223,7 @@ def _message(
         tools += button("compare", message.id, "Compare plans on this question, with this seed")
     go_on = button_text("go_on", message.id, "Continue") if last and can_go_on(message, model) else ""
     tools = f'{go_on}{versions_html(message, "answer")}<span class="tools">{tools}</span>'
-    stats = stats_html(message.stats, roles, tools, names_model) if message.stats else tools
+    stats = stats_html(message.stats, roles, tools, names_model, message.text) if message.stats else tools
     body = (
         markdown_html(message.text, documents) if message.text.strip() else '<p class="quiet">The answer is empty.</p>'
     )
