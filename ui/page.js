@@ -34,6 +34,22 @@
     try { await navigator.clipboard.writeText(text); } catch { return; }
     button.classList.add("done"); setTimeout(() => button.classList.remove("done"), 1200);
   };
+  const formulas = new Map();  // TeX to MathML: an answer is drawn many times while it is written
+  const katex = window.pitlaneKatex ? import(new URL(window.pitlaneKatex, location.href)).then((file) => file.default).catch(() => null) : null;
+  const typeset = async (root) => {
+    const open = root.querySelectorAll(".math:not(.done)");
+    const drawn = open.length && await katex;
+    if (!drawn) return;
+    open.forEach((math) => {
+      const key = `${math.classList.contains("display")} ${math.dataset.tex}`;
+      if (!formulas.has(key)) {
+        try { formulas.set(key, drawn.renderToString(math.dataset.tex, { output: "mathml", displayMode: math.classList.contains("display"), trust: false, maxExpand: 200, maxSize: 20 })); }
+        catch { formulas.set(key, ""); }  // not TeX: the source stays
+      }
+      if (formulas.get(key)) math.innerHTML = formulas.get(key);
+      math.classList.add("done");
+    });
+  };
   const fieldsOf = (form) => {
     const fields = new FormData(form);
     return { question: fields.get("question"), laps: fields.get("laps"), plan: fields.getAll("plan") };
@@ -92,6 +108,7 @@
       const count = scroll.querySelectorAll(".message").length;
       if (count > messages) near = true;  // a new question, or its answer, comes into sight
       messages = count;
+      typeset(scroll);
       if (near) scroll.scrollTop = scroll.scrollHeight;
     }).observe(scroll, { childList: true, subtree: true, characterData: true, attributes: true, attributeFilter: ["data-conversation"] });
   };

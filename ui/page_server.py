@@ -151,8 +151,14 @@ def _app(page: Any, state: State) -> FastAPI:
         max_file_size=MAX_FILE_SIZE,
         theme=theme(),
         css_paths=[HERE / "page.css", HERE / "compare.css"],
-        head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+        head=f"<script>window.pitlaneKatex = {json.dumps(katex_path())};{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
     )
+
+
+def katex_path() -> str:
+    """The path of the KaTeX that Gradio serves for its own Markdown; empty if this version of Gradio has no such file."""
+    folder = Path(gr.__file__).parent / "templates" / "frontend" / "assets"
+    return next((f"./assets/{path.name}" for path in sorted(folder.glob("katex-*.js"))), "")
 
 
 def page_id(page: Any) -> str:

@@ -274,7 +274,7 @@ def live_html(live: Live, documents: Sequence[Document]) -> str:
         facts = [f"<b>{number(live.num_tokens)}</b> tokens"]
         facts += [f"<b>{live.tokens_per_second:.1f}</b> tok/s"] if live.tokens_per_second else []
         line = f'<p class="line dots">{dotted(facts)}</p>'
-        body = markdown_html(live.text, documents)
+        body = markdown_html(live.text, documents, is_live=True)
         inner = f'<div class="body writing">{body}</div><footer class="stats">{line}</footer>'
     return f'<div class="thread"><article class="message answer live" aria-live="polite">{inner}</article></div>'
 

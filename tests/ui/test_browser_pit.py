@@ -7,9 +7,28 @@ from typing import Any
 
 import pytest
 
+from pitlane.storage.db import Store
 from tests.ui.test_browser import CHROMIUM, TIMEOUT, ask, chromium, finished, limit, served
 
 pytestmark = pytest.mark.browser
+RICH = r"""The area is $\pi r^2$, and
+
+\[ \sum_{i=1}^n i = \frac{n(n+1)}{2} \]
+
+```python
+def area(r: float) -> float:
+    return 3.14159 * r**2  # close
+```
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+- [x] done
+- [ ] to do
+
+שלום עולם, the code of $\nonsense{$ stays.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +37,12 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no Chromium here")
     problems: list[str] = []
-    with served(tmp_path_factory.mktemp("pit"), pause=0.02) as url, chromium() as browser:
+    home = tmp_path_factory.mktemp("pit")
+    with Store(home / "pitlane.db") as store:
+        key = store.conversations.create("m").id
+        store.conversations.append(key, "user", "A rich answer")
+        store.conversations.append(key, "assistant", RICH)
+    with served(home, pause=0.02) as url, chromium() as browser:
         page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
         page.set_default_timeout(TIMEOUT)
         page.on("pageerror", lambda error: problems.append(str(error)))
@@ -89,3 +113,15 @@ def test_stop_ends_the_reading_of_a_long_prompt(tab: Any) -> None:
     tab.wait_for_selector("#stop", state="visible")
     tab.click("#stop")
     tab.wait_for_selector(".refusal :text('stopped before its first token')")
+
+
+def test_formulas_code_and_copy_without_a_network(tab: Any) -> None:
+    tab.click("#conversations :text('A rich answer')")
+    tab.wait_for_selector("#thread .math math mfrac")
+    assert tab.locator("#thread .math math").count() == 2 and tab.locator("#thread .code .k").count() > 0
+    assert tab.inner_text("#thread .math code") == r"\nonsense{", "what KaTeX refuses stays as it is"
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.click("#thread .code [data-do=copy]")
+    tab.wait_for_selector("#thread .code .done")
+    assert tab.evaluate("navigator.clipboard.readText()").startswith("def area(r: float)")
+    assert tab.eval_on_selector("#thread p[dir=auto]:has-text('שלום')", "p => getComputedStyle(p).direction") == "rtl"
