@@ -27,9 +27,8 @@ from pitlane.ui.offline_gradio import gr
 from pitlane.ui.page_server import MAX_ANSWERS, PageServer, page_id
 from pitlane.ui.page_view import Widgets, new_tab
 from pitlane.ui.panels import thread_html
-from pitlane.ui.plugin_events import THINKING
 from pitlane.ui.render import note
-from pitlane.ui.sampling import chat_words
+from pitlane.ui.sampling_panel import sampling_panel
 from pitlane.ui.session import EngineOptions
 
 FILE_TYPES = [".pdf", ".txt", ".md"]
@@ -78,7 +77,7 @@ def serve(switch: ModelSwitch, store: Store, server: PageServer, notice: str = "
 
     def exchange(engine: Engine, notice: str = "") -> None:
         desk = Desk(engine, store)
-        server.show(asyncio.run(_built(desk, switch, notice)), lambda: state_of(switch), desk.release)
+        server.show(asyncio.run(_built(desk, switch, notice)), lambda: state_of(switch), desk.release, store)
 
     switch.exchange = exchange
     exchange(switch.engine, notice)
@@ -207,26 +206,12 @@ def _right(engine: Engine) -> dict[str, Any]:
         _html("<h3>Plugins</h3>")
     plan = _html(plan_html(engine.default_plan, True), elem_id="plan")
     advice = _acting("", elem_id="advice")
+    panel = sampling_panel(engine.loader.source.sampling)
+    panel.join()
     default, context = engine.document_plan, engine.loader.build_context
     controls = PluginControls(engine.registry, default, context, document_plugins(engine, default.settings))
     _html(others_html(engine.registry), elem_id="others")
-    with gr.Accordion("Sampling", open=False, elem_id="sampling"):
-        words = chat_words(engine.loader.source.sampling)
-        sampling = [
-            gr.Textbox(
-                value="", max_lines=1, label="Temperature",
-                info=f"empty: {words}; over documents 0: always the likeliest token",
-            ),
-            gr.Textbox(
-                value="", max_lines=1, label="Top-p",
-                info="draws from the likeliest share only",
-            ),
-            gr.Number(value=512, minimum=1, maximum=100_000, precision=0, label="Max tokens", info="longest answer"),
-            gr.Textbox(value="", max_lines=1, label="Seed", info="empty: a random seed; each answer names its seed"),
-            gr.Textbox(value="", lines=2, max_lines=6, label="System prompt", info="stands behind the documents"),
-            gr.Dropdown(list(THINKING), value="auto", label="Thinking", info="for models that can reason first"),
-        ]  # fmt: skip
-    return {"plan": plan, "advice": advice, "controls": controls, "sampling": sampling}
+    return {"plan": plan, "advice": advice, "controls": controls, "sampling": panel.inputs}
 
 
 def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:

@@ -94,7 +94,26 @@
     if (event.target.closest("[data-do=choose], [data-do=cancel], #use-other")) setTimeout(askState, 150);
     if (event.target.closest(".failure button")) dismissFailure();
     if (event.target.closest("header .theme")) setTheme(!dark());
+    if (event.target.closest("header .keys")) document.querySelector("header .shortcuts").showModal();
     if (event.target.closest("#new")) frame().remove("comparing");
+  });
+
+  // the keyboard: SHORTCUTS in model_menu.py lists the keys
+  const last = (selector) => [...document.querySelectorAll(selector)].at(-1);
+  const press = (element) => { if (element && element.checkVisibility() && !element.disabled) { element.click(); return true; } return false; };
+  const alt = {
+    KeyN: () => press(document.getElementById("new")), KeyR: () => press(last("#thread [data-do=retry]")),
+    ArrowLeft: () => press(last("#thread .answer .versions button:first-child")), ArrowRight: () => press(last("#thread .answer .versions button:last-child")),
+  };
+  document.addEventListener("keydown", (event) => {
+    const types = event.target.closest("input, textarea, select, [contenteditable]"), dialog = document.querySelector("dialog[open]");
+    if (dialog || event.isComposing || event.ctrlKey || event.metaKey) return;
+    let done = false;
+    if (event.altKey) done = !(types && event.code.startsWith("Arrow")) && alt[event.code]?.();
+    else if (event.key === "Escape" && !event.target.closest(".editor, #models")) done = press(document.getElementById("stop"));
+    else if (!types && event.key === "/") { document.querySelector("#box textarea").focus(); done = true; }
+    else if (!types && event.key === "?") { document.querySelector("header .shortcuts").showModal(); done = true; }
+    if (done) event.preventDefault();
   });
 
   const follow = (scroll) => {

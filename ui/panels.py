@@ -129,8 +129,17 @@ def _conversation(key: str, title: str, current: str | None, snippet: str = "") 
     return (
         f'<div class="item"{here}><button type="button" class="open" data-do="open" data-id="{key}">'
         f"<span>{escape(title or 'New conversation')}</span>{excerpt}</button>"
-        f'<span class="tools">{button("rename", key, "Rename")}{button("remove", key, "Delete")}</span></div>'
+        f'<span class="tools">{_exports(key)}{button("rename", key, "Rename")}{button("remove", key, "Delete")}</span></div>'
     )
+
+
+def _exports(key: str) -> str:
+    """Links that save a conversation as a file (ui/export.py)."""
+    links = []
+    for kind, name in (("md", "Markdown"), ("json", "JSON")):
+        label = f'title="Save as {name}" aria-label="Save as {name}"'
+        links.append(f'<a class="tool" href="./pitlane/export/{key}.{kind}" download {label}>{kind}</a>')
+    return "".join(links)
 
 
 def _age(then: float, now: float) -> str:

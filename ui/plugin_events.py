@@ -18,13 +18,10 @@ from pitlane.ui.offline_gradio import gr
 from pitlane.ui.page_view import Changes, Tab, View, page_event, warn
 from pitlane.ui.plugin_text import parse_settings
 from pitlane.ui.sampling import Sampling
+from pitlane.ui.sampling_panel import DEFAULT_MAX_TOKENS, NAMES, THINKING
 
 if TYPE_CHECKING:
     from pitlane import Settings
-
-THINKING = {"auto": None, "on": True, "off": False}
-SAMPLING = ("temperature", "top_p", "max_tokens", "seed", "system", "thinking")  # names of the sampling widgets
-DEFAULT_MAX_TOKENS = 512
 
 
 class PluginEvents(View):
@@ -141,25 +138,26 @@ class PluginEvents(View):
         Raises BadOption for values that cannot be.
         """
         num_sampling = len(self.ui.sampling)
-        temperature, top_p, max_tokens, seed, system, thinking = values[:num_sampling]
+        typed = dict(zip(NAMES, values[:num_sampling], strict=True))
         settings = in_effect(self.desk.engine, self.ui.controls.settings(values[num_sampling:]), bool(documents))
-        seed = _seed(seed)
+        seed = _whole("seed", typed["seed"], "leave it empty for a random seed")
         before = replaced.stats if replaced is not None else None
         if seed is None and before and sorted(before["plugins"]) != sorted(settings):
             seed = seed_of(replaced)
         given = {
-            "temperature": _decimal("temperature", temperature),
-            "top_p": _decimal("top_p", top_p),
-            "max_tokens": int(max_tokens or DEFAULT_MAX_TOKENS),
+            **{name: _decimal(name, typed[name]) for name in ("temperature", "top_p", "min_p", "repetition_penalty")},
+            "top_k": _whole("top_k", typed["top_k"], "leave it empty to draw from all tokens"),
+            "max_tokens": int(typed["max_tokens"] or DEFAULT_MAX_TOKENS),
             "seed": seed,
         }
         sampling = Sampling({name: value for name, value in given.items() if value is not None})
-        return Ask(settings, sampling, (system or "").strip() or None, THINKING[thinking], replaced)
+        system, thinking = str(typed["system"] or "").strip() or None, THINKING[typed["thinking"]]
+        return Ask(settings, sampling, system, thinking, replaced)
 
     @property
     def value_names(self) -> list[str]:
         """Names of the values for `read`, in this order."""
-        return [*SAMPLING, *self.ui.controls.names]
+        return [*NAMES, *self.ui.controls.names]
 
     def restored(self, kept: Mapping[str, Any], tab: Tab) -> Changes:
         """Restore the values that the browser tab had before its reload, if they are still possible.
@@ -206,13 +204,13 @@ def _decimal(name: str, value: str | float | None) -> float | None:
         raise BadOption(f"{name} must be a number, got {text!r}; leave the field empty for the default") from None
 
 
-def _seed(value: str | float | None) -> int | None:
-    """The seed that was typed; None for an empty field."""
+def _whole(name: str, value: str | float | None, way_out: str) -> int | None:
+    """The whole number that was typed; None for an empty field."""
     text = _typed(value)
     try:
         return int(text) if text else None
     except ValueError:
-        raise BadOption(f"seed must be a whole number, got {text!r}; leave it empty for a random seed") from None
+        raise BadOption(f"{name} must be a whole number, got {text!r}; {way_out}") from None
 
 
 def _typed(value: str | float | None) -> str:

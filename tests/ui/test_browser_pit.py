@@ -125,3 +125,29 @@ def test_formulas_code_and_copy_without_a_network(tab: Any) -> None:
     tab.wait_for_selector("#thread .code .done")
     assert tab.evaluate("navigator.clipboard.readText()").startswith("def area(r: float)")
     assert tab.eval_on_selector("#thread p[dir=auto]:has-text('שלום')", "p => getComputedStyle(p).direction") == "rtl"
+
+
+def test_presets_shortcuts_and_an_export(tab: Any) -> None:
+    with tab.expect_download() as download:
+        tab.hover("#conversations .item[aria-current]")
+        tab.click("#conversations .item[aria-current] a:text('md')")
+    assert download.value.suggested_filename == "a-rich-answer.md"
+    if not tab.is_visible("#presets"):
+        tab.click("#sampling .label-wrap")
+    tab.click("#presets :text('Creative')")
+    tab.wait_for_function("() => sessionStorage.getItem('pitlane-tab').includes('min_p')")
+    assert tab.get_by_label("Min-p").input_value() == "0.05"
+    tab.click("#presets :text('Precise')")
+    tab.wait_for_function("() => !sessionStorage.getItem('pitlane-tab').includes('min_p')")
+    assert [tab.get_by_label(name).first.input_value() for name in ("Temperature", "Min-p")] == ["0", ""]
+    tab.click("#presets :text('Reset')")
+    tab.wait_for_function("() => !sessionStorage.getItem('pitlane-tab').includes('temperature')")
+    tab.click("header h1")
+    tab.keyboard.press("?")
+    tab.wait_for_selector(".shortcuts[open]")
+    tab.keyboard.press("Escape")
+    tab.keyboard.press("Alt+n")
+    tab.wait_for_selector(".empty h2")
+    tab.click("header h1")
+    tab.keyboard.press("/")
+    assert tab.evaluate("document.activeElement.closest('#box') !== null")
