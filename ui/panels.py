@@ -6,6 +6,7 @@ data-id its target. All text from users, files and models is escaped.
 
 from __future__ import annotations
 
+import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,6 @@ from pitlane.ui.render import size
 
 if TYPE_CHECKING:
     from pitlane import Result
-    from pitlane.ui.page_view import Waiting
 
 # The bundled model and SmolLM2 answer these with the right value and the right page.
 SAMPLE_QUESTIONS = (
@@ -79,6 +79,16 @@ class Live:
     loading: bool = False
     accepted: list[tuple[int, int]] = field(default_factory=list)
     result: Result | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A question that waits until its conversation's answer is complete. key: names it in events."""
+
+    session: str
+    text: str
+    key: str = field(default_factory=lambda: secrets.token_hex(4))
+    is_taken_back: bool = False
 
 
 def icon(name: str) -> str:
