@@ -41,9 +41,10 @@ class QuestionEvents(PluginEvents, ModelEvents):
         text = text.strip()
         if not text:
             return
-        tab, waiting = self._line_up(request, tab, text)
-        if tab is None:
+        current, waiting = self._line_up(request, tab, text)
+        if current is None:
             return
+        tab = current
         question, changes = self._new_question(text, values), {self.ui.box: ""}
         if waiting is None:
             yield from self._answer(request, tab, question, changes)
