@@ -77,10 +77,11 @@ def details_html(stats: Stats, roles: Roles, text: str = "") -> str:
     chips = "".join(f'<span class="chip">{escape(name)}</span>' for name in stats["plugins"]) or (
         '<span class="chip none">no plugins</span>'
     )
-    accepted = accepted_html(text, stats.get("accepted_text") or ())
+    accepted, shown = accepted_html(text, stats.get("accepted_text") or ()), set(head_parts(stats))
+    effects = dotted(part for part in stat_parts(stats, roles) if part not in shown)
     tinted = f"<details><summary>Accepted draft tokens in the text</summary>{accepted}</details>" if accepted else ""
     return (
-        f'<div class="details">{waterfall_html(stats, roles)}<p class="dots">{dotted(stat_parts(stats, roles))}</p>'
+        f'<div class="details">{waterfall_html(stats, roles)}<p class="dots">{effects}</p>'
         f'{reuse_html(stats)}<p class="chips">{chips}</p>{tinted}</div>'
     )
 

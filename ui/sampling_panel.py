@@ -64,15 +64,15 @@ def sampling_panel(recommended: Mapping[str, float]) -> SamplingPanel:
             "temperature": _field(
                 "Temperature", f"empty: {chat_words(recommended)}; over documents 0: always the likeliest token"
             ),
-            "top_p": _field("Top-p", "draws from the likeliest tokens that make up this share, 0 to 1"),
-            "top_k": _field("Top-k", "draws from so many of the likeliest tokens; empty: from all"),
-            "min_p": _field("Min-p", "leaves out tokens below this share of the likeliest token's probability, 0 to 1"),
-            "repetition_penalty": _field("Repetition penalty", "above 1: tokens that occurred before become less likely"),
+            "top_p": _field("Top-p", "share of probability to draw from"),
+            "top_k": _field("Top-k", "number of tokens to draw from"),
+            "min_p": _field("Min-p", "least share of the top probability"),
+            "repetition_penalty": _field("Repetition penalty", "above 1: fewer repeated words"),
             "max_tokens": gr.Number(
                 value=DEFAULT_MAX_TOKENS, minimum=1, maximum=100_000, precision=0, label="Max tokens",
                 info="longest answer",
             ),
-            "seed": _field("Seed", "empty: a random seed; each answer names its seed"),
+            "seed": _field("Seed", "empty: random"),
             "system": gr.Textbox(value="", lines=2, max_lines=6, label="System prompt", info="stands behind the documents"),
             "thinking": gr.Dropdown(list(THINKING), value="auto", label="Thinking", info="for models that can reason first"),
         }  # fmt: skip

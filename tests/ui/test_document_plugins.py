@@ -181,7 +181,7 @@ def values(page: Any, changed: dict[str, Any] | None = None) -> list[Any]:
     kept = {name: widget.value for name, widget in zip(names, page.handlers.ui.controls.inputs, strict=True)}
     assert (changed or {}).keys() <= kept.keys()
     kept |= changed or {}
-    return [0, 1, 8, None, "", "auto", *kept.values()]
+    return [0, 1, 8, None, "", "auto", "", "", "", *kept.values()]
 
 
 def attached(page: Any) -> dict[str, Any]:
@@ -210,14 +210,16 @@ def test_another_adapter_serves_every_question(page: Any, make_adapter: Any) -> 
 
 
 def test_the_page_says_when_it_is_active(page: Any) -> None:
-    ui, state, given = page.handlers.ui, card_of(page, "lora").state, values(page)[6:]
+    ui, state, given = page.handlers.ui, card_of(page, "lora").state, values(page)[len(page.handlers.ui.sampling) :]
     without = page.handlers.replan(new_tab(), *given)
     assert "waits: it answers questions about a document" in without[state]
     assert without[ui.document_plugins] == "" and "lora" not in without[ui.plan]
     active = page.handlers.replan(attached(page), *given)
     assert "active: a document is attached" in active[state] and '<span class="chip">lora</span>' in active[ui.plan]
     assert "lora (adapter documents)" in active[ui.document_plugins]
-    off = page.handlers.toggled(card_of(page, "lora"))(attached(page), *values(page, {"lora": False})[6:])
+    off = page.handlers.toggled(card_of(page, "lora"))(
+        attached(page), *values(page, {"lora": False})[len(page.handlers.ui.sampling) :]
+    )
     assert off[state] == off[ui.document_plugins] == "" and "lora" not in off[ui.plan]
     loaded = page.handlers.load(TAB, attached(page), "", json.dumps({"documents": attached(page)["documents"]}))
     assert "active" in loaded[state] and "lora" in loaded[ui.document_plugins]
@@ -229,7 +231,7 @@ def test_a_change_of_documents_draws_the_plan_again(page: Any) -> None:
     after_reading = [fn for fn in page.blocks.fns.values() if any(name == "then" for _, name in fn.targets)]
     assert len(events) == 1 and sum(fn.name == "replan" for fn in after_reading) == 3, "when the weights are loaded"
     assert events[0].inputs == [ui.tab, *ui.controls.inputs]
-    assert set(events[0].outputs) == {ui.plan, ui.document_plugins, card_of(page, "lora").state}
+    assert set(events[0].outputs) == {*ui.planned, ui.document_plugins, card_of(page, "lora").state}
 
 
 def test_an_attached_document_loads_the_weights_and_its_kv_is_used(page: Any) -> None:
@@ -260,7 +262,9 @@ def test_the_page_goes_on_without_it_if_memory_does_not_suffice(page: Any, no_me
 
 def test_an_empty_adapter_is_explained_at_its_card(page: Any) -> None:
     card = card_of(page, "lora")
-    changes = page.handlers.toggled(card)(new_tab(), *values(page, {"lora.adapter": ""})[6:])
+    changes = page.handlers.toggled(card)(
+        new_tab(), *values(page, {"lora.adapter": ""})[len(page.handlers.ui.sampling) :]
+    )
     assert "lora needs an adapter: set lora.adapter to &#x27;documents&#x27;" in changes[card.note]
     assert 'role="alert"' in changes[card.note] and changes[card.switch] is False
 
@@ -292,7 +296,9 @@ def test_another_model_has_no_such_plugin(make_engine: Any) -> None:
     )
     card = next(card for card in handlers.ui.controls.cards if card.plugin.name == "lora")
     assert card.state is None and card.switch.value is False
-    assert not [fn for fn in blocks.fns.values() if (handlers.ui.tab._id, "change") in fn.targets]
+    (replan,) = [fn for fn in blocks.fns.values() if (handlers.ui.tab._id, "change") in fn.targets]
+    expected = {*handlers.ui.planned, handlers.ui.document_plugins}
+    assert set(replan.outputs) == expected, "the advice depends on documents, and no card does"
 
 
 # ---- the rule
