@@ -16,23 +16,21 @@ from typing import Any
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.storage.types import Message, Refusal
 from pitlane.ui.answering import Ask, Key, seed_of, was_stopped_before_it_began
-from pitlane.ui.model_events import ModelEvents
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.page_view import Changes, Tab, Writing, page_event, session_of, warn
 from pitlane.ui.panels import Live, Waiting, can_go_on, waiting_html
 from pitlane.ui.plugin_events import PluginEvents
 from pitlane.ui.refusals import STOPPED, refusal_of
+from pitlane.ui.waiting_line import ALIVE_SECONDS, WaitingLine
 
 # Time between two drawings of an answer. A browser on the same processor takes time from the model: drawn every 0.04 s, 500 tokens
 # of SmolLM2 on 2 cores came at 0.57 of the speed without a page.
 FRAME_SECONDS, SECONDS_PER_CHARACTER, LONGEST_FRAME_SECONDS = 0.06, 1.6e-4, 0.4
-MAX_WAITING = 3  # questions in line per conversation; each holds one of the events that may run at once
-ALIVE_SECONDS = 1.0  # an event yields at this interval, so that Gradio can close it
 
 Question = Callable[[Tab], tuple[Tab, Ask]]  # adds a question to the conversation, and returns how to answer it
 
 
-class QuestionEvents(PluginEvents, ModelEvents):
+class QuestionEvents(PluginEvents, WaitingLine):
     """Events of the thread and the box, over one desk."""
 
     @page_event
@@ -41,7 +39,7 @@ class QuestionEvents(PluginEvents, ModelEvents):
         text = text.strip()
         if not text:
             return
-        current, waiting = self._line_up(request, tab, text)
+        current, waiting = self.line_up(request, tab, text)
         if current is None:
             return
         tab = current
@@ -52,23 +50,15 @@ class QuestionEvents(PluginEvents, ModelEvents):
         conversation = str(tab["conversation"])
         try:
             yield {**changes, self.ui.queue: waiting_html(self.waiting[conversation])}
-            yield from self._wait(waiting, conversation)
+            yield from self.wait(waiting, conversation)
             if waiting.is_taken_back:
                 changes[self.ui.box] = text
             else:
                 yield from self._answer(request, tab, question, waiting=waiting)
         finally:
-            self._leave_line(waiting, conversation)
+            self.leave_line(waiting, conversation)
         if waiting.is_taken_back and self.shown_tab(request, tab)["conversation"] == conversation:
             yield {**changes, self.ui.queue: waiting_html(self.waiting.get(conversation, ()))}
-
-    @page_event
-    def take_back(self, event: gr.EventData) -> Changes:
-        """Take a waiting question out of the line; its own event puts the text back into the box."""
-        for questions in list(self.waiting.values()):
-            for waiting in questions:
-                waiting.is_taken_back |= waiting.key == event.id
-        return {}
 
     @page_event
     def version(self, request: gr.Request, event: gr.EventData, tab: Tab) -> Changes:
@@ -217,56 +207,6 @@ class QuestionEvents(PluginEvents, ModelEvents):
             yield {card.switch: is_on} | self.next_plan(tab, self.ui.controls.settings(switches))
         yield from self._answer(request, tab, self._last_question([*values[:num_sampling], *switches]))
 
-    def _line_up(self, request: gr.Request, tab: Tab, text: str) -> tuple[Tab | None, Waiting | None]:
-        """Put a question in line if its conversation is busy. No tab: the line is too long, or the question is the one before."""
-        with self.lock:
-            self.check_open()
-            tab = self._current(request, tab)
-            conversation = tab["conversation"] or ""
-            line = self.waiting.get(conversation, [])
-            if conversation not in self.writing and not line:
-                return tab, None
-            if text == self._latest_question(conversation, line):
-                return None, None  # a second click
-            if len(line) >= MAX_WAITING:
-                gr.Info(f"{MAX_WAITING} questions wait already; wait for an answer, or stop it.")
-                return None, None
-            waiting = Waiting(session_of(request), text)
-            self.waiting.setdefault(conversation, []).append(waiting)
-        return tab, waiting
-
-    def _latest_question(self, conversation: str, line: Sequence[Waiting]) -> str | None:
-        """The last question in line, or else the question that is being answered."""
-        if line:
-            return line[-1].text
-        writing = self.writing.get(conversation)
-        questions = [message.text for message in writing.messages if message.role == "user"] if writing else []
-        return questions[-1] if questions else None
-
-    def _wait(self, waiting: Waiting, conversation: str) -> Iterator[Changes]:
-        """Wait until the conversation is free and the question is the first in line, or is taken back."""
-        alive = time.monotonic()
-        while not waiting.is_taken_back:
-            with self.lock:
-                if conversation not in self.writing and self.waiting[conversation][0] is waiting:
-                    return
-            time.sleep(FRAME_SECONDS)
-            if time.monotonic() - alive > ALIVE_SECONDS:
-                alive = time.monotonic()
-                yield {self.ui.box: gr.skip()}
-
-    def _leave_line(self, waiting: Waiting, conversation: str) -> None:
-        with self.lock:
-            line = [other for other in self.waiting.get(conversation, []) if other is not waiting]
-            if line:
-                self.waiting[conversation] = line
-            else:
-                self.waiting.pop(conversation, None)
-
-    def _current(self, request: gr.Request, tab: Tab) -> Tab:
-        """The tab; if its first question is being answered, the tab with the conversation that this question began."""
-        return self.shown[session_of(request)] if tab["conversation"] is None and self.shown_writing(request) else tab
-
     def _answer(
         self,
         request: gr.Request,
@@ -314,9 +254,9 @@ class QuestionEvents(PluginEvents, ModelEvents):
         session = session_of(request)
         with self.lock:  # of two clicks at once, the second finds the answer of the first
             self.check_open()
-            tab = self._current(request, tab)
+            tab = self.current(request, tab)
             if waiting is not None:
-                self._leave_line(waiting, str(tab["conversation"]))
+                self.leave_line(waiting, str(tab["conversation"]))
             if tab["conversation"] in self.writing:
                 gr.Info("An answer is on its way; stop it first.")
                 return tab, None

@@ -76,6 +76,7 @@ def test_the_advice_the_drafters_and_a_reset(tab: Any) -> None:
     assert 0 <= box["y"] - header["height"] < 40, "the next answer stays in sight"
 
 
+@pytest.mark.slow  # test_page_conversations.py has the same without a browser
 def test_versions_a_continued_answer_and_a_question_that_waits(tab: Any) -> None:
     limit(tab, 12)
     ask(tab, "Tell me", 1)

@@ -22,12 +22,12 @@ def typed(page: Any, **fields: Any) -> list[Any]:
 
 def test_every_preset_has_values_that_the_engine_takes(page: Any) -> None:
     fields = dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "repetition_penalty"), "")
-    found = {
+    params = {
         name: page.handlers.read(typed(page, **fields | dict(preset))).sampling for name, preset in PRESETS.items()
     }
-    assert found["Precise"].greedy().temperature == 0
-    assert 0 < found["Balanced"].greedy().temperature < found["Creative"].greedy().temperature
-    assert found["Creative"].greedy().min_p == 0.05
+    assert params["Precise"].greedy().temperature == 0
+    assert 0 < params["Balanced"].greedy().temperature < params["Creative"].greedy().temperature
+    assert params["Creative"].greedy().min_p == 0.05
 
 
 def test_fields_are_read_as_they_are_typed_and_empty_fields_have_their_defaults(page: Any) -> None:

@@ -47,8 +47,8 @@ def test_the_folded_line_has_the_figures_and_whatever_went_wrong() -> None:
 
 def test_the_first_token_that_differs_from_an_earlier_prompt_is_found() -> None:
     document = list(range(100))
-    found = first_difference_of([*document, 7, 8], [[1, 2], [*document, 9, 9, 9], [*document[:50], 0, 0]])
-    assert found == (100, [*document, 9, 9, 9])
+    difference = first_difference_of([*document, 7, 8], [[1, 2], [*document, 9, 9, 9], [*document[:50], 0, 0]])
+    assert difference == (100, [*document, 9, 9, 9])
     assert first_difference_of([*document, 7], [[5, 5], document]) is None, "the next turn only goes on"
     assert first_difference_of(document, [[0, 1, 2, 99]]) is None and first_difference_of(document, []) is None
     html = reuse_html(stats(cached_tokens=480, reuse={"same": 500, "now": "<When>", "before": "What"}))
