@@ -108,14 +108,6 @@ def test_versions_a_continued_answer_and_a_question_that_waits(tab: Any) -> None
     assert tab.locator("#queue .waiting").count() == 0 and tab.locator(".message.user").count() == 3
 
 
-def test_stop_ends_the_reading_of_a_long_prompt(tab: Any) -> None:
-    tab.fill("#box textarea", "word " * 1500)
-    tab.keyboard.press("Enter")
-    tab.wait_for_selector("#stop", state="visible")
-    tab.click("#stop")
-    tab.wait_for_selector(".refusal :text('stopped before its first token')")
-
-
 def test_formulas_code_and_copy_without_a_network(tab: Any) -> None:
     tab.click("#conversations :text('A rich answer')")
     tab.wait_for_selector("#thread .math math mfrac")

@@ -405,6 +405,36 @@ def test_a_stop_before_the_first_token_keeps_the_old_answer(page: Any) -> None:
     assert "it was stopped before its first token" in changes[page.handlers.ui.thread]
 
 
+def test_a_stop_ends_the_reading_of_a_prompt(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = page.engine.lane_of(page.engine.plan({"prefix_cache": {}})).scheduler
+    monkeypatch.setattr(scheduler, "max_step_tokens", 16)
+    schedule, num_steps, stopped = type(scheduler).schedule, 0, Event()
+
+    def third_step_waits(own: Any) -> Any:
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps == 3:
+            assert stopped.wait(20)
+        return schedule(own)
+
+    monkeypatch.setattr(type(scheduler), "schedule", third_step_waits)
+    answer = page.handlers.ask(TAB, "w" * 400, new_tab(), *values(page))
+    next(answer)
+
+    def stop() -> None:
+        while not page.handlers.writing or not next(iter(page.handlers.writing.values())).live.done:
+            time.sleep(0.005)
+        page.handlers.stop(TAB)
+        stopped.set()
+
+    stopping = Thread(target=stop)
+    stopping.start()
+    changes = last(answer)
+    stopping.join()
+    assert "it was stopped before its first token" in changes[page.handlers.ui.thread]
+    assert num_steps <= 4, "the other 20 steps of the prompt were not computed"
+
+
 # ---- elsewhere
 
 
