@@ -1,0 +1,31 @@
+"""Where the Triton kernels run: on CUDA, or on a CPU under Triton's interpreter (TRITON_INTERPRET=1)."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets kernels. Triton reads the variable when a kernel is defined."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def unsupported(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the kernels cannot run a model of this dtype and device; None if they can."""
+    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+        return f"Triton kernels are for CUDA; the model runs on {device}"
+    if find_spec("triton") is None:
+        return "Triton is not installed; it comes with the CUDA build of torch, or by `pip install triton`"
+    if dtype not in DTYPES:
+        return f"Triton kernels are for bfloat16, float16 and float32, not for {str(dtype).removeprefix('torch.')}"
+    return None
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is at least `number`: Triton's tiles have such sizes."""
+    return 1 << max(0, number - 1).bit_length()
