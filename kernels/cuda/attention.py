@@ -12,7 +12,7 @@ Source: Dao et al. 2022, 2023 (FlashAttention); Dao et al. 2023 (Flash-Decoding)
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def walk(
         place = start + tl.arange(0, BLOCK_N)
         real = place < end
         block = tl.load(table + place // SIZE, real, 0)
-        slot = tl.maximum(block, 0).to(tl.int64) * SIZE + place % SIZE
+        slot = tl.maximum(block, 0) * SIZE + place % SIZE
         at = slot[:, None] * slot_stride + columns[None, :]
         held = real[:, None] & inside[None, :]
         key = tl.load(keys + at, held, 0.0)
@@ -192,8 +192,11 @@ class Reads(NamedTuple):
     split: bool
 
 
-def reads_of(batch: Batch, group: int, num_heads: int, num_kv_heads: int, device: torch.device) -> Reads:
-    """Plan the reads of a batch, whose tensors lie on the host. Raises ValueError if a draft has more than MAX_DRAFT tokens."""
+def reads_of(batch: Batch, group: int, heads: tuple[int, int], dim: int, device: torch.device) -> Reads:
+    """Plan the reads of a batch, whose tensors lie on the host. Raises ValueError if a draft has more than MAX_DRAFT tokens.
+
+    heads: of queries, and of keys and values.
+    """
     part = batch.groups[group]
     positions, parents = batch.positions.numpy(), batch.parents.numpy()
     starts, query_start = part.window_start.numpy(), batch.query_start.tolist()
@@ -216,8 +219,7 @@ def reads_of(batch: Batch, group: int, num_heads: int, num_kv_heads: int, device
             visible = sum(1 << bit for bit in kept if positions[begin + count + bit] >= starts[index])
             masks[index] = np.array(visible, np.uint64).astype(np.int64)
     longest = max(end - begin for begin, end in pairwise(query_start))
-    group_size = num_heads // num_kv_heads
-    tokens = max(1, (16 if longest <= 16 else 64) // group_size)
+    tokens = max(1, tile_rows(longest, dim) * heads[1] // heads[0])
     tiles = [
         (row, token, min(token + tokens, end))
         for row, (begin, end) in enumerate(pairwise(query_start))
@@ -226,7 +228,7 @@ def reads_of(batch: Batch, group: int, num_heads: int, num_kv_heads: int, device
     num_pieces = max(1, -(-int(ends.max()) // PIECE))
     tensors = (np.array(tiles, np.int32), part.block_table.numpy(), starts, highs, masks, drafts, ends)
     moved = [torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True) for array in tensors]
-    split = num_pieces > 1 and len(tiles) * num_kv_heads < FEW_TILES
+    split = num_pieces > 1 and len(tiles) * heads[1] < FEW_TILES
     return Reads(*moved, batch.block_size, tokens, num_pieces, part.num_sinks, split)
 
 
@@ -236,6 +238,8 @@ def attend(
     """Return out [T, H, D] of q [T, H, D], whose tokens may be strided, over keys and values [Hkv, S, D]."""
     num_tokens, heads, dim = q.shape
     kv_heads = keys.shape[0]
+    if keys[0].numel() >= 2**31:
+        raise ValueError(f"a head has {keys.shape[1]} slots of {dim} values; the kernel counts up to 2^31 values")
     if keys.shape != values.shape or keys.shape[2] != dim or heads % kv_heads:
         raise ValueError(f"shapes do not fit: q {q.shape}, keys {keys.shape}, values {values.shape}")
     if q.stride()[1:] != (dim, 1) or keys.stride() != values.stride() or keys.stride(2) != 1:
@@ -243,8 +247,16 @@ def attend(
     if sink_q is not None and (sink_q.shape != q.shape or sink_q.stride()[1:] != (dim, 1)):
         raise ValueError(f"sink_q must be like q, got {sink_q.shape} with strides {sink_q.stride()}")
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    group, width = heads // kv_heads, max(16, power_of_two(dim))
-    rows = max(16, power_of_two(reads.tokens * group))
+    fixed = constants(
+        heads,
+        heads // kv_heads,
+        reads.block_size,
+        dim,
+        reads.tokens,
+        reads.split,
+        sinks=sink_q is not None,
+        exact=q.dtype == torch.float32,
+    )
     pieces = reads.num_pieces if reads.split else 1
     partial = torch.empty(
         num_tokens * heads * pieces * (dim + 2) if reads.split else 0, dtype=torch.float32, device=q.device
@@ -253,14 +265,45 @@ def attend(
     attention_kernel[(len(reads.tiles), kv_heads, pieces)](
         q, second, keys, values, out, partial, reads.tiles, reads.table, reads.lows, reads.highs, reads.masks,
         reads.drafts, reads.ends, q.stride(0), second.stride(0), keys.stride(0), keys.stride(1),
-        reads.table.stride(0), pieces, scale, reads.num_sinks,
-        HEADS=heads, GROUP=group, SIZE=reads.block_size, DIM=dim, WIDTH=width, TOKENS=reads.tokens, ROWS=rows,
-        BLOCK_N=64 if width <= 128 else 32, PIECE=PIECE, SPLIT=reads.split, SINKS=sink_q is not None,
-        EXACT=q.dtype == torch.float32, num_warps=4, num_stages=2,
+        reads.table.stride(0), pieces, scale, reads.num_sinks, **fixed,
+        **launch(dim, fixed["ROWS"]),
     )  # fmt: skip
     if reads.split:
-        merge_kernel[(num_tokens * heads,)](partial, out, pieces, DIM=dim, WIDTH=width, num_warps=1)
+        merge_kernel[(num_tokens * heads,)](partial, out, pieces, DIM=dim, WIDTH=fixed["WIDTH"], num_warps=1)
     return out
+
+
+def constants(
+    heads: int, group: int, block_size: int, dim: int, tokens: int, split: bool, *, sinks: bool, exact: bool
+) -> dict[str, Any]:
+    """The constants of a compiled attention_kernel. exact: products of float32 are not rounded."""
+    width = max(16, power_of_two(dim))
+    return {
+        "HEADS": heads,
+        "GROUP": group,
+        "SIZE": block_size,
+        "DIM": dim,
+        "WIDTH": width,
+        "TOKENS": tokens,
+        "ROWS": max(16, power_of_two(tokens * group)),
+        "BLOCK_N": 64 if width <= 64 else 32,
+        "PIECE": PIECE,
+        "SPLIT": split,
+        "SINKS": sinks,
+        "EXACT": exact,
+    }
+
+
+def tile_rows(longest: int, dim: int) -> int:
+    """Query rows of a tile, if `longest` is the largest number of tokens of a sequence."""
+    if longest <= 16:
+        return 16
+    return 64 if dim <= 128 else 32
+
+
+def launch(dim: int, rows: int) -> dict[str, int]:
+    """Warps and stages of attention_kernel, so that it spills no registers. Not tuned on a GPU yet."""
+    return {"num_warps": 8 if dim > 64 and rows > 16 else 4, "num_stages": 2}
 
 
 class TritonAttention:
@@ -272,10 +315,10 @@ class TritonAttention:
     def __init__(self, context: BuildContext) -> None:
         config = context.config
         self.scale, self.device = config.attention_scale, context.device
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.heads, self.dim = (config.num_heads, config.num_kv_heads), config.head_dim
 
     def prepare(self, batch: Batch, group: int) -> Reads:
-        return reads_of(batch, group, self.num_heads, self.num_kv_heads, self.device)
+        return reads_of(batch, group, self.heads, self.dim, self.device)
 
     def __call__(
         self,
