@@ -232,9 +232,7 @@ def reads_of(batch: Batch, group: int, heads: tuple[int, int], dim: int, device:
     return Reads(*moved, batch.block_size, tokens, num_pieces, part.num_sinks, split)
 
 
-def attend(
-    q: Tensor, keys: Tensor, values: Tensor, reads: Reads, scale: float, sink_q: Tensor | None = None
-) -> Tensor:
+def attend(q: Tensor, keys: Tensor, values: Tensor, reads: Reads, scale: float, sink_q: Tensor | None = None) -> Tensor:
     """Return out [T, H, D] of q [T, H, D], whose tokens may be strided, over keys and values [Hkv, S, D]."""
     num_tokens, heads, dim = q.shape
     kv_heads = keys.shape[0]
@@ -266,7 +264,7 @@ def attend(
         q, second, keys, values, out, partial, reads.tiles, reads.table, reads.lows, reads.highs, reads.masks,
         reads.drafts, reads.ends, q.stride(0), second.stride(0), keys.stride(0), keys.stride(1),
         reads.table.stride(0), pieces, scale, reads.num_sinks, **fixed,
-        **launch(dim, fixed["ROWS"]),
+        **launch(fixed["ROWS"]),
     )  # fmt: skip
     if reads.split:
         merge_kernel[(num_tokens * heads,)](partial, out, pieces, DIM=dim, WIDTH=fixed["WIDTH"], num_warps=1)
@@ -277,7 +275,7 @@ def constants(
     heads: int, group: int, block_size: int, dim: int, tokens: int, split: bool, *, sinks: bool, exact: bool
 ) -> dict[str, Any]:
     """The constants of a compiled attention_kernel. exact: products of float32 are not rounded."""
-    width = max(16, power_of_two(dim))
+    width, rows = max(16, power_of_two(dim)), max(16, power_of_two(tokens * group))
     return {
         "HEADS": heads,
         "GROUP": group,
@@ -285,8 +283,8 @@ def constants(
         "DIM": dim,
         "WIDTH": width,
         "TOKENS": tokens,
-        "ROWS": max(16, power_of_two(tokens * group)),
-        "BLOCK_N": 64 if width <= 64 else 32,
+        "ROWS": rows,
+        "BLOCK_N": 64 if width == 128 and rows > 16 else 32,
         "PIECE": PIECE,
         "SPLIT": split,
         "SINKS": sinks,
@@ -301,9 +299,9 @@ def tile_rows(longest: int, dim: int) -> int:
     return 64 if dim <= 128 else 32
 
 
-def launch(dim: int, rows: int) -> dict[str, int]:
+def launch(rows: int) -> dict[str, int]:
     """Warps and stages of attention_kernel, so that it spills no registers. Not tuned on a GPU yet."""
-    return {"num_warps": 8 if dim > 64 and rows > 16 else 4, "num_stages": 2}
+    return {"num_warps": 8 if rows > 16 else 4, "num_stages": 2}
 
 
 class TritonAttention:

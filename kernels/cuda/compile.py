@@ -55,9 +55,7 @@ def configurations() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any],
         "partial": "*fp32",
         **dict.fromkeys(("tiles", "table"), "*i32"),
         **dict.fromkeys(("lows", "highs", "masks", "drafts", "ends"), "*i64"),
-        **dict.fromkeys(
-            ("q_stride", "sink_stride", "head_stride", "slot_stride", "table_stride", "num_pieces"), "i32"
-        ),
+        **dict.fromkeys(("q_stride", "sink_stride", "head_stride", "slot_stride", "table_stride", "num_pieces"), "i32"),
         "scale": "fp32",
         "num_sinks": "i32",
     }
@@ -66,7 +64,7 @@ def configurations() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any],
             rows = attention.tile_rows(longest, dim)
             constants = attention.constants(heads, group, 32, dim, rows // group, split, sinks=False, exact=False)
             name = f"D {dim}, G {group}, {rows} rows{', split' if split else ''}"
-            at = attention.launch(dim, constants["ROWS"])
+            at = attention.launch(constants["ROWS"])
             yield name, attention.attention_kernel, types, constants, *at.values()
     types = {"partial": "*fp32", "out": "*bf16", "num_pieces": "i32"}
     yield "D 128", attention.merge_kernel, types, {"DIM": 128, "WIDTH": 128}, 1, 3
@@ -74,18 +72,38 @@ def configurations() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any],
     yield "K 2048", linear.quantize_kernel, types, {"GROUPS": 32, "GROUP": 64}, 1, 3
     sizes = dict.fromkeys(("M", "N", "K", "x_stride", "panel_bytes"), "i32")
     for rows in (1, 32, 512):
-        (block_m, block_n), at = linear.tiles_of(rows), linear.launch(rows).values()
+        at = linear.launch(rows).values()
         for quantized in (True, False):
-            shared = {"QUANTIZED": quantized, "HAS_BIAS": False, "EXACT": False, "BLOCK_M": block_m, "BLOCK_N": block_n}
+            flags = {"QUANTIZED": quantized, "HAS_BIAS": False, "EXACT": False}
             x, factors = ("*i8", "*fp32") if quantized else ("*bf16", "*bf16")
             name = f"M {rows}, {'W8A8' if quantized else 'W8A16'}"
-            types = {"x": x, "factors": factors, "packed": "*u8", "scales": "*fp32", "bias": "*fp32", "y": "*bf16", **sizes}
-            yield name, linear.int8_kernel, types, {**shared, "GROUPS": 32, "BLOCK_K": 64}, *at
+            types = {
+                "x": x,
+                "factors": factors,
+                "packed": "*u8",
+                "scales": "*fp32",
+                "bias": "*fp32",
+                "y": "*bf16",
+                **sizes,
+            }
+            yield name, linear.int8_kernel, types, {**flags, **_tile(rows, 64), "GROUPS": 32, "BLOCK_K": 64}, *at
             for group, symmetric in ((32, False), (64, True), (128, True)):
                 name = f"M {rows}, {'W4A8' if quantized else 'W4A16'} g{group}{' symmetric' if symmetric else ''}"
                 types = {"x": x, "factors": factors, "packed": "*u8", "bias": "*fp32", "y": "*bf16", **sizes}
-                constants = {**shared, "GROUPS": 2048 // group, "GROUP": group, "SYMMETRIC": symmetric}
+                constants = {
+                    **flags,
+                    **_tile(rows, group),
+                    "GROUPS": 2048 // group,
+                    "GROUP": group,
+                    "SYMMETRIC": symmetric,
+                }
                 yield name, linear.int4_kernel, {**types, "unit": "fp32"}, constants, *at
+
+
+def _tile(rows: int, size: int) -> dict[str, int]:
+    from pitlane.kernels.cuda.linear import tiles_of
+
+    return dict(zip(("BLOCK_M", "BLOCK_N"), tiles_of(rows, size), strict=True))
 
 
 def compile_for(capability: int) -> Iterator[Compiled]:

@@ -141,7 +141,9 @@ def linear(x: Tensor, weight: Any) -> Tensor:
     if inputs != weight.num_inputs or x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(f"x must be of 16 or 32 bits [M, {weight.num_inputs}], got {x.dtype} {list(x.shape)}")
     if weight.packed.numel() >= 2**31 or rows * inputs >= 2**31:
-        raise ValueError(f"x and weight must have fewer than 2^31 values, got {list(x.shape)}, {weight.num_outputs} outputs")
+        raise ValueError(
+            f"x and weight must have fewer than 2^31 values, got {list(x.shape)}, {weight.num_outputs} outputs"
+        )
     x = x if x.stride(1) == 1 else x.contiguous()
     form, outputs = weight.form, weight.num_outputs
     y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
@@ -149,7 +151,7 @@ def linear(x: Tensor, weight: Any) -> Tensor:
         return y
     size = form.input_group if form.bits == 4 or form.quantized else 64
     values, factors = quantized_inputs(x, size) if form.quantized else (x, x)
-    block_m, block_n = tiles_of(rows)
+    block_m, block_n = tiles_of(rows, size)
     grid = triton.cdiv(rows, block_m), triton.cdiv(outputs, block_n)
     bias = x if weight.bias is None else weight.bias
     panel_bytes, groups = weight.packed.stride(0), triton.cdiv(inputs, size)
@@ -173,11 +175,11 @@ def linear(x: Tensor, weight: Any) -> Tensor:
     return y
 
 
-def tiles_of(rows: int) -> tuple[int, int]:
-    """(BLOCK_M, BLOCK_N) for a number of rows. Not tuned on a GPU yet."""
+def tiles_of(rows: int, size: int) -> tuple[int, int]:
+    """(BLOCK_M, BLOCK_N) for a number of rows and the size of a group. Not tuned on a GPU yet."""
     if rows <= 16:
         return 16, 64
-    return (32, 64) if rows <= 64 else (64, 64)
+    return 32 if rows <= 64 else 64, 32 if size == 128 else 64
 
 
 def launch(rows: int) -> dict[str, int]:

@@ -47,7 +47,9 @@ def test_a_row_does_not_depend_on_the_other_rows(form: Format) -> None:
 
 
 def test_inputs_are_rounded_to_nearest_even() -> None:
-    x = torch.cat((torch.randn(5, 70), torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5] + [0.0] * 64]), torch.zeros(1, 70)))
+    x = torch.cat(
+        (torch.randn(5, 70), torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5] + [0.0] * 64]), torch.zeros(1, 70))
+    )
     numbers, scales = quantized_inputs(x, 64)
     whole, factors = quantize_inputs(x, 64)
     assert torch.equal(numbers.float(), whole.flatten(1)) and torch.equal(scales, factors)
