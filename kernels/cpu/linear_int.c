@@ -45,6 +45,15 @@ int int_level(void) {
     return best;
 }
 
+const char *int_fault(const IntLinear *job) {
+    if (job->outs <= 0 || job->ins <= 0 || job->ins > MAX_INT_INPUTS)
+        return "needs outs > 0, 0 < ins <= 2^20";
+    if ((job->group != 32 && job->group != 64 && job->group != 128) || (job->bits != 8 && job->bits != 4) ||
+        (job->bits == 8 ? !job->scales : job->ins % job->group != 0))
+        return "needs a group of 32, 64 or 128, and bits = 8 and scales, or bits = 4 and a group that divides ins";
+    return job->level < 0 || job->level > int_level() ? "this CPU cannot run this level" : NULL;
+}
+
 /* On Intel, weights from memory then arrive in 0.65 to 0.9 of the time, for 1 to 16 rows. Prototypes on AMD's Zen 4 took 1.05 to 1.15
  * of the time with up to 4 rows, and 0.75 to 0.86 with 16. */
 long prefetch_distance(long rows) {

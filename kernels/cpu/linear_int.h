@@ -38,6 +38,9 @@ typedef struct {
 /* The best level that this CPU and the environment variable PITLANE_CPU_KERNELS (plain, avx2, avx512) allow. */
 int int_level(void);
 
+/* A message on sizes that `int_linear` cannot run, or NULL. */
+const char *int_fault(const IntLinear *job);
+
 /* Bytes of a panel of w, and of the prepared inputs of some rows. */
 size_t int_panel_bytes(const IntLinear *job);
 size_t int_scratch_bytes(const IntLinear *job, long rows);
