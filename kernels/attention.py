@@ -57,9 +57,12 @@ class Parts(NamedTuple):
     @classmethod
     def of(cls, seen: Iterable[Seen], num_tokens: int) -> Parts:
         """Cut runs of keys into tasks for query tokens `[0, num_tokens)`. The runs of a token come in the order of its keys."""
+        runs = list(seen)
+        if num_tokens == 1 and len(runs) == 1 and len(runs[0].tokens) == 1:
+            return cls._of_one_token(runs[0])
         num_parts = np.zeros(num_tokens, np.int64)
         pieces: dict[bytes, tuple[Slots, list[Members]]] = {}
-        for run in seen:
+        for run in runs:
             for at in range(0, len(run.slots), PIECE):
                 piece, start = run.slots[at : at + PIECE], run.first + at
                 group = _members(run, start, start + len(piece), num_parts)
@@ -79,6 +82,19 @@ class Parts(NamedTuple):
         rows[:, 0], rows[:, 1], rows[:, 2] = tokens, firsts[tokens], num_parts[tokens]
         slots = np.concatenate([piece for piece, _ in pieces.values()])
         return cls(*map(torch.from_numpy, (slots, np.array(tasks), members, rows)))
+
+    @classmethod
+    def _of_one_token(cls, run: Seen) -> Parts:
+        """The same for a batch of one token with one run: the decode step of one sequence, where numpy's calls would count."""
+        low, high, num_keys = int(run.lows[0]) - run.first, int(run.highs[0]) - run.first, len(run.slots)
+        pieces = [at for at in range(0, num_keys, PIECE) if low < at + PIECE and high > at]
+        tasks = [(at, min(PIECE, num_keys - at), i, 1) for i, at in enumerate(pieces)]
+        members = [
+            (run.tokens[0], i, max(low - at, 0), min(high - at, length))
+            for (at, length, i, _), at in zip(tasks, pieces, strict=True)
+        ]
+        rows = [(0, 0, len(pieces))]
+        return cls(torch.from_numpy(run.slots), torch.tensor(tasks), torch.tensor(members), torch.tensor(rows))
 
 
 def _members(run: Seen, start: int, stop: int, num_parts: Indices) -> Members:

@@ -273,6 +273,11 @@ class Quantized:
     def rows(self, index: Tensor) -> Tensor:
         """The rows [T, K] of an 8-bit weight in float32, for an embedding. index: [T]."""
         assert self.scales is not None, "4 bits serve no embedding"
+        if self.level is not None and index.dtype == torch.int64 and index.is_contiguous():
+            y = torch.empty(len(index), self.num_inputs)
+            addresses = (tensor.data_ptr() for tensor in (self.packed, self.scales, index, y))
+            cpu.int_rows(*addresses, len(index), self.num_outputs, self.num_inputs)
+            return y
         lines = self.packed.view(len(self.packed), -1, PANEL, 4)[index // PANEL, :, index % PANEL]
         return (lines.flatten(1)[:, : self.num_inputs].float() - 128) * self.scales[index][:, None]
 

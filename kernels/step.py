@@ -141,16 +141,15 @@ class Program:
             )
         logits = x.new_empty(count, self.vocab)
         addresses = [tensor.data_ptr() for tensor in (x, positions, logit_rows, logits)]
-        known = min((len(table) for pair in angles for table in pair), default=2**31)
+        known = min((table.shape[0] for pair in angles for table in pair), default=2**31)
         values = [rows, count, min(torch.get_num_threads(), MAX_THREADS), known, *addresses]
         for written, part in zip(slots, parts, strict=True):
             values.append(written.data_ptr())
             for tensor in part:
                 values += (tensor.data_ptr(), tensor.shape[0])
+        values += [0] * (9 * (MAX_GROUPS - len(slots)))
+        values += [tensor.data_ptr() for pair in angles for tensor in pair]
         self._step[: len(values)] = values
-        ropes = [tensor.data_ptr() for pair in angles for tensor in pair]
-        at = 8 + 9 * MAX_GROUPS
-        self._step[at : at + len(ropes)] = ropes
         cpu.step_run(self.handle, self._step_address)
         return logits
 

@@ -70,20 +70,22 @@ class Step:
     """The forward of one model. counts: its steps with tokens, by the way they ran: `compiled`, or the reason for Python."""
 
     def __init__(self, forward: Forward, context: RunnerContext, model: Decoder, num_layers: int) -> None:
+        from pitlane import Output
         from pitlane.kernels.attention import Parts
         from pitlane.kernels.step import MAX_ROWS
 
         self.forward, self.stores, self.attention, self.model = forward, context.stores, context.attention, model
-        self.max_rows, self.parts_type = MAX_ROWS, Parts
+        self.max_rows, self.parts_type, self.output = MAX_ROWS, Parts, Output
         self.program = _program(context, model, num_layers)
         self.angles: list[tuple[Tensor, Tensor]] = []
         self.num_angles = 0
         self.counts: Counter[str] = Counter()
 
     def __call__(self, batch: Batch) -> Output:
-        if batch.num_tokens == 0 or batch.operations:
+        num_tokens = batch.num_tokens
+        if num_tokens == 0 or batch.operations:
             return self.forward(batch)
-        if batch.num_tokens > self.max_rows:
+        if num_tokens > self.max_rows:
             return self._in_python(batch, f"more than {self.max_rows} tokens")
         if any(group.sink_positions is not None for group in batch.groups):
             return self._in_python(batch, "attention sinks with dropped tokens")
@@ -96,8 +98,6 @@ class Step:
         return self._compiled(batch, parts)
 
     def _compiled(self, batch: Batch, parts: list[Any]) -> Output:
-        from pitlane import Output
-
         x = self.model.embedding(batch.token_ids)
         if self.model.multiplier != 1.0:
             x *= self.model.multiplier
@@ -107,7 +107,7 @@ class Step:
         slots = [group.slots for group in batch.groups]
         logits = self.program.run(x, batch.positions, batch.logit_rows, slots, parts, self.angles)
         self.counts["compiled"] += 1
-        return Output(logits, {})
+        return self.output(logits, {})
 
     def _in_python(self, batch: Batch, reason: str) -> Output:
         self.counts[reason] += 1

@@ -126,6 +126,14 @@ void int_panels(const IntLinear *job, void *y, const void *scratch, long rows, l
         multiply(job, &from, y, rows, tiles, tile, panel, end);
 }
 
+void int_rows(const uint8_t *w, const float *scales, const int64_t *index, float *y, long count, long ins) {
+    for (; count > 0; count--, index++, y += ins) {
+        const uint8_t *lane = w + *index / INT_PANEL * ceil_divide(ins, 4) * 64 + *index % INT_PANEL * 4;
+        for (long k = 0; k < ins; k++)
+            y[k] = (float)(lane[k / 4 * 64 + k % 4] - 128) * scales[*index];
+    }
+}
+
 /* Item i is a chunk of panels for a block of tiles. */
 static void compute(const Work *work, long item) {
     long panel = item % work->chunks * work->chunk, first = item / work->chunks * BLOCK_TILES;

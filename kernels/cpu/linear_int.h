@@ -48,6 +48,9 @@ size_t int_scratch_bytes(const IntLinear *job, long rows);
 /* The whole linear, on up to `threads` threads. scratch: int_scratch_bytes, any alignment of 4. */
 void int_linear(const IntLinear *job, const void *x, void *y, void *scratch, long rows, int threads);
 
+/* Rows of a weight of 8 bits, for an embedding: y [count, ins] = W[index], float32. */
+void int_rows(const uint8_t *w, const float *scales, const int64_t *index, float *y, long count, long ins);
+
 /* The parts of `int_linear` for callers with threads of their own: write the prepared inputs, then compute panels [panel, end). */
 void int_prepare(const IntLinear *job, const void *x, void *scratch, long rows);
 void int_panels(const IntLinear *job, void *y, const void *scratch, long rows, long panel, long end);

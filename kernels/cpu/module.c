@@ -239,6 +239,19 @@ static PyObject *call_int_linear(PyObject *self, PyObject *const *args, Py_ssize
     Py_RETURN_NONE;
 }
 
+static PyObject *call_int_rows(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    int64_t v[MAX_ARGUMENTS];
+    (void)self;
+    if (!read_integers(args, given, 7, 7, v) || !check(v[4] >= 0 && v[5] > 0 && v[6] > 0, "needs count >= 0, outs > 0, ins > 0") ||
+        !check(v[4] == 0 || (v[0] && v[1] && v[2] && v[3]), "an address is 0") ||
+        !check(are_below((int64_t *)v[2], v[4], v[5]), "an index is not below the number of rows"))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    int_rows((uint8_t *)v[0], (float *)v[1], (int64_t *)v[2], (float *)v[3], v[4], v[6]);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
 static PyObject *call_int_level(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     return PyLong_FromLong(int_level());
@@ -277,6 +290,8 @@ static PyMethodDef methods[] = {
     {"int_linear", (PyCFunction)(void (*)(void))call_int_linear, METH_FASTCALL,
      "int_linear(x, w, scales, bias, y, scratch, rows, outs, ins, bits, group, symmetric, quantized, wide, level, threads, unit): "
      "see linear_int.h"},
+    {"int_rows", (PyCFunction)(void (*)(void))call_int_rows, METH_FASTCALL,
+     "int_rows(w, scales, index, y, count, outs, ins): see linear_int.h"},
     {"int_level", call_int_level, METH_NOARGS, "The best level of int_linear on this CPU: 0 plain, 1 AVX2, 2 AVX-512 VNNI"},
     {"attention_bf16", (PyCFunction)(void (*)(void))call_attention_bf16, METH_FASTCALL,
      "attention_bf16(q, keys, values, out, partial, slots, tasks, members, rows, num_tasks, num_rows, heads, kv_heads, dim, "
