@@ -21,7 +21,8 @@ from torch import Tensor
 from pitlane.kernels.attention import Parts
 from pitlane.kernels.extension import MISSING, cpu
 from pitlane.kernels.linear import Packed
-from pitlane.kernels.quantized import UNIT, Quantized
+from pitlane.kernels.packing import UNIT
+from pitlane.kernels.quantized import Quantized
 
 MAX_ROWS, MAX_GROUPS, MAX_ROPES, MAX_THREADS = 64, 8, 8, 128
 LINEAR, ATTENTION = range(2)  # Op.kind

@@ -1,11 +1,12 @@
-/* Runs steps of a random decoder on several threads, and compares them with one thread. Built with sanitizers by test_step.py.
- * Arguments: number of repetitions, number of threads of a step, number of callers at once. Exits with 1 if a bit differs. */
+/* Runs steps of a random decoder, and linears, on several threads, and compares them with one thread. test_step.py builds it with
+ * sanitizers. Arguments: number of repetitions, number of threads of a step, number of callers at once. Exits with 1 if a bit differs. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "linear_bf16.h"
 #include "linear_int.h"
 #include "step.h"
 
@@ -107,6 +108,21 @@ static void run(Model *model, long rows, long begin, long threads, uint16_t *log
         exit(2);
 }
 
+/* Whether a linear of each kind has other bits by `run_parallel` on some threads than on one. */
+static int linears_differ(const Model *model, long rows, int threads) {
+    enum { OUTS = (HEADS + 2 * KV_HEADS) * DIM };
+    static _Thread_local uint16_t y[2][MAX_ROWS * OUTS], scratch[MAX_ROWS * HIDDEN * 4];
+    uint16_t *const *tensors = model->tensors;
+    IntLinear job = {(uint8_t *)tensors[0], (float *)tensors[1], NULL, OUTS, HIDDEN, 8, 32, 1, 1, 0, int_level(), 1};
+    int different = 0;
+    for (int i = 0; i < 2; i++)
+        linear_bf16(tensors[0], tensors[0], tensors[1], y[i], scratch, rows, OUTS, HIDDEN, 0, i ? threads : 1);
+    different += memcmp(y[0], y[1], (size_t)(rows * OUTS) * 2) != 0;
+    for (int i = 0; i < 2; i++)
+        int_linear(&job, tensors[0], y[i], scratch, rows, i ? threads : 1);
+    return different + (memcmp(y[0], y[1], (size_t)(rows * OUTS) * 2) != 0);
+}
+
 static int repetitions, threads;
 
 static void *caller(void *unused) {
@@ -124,6 +140,7 @@ static void *caller(void *unused) {
                 if ((expected[at] & 0x7f80) == 0x7f80) /* infinity or NaN: no comparison says anything */
                     exit(2);
             different += memcmp(expected, logits, (size_t)(rows * VOCAB) * 2) != 0;
+            different += linears_differ(pair, rows, threads);
             different += memcmp(pair[0].kv, pair[1].kv, sizeof pair->kv) != 0;
         }
         destroy(pair), destroy(pair + 1);

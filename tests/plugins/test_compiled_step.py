@@ -32,7 +32,8 @@ from pitlane.engine.run.runner import EarlyExit, Forward, Model
 from pitlane.engine.variants import Variant, plan_weights
 from pitlane.kernels import step
 from pitlane.kernels.extension import cpu
-from pitlane.kernels.quantized import LEVELS, Format, Quantized
+from pitlane.kernels.packing import Format
+from pitlane.kernels.quantized import LEVELS, Quantized
 
 pytestmark = pytest.mark.skipif(step.unavailable(64) is not None, reason=str(step.unavailable(64)))
 EXACT: dict[str, dict[str, Any]] = {"packed_linear": {}, "paged_attention": {}, "fused_ops": {}}
