@@ -15,6 +15,7 @@ from pitlane.engine.decode.draft import Draft, clean
 from pitlane.engine.decode.rows import Rows, split_rows
 from pitlane.engine.decode.verify import Verified, verify_rows
 from pitlane.engine.events import FinishReason, PrefillProgress, StepStats, TextDelta
+from pitlane.engine.kv.eviction import evict_blocks
 from pitlane.engine.lanes import Lanes
 from pitlane.engine.pacing.drafting import Drafting
 from pitlane.engine.plan.dispatch import Dispatcher, own_failure
@@ -196,6 +197,15 @@ class Loop:
         # A document may end in the open block, and plugins save it when this block is sealed. So keep all blocks that a token
         # behind the sealed blocks sees.
         lane.pool.drop(kv, kv.num_sealed_blocks * lane.pool.block_size)
+        if lane.pool.intervals:
+            self._evict(lane, seq)
+
+    def _evict(self, lane: Lane, seq: Sequence) -> None:
+        try:
+            evict_blocks(lane.pool, lane.stores, seq.kv)
+        except (Exception, SystemExit) as error:
+            plugin = next(plugin for plugin in seq.plan.plugins if plugin.role == "eviction")
+            self.dispatch.drop([seq], HookError(plugin, "trim_cache", error))
 
     # ---- for the worker
 

@@ -132,8 +132,10 @@ def dropped_tokens(stats: Stats, name: str) -> tuple[int, str] | None:
     notes = stats.get("notes", {}).get(name, {})
     if not notes.get("dropped_tokens"):
         return None
-    first, stop = notes["dropped"]
     total = stats["prompt_tokens"] + stats["completion_tokens"]
+    if "dropped" not in notes:
+        return notes["dropped_tokens"], f"the model no longer sees {notes['dropped_tokens']:,} of {total:,} tokens"
+    first, stop = notes["dropped"]
     return notes["dropped_tokens"], f"the model no longer sees tokens {first + 1:,} to {stop:,} of {total:,}"
 
 

@@ -61,9 +61,11 @@ def stats_line(stats: Mapping[str, Any], drafter: str | None = None) -> str:
     for name in sorted({*stats["bought_ms"], *([drafter] if drafter else []), *droppers}):
         drafted = name == drafter and stats["draft_tokens"]
         words = [f"{stats['accepted_tokens']}/{stats['draft_tokens']} accepted"] if drafted else []
-        if name in droppers:
+        if name in droppers and "dropped" in notes[name]:
             first, stop = notes[name]["dropped"]
             words.append(f"dropped tokens {first + 1:,} to {stop:,}")
+        elif name in droppers:
+            words.append(f"dropped {notes[name]['dropped_tokens']:,} tokens")
         replayed = notes.get(name, {}).get("replayed_tokens")
         words += [f"{replayed} of them replayed from earlier answers"] if replayed else []
         bought = stats["bought_ms"].get(name, {}).get("ms", 0.0)

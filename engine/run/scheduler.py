@@ -96,7 +96,7 @@ class Scheduler:
             self._admit_all()
         self._load(decoding)
         prompts = [seq for seq in self.running if seq.kv.prefix is None and seq not in decoding]
-        for seq, count in zip(prompts, shares([_num_left(seq) for seq in prompts], budget), strict=True):
+        for seq, count in zip(prompts, shares([self._num_left(seq) for seq in prompts], budget), strict=True):
             seq.num_scheduled_tokens = count
         return [seq for seq in self.running if seq.num_scheduled_tokens]
 
@@ -273,6 +273,11 @@ class Scheduler:
             self.pool.queue.append(Copy(group, sources, pool.slots(seq.kv, group, start, start + count)))
         seq.kv.num_computed_tokens += count
 
+    def _num_left(self, seq: Sequence) -> int:
+        """Tokens to compute before the next eviction. With several samples, every sample computes the last prompt token itself."""
+        left = seq.num_uncomputed_tokens - bool(seq.forks)
+        return int(min(left, self.pool.num_before_eviction(seq.kv.num_computed_tokens)))
+
     def _reserve(self, seq: Sequence, num_tokens: int) -> bool:
         """Reserve blocks. If too few are free, ask plugins, then preempt younger sequences. False: `seq` itself was preempted."""
         while not self.pool.reserve(seq.kv, num_tokens):
@@ -298,11 +303,6 @@ def shares(left: SequenceOf[int], budget: int) -> list[int]:
         for index in order:
             counts[index] += max(0, min(left[index] - counts[index], limit - sum(counts)))
     return counts
-
-
-def _num_left(seq: Sequence) -> int:
-    """Tokens to compute now. With several samples, every sample computes the last prompt token itself."""
-    return seq.num_uncomputed_tokens - bool(seq.forks)
 
 
 def _is_pending(seq: Sequence) -> bool:
