@@ -95,7 +95,7 @@ class Variant:
         for _, store, _ in kv:
             _check_format(attention, store)
         trims = [trim for _, _, trim in kv if trim is not None]
-        _check_trims(attention, trims, [store for _, store, _ in kv])
+        _check_trims(plan, attention, trims, [store for _, store, _ in kv])
         visibilities = tuple(visibility_of(group, trim.value if trim else None) for group, _, trim in kv)
         chosen: Attention = attention.value if attention is not None else core
         parts = [*self.parts, *((answer.value, answer.plugin) for answer in (*built, *trims))]
@@ -228,13 +228,18 @@ def _check_format(attention: Answer | None, store: Answer | None) -> None:
         )
 
 
-def _check_trims(attention: Answer | None, trims: Sequence[Answer], stores: Sequence[Answer | None]) -> None:
-    """Raise PlanConflict if a plugin keeps sinks or evicts blocks, and the attention or KV store of another plugin cannot do so."""
+def _check_trims(
+    plan: Plan, attention: Answer | None, trims: Sequence[Answer], stores: Sequence[Answer | None]
+) -> None:
+    """Raise PlanConflict if a plugin keeps sinks or evicts blocks, and a part of another plugin cannot work with that."""
     keeper = next((trim.plugin.name for trim in trims if num_sinks_of(trim.value)), None)
     evictor = next((trim.plugin.name for trim in trims if evicts(trim.value)), None)
     writer = next((store.plugin.name for store in stores if store and store.value.format != DenseKV.format), None)
-    if writer is not None and evictor is not None:
+    if evictor is not None and writer is not None:
         raise PlanConflict(f"{evictor} reads the keys of dense KV alone; take {writer} or {evictor} out of the plan")
+    if evictor is not None and plan.hook("match_prefix"):
+        sharer = plan.hook("match_prefix")[0].plugin.name
+        raise PlanConflict(f"{sharer} needs all blocks of a text, and {evictor} drops some; take one of them out")
     if keeper is None:
         return
     if writer is not None:

@@ -120,7 +120,7 @@ def test_the_longest_keys_go_first() -> None:
     assert not policy.starts(np.arange(9)).any()
 
 
-def test_options_and_models_are_refused_with_the_reason(make_engine: Any) -> None:
+def test_options_and_models_are_refused_with_the_reason(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine()
     rounded = engine.plan({"key_norm_eviction": {"budget": 100, "recent": 33, "interval": 40}}).settings
     assert rounded["key_norm_eviction"] == {"budget": 128, "recent": 64, "interval": 64}
@@ -130,6 +130,9 @@ def test_options_and_models_are_refused_with_the_reason(make_engine: Any) -> Non
         engine.plan({**SETTINGS, "prefix_cache": {}})
     with pytest.raises(PlanConflict, match="key_norm_eviction reads the keys of dense KV alone; take kv_quant or"):
         engine.lane_of(engine.plan({**SETTINGS, "kv_quant": {}}))
+    monkeypatch.setattr(KeyNormEviction, "conflicts", ())
+    with pytest.raises(PlanConflict, match="prefix_cache needs all blocks of a text, and key_norm_eviction drops"):
+        engine.lane_of(engine.plan({**SETTINGS, "prefix_cache": {"save_documents": False}}))
     config = engine.loader.build_context.config
 
     def reason(**changes: Any) -> str | None:
