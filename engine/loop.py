@@ -35,6 +35,7 @@ class Loop:
 
     def __init__(self, lanes: Lanes, roster: Roster, dispatch: Dispatcher, vocab_size: int) -> None:
         self.lanes, self.roster, self.dispatch, self.vocab_size = lanes, roster, dispatch, vocab_size
+        self.ids: dict[int, int] = {}  # an object per token id: a long answer would hold an object per token
         self.forward_seconds = 0.0
         self.step_seconds = 0.0
 
@@ -148,7 +149,7 @@ class Loop:
         tokens: list[int] = []
         text = ""
         for token in verified.token_ids:
-            tokens.append(token)
+            tokens.append(self.ids.setdefault(token, token))
             seq.finish_reason, piece = self._ends(lane, seq, token, len(tokens))
             text += piece
             if seq.finish_reason:
@@ -167,7 +168,7 @@ class Loop:
         seq.logprobs += verified.logprobs[: len(tokens)]
         lane.commit(seq, verified.nodes[: len(tokens)], tokens)
         timing.first_token = timing.first_token or now
-        timing.token_times += [now] * len(tokens)
+        timing.token_times.extend([now] * len(tokens))
         self.roster.put(seq, TextDelta(text, tuple(tokens), seq.sample))
 
     def _ends(self, lane: Lane, seq: Sequence, token: int, num_new: int) -> tuple[FinishReason | None, str]:

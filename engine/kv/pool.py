@@ -151,7 +151,8 @@ class Pool:
                 self._copy_block(kv, group, index)
             missing = self._end(group, self._num_dropped(group, table), num_tokens) - len(table)
             if missing > 0:
-                table += allocator.take(missing, table[-1] if table and table[-1] != DROPPED else None)
+                after = table[-1] if table and table[-1] != DROPPED else None
+                table += allocator.take(missing, after, self.max_blocks[group] is not None)
         return True
 
     def _gap(self, group: int, num_tokens: int) -> range:

@@ -171,6 +171,26 @@ def test_batches_leave_old_blocks_out(
     assert widest[1] <= 8 and widest[10**6] >= 339 // BLOCK_SIZE, widest
 
 
+def test_kernels_in_c_keep_their_bits_when_blocks_are_left_out(
+    make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16. Blocks are left out in multiples of a piece of 512 keys, so sums keep their order."""
+    engine = make_engine("random:tiny-short", dtype="bfloat16")
+    kernels = ("paged_attention", "packed_linear", "fused_ops", "compiled_step")
+    for name in kernels:
+        reason = PluginRegistry.load().get(name).unavailable(engine.loader.build_context)
+        if reason:
+            pytest.skip(reason)
+    settings = {"attention_sinks": SINKS} | {name: {} for name in kernels}
+    answers, params = [], SamplingParams(max_tokens=40, ignore_eos=True, logprobs=3)
+    for count in (16, 10**6):
+        monkeypatch.setattr(pool, "NUM_LEFT_OUT", count)
+        engine = make_engine("random:tiny-short", dtype="bfloat16", plugins=settings)
+        answers.append(engine.generate([tokens(1100), tokens(690, 1)], params))
+    assert [result.token_ids for result in answers[0]] == [result.token_ids for result in answers[1]]
+    assert [result.logprobs for result in answers[0]] == [result.logprobs for result in answers[1]]
+
+
 def test_an_answer_outgrows_the_context_in_few_blocks(make_engine: Any) -> None:
     engine = make_engine("random:tiny-llama", plugins={"attention_sinks": SINKS}, max_step_tokens=64)
     params = SamplingParams(max_tokens=500, ignore_eos=True)
