@@ -214,10 +214,11 @@ def meter_html(used: int, document: int, context: int) -> str:
     )
 
 
-def reading_html(done: int, total: int, cached: int) -> str:
-    """Progress of the prefill."""
+def reading_html(done: int, total: int, cached: int, place: str = "") -> str:
+    """Progress of the prefill. place: the page of a document that is read, in words."""
     percent = round(100 * done / total) if total else 0
     detail = f"{number(cached)} from cache" if cached else f"{number(total)} tokens" if total else ""
+    detail = f"{place} · {detail}" if place else detail
     width = f'<i class="had" style="width:{100 * cached / total:.1f}%"></i>' if cached and total else ""
     return (
         f'<div class="reading" role="status"><span>Reading the prompt <b>{percent} %</b></span>'

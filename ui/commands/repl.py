@@ -129,7 +129,7 @@ class Repl:
         plan, left_out = load(self.engine, self._in_effect())
         with (
             self.engine.submit(prompt, params, plan=plan) as stream,
-            progress("Reading the prompt") as advance,
+            progress("Reading the prompt", self.chat.place(prompt)) as advance,
         ):
             try:
                 result = read_answer(stream, lambda piece: click.echo(printable(piece), nl=False), advance)
