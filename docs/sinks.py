@@ -1,9 +1,9 @@
 """What dropped tokens do to a model: python docs/sinks.py MODEL TEXT [N], and a text without end: python docs/sinks.py --endless.
 
 Perplexity: the model reads the first N tokens (3,072 by default) of a text file, with all tokens, with a window alone, with
-attention sinks, and with key-norm eviction, which keeps as many tokens. The window has 512 tokens and moves in blocks of 32. Prints
-the perplexity by stretches of 1,024 positions and, as the last line, one JSON document. `positions >= 1024` is the figure of
-docs/exactness.md.
+attention sinks, and with key-norm eviction. The window has 512 tokens and moves in blocks of 32; key-norm eviction shows at most
+512 tokens too. Prints the perplexity by stretches of 1,024 positions and, as the last line, one JSON document. `positions >= 1024`
+is the figure of docs/exactness.md.
 
 --endless MODEL COUNT [FILE]: the model generates COUNT tokens in one answer. Prints time and memory by tenths of the answer and, as
 the last line, one JSON document; FILE.json and FILE.png (if matplotlib is there) hold the same. Times: of the clock, and of the
@@ -32,7 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "window alone": {"attention_sinks": {"num_sinks": 0, "window": WINDOW, "stride": STRIDE}},
     "1 sink": {"attention_sinks": {"num_sinks": 1, "window": WINDOW, "stride": STRIDE}},
     "4 sinks": {"attention_sinks": {"num_sinks": 4, "window": WINDOW, "stride": STRIDE}},
-    "key norms": {"key_norm_eviction": {"budget": WINDOW, "recent": WINDOW // 2, "interval": STEP}},
+    "key norms": {"key_norm_eviction": {"budget": WINDOW - STEP, "recent": WINDOW // 2, "interval": STEP}},
 }
 ENDLESS = {"attention_sinks": {"num_sinks": 4, "window": 64, "stride": 32}}
 

@@ -74,6 +74,7 @@ def stats_line(stats: Mapping[str, Any], drafter: str | None = None) -> str:
             words.append(f"lost {milliseconds(lost)}" if lost > 0 else f"bought {milliseconds(bought)}")
         if words:
             parts.append(f"{name} {', '.join(words)}")
+    parts += [f"read whole again without {name}" for name in stats.get("read_again", ())]
     parts += [f"{name} {word}: {why}" for word in ("paused", "failed") for name, why in stats[word].items()]
     return " · ".join(parts)
 
