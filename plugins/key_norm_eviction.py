@@ -4,7 +4,9 @@ Changes in the loop: `trim_cache` scores every full block of KV by the mean L2 n
 KV group. Behind every `interval` tokens, the blocks with the highest scores are given back to the pool, until a sequence holds
 `budget` tokens. The first block and the last `recent` tokens always stay.
 Exactness: approximate. Up to `budget` tokens, nothing changes. Behind them, the model does not know the dropped tokens, so an
-answer about dropped text is a guess. `docs/sinks.py` measures the perplexity.
+answer about dropped text is a guess. Measured by `docs/sinks.py` on the first 3,072 tokens of Moby-Dick at positions from 1,024 on
+(SmolLM2-135M, bfloat16, a position sees 448 to 512 tokens): a perplexity of 37.7 becomes 39.4; with attention sinks and a window of
+512 tokens it becomes 38.6.
 Costs: a read of the keys of every block, once. A forward ends at the place of an eviction. A prefix cache cannot serve the plan,
 because it needs all blocks of a text: the next turn of a chat computes the text again. Helps when KV memory or the time of
 attention is short. A text cannot outgrow the context of the model: kept tokens keep their positions.

@@ -6,6 +6,7 @@ import os
 import random
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -325,13 +326,22 @@ def test_a_long_answer_takes_even_time_and_memory(make_engine: Any) -> None:
     """Reads PITLANE_TEST_SINK_TOKENS: the length of the answer, 20,000 tokens without it."""
     engine = make_engine("random:tiny-short", dtype="float32", plugins={"attention_sinks": SINKS, "span_attention": {}})
     stream = engine.submit(tokens(30), SamplingParams(max_tokens=LONG, ignore_eos=True))
-    lane, held, times = engine.lane_of(engine.default_plan), [], []
+    lane, held, times, memory = engine.lane_of(engine.default_plan), [], [], []
     for event in stream:
         if isinstance(event, TextDelta) and event.token_ids:
             times.append(time.perf_counter())
             held.append(lane.pool.num_blocks - lane.pool.num_free_blocks)
+            if len(times) % 1000 == 0:
+                memory.append(resident_bytes())
     quarter = len(times) // 4
     early, late = times[2 * quarter] - times[quarter], times[-1] - times[-1 - quarter]
     assert len(times) > LONG - 50 and max(held) <= lane.pool.max_blocks[0]
     assert max(held[-quarter:]) <= max(held[quarter : 2 * quarter])
     assert late < 1.3 * early, (early, late)
+    grown, num_tokens = memory[-1] - memory[len(memory) // 4], len(times) * 3 / 4
+    assert grown < 4e6 + 64 * num_tokens, f"{grown / num_tokens:.0f} bytes a token; ids, times and text need about 20"
+
+
+def resident_bytes() -> int:
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
