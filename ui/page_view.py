@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -31,6 +30,7 @@ from pitlane.ui.model_switch import ModelSwitch
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.panels import (
     Live,
+    Waiting,
     conversations_html,
     documents_html,
     hits_html,
@@ -109,16 +109,6 @@ class Writing:
 
     def html(self) -> str:
         return live_html(self.live, self.documents)
-
-
-@dataclass(slots=True, eq=False)
-class Waiting:
-    """A question that waits until its conversation's answer is complete. key: names it in events."""
-
-    session: str
-    text: str
-    key: str = field(default_factory=lambda: secrets.token_hex(4))
-    is_taken_back: bool = False
 
 
 @dataclass(slots=True)

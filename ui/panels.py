@@ -6,6 +6,7 @@ data-id its target. All text from users, files and models is escaped.
 
 from __future__ import annotations
 
+import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ from pitlane.ui.render import size
 
 if TYPE_CHECKING:
     from pitlane import Result, Segment
-    from pitlane.ui.page_view import Waiting
 
 SAMPLE_QUESTIONS = (
     "When is the track open?",
@@ -78,6 +78,16 @@ class Live:
     accepted: list[tuple[int, int]] = field(default_factory=list)
     result: Result | None = None
     segments: Sequence[Segment] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A question that waits until its conversation's answer is complete. key: names it in events."""
+
+    session: str
+    text: str
+    key: str = field(default_factory=lambda: secrets.token_hex(4))
+    is_taken_back: bool = False
 
 
 def icon(name: str) -> str:

@@ -18,8 +18,8 @@ from pitlane.storage.types import Message, Refusal
 from pitlane.ui.answering import Ask, Key, seed_of, was_stopped_before_it_began
 from pitlane.ui.model_events import ModelEvents
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.page_view import Changes, Tab, Waiting, Writing, page_event, session_of, warn
-from pitlane.ui.panels import Live, can_go_on, waiting_html
+from pitlane.ui.page_view import Changes, Tab, Writing, page_event, session_of, warn
+from pitlane.ui.panels import Live, Waiting, can_go_on, waiting_html
 from pitlane.ui.plugin_events import PluginEvents
 from pitlane.ui.refusals import STOPPED, refusal_of
 
