@@ -46,10 +46,7 @@ def walk(
         at = slot[:, None] * slot_stride + columns[None, :]
         held = real[:, None] & inside[None, :]
         key = tl.load(keys + at, held, 0.0)
-        if EXACT:
-            scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        else:
-            scores = tl.dot(query, tl.trans(key)) * scale
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee" if EXACT else "tf32") * scale
         known = (place[None, :] < high[:, None]) & (place[None, :] >= low[:, None])
         order = tl.minimum(tl.maximum(place - draft, 0), 63).to(tl.int64)
         drafted = (place[None, :] >= draft) & (((bits[:, None] >> order[None, :]) & 1) == 1)
@@ -61,10 +58,8 @@ def walk(
         shrink = tl.exp(top - safe)
         total = total * shrink + tl.sum(weights, 1)
         value = tl.load(values + at, held, 0.0)
-        if EXACT:
-            mixed = mixed * shrink[:, None] + tl.dot(weights, value, input_precision="ieee")
-        else:
-            mixed = mixed * shrink[:, None] + tl.dot(weights.to(value.dtype), value)
+        part = tl.dot(weights.to(value.dtype), value, input_precision="ieee" if EXACT else "tf32")
+        mixed = mixed * shrink[:, None] + part
         top = higher
     return top, total, mixed
 
@@ -113,7 +108,7 @@ def attention_kernel(
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, WIDTH], tl.float32)
-    if SINKS:
+    if SINKS:  # noqa: SIM102 (a constant, then a value)
         if piece == 0:
             second = tl.load(
                 sink_q + token.to(tl.int64)[:, None] * sink_stride + head[:, None] * DIM + columns[None, :], held, 0.0

@@ -1,7 +1,7 @@
 """Linear with weights of 8 or 4 bits, as kernels/quantized.py packs them: y [M, N] = x [M, K] W [N, K]^T + bias.
 
-A program takes BLOCK_M rows and BLOCK_N outputs, and unpacks a panel of weights at a time: kernels/cpu/linear_int.h shows the bytes.
-Inputs are used in 16 bits, or rounded to 8 bits by groups (the products of a group are then exact integers). 8-bit numbers are
+A program takes BLOCK_M rows and BLOCK_N outputs, and unpacks a group of weights at a time (the bytes: kernels/cpu/linear_int.h).
+Inputs are used in 16 bits, or rounded to 8 bits by groups: the products of a group are then exact integers. 8-bit numbers are
 exact in bfloat16. Moves N K bytes (8 bits) or N K / 2 and the scales (4 bits) per BLOCK_M rows. Reference: `Quantized.reference`.
 Source: Frantar et al. 2024 (Marlin, arXiv:2408.11743), for the order: unpack in registers, scale behind the product
 """
@@ -57,10 +57,8 @@ def int8_kernel(
             whole = tl.dot(value, weight.to(tl.int8), out_dtype=tl.int32).to(tl.float32)
             factor = tl.load(factors + rows * GROUPS + group, rows < M, 0.0)
             total += whole * factor[:, None]
-        elif EXACT:
-            total += tl.dot(value, weight.to(tl.float32), input_precision="ieee")
         else:
-            total += tl.dot(value, weight.to(value.dtype))
+            total += tl.dot(value, weight.to(value.dtype), input_precision="ieee" if EXACT else "tf32")
     total *= tl.load(scales + outs, outs < N, 0.0)[None, :]
     if HAS_BIAS:
         total += tl.load(bias + outs, outs < N, 0.0)[None, :]
@@ -105,10 +103,7 @@ def int4_kernel(
                 part += tl.sum(value.to(tl.int32), 1).to(tl.float32)[:, None] * low[None, :]
             total += part * factor[:, None]
         else:
-            if EXACT:
-                part = tl.dot(value, number.to(tl.float32), input_precision="ieee")
-            else:
-                part = tl.dot(value, number.to(value.dtype))
+            part = tl.dot(value, number.to(value.dtype), input_precision="ieee" if EXACT else "tf32")
             total += part * scale[None, :]
             if not SYMMETRIC:
                 low = tl.load(head + 32, outs < N, 0.0).to(tl.float32)
