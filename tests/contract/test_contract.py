@@ -25,6 +25,7 @@ SAMPLING: list[dict[str, Any]] = [
 ]
 OPTIONS: dict[str, dict[str, Any]] = {  # the defaults do not fit a model of two layers, or short prompts
     "attention_sinks": {"window": 64, "stride": 32},
+    "key_norm_eviction": {"budget": 64, "recent": 32, "interval": 32},
     "self_speculation": {"num_layers": 1},
     "speculative": {"model": "random:tiny-cut"},
 }
