@@ -124,6 +124,8 @@ class Step(NamedTuple):
 
     def sinks(self, row: int, begin: int, end: int) -> list[Seen]:
         """The slots of the sinks that the second queries of the tokens `[begin, end)` see. The query of token t has index T + t."""
+        if not self.num_sinks:
+            return []
         import numpy as np
 
         from pitlane.kernels.attention import Seen

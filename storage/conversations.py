@@ -1,6 +1,8 @@
 """Conversations in the store: messages with their token ids and stats, the documents they are about, and search.
 
-Messages keep token ids beside text, so that a conversation continues from exactly the tokens that the model saw.
+Messages keep token ids beside text, so that a conversation continues from exactly the tokens that the model saw. The messages of
+a conversation are a tree: the children of one message are versions of each other. One child is shown, the others are hidden with
+all that follows them. The shown messages from the root are the conversation; their ids ascend.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pitlane.storage.errors import NotFound
@@ -22,7 +24,20 @@ if TYPE_CHECKING:
 
 _TITLE_CHARS = 60
 _SELECT = """
-SELECT c.*, (SELECT count(*) FROM messages WHERE conversation_id = c.id) AS num_messages FROM conversations AS c
+SELECT c.*, (
+    WITH RECURSIVE path(id) AS (
+        SELECT id FROM messages WHERE conversation_id = c.id AND parent IS NULL AND is_shown
+        UNION ALL
+        SELECT m.id FROM messages AS m JOIN path ON m.parent = path.id WHERE m.is_shown
+    ) SELECT count(*) FROM path
+) AS num_messages FROM conversations AS c
+"""
+_DELETE_TREE = """
+DELETE FROM messages WHERE id IN (
+    WITH RECURSIVE tree(id) AS (
+        SELECT ? UNION ALL SELECT m.id FROM messages AS m JOIN tree ON m.parent = tree.id
+    ) SELECT id FROM tree
+)
 """
 _BY_WORDS = """
 SELECT m.conversation_id, m.id AS message_id, c.title, snippet(messages_fts, 0, '[', ']', '…', 16) AS snippet
@@ -82,7 +97,7 @@ class Conversations:
         return [Conversation(**row) for row in rows]
 
     def get(self, conversation_id: str) -> Conversation:
-        """Return one conversation with its messages in order and the ids of its documents."""
+        """Return one conversation with its shown messages in order and the ids of its documents."""
         rows = self._file.rows(f"{_SELECT} WHERE c.id = ?", (conversation_id,))
         if not rows:
             raise _missing(conversation_id)
@@ -94,7 +109,7 @@ class Conversations:
         return Conversation(
             **rows[0],
             document_ids=tuple(row["document_id"] for row in documents),
-            messages=tuple(_message(row) for row in messages),
+            messages=tuple(_shown(messages)),
         )
 
     def append(
@@ -108,28 +123,68 @@ class Conversations:
     ) -> Message:
         """Add a message at the end."""
         text, now = storable(text), time.time()
-        ids = None if token_ids is None else json.dumps([int(token) for token in token_ids], separators=(",", ":"))
-        numbers = None if stats is None else json.dumps(dict(stats), default=str)
         with self._file.transaction() as db:
             self._touch(conversation_id, _first_words(text) if role == "user" else "")
-            sql = "INSERT INTO messages (conversation_id, role, text, token_ids, stats, created) VALUES (?,?,?,?,?,?)"
-            cursor = db.execute(sql, (conversation_id, role, text, ids, numbers, now))
+            shown = self.get(conversation_id).messages
+            values = (conversation_id, role, text, _ids_text(token_ids), _stats_text(stats), now)
+            sql = (
+                "INSERT INTO messages (conversation_id, role, text, token_ids, stats, created, parent) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)"
+            )
+            cursor = db.execute(sql, (*values, shown[-1].id if shown else None))
             return _message(self._file.rows("SELECT * FROM messages WHERE id = ?", (cursor.lastrowid,))[0])
 
+    def extend(
+        self, conversation_id: str, message_id: int, text: str, token_ids: Sequence[int], stats: Mapping[str, Any]
+    ) -> None:
+        """Replace the text, the tokens and the stats of a message that was continued. A refusal of it is removed."""
+        sql = "UPDATE messages SET text = ?, token_ids = ?, stats = ?, refusal = NULL WHERE id = ? AND conversation_id = ?"
+        values = (storable(text), _ids_text(token_ids), _stats_text(stats), message_id, conversation_id)
+        with self._file.transaction():
+            self._touch(conversation_id)
+            self._change(sql, values, conversation_id)
+
     def truncate(self, conversation_id: str, message_id: int) -> None:
-        """Remove a message and all that follow it, for a retry or an edit.
+        """Remove a message and all that follow it, hidden versions of the followers included.
 
         A title that was taken from a removed question is cleared: the next question gives a new title.
         """
         with self._file.transaction() as db:
-            self._touch(conversation_id)
+            self._leave(conversation_id, message_id)
+            db.execute(_DELETE_TREE, (message_id,))
+
+    def branch(self, conversation_id: str, message_id: int) -> None:
+        """Hide a message and all that follow it, for a retry or an edit: the next message is another version of it.
+
+        A title that was taken from a hidden question is cleared: the next question gives a new title.
+        """
+        with self._file.transaction() as db:
+            self._leave(conversation_id, message_id)
+            db.execute("UPDATE messages SET is_shown = 0 WHERE id = ?", (message_id,))
+
+    def show_version(self, conversation_id: str, message_id: int) -> None:
+        """Show a version in the place of the shown one, with all that followed it. Raises NotFound for another message."""
+        with self._file.transaction() as db:
+            shown = next((m for m in self.get(conversation_id).messages if message_id in m.versions), None)
+            if shown is None:
+                raise _no_message(conversation_id, message_id)
+            marks = ", ".join("?" * len(shown.versions))
+            sql = f"UPDATE messages SET is_shown = (id = ?) WHERE id IN ({marks})"
+            db.execute(sql, (message_id, *shown.versions))
             conversation = self.get(conversation_id)
-            if all(message.id != message_id for message in conversation.messages):
-                raise NotFound(f"conversation '{conversation_id}' has no message {message_id}; reload it")
-            db.execute("DELETE FROM messages WHERE conversation_id = ? AND id >= ?", (conversation_id, message_id))
-            question = next((message for message in conversation.messages if message.role == "user"), None)
-            if question and question.id >= message_id and conversation.title == _first_words(question.text):
-                self.rename(conversation_id, "")
+            old, new = _first_words(shown.text), next(m.text for m in conversation.messages if m.id == message_id)
+            if shown.role == "user" and conversation.title == old:
+                self.rename(conversation_id, _first_words(new))
+
+    def _leave(self, conversation_id: str, message_id: int) -> None:
+        """Prepare a conversation for the end of its path before a message: its date, and its title."""
+        self._touch(conversation_id)
+        conversation = self.get(conversation_id)
+        if all(message.id != message_id for message in conversation.messages):
+            raise _no_message(conversation_id, message_id)
+        question = next((message for message in conversation.messages if message.role == "user"), None)
+        if question and question.id >= message_id and conversation.title == _first_words(question.text):
+            self.rename(conversation_id, "")
 
     def refuse(self, conversation_id: str, message_id: int, refusal: Refusal) -> None:
         """Store with a message the reason why it has no answer."""
@@ -184,11 +239,42 @@ class Conversations:
                 raise _missing(conversation_id)
 
 
-def _message(row: dict[str, Any]) -> Message:
-    row["token_ids"] = None if row["token_ids"] is None else tuple(json.loads(row["token_ids"]))
-    row["stats"] = None if row["stats"] is None else json.loads(row["stats"])
-    row["refusal"] = None if row["refusal"] is None else _refusal(**json.loads(row["refusal"]))
-    return Message(**row)
+def _shown(rows: Sequence[dict[str, Any]]) -> Iterator[Message]:
+    """The shown messages in order, from all rows of a conversation."""
+    families: dict[tuple[int | None, str], builtins.list[int]] = {}
+    children: dict[int | None, dict[str, Any]] = {}
+    for row in rows:
+        families.setdefault((row["parent"], row["role"]), []).append(row["id"])
+        if row["is_shown"]:
+            children[row["parent"]] = row
+    parent: int | None = None
+    while parent in children:
+        row = children[parent]
+        versions = families[parent, row["role"]]
+        parent = row["id"]
+        yield _message(row, tuple(versions) if len(versions) > 1 else ())
+
+
+def _message(row: dict[str, Any], versions: tuple[int, ...] = ()) -> Message:
+    return Message(
+        id=row["id"],
+        conversation_id=row["conversation_id"],
+        role=row["role"],
+        text=row["text"],
+        token_ids=None if row["token_ids"] is None else tuple(json.loads(row["token_ids"])),
+        stats=None if row["stats"] is None else json.loads(row["stats"]),
+        created=row["created"],
+        refusal=None if row["refusal"] is None else _refusal(**json.loads(row["refusal"])),
+        versions=versions,
+    )
+
+
+def _ids_text(token_ids: Sequence[int] | None) -> str | None:
+    return None if token_ids is None else json.dumps([int(token) for token in token_ids], separators=(",", ":"))
+
+
+def _stats_text(stats: Mapping[str, Any] | None) -> str | None:
+    return None if stats is None else json.dumps(dict(stats), default=str)
 
 
 def _refusal(reason: str, ways: Sequence[Sequence[str]]) -> Refusal:
@@ -210,6 +296,10 @@ def _first_words(text: str) -> str:
     if len(line) <= _TITLE_CHARS:
         return line
     return line[:_TITLE_CHARS].rsplit(" ", 1)[0] + "…"
+
+
+def _no_message(conversation_id: str, message_id: int) -> NotFound:
+    return NotFound(f"conversation '{conversation_id}' has no message {message_id}; reload it")
 
 
 def _missing(conversation_id: str) -> NotFound:

@@ -69,6 +69,13 @@ def m003_comparisons(db: Any) -> None:
     )
 
 
+@migration
+def m004_versions(db: Any) -> None:
+    """Make the messages of a conversation a tree. Messages of one parent are versions of each other, and one of them is shown."""
+    for statement in _VERSIONS.split(";"):  # `executescript` would end the transaction
+        db.execute(statement)
+
+
 # AUTOINCREMENT: SQLite never uses an id again. Another tab may still hold the id of a deleted row.
 _INITIAL = """
 CREATE TABLE documents (
@@ -133,4 +140,14 @@ CREATE TABLE runs (
     created REAL NOT NULL,
     stats TEXT NOT NULL
 );
+"""
+
+_VERSIONS = """
+ALTER TABLE messages ADD COLUMN parent INTEGER;
+ALTER TABLE messages ADD COLUMN is_shown INTEGER NOT NULL DEFAULT 1;
+UPDATE messages SET parent = (
+    SELECT max(before.id) FROM messages AS before
+    WHERE before.conversation_id = messages.conversation_id AND before.id < messages.id
+);
+CREATE INDEX messages_of_parent ON messages (parent)
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 MAX_PAGES = 5_000
@@ -135,7 +135,8 @@ class Refusal:
 class Message:
     """One turn of a conversation. token_ids: the tokens that the model saw or produced, if known.
 
-    refusal: why a question has no answer, or why an answer could not be made again.
+    refusal: why a question has no answer, or why an answer could not be made again. versions: ids of this message and of the
+    messages that it could take the place of, oldest first; empty if there is only one version.
     """
 
     id: int
@@ -146,11 +147,12 @@ class Message:
     stats: Mapping[str, Any] | None
     created: float
     refusal: Refusal | None = None
+    versions: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation. `get` fills `messages` and `document_ids`; lists leave them empty."""
+    """A conversation. `get` fills `messages` and `document_ids`; lists leave them empty. Hidden versions are no part of it."""
 
     id: str
     title: str

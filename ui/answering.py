@@ -7,9 +7,10 @@ conversation, so every tab that shows the conversation can stop the answer. The 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock, Thread
 from typing import Any, NamedTuple
 
@@ -25,8 +26,11 @@ from pitlane.ui.library import Library
 from pitlane.ui.panels import Live, last_stats
 from pitlane.ui.sampling import Sampling
 from pitlane.ui.session import Chat
+from pitlane.ui.waterfall import MAX_SPANS, first_difference_of
 
 Key = tuple[str, str]
+KEPT_PROMPTS = 16  # to say where a prompt differs from an earlier prompt
+DIFFERING_TOKENS = 6  # that are shown as text
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +38,8 @@ class Ask:
     """How to answer a question. The question is the conversation's last message, except in two cases.
 
     settings: of the plugins in effect, so without document plugins if there is no document.
-    replaced: this answer is generated again. edited: `text` replaces this question. The replaced messages stay in the store until
-    the new answer is complete.
+    replaced: this answer is generated again. edited: `text` replaces this question. The replaced messages are shown until the new
+    answer is complete; then they are versions to go back to. continued: this answer was cut and goes on.
     """
 
     settings: Mapping[str, Mapping[str, Any]]
@@ -44,11 +48,12 @@ class Ask:
     thinking: bool | None = None
     replaced: Message | None = None
     edited: Message | None = None
+    continued: Message | None = None
     text: str = ""
 
     def messages(self, conversation: Conversation) -> tuple[Message, ...]:
         """The messages to answer: the messages before the change, and the new question."""
-        changed = self.edited or self.replaced
+        changed = self.edited or self.replaced or self.continued
         if changed is None:
             return conversation.messages
         kept = tuple(message for message in conversation.messages if message.id < changed.id)
@@ -94,6 +99,7 @@ class Desk(Library):
         super().__init__(engine, store)
         self.roles = {entry.name: entry.plugin.role for entry in engine.registry if entry.plugin}
         self._running: dict[Key, Running] = {}
+        self._prompts: deque[list[int]] = deque(maxlen=KEPT_PROMPTS)  # with their answers
         self._lock = Lock()
 
     # ---- requests
@@ -176,7 +182,7 @@ class Desk(Library):
             live = Live(loading=not self.engine.is_loaded(plan))
             yield live
             plan, left_out = document_plugins.load(self.engine, ask.settings)
-            prompt, recommended = chat.prompt(), self.engine.loader.source.sampling
+            prompt, recommended = _begun(chat.prompt(), ask.continued), self.engine.loader.source.sampling
             sampling = ask.sampling.params(recommended, is_chat=not chat.documents)
             stream = self.engine.submit(prompt, sampling, plan=plan)
             running.follow(stream)
@@ -190,7 +196,10 @@ class Desk(Library):
                     self._save(conversation, ask, sampling, stream.result(), left_out)
                 raise
             if live.result is not None:
-                self._save(conversation, ask, sampling, live.result, left_out)
+                reuse = self._reuse(prompt.token_ids)
+                live.result.stats.update({"reuse": reuse} if reuse else {})
+                self._prompts.append([*prompt.token_ids, *live.result.token_ids])
+                self._save(conversation, ask, sampling, live.result, left_out, live.accepted)
 
     def refuse(self, conversation_id: str, ask: Ask, refusal: Refusal) -> None:
         """Store why a question has no answer. A refused edit is appended after the messages that it would have replaced."""
@@ -216,13 +225,22 @@ class Desk(Library):
         sampling: SamplingParams,
         result: Result,
         left_out: Mapping[str, str],
+        accepted: Sequence[tuple[int, int]] = (),
     ) -> None:
-        """Store an answer in place of the messages that it replaces. Drop it if it was stopped before its first token."""
+        """Store an answer as another version of the messages that it replaces, or at the end of the answer that it continues.
+
+        Drop it if it was stopped before its first token.
+        """
         stats = result.stats | {"finish_reason": result.finish_reason, "temperature": sampling.temperature}
         stats["failed"] = {**stats["failed"], **left_out}
         self.store.runs.add(stats)
         if was_stopped_before_it_began(result):
             return
+        if ask.continued is not None:
+            self._extend(ask.continued, result, stats)
+            return
+        if result.stats["accepted_tokens"]:
+            stats["accepted_text"] = self._characters(result, accepted)
         old = ask.replaced
         if old is not None and old.stats and old.token_ids is not None and old.stats.get("model") == stats["model"]:
             stats["compared"] = compare(old.token_ids, old.stats, result.token_ids, stats)
@@ -232,10 +250,40 @@ class Desk(Library):
         conversations, changed = self.store.conversations, ask.edited or ask.replaced
         with self.store.transaction():
             if changed is not None:
-                conversations.truncate(conversation.id, changed.id)
+                conversations.branch(conversation.id, changed.id)
             if ask.edited is not None:
                 conversations.append(conversation.id, "user", ask.text)
             conversations.append(conversation.id, "assistant", result.text, token_ids=result.token_ids, stats=stats)
+
+    def _characters(self, result: Result, ranges: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """The characters of the text that ranges of tokens produced."""
+        tokenizer, last = self.engine.tokenizer, len(result.text)
+
+        def place(num_tokens: int) -> int:
+            return min(len(tokenizer.decode(result.token_ids[:num_tokens]).rstrip("\ufffd")), last)
+
+        return [[place(start), place(stop)] for start, stop in ranges[:MAX_SPANS]]
+
+    def _reuse(self, token_ids: list[int]) -> dict[str, Any] | None:
+        """Where a prompt differs from the earlier prompt that it shares most with: the number of equal tokens, and both texts."""
+        difference = first_difference_of(token_ids, list(self._prompts))
+        if difference is None:
+            return None
+        same, before = difference
+        now, then = (
+            self.engine.tokenizer.decode(ids[same : same + DIFFERING_TOKENS], skip_special_tokens=False)
+            for ids in (token_ids, before)
+        )
+        return {"same": same, "now": now.strip("\ufffd"), "before": then.strip("\ufffd")}
+
+    def _extend(self, old: Message, result: Result, stats: dict[str, Any]) -> None:
+        """Add the tokens of a result to the answer that it continues. The text is decoded anew: a cut may divide a character."""
+        token_ids = [*(old.token_ids or ()), *result.token_ids]
+        stats["continued_after"] = len(token_ids) - len(result.token_ids)
+        text = self.engine.tokenizer.decode(token_ids)
+        if not result.text.endswith("\ufffd"):  # the end of an incomplete character; an answer leaves it out
+            text = text.rstrip("\ufffd")
+        self.store.conversations.extend(old.conversation_id, old.id, text, token_ids, stats)
 
     def _chat(
         self,
@@ -249,6 +297,13 @@ class Desk(Library):
             with suppress(NotFound):
                 chat.add(self.document(document_id), self.store.documents.get(document_id))
         return chat
+
+
+def _begun(prompt: Prompt, continued: Message | None) -> Prompt:
+    """The prompt with the tokens of the answer that is continued."""
+    if continued is None:
+        return prompt
+    return replace(prompt, token_ids=[*prompt.token_ids, *(continued.token_ids or ())])
 
 
 def seed_of(message: Message | None) -> int | None:
@@ -276,6 +331,10 @@ def _followed(stream: Stream, live: Live) -> Iterator[Live]:
             now = time.perf_counter()
             first = first or now
             live.text += event.text
+            if (
+                len(event.token_ids) > 1
+            ):  # the last token of a step is the model's own, the tokens before it were drafted
+                live.accepted.append((live.num_tokens, live.num_tokens + len(event.token_ids) - 1))
             live.num_tokens += len(event.token_ids)
             elapsed = now - first
             live.tokens_per_second = (live.num_tokens - 1) / elapsed if elapsed > 0.2 else None

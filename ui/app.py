@@ -18,7 +18,7 @@ from pitlane import Engine
 from pitlane.storage.db import Store
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.answering import Desk
-from pitlane.ui.controls import PluginControls, others_html, plan_html
+from pitlane.ui.controls import PluginControls, default_options, others_html, plan_html
 from pitlane.ui.document_plugins import document_plugins
 from pitlane.ui.handlers import Handlers
 from pitlane.ui.model_menu import header_html, state_of
@@ -27,9 +27,8 @@ from pitlane.ui.offline_gradio import gr
 from pitlane.ui.page_server import MAX_ANSWERS, PageServer, page_id
 from pitlane.ui.page_view import Widgets, new_tab
 from pitlane.ui.panels import thread_html
-from pitlane.ui.plugin_events import THINKING
 from pitlane.ui.render import note
-from pitlane.ui.sampling import chat_words
+from pitlane.ui.sampling_panel import sampling_panel
 from pitlane.ui.session import EngineOptions
 
 FILE_TYPES = [".pdf", ".txt", ".md"]
@@ -38,7 +37,7 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # Events that page.js raises on elements with data-do.
 EVENTS = (
     "open rename remove attach discard dismiss retry edit try turn_on turn_off take_out look choose cancel compare compare_run "
-    "compare_stop"
+    "compare_stop switch_on version go_on take_back"
 )
 
 
@@ -78,7 +77,7 @@ def serve(switch: ModelSwitch, store: Store, server: PageServer, notice: str = "
 
     def exchange(engine: Engine, notice: str = "") -> None:
         desk = Desk(engine, store)
-        server.show(asyncio.run(_built(desk, switch, notice)), lambda: state_of(switch), desk.release)
+        server.show(asyncio.run(_built(desk, switch, notice)), lambda: state_of(switch), desk.release, store)
 
     switch.exchange = exchange
     exchange(switch.engine, notice)
@@ -181,6 +180,7 @@ def _middle() -> dict[str, Any]:
     with gr.Column(elem_id="scroll"):
         thread = _acting(thread_html([], [], {}, None), elem_id="thread")
         live = _html("", elem_id="live")
+        queue = _acting("", elem_id="queue")
     with gr.Column(elem_id="compare"):
         compare_live = _acting("", elem_id="compare-live")
         compare = _acting("", elem_id="compare-view")
@@ -192,10 +192,12 @@ def _middle() -> dict[str, Any]:
             )  # fmt: skip
             send = gr.Button("Ask", variant="primary", elem_id="send", min_width=0)
             stop = gr.Button("Stop", elem_id="stop", min_width=0, visible="hidden")
-        meter = _html("", elem_id="meter")
+        with gr.Row(elem_id="below"):
+            plan_line = _html("", elem_id="plan-line")
+            meter = _html("", elem_id="meter")
     return {
         "thread": thread, "live": live, "compare": compare, "compare_live": compare_live, "box": box, "send": send,
-        "stop": stop, "meter": meter,
+        "stop": stop, "meter": meter, "plan_line": plan_line, "queue": queue,
     }  # fmt: skip
 
 
@@ -203,26 +205,13 @@ def _right(engine: Engine) -> dict[str, Any]:
     with gr.Row(elem_classes=["titlebar"]):
         _html("<h3>Plugins</h3>")
     plan = _html(plan_html(engine.default_plan, True), elem_id="plan")
+    advice = _acting("", elem_id="advice")
+    panel = sampling_panel(engine.loader.source.sampling)
+    panel.join()
     default, context = engine.document_plan, engine.loader.build_context
     controls = PluginControls(engine.registry, default, context, document_plugins(engine, default.settings))
     _html(others_html(engine.registry), elem_id="others")
-    with gr.Accordion("Sampling", open=False, elem_id="sampling"):
-        words = chat_words(engine.loader.source.sampling)
-        sampling = [
-            gr.Textbox(
-                value="", max_lines=1, label="Temperature",
-                info=f"empty: {words}; over documents 0: always the likeliest token",
-            ),
-            gr.Textbox(
-                value="", max_lines=1, label="Top-p",
-                info="draws from the likeliest share only",
-            ),
-            gr.Number(value=512, minimum=1, maximum=100_000, precision=0, label="Max tokens", info="longest answer"),
-            gr.Textbox(value="", max_lines=1, label="Seed", info="empty: a random seed; each answer names its seed"),
-            gr.Textbox(value="", lines=2, max_lines=6, label="System prompt", info="stands behind the documents"),
-            gr.Dropdown(list(THINKING), value="auto", label="Thinking", info="for models that can reason first"),
-        ]  # fmt: skip
-    return {"plan": plan, "controls": controls, "sampling": sampling}
+    return {"plan": plan, "advice": advice, "controls": controls, "sampling": panel.inputs}
 
 
 def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
@@ -238,13 +227,16 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
 
     page.unload(handlers.close)
     gr.on([widgets.box.submit, widgets.send.click], handlers.ask, [widgets.box, *values], **asking)
-    for name in ("retry", "edit", "turn_on", "turn_off", "take_out"):
+    for name in ("retry", "edit", "go_on", "turn_on", "turn_off", "take_out"):
         getattr(widgets.thread, name)(getattr(handlers, name), values, **asking)
     getattr(widgets.thread, "try")(handlers.try_sample, values, **asking)
-    drawing = asking | {"outputs": [widgets.live], "concurrency_id": "drawing", "trigger_mode": "once"}
+    drawing = asking | {"outputs": [widgets.live], "concurrency_id": "drawing"}
+    drawing["trigger_mode"] = "always_last"  # a question that waited may begin while the last frame is drawn
     watched = widgets.live.change(handlers.watch, [], **drawing)
     watched.then(handlers.settle, [widgets.tab], **quiet)
     widgets.stop.click(handlers.stop, [], **quiet)
+    widgets.thread.version(handlers.version, [widgets.tab], **quiet)
+    widgets.queue.take_back(handlers.take_back, [], **quiet)
 
     widgets.new.click(handlers.new, [widgets.tab], **quiet)
     widgets.search.change(handlers.search, [widgets.search, widgets.tab], trigger_mode="always_last", **quiet)
@@ -270,24 +262,37 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
         [widgets.other_model.submit, widgets.use_other.click], handlers.choose_named, [widgets.other_model], **listing
     )
 
-    switches = [widgets.tab, *widgets.controls.inputs]
-    for card in widgets.controls.cards:
+    _join_cards(handlers, widgets, reads)
+
+
+def _join_cards(handlers: Handlers, widgets: Widgets, reads: list[Any]) -> None:
+    """Connect the plugin cards. reads: events after which the weights for a document are loaded."""
+    quiet, controls = QUIET | {"outputs": widgets.outputs}, widgets.controls
+    switches = [widgets.tab, *controls.inputs]
+    for card in controls.cards:
         toggled = handlers.toggled(card)
         card.switch.input(toggled, switches, **quiet)
         for field in card.fields.values():
             field.change(toggled, switches, trigger_mode="always_last", **quiet)
-    states = [card.state for card in widgets.controls.cards if card.state is not None]
+        if card.reset is not None:  # in the browser alone: the changed fields raise their own events
+            js = f"() => {json.dumps(default_options(card.plugin))}"
+            card.reset.click(None, [], list(card.fields.values()), js=js, api_visibility="private")
+    if controls.no_drafter is not None:
+        controls.no_drafter.input(handlers.leave_out_drafters, switches, **quiet)
+    widgets.advice.switch_on(handlers.switch_on, switches, **quiet)
+    states = [card.state for card in controls.cards if card.state is not None]
+    planned = QUIET | {"outputs": [*widgets.planned, widgets.document_plugins, *states]}
+    widgets.tab.change(handlers.replan, switches, trigger_mode="always_last", **planned)
     if states:
-        planned = QUIET | {"outputs": [widgets.plan, widgets.document_plugins, *states]}
-        widgets.tab.change(handlers.replan, switches, trigger_mode="always_last", **planned)
-        for read in reads:  # by then the weights are loaded
+        for read in reads:
             read.then(handlers.replan, switches, **planned)
 
 
 def _join_compare(handlers: Handlers, widgets: Widgets, values: list[Any]) -> None:
     """Connect the Compare view. The run changes one widget, and has another widget than the button that cancels it."""
     view = [widgets.compare, widgets.compare_live]
-    widgets.thread.compare(handlers.compare, values, **QUIET, outputs=view)
+    for part in (widgets.thread, widgets.advice):
+        part.compare(handlers.compare, values, **QUIET, outputs=view)
     running = QUIET | {
         "outputs": [widgets.compare_live],
         "concurrency_limit": MAX_ANSWERS,
@@ -295,7 +300,7 @@ def _join_compare(handlers: Handlers, widgets: Widgets, values: list[Any]) -> No
     }
     ran = widgets.compare.compare_run(handlers.compare_run, [], **running)
     effects = [card.effect for card in widgets.controls.cards]
-    ran.then(handlers.compare_show, [], **QUIET, outputs=[*view, *effects])
+    ran.then(handlers.compare_show, [], **QUIET, outputs=[*view, *effects, widgets.advice])
     widgets.compare_live.compare_stop(handlers.compare_stop, [], **QUIET, outputs=[widgets.compare_live])
 
 

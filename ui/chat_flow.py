@@ -13,8 +13,9 @@ from typing import Any
 from pitlane import EXACTNESS
 from pitlane.testing import first_difference
 from pitlane.ui.bench.summary import MIN_COMPARED_TOKENS
-from pitlane.ui.effects import Roles, Stats, cost_ms, drafter_of, reason_html, replayed_tokens, work
+from pitlane.ui.effects import SMALL_MS, Roles, Stats, cost_ms, drafter_of, reason_html, replayed_tokens, work
 from pitlane.ui.render import milliseconds, short_name, size
+from pitlane.ui.waterfall import accepted_html, reuse_html, waterfall_html
 
 UP_TO_TIES = "except where two tokens are nearly equally likely: a draft changes the order of sums in its rows"
 NEAR_TIE = (
@@ -35,12 +36,17 @@ def dotted(parts: Iterable[str]) -> str:
     return " ".join(f'<span><i class="dot">·</i> {part}</span>' for part in parts)
 
 
-def badge(exactness: str, up_to_ties: bool = False) -> str:
-    """The exactness class as a small label with its meaning as tooltip."""
+def badge(exactness: str, up_to_ties: bool = False, bound: str = "", detail: str = "") -> str:
+    """The exactness class as a small label with its meaning as tooltip.
+
+    bound: a figure to show beside the class. detail: what the plugin says about its bound, behind the meaning.
+    """
     meaning, label = EXACTNESS.get(exactness, ""), exactness  # type: ignore[call-overload]
     if up_to_ties:
         meaning, label = f"{meaning}, {UP_TO_TIES}", f"{exactness} up to ties"
-    return f'<span class="badge {escape(exactness)}" title="{escape(meaning)}">{escape(label)}</span>'
+    title = f"{meaning}. {detail}" if detail else meaning
+    figure = f" <i>{escape(bound)}</i>" if bound else ""
+    return f'<span class="badge {escape(exactness)}" title="{escape(title)}">{escape(label)}{figure}</span>'
 
 
 def is_up_to_ties(stats: Stats, roles: Roles) -> bool:
@@ -49,22 +55,62 @@ def is_up_to_ties(stats: Stats, roles: Roles) -> bool:
     return depends and stats["exactness"] == "identical" and drafter_of(stats, roles) is not None
 
 
-def stats_html(stats: Stats, roles: Roles, tools: str = "", names_model: bool = False) -> str:
-    """Everything below an answer: lap bar, stats line, plan chips, comparison with the answer before. tools: HTML of buttons.
+def stats_html(stats: Stats, roles: Roles, tools: str = "", names_model: bool = False, text: str = "") -> str:
+    """Everything below an answer: lap bar, one line, the comparison with the answer before. The line unfolds to all details.
 
-    names_model: whether the name of the model is shown, because the conversation has answers of several models.
+    tools: HTML of buttons. names_model: whether the name of the model is shown, because the conversation has answers of several
+    models. text: of the answer, to tint its accepted draft tokens.
     """
-    line = dotted(stat_parts(stats, roles))
-    chips = "".join(f'<span class="chip">{escape(name)}</span>' for name in stats["plugins"]) or (
-        '<span class="chip none">no plugins</span>'
-    )
     model = str(stats.get("model") or "") if names_model else ""
     by = f'<span class="by" title="{escape(model)}">{escape(short_name(model))}</span>' if model else ""
     exactness = badge(stats["exactness"], is_up_to_ties(stats, roles))
+    line = f'<span class="line dots">{dotted(head_parts(stats))}</span>'
     return (
-        f'<footer class="stats">{lap_html(stats)}<p class="line dots">{line}</p>'
-        f'<p class="plan">{by}{chips}{exactness}{_ending(stats)}{tools}</p>{compared_html(stats)}</footer>'
+        f'<footer class="stats">{lap_html(stats)}<div class="plan"><details class="unfold"><summary>{line}</summary>'
+        f"{details_html(stats, roles, text)}</details>{by}{exactness}{_ending(stats)}{tools}</div>"
+        f"{compared_html(stats)}</footer>"
     )
+
+
+def details_html(stats: Stats, roles: Roles, text: str = "") -> str:
+    """What the line unfolds to: the waterfall, the effect of each plugin, the plan, the accepted draft tokens in the text."""
+    chips = "".join(f'<span class="chip">{escape(name)}</span>' for name in stats["plugins"]) or (
+        '<span class="chip none">no plugins</span>'
+    )
+    accepted = accepted_html(text, stats.get("accepted_text") or ())
+    tinted = f"<details><summary>Accepted draft tokens in the text</summary>{accepted}</details>" if accepted else ""
+    return (
+        f'<div class="details">{waterfall_html(stats, roles)}<p class="dots">{dotted(stat_parts(stats, roles))}</p>'
+        f'{reuse_html(stats)}<p class="chips">{chips}</p>{tinted}</div>'
+    )
+
+
+def head_parts(stats: Stats) -> list[str]:
+    """The folded line: tokens of the prompt, speed, gain of all plugins, and whatever went wrong."""
+    parts = [f"<b>{number(stats['prompt_tokens'])}</b> prompt"]
+    if stats["cached_tokens"]:
+        parts.append(f"<b>{number(stats['cached_tokens'])}</b> from cache")
+    parts.append(f"TTFT <b>{milliseconds(stats['ttft_ms'])}</b>")
+    if stats["tokens_per_second"]:
+        parts.append(f"<b>{stats['tokens_per_second']:.1f}</b> tok/s")
+    gain = bought_ms(stats)
+    if gain >= SMALL_MS:
+        parts.append(f"plugins bought ~{milliseconds(gain)}")
+    return parts + _troubles(stats)
+
+
+def bought_ms(stats: Stats) -> float:
+    """Time that the plugins of an answer bought, less the time of their own work."""
+    return sum(max(0.0, float(gain["ms"]) - cost_ms(stats, name)) for name, gain in stats["bought_ms"].items())
+
+
+def _troubles(stats: Stats) -> list[str]:
+    """Paused and failed plugins, with the reasons."""
+    parts = [
+        f'<em class="idle">{escape(name)} paused</em>: {reason_html(why)}' for name, why in stats["paused"].items()
+    ]
+    parts += [f'<em class="bad">{escape(name)} failed</em>: {escape(why)}' for name, why in stats["failed"].items()]
+    return parts
 
 
 def stat_parts(stats: Stats, roles: Roles) -> list[str]:
@@ -83,13 +129,11 @@ def stat_parts(stats: Stats, roles: Roles) -> list[str]:
         if words:
             parts.append(f"<em>{escape(name)}</em> {', '.join(words)}")
     parts += [f"read whole again without <em>{escape(name)}</em>" for name in stats.get("read_again", ())]
+    if stats.get("continued_after"):
+        parts.append(f"continued after <b>{number(stats['continued_after'])}</b> tokens")
     if stats.get("seed") is not None:
         parts.append(f"seed {stats['seed']}")
-    parts += [
-        f'<em class="idle">{escape(name)} paused</em>: {reason_html(why)}' for name, why in stats["paused"].items()
-    ]
-    parts += [f'<em class="bad">{escape(name)} failed</em>: {escape(why)}' for name, why in stats["failed"].items()]
-    return parts
+    return parts + _troubles(stats)
 
 
 def _ending(stats: Stats) -> str:
@@ -99,12 +143,11 @@ def _ending(stats: Stats) -> str:
 
 def lap_html(stats: Stats) -> str:
     """The time of an answer as a bar: waiting, reading, writing; behind them, hatched, the time that plugins saved."""
-    bought = sum(max(0.0, float(gain["ms"]) - cost_ms(stats, name)) for name, gain in stats["bought_ms"].items())
     spans = (
         ("queue", stats["queue_ms"], "waited"),
         ("read", stats["prefill_ms"], "read the prompt"),
         ("write", stats["decode_ms"], "wrote the answer"),
-        ("saved", bought, "bought by plugins (modelled)"),
+        ("saved", bought_ms(stats), "bought by plugins (modelled)"),
     )
     total = sum(ms for _, ms, _ in spans) or 1.0
     pieces = "".join(

@@ -116,8 +116,11 @@ class CompareEvents(PluginEvents, ModelEvents):
         if setup is None:
             return {}
         tab = self.shown.get(session_of(request))
-        effects = self.effects(self.messages(tab)) if tab is not None else {}
-        return {self.ui.compare: setup_html(setup), self.ui.compare_live: "", **effects}
+        changes: Changes = {self.ui.compare: setup_html(setup), self.ui.compare_live: ""}
+        if tab is not None:
+            changes |= self.effects(self.messages(tab))
+            changes[self.ui.advice] = self.advice(tab, setup.sources["ask"].settings)
+        return changes
 
     def retire(self) -> bool:
         """As before; a comparison does not hold up a change of the model."""

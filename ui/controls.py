@@ -15,7 +15,9 @@ from typing import Any
 from pitlane import BuildContext, Plan, Plugin, PluginEntry, PluginRegistry
 from pitlane.ui.chat_flow import badge
 from pitlane.ui.offline_gradio import gr
+from pitlane.ui.plugin_about import ORDER, bound, costs_text, exactness_text, group_of, option_unit
 
+DRAFTER = "drafter"
 MAX_STEPS = 1000  # with more values, a slider cannot be set by hand
 ABBREVIATIONS = {
     "max": "maximum", "min": "minimum", "ngram": "n-gram", "kv": "KV",
@@ -28,8 +30,9 @@ Settings = dict[str, dict[str, Any]]
 class Card:
     """The widgets of one plugin: its switch, a note on its last toggle, a widget per option, its effect in the last answer.
 
-    optional: names of the options that may stay empty. state: of a plugin that serves only questions about a document (None: the
-    plugin serves all questions): whether it serves the next question.
+    optional: names of the options that may stay empty. reset: the button that gives all options their default values (None: no
+    options). state: of a plugin that serves only questions about a document (None: the plugin serves all questions): whether it
+    serves the next question.
     """
 
     plugin: type[Plugin]
@@ -37,27 +40,61 @@ class Card:
     note: Any
     fields: dict[str, Any] = field(default_factory=dict)
     optional: set[str] = field(default_factory=set)
+    reset: Any = None
     effect: Any = None
     state: Any = None
 
 
 class PluginControls:
-    """All cards, and plugin settings from their values. A handler takes the values of `inputs`, in this order.
+    """All cards in groups, and plugin settings from their values. A handler takes the values of `inputs`, in this order.
 
-    default: the plan of the switches. for_documents: names of its plugins that serve only questions about a document.
+    A plan has at most one drafter, so `no_drafter` is a switch that is on while no drafter is. default: the plan of the switches.
+    for_documents: names of its plugins that serve only questions about a document.
     """
 
     def __init__(
         self, registry: PluginRegistry, default: Plan, context: BuildContext, for_documents: Sequence[str] = ()
     ) -> None:
         self.registry = registry
-        plugins = [registry.get(name) for name in registry.togglable()]
+        groups = {name: group_of(registry.entries[name]) for name in registry.togglable()}
+        self.cards: list[Card] = []
+        self.no_drafter: Any = None
+        for group in ORDER:
+            plugins = [registry.get(name) for name in groups if groups[name] == group]
+            if plugins:
+                self._group(group, plugins, default, context, for_documents)
+
+    def _group(
+        self,
+        group: str,
+        plugins: Sequence[type[Plugin]],
+        default: Plan,
+        context: BuildContext,
+        for_documents: Sequence[str],
+    ) -> None:
+        """Make the cards of a group: drafters first, unavailable plugins last."""
         reasons = {plugin.name: plugin.unavailable(context) for plugin in plugins}
-        plugins.sort(key=lambda plugin: (bool(reasons[plugin.name]), plugin.name))  # unavailable plugins come last
-        self.cards = [
-            _card(plugin, default.settings.get(plugin.name), reasons[plugin.name], plugin.name in for_documents)
-            for plugin in plugins
-        ]
+        ordered = sorted(plugins, key=lambda plugin: (plugin.role != DRAFTER, bool(reasons[plugin.name]), plugin.name))
+        with gr.Column(elem_classes=["plugin-group"], min_width=0):
+            gr.HTML(f"<h4>{escape(group)}</h4>", apply_default_css=False)
+            if self.no_drafter is None and any(plugin.role == DRAFTER for plugin in plugins):
+                self.no_drafter = gr.Checkbox(
+                    value=default.drafter is None,
+                    interactive=True,  # no event reads it, so Gradio would lock it
+                    label="no drafter",
+                    elem_id="switch-no-drafter",
+                    elem_classes=["switch", "choice", "no-drafter"],
+                    container=False,
+                )
+            self.cards += [
+                _card(plugin, default.settings.get(plugin.name), reasons[plugin.name], plugin.name in for_documents)
+                for plugin in ordered
+            ]
+
+    @property
+    def drafters(self) -> list[Card]:
+        """The cards of which at most one is on."""
+        return [card for card in self.cards if card.plugin.role == DRAFTER]
 
     @property
     def inputs(self) -> list[Any]:
@@ -104,10 +141,14 @@ def option_label(name: str, schema: dict[str, Any]) -> str:
     return label[:1].upper() + label[1:]
 
 
+def _with_unit(label: str, unit: str) -> str:
+    return label if not unit or unit in label.lower() else f"{label} ({unit})"
+
+
 def option_widget(name: str, schema: dict[str, Any], value: Any) -> Any:
     """The widget of one option, from its JSON schema."""
     common = {
-        "label": option_label(name, schema),
+        "label": _with_unit(option_label(name, schema), option_unit(name, schema)),
         "info": schema.get("description"),
         "value": value,
         "elem_classes": ["field"],
@@ -145,24 +186,48 @@ def _card(plugin: type[Plugin], settings: dict[str, Any] | None, reason: str | N
                 interactive=reason is None,
                 label=plugin.name,
                 elem_id=f"switch-{plugin.name}",
-                elem_classes=["switch"],
+                elem_classes=["switch", *(["choice"] if plugin.role == DRAFTER else [])],
                 container=False,
             )
-            gr.HTML(badge(plugin.exactness), elem_classes=["card-badge"], apply_default_css=False)
+            gr.HTML(
+                badge(plugin.exactness, bound=bound(plugin), detail=exactness_text(plugin)),
+                elem_classes=["card-badge"],
+                apply_default_css=False,
+            )
         note = gr.HTML("", elem_classes=["card-note"], elem_id=f"note-{plugin.name}", apply_default_css=False)
-        role = f" <em>{escape(plugin.role.replace('_', ' '))}</em>" if plugin.role else ""
-        gr.HTML(f'<p class="summary">{escape(_sentence(plugin.summary()))}{role}</p>', apply_default_css=False)
+        gr.HTML(about_html(plugin), apply_default_css=False)
         card = Card(plugin, switch, note)
         if for_documents:
             card.state = gr.HTML("", elem_classes=["effect"], elem_id=f"state-{plugin.name}", apply_default_css=False)
         if reason:
-            gr.HTML(f'<p class="summary">Unavailable: {escape(reason)}.</p>', apply_default_css=False)
+            gr.HTML(f'<p class="cannot">Cannot serve this model: {escape(reason)}.</p>', apply_default_css=False)
         card.effect = gr.HTML("", elem_classes=["effect"], elem_id=f"effect-{plugin.name}", apply_default_css=False)
         if schemas:
             with gr.Accordion("Options", open=False, elem_classes=["card-options"]):
                 card.fields = {name: option_widget(name, schema, options.get(name)) for name, schema in schemas.items()}
                 card.optional = {name for name, schema in schemas.items() if "anyOf" in schema}
+                card.reset = gr.Button("Reset to defaults", size="sm", elem_classes=["reset"], min_width=0)
     return card
+
+
+def default_options(plugin: type[Plugin]) -> list[Any]:
+    """The default values of a plugin's option widgets, in their order. An option without a value is an empty text."""
+    values = plugin.Options().model_dump(mode="json")
+    names = plugin.Options.model_json_schema().get("properties", {})
+    return ["" if values[name] is None else values[name] for name in names]
+
+
+def about_html(plugin: type[Plugin]) -> str:
+    """The summary of a plugin; it unfolds to the bound of its exactness and its costs."""
+    role = f" <em>{escape(plugin.role.replace('_', ' '))}</em>" if plugin.role and plugin.role != DRAFTER else ""
+    text = f"{escape(_sentence(plugin.summary()))}{role}"
+    details = [("Exactness", exactness_text(plugin)), ("", costs_text(plugin))]
+    lines = "".join(
+        f"<p>{f'<b>{heading}:</b> ' if heading else ''}{escape(detail)}</p>" for heading, detail in details if detail
+    )
+    if not lines:
+        return f'<p class="summary">{text}</p>'
+    return f'<details class="about"><summary class="summary">{text}</summary>{lines}</details>'
 
 
 def _sentence(summary: str) -> str:
@@ -190,7 +255,13 @@ def plan_html(plan: Plan, loaded: bool) -> str:
     chips = "".join(f'<span class="chip">{escape(name)}</span>' for name in plan.names)
     chips = chips or '<span class="chip none">no plugins</span>'
     loading = "" if loaded else "<small>Weights are loaded for this set first.</small>"
-    return f'<div class="next"><h4>Next answer</h4><p>{chips}{badge(plan.exactness)}</p>{loading}</div>'
+    return f'<div class="next"><h4>Next answer {badge(plan.exactness)}</h4><p>{chips}</p>{loading}</div>'
+
+
+def plan_line_html(plan: Plan) -> str:
+    """The plan of the next answer in one line, for screens that show no plugin cards."""
+    names = ", ".join(map(escape, plan.names)) or "no plugins"
+    return f'<p class="plan-line"><span>Next answer: {names}</span>{badge(plan.exactness)}</p>'
 
 
 def serving_html(plugins: str) -> str:

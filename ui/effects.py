@@ -41,6 +41,14 @@ def effect(name: str, stats: Stats | None, roles: Roles, measured: str = "") -> 
     return ("good" if measured.startswith("bought") and "nothing" not in measured else "idle"), words
 
 
+def effect_html(name: str, stats: Stats | None, roles: Roles, measured: str = "") -> str:
+    """The effect as the line of the card. A plugin that answered, and was neither paused nor failed, is called active."""
+    tone, line = effect(name, stats, roles, measured)
+    is_active = stats is not None and name in stats["plugins"] and name not in stats["paused"]
+    state = '<b class="state">active</b> ' if line and is_active else ""
+    return f'<p class="{tone}">{state}{line}</p>'
+
+
 def _effect_in(stats: Stats, name: str, roles: Roles) -> tuple[Tone, str]:
     """The effect of a plugin in an answer."""
     if name in stats["failed"]:  # a failed plugin is not in `plugins`

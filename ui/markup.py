@@ -18,6 +18,7 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
 
 from pitlane.storage.types import Document
+from pitlane.ui.rich_text import direction, extend
 
 _CITATION = re.compile(r"\[p\.\s?(\d{1,5})\]")
 _THOUGHT = re.compile(r"^\s*<think>(.*?)(?:</think>|\Z)", re.DOTALL)
@@ -58,26 +59,27 @@ def _renderer() -> MarkdownIt:
     renderer.add_render_rule("link_open", _link_open)
     renderer.inline.ruler.before("link", "citation", _citation)
     renderer.add_render_rule("citation", _citation_html)
+    extend(renderer)
     return renderer
 
 
 _MARKDOWN = _renderer()
 
 
-def markdown_html(text: str, documents: Sequence[Document] = ()) -> str:
-    """A model's answer as HTML: reasoning folded, Markdown rendered, citations as chips."""
+def markdown_html(text: str, documents: Sequence[Document] = (), *, is_live: bool = False) -> str:
+    """A model's answer as HTML: reasoning folded, Markdown rendered, citations as chips. is_live: it is being written."""
     thought = _THOUGHT.match(text)
     folded = ""
     if thought:
         state = "Reasoning" if thought[0].endswith("</think>") else "Reasoning…"
         folded = f'<details class="thought"><summary>{state}</summary>{_MARKDOWN.render(thought[1])}</details>'
         text = text[thought.end() :]
-    return folded + str(_MARKDOWN.render(text, {"documents": documents}))
+    return folded + str(_MARKDOWN.render(text, {"documents": documents, "is_live": is_live}))
 
 
 def plain_html(text: str) -> str:
     """A user's message as HTML, as it was typed."""
-    return f"<p>{escape(text)}</p>"
+    return f"<p{direction(text)}>{escape(text)}</p>"
 
 
 def citation_html(page: int, sentence: str, documents: Sequence[Document]) -> str:

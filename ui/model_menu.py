@@ -25,6 +25,19 @@ BUNDLED = "bundled"
 OFFERED = "smollm2"  # the model that the first screen offers
 FAILURE_SECONDS = 120.0  # tabs that open later do not show a failure
 
+# page.js carries them out; without a modifier they count outside text fields.
+SHORTCUTS = {
+    "Enter": "ask, or put the question in line behind an answer",
+    "Shift Enter": "a new line in the question",
+    "/": "go to the question",
+    "Esc": "stop the answer; close a menu",
+    "Alt N": "a new conversation",
+    "Alt R": "ask the last question again",
+    "Alt ←": "the earlier version of the last answer",
+    "Alt →": "the later version of the last answer",
+    "?": "this list",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -57,11 +70,23 @@ def header_html(engine: Engine, page: str) -> str:
         f'<span class="place">{escape(model["dtype"])} on {escape(model["device"])}</span>'
         '<span class="change" role="status" hidden><span></span>'
         '<button type="button" data-do="cancel">Cancel</button></span></div>'
+        '<button type="button" class="keys" aria-label="Keyboard shortcuts" title="Keyboard shortcuts (?)">?</button>'
         '<button type="button" class="theme" aria-label="Light or dark" title="Light or dark"></button>'
         '<button type="button" class="side" data-side="right" aria-label="Plugins">Plugins</button>'
         '<div class="track" hidden><i></i></div>'
-        f'<div class="failure" role="alert" hidden><span></span>{button("dismiss", "", "Dismiss")}</div></header>'
+        f'<div class="failure" role="alert" hidden><span></span>{button("dismiss", "", "Dismiss")}</div>{shortcuts_html()}</header>'
     )
+
+
+def shortcuts_html() -> str:
+    """The list of keyboard shortcuts, as a dialog that page.js opens."""
+    rows = "".join(
+        f"<tr><th>{' + '.join(f'<kbd>{key}</kbd>' for key in keys.split())}</th><td>{meaning}</td></tr>"
+        for keys, meaning in SHORTCUTS.items()
+    )
+    close = '<form method="dialog"><button>Close</button></form>'
+    heading = "<h2>Keyboard shortcuts</h2>"
+    return f'<dialog class="shortcuts" aria-label="Keyboard shortcuts">{heading}<table>{rows}</table>{close}</dialog>'
 
 
 def entries(switch: ModelSwitch) -> list[Entry]:

@@ -34,6 +34,22 @@
     try { await navigator.clipboard.writeText(text); } catch { return; }
     button.classList.add("done"); setTimeout(() => button.classList.remove("done"), 1200);
   };
+  const formulas = new Map();  // TeX to MathML: an answer is drawn many times while it is written
+  const katex = window.pitlaneKatex ? import(new URL(window.pitlaneKatex, location.href)).then((file) => file.default).catch(() => null) : null;
+  const typeset = async (root) => {
+    const open = root.querySelectorAll(".math:not(.done)");
+    const drawn = open.length && await katex;
+    if (!drawn) return;
+    open.forEach((math) => {
+      const key = `${math.classList.contains("display")} ${math.dataset.tex}`;
+      if (!formulas.has(key)) {
+        try { formulas.set(key, drawn.renderToString(math.dataset.tex, { output: "mathml", displayMode: math.classList.contains("display"), trust: false, maxExpand: 200, maxSize: 20 })); }
+        catch { formulas.set(key, ""); }  // not TeX: the source stays
+      }
+      if (formulas.get(key)) math.innerHTML = formulas.get(key);
+      math.classList.add("done");
+    });
+  };
   const fieldsOf = (form) => {
     const fields = new FormData(form);
     return { question: fields.get("question"), laps: fields.get("laps"), plan: fields.getAll("plan") };
@@ -78,7 +94,26 @@
     if (event.target.closest("[data-do=choose], [data-do=cancel], #use-other")) setTimeout(askState, 150);
     if (event.target.closest(".failure button")) dismissFailure();
     if (event.target.closest("header .theme")) setTheme(!dark());
+    if (event.target.closest("header .keys")) document.querySelector("header .shortcuts").showModal();
     if (event.target.closest("#new")) frame().remove("comparing");
+  });
+
+  // the keyboard: SHORTCUTS in model_menu.py lists the keys
+  const last = (selector) => [...document.querySelectorAll(selector)].at(-1);
+  const press = (element) => { if (element && element.checkVisibility() && !element.disabled) { element.click(); return true; } return false; };
+  const alt = {
+    KeyN: () => press(document.getElementById("new")), KeyR: () => press(last("#thread [data-do=retry]")),
+    ArrowLeft: () => press(last("#thread .answer .versions button:first-child")), ArrowRight: () => press(last("#thread .answer .versions button:last-child")),
+  };
+  document.addEventListener("keydown", (event) => {
+    const types = event.target.closest("input, textarea, select, [contenteditable]"), dialog = document.querySelector("dialog[open]");
+    if (dialog || event.isComposing || event.ctrlKey || event.metaKey) return;
+    let done = false;
+    if (event.altKey) done = !(types && event.code.startsWith("Arrow")) && alt[event.code]?.();
+    else if (event.key === "Escape" && !event.target.closest(".editor, #models")) done = press(document.getElementById("stop"));
+    else if (!types && event.key === "/") { document.querySelector("#box textarea").focus(); done = true; }
+    else if (!types && event.key === "?") { document.querySelector("header .shortcuts").showModal(); done = true; }
+    if (done) event.preventDefault();
   });
 
   const follow = (scroll) => {
@@ -92,6 +127,7 @@
       const count = scroll.querySelectorAll(".message").length;
       if (count > messages) near = true;  // a new question, or its answer, comes into sight
       messages = count;
+      typeset(scroll);
       if (near) scroll.scrollTop = scroll.scrollHeight;
     }).observe(scroll, { childList: true, subtree: true, characterData: true, attributes: true, attributeFilter: ["data-conversation"] });
   };

@@ -16,9 +16,11 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
+from pitlane.storage.db import Store
 from pitlane.storage.errors import PitlaneError
+from pitlane.ui.export import export
 from pitlane.ui.offline_gradio import gr
 
 HERE = Path(__file__).parent
@@ -26,6 +28,7 @@ MAX_FILE_SIZE = "100mb"
 MAX_ANSWERS = 8  # answers at once; the engine batches them
 SYSTEM_FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 STATE_PATH = "/pitlane/model"
+EXPORT_PATH = "/pitlane/export/{conversation}.{kind}"
 GRACE_SECONDS = 5.0  # an exchanged page ends its events; its tabs ask for the state every 2.5 s
 START_SECONDS, STOP_SECONDS, WAIT_SECONDS = 20.0, 3.0, 0.2
 STALE = "The model was changed; this page loads again in a moment."
@@ -51,12 +54,14 @@ class PageServer:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pitlane-page", daemon=True)
 
-    def show(self, page: Any, state: State = dict, ended: Callable[[], None] = lambda: None) -> None:
+    def show(
+        self, page: Any, state: State = dict, ended: Callable[[], None] = lambda: None, store: Store | None = None
+    ) -> None:
         """Serve a page, in place of the page before if there is one.
 
-        ended: called when the page is exchanged and its events ended.
+        ended: called when the page is exchanged and its events ended. store: of the conversations that can be exported.
         """
-        app = _app(page, state)
+        app = _app(page, state, store)
         if self._loop is None:
             self._thread.start()
             self._await_start()
@@ -129,14 +134,25 @@ class PageServer:
         self._sessions = set()
 
 
-def _app(page: Any, state: State) -> FastAPI:
+def _app(page: Any, state: State, store: Store | None = None) -> FastAPI:
     """A page as an ASGI app, with all of Gradio's sharing and monitoring off."""
     parent = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     def answer() -> JSONResponse:
         return JSONResponse({"page": page_id(page)} | state(), headers={"Cache-Control": "no-store"})
 
+    def exported(conversation: str, kind: str) -> Response:
+        try:
+            file = export(store, conversation, kind) if store is not None else None
+        except PitlaneError as error:
+            return PlainTextResponse(str(error), 404)
+        if file is None:
+            return PlainTextResponse("this page has no store", 404)
+        headers = {"Content-Disposition": f'attachment; filename="{file.name}"', "Cache-Control": "no-store"}
+        return Response(file.text, media_type=file.mime, headers=headers)
+
     parent.get(STATE_PATH)(answer)
+    parent.get(EXPORT_PATH, response_model=None)(exported)
     return gr.mount_gradio_app(  # type: ignore[no-any-return]
         parent,
         page.queue(default_concurrency_limit=MAX_ANSWERS),
@@ -151,8 +167,14 @@ def _app(page: Any, state: State) -> FastAPI:
         max_file_size=MAX_FILE_SIZE,
         theme=theme(),
         css_paths=[HERE / "page.css", HERE / "compare.css"],
-        head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+        head=f"<script>window.pitlaneKatex = {json.dumps(katex_path())};{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
     )
+
+
+def katex_path() -> str:
+    """The path of the KaTeX that Gradio serves for its own Markdown; empty if this version of Gradio has no such file."""
+    folder = Path(gr.__file__).parent / "templates" / "frontend" / "assets"
+    return next((f"./assets/{path.name}" for path in sorted(folder.glob("katex-*.js"))), "")
 
 
 def page_id(page: Any) -> str:

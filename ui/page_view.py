@@ -24,11 +24,21 @@ from pitlane.ui.answering import Desk
 from pitlane.ui.bench.gains import measured_gains
 from pitlane.ui.chat_flow import meter_html
 from pitlane.ui.controls import PluginControls
-from pitlane.ui.effects import effect, num_dropped
+from pitlane.ui.effects import effect_html, num_dropped
 from pitlane.ui.model_menu import offer_html
 from pitlane.ui.model_switch import ModelSwitch
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.panels import Live, conversations_html, documents_html, hits_html, last_stats, live_html, thread_html
+from pitlane.ui.panels import (
+    Live,
+    Waiting,
+    conversations_html,
+    documents_html,
+    hits_html,
+    last_stats,
+    live_html,
+    thread_html,
+    waiting_html,
+)
 
 Changes = dict[Any, Any]
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -121,6 +131,7 @@ class Widgets:
     sample: Any
     thread: Any
     live: Any
+    queue: Any
     box: Any
     send: Any
     stop: Any
@@ -128,6 +139,8 @@ class Widgets:
     compare: Any
     compare_live: Any
     plan: Any
+    plan_line: Any
+    advice: Any
     controls: PluginControls
     sampling: list[Any]
 
@@ -150,9 +163,16 @@ class Widgets:
             self.sample,
             self.thread,
             self.live,
+            self.queue,
             self.box,
         )
-        return [*fixed, self.send, self.stop, self.meter, self.plan, *cards]
+        return [*fixed, self.send, self.stop, self.meter, *self.planned, *cards]
+
+    @property
+    def planned(self) -> list[Any]:
+        """Widgets about the plan of the next answer, beside the cards."""
+        no_drafter = self.controls.no_drafter
+        return [self.plan, self.plan_line, self.advice, *([] if no_drafter is None else [no_drafter])]
 
 
 class View:
@@ -165,6 +185,7 @@ class View:
         self.ui = widgets
         self.shown: dict[str, Tab] = {}  # by browser tab; may be newer than the state with which a running event began
         self.writing: dict[str, Writing] = {}  # by conversation
+        self.waiting: dict[str, list[Waiting]] = {}  # by conversation; the first question is the next
         self.following: set[str] = set()  # browser tabs that show an answer which another tab asked for
         self.lock = RLock()
 
@@ -201,9 +222,16 @@ class View:
             self.ui.notice: "",
             self.ui.sample: gr.Button(visible=not self.desk.has_sample()),
             self.ui.thread: thread_html(
-                messages, documents, self.desk.roles, tab["conversation"], writing is not None, offer_html(self.switch)
+                messages,
+                documents,
+                self.desk.roles,
+                tab["conversation"],
+                writing is not None,
+                offer_html(self.switch),
+                self.desk.engine.loader.source.name,
             ),
             self.ui.live: "" if writing is None else writing.html(),
+            self.ui.queue: waiting_html(self.waiting.get(tab["conversation"] or "", ())),
             self.ui.meter: self.meter(tab, messages),
             **self.buttons(writing is not None),
             **self.effects(messages),
@@ -215,9 +243,7 @@ class View:
         with suppress(PitlaneError):
             gains = measured_gains(self.desk.store, self.desk.engine.loader.source.name)
         return {
-            card.effect: '<p class="{}">{}</p>'.format(
-                *effect(card.plugin.name, stats, roles, gains.get(card.plugin.name, ""))
-            )
+            card.effect: effect_html(card.plugin.name, stats, roles, gains.get(card.plugin.name, ""))
             for card in self.ui.controls.cards
         }
 

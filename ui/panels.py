@@ -6,15 +6,16 @@ data-id its target. All text from users, files and models is escaped.
 
 from __future__ import annotations
 
+import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from pitlane.storage.types import Conversation, Document, Message, SavedPrefix, SearchHit, StoredDocument
-from pitlane.ui.chat_flow import dotted, number, reading_html, stats_html
+from pitlane.ui.chat_flow import CUT, dotted, number, reading_html, stats_html
 from pitlane.ui.effects import Roles
 from pitlane.ui.markup import highlighted, markdown_html, plain_html
 from pitlane.ui.reading import page_read, page_text
@@ -64,7 +65,7 @@ class DocumentRow:
 class Live:
     """An unfinished answer. done, total, cached: tokens of the prompt. Then its text, its tokens and their speed.
 
-    segments: the documents in the prompt.
+    accepted: half-open ranges of its tokens that were accepted draft tokens. segments: the documents in the prompt.
     """
 
     done: int = 0
@@ -74,8 +75,19 @@ class Live:
     num_tokens: int = 0
     tokens_per_second: float | None = None
     loading: bool = False
+    accepted: list[tuple[int, int]] = field(default_factory=list)
     result: Result | None = None
     segments: Sequence[Segment] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A question that waits until its conversation's answer is complete. key: names it in events."""
+
+    session: str
+    text: str
+    key: str = field(default_factory=lambda: secrets.token_hex(4))
+    is_taken_back: bool = False
 
 
 def icon(name: str) -> str:
@@ -129,8 +141,17 @@ def _conversation(key: str, title: str, current: str | None, snippet: str = "") 
     return (
         f'<div class="item"{here}><button type="button" class="open" data-do="open" data-id="{key}">'
         f"<span>{escape(title or 'New conversation')}</span>{excerpt}</button>"
-        f'<span class="tools">{button("rename", key, "Rename")}{button("remove", key, "Delete")}</span></div>'
+        f'<span class="tools">{_exports(key)}{button("rename", key, "Rename")}{button("remove", key, "Delete")}</span></div>'
     )
+
+
+def _exports(key: str) -> str:
+    """Links that save a conversation as a file (ui/export.py)."""
+    links = []
+    for kind, name in (("md", "Markdown"), ("json", "JSON")):
+        label = f'title="Save as {name}" aria-label="Save as {name}"'
+        links.append(f'<a class="tool" href="./pitlane/export/{key}.{kind}" download {label}>{kind}</a>')
+    return "".join(links)
 
 
 def _age(then: float, now: float) -> str:
@@ -183,14 +204,18 @@ def thread_html(
     conversation_id: str | None,
     answering: bool = False,
     offer: str = "",
+    model: str = "",
 ) -> str:
-    """All finished messages; without any, the empty page. offer: HTML of the empty page about another model."""
+    """All finished messages; without any, the empty page. offer: HTML of the empty page about another model.
+
+    model: the model that answers now, and can go on with its own cut answer.
+    """
     if not messages and not answering:
         return empty_html(documents, offer)
     models = {message.stats.get("model") for message in messages if message.stats}
     followers = [*(message.role for message in messages[1:]), "assistant" if answering else ""]
     pieces = [
-        _message(message, documents, roles, not follower, len(models) > 1)
+        _message(message, documents, roles, not follower, len(models) > 1, model)
         + ("" if follower == "assistant" else refusal_html(message, documents, not follower))
         for message, follower in zip(messages, followers, strict=False)
     ]
@@ -198,22 +223,28 @@ def thread_html(
 
 
 def _message(
-    message: Message, documents: Sequence[Document], roles: Roles, last: bool, names_model: bool = False
+    message: Message,
+    documents: Sequence[Document],
+    roles: Roles,
+    last: bool,
+    names_model: bool = False,
+    model: str = "",
 ) -> str:
     source = f'data-source="{escape(message.text)}"'
     if message.role == "user":
         tools = button("copy", message.id, "Copy") + button("edit", message.id, "Edit and ask again")
         return (
             f'<article class="message user" data-id="{message.id}" {source}><div class="body">{plain_html(message.text)}</div>'
-            f'<div class="tools">{tools}</div></article>'
+            f'{versions_html(message, "question")}<div class="tools">{tools}</div></article>'
         )
     tools = button("copy", message.id, "Copy")
     if last:
         tools += button("retry", message.id, "Ask again, with the plugins that are on now")
     if message.stats:
         tools += button("compare", message.id, "Compare plans on this question, with this seed")
-    tools = f'<span class="tools">{tools}</span>'
-    stats = stats_html(message.stats, roles, tools, names_model) if message.stats else tools
+    go_on = button_text("go_on", message.id, "Continue") if last and can_go_on(message, model) else ""
+    tools = f'{go_on}{versions_html(message, "answer")}<span class="tools">{tools}</span>'
+    stats = stats_html(message.stats, roles, tools, names_model, message.text) if message.stats else tools
     body = (
         markdown_html(message.text, documents) if message.text.strip() else '<p class="quiet">The answer is empty.</p>'
     )
@@ -221,6 +252,37 @@ def _message(
         f'<article class="message answer" data-id="{message.id}" {source}><div class="body">{body}</div>'
         f"{stats}</article>"
     )
+
+
+def can_go_on(message: Message, model: str) -> bool:
+    """Whether an answer was cut and its tokens are those of this model."""
+    stats = message.stats or {}
+    return bool(message.token_ids) and stats.get("finish_reason") in CUT and stats.get("model") == model
+
+
+def versions_html(message: Message, kind: str) -> str:
+    """`2/3` with arrows to the versions before and after; empty for the only version."""
+    versions = message.versions
+    if message.id not in versions:
+        return ""
+    place = versions.index(message.id)
+    arrows = [
+        f'<button type="button" data-do="version" data-id="{versions[target] if 0 <= target < len(versions) else ""}" '
+        f'aria-label="{label} version of this {kind}" title="{label} version"'
+        f"{'' if 0 <= target < len(versions) else ' disabled'}>{sign}</button>"
+        for target, label, sign in ((place - 1, "Earlier", "‹"), (place + 1, "Later", "›"))
+    ]
+    return f'<span class="versions">{arrows[0]}<span>{place + 1}/{len(versions)}</span>{arrows[1]}</span>'
+
+
+def waiting_html(questions: Sequence[Waiting]) -> str:
+    """Questions that wait for the end of an answer, each with a button that takes it back."""
+    rows = "".join(
+        f'<article class="message user waiting"><div class="body">{plain_html(question.text)}</div>'
+        f"<small>waits its turn</small>{button('take_back', question.key, 'Take it back', 'dismiss')}</article>"
+        for question in questions
+    )
+    return f'<div class="thread">{rows}</div>' if rows else ""
 
 
 def live_html(live: Live, documents: Sequence[Document]) -> str:
@@ -234,7 +296,7 @@ def live_html(live: Live, documents: Sequence[Document]) -> str:
         facts = [f"<b>{number(live.num_tokens)}</b> tokens"]
         facts += [f"<b>{live.tokens_per_second:.1f}</b> tok/s"] if live.tokens_per_second else []
         line = f'<p class="line dots">{dotted(facts)}</p>'
-        body = markdown_html(live.text, documents)
+        body = markdown_html(live.text, documents, is_live=True)
         inner = f'<div class="body writing">{body}</div><footer class="stats">{line}</footer>'
     return f'<div class="thread"><article class="message answer live" aria-live="polite">{inner}</article></div>'
 

@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Any
 from pitlane import BadOption
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import Message
+from pitlane.ui.advice import advice, advice_html, gains_ms
 from pitlane.ui.answering import Ask, seed_of
-from pitlane.ui.controls import Card, note_html, plan_html, refusal_html, serving_html, state_html
+from pitlane.ui.controls import Card, note_html, plan_html, plan_line_html, refusal_html, serving_html, state_html
 from pitlane.ui.document_plugins import described, document_plugins, in_effect
-from pitlane.ui.page_view import Changes, Tab, View, page_event
+from pitlane.ui.offline_gradio import gr
+from pitlane.ui.page_view import Changes, Tab, View, page_event, warn
 from pitlane.ui.plugin_text import parse_settings
 from pitlane.ui.sampling import Sampling
+from pitlane.ui.sampling_panel import DEFAULT_MAX_TOKENS, NAMES, THINKING
 
 if TYPE_CHECKING:
     from pitlane import Settings
-
-THINKING = {"auto": None, "on": True, "off": False}
-SAMPLING = ("temperature", "top_p", "max_tokens", "seed", "system", "thinking")  # names of the sampling widgets
-DEFAULT_MAX_TOKENS = 512
 
 
 class PluginEvents(View):
@@ -46,6 +45,30 @@ class PluginEvents(View):
 
         return page_event(toggle)
 
+    @page_event
+    def switch_on(self, event: gr.EventData, tab: Tab, *values: Any) -> Changes:
+        """Turn on the plugin of the advice, as its switch would."""
+        card = self.ui.controls.card(str(event.id))
+        if card is None:
+            return {}
+        switched = self.ui.controls.switched(values, card.plugin.name, True)
+        return {card.switch: True, **self.toggled(card)(tab, *switched)}
+
+    @page_event
+    def leave_out_drafters(self, tab: Tab, *values: Any) -> Changes:
+        """Turn all drafters off. The switch of no drafter stays on until a drafter is switched on."""
+        drafters = {card.plugin.name for card in self.ui.controls.drafters}
+        settings = {
+            name: options for name, options in self.ui.controls.settings(values).items() if name not in drafters
+        }
+        off = {card.switch: False for card in self.ui.controls.drafters}
+        notes = {card.note: "" for card in self.ui.controls.cards}
+        try:
+            return {**notes, **off, **self.next_plan(tab, settings)}
+        except PitlaneError as error:  # another switch makes the set impossible
+            warn(error)
+            return {**off, **self.no_drafter(settings)}
+
     def _refused(self, card: Card, tab: Tab, settings: Settings, reason: str) -> Changes:
         """Show the reason at the card. Switch the plugin back if the plan is possible without the change."""
         name, notes = card.plugin.name, self._notes(card, note_html(reason, refused=True))
@@ -53,7 +76,7 @@ class PluginEvents(View):
         before = {key: options for key, options in settings.items() if key != name} if is_on else {**settings, name: {}}
         with suppress(PitlaneError):
             return {**notes, **self.next_plan(tab, before), card.switch: not is_on}
-        return {**notes, self.ui.plan: refusal_html(reason)}
+        return {**notes, self.ui.plan: refusal_html(reason), **self.no_drafter(settings)}
 
     def _notes(self, card: Card, html: str) -> Changes:
         """Show a note at one card, and clear the notes of all other cards."""
@@ -82,7 +105,28 @@ class PluginEvents(View):
             if card.state is not None
         }
         serving = serving_html(described(engine, names)) if names and has_document else ""
-        return {self.ui.plan: plan_html(plan, engine.is_loaded(plan)), self.ui.document_plugins: serving, **states}
+        return {
+            self.ui.plan: plan_html(plan, engine.is_loaded(plan)),
+            self.ui.plan_line: plan_line_html(plan),
+            self.ui.advice: self.advice(tab, settings),
+            self.ui.document_plugins: serving,
+            **states,
+            **self.no_drafter(settings),
+        }
+
+    def no_drafter(self, settings: Settings) -> Changes:
+        """The switch of no drafter under these settings. Without drafters there is no such switch."""
+        switch = self.ui.controls.no_drafter
+        names = {card.plugin.name for card in self.ui.controls.drafters}
+        return {} if switch is None else {switch: names.isdisjoint(settings)}
+
+    def advice(self, tab: Tab, settings: Settings) -> str:
+        """The plugin worth trying first, as HTML."""
+        possible = [card.plugin.name for card in self.ui.controls.cards if card.switch.interactive is not False]
+        gains: dict[str, float] = {}
+        with suppress(PitlaneError):
+            gains = gains_ms(self.desk.store, self.desk.engine.loader.source.name)
+        return advice_html(advice(gains, possible, bool(tab["documents"])), settings)
 
     # ---- values
 
@@ -94,25 +138,26 @@ class PluginEvents(View):
         Raises BadOption for values that cannot be.
         """
         num_sampling = len(self.ui.sampling)
-        temperature, top_p, max_tokens, seed, system, thinking = values[:num_sampling]
+        typed = dict(zip(NAMES, values[:num_sampling], strict=True))
         settings = in_effect(self.desk.engine, self.ui.controls.settings(values[num_sampling:]), bool(documents))
-        seed = _seed(seed)
+        seed = _whole("seed", typed["seed"], "leave it empty for a random seed")
         before = replaced.stats if replaced is not None else None
         if seed is None and before and sorted(before["plugins"]) != sorted(settings):
             seed = seed_of(replaced)
         given = {
-            "temperature": _decimal("temperature", temperature),
-            "top_p": _decimal("top_p", top_p),
-            "max_tokens": int(max_tokens or DEFAULT_MAX_TOKENS),
+            **{name: _decimal(name, typed[name]) for name in ("temperature", "top_p", "min_p", "repetition_penalty")},
+            "top_k": _whole("top_k", typed["top_k"], "leave it empty to draw from all tokens"),
+            "max_tokens": int(typed["max_tokens"] or DEFAULT_MAX_TOKENS),
             "seed": seed,
         }
         sampling = Sampling({name: value for name, value in given.items() if value is not None})
-        return Ask(settings, sampling, (system or "").strip() or None, THINKING[thinking], replaced)
+        system, thinking = str(typed["system"] or "").strip() or None, THINKING[typed["thinking"]]
+        return Ask(settings, sampling, system, thinking, replaced)
 
     @property
     def value_names(self) -> list[str]:
         """Names of the values for `read`, in this order."""
-        return [*SAMPLING, *self.ui.controls.names]
+        return [*NAMES, *self.ui.controls.names]
 
     def restored(self, kept: Mapping[str, Any], tab: Tab) -> Changes:
         """Restore the values that the browser tab had before its reload, if they are still possible.
@@ -159,13 +204,13 @@ def _decimal(name: str, value: str | float | None) -> float | None:
         raise BadOption(f"{name} must be a number, got {text!r}; leave the field empty for the default") from None
 
 
-def _seed(value: str | float | None) -> int | None:
-    """The seed that was typed; None for an empty field."""
+def _whole(name: str, value: str | float | None, way_out: str) -> int | None:
+    """The whole number that was typed; None for an empty field."""
     text = _typed(value)
     try:
         return int(text) if text else None
     except ValueError:
-        raise BadOption(f"seed must be a whole number, got {text!r}; leave it empty for a random seed") from None
+        raise BadOption(f"{name} must be a whole number, got {text!r}; {way_out}") from None
 
 
 def _typed(value: str | float | None) -> str:

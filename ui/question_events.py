@@ -1,4 +1,4 @@
-"""Events of the thread and the box: ask, edit, ask again, stop, and draw an answer while it is written.
+"""Events of the thread and the box: ask, edit, ask again, continue, stop, versions, and draw an answer while it is written.
 
 The event that asks follows the answer to its end. When Gradio closes the event because the tab was closed, it stops the answer.
 Another event (`watch`) draws the unfinished answer, with one widget as output: for an event with several outputs, Gradio rebuilds
@@ -15,17 +15,18 @@ from typing import Any
 
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.storage.types import Message, Refusal
-from pitlane.ui.answering import Ask, Key, was_stopped_before_it_began
+from pitlane.ui.answering import Ask, Key, seed_of, was_stopped_before_it_began
 from pitlane.ui.model_events import ModelEvents
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.page_view import Changes, Tab, Writing, page_event, session_of, warn
-from pitlane.ui.panels import Live
+from pitlane.ui.panels import Live, Waiting, can_go_on, waiting_html
 from pitlane.ui.plugin_events import PluginEvents
 from pitlane.ui.refusals import STOPPED, refusal_of
 
 # Time between two drawings of an answer. A browser on the same processor takes time from the model: drawn every 0.04 s, 500 tokens
 # of SmolLM2 on 2 cores came at 0.57 of the speed without a page.
 FRAME_SECONDS, SECONDS_PER_CHARACTER, LONGEST_FRAME_SECONDS = 0.06, 1.6e-4, 0.4
+MAX_WAITING = 3  # questions in line per conversation; each holds one of the events that may run at once
 ALIVE_SECONDS = 1.0  # an event yields at this interval, so that Gradio can close it
 
 Question = Callable[[Tab], tuple[Tab, Ask]]  # adds a question to the conversation, and returns how to answer it
@@ -36,9 +37,61 @@ class QuestionEvents(PluginEvents, ModelEvents):
 
     @page_event
     def ask(self, request: gr.Request, text: str, tab: Tab, *values: Any) -> Iterator[Changes]:
-        """Ask the question in the box."""
-        if text.strip():
-            yield from self._answer(request, tab, self._new_question(text.strip(), values), {self.ui.box: ""})
+        """Ask the question in the box. While an answer is written, the question waits its turn."""
+        text = text.strip()
+        if not text:
+            return
+        tab, waiting = self._line_up(request, tab, text)
+        if tab is None:
+            return
+        question, changes = self._new_question(text, values), {self.ui.box: ""}
+        if waiting is None:
+            yield from self._answer(request, tab, question, changes)
+            return
+        conversation = str(tab["conversation"])
+        try:
+            yield {**changes, self.ui.queue: waiting_html(self.waiting[conversation])}
+            yield from self._wait(waiting, conversation)
+            if waiting.is_taken_back:
+                changes[self.ui.box] = text
+            else:
+                yield from self._answer(request, tab, question, waiting=waiting)
+        finally:
+            self._leave_line(waiting, conversation)
+        if waiting.is_taken_back and self.shown_tab(request, tab)["conversation"] == conversation:
+            yield {**changes, self.ui.queue: waiting_html(self.waiting.get(conversation, ()))}
+
+    @page_event
+    def take_back(self, event: gr.EventData) -> Changes:
+        """Take a waiting question out of the line; its own event puts the text back into the box."""
+        for questions in list(self.waiting.values()):
+            for waiting in questions:
+                waiting.is_taken_back |= waiting.key == event.id
+        return {}
+
+    @page_event
+    def version(self, request: gr.Request, event: gr.EventData, tab: Tab) -> Changes:
+        """Show another version of a message, with all that followed it."""
+        conversation = tab["conversation"]
+        if conversation in self.writing:
+            gr.Info("An answer is on its way; stop it first.")
+            return {}
+        self.attempt(lambda: self.desk.store.conversations.show_version(str(conversation), int(event.id or 0)))
+        return self.show(request, self.reopened(tab))
+
+    @page_event
+    def go_on(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
+        """Continue an answer that was cut, with its own seed: the tokens are those of an answer that was not cut."""
+
+        def question(tab: Tab) -> tuple[Tab, Ask]:
+            messages, model = self._messages(tab), self.desk.engine.loader.source.name
+            if not messages or str(messages[-1].id) != str(event.id) or not can_go_on(messages[-1], model):
+                raise NotFound("this answer cannot be continued any more; the page shows it as it is now")
+            ask = self.read(values, tab["documents"])
+            sampling = ask.sampling.changed(seed=seed_of(messages[-1]))
+            return tab, replace(ask, sampling=sampling, continued=messages[-1])
+
+        yield from self._answer(request, tab, question)
 
     @page_event
     def try_sample(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
@@ -48,7 +101,7 @@ class QuestionEvents(PluginEvents, ModelEvents):
 
     @page_event
     def edit(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
-        """Ask an edited question. It replaces the question and all messages after it."""
+        """Ask an edited question. The question and all messages after it become an earlier version."""
         text, message_id = str(event.text).strip(), int(event.id)
 
         def question(tab: Tab) -> tuple[Tab, Ask]:
@@ -158,19 +211,79 @@ class QuestionEvents(PluginEvents, ModelEvents):
             yield {card.switch: is_on} | self.next_plan(tab, self.ui.controls.settings(switches))
         yield from self._answer(request, tab, self._last_question([*values[:num_sampling], *switches]))
 
+    def _line_up(self, request: gr.Request, tab: Tab, text: str) -> tuple[Tab | None, Waiting | None]:
+        """Put a question in line if its conversation is busy. No tab: the line is too long, or the question is the one before."""
+        with self.lock:
+            self.check_open()
+            tab = self._current(request, tab)
+            conversation = tab["conversation"] or ""
+            line = self.waiting.get(conversation, [])
+            if conversation not in self.writing and not line:
+                return tab, None
+            if text == self._latest_question(conversation, line):
+                return None, None  # a second click
+            if len(line) >= MAX_WAITING:
+                gr.Info(f"{MAX_WAITING} questions wait already; wait for an answer, or stop it.")
+                return None, None
+            waiting = Waiting(session_of(request), text)
+            self.waiting.setdefault(conversation, []).append(waiting)
+        return tab, waiting
+
+    def _latest_question(self, conversation: str, line: Sequence[Waiting]) -> str | None:
+        """The last question in line, or else the question that is being answered."""
+        if line:
+            return line[-1].text
+        writing = self.writing.get(conversation)
+        questions = [message.text for message in writing.messages if message.role == "user"] if writing else []
+        return questions[-1] if questions else None
+
+    def _wait(self, waiting: Waiting, conversation: str) -> Iterator[Changes]:
+        """Wait until the conversation is free and the question is the first in line, or is taken back."""
+        alive = time.monotonic()
+        while not waiting.is_taken_back:
+            with self.lock:
+                if conversation not in self.writing and self.waiting[conversation][0] is waiting:
+                    return
+            time.sleep(FRAME_SECONDS)
+            if time.monotonic() - alive > ALIVE_SECONDS:
+                alive = time.monotonic()
+                yield {self.ui.box: gr.skip()}
+
+    def _leave_line(self, waiting: Waiting, conversation: str) -> None:
+        with self.lock:
+            line = [other for other in self.waiting.get(conversation, []) if other is not waiting]
+            if line:
+                self.waiting[conversation] = line
+            else:
+                self.waiting.pop(conversation, None)
+
+    def _current(self, request: gr.Request, tab: Tab) -> Tab:
+        """The tab; if its first question is being answered, the tab with the conversation that this question began."""
+        return self.shown[session_of(request)] if tab["conversation"] is None and self.shown_writing(request) else tab
+
     def _answer(
-        self, request: gr.Request, tab: Tab, question: Question, changes: Changes | None = None
+        self,
+        request: gr.Request,
+        tab: Tab,
+        question: Question,
+        changes: Changes | None = None,
+        waiting: Waiting | None = None,
     ) -> Iterator[Changes]:
-        """Ask a question and follow its answer to the end. changes: carried out if the question is accepted."""
-        tab, ask = self._begin(request, tab, question)
+        """Ask a question and follow its answer to the end. changes: carried out if the question is accepted.
+
+        waiting: the question was in line; the tab may show another conversation by now.
+        """
+        was_left = waiting is not None and self.shown_tab(request, tab)["conversation"] != tab["conversation"]
+        tab, ask = self._begin(request, tab, question, waiting, was_left)
         if ask is None:
-            yield self.show(request, tab)
+            if not was_left:
+                yield self.show(request, tab)
             return
         conversation = str(tab["conversation"])
         writing, alive = self.writing[conversation], time.monotonic()
         self.desk.stop((session_of(request), "reading"))  # the prefix cache keeps the KV that is computed so far
         try:
-            yield self.show(request, tab) | (changes or {})
+            yield {self.ui.box: gr.skip()} if was_left else self.show(request, tab) | (changes or {})
             for writing.live in self.desk.answer(_key(conversation), conversation, ask):
                 if time.monotonic() - alive > ALIVE_SECONDS:
                     alive = time.monotonic()
@@ -188,13 +301,16 @@ class QuestionEvents(PluginEvents, ModelEvents):
         if self.shown_tab(request, tab)["conversation"] == conversation:
             yield self.show(request, self.reopened(tab))
 
-    def _begin(self, request: gr.Request, tab: Tab, question: Question) -> tuple[Tab, Ask | None]:
+    def _begin(
+        self, request: gr.Request, tab: Tab, question: Question, waiting: Waiting | None, was_left: bool
+    ) -> tuple[Tab, Ask | None]:
         """Register a question. Returns no Ask if the conversation waits for an answer or was deleted."""
         session = session_of(request)
         with self.lock:  # of two clicks at once, the second finds the answer of the first
             self.check_open()
-            if tab["conversation"] is None and self.shown_writing(request):
-                tab = self.shown[session]
+            tab = self._current(request, tab)
+            if waiting is not None:
+                self._leave_line(waiting, str(tab["conversation"]))
             if tab["conversation"] in self.writing:
                 gr.Info("An answer is on its way; stop it first.")
                 return tab, None
@@ -205,8 +321,11 @@ class QuestionEvents(PluginEvents, ModelEvents):
                 return self.reopened(tab), None
             conversation = self.desk.store.conversations.get(str(tab["conversation"]))
             messages, documents = ask.messages(conversation), self.desk.documents(tab["documents"])
+            if ask.continued is not None:
+                messages = (*messages, ask.continued)
             self.writing[conversation.id] = Writing(session, conversation.id, messages, documents, Live())
-            self.shown[session] = tab
+            if not was_left:
+                self.shown[session] = tab
             self.desk.begin(_key(conversation.id))
         return tab, ask
 

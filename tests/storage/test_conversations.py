@@ -77,6 +77,66 @@ def test_truncating_the_first_question_clears_the_title_that_it_gave(store: Stor
     assert store.conversations.get(named).title == "mine"
 
 
+def texts(store: Store, key: str) -> list[str]:
+    return [message.text for message in store.conversations.get(key).messages]
+
+
+def test_versions_of_an_answer_keep_what_followed_them(tmp_path: Path) -> None:
+    path = tmp_path / "versions.db"
+    with Store(path) as store:
+        add, key = store.conversations.append, store.conversations.create("m").id
+        add(key, "user", "q")
+        first = add(key, "assistant", "a1")
+        add(key, "user", "more")
+        add(key, "assistant", "b")
+        store.conversations.branch(key, first.id)
+        assert texts(store, key) == ["q"]
+        second = add(key, "assistant", "a2", stats={"steps": 1})
+        assert texts(store, key) == ["q", "a2"] and store.conversations.list()[0].num_messages == 2
+        assert store.conversations.get(key).messages[1].versions == (first.id, second.id)
+        assert store.conversations.get(key).messages[0].versions == ()
+    with Store(path) as store:
+        store.conversations.show_version(key, first.id)
+        assert texts(store, key) == ["q", "a1", "more", "b"] and store.conversations.list()[0].num_messages == 4
+        with pytest.raises(NotFound, match="has no message"):
+            store.conversations.branch(key, second.id)  # hidden
+        with pytest.raises(NotFound, match="has no message"):
+            store.conversations.show_version(key, 999)
+        store.conversations.truncate(key, first.id)
+        assert texts(store, key) == ["q"]
+        third = store.conversations.append(key, "assistant", "a3")
+        assert store.conversations.get(key).messages[1].versions == (second.id, third.id)
+
+
+def test_an_edited_first_question_gives_the_title_and_takes_it_along(store: Store) -> None:
+    key = store.conversations.create("m").id
+    first = store.conversations.append(key, "user", "one")
+    store.conversations.append(key, "assistant", "1")
+    store.conversations.branch(key, first.id)
+    second = store.conversations.append(key, "user", "two")
+    assert store.conversations.get(key).title == "two"
+    store.conversations.show_version(key, first.id)
+    assert store.conversations.get(key).title == "one" and texts(store, key) == ["one", "1"]
+    store.conversations.rename(key, "mine")
+    store.conversations.show_version(key, second.id)
+    assert store.conversations.get(key).title == "mine" and texts(store, key) == ["two"]
+
+
+def test_a_continued_answer_is_one_message_and_found_by_its_new_words(store: Store) -> None:
+    key = store.conversations.create("m").id
+    store.conversations.append(key, "user", "q")
+    answer = store.conversations.append(key, "assistant", "the lane", token_ids=[1, 2], stats={"steps": 2})
+    store.conversations.refuse(key, answer.id, Refusal("too long"))
+    store.conversations.extend(key, answer.id, "the lane ends", [1, 2, 3], {"steps": 1})
+    message = store.conversations.get(key).messages[1]
+    assert (message.id, message.text, message.token_ids, message.stats, message.refusal) == (
+        answer.id, "the lane ends", (1, 2, 3), {"steps": 1}, None,
+    )  # fmt: skip
+    assert [hit.message_id for hit in store.conversations.search("ends")] == [answer.id]
+    with pytest.raises(NotFound):
+        store.conversations.extend("other", answer.id, "x", [], {})
+
+
 def test_a_refusal_is_kept_with_its_message(store: Store) -> None:
     key = store.conversations.create("m").id
     message = store.conversations.append(key, "user", "x")

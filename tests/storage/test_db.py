@@ -48,7 +48,9 @@ def test_reopening_keeps_rows_and_applies_no_step_twice(tmp_path: Path) -> None:
     with Store(path) as store:
         assert store.conversations.get(conversation.id).messages[0].text == "hello"
         assert store.rows("SELECT name, applied_at FROM _sqlite_migrations") == applied
-        assert [row["name"] for row in applied] == ["m001_initial", "m002_refusals", "m003_comparisons"]
+        assert [row["name"] for row in applied] == [
+            "m001_initial", "m002_refusals", "m003_comparisons", "m004_versions",
+        ]  # fmt: skip
 
 
 def test_a_database_of_the_version_before_keeps_its_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ def values(page: Any, enabled: tuple[str, ...] = ("prefix_cache",), max_tokens: 
         for card in page.handlers.ui.controls.cards
         for value in (card.plugin.name in enabled, *(widget.value for widget in card.fields.values()))
     ]
-    return [0, 1, max_tokens, None, "", "auto", *plugins]
+    return [0, 1, max_tokens, None, "", "auto", "", "", "", *plugins]
 
 
 def last(changes: Any) -> dict[Any, Any]:

@@ -183,7 +183,7 @@ def test_upload_ask_stream_toggle_ask_again_reload(tab: Any, home: Path, tmp_pat
     tab.click("#switch-prompt_lookup input")
     tab.wait_for_selector("#plan :text('prompt_lookup')")
     ask(tab, "And when does it open?", 2)
-    lines = tab.locator("#thread .stats").all_inner_texts()
+    lines = tab.locator("#thread .stats").all_text_contents()  # also what is folded
     assert "prompt_lookup" not in lines[0] and "prompt_lookup" in lines[1]
     assert all("tok/s" in line and "TTFT" in line for line in lines)
 
@@ -244,7 +244,7 @@ def test_tabs_keep_their_own_plugins(tab: Any, address: str) -> None:
     tab.wait_for_selector("#plan :text('prompt_lookup')")
     limit(other, 8)
     ask(other, "Hello", 1)
-    assert "prompt_lookup" not in other.inner_text("#thread .stats")
+    assert "prompt_lookup" not in str(other.text_content("#thread .stats"))
     assert not other.is_checked("#switch-prompt_lookup input")
     assert tab.is_checked("#switch-prompt_lookup input")
 
@@ -339,4 +339,6 @@ def test_switches_and_sampling_survive_a_reload_and_the_seed_stays_empty(tab: An
     tab.click("#sampling .label-wrap")
     assert tab.get_by_label("Max tokens").first.input_value() == "33"
     ask(tab, "Hello", 1)
-    assert "seed" in tab.inner_text("#thread .stats .line")
+    assert "seed" not in tab.inner_text("#thread .stats")
+    tab.click("#thread .stats .unfold > summary")
+    assert "seed" in tab.inner_text("#thread .stats") and tab.is_visible("#thread .waterfall")

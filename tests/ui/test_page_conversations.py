@@ -19,6 +19,7 @@ from pitlane.ui.panels import Live, thread_html
 from pitlane.ui.refusals import refusal_of
 from pitlane.ui.sampling import Sampling
 from tests.ui.page_harness import OTHER_TAB, TAB, card_of, event, last, new_tab, values
+from tests.ui.test_page import stats
 
 TOO_LONG = "w" * 5000
 NONE = event(id="0")
@@ -197,7 +198,6 @@ def test_a_conversation_that_is_answered_takes_no_other_question(page: Any) -> N
     for call in (
         page.handlers.retry(OTHER_TAB, NONE, new_tab(key), *values(page)),
         page.handlers.edit(TAB, event(id=str(question.id), text="other"), new_tab(key), *values(page)),
-        page.handlers.ask(OTHER_TAB, "more", new_tab(key), *values(page)),
     ):
         changes = last(call)
         assert page.handlers.ui.box not in changes and "live" in changes[page.handlers.ui.live]
@@ -205,6 +205,110 @@ def test_a_conversation_that_is_answered_takes_no_other_question(page: Any) -> N
     page.handlers.stop(OTHER_TAB)
     last(answer)
     assert [message.role for message in messages(page, key)] == ["user", "assistant"]
+
+
+def test_a_question_in_mid_answer_waits_its_turn(page: Any) -> None:
+    ui, now = page.handlers.ui, values(page, max_tokens=8)
+    answer, (key,) = endless(page), page.handlers.writing
+    line = [page.handlers.ask(TAB, text, new_tab(key), *now) for text in ("second", "third", "fourth")]
+    assert [next(question)[ui.box] for question in line] == [""] * 3
+    shown = page.handlers.open(OTHER_TAB, event(id=key), new_tab(), "")[ui.queue]
+    assert shown.index("second") < shown.index("third") < shown.index("fourth")
+    assert last(page.handlers.ask(TAB, "fifth", new_tab(key), *now)) == {"__type__": "update"}, "the line is full"
+    page.handlers.take_back(event(id=page.handlers.waiting[key][1].key))
+    assert last(line[1])[ui.box] == "third"
+    assert texts(page, key) == ["Go on"]
+    page.handlers.stop(TAB)
+    last(answer)
+    last(line[0])
+    changes = last(line[2])
+    assert texts(page, key)[::2] == ["Go on", "second", "fourth"] and len(texts(page, key)) == 6
+    assert changes[ui.queue] == "" and not page.handlers.waiting
+
+
+def test_a_waiting_question_is_asked_where_it_was_typed_and_leaves_with_its_tab(page: Any) -> None:
+    ui, now = page.handlers.ui, values(page, max_tokens=8)
+    answer, (key,) = endless(page), page.handlers.writing
+    waiting, closed = (page.handlers.ask(TAB, text, new_tab(key), *now) for text in ("second", "third"))
+    next(waiting), next(closed)
+    closed.close()
+    page.handlers.new(TAB, new_tab(key))
+    page.handlers.stop(TAB)
+    page.desk.stop((key, "answer"))
+    last(answer)
+    assert ui.thread not in last(waiting), "the tab shows another conversation"
+    assert texts(page, key)[::2] == ["Go on", "second"] and not page.handlers.waiting
+    assert page.handlers.shown[TAB.session_hash]["conversation"] is None
+
+
+# ---- versions
+
+
+def test_answers_of_a_question_are_versions_and_prompts_follow_the_shown_one(page: Any) -> None:
+    ui, now = page.handlers.ui, values(page, max_tokens=8)
+    tab = last(page.handlers.ask(TAB, "One", new_tab(), *now))[ui.tab]
+    key = tab["conversation"]
+    old = messages(page, key)[1]
+    changes = last(page.handlers.retry(TAB, NONE, tab, *now))
+    new = messages(page, key)[1]
+    assert new.versions == (old.id, new.id) and "<span>2/2</span>" in changes[ui.thread]
+    changes = page.handlers.version(TAB, event(id=str(old.id)), tab)
+    assert messages(page, key)[1].id == old.id and "<span>1/2</span>" in changes[ui.thread]
+    asked = list[list[dict[str, str]]]()
+    rendered = type(page.engine.tokenizer).render_chat
+
+    def render(tokenizer: Any, turns: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append([dict(turn) for turn in turns])
+        return rendered(tokenizer, turns, *args, **kwargs)
+
+    page.store.conversations.extend(key, old.id, "the shown answer", [1], {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(page.engine.tokenizer), "render_chat", render)
+        last(page.handlers.ask(TAB, "Two", tab, *now))
+    assert asked[0][1]["content"] == "the shown answer"
+    question = messages(page, key)[0]
+    changes = last(page.handlers.edit(TAB, event(id=str(question.id), text="Uno"), tab, *now))
+    assert texts(page, key)[0] == "Uno" and len(texts(page, key)) == 2
+    page.handlers.version(TAB, event(id=str(question.id)), tab)
+    assert texts(page, key)[0] == "One" and texts(page, key)[2] == "Two", "the old branch is as it was"
+
+
+def test_versions_wait_for_the_end_of_an_answer(page: Any) -> None:
+    answer, (key,) = endless(page), page.handlers.writing
+    assert page.handlers.version(TAB, event(id="1"), new_tab(key)) == {"__type__": "update"}
+    page.handlers.stop(TAB)
+    last(answer)
+
+
+def test_a_cut_answer_goes_on_with_the_tokens_of_an_answer_that_was_not_cut(page: Any) -> None:
+    ui = page.handlers.ui
+    page.engine.loader.eos_token_ids = frozenset()
+    sampled = ["0.8", *values(page, max_tokens=48)[1:]]
+    sampled[3] = "7"
+    whole = last(page.handlers.ask(TAB, "Tell me", new_tab(), *sampled))[ui.tab]["conversation"]
+    cut = [*sampled[:2], 20, *sampled[3:]]
+    changes = last(page.handlers.ask(TAB, "Tell me", new_tab(), *cut))
+    tab, key = changes[ui.tab], changes[ui.tab]["conversation"]
+    assert 'data-do="go_on"' in changes[ui.thread]
+    answer = messages(page, key)[1]
+    rest = [*sampled[:2], 28, None, *sampled[4:]]  # the seed of the answer counts
+    changes = last(page.handlers.go_on(TAB, event(id=str(answer.id)), tab, *rest))
+    (_, now), (_, uncut) = messages(page, key), messages(page, whole)
+    assert now.id == answer.id and now.token_ids == uncut.token_ids and now.text == uncut.text
+    assert now.stats is not None and now.stats["continued_after"] == 20
+    assert "continued after <b>20</b> tokens" in changes[ui.thread]
+
+
+def test_only_the_last_answer_of_this_model_can_go_on(page: Any, warnings_shown: list[str]) -> None:
+    key = conversation(page, "hi", "old")
+    answer = messages(page, key)[1]
+    assert 'data-do="go_on"' not in thread_html(messages(page, key), (), {}, key, model="m")
+    own, other = {"model": page.engine.loader.source.name}, {"model": "another"}
+    for ending in ({"finish_reason": "stop", **own}, {"finish_reason": "length", **other}):
+        page.store.conversations.extend(key, answer.id, "old", [1, 2], stats(**ending))
+        last(page.handlers.go_on(TAB, event(id=str(answer.id)), new_tab(key), *values(page)))
+        assert "cannot be continued any more" in warnings_shown.pop()
+    assert texts(page, key) == ["hi", "old"]
 
 
 def test_a_tab_that_shows_the_answer_of_another_tab_follows_it_to_its_end(page: Any) -> None:

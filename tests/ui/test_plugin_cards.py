@@ -1,0 +1,118 @@
+"""The pit wall without a browser: groups, bounds, the advice, drafters as a choice of at most one, resets."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from pitlane import PluginRegistry
+from pitlane.storage.db import Store
+from pitlane.ui.advice import advice, advice_html, gains_ms
+from pitlane.ui.chat_flow import badge
+from pitlane.ui.controls import about_html, default_options, option_widget
+from pitlane.ui.effects import effect_html
+from pitlane.ui.plugin_about import ORDER, bound, costs_text, exactness_text, group_of
+from tests.ui.page_harness import card_of, event, new_tab, values
+from tests.ui.test_page import ROLES, stats
+
+
+def switches(page: Any, *enabled: str) -> list[Any]:
+    return values(page, enabled)[len(page.handlers.ui.sampling) :]
+
+
+def test_every_plugin_has_a_group_and_built_in_plugins_state_bounds_and_costs(monkeypatch: Any) -> None:
+    monkeypatch.setenv("PITLANE_LOAD", "")
+    registry = PluginRegistry.load()
+    groups = {name: group_of(registry.entries[name]) for name in registry.togglable()}
+    assert set(groups.values()) == set(ORDER) - {"Sampling", "Other", "Third-party"}
+    assert {name for name, group in groups.items() if group == "KV cache"} == {
+        "attention_sinks", "kv_quant", "prefix_cache",
+    }  # fmt: skip
+    for name in groups:
+        plugin = registry.get(name)
+        assert costs_text(plugin).startswith("Costs: "), name
+        if plugin.exactness in ("rounding", "approximate"):
+            assert exactness_text(plugin).startswith(plugin.exactness), name
+    assert bound(registry.get("int8")) == "4.4 %" and bound(registry.get("packed_linear")) == "2⁻⁸"
+    assert bound(registry.get("prompt_lookup")) == "" and bound(registry.get("attention_sinks")) == ""
+    assert "perplexity" in about_html(registry.get("int4"))
+    assert "4.4 %" in badge("approximate", bound="4.4 %", detail="half the scale") and "half the scale" in badge(
+        "approximate", detail="half the scale"
+    )
+
+
+def test_a_plugin_of_a_stranger_is_in_a_group_of_its_own(page: Any) -> None:
+    entry = SimpleNamespace(name="echo", source="echo 1.0", hooks=["propose"])
+    assert group_of(entry) == "Third-party"  # type: ignore[arg-type]
+    headings = [
+        block.value for block in page.blocks.blocks.values() if str(getattr(block, "value", "")).startswith("<h4>")
+    ]
+    assert headings[0] == "<h4>Decode</h4>" and headings[-1] == "<h4>Third-party</h4>"
+
+
+def test_the_largest_measured_gain_is_tried_first_and_else_a_plain_rule_decides() -> None:
+    every = ("int8", "prompt_lookup", "jacobi")
+    measured = advice({"jacobi": 40.0, "int8": 90.0, "gone": 900.0}, every, True)
+    assert measured is not None and measured.name == "int8" and "90 ms" in measured.reason
+    assert [choice and choice.name for choice in (advice({}, every, True), advice({}, every, False))] == [
+        "prompt_lookup", "int8",
+    ]  # fmt: skip
+    assert advice({}, ("jacobi",), False) is None and advice_html(None, ()) == ""
+    choice = advice({}, every, False)
+    assert 'data-do="switch_on" data-id="int8"' in advice_html(choice, ())
+    assert 'data-do="compare"' in advice_html(choice, ("int8",)), "what is on already is measured"
+
+
+def test_only_gains_beyond_noise_count() -> None:
+    def plan(**bought: tuple[float, float]) -> dict[str, Any]:
+        gains = {name: {"ms": ms, "low": low, "high": ms} for name, (ms, low) in bought.items()}
+        return {"bought_ms": gains}
+
+    with Store() as store:
+        store.comparisons.add({"model": "m", "plans": [plan(jacobi=(50.0, 20.0))]})
+        store.comparisons.add({"model": "m", "plans": [plan(int8=(30.0, 10.0), lookahead=(9.0, -2.0))]})
+        store.comparisons.add({"model": "m", "plans": [plan(jacobi=(-5.0, -9.0))]})
+        store.comparisons.add({"model": "other", "plans": [plan(int4=(99.0, 90.0))]})
+        assert gains_ms(store, "m") == {"int8": 30.0}, "the latest comparison of a plugin counts"
+
+
+def test_the_advice_turns_its_plugin_on_and_then_offers_to_measure_it(page: Any) -> None:
+    ui, card = page.handlers.ui, card_of(page, "prompt_lookup")
+    tab = new_tab(documents=("any",))
+    assert 'data-id="prompt_lookup"' in page.handlers.next_plan(tab, {})[ui.advice]
+    changes = page.handlers.switch_on(event(id="prompt_lookup"), tab, *switches(page, "prefix_cache"))
+    assert changes[card.switch] is True and "prompt_lookup" in changes[ui.plan]
+    assert "Measure it" in changes[ui.advice] and changes[ui.controls.no_drafter] is False
+
+
+def test_a_plan_has_one_drafter_or_none(page: Any) -> None:
+    ui, handlers = page.handlers.ui, page.handlers
+    none, first, second = ui.controls.no_drafter, card_of(page, "prompt_lookup"), card_of(page, "echo")
+    assert none.value is True
+    changes = handlers.toggled(first)(new_tab(), *switches(page, "prompt_lookup"))
+    assert changes[none] is False
+    changes = handlers.toggled(second)(new_tab(), *switches(page, "prompt_lookup", "echo"))
+    assert changes[first.switch] is False and changes[none] is False
+    changes = handlers.toggled(second)(new_tab(), *switches(page, "prefix_cache"))  # off again
+    assert changes[none] is True
+    changes = handlers.leave_out_drafters(new_tab(), *switches(page, "prefix_cache", "echo"))
+    assert changes[second.switch] is False and changes[none] is True
+    assert "echo" not in changes[ui.plan] and "prefix_cache" in changes[ui.plan]
+
+
+def test_a_card_says_whether_its_plugin_was_active(page: Any) -> None:
+    assert '<b class="state">active</b> bought' in effect_html("prompt_lookup", stats(), ROLES)
+    paused = effect_html("prompt_lookup", stats(paused={"prompt_lookup": "loses"}), ROLES)
+    assert "paused in the last answer: loses" in paused and "active" not in paused
+    failed = effect_html("prompt_lookup", stats(plugins={}, failed={"prompt_lookup": "boom"}), ROLES)
+    assert "failed in the last answer: boom" in failed and "active" not in failed
+    assert effect_html("jacobi", stats(), ROLES) == '<p class=""></p>'
+
+
+def test_options_have_units_and_a_reset_to_their_defaults(page: Any) -> None:
+    card = card_of(page, "prompt_lookup")
+    assert card.fields["num_draft_tokens"].label == "Draft length (tokens)"
+    assert default_options(card.plugin) == [field.value for field in card.fields.values()]
+    assert card.reset is not None and card_of(page, "echo").reset is None
+    widget = option_widget("delay", {"type": "number", "title": "Delay", "unit": "ms"}, 1.0)
+    assert widget.label == "Delay (ms)"

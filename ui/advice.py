@@ -1,0 +1,61 @@
+"""The plugin worth trying first on this model, by a plain rule, and its box above the plugin cards.
+
+The rule: the plugin with the largest gain that a comparison on this machine measured with this model. Without such a comparison:
+`prompt_lookup` if a document is attached, because an answer then quotes the prompt; otherwise `int8`, because a decode step is
+bound by reading weights. A plugin that cannot serve the model is no candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple
+
+from pitlane.ui.render import milliseconds
+
+if TYPE_CHECKING:
+    from pitlane.storage.db import Store
+
+SEARCHED = 20  # latest comparisons of a model
+WITH_DOCUMENT = ("prompt_lookup", "answers quote the document, and its drafts are copied from there")
+WITHOUT_DOCUMENT = ("int8", "each token reads half the bytes of the weights; the answer may differ a little")
+
+
+class Advice(NamedTuple):
+    """A plugin and the reason to try it."""
+
+    name: str
+    reason: str
+
+
+def gains_ms(store: Store, model: str) -> dict[str, float]:
+    """The latest measured gain of every plugin that bought time beyond noise: milliseconds of an answer, by plugin."""
+    latest: dict[str, tuple[float, float]] = {}
+    for comparison in store.comparisons.list(SEARCHED, model):
+        for plan in comparison.report["plans"]:
+            for name, gain in plan["bought_ms"].items():
+                latest.setdefault(name, (float(gain["ms"]), float(gain["low"])))
+    return {name: ms for name, (ms, low) in latest.items() if low > 0}
+
+
+def advice(gains: Mapping[str, float], possible: Collection[str], has_document: bool) -> Advice | None:
+    """The plugin to try first. possible: plugins that can serve the model."""
+    measured = {name: ms for name, ms in gains.items() if name in possible}
+    if measured:
+        name = max(measured, key=lambda name: measured[name])
+        return Advice(name, f"bought {milliseconds(measured[name])} of an answer, compared on this machine")
+    choice = Advice(*(WITH_DOCUMENT if has_document else WITHOUT_DOCUMENT))
+    return choice if choice.name in possible else None
+
+
+def advice_html(choice: Advice | None, enabled: Collection[str]) -> str:
+    """The box: the plugin, the reason, and a button that turns it on, or that measures it if it is on."""
+    if choice is None:
+        return ""
+    verb, target, label = ("switch_on", choice.name, "Turn on")
+    if choice.name in enabled:
+        verb, target, label = ("compare", "", "Measure it")
+    return (
+        f'<div class="advice"><p><b>Try first:</b> <code>{escape(choice.name)}</code> <span>{escape(choice.reason)}.</span></p>'
+        f'<button type="button" data-do="{verb}" data-id="{escape(target)}">{label}</button></div>'
+    )
