@@ -62,9 +62,14 @@ def plan_kv(plan: Plan, context: BuildContext) -> list[GroupNeeds]:
 
 
 def ends_no_text(plugin: Plugin, context: BuildContext) -> bool:
-    """Whether texts may grow without end under a plugin alone: all groups drop blocks, and sinks keep the distances small."""
+    """Whether texts may grow without end under a plugin alone: all groups drop blocks, and sinks keep the distances small.
+
+    A plugin that fails ends every text.
+    """
     hooks = (Hook.of(plugin, SPECS["trim_cache"]),)
-    answers = [call(hooks, None, refuse, group=group, context=context) for group in context.config.kv_groups]
+    answers = [
+        call(hooks, None, lambda error: None, group=group, context=context) for group in context.config.kv_groups
+    ]
     pairs = zip(context.config.kv_groups, answers, strict=True)
     visibilities = [visibility_of(group, answer.value if answer else None) for group, answer in pairs]
     return any(map(num_sinks_of, visibilities)) and all(v.max_tokens is not None for v in visibilities)

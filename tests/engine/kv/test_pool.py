@@ -59,12 +59,24 @@ def test_a_text_without_end_walks_in_a_ring_of_used_blocks() -> None:
     for _ in range(200):
         table += allocator.take(1, table[-1], prefers_used=True)
         allocator.release(table.pop(0))
-    assert allocator.num_used == 3 + MIN_REUSED
+    assert allocator.used.sum() == 3 + MIN_REUSED
     others = allocator.take(4, table[-1])
     assert len(set(others + table)) == 7 and allocator.num_free == 93
     assert allocator.take(90, None, prefers_used=True) and allocator.num_free == 3, (
         "without a long run, new blocks are taken"
     )
+
+
+def test_several_texts_without_end_share_a_few_used_blocks() -> None:
+    allocator = BlockAllocator(1000)
+    tables = [allocator.take(3, None) for _ in range(4)]
+    for step in range(2000):
+        table = tables[step * 7 % 4]
+        table += allocator.take(1 + step % 2, table[-1], prefers_used=True)
+        while len(table) > 3:
+            allocator.release(table.pop(0))
+    assert allocator.used.sum() <= 4 * (3 + 2 * MIN_REUSED)
+    assert len({block for table in tables for block in table}) == 12 == 1000 - allocator.num_free
 
 
 def test_every_block_can_be_taken_one_by_one() -> None:
