@@ -224,7 +224,7 @@ def reads_of(batch: Batch, group: int, heads: tuple[int, int], dim: int, device:
     tensors = (np.array(tiles, np.int32), part.block_table.numpy(), starts, highs, masks, drafts, ends)
     moved = [torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True) for array in tensors]
     split = num_pieces > 1 and len(tiles) * heads[1] < FEW_TILES
-    return Reads(*moved, batch.block_size, tokens, num_pieces, part.num_sinks, split)
+    return Reads._make((*moved, batch.block_size, tokens, num_pieces, part.num_sinks, split))
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, reads: Reads, scale: float, sink_q: Tensor | None = None) -> Tensor:

@@ -64,8 +64,8 @@ def configurations() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any],
             rows = attention.tile_rows(longest, dim)
             constants = attention.constants(heads, group, 32, dim, rows // group, split, sinks=False, exact=False)
             name = f"D {dim}, G {group}, {rows} rows{', split' if split else ''}"
-            at = attention.launch(constants["ROWS"])
-            yield name, attention.attention_kernel, types, constants, *at.values()
+            shape = attention.launch(constants["ROWS"])
+            yield name, attention.attention_kernel, types, constants, *shape.values()
     types = {"partial": "*fp32", "out": "*bf16", "num_pieces": "i32"}
     yield "D 128", attention.merge_kernel, types, {"DIM": 128, "WIDTH": 128}, 1, 3
     types = {"x": "*bf16", "numbers": "*i8", "scales": "*fp32", "stride": "i32", "K": "i32"}

@@ -130,7 +130,7 @@ def quantized_inputs(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 def linear(x: Tensor, weight: Any) -> Tensor:
     """x [M, K], weight: a `kernels.quantized.Quantized` on x's device -> y [M, N], a new tensor in x's dtype."""
-    from pitlane.kernels.quantized import UNIT
+    from pitlane.kernels.packing import UNIT
 
     rows, inputs = x.shape
     if inputs != weight.num_inputs or x.dtype not in (torch.bfloat16, torch.float16, torch.float32):

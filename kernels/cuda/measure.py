@@ -146,16 +146,16 @@ class Bench:
         none = np.zeros(len(positions), np.int64)
         arrays = np.array(tiles, np.int32), table.numpy(), none, positions + 1, none, ends, ends
         split = num_pieces > 1 and len(tiles) * kv_heads < attention.FEW_TILES
-        reads = attention.Reads(
-            *(torch.from_numpy(array).to(self.device) for array in arrays), BLOCK, tokens, num_pieces, 0, split
-        )
+        moved = [torch.from_numpy(array).to(self.device) for array in arrays]
+        reads = attention.Reads._make((*moved, BLOCK, tokens, num_pieces, 0, split))
         slots = (table[0, : blocks[0], None].long() * BLOCK + torch.arange(BLOCK)).flatten()[: seqs[0][0]]
-        dense = [x[:, slots.to(self.device)][None] for x in (keys, values)]
+        own_keys, own_values = (x[:, slots.to(self.device)][None] for x in (keys, values))
         first = q[: seqs[0][1]].transpose(0, 1)[None]
         causal = seqs[0][0] == seqs[0][1]
 
         def by_torch() -> Tensor:
-            return F.scaled_dot_product_attention(first, *dense, is_causal=causal, enable_gqa=True)[0].transpose(0, 1)
+            out = F.scaled_dot_product_attention(first, own_keys, own_values, is_causal=causal, enable_gqa=True)
+            return out[0].transpose(0, 1)
 
         def by_triton() -> Tensor:
             return attention.attend(q, keys, values, reads, dim**-0.5)
