@@ -44,7 +44,11 @@ if TYPE_CHECKING:
     from pitlane.engine.kv.pool import Pool as Pool
     from pitlane.engine.kv.state import KVGroup as KVGroup, KVState as KVState, PrefixMatch as PrefixMatch
     from pitlane.engine.kv.store import DenseKV as DenseKV, KVStore as KVStore, KVStorePlan as KVStorePlan
-    from pitlane.engine.kv.visibility import SlidingWindow as SlidingWindow, Visibility as Visibility
+    from pitlane.engine.kv.visibility import (
+        Eviction as Eviction,
+        SlidingWindow as SlidingWindow,
+        Visibility as Visibility,
+    )
     from pitlane.engine.models.build_context import BuildContext as BuildContext
     from pitlane.engine.models.config import DecoderConfig as DecoderConfig
     from pitlane.engine.models.decoder import Decoder as Decoder, parts_of as parts_of
@@ -109,7 +113,7 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.kv.pool": "Pool",
     "pitlane.engine.kv.state": "KVGroup KVState PrefixMatch",
     "pitlane.engine.kv.store": "DenseKV KVStore KVStorePlan",
-    "pitlane.engine.kv.visibility": "SlidingWindow Visibility",
+    "pitlane.engine.kv.visibility": "Eviction SlidingWindow Visibility",
     "pitlane.engine.models.build_context": "BuildContext",
     "pitlane.engine.models.config": "DecoderConfig",
     "pitlane.engine.models.decoder": "Decoder parts_of",

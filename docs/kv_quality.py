@@ -22,6 +22,7 @@ from pitlane.engine.run.batch import Chunk
 
 FORMATS = ("int8", "int4", "fp8")
 ROOM = 2 * 10**9  # bytes of KV
+ROWS = 256  # rows of logits to compare at a time: bounds the memory of large vocabularies
 
 
 def logits_of(engine: Engine, plan: Plan, token_ids: list[int]) -> torch.Tensor:
@@ -48,13 +49,16 @@ def logits_of(engine: Engine, plan: Plan, token_ids: list[int]) -> torch.Tensor:
 
 def compare(logits: torch.Tensor, exact: torch.Tensor, token_ids: list[int]) -> dict[str, float]:
     """Perplexity of the text, mean KL(exact || quantized) in nats, and the mean share of probability that moves."""
-    target = torch.tensor(token_ids[1:])[:, None]
-    log_p, log_q = exact.log_softmax(-1), logits.log_softmax(-1)
-    return {
-        "perplexity": exp(-float(log_q[:-1].gather(1, target).mean())),
-        "kl": float((log_p.exp() * (log_p - log_q)).sum(-1).mean()),
-        "moved": float((log_p.exp() - log_q.exp()).abs().sum(-1).mean() / 2),
-    }
+    target, count = torch.tensor([*token_ids[1:], 0])[:, None], len(token_ids)
+    nats = kl = moved = 0.0
+    for start in range(0, count, ROWS):
+        rows = slice(start, start + ROWS)
+        log_p, log_q = exact[rows].log_softmax(-1), logits[rows].log_softmax(-1)
+        own = -log_q.gather(1, target[rows])
+        nats += float(own[: count - 1 - start].sum())  # no token follows the last
+        kl += float((log_p.exp() * (log_p - log_q)).sum())
+        moved += float((log_p.exp() - log_q.exp()).abs().sum() / 2)
+    return {"perplexity": exp(nats / (count - 1)), "kl": kl / count, "moved": moved / count}
 
 
 def measure(engine: Engine, token_ids: list[int], base: dict[str, Any]) -> list[dict[str, Any]]:

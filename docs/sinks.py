@@ -1,14 +1,22 @@
-"""Perplexity of a long text with all tokens, with a window alone, and with attention sinks: python docs/sinks.py MODEL TEXT [N].
+"""What dropped tokens do to a model: python docs/sinks.py MODEL TEXT [N], and a text without end: python docs/sinks.py --endless.
 
-The model reads the first N tokens (3,072 by default) of a text file. The window has 512 tokens and moves in blocks of 32. Prints
-the perplexity by stretches of 1,024 positions and, as the last line, one JSON document. `positions >= 1024` is the figure of
-docs/exactness.md.
+Perplexity: the model reads the first N tokens (3,072 by default) of a text file, with all tokens, with a window alone, with
+attention sinks, and with key-norm eviction. The window has 512 tokens and moves in blocks of 32; key-norm eviction shows at most
+512 tokens too. Prints the perplexity by stretches of 1,024 positions and, as the last line, one JSON document. `positions >= 1024`
+is the figure of docs/exactness.md.
+
+--endless MODEL COUNT [FILE]: the model generates COUNT tokens in one answer. Prints time and memory by tenths of the answer and, as
+the last line, one JSON document; FILE.json and FILE.png (if matplotlib is there) hold the same. Times: of the clock, and of the
+process, which counts no waiting for other processes.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import resource
 import sys
+import time
 from itertools import pairwise
 from math import exp
 from pathlib import Path
@@ -16,7 +24,7 @@ from typing import Any
 
 import torch
 
-from pitlane import Draft, Engine, KVState
+from pitlane import Draft, Engine, KVState, SamplingParams, TextDelta
 
 WINDOW, STRIDE, STEP, STRETCH = 512, 32, 64, 1024
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -24,11 +32,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "window alone": {"attention_sinks": {"num_sinks": 0, "window": WINDOW, "stride": STRIDE}},
     "1 sink": {"attention_sinks": {"num_sinks": 1, "window": WINDOW, "stride": STRIDE}},
     "4 sinks": {"attention_sinks": {"num_sinks": 4, "window": WINDOW, "stride": STRIDE}},
+    "key norms": {"key_norm_eviction": {"budget": WINDOW - STEP, "recent": WINDOW // 2, "interval": STEP}},
 }
+ENDLESS = {"attention_sinks": {"num_sinks": 4, "window": 64, "stride": 32}}
 
 
 def nats(engine: Engine, settings: dict[str, Any], token_ids: list[int]) -> list[float]:
     """Negative log-likelihood of every token but the first. A step is a known token and a draft of the tokens behind it."""
+    from pitlane.engine.kv.eviction import evict_blocks
     from pitlane.engine.run.batch import Chunk
 
     lane, kv = engine.lane_of(engine.plan({**engine.default_plan.settings, **settings})), KVState()
@@ -43,6 +54,7 @@ def nats(engine: Engine, settings: dict[str, Any], token_ids: list[int]) -> list
         result += torch.nn.functional.cross_entropy(logits, targets, reduction="none").tolist()
         kv.num_computed_tokens = stop
         lane.pool.drop(kv, stop)
+        evict_blocks(lane.pool, lane.stores, kv)
     lane.pool.release(kv)
     return result
 
@@ -66,8 +78,70 @@ def measure(model: str, text: str, num_tokens: int) -> dict[str, dict[str, float
     return rows
 
 
+def generate(model: str, num_tokens: int) -> list[dict[str, float]]:
+    """Generate an answer under attention sinks, the reader in step with the engine. A row per tenth of the answer."""
+    rows = []
+    with Engine(model, dtype="float32", plugins=ENDLESS) as engine:
+        lane = engine.lane_of(engine.default_plan)
+        sampling = SamplingParams(max_tokens=num_tokens, ignore_eos=True, temperature=1.0, seed=0)
+        count, clock, cpu = 0, time.perf_counter(), time.process_time()
+        for event in engine.submit("Once", sampling):
+            if not isinstance(event, TextDelta):
+                continue
+            count += len(event.token_ids)
+            if event.token_ids and count * 10 // num_tokens > len(rows):
+                now, used = time.perf_counter(), time.process_time()
+                size = num_tokens / 10 / 1000
+                row = {"tokens": count, "ms": (now - clock) / size, "cpu_ms": (used - cpu) / size, "mb": resident_mb()}
+                rows.append(row | {"kv_blocks": lane.pool.num_blocks - lane.pool.num_free_blocks})
+                print(*(f"{name} {value:,.3f}" for name, value in rows[-1].items()), flush=True)
+                clock, cpu = now, used
+    return rows
+
+
+def resident_mb() -> float:
+    """Memory of the process now; where the system does not tell, its peak."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def endless(model: str, num_tokens: int, target: Path | None) -> None:
+    """Print and store the rows, and how much the last tenth differs from the first."""
+    rows = generate(model, num_tokens)
+    change = {name: round(rows[-1][name] / rows[0][name] - 1, 4) for name in ("ms", "cpu_ms", "mb", "kv_blocks")}
+    result = {"model": model, "tokens": num_tokens, "tenths": rows, "last_against_first": change}
+    if target is not None:
+        target.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        plot(rows, target.with_suffix(".png"))
+    print(json.dumps(result))
+
+
+def plot(rows: list[dict[str, float]], target: Path) -> None:
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        print("no plot: pip install matplotlib", file=sys.stderr)
+        return
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3))
+    places = [row["tokens"] for row in rows]
+    for axes, names, unit in ((left, ("ms", "cpu_ms"), "ms per token"), (right, ("mb",), "MB")):
+        for name in names:
+            axes.plot(places, [row[name] for row in rows], marker="o", label=name)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("tokens")
+        axes.set_ylabel(unit)
+        axes.legend()
+    figure.tight_layout()
+    figure.savefig(target, dpi=120)
+
+
 if __name__ == "__main__":
-    model, path, *rest = sys.argv[1:]
-    count = int(rest[0]) if rest else 3072
-    result = measure(model, Path(path).read_text(encoding="utf-8"), count)
-    print(json.dumps({"model": model, "text": Path(path).name, "tokens": count, "perplexity": result}))
+    first, *rest = sys.argv[1:]
+    if first == "--endless":
+        endless(rest[0], int(rest[1]), Path(rest[2]) if len(rest) > 2 else None)
+    else:
+        count = int(rest[1]) if len(rest) > 1 else 3072
+        figures = measure(first, Path(rest[0]).read_text(encoding="utf-8"), count)
+        print(json.dumps({"model": first, "text": Path(rest[0]).name, "tokens": count, "perplexity": figures}))

@@ -27,7 +27,7 @@ from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.engine.run.built_model import BuiltModel
 from pitlane.engine.run.lane import Call, Lane, Match, Reclaim
 from pitlane.engine.text.tokenizer import Tokenizer
-from pitlane.engine.variants import Variant, plan_kv, plan_weights
+from pitlane.engine.variants import Variant, ends_no_text, plan_kv, plan_weights
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 KV_FORMAT = "1"  # increase it when the meaning of saved KV changes
@@ -86,10 +86,11 @@ class Loader:
 
     @property
     def way_past_context(self) -> str:
-        """The end of a message about the context: names the plugins that drop tokens, if they serve this model."""
+        """The end of a message about the context: names the plugins under which a text has no end, if they serve this model."""
         classes = [entry.plugin for entry in self.plugins or () if entry.plugin and entry.plugin.role == "eviction"]
         context = self.build_context
-        names = [plugin.name for plugin in classes if not (plugin.unavailable(context) or plugin().refusal(context))]
+        serving = [plugin for plugin in classes if not (plugin.unavailable(context) or plugin().refusal(context))]
+        names = [plugin.name for plugin in serving if ends_no_text(plugin(), context)]
         return f", or turn on {' or '.join(names)}, which drops the middle of a long text" if names else ""
 
     @property

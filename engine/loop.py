@@ -15,6 +15,7 @@ from pitlane.engine.decode.draft import Draft, clean
 from pitlane.engine.decode.rows import Rows, split_rows
 from pitlane.engine.decode.verify import Verified, verify_rows
 from pitlane.engine.events import FinishReason, PrefillProgress, StepStats, TextDelta
+from pitlane.engine.kv.eviction import evict_blocks
 from pitlane.engine.lanes import Lanes
 from pitlane.engine.pacing.drafting import Drafting
 from pitlane.engine.plan.dispatch import Dispatcher, own_failure
@@ -34,6 +35,7 @@ class Loop:
 
     def __init__(self, lanes: Lanes, roster: Roster, dispatch: Dispatcher, vocab_size: int) -> None:
         self.lanes, self.roster, self.dispatch, self.vocab_size = lanes, roster, dispatch, vocab_size
+        self.ids: dict[int, int] = {}  # an object per token id: a long answer would hold an object per token
         self.forward_seconds = 0.0
         self.step_seconds = 0.0
 
@@ -147,7 +149,7 @@ class Loop:
         tokens: list[int] = []
         text = ""
         for token in verified.token_ids:
-            tokens.append(token)
+            tokens.append(self.ids.setdefault(token, token))
             seq.finish_reason, piece = self._ends(lane, seq, token, len(tokens))
             text += piece
             if seq.finish_reason:
@@ -166,7 +168,7 @@ class Loop:
         seq.logprobs += verified.logprobs[: len(tokens)]
         lane.commit(seq, verified.nodes[: len(tokens)], tokens)
         timing.first_token = timing.first_token or now
-        timing.token_times += [now] * len(tokens)
+        timing.token_times.extend([now] * len(tokens))
         self.roster.put(seq, TextDelta(text, tuple(tokens), seq.sample))
 
     def _ends(self, lane: Lane, seq: Sequence, token: int, num_new: int) -> tuple[FinishReason | None, str]:
@@ -196,6 +198,15 @@ class Loop:
         # A document may end in the open block, and plugins save it when this block is sealed. So keep all blocks that a token
         # behind the sealed blocks sees.
         lane.pool.drop(kv, kv.num_sealed_blocks * lane.pool.block_size)
+        if lane.pool.intervals:
+            self._evict(lane, seq)
+
+    def _evict(self, lane: Lane, seq: Sequence) -> None:
+        try:
+            evict_blocks(lane.pool, lane.stores, seq.kv)
+        except (Exception, SystemExit) as error:
+            plugin = next(plugin for plugin in seq.plan.plugins if plugin.role == "eviction")
+            self.dispatch.drop([seq], HookError(plugin, "trim_cache", error))
 
     # ---- for the worker
 

@@ -7,6 +7,7 @@ writes all other fields.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +45,7 @@ class Timing:
     admitted: float | None = None
     first_token: float | None = None
     finished: float | None = None
-    token_times: list[float] = field(default_factory=list)
+    token_times: array[float] = field(default_factory=lambda: array("d"))
     num_steps: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0

@@ -13,10 +13,17 @@ from typing import Any
 import torch
 
 from pitlane.engine.errors import PitlaneError, PlanConflict
-from pitlane.engine.kv.capacity import GroupNeeds
+from pitlane.engine.kv.capacity import BLOCK_SIZE, GroupNeeds
 from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.kv.store import DenseKV, KVStore, KVStorePlan, dense_plan
-from pitlane.engine.kv.visibility import Visibility, checked, num_sinks_of, visibility_of
+from pitlane.engine.kv.visibility import (
+    Visibility,
+    checked,
+    checked_eviction,
+    evicts,
+    num_sinks_of,
+    visibility_of,
+)
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.builder import Builder
 from pitlane.engine.models.decoder import Decoder, parts_of
@@ -25,10 +32,11 @@ from pitlane.engine.models.parts import LinearPlan, Part, Tensors
 from pitlane.engine.models.source import ModelSource
 from pitlane.engine.models.weight_plan import WeightPlan
 from pitlane.engine.plan.changes import now
-from pitlane.engine.plan.hooks import Answer, Check, HookError, call, refuse
+from pitlane.engine.plan.hooks import Answer, Check, Hook, HookError, call, refuse
+from pitlane.engine.plan.hookspecs import SPECS
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.plugin import Plugin
-from pitlane.engine.run.attention import PlainAttention
+from pitlane.engine.run.attention import HiddenAttention, PlainAttention
 from pitlane.engine.run.batch import Attention
 from pitlane.engine.run.built_model import BuiltModel
 
@@ -51,6 +59,20 @@ def plan_kv(plan: Plan, context: BuildContext) -> list[GroupNeeds]:
         GroupNeeds.of(_store_or_core(group, store, context), visibility_of(group, trim.value if trim else None))
         for group, store, trim in _kv_answers(plan, context)
     ]
+
+
+def ends_no_text(plugin: Plugin, context: BuildContext) -> bool:
+    """Whether texts may grow without end under a plugin alone: all groups drop blocks, and sinks keep the distances small.
+
+    A plugin that fails ends every text.
+    """
+    hooks = (Hook.of(plugin, SPECS["trim_cache"]),)
+    answers = [
+        call(hooks, None, lambda error: None, group=group, context=context) for group in context.config.kv_groups
+    ]
+    pairs = zip(context.config.kv_groups, answers, strict=True)
+    visibilities = [visibility_of(group, answer.value if answer else None) for group, answer in pairs]
+    return any(map(num_sinks_of, visibilities)) and all(v.max_tokens is not None for v in visibilities)
 
 
 class Variant:
@@ -78,17 +100,19 @@ class Variant:
         for _, store, _ in kv:
             _check_format(attention, store)
         trims = [trim for _, _, trim in kv if trim is not None]
-        _check_sinks(attention, trims, [store for _, store, _ in kv])
+        _check_trims(plan, attention, trims, [store for _, store, _ in kv])
+        visibilities = tuple(visibility_of(group, trim.value if trim else None) for group, _, trim in kv)
+        chosen: Attention = attention.value if attention is not None else core
         parts = [*self.parts, *((answer.value, answer.plugin) for answer in (*built, *trims))]
         return BuiltModel(
             self.model.with_ops(ops),
-            attention.value if attention is not None else core,
+            HiddenAttention(chosen) if any(map(evicts, visibilities)) else chosen,
             self,
             context,
             parts,
             self.is_batch_invariant and len(built) == len(answers) + 1 and all(a.plugin.batch_invariant for a in built),
             plan.hook("build_runner"),
-            tuple(visibility_of(group, trim.value if trim else None) for group, _, trim in kv),
+            visibilities,
             tuple(
                 _guarded_store(store, parts) if store else _store_or_core(group, None, context)
                 for group, store, _ in kv
@@ -102,7 +126,7 @@ def _kv_answers(plan: Plan, context: BuildContext) -> list[tuple[KVGroup, Answer
         (
             group,
             _build(plan, "build_kv_store", _store_plan, group=group, context=context),
-            _build(plan, "trim_cache", partial(_visibility, context), group=group, context=context),
+            _build(plan, "trim_cache", partial(_visibility, context, group), group=group, context=context),
         )
         for group in context.config.kv_groups
     ]
@@ -133,7 +157,9 @@ def _attention(_: Plugin, result: object) -> object:
     return result
 
 
-def _visibility(context: BuildContext, _: Plugin, result: object) -> Visibility:
+def _visibility(context: BuildContext, group: KVGroup, _: Plugin, result: Visibility) -> Visibility:
+    if evicts(result):
+        return checked_eviction(result, group, BLOCK_SIZE)
     return checked(result, context.config.max_position)
 
 
@@ -207,12 +233,20 @@ def _check_format(attention: Answer | None, store: Answer | None) -> None:
         )
 
 
-def _check_sinks(attention: Answer | None, trims: Sequence[Answer], stores: Sequence[Answer | None]) -> None:
-    """Raise PlanConflict if a plugin keeps sinks, and the attention or the KV store of another plugin cannot have them."""
+def _check_trims(
+    plan: Plan, attention: Answer | None, trims: Sequence[Answer], stores: Sequence[Answer | None]
+) -> None:
+    """Raise PlanConflict if a plugin keeps sinks or evicts blocks, and a part of another plugin cannot work with that."""
     keeper = next((trim.plugin.name for trim in trims if num_sinks_of(trim.value)), None)
+    evictor = next((trim.plugin.name for trim in trims if evicts(trim.value)), None)
+    writer = next((store.plugin.name for store in stores if store and store.value.format != DenseKV.format), None)
+    if evictor is not None and writer is not None:
+        raise PlanConflict(f"{evictor} reads the keys of dense KV alone; take {writer} or {evictor} out of the plan")
+    if evictor is not None and plan.hook("match_prefix"):
+        sharer = plan.hook("match_prefix")[0].plugin.name
+        raise PlanConflict(f"{sharer} needs all blocks of a text, and {evictor} drops some; take one of them out")
     if keeper is None:
         return
-    writer = next((store.plugin.name for store in stores if store and store.value.format != DenseKV.format), None)
     if writer is not None:
         raise PlanConflict(
             f"attention sinks, which {keeper} keeps, are read from dense KV alone; take {writer} or {keeper} out of the plan"

@@ -10,7 +10,7 @@ Source: Kwon et al. 2023 (PagedAttention); Dao et al. 2022 (FlashAttention); Jur
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple, TypeAlias
 
@@ -57,9 +57,12 @@ class Parts(NamedTuple):
     @classmethod
     def of(cls, seen: Iterable[Seen], num_tokens: int) -> Parts:
         """Cut runs of keys into tasks for query tokens `[0, num_tokens)`. The runs of a token come in the order of its keys."""
+        runs = list(seen)
+        if num_tokens == 1 and len(runs) == 1 and len(runs[0].tokens) == 1:
+            return cls._of_one_token(runs[0])
         num_parts = np.zeros(num_tokens, np.int64)
         pieces: dict[bytes, tuple[Slots, list[Members]]] = {}
-        for run in seen:
+        for run in runs:
             for at in range(0, len(run.slots), PIECE):
                 piece, start = run.slots[at : at + PIECE], run.first + at
                 group = _members(run, start, start + len(piece), num_parts)
@@ -79,6 +82,19 @@ class Parts(NamedTuple):
         rows[:, 0], rows[:, 1], rows[:, 2] = tokens, firsts[tokens], num_parts[tokens]
         slots = np.concatenate([piece for piece, _ in pieces.values()])
         return cls(*map(torch.from_numpy, (slots, np.array(tasks), members, rows)))
+
+    @classmethod
+    def _of_one_token(cls, run: Seen) -> Parts:
+        """The same for a batch of one token with one run: the decode step of one sequence, where numpy's calls would count."""
+        low, high, num_keys = int(run.lows[0]) - run.first, int(run.highs[0]) - run.first, len(run.slots)
+        pieces = [at for at in range(0, num_keys, PIECE) if low < at + PIECE and high > at]
+        tasks = [(at, min(PIECE, num_keys - at), i, 1) for i, at in enumerate(pieces)]
+        members = [
+            (run.tokens[0], i, max(low - at, 0), min(high - at, length))
+            for (at, length, i, _), at in zip(tasks, pieces, strict=True)
+        ]
+        rows = [(0, 0, len(pieces))]
+        return cls(torch.from_numpy(run.slots), torch.tensor(tasks), torch.tensor(members), torch.tensor(rows))
 
 
 def _members(run: Seen, start: int, stop: int, num_parts: Indices) -> Members:
@@ -111,6 +127,22 @@ def attend_ref(q: Tensor, keys: Tensor, values: Tensor, slots: Slots, scale: flo
     return torch.einsum("hs,hsd->hd", weights, v).to(q.dtype)
 
 
+def partial_results(q: Tensor, out: Tensor, stores: Sequence[Tensor], parts: Parts) -> Tensor:
+    """Check queries and outputs [T, H, D] and the stores [..., Hkv, S, width]; return memory for the results of the parts."""
+    _, heads, dim = q.shape
+    if q.dtype != torch.bfloat16 or out.dtype != torch.bfloat16:
+        raise ValueError(f"q and out must be bfloat16, got {q.dtype}, {out.dtype}")
+    kv_heads = stores[0].shape[-3]
+    if out.shape[1:] != q.shape[1:] or heads % kv_heads or any(store.shape[-3] != kv_heads for store in stores):
+        shapes = [list(store.shape) for store in stores]
+        raise ValueError(f"shapes do not fit: q {list(q.shape)}, out {list(out.shape)}, stores {shapes}")
+    if q.stride()[1:] != (dim, 1) or not out.is_contiguous():
+        raise ValueError(f"rows of q and out must be contiguous, got strides {q.stride()}, {out.stride()}")
+    if any(store.stride()[-2:] != (store.shape[-1], 1) for store in stores):
+        raise ValueError(f"slots of a head must follow each other, got strides {[store.stride() for store in stores]}")
+    return torch.empty(len(parts.members) * heads * (dim + 2))
+
+
 def attend(q: Tensor, keys: Tensor, values: Tensor, parts: Parts, scale: float, out: Tensor) -> None:
     """Write the rows of out [T, H, D] that `parts` names. q [T, H, D], with any stride of tokens; keys, values [Hkv, S, D].
 
@@ -118,23 +150,13 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, parts: Parts, scale: float, 
     """
     _, heads, dim = q.shape
     kv_heads = keys.shape[0]
-    if not q.dtype == keys.dtype == values.dtype == out.dtype == torch.bfloat16:
-        raise ValueError(
-            f"q, keys, values and out must be bfloat16, got {q.dtype}, {keys.dtype}, {values.dtype}, {out.dtype}"
-        )
-    if (
-        len(q) not in (len(out), 2 * len(out))
-        or out.shape[1:] != q.shape[1:]
-        or keys.shape != values.shape
-        or keys.shape[2] != dim
-        or heads % kv_heads
-    ):
+    if keys.dtype != torch.bfloat16 or values.dtype != torch.bfloat16:
+        raise ValueError(f"keys and values must be bfloat16, got {keys.dtype}, {values.dtype}")
+    if len(q) not in (len(out), 2 * len(out)) or keys.shape != values.shape or keys.shape[2] != dim:
         raise ValueError(f"shapes do not fit: q {q.shape}, keys {keys.shape}, values {values.shape}, out {out.shape}")
-    if q.stride()[1:] != (dim, 1) or not out.is_contiguous():
-        raise ValueError(f"rows of q and out must be contiguous, got strides {q.stride()}, {out.stride()}")
-    if keys.stride() != values.stride() or keys.stride()[1:] != (dim, 1):
-        raise ValueError(f"slots of a head must follow each other, got strides {keys.stride()}, {values.stride()}")
-    partial = torch.empty(len(parts.members) * heads * (dim + 2))
+    if keys.stride() != values.stride():
+        raise ValueError(f"keys and values must have equal strides, got {keys.stride()}, {values.stride()}")
+    partial = partial_results(q, out, (keys, values), parts)
     cpu.attention_bf16(
         q.data_ptr(),
         keys.data_ptr(),

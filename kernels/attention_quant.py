@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pitlane.kernels.attention import Parts, Seen, Slots, attend_ref
+from pitlane.kernels.attention import Parts, Seen, Slots, attend_ref, partial_results
 from pitlane.kernels.attention import unavailable as bf16_unavailable
 from pitlane.kernels.extension import cpu
 
@@ -45,19 +45,13 @@ def attend_quantized(q: Tensor, rows: Tensor, full: Tensor, parts: Parts, bits: 
 
     bits: 8 or 4, or 0 for fp8. q may have any stride of tokens.
     """
-    num_tokens, heads, dim = q.shape
+    _, heads, dim = q.shape
     kv_heads = rows.shape[1]
-    if not q.dtype == full.dtype == out.dtype == torch.bfloat16 or rows.dtype != torch.uint8:
-        raise ValueError(
-            f"q, full, out must be bfloat16, rows uint8, got {q.dtype}, {full.dtype}, {out.dtype}, {rows.dtype}"
-        )
-    if out.shape != q.shape or full.shape[1] != kv_heads or full.shape[3] != dim or heads % kv_heads:
+    if full.dtype != torch.bfloat16 or rows.dtype != torch.uint8:
+        raise ValueError(f"full must be bfloat16, rows uint8, got {full.dtype}, {rows.dtype}")
+    if out.shape != q.shape or full.shape[3] != dim:
         raise ValueError(f"shapes do not fit: q {q.shape}, rows {rows.shape}, full {full.shape}, out {out.shape}")
-    if q.stride()[1:] != (dim, 1) or not out.is_contiguous():
-        raise ValueError(f"rows of q and out must be contiguous, got strides {q.stride()}, {out.stride()}")
-    if rows.stride()[2:] != (rows.shape[3], 1) or full.stride()[2:] != (dim, 1):
-        raise ValueError(f"slots of a head must follow each other, got strides {rows.stride()}, {full.stride()}")
-    partial = torch.empty(len(parts.members) * heads * (dim + 2))
+    partial = partial_results(q, out, (rows, full), parts)
     cpu.attention_quant(
         q.data_ptr(),
         *(tensor.data_ptr() for tensor in (rows[0], rows[1], full[0], full[1])),

@@ -9,6 +9,7 @@ Source: GotoBLAS (Goto and van de Geijn 2008) for panels and tiles; Intel's VDPB
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -24,6 +25,14 @@ def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The reference in float32: x [M, K], weight [N, K], bias [N] -> y [M, N] in x's dtype."""
     y = x.float() @ weight.float().T
     return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def checked_inputs(x: Tensor, num_inputs: int, dtypes: Sequence[torch.dtype]) -> Tensor:
+    """The inputs [M, K] of a linear, contiguous; refuses another width or dtype."""
+    if x.dtype not in dtypes or x.shape[1] != num_inputs:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"x must be {names} [M, {num_inputs}], got {x.dtype} {list(x.shape)}")
+    return x.contiguous()
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -61,10 +70,8 @@ class Packed:
         self.bias = None if bias is None else bias.contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = x.contiguous()
+        x = checked_inputs(x, self.num_inputs, (torch.bfloat16,))
         rows, inputs = x.shape
-        if x.dtype != torch.bfloat16 or inputs != self.num_inputs:
-            raise ValueError(f"x must be bfloat16 [M, {self.num_inputs}], got {x.dtype} [{rows}, {inputs}]")
         y = x.new_empty(rows, self.num_outputs)
         scratch = torch.empty_like(x)
         cpu.linear_bf16(

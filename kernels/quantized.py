@@ -1,10 +1,8 @@
 """Linear with weights of 8 or 4 bits: y [M, N] = x [M, K] W [N, K]^T + bias, in C on a CPU, else in torch.
 
-8 bits: W = q * scale, with a scale per output and q in [-127, 127]. 4 bits: the inputs are cut into groups, and a group of an
-output has n in [0, 15]: W = scale * (n - 8), or W = scale * n + low. All are rounded to nearest. Inputs are rounded to 8 bits, with
-a scale per row and group, or used as they are. kernels/cpu/linear_int.h shows the packed layout; the same bytes serve C and torch,
-so weights take no more memory where the kernel cannot run. Bytes moved: N K (8 bits), N K / 2 and 2 or 4 per group (4 bits), once
-per 192 rows. In C a row's result has the same bits in any batch; in torch only if inputs are rounded to 8 bits.
+packing.py says how weights and inputs are rounded. The packed bytes serve C and torch, so weights take no more memory where the
+kernel cannot run. Bytes moved: N K (8 bits), N K / 2 and 2 or 4 per group (4 bits), once per 192 rows. In C a row's result has the
+same bits in any batch; in torch only if inputs are rounded to 8 bits.
 Source: Dettmers et al. 2022 (LLM.int8(), scales by row and token); llama.cpp (inputs in groups); Intel's VPDPBUSD.
 """
 
@@ -14,52 +12,32 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pitlane.kernels.cuda import device as triton
 from pitlane.kernels.extension import MISSING, cpu
+from pitlane.kernels.linear import checked_inputs
+from pitlane.kernels.packing import (
+    GROUP_SIZES,
+    PANEL,
+    UNIT,
+    pack_groups,
+    pack_rows,
+    quantize_groups,
+    quantize_inputs,
+    quantize_rows,
+    unpack_groups,
+    unpack_rows,
+)
+from pitlane.kernels.packing import Format as Format
 
 log = logging.getLogger("pitlane")
-PANEL = 16  # outputs
 DTYPES = (torch.bfloat16, torch.float32)  # of the kernel
 LEVELS = ("plain", "avx2", "avx512")  # of the kernel; PITLANE_CPU_KERNELS names the highest level to use
-GROUP_SIZES = (32, 64, 128)
 MAX_INPUTS = 2**20  # of the kernel
-UNIT = 2.0**-10  # float16 holds scales and lows in this unit: weights of up to 64, and groups of weights of 1e-6
 CHUNK = 2**19  # weights that are packed or unpacked at once
-INPUT_GROUP = 64  # inputs that share a scale, with weights of 8 bits
-
-
-class Format(NamedTuple):
-    """How weights are stored, and how inputs are used. bits: 8 or 4. group_size, symmetric: of 4 bits. quantized: inputs too."""
-
-    bits: int
-    quantized: bool = True
-    group_size: int = 0
-    symmetric: bool = True
-
-    def panel_bytes(self, num_inputs: int) -> int:
-        """Bytes of 16 packed outputs, without the scales of 8 bits."""
-        if self.bits == 8:
-            return -(-num_inputs // 4) * 4 * PANEL
-        groups = num_inputs // self.group_size
-        return -(-groups // 2) * self.header_bytes + num_inputs * PANEL // 2
-
-    def num_bytes(self, num_outputs: int, num_inputs: int) -> int:
-        """Bytes of a packed weight [num_outputs, num_inputs] and its scales."""
-        return -(-num_outputs // PANEL) * self.panel_bytes(num_inputs) + (self.bits == 8) * 4 * num_outputs
-
-    @property
-    def input_group(self) -> int:
-        """Inputs of a row that share a scale, if they are rounded."""
-        return self.group_size or INPUT_GROUP
-
-    @property
-    def header_bytes(self) -> int:
-        """Bytes of the scales and lows of two groups of a panel."""
-        return 64 if self.symmetric else 128
 
 
 def peak_bytes(num_inputs: int) -> int:
@@ -67,102 +45,11 @@ def peak_bytes(num_inputs: int) -> int:
     return 32 * max(CHUNK, PANEL * num_inputs)
 
 
-# ---- packing
-
-
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 [N, K] -> whole numbers in [-127, 127] as float32 [N, K], and scales [N]."""
-    scales = weight.abs().amax(1) / 127
-    return (weight / scales.where(scales > 0, 1.0)[:, None]).round_(), scales
-
-
-def quantize_groups(weight: Tensor, form: Format) -> tuple[Tensor, Tensor, Tensor | None]:
-    """float32 [N, K] -> whole numbers in [0, 15] [N, G, group_size], scales float16 [N, G], lows float16 [N, G] or None.
-
-    symmetric: the number of largest size in a group becomes -8, whatever its sign. Else the range of a group becomes [0, 15].
-    """
-    groups = weight.unflatten(1, (-1, form.group_size)) / UNIT
-    if form.symmetric:
-        largest = groups.gather(2, groups.abs().argmax(2, keepdim=True)).squeeze(2)
-        scales, lows = (largest / -8).half(), None
-        offset = -8 * scales.float()
-    else:
-        lowest, highest = groups.aminmax(dim=2)
-        scales, lows = ((highest - lowest) / 15).half(), lowest.half()
-        offset = lows.float()
-    if not bool(scales.isfinite().all()) or (lows is not None and not bool(lows.isfinite().all())):
-        raise ValueError("4 bits hold weights of up to 64; a weight is larger, or is no number; use 8 bits")
-    wide = scales.float()
-    numbers = (groups - offset[..., None]) / wide.where(wide != 0, 1.0)[..., None]
-    return numbers.round_().clamp_(0, 15), scales, lows
-
-
-def pack_rows(numbers: Tensor) -> Tensor:
-    """Whole numbers [N, K], N a multiple of 16 -> bytes [N / 16, panel bytes]; zeros follow the last input."""
-    numbers = torch.nn.functional.pad(numbers, (0, -numbers.shape[1] % 4))
-    lines = (numbers + 128).to(torch.uint8).view(-1, PANEL, numbers.shape[1] // 4, 4)
-    return lines.transpose(1, 2).flatten(1)
-
-
-def pack_groups(numbers: Tensor, scales: Tensor, lows: Tensor | None) -> Tensor:
-    """The results of `quantize_groups`, N a multiple of 16 -> bytes [N / 16, panel bytes]."""
-    _, groups, size = numbers.shape
-    eights = numbers.to(torch.uint8).view(-1, PANEL, groups, size // 8, 2, 4)
-    nibbles = (eights[..., 0, :] | eights[..., 1, :] << 4).permute(0, 2, 3, 1, 4).flatten(2)  # [P, G, bytes of a group]
-    headers = [x.view(-1, PANEL, groups).transpose(1, 2) for x in (scales, lows) if x is not None]
-    header = torch.stack(headers, 2).contiguous().view(torch.uint8)  # [P, G, scales and lows, 32]
-    whole = groups // 2 * 2
-    pairs = [
-        header[:, :whole].unflatten(1, (-1, 2)).transpose(2, 3).flatten(2),
-        nibbles[:, :whole].unflatten(1, (-1, 2)).flatten(2),
-    ]
-    packed = [torch.cat(pairs, 2).flatten(1)]
-    if groups > whole:
-        packed += [torch.nn.functional.pad(header[:, -1], (0, 32)).flatten(1), nibbles[:, -1]]
-    return torch.cat(packed, 1)
-
-
-def unpack_rows(packed: Tensor, num_inputs: int) -> Tensor:
-    """The inverse of `pack_rows`: bytes [P, panel bytes] -> whole numbers [16 P, K] as float32."""
-    lines = packed.view(len(packed), -1, PANEL, 4).transpose(1, 2).reshape(len(packed) * PANEL, -1)
-    return lines[:, :num_inputs].float() - 128
-
-
-def unpack_groups(packed: Tensor, num_inputs: int, form: Format) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The inverse of `pack_groups`, in float32."""
-    groups, size, head = num_inputs // form.group_size, form.group_size, form.header_bytes
-    whole, body = groups // 2, groups // 2 * (head + PANEL * size)
-    pairs = packed[:, :body].unflatten(1, (whole, -1)) if whole else packed.new_empty(len(packed), 0, head)
-    kinds = head // 64
-    headers, nibbles = [pairs[..., :head].reshape(len(packed), whole, kinds, 2, 32)], [pairs[..., head:].flatten(1)]
-    if groups % 2:
-        headers.append(packed[:, body : body + head].reshape(len(packed), 1, kinds, 2, 32))
-        nibbles.append(packed[:, body + head :])
-    header = torch.cat(headers, 1).contiguous().view(torch.float16).float()  # [P, pairs, scales and lows, 2, 16]
-    table = header.permute(2, 0, 4, 1, 3).flatten(3)[..., :groups].reshape(-1, len(packed) * PANEL, groups)
-    lines = torch.cat(nibbles, 1).view(len(packed), groups, size // 8, PANEL, 4).permute(0, 3, 1, 2, 4)
-    numbers = torch.stack((lines & 15, lines >> 4), 4).reshape(-1, groups, size).float()
-    return numbers, table[0], None if form.symmetric else table[1]
-
-
-def quantize_inputs(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """x [M, K] -> whole numbers in [-127, 127] as float32 [M, G, size] and scales [M, G]: the largest of a group becomes 127."""
-    groups = torch.nn.functional.pad(x.float(), (0, -x.shape[1] % size)).unflatten(1, (-1, size))
-    largest = groups.abs().amax(2)
-    factors = torch.where(
-        largest > 1e-30, torch.full_like(largest, 127) / largest, 0 * largest
-    )  # `127 / x` rounds twice
-    return (groups * factors[..., None]).round_(), largest / 127
-
-
-# ---- the linear
-
-
 class Quantized:
     """A packed weight [N, K], its scales (8 bits) and its bias. Calling it with x [M, K] returns y [M, N] in x's dtype.
 
     weights: pieces of the weight, one after another, of any number of rows; read once. packed: bytes [ceil(N / 16), panel bytes].
-    level: of the kernel in C, an index of LEVELS; None: torch computes (`reference`).
+    level: of the kernel in C, an index of LEVELS; None: Triton computes on CUDA, and torch elsewhere (`reference`).
     """
 
     def __init__(
@@ -180,6 +67,7 @@ class Quantized:
         if level is not None and num_inputs > MAX_INPUTS:
             raise ValueError(f"the kernel takes up to {MAX_INPUTS} inputs, got {num_inputs}")
         self.num_outputs, self.num_inputs, self.form, self.level = num_outputs, num_inputs, form, level
+        self.by_triton = level is None and triton.serves(torch.device(device)) and triton.is_installed()
         panels = -(-num_outputs // PANEL)
         self.packed = torch.empty(panels, form.panel_bytes(num_inputs), dtype=torch.uint8, device=device)
         self.scales = torch.empty(num_outputs, device=device) if form.bits == 8 else None
@@ -206,11 +94,9 @@ class Quantized:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.level is None:
-            return self.reference(x)
-        x = x.contiguous()
+            return self._without_c(x)
+        x = checked_inputs(x, self.num_inputs, DTYPES)
         rows, inputs = x.shape
-        if x.dtype not in DTYPES or inputs != self.num_inputs:
-            raise ValueError(f"x must be bfloat16 or float32 [M, {self.num_inputs}], got {x.dtype} {[rows, inputs]}")
         form = self.form
         words = -(-inputs // 4) * (1 if form.quantized else 4) + 2 * -(-inputs // form.input_group)
         y, scratch = x.new_empty(rows, self.num_outputs), torch.empty(rows, words)
@@ -234,6 +120,13 @@ class Quantized:
             UNIT,
         )
         return y
+
+    def _without_c(self, x: Tensor) -> Tensor:
+        if not self.by_triton or x.dtype not in triton.DTYPES:
+            return self.reference(x)
+        from pitlane.kernels.cuda.linear import linear
+
+        return linear(x, self)
 
     def reference(self, x: Tensor) -> Tensor:
         """The same in torch, in float32 or float64. With rounded inputs, sums of a group are exact: rows are independent."""
@@ -273,6 +166,11 @@ class Quantized:
     def rows(self, index: Tensor) -> Tensor:
         """The rows [T, K] of an 8-bit weight in float32, for an embedding. index: [T]."""
         assert self.scales is not None, "4 bits serve no embedding"
+        if self.level is not None and index.dtype == torch.int64 and index.is_contiguous():
+            y = torch.empty(len(index), self.num_inputs)
+            addresses = (tensor.data_ptr() for tensor in (self.packed, self.scales, index, y))
+            cpu.int_rows(*addresses, len(index), self.num_outputs, self.num_inputs)
+            return y
         lines = self.packed.view(len(self.packed), -1, PANEL, 4)[index // PANEL, :, index % PANEL]
         return (lines.flatten(1)[:, : self.num_inputs].float() - 128) * self.scales[index][:, None]
 
@@ -309,7 +207,9 @@ def unavailable(form: Format, dtype: torch.dtype, device: torch.device) -> str |
 
 
 def chosen_level(form: Format, num_inputs: int, dtype: torch.dtype, device: torch.device) -> int | None:
-    """The level of the kernel to use, or None with a warning: torch then computes."""
+    """The level of the kernel in C to use. None: Triton computes, or torch; on a CPU with a warning."""
+    if triton.serves(device):
+        return None
     reason = unavailable(form, dtype, device)
     if reason is None and num_inputs > MAX_INPUTS:
         reason = f"a linear has {num_inputs} inputs, and the kernel takes up to {MAX_INPUTS}"

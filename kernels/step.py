@@ -1,8 +1,8 @@
 """A decode or verify step of a decoder in one C call: embedding rows in, logits out.
 
 A program is a list of operations (`Op`) over plain addresses, for kernels/cpu/step.c. Its linears, attention and row operations
-are the C functions of linear.py, attention.py and ops.py. Residuals, norms of heads and RoPE round as ATen does in the core's
-decoder. So the logits have the bits of these kernels called one by one. A batch has at most `MAX_ROWS` rows (tokens).
+are the C functions of linear.py, quantized.py, attention.py and ops.py. Residuals, norms of heads and RoPE round as ATen does in
+the core's decoder. So the logits have the bits of these kernels called one by one. A batch has at most `MAX_ROWS` rows (tokens).
 Bytes moved: the weights and the KV that the rows see, each once. kernels/cpu/step.h explains the fields.
 """
 
@@ -20,10 +20,13 @@ from torch import Tensor
 
 from pitlane.kernels.attention import Parts
 from pitlane.kernels.extension import MISSING, cpu
+from pitlane.kernels.linear import Packed
+from pitlane.kernels.packing import UNIT
+from pitlane.kernels.quantized import Quantized
 
 MAX_ROWS, MAX_GROUPS, MAX_ROPES, MAX_THREADS = 64, 8, 8, 128
 LINEAR, ATTENTION = range(2)  # Op.kind
-BF16 = 0  # Op.weights: the panels of linear.py
+BF16, INT = range(2)  # Op.weights: the panels of linear.py, of quantized.py
 ROWS, NORM, MERGED = range(3)  # Op.input
 PLAIN, SUM, ROTATED, SILU = range(4)  # Op.output
 
@@ -43,6 +46,12 @@ class Op:
     outs: int = 0
     ins: int = 0
     amx: int = 0
+    scales: int = 0
+    bits: int = 0
+    input_group: int = 0
+    symmetric: int = 0
+    quantized: int = 0
+    level: int = 0
     norm: int = 0
     selects: int = 0
     group: int = 0
@@ -51,6 +60,27 @@ class Op:
     head_stride: int = 0
     rope: int = -1
     qk_norm: int = 0
+
+
+def has_kernel(linear: object) -> bool:
+    """Whether a linear can be an operation: one that `linear.py` or `quantized.py` packed, for its kernel in C."""
+    return type(linear) is Packed or (type(linear) is Quantized and linear.level is not None)
+
+
+def linear_op(linear: object, source: int, output: int) -> Op:
+    """An operation that computes a linear for which `has_kernel` holds. source: its kind of input."""
+    assert isinstance(linear, Packed | Quantized), f"a {type(linear).__name__} has no kernel"
+    outs, ins = linear.num_outputs, linear.num_inputs
+    bias = 0 if linear.bias is None else linear.bias.data_ptr()
+    op = Op(LINEAR, source, output, bias=bias, outs=outs, ins=ins)
+    if isinstance(linear, Packed):
+        op.w, op.amx = linear.weight.data_ptr(), int(linear.amx)
+        return op
+    form = linear.form
+    op.weights, op.w, op.bits, op.input_group = INT, linear.packed.data_ptr(), form.bits, form.input_group
+    op.scales = 0 if linear.scales is None else linear.scales.data_ptr()
+    op.symmetric, op.quantized, op.level = int(form.symmetric), int(form.quantized), linear.level or 0
+    return op
 
 
 class Shape(NamedTuple):
@@ -71,7 +101,7 @@ class Program:
         self.shape, self.vocab = shape, ops[-1].outs
         header = np.array([*shape[:4], len(ops), *shape[4:]], np.int64)
         table = np.array([astuple(op) for op in ops], np.int64)
-        self.handle = cpu.step_build(header.ctypes.data, table.ctypes.data, eps, scale)
+        self.handle = cpu.step_build(header.ctypes.data, table.ctypes.data, eps, scale, UNIT)
         self._step = np.zeros(8 + 9 * MAX_GROUPS + 2 * MAX_ROPES, np.int64)
         self._step_address = self._step.ctypes.data
         weakref.finalize(self, _free, self.handle, owned).atexit = False  # a step may still run then
@@ -113,16 +143,15 @@ class Program:
             )
         logits = x.new_empty(count, self.vocab)
         addresses = [tensor.data_ptr() for tensor in (x, positions, logit_rows, logits)]
-        known = min((len(table) for pair in angles for table in pair), default=2**31)
+        known = min((table.shape[0] for pair in angles for table in pair), default=2**31)
         values = [rows, count, min(torch.get_num_threads(), MAX_THREADS), known, *addresses]
         for written, part in zip(slots, parts, strict=True):
             values.append(written.data_ptr())
             for tensor in part:
                 values += (tensor.data_ptr(), tensor.shape[0])
+        values += [0] * (9 * (MAX_GROUPS - len(slots)))
+        values += [tensor.data_ptr() for pair in angles for tensor in pair]
         self._step[: len(values)] = values
-        ropes = [tensor.data_ptr() for pair in angles for tensor in pair]
-        at = 8 + 9 * MAX_GROUPS
-        self._step[at : at + len(ropes)] = ropes
         cpu.step_run(self.handle, self._step_address)
         return logits
 

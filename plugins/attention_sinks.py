@@ -2,9 +2,9 @@
 
 Changes in the loop: `trim_cache` shows a position the sinks and a window that moves in strides. The pool takes back the blocks
 between, so the KV of a sequence stays small, and the context of the model no longer ends a prompt or an answer.
-Exactness: approximate. Up to `window` tokens, nothing changes. Behind them, the model does not know the dropped tokens. A
-prototype of the method, not this plugin, was measured on 2,000 tokens of Moby-Dick at positions 1,024 to 3,071 (SmolLM2-135M, a
-window of 512): a perplexity of 30.2 becomes 31.7; without sinks, it becomes 55.2. `docs/sinks.py` measures the plugin.
+Exactness: approximate. Up to `window` tokens, nothing changes. Behind them, the model does not know the dropped tokens. Measured by
+`docs/sinks.py` on the first 3,072 tokens of Moby-Dick at positions from 1,024 on (SmolLM2-135M, bfloat16, a window of 512): a
+perplexity of 37.7 becomes 38.6; without sinks, it becomes 70.6.
 Costs: a second query, as soon as tokens are dropped. Helps when a chat or a document outgrows the context. An answer about
 dropped text is a guess.
 Paper: StreamingLLM, Xiao et al. 2023, arXiv:2309.17453. No stored key changes: RoPE attention depends on distances alone, so a

@@ -1,10 +1,11 @@
 """Compiled step: a decode or verify step of up to 64 tokens runs in one C call, and its threads walk it as equals.
 
 Changes in the loop: `build_runner` makes a program of operations from the model (kernels/step.py), and runs it for small batches.
-Exactness: identical. The logits have the bits of the model with `packed_linear`, `paged_attention` and `fused_ops`: the linears,
-attention, norms and activations are their C functions, and residuals, norms of heads and RoPE round as the core does. All other
-batches and models run as without the plugin: more than 64 tokens; another dtype or device; linears, operations, attention or KV
-stores of other plugins; norms behind attention or MLP. `stats.notes` counts the steps of the lane by way, and names the reasons.
+Exactness: identical. The logits have the bits of the model without the plugin, with `paged_attention`, `fused_ops`, and one of
+`packed_linear`, `int8` and `int4`: the linears, attention, norms and activations are their C functions, and residuals, norms of
+heads and RoPE round as the core does. All other batches and models run as without the plugin: more than 64 tokens; linears,
+operations, attention or KV stores of other plugins; a head of bfloat16 beside linears of `int8` or `int4`; norms behind attention
+or MLP. `stats.notes` counts the steps of the lane by way, and names the reasons.
 Costs: memory for the intermediate results of a step, which stays allocated: with contexts up to 512 tokens about 0.3 MB per token
 for SmolLM2-135M, 0.6 MB for llama-1b; a table of angles. Helps small models and busy machines: a step has one wake-up instead of
 one per operation, Python's time per operation is gone, and a thread that the operating system has suspended stops no other thread.
@@ -14,6 +15,7 @@ Source: the parallel walk is the project's own (kernels/cpu/step.c)
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -22,18 +24,25 @@ from pitlane import Plugin, hookimpl
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pitlane import Batch, Decoder, Forward, Lane, Output, RunnerContext, Sequence
+    from pitlane import Batch, BuildContext, Decoder, Forward, Lane, Output, RunnerContext, Sequence
     from pitlane.kernels.step import Op, Program
 
 
 class CompiledStep(Plugin):
     name, exactness, stage = "compiled_step", "identical", 10
-    batch_invariant = True
+    is_default = batch_invariant = True
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
         self.steps: WeakSet[Step] = WeakSet()
         self.refused: dict[int, str] = {}  # by the id of the stores of a lane
+
+    @classmethod
+    def unavailable(cls, context: BuildContext) -> str | None:
+        from pitlane.kernels import step
+        from pitlane.kernels.extension import unsupported
+
+        return unsupported(context.dtype, context.device) or step.unavailable(context.config.head_dim)
 
     @hookimpl
     def build_runner(self, forward: Forward, context: RunnerContext) -> Forward | None:
@@ -61,20 +70,22 @@ class Step:
     """The forward of one model. counts: its steps with tokens, by the way they ran: `compiled`, or the reason for Python."""
 
     def __init__(self, forward: Forward, context: RunnerContext, model: Decoder, num_layers: int) -> None:
+        from pitlane import Output
         from pitlane.kernels.attention import Parts
         from pitlane.kernels.step import MAX_ROWS
 
         self.forward, self.stores, self.attention, self.model = forward, context.stores, context.attention, model
-        self.max_rows, self.parts_type = MAX_ROWS, Parts
+        self.max_rows, self.parts_type, self.output = MAX_ROWS, Parts, Output
         self.program = _program(context, model, num_layers)
         self.angles: list[tuple[Tensor, Tensor]] = []
         self.num_angles = 0
         self.counts: Counter[str] = Counter()
 
     def __call__(self, batch: Batch) -> Output:
-        if batch.num_tokens == 0 or batch.operations:
+        num_tokens = batch.num_tokens
+        if num_tokens == 0 or batch.operations:
             return self.forward(batch)
-        if batch.num_tokens > self.max_rows:
+        if num_tokens > self.max_rows:
             return self._in_python(batch, f"more than {self.max_rows} tokens")
         if any(group.sink_positions is not None for group in batch.groups):
             return self._in_python(batch, "attention sinks with dropped tokens")
@@ -87,8 +98,6 @@ class Step:
         return self._compiled(batch, parts)
 
     def _compiled(self, batch: Batch, parts: list[Any]) -> Output:
-        from pitlane import Output
-
         x = self.model.embedding(batch.token_ids)
         if self.model.multiplier != 1.0:
             x *= self.model.multiplier
@@ -98,7 +107,7 @@ class Step:
         slots = [group.slots for group in batch.groups]
         logits = self.program.run(x, batch.positions, batch.logit_rows, slots, parts, self.angles)
         self.counts["compiled"] += 1
-        return Output(logits, {})
+        return self.output(logits, {})
 
     def _in_python(self, batch: Batch, reason: str) -> Output:
         self.counts[reason] += 1
@@ -128,12 +137,7 @@ def _unsupported(forward: Forward, context: RunnerContext, model: Any) -> str | 
     """Why a model cannot run as a program; None if it can."""
     from pitlane import Decoder, DenseKV, ModelForward
     from pitlane.kernels import attention, ops, step
-    from pitlane.kernels.extension import unsupported
-    from pitlane.kernels.linear import Packed
 
-    reason = unsupported(context.build.dtype, context.build.device) or step.unavailable(context.build.config.head_dim)
-    if reason is not None:
-        return reason
     if type(model) is not Decoder:
         return "the model is not the core's decoder"
     layers, config = model.layers, model.config
@@ -141,7 +145,8 @@ def _unsupported(forward: Forward, context: RunnerContext, model: Any) -> str | 
     norms = [norm for layer in layers for norm in (layer.attention_norm, layer.mlp_norm)]
     checks = {
         "another plugin wraps the forward": type(forward) is ModelForward,
-        "linears that packed_linear did not pack": all(type(linear) is Packed for linear in (*linears, model.head)),
+        "linears that no kernel in C computes": all(step.has_kernel(linear) for linear in linears),
+        "a head that no kernel in C computes": step.has_kernel(model.head),
         "attention other than paged_attention": getattr(context.attention, "attend", None) is attention.attend,
         "operations other than those of fused_ops": model.ops.rms_norm is ops.rms_norm
         and getattr(model.ops, model.op_kinds[1]) is ops.silu_mul,
@@ -162,8 +167,8 @@ def _program(context: RunnerContext, model: Decoder, num_layers: int) -> Program
     ops: list[Op] = []
     norms: list[Tensor] = []
 
-    def add(**fields: Any) -> int:
-        ops.append(step.Op(**fields))
+    def add(op: Op, **fields: int) -> int:
+        ops.append(replace(op, **fields))
         return len(ops) - 1
 
     def address(norm: Tensor) -> int:
@@ -180,18 +185,18 @@ def _program(context: RunnerContext, model: Decoder, num_layers: int) -> Program
             "head_stride": keys.stride(0),
         }
         queries = add(
-            **_linear(layer.qkv, step.NORM, step.ROTATED),
+            step.linear_op(layer.qkv, step.NORM, step.ROTATED),
             **kv,
             source=x,
             norm=address(layer.attention_norm),
             rope=-1 if layer.rope is None else layer.rope,
             qk_norm=0 if layer.qk_norm is None else address(layer.qk_norm),
         )
-        attended = add(kind=step.ATTENTION, source=queries, **kv)
-        middle = add(**_linear(layer.output, step.MERGED, step.SUM), source=attended, residual=x)
-        active = add(**_linear(layer.gate_up, step.NORM, step.SILU), source=middle, norm=address(layer.mlp_norm))
-        x = add(**_linear(layer.down, step.ROWS, step.SUM), source=active, residual=middle)
-    add(**_linear(model.head, step.NORM, step.PLAIN), source=x, norm=address(model.norm), selects=1)
+        attended = add(step.Op(step.ATTENTION), source=queries, **kv)
+        middle = add(step.linear_op(layer.output, step.MERGED, step.SUM), source=attended, residual=x)
+        active = add(step.linear_op(layer.gate_up, step.NORM, step.SILU), source=middle, norm=address(layer.mlp_norm))
+        x = add(step.linear_op(layer.down, step.ROWS, step.SUM), source=active, residual=middle)
+    add(step.linear_op(model.head, step.NORM, step.PLAIN), source=x, norm=address(model.norm), selects=1)
     config = model.config
     shape = step.Shape(
         config.hidden_size,
@@ -203,20 +208,3 @@ def _program(context: RunnerContext, model: Decoder, num_layers: int) -> Program
     )
     owned = model, list(context.stores), norms
     return step.Program(shape, ops, config.rms_norm_eps, config.attention_scale, owned)
-
-
-def _linear(linear: Any, source: int, output: int) -> dict[str, int]:
-    """The fields of an operation that is a linear of packed_linear."""
-    from pitlane.kernels import step
-
-    return {
-        "kind": step.LINEAR,
-        "input": source,
-        "output": output,
-        "weights": step.BF16,
-        "w": linear.weight.data_ptr(),
-        "bias": 0 if linear.bias is None else linear.bias.data_ptr(),
-        "outs": linear.num_outputs,
-        "ins": linear.num_inputs,
-        "amx": int(linear.amx),
-    }

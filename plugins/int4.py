@@ -17,7 +17,6 @@ Paper: GPTQ, https://arxiv.org/abs/2210.17323 (its baseline: round to nearest in
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -25,11 +24,8 @@ from pydantic import Field
 from pitlane import Plugin, PluginOptions, hookimpl
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from pitlane import BuildContext, EmbeddingPart, LinearPart, LinearPlan, Tensors
-    from pitlane.kernels.quantized import Format, Quantized
+    from pitlane import BuildContext, EmbeddingPart, LinearPart, LinearPlan
+    from pitlane.kernels.packing import Format
 
 
 class Int4(Plugin):
@@ -58,7 +54,7 @@ class Int4(Plugin):
 
     def refusal(self, context: BuildContext) -> str | None:
         from pitlane import LinearPart, parts_of
-        from pitlane.kernels.quantized import GROUP_SIZES
+        from pitlane.kernels.packing import GROUP_SIZES
 
         parts = [part for part in parts_of(context.config) if isinstance(part, LinearPart)]
         parts = [part for part in parts if part.name != "lm_head" and not part.num_experts]
@@ -75,67 +71,31 @@ class Int4(Plugin):
 
     @hookimpl
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
-        if part.name == "lm_head":
-            head = self._head
-            return head and _plan(part.out_features, part.in_features, part.bias, head, context)
-        from pitlane.kernels.quantized import Format
+        from pitlane import LinearPlan
+        from pitlane.kernels.integer_parts import linear_plan
 
-        options, quantized = self.options, self.options.activations == "int8"
-        form = Format(4, quantized, options.group_size, options.symmetric)
-        return _plan(part.out_features, part.in_features, part.bias, form, context)
+        form = self._head if part.name == "lm_head" else self._format
+        sizes = part.out_features, part.in_features, part.bias
+        return form and LinearPlan(*linear_plan(*sizes, form, context.dtype, context.device))
 
     @hookimpl
     def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
-        head = self._head
-        return head and _plan(part.num_embeddings, part.dim, False, head, context, part)
+        from pitlane import LinearPlan
+        from pitlane.kernels.integer_parts import embedding_plan
+
+        form = self._head
+        sizes = part.num_embeddings, part.dim, part.is_tied
+        return form and LinearPlan(*embedding_plan(*sizes, form, context.dtype, context.device))
+
+    @property
+    def _format(self) -> Format:
+        from pitlane.kernels.packing import Format
+
+        options = self.options
+        return Format(4, options.activations == "int8", options.group_size, options.symmetric)
 
     @property
     def _head(self) -> Format | None:
-        from pitlane.kernels.quantized import Format
+        from pitlane.kernels.packing import Format
 
         return Format(8, self.options.activations == "int8") if self.options.head == "int8" else None
-
-
-def _plan(
-    outputs: int, inputs: int, bias: bool, form: Format, context: BuildContext, embedding: EmbeddingPart | None = None
-) -> LinearPlan:
-    from pitlane import LinearPlan
-    from pitlane.kernels.quantized import chosen_level, peak_bytes
-
-    level = chosen_level(form, inputs, context.dtype, context.device)
-    num_bytes = form.num_bytes(outputs, inputs) + 4 * bias * outputs
-    build = partial(_build, outputs, inputs, form, level, context, embedding)
-    has_head = embedding is not None and embedding.is_tied
-    is_independent = level is not None or form.quantized
-    return LinearPlan(num_bytes, num_bytes + peak_bytes(inputs), build, has_head, is_independent)
-
-
-def _build(
-    outputs: int,
-    inputs: int,
-    form: Format,
-    level: int | None,
-    context: BuildContext,
-    embedding: EmbeddingPart | None,
-    tensors: list[Tensors],
-) -> Quantized | Int8Embedding:
-    import torch
-
-    from pitlane.kernels.quantized import Quantized
-
-    biases = [member["bias"].float() for member in tensors if "bias" in member]
-    weights = [member["weight"] for member in tensors]
-    linear = Quantized(
-        outputs, inputs, form, weights, torch.cat(biases) if biases else None, level, device=context.device
-    )
-    return linear if embedding is None else Int8Embedding(linear, context.dtype)
-
-
-class Int8Embedding:
-    """Token ids [T] -> [T, dim]. linear: the head over the same table."""
-
-    def __init__(self, linear: Quantized, dtype: torch.dtype) -> None:
-        self.linear, self.dtype = linear, dtype
-
-    def __call__(self, token_ids: Tensor) -> Tensor:
-        return self.linear.rows(token_ids).to(self.dtype)

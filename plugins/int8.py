@@ -15,7 +15,6 @@ Paper: LLM.int8(), https://arxiv.org/abs/2208.07339 (scales by row and token, wi
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -23,11 +22,8 @@ from pydantic import Field
 from pitlane import Plugin, PluginOptions, hookimpl
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from pitlane import BuildContext, EmbeddingPart, LinearPart, LinearPlan, Tensors
-    from pitlane.kernels.quantized import Format, Quantized
+    from pitlane import BuildContext, EmbeddingPart, LinearPart, LinearPlan
+    from pitlane.kernels.packing import Format
 
 
 class Int8(Plugin):
@@ -48,63 +44,26 @@ class Int8(Plugin):
 
     @hookimpl
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
+        from pitlane import LinearPlan
+        from pitlane.kernels.integer_parts import linear_plan
+
         if part.name == "lm_head" and self.options.head != "int8":
             return None
-        return _plan(part.out_features, part.in_features, part.bias, self._format, context)
+        sizes = part.out_features, part.in_features, part.bias
+        return LinearPlan(*linear_plan(*sizes, self._format, context.dtype, context.device))
 
     @hookimpl
     def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
+        from pitlane import LinearPlan
+        from pitlane.kernels.integer_parts import embedding_plan
+
         if self.options.head != "int8":
             return None
-        return _plan(part.num_embeddings, part.dim, False, self._format, context, part)
+        sizes = part.num_embeddings, part.dim, part.is_tied
+        return LinearPlan(*embedding_plan(*sizes, self._format, context.dtype, context.device))
 
     @property
     def _format(self) -> Format:
-        from pitlane.kernels.quantized import Format
+        from pitlane.kernels.packing import Format
 
         return Format(8, self.options.activations == "int8")
-
-
-def _plan(
-    outputs: int, inputs: int, bias: bool, form: Format, context: BuildContext, embedding: EmbeddingPart | None = None
-) -> LinearPlan:
-    from pitlane import LinearPlan
-    from pitlane.kernels.quantized import chosen_level, peak_bytes
-
-    level = chosen_level(form, inputs, context.dtype, context.device)
-    num_bytes = form.num_bytes(outputs, inputs) + 4 * bias * outputs
-    build = partial(_build, outputs, inputs, form, level, context, embedding)
-    has_head = embedding is not None and embedding.is_tied
-    is_independent = level is not None or form.quantized
-    return LinearPlan(num_bytes, num_bytes + peak_bytes(inputs), build, has_head, is_independent)
-
-
-def _build(
-    outputs: int,
-    inputs: int,
-    form: Format,
-    level: int | None,
-    context: BuildContext,
-    embedding: EmbeddingPart | None,
-    tensors: list[Tensors],
-) -> Quantized | Int8Embedding:
-    import torch
-
-    from pitlane.kernels.quantized import Quantized
-
-    biases = [member["bias"].float() for member in tensors if "bias" in member]
-    weights = [member["weight"] for member in tensors]
-    linear = Quantized(
-        outputs, inputs, form, weights, torch.cat(biases) if biases else None, level, device=context.device
-    )
-    return linear if embedding is None else Int8Embedding(linear, context.dtype)
-
-
-class Int8Embedding:
-    """Token ids [T] -> [T, dim]. linear: the head over the same table."""
-
-    def __init__(self, linear: Quantized, dtype: torch.dtype) -> None:
-        self.linear, self.dtype = linear, dtype
-
-    def __call__(self, token_ids: Tensor) -> Tensor:
-        return self.linear.rows(token_ids).to(self.dtype)

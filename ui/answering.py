@@ -186,7 +186,7 @@ class Desk(Library):
             sampling = ask.sampling.params(recommended, is_chat=not chat.documents)
             stream = self.engine.submit(prompt, sampling, plan=plan)
             running.follow(stream)
-            live.total = len(prompt.token_ids)
+            live.total, live.segments = len(prompt.token_ids), prompt.segments
             try:
                 yield live
                 yield from _followed(stream, live)

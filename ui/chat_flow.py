@@ -246,22 +246,26 @@ def _changes(compared: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     return " and ".join(parts) or ("with the same plugins" if _is_same(compared, after) else "with other options")
 
 
-def meter_html(used: int, document: int, context: int) -> str:
-    """The used part of the context as a bar, with the documents in another colour."""
-    share, chat = (min(100.0, 100 * part / context) for part in (document, max(0, used - document)))
-    level = "full" if used >= context else "high" if used > 0.85 * context else ""
+def meter_html(used: int, document: int, context: int, dropped: int = 0) -> str:
+    """The used part of the context as a bar, with the documents in another colour. dropped: tokens out of the model's sight."""
+    seen = max(0, used - dropped)
+    scale = 100 * seen / max(1, used) / context
+    share, chat = (min(100.0, scale * part) for part in (document, max(0, used - document)))
+    level = "full" if seen >= context else "high" if seen > 0.85 * context else ""
+    rest = f", {number(dropped)} dropped" if dropped else ""
     title = f"{number(document)} tokens of documents, {number(max(0, used - document))} of conversation"
     return (
         f'<div class="meter {level}" title="{title}"><span class="bar"><i class="doc" style="width:{share:.2f}%"></i>'
         f'<i class="chat" style="width:{min(chat, 100 - share):.2f}%"></i></span>'
-        f"<span><b>{number(used)}</b> of {number(context)} tokens</span></div>"
+        f"<span><b>{number(seen)}</b> of {number(context)} tokens{rest}</span></div>"
     )
 
 
-def reading_html(done: int, total: int, cached: int) -> str:
-    """Progress of the prefill."""
+def reading_html(done: int, total: int, cached: int, place: str = "") -> str:
+    """Progress of the prefill. place: the page of a document that is read, in words."""
     percent = round(100 * done / total) if total else 0
     detail = f"{number(cached)} from cache" if cached else f"{number(total)} tokens" if total else ""
+    detail = f"{place} · {detail}" if place else detail
     width = f'<i class="had" style="width:{100 * cached / total:.1f}%"></i>' if cached and total else ""
     return (
         f'<div class="reading" role="status"><span>Reading the prompt <b>{percent} %</b></span>'

@@ -135,13 +135,20 @@ def droppers_of(stats: Stats) -> list[str]:
     return [name for name, notes in stats.get("notes", {}).items() if notes.get("dropped_tokens")]
 
 
+def num_dropped(stats: Stats) -> int:
+    """Tokens that the model no longer saw at the end of an answer."""
+    return max((notes.get("dropped_tokens", 0) for notes in stats.get("notes", {}).values()), default=0)
+
+
 def dropped_tokens(stats: Stats, name: str) -> tuple[int, str] | None:
     """Number of tokens that a plugin dropped from the model's sight, and in words their place at the end of the answer."""
     notes = stats.get("notes", {}).get(name, {})
     if not notes.get("dropped_tokens"):
         return None
-    first, stop = notes["dropped"]
     total = stats["prompt_tokens"] + stats["completion_tokens"]
+    if "dropped" not in notes:
+        return notes["dropped_tokens"], f"the model no longer sees {notes['dropped_tokens']:,} of {total:,} tokens"
+    first, stop = notes["dropped"]
     return notes["dropped_tokens"], f"the model no longer sees tokens {first + 1:,} to {stop:,} of {total:,}"
 
 

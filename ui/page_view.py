@@ -24,7 +24,7 @@ from pitlane.ui.answering import Desk
 from pitlane.ui.bench.gains import measured_gains
 from pitlane.ui.chat_flow import meter_html
 from pitlane.ui.controls import PluginControls
-from pitlane.ui.effects import effect_html
+from pitlane.ui.effects import effect_html, num_dropped
 from pitlane.ui.model_menu import BUNDLED, offer_html
 from pitlane.ui.model_switch import ModelSwitch
 from pitlane.ui.offline_gradio import gr
@@ -253,7 +253,8 @@ class View:
     def meter(self, tab: Tab, messages: Sequence[Message]) -> str:
         with suppress(PitlaneError):  # a template may refuse an unfinished conversation
             used, inside = self.desk.used_tokens(messages, tab["documents"], None)
-            return meter_html(used, inside, self.desk.engine.loader.context)
+            dropped = num_dropped(last_stats(messages) or {})
+            return meter_html(used, inside, self.desk.engine.loader.context, dropped)
         return ""
 
     def conversations(self, tab: Tab, search: str) -> str:

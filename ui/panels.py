@@ -18,11 +18,12 @@ from pitlane.storage.types import Conversation, Document, Message, SavedPrefix, 
 from pitlane.ui.chat_flow import CUT, dotted, number, reading_html, stats_html
 from pitlane.ui.effects import Roles
 from pitlane.ui.markup import highlighted, markdown_html, plain_html
+from pitlane.ui.reading import page_read, page_text
 from pitlane.ui.refusals import refusal_html
 from pitlane.ui.render import size
 
 if TYPE_CHECKING:
-    from pitlane import Result
+    from pitlane import Result, Segment
 
 # The bundled model and SmolLM2 answer these with the right value and the right page.
 SAMPLE_QUESTIONS = (
@@ -67,7 +68,7 @@ class DocumentRow:
 class Live:
     """An unfinished answer. done, total, cached: tokens of the prompt. Then its text, its tokens and their speed.
 
-    accepted: half-open ranges of its tokens that were accepted draft tokens.
+    accepted: half-open ranges of its tokens that were accepted draft tokens. segments: the documents in the prompt.
     """
 
     done: int = 0
@@ -79,6 +80,7 @@ class Live:
     loading: bool = False
     accepted: list[tuple[int, int]] = field(default_factory=list)
     result: Result | None = None
+    segments: Sequence[Segment] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -293,7 +295,8 @@ def live_html(live: Live, documents: Sequence[Document]) -> str:
     if live.loading:
         inner = '<div class="reading" role="status"><span>Loading the weights for this set of plugins</span></div>'
     elif not live.num_tokens:
-        inner = reading_html(live.done, live.total, live.cached)
+        place = page_text(page_read(documents, live.segments, live.done))
+        inner = reading_html(live.done, live.total, live.cached, place)
     else:
         facts = [f"<b>{number(live.num_tokens)}</b> tokens"]
         facts += [f"<b>{live.tokens_per_second:.1f}</b> tok/s"] if live.tokens_per_second else []

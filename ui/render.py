@@ -61,9 +61,11 @@ def stats_line(stats: Mapping[str, Any], drafter: str | None = None) -> str:
     for name in sorted({*stats["bought_ms"], *([drafter] if drafter else []), *droppers}):
         drafted = name == drafter and stats["draft_tokens"]
         words = [f"{stats['accepted_tokens']}/{stats['draft_tokens']} accepted"] if drafted else []
-        if name in droppers:
+        if name in droppers and "dropped" in notes[name]:
             first, stop = notes[name]["dropped"]
             words.append(f"dropped tokens {first + 1:,} to {stop:,}")
+        elif name in droppers:
+            words.append(f"dropped {notes[name]['dropped_tokens']:,} tokens")
         replayed = notes.get(name, {}).get("replayed_tokens")
         words += [f"{replayed} of them replayed from earlier answers"] if replayed else []
         bought = stats["bought_ms"].get(name, {}).get("ms", 0.0)
@@ -72,6 +74,7 @@ def stats_line(stats: Mapping[str, Any], drafter: str | None = None) -> str:
             words.append(f"lost {milliseconds(lost)}" if lost > 0 else f"bought {milliseconds(bought)}")
         if words:
             parts.append(f"{name} {', '.join(words)}")
+    parts += [f"read whole again without {name}" for name in stats.get("read_again", ())]
     parts += [f"{name} {word}: {why}" for word in ("paused", "failed") for name, why in stats[word].items()]
     return " · ".join(parts)
 
@@ -123,18 +126,20 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], title: st
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Advance]:
+def progress(label: str, place: Callable[[int], str] = lambda done: "") -> Iterator[Advance]:
     """Show a bar on standard error; yields a function of (done, total) that advances it.
 
-    The bar appears at the first call with done < total, and disappears at done = total. Without a terminal there is no bar.
+    place: words about `done`, shown behind the label. The bar appears at the first call with done < total, and disappears at
+    done = total. Without a terminal there is no bar.
     """
     bars: list[Progress] = []
 
     def advance(done: int, total: int) -> None:
-        if done < total and not bars and sys.stderr.isatty():
+        if done < total and not bars and _shows_bars():
             bars.append(_bar(label, total))
         for bar in bars:
-            bar.update(bar.task_ids[0], completed=done, total=total)
+            words = ", ".join(filter(None, (label, place(done))))
+            bar.update(bar.task_ids[0], description=_plain(words), completed=done, total=total)
             if done >= total:
                 bar.stop()
 
@@ -147,11 +152,20 @@ def progress(label: str) -> Iterator[Advance]:
 
 def _bar(label: str, total: int) -> Progress:
     from rich.console import Console
-    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task(escape(one_line(label)), total=total)
+    bar.add_task(_plain(label), total=total)
     bar.start()
     return bar
+
+
+def _shows_bars() -> bool:
+    return sys.stderr.isatty()
+
+
+def _plain(label: str) -> str:
+    from rich.markup import escape
+
+    return escape(one_line(label))

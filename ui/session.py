@@ -17,6 +17,7 @@ from pitlane.storage.errors import DocumentError, NotFound
 from pitlane.storage.types import whole_text
 from pitlane.ui.document_plugins import described, document_plugins
 from pitlane.ui.plugin_text import ParsedSettings, Replacement, parse_settings
+from pitlane.ui.reading import page_read, page_text
 
 if TYPE_CHECKING:
     from pitlane import Engine, PluginRegistry, Prompt, Result, Settings, Stream, Tokenizer
@@ -128,6 +129,10 @@ class Chat:
         return self.tokenizer.render_chat(
             self.messages, self.documents, system=self.system, thinking=self.thinking, date=self.date
         )
+
+    def place(self, prompt: Prompt) -> Callable[[int], str]:
+        """A function: number of computed tokens of a prompt -> the page of a document that is read, in words."""
+        return lambda done: page_text(page_read(self.documents, prompt.segments, done))
 
     def add(self, document: Document, stored: StoredDocument) -> None:
         """Add a document after the others. A document with the same content is not added again."""

@@ -4,14 +4,15 @@ A block is `block_size` adjacent slots of one group's store; a sequence's block 
 are reference counted: every sequence with a block holds one reference, and plugins hold references through `lock`. Before a
 sequence writes into a shared block it gets a copy of the block (`fork`, `reserve`). Every group has its own number of blocks. In a
 group with a limit of visible tokens, a sequence holds a bounded number of blocks: `reserve` takes blocks as far as the next forward
-may write, and `drop` gives back the blocks that no later token sees: blocks before the window, except the blocks of the sinks. The
-pool prefers adjacent blocks, so that the KV of a sequence
-is few runs of slots. The pool knows no tensors: its changes of KV wait in `queue` for the next forward.
+may write, and `drop` gives back the blocks that no later token sees: blocks before the window, except the blocks of the sinks.
+`evict` gives back chosen blocks. The pool prefers adjacent blocks, so that the KV of a sequence is few runs of slots. The pool
+knows no tensors: its changes of KV wait in `queue` for the next forward.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from math import inf
 
@@ -20,9 +21,12 @@ import numpy as np
 from pitlane.engine.kv.allocator import BlockAllocator
 from pitlane.engine.kv.operations import Copy, OperationQueue
 from pitlane.engine.kv.state import Column, KVGroup, KVState
-from pitlane.engine.kv.visibility import Visibility, max_held_tokens, num_sinks_of, visibility_of
+from pitlane.engine.kv.visibility import Visibility, evicts, max_held_tokens, num_sinks_of, visibility_of
 
 DROPPED = -1
+# Dropped blocks leave the table of a batch in multiples of so many blocks (2,048 tokens). Kernels sum the keys in pieces of 512
+# places; with whole multiples, a key keeps its place in a piece, so sums keep their order and their bits.
+NUM_LEFT_OUT = 64
 
 
 class Pool:
@@ -57,6 +61,8 @@ class Pool:
         ]
         # Per group, the first blocks of every sequence that hold its sinks. They are never dropped.
         self.num_sink_blocks = [-(-num_sinks_of(v) // block_size) for v in self.visibilities]
+        # Per group with an `Eviction`: tokens between two evictions.
+        self.intervals = {group: v.interval for group, v in enumerate(self.visibilities) if evicts(v)}
         self.withheld = [0] * len(groups)
         self.queue = OperationQueue()
 
@@ -86,6 +92,10 @@ class Pool:
     def is_endless(self) -> bool:
         """Whether a sequence may grow without end: all groups drop blocks, and sinks keep the distances small."""
         return None not in self.max_blocks and any(self.num_sink_blocks)
+
+    def num_before_eviction(self, num_computed_tokens: int) -> float:
+        """The most tokens of the next forward of a sequence: it ends at the next eviction. Infinite if no group evicts blocks."""
+        return min((n - num_computed_tokens % n for n in self.intervals.values()), default=inf)
 
     @property
     def paying_groups(self) -> list[int]:
@@ -141,7 +151,8 @@ class Pool:
                 self._copy_block(kv, group, index)
             missing = self._end(group, self._num_dropped(group, table), num_tokens) - len(table)
             if missing > 0:
-                table += allocator.take(missing, table[-1] if table and table[-1] != DROPPED else None)
+                after = table[-1] if table and table[-1] != DROPPED else None
+                table += allocator.take(missing, after, self.max_blocks[group] is not None)
         return True
 
     def _gap(self, group: int, num_tokens: int) -> range:
@@ -175,6 +186,7 @@ class Pool:
         count = -(-kv.num_computed_tokens // self.block_size)
         self._adopt(child, [kv.column(index) for index in range(count)], kv.num_computed_tokens)
         child.num_cached_tokens, child.num_sealed_blocks = kv.num_cached_tokens, kv.num_sealed_blocks
+        child.scores = {group: dict(scores) for group, scores in kv.scores.items()}
 
     def adopt(self, kv: KVState, blocks: SequenceOf[Column]) -> None:
         """Share full blocks as the first blocks of a sequence that has none."""
@@ -191,9 +203,10 @@ class Pool:
         for group, (table, allocator) in enumerate(zip(self._tables(kv), self.allocators, strict=True)):
             gap = self._gap(group, num_tokens)
             for index, column in enumerate(columns):
-                table.append(DROPPED if index in gap else column[group])
-                if index not in gap:
-                    allocator.share(column[group])
+                block = DROPPED if index in gap else column[group]
+                table.append(block)
+                if block != DROPPED:
+                    allocator.share(block)
             if (
                 gap and not columns
             ):  # saved KV will be loaded; room for the blocks of the sinks was checked before admission
@@ -238,6 +251,14 @@ class Pool:
                 allocator.release(table[index])
                 table[index] = DROPPED
 
+    def evict(self, kv: KVState, group: int, indices: Iterable[int]) -> None:
+        """Release full blocks of a sequence in one group; no later token sees them."""
+        table, allocator = kv.block_tables[group], self.allocators[group]
+        for index in indices:
+            assert (index + 1) * self.block_size <= kv.num_computed_tokens, f"block {index} is not full"
+            allocator.release(table[index])
+            table[index] = DROPPED
+
     def first_seen(self, group: int, position: int) -> int:
         """Index of the first token that a position sees in a group; 0 if the pool drops no block of the group."""
         if self.max_blocks[group] is None:
@@ -250,7 +271,7 @@ class Pool:
             for block in table:
                 if block != DROPPED:
                     allocator.release(block)
-        kv.block_tables = []
+        kv.block_tables, kv.scores = [], {}
         kv.num_computed_tokens = kv.num_sealed_blocks = 0
 
     def lock(self, column: Column) -> None:
@@ -282,8 +303,25 @@ class Pool:
             slots += range(first + max(start, index * size), first + min(stop, (index + 1) * size))
         return slots
 
+    def table_of_batch(self, kv: KVState, group: int) -> tuple[list[int], int]:
+        """Return the block table of a sequence without blocks that no token of the next forward sees, and how many are left out.
+
+        Evicted blocks are left out. If sequences grow without end, dropped blocks before the window are left out too, as soon as
+        all groups with sinks drop blocks: else the tables, and the time of a step, would grow with the text.
+        """
+        table = kv.block_tables[group]
+        if group in self.intervals:
+            held = [block for block in table if block != DROPPED]
+            return held, len(table) - len(held)
+        if not self.is_endless or kv.num_computed_tokens < max(v.max_tokens or 0 for v in self.visibilities):
+            return table, 0
+        first, count = self.num_sink_blocks[group], self._num_dropped(group, table) // NUM_LEFT_OUT * NUM_LEFT_OUT
+        return (table[:first] + table[first + count :], count) if count else (table, 0)
+
     def _num_dropped(self, group: int, table: list[int]) -> int:
-        """Dropped blocks follow the blocks of the sinks."""
+        """Dropped blocks follow the blocks of the sinks. Evicted blocks may be anywhere."""
+        if group in self.intervals:
+            return table.count(DROPPED)
         first = self.num_sink_blocks[group]
         if len(table) <= first or table[first] != DROPPED:
             return 0

@@ -53,7 +53,8 @@ class KVState:
     """The KV of one sequence. The engine writes it; plugins read it.
 
     block_tables: per KV group the block ids in token order, -1 = dropped. prefix: a saved prefix that is being written into the
-    store. prefix_plugin: the plugin that gave the cached tokens.
+    store. prefix_plugin: the plugin that gave the cached tokens. scores: per KV group with an `Eviction`, the score of every held
+    block at the last eviction, by its index.
     """
 
     block_tables: list[list[int]] = field(default_factory=list)
@@ -62,6 +63,7 @@ class KVState:
     num_sealed_blocks: int = 0
     prefix: PrefixMatch | None = None
     prefix_plugin: str | None = None
+    scores: dict[int, dict[int, float]] = field(default_factory=dict)
 
     def column(self, index: int) -> Column:
         """Block `index` of every group."""

@@ -6,17 +6,23 @@ drafts, batches and prefix hits change nothing, and a block before the start of 
 A visibility may also keep sinks: the first tokens of a sequence (Xiao et al. 2023, arXiv:2309.17453). A position sees the sinks
 before its start as if the tokens between them and its start did not exist. RoPE attention depends on distances alone, so the
 stored keys stay, and a position reads the sinks with a second query, rotated by `sink_positions`.
+
+An `Eviction` drops blocks by their keys. It decides at fixed places of the text, behind every `interval` tokens, from the keys of
+committed tokens alone. No forward has tokens on both sides of such a place. So chunks, drafts and batches change nothing here too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pitlane.engine.kv.state import KVGroup
 
 Positions = npt.NDArray[np.int64]
@@ -33,6 +39,25 @@ class Visibility(Protocol):
 
     def starts(self, positions: Positions) -> Positions:
         """Return the index of the first token that each position sees."""
+
+
+class Eviction(Visibility, Protocol):
+    """A visibility that drops full blocks by their keys. A position sees all tokens before it that its sequence still holds.
+
+    interval: tokens between two evictions, in whole blocks. Behind an eviction, a sequence holds at most `max_tokens - interval`
+    tokens. `starts` returns zeros. A block keeps its positions: keys are not rotated again, so the context of the model still ends
+    a text.
+    """
+
+    @property
+    def interval(self) -> int:
+        """Tokens between two evictions, in whole blocks."""
+
+    def score(self, keys: Tensor) -> float:
+        """Score a full block by its keys [L, Hkv, N, D], as stored, in all layers of the group. Called once per block."""
+
+    def evicted(self, scores: Mapping[int, float]) -> list[int]:
+        """Return the blocks to drop. scores: the score of every block that the sequence holds, by its index, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +110,11 @@ def num_sinks_of(visibility: Visibility) -> int:
     return num_sinks
 
 
+def evicts(visibility: Visibility) -> TypeGuard[Eviction]:
+    """Whether a visibility drops blocks by their keys."""
+    return hasattr(visibility, "interval")
+
+
 def sink_positions(starts: Positions, positions: Positions, num_sinks: int) -> Positions:
     """Return the positions that rotate the second query: the distance to the sinks leaves out the tokens between."""
     return positions - np.maximum(starts - num_sinks, 0)
@@ -121,3 +151,15 @@ def checked(visibility: Any, context: int) -> Visibility:
         raise ValueError(f"max_tokens is {limit}, and a position sees {num_seen.max()} tokens")
     result: Visibility = visibility
     return result
+
+
+def checked_eviction(eviction: Eviction, group: KVGroup, block_size: int) -> Eviction:
+    """Return the eviction of a plugin. Raises ValueError if its numbers do not fit the group and the blocks."""
+    interval, limit = eviction.interval, eviction.max_tokens
+    if group.window is not None:
+        raise ValueError(f"a group with a window of {group.window} tokens of its own cannot evict blocks")
+    if interval < block_size or interval % block_size:
+        raise ValueError(f"interval is {interval}, and must be a multiple of {block_size} tokens")
+    if limit is None or limit < interval + block_size:
+        raise ValueError(f"max_tokens is {limit}, and must hold the interval of {interval} tokens and a block")
+    return eviction

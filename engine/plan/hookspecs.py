@@ -137,8 +137,8 @@ def build_kv_store(group: KVGroup, context: BuildContext) -> KVStorePlan | None:
 def trim_cache(group: KVGroup, context: BuildContext) -> Visibility | None:
     """Narrow the tokens that the positions of a KV group see. Called at load, once per group of a lane and of every draft model.
 
-    Returns a `Visibility`, or None. Blocks before the start of the next position are given back, except those of its sinks. May
-    change output within the plugin's exactness.
+    Returns a `Visibility`, or None. Blocks before the start of the next position are given back, except those of its sinks. An
+    `Eviction` chooses blocks to give back by their keys. May change output within the plugin's exactness.
     """
 
 

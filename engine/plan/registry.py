@@ -48,6 +48,7 @@ BUILT_IN = (
     "pitlane.plugins.compiled_step",
     "pitlane.plugins.prompt_lookup",
     "pitlane.plugins.attention_sinks",
+    "pitlane.plugins.key_norm_eviction",
     "pitlane.plugins.speculative",
     "pitlane.plugins.self_speculation",
     "pitlane.plugins.jacobi",

@@ -34,7 +34,8 @@ class GroupBatch:
     slots: [T] int64, where the KV of the tokens is written. block_table: [B, W] int32, the blocks of every sequence in token order;
     -1 = dropped, or behind the last block. window_start: [T] int64, the first token of its sequence that a token sees.
     A token also sees the first `min(num_sinks, window_start)` tokens, with a second query. sink_positions: [T] int64, the position
-    that rotates the second query; None = no token of the batch has one.
+    that rotates the second query; None = no token of the batch has one. places: [T] int64, if dropped blocks are left out of the
+    block table: a token's place in the table. Then window_start is a place too. None = places are positions.
     """
 
     slots: Tensor
@@ -42,6 +43,7 @@ class GroupBatch:
     window_start: Tensor
     num_sinks: int = 0
     sink_positions: Tensor | None = None
+    places: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,11 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         return int(self.token_ids.shape[0])
+
+    def seen_by(self, group: int) -> Batch:
+        """Return the batch as the attention of a group sees it: the positions are places in the block table of the group."""
+        places = self.groups[group].places
+        return self if places is None else replace(self, positions=places)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""
@@ -95,6 +102,7 @@ class Batch:
                     _extended(group.window_start, 0, count),
                     group.num_sinks,
                     None if group.sink_positions is None else _extended(group.sink_positions, 0, count),
+                    None if group.places is None else _extended(group.places, 0, count),
                 )
                 for group, block in zip(self.groups, null_blocks, strict=True)
             ),
@@ -108,7 +116,10 @@ class Attention(Protocol):
     def formats(self) -> tuple[str, ...] | None: ...
 
     def prepare(self, batch: Batch, group: int) -> Any:
-        """Plan how the tokens of a step read the KV of one group. Called once per step and group, with tensors on the host."""
+        """Plan how the tokens of a step read the KV of one group. Called once per step and group, with tensors on the host.
+
+        batch: the result of `Batch.seen_by(group)`.
+        """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, reads: Any) -> Tensor:
         """q [T, H, D], new k and v [T, Hkv, D] (already in the store) -> [T, H, D]. reads: the result of `prepare`."""
@@ -168,16 +179,33 @@ class BatchBuilder:
         lists = [token_ids, positions, parents, query_start, logit_rows, *slots]
         arrays = [np.array(values, np.int64) for values in lists]
         groups = []
-        for group, (targets, visibility) in enumerate(zip(arrays[5:], self.pool.visibilities, strict=True)):
-            table = _table([chunk.kv.block_tables[group] for chunk in chunks])
-            firsts, num_sinks = visibility.starts(arrays[1]), num_sinks_of(visibility)
-            shifted = None
-            if num_sinks and firsts.any():
-                shifted = torch.from_numpy(sink_positions(firsts, arrays[1], num_sinks))
-            written, blocks, window_start = map(torch.from_numpy, (targets, table, firsts))
-            groups.append(GroupBatch(written, blocks, window_start, num_sinks, shifted))
+        for group, targets in enumerate(arrays[5:]):
+            tables = [self.pool.table_of_batch(chunk.kv, group) for chunk in chunks]
+            groups.append(self._group(group, targets, tables, arrays[1], np.diff(arrays[3])))
         ids, places, tree, starts, rows = map(torch.from_numpy, arrays[:5])
         return Batch(ids, places, tree, starts, rows, tuple(groups), tuple(operations), self.pool.block_size)
+
+    def _group(
+        self,
+        group: int,
+        slots: Indices,
+        tables: SequenceOf[tuple[list[int], int]],
+        positions: Indices,
+        counts: Indices,
+    ) -> GroupBatch:
+        """counts: [B], the tokens of every sequence. tables: block table of every sequence, and how many blocks it leaves out."""
+        visibility = self.pool.visibilities[group]
+        firsts, num_sinks = visibility.starts(positions), num_sinks_of(visibility)
+        shifted = places = None
+        if num_sinks and firsts.any():
+            shifted = torch.from_numpy(sink_positions(firsts, positions, num_sinks))
+        num_left_out = np.array([count for _, count in tables], np.int64) * self.pool.block_size
+        if num_left_out.any():
+            gaps = np.repeat(num_left_out, counts)
+            places, firsts = torch.from_numpy(positions - gaps), np.maximum(firsts - gaps, 0)
+        blocks = _table([table for table, _ in tables])
+        written, block_table, window_start = map(torch.from_numpy, (slots, blocks, firsts))
+        return GroupBatch(written, block_table, window_start, num_sinks, shifted, places)
 
 
 def _table(tables: list[list[int]]) -> npt.NDArray[np.int32]:

@@ -221,13 +221,17 @@ class Lane:
         self.draft_models[name] = DraftModel(builder, runner, self.limits.max_step_tokens, shares_kv=False)
 
     def draft_limit(self, seq: Sequence) -> int:
-        """Return the draft length that answer length, context, step and free blocks allow. No block is evicted for a draft."""
+        """Return the draft length that answer length, context, step and free blocks allow. No block is given back for a draft.
+
+        A draft ends before the place of the next eviction.
+        """
         if not seq.is_decoding or seq.num_scheduled_tokens != 1:
             return 0
         pairs = zip(seq.kv.block_tables, self.pool.allocators, strict=True)
         room = min(len(table) + allocator.num_free for table, allocator in pairs) * BLOCK_SIZE - seq.num_tokens
         left = min(seq.num_remaining_tokens - 1, self.max_tokens_per_seq - seq.num_tokens)
-        return max(0, min(left, room, self.limits.max_step_tokens))
+        before_eviction = self.pool.num_before_eviction(seq.kv.num_computed_tokens) - 1
+        return int(max(0, min(left, room, self.limits.max_step_tokens, before_eviction)))
 
     # ---- a step
 

@@ -76,7 +76,7 @@ class ModelForward:
         saved = execute(self.stores, list(batch.operations))
         if batch.num_tokens == 0:
             return Output(torch.empty(0, 0), saved)
-        reads = [self.attention.prepare(batch, group) for group in range(len(batch.groups))]
+        reads = [self.attention.prepare(batch.seen_by(group), group) for group in range(len(batch.groups))]
         return Output(self.model.forward(batch.to(self.device), self.stores, self.attention, reads), saved)
 
 

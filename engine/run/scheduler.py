@@ -6,7 +6,7 @@ rest of the step's limit: half goes to the prompt that is nearest to its end, ha
 does not wait for a long document. A sequence is admitted when every KV group has blocks for all its known tokens. A group with a
 limit of visible tokens needs blocks only for the most tokens that a sequence holds there. In such a group, a running prompt drops
 blocks and takes new blocks in every step, before another sequence is admitted. When blocks are lacking, the youngest sequence is
-preempted and computed again later.
+preempted and computed again later. If a group evicts blocks by their keys, a prompt ends its share at the next eviction.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class Scheduler:
             self._admit_all()
         self._load(decoding)
         prompts = [seq for seq in self.running if seq.kv.prefix is None and seq not in decoding]
-        for seq, count in zip(prompts, shares([_num_left(seq) for seq in prompts], budget), strict=True):
+        limits = [self.pool.num_before_eviction(seq.kv.num_computed_tokens) for seq in prompts]
+        for seq, count in zip(prompts, shares([_num_left(seq) for seq in prompts], budget, limits), strict=True):
             seq.num_scheduled_tokens = count
         return [seq for seq in self.running if seq.num_scheduled_tokens]
 
@@ -287,16 +288,18 @@ class Scheduler:
         return True
 
 
-def shares(left: SequenceOf[int], budget: int) -> list[int]:
+def shares(left: SequenceOf[int], budget: int, limits: SequenceOf[float] = ()) -> list[int]:
     """Split a budget of tokens among prompts. left: tokens to compute of every prompt, oldest prompt first.
 
-    Half of the budget goes to the prompts that are nearest to their end, the rest to the oldest prompts.
+    Half of the budget goes to the prompts that are nearest to their end, the rest to the oldest prompts. limits: the most tokens
+    of every prompt; () = no limits.
     """
     counts = [0] * len(left)
+    caps = [int(min(pair)) for pair in zip(left, limits or left, strict=True)]
     nearest, by_age = sorted(range(len(left)), key=lambda index: left[index]), range(len(left))
     for order, limit in ((nearest, budget // 2), (by_age, budget)):
         for index in order:
-            counts[index] += max(0, min(left[index] - counts[index], limit - sum(counts)))
+            counts[index] += max(0, min(caps[index] - counts[index], limit - sum(counts)))
     return counts
 
 

@@ -42,7 +42,7 @@ class Detokenizer:
         self.num_tokens = 0
         self._stop_strings = [StopString(text) for text in self.stop]
         self._specials = specials if specials and any(map(specials.search, self.stop)) else None
-        self._pieces: list[str] = []
+        self._text = bytearray()  # UTF-8; a list of pieces would take 64 bytes and more per token of a long answer
         self._tail: list[int] = []  # context tokens, then pending tokens
         self._num_context = 0
         self._num_decoded = 0  # characters of the tail's text already released
@@ -51,7 +51,7 @@ class Detokenizer:
 
     @property
     def text(self) -> str:
-        return "".join(self._pieces)
+        return self._text.decode("utf-8", "surrogatepass")
 
     def push(self, token_ids: SequenceOf[int]) -> str:
         """Take new tokens and return the text that is now certain. After a stop string, take no more tokens."""
@@ -62,8 +62,9 @@ class Detokenizer:
             self._tail.append(token_id)
             self.num_tokens += 1
             pieces.append(self._release(self._decode_pending()))
-        self._pieces += pieces
-        return "".join(pieces)
+        text = "".join(pieces)
+        self._text += text.encode("utf-8", "surrogatepass")
+        return text
 
     def flush(self) -> str:
         """End the answer: return the text held back so far, without an incomplete character."""
@@ -73,7 +74,7 @@ class Detokenizer:
         if not self.stopped:
             text += self._visible(self._held)
         self._tail, self._num_context, self._num_decoded, self._held = [], 0, 0, ""
-        self._pieces.append(text)
+        self._text += text.encode("utf-8", "surrogatepass")
         return text
 
     def _decode(self, token_ids: list[int]) -> str:

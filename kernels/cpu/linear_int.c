@@ -45,6 +45,15 @@ int int_level(void) {
     return best;
 }
 
+const char *int_fault(const IntLinear *job) {
+    if (job->outs <= 0 || job->ins <= 0 || job->ins > MAX_INT_INPUTS)
+        return "needs outs > 0, 0 < ins <= 2^20";
+    if ((job->group != 32 && job->group != 64 && job->group != 128) || (job->bits != 8 && job->bits != 4) ||
+        (job->bits == 8 ? !job->scales : job->ins % job->group != 0))
+        return "needs a group of 32, 64 or 128, and bits = 8 and scales, or bits = 4 and a group that divides ins";
+    return job->level < 0 || job->level > int_level() ? "this CPU cannot run this level" : NULL;
+}
+
 /* On Intel, weights from memory then arrive in 0.65 to 0.9 of the time, for 1 to 16 rows. Prototypes on AMD's Zen 4 took 1.05 to 1.15
  * of the time with up to 4 rows, and 0.75 to 0.86 with 16. */
 long prefetch_distance(long rows) {
@@ -115,6 +124,14 @@ void int_panels(const IntLinear *job, void *y, const void *scratch, long rows, l
     Prepared from = prepared_at(job, (void *)scratch, rows);
     for (long tiles = number_of_tiles(job, rows), tile = 0; tile < tiles; tile++)
         multiply(job, &from, y, rows, tiles, tile, panel, end);
+}
+
+void int_rows(const uint8_t *w, const float *scales, const int64_t *index, float *y, long count, long ins) {
+    for (; count > 0; count--, index++, y += ins) {
+        const uint8_t *lane = w + *index / INT_PANEL * ceil_divide(ins, 4) * 64 + *index % INT_PANEL * 4;
+        for (long k = 0; k < ins; k++)
+            y[k] = (float)(lane[k / 4 * 64 + k % 4] - 128) * scales[*index];
+    }
 }
 
 /* Item i is a chunk of panels for a block of tiles. */

@@ -38,12 +38,18 @@ typedef struct {
 /* The best level that this CPU and the environment variable PITLANE_CPU_KERNELS (plain, avx2, avx512) allow. */
 int int_level(void);
 
+/* A message on sizes that `int_linear` cannot run, or NULL. */
+const char *int_fault(const IntLinear *job);
+
 /* Bytes of a panel of w, and of the prepared inputs of some rows. */
 size_t int_panel_bytes(const IntLinear *job);
 size_t int_scratch_bytes(const IntLinear *job, long rows);
 
 /* The whole linear, on up to `threads` threads. scratch: int_scratch_bytes, any alignment of 4. */
 void int_linear(const IntLinear *job, const void *x, void *y, void *scratch, long rows, int threads);
+
+/* Rows of a weight of 8 bits, for an embedding: y [count, ins] = W[index], float32. */
+void int_rows(const uint8_t *w, const float *scales, const int64_t *index, float *y, long count, long ins);
 
 /* The parts of `int_linear` for callers with threads of their own: write the prepared inputs, then compute panels [panel, end). */
 void int_prepare(const IntLinear *job, const void *x, void *scratch, long rows);

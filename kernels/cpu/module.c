@@ -142,12 +142,12 @@ static PyObject *call_step_build(PyObject *self, PyObject *const *args, Py_ssize
     int64_t v[MAX_ARGUMENTS];
     const char *fault;
     (void)self;
-    if (!read_integers(args, given, 2, 4, v) || !check(v[0] && v[1], "an address is 0"))
+    if (!read_integers(args, given, 2, 5, v) || !check(v[0] && v[1], "an address is 0"))
         return NULL;
-    float eps = (float)PyFloat_AsDouble(args[2]), scale = (float)PyFloat_AsDouble(args[3]);
+    float eps = (float)PyFloat_AsDouble(args[2]), scale = (float)PyFloat_AsDouble(args[3]), unit = (float)PyFloat_AsDouble(args[4]);
     if (PyErr_Occurred())
         return NULL;
-    Program *program = program_built((Shape *)v[0], (Op *)v[1], eps, scale, &fault);
+    Program *program = program_built((Shape *)v[0], (Op *)v[1], eps, scale, unit, &fault);
     return check(program != NULL, fault) ? PyLong_FromVoidPtr(program) : NULL;
 }
 
@@ -224,21 +224,30 @@ static PyObject *call_has_attention_bf16(PyObject *self, PyObject *dim) {
 static PyObject *call_int_linear(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     int64_t v[MAX_ARGUMENTS];
     (void)self;
-    if (!read_integers(args, given, 16, 17, v) ||
-        !check(v[6] >= 0 && v[7] > 0 && v[8] > 0 && v[8] <= MAX_INT_INPUTS && v[15] > 0,
-               "needs rows >= 0, outs > 0, 0 < ins <= 2^20, threads > 0") ||
-        !check((v[10] == 32 || v[10] == 64 || v[10] == 128) && (v[9] == 8 ? v[2] != 0 : v[9] == 4 && v[8] % v[10] == 0),
-               "needs a group of 32, 64 or 128, and bits = 8 and scales, or bits = 4 and a group that divides ins") ||
-        !check(v[14] >= 0 && v[14] <= int_level(), "this CPU cannot run this level") ||
+    if (!read_integers(args, given, 16, 17, v) || !check(v[6] >= 0 && v[15] > 0, "needs rows >= 0, threads > 0") ||
         !check(v[6] == 0 || (v[0] && v[1] && v[4] && v[5]), "an address is 0"))
         return NULL;
     IntLinear job = {(uint8_t *)v[1], (float *)v[2], (float *)v[3], v[7], v[8], (int)v[9], (int)v[10], (int)v[11], (int)v[12],
                      (int)v[13], (int)v[14], 0};
     job.unit = (float)PyFloat_AsDouble(args[16]);
-    if (PyErr_Occurred())
+    const char *fault = int_fault(&job);
+    if (PyErr_Occurred() || !check(!fault, fault))
         return NULL;
     Py_BEGIN_ALLOW_THREADS;
     int_linear(&job, (void *)v[0], (void *)v[4], (void *)v[5], v[6], (int)v[15]);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_int_rows(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    int64_t v[MAX_ARGUMENTS];
+    (void)self;
+    if (!read_integers(args, given, 7, 7, v) || !check(v[4] >= 0 && v[5] > 0 && v[6] > 0, "needs count >= 0, outs > 0, ins > 0") ||
+        !check(v[4] == 0 || (v[0] && v[1] && v[2] && v[3]), "an address is 0") ||
+        !check(are_below((int64_t *)v[2], v[4], v[5]), "an index is not below the number of rows"))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    int_rows((uint8_t *)v[0], (float *)v[1], (int64_t *)v[2], (float *)v[3], v[4], v[6]);
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
 }
@@ -281,6 +290,8 @@ static PyMethodDef methods[] = {
     {"int_linear", (PyCFunction)(void (*)(void))call_int_linear, METH_FASTCALL,
      "int_linear(x, w, scales, bias, y, scratch, rows, outs, ins, bits, group, symmetric, quantized, wide, level, threads, unit): "
      "see linear_int.h"},
+    {"int_rows", (PyCFunction)(void (*)(void))call_int_rows, METH_FASTCALL,
+     "int_rows(w, scales, index, y, count, outs, ins): see linear_int.h"},
     {"int_level", call_int_level, METH_NOARGS, "The best level of int_linear on this CPU: 0 plain, 1 AVX2, 2 AVX-512 VNNI"},
     {"attention_bf16", (PyCFunction)(void (*)(void))call_attention_bf16, METH_FASTCALL,
      "attention_bf16(q, keys, values, out, partial, slots, tasks, members, rows, num_tasks, num_rows, heads, kv_heads, dim, "
@@ -300,7 +311,7 @@ static PyMethodDef methods[] = {
     {"has_ops_bf16", call_has_ops_bf16, METH_NOARGS, "Whether the operations of ops_bf16.h run on this CPU"},
     {"has_step", call_has_step, METH_O, "Whether steps run on this CPU with heads of a size"},
     {"step_build", (PyCFunction)(void (*)(void))call_step_build, METH_FASTCALL,
-     "step_build(shape, ops, eps, scale) -> program: see step.h"},
+     "step_build(shape, ops, eps, scale, unit) -> program: see step.h"},
     {"step_run", (PyCFunction)(void (*)(void))call_step_run, METH_FASTCALL, "step_run(program, step): see step.h"},
     {"step_free", call_step_free, METH_O, "step_free(program): wait for late helpers, then free it"},
     {"head_norm", (PyCFunction)(void (*)(void))call_head_norm, METH_FASTCALL,

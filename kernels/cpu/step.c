@@ -25,7 +25,8 @@ typedef struct {
     const Op *op;
     int index, thread;
     long units, size, count; /* `count` chunks of `size` units: panels, heads, pairs of panels, or items of attention */
-    Job job;
+    Job job; /* with WEIGHTS_INT: its rows and outputs alone */
+    IntLinear ints;
     Attention attention;
 } Task;
 
@@ -36,7 +37,14 @@ static uint64_t ticks(void) { return __builtin_ia32_rdtsc(); }
 
 /* ---- a chunk */
 
-static void multiply(const Job *job, long panel, long end) {
+/* Compute the outputs of panels [panel, end) of 32 outputs. */
+static void multiply(const Task *task, long panel, long end) {
+    const Job *job = &task->job;
+    if (task->op->weights == WEIGHTS_INT) {
+        long each = OUTS / INT_PANEL, last = ceil_divide(job->outs, INT_PANEL);
+        int_panels(&task->ints, job->y, task->seat->packed, job->rows, panel * each, minimum(end * each, last));
+        return;
+    }
     if (!job->amx) {
         by_vectors(job, 0, job->rows, panel, end);
         return;
@@ -95,19 +103,19 @@ static void compute(const Task *task, long chunk) {
             attention_item(&task->attention, item, item + 1 < task->units ? item + 1 : item);
     } else if (op->output == OUTPUT_ROTATED) {
         long panels = task->state->program->shape.dim / OUTS;
-        multiply(job, begin * panels, end * panels);
+        multiply(task, begin * panels, end * panels);
         rotate_guarded(task, begin, end);
     } else if (op->output == OUTPUT_SILU) {
         long inner = op->outs / 2;
-        multiply(job, begin, end);
-        multiply(job, task->units + begin, task->units + end);
+        multiply(task, begin, end);
+        multiply(task, task->units + begin, task->units + end);
         for (long m = 0; m < job->rows; m++) {
             const uint16_t *gates = job->y + m * op->outs + begin * OUTS;
             silu_mul_row(gates, gates + inner, (uint16_t *)task->state->results[task->index] + m * inner + begin * OUTS,
                          (end - begin) * OUTS);
         }
     } else {
-        multiply(job, begin, end);
+        multiply(task, begin, end);
         if (op->output == OUTPUT_SUM) {
             uint16_t *sum = (uint16_t *)task->state->results[task->index];
             add_columns(result_of(task->state, op->residual), job->y, sum, job->rows, op->outs, begin * OUTS,
@@ -150,13 +158,18 @@ static void prepare(Task *task) {
     uint16_t *y = op->output == OUTPUT_ROWS ? (uint16_t *)state->results[task->index] : task->seat->y;
     task->job = (Job){.x = (const uint32_t *)x, .w = (const char *)op->w, .bias = (const uint16_t *)op->bias, .y = y, .rows = rows};
     task->job.outs = op->outs;
+    if (op->weights == WEIGHTS_INT) {
+        task->ints = int_linear_of(op, program->unit);
+        int_prepare(&task->ints, x, task->seat->packed, rows);
+        return;
+    }
     task->job.pairs = op->ins / 2;
     task->job.panels = ceil_divide(op->outs, OUTS);
     task->job.parts = 1;
     task->job.block = VECTOR_ROWS;
     task->job.amx = (int)op->amx;
     if (rows > 1 && !op->amx) {
-        task->job.packed = (uint32_t *)task->seat->packed;
+        task->job.packed = task->seat->packed;
         pack_rows(&task->job, 0);
     }
 }

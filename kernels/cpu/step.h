@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 enum { STEP_LINEAR, STEP_ATTENTION };                  /* Op.kind */
-enum { WEIGHTS_BF16 };                                 /* Op.weights: how the weights of a linear are stored */
+enum { WEIGHTS_BF16, WEIGHTS_INT };                    /* Op.weights: a linear of linear_bf16.h, or of linear_int.h */
 enum { INPUT_ROWS, INPUT_NORM, INPUT_MERGED };         /* Op.input: results as they are, RMS-normed, parts of attention merged */
 enum { OUTPUT_ROWS, OUTPUT_SUM, OUTPUT_ROTATED, OUTPUT_SILU }; /* Op.output: see Op */
 
@@ -18,8 +18,10 @@ typedef struct {
     int64_t kind, input, output, weights;
     int64_t source;   /* the operation whose result is read */
     int64_t residual; /* OUTPUT_SUM adds the linear's outputs to the result of this operation */
-    int64_t w, bias, outs, ins, amx; /* of the linear: as for linear_bf16 */
-    int64_t norm; /* INPUT_NORM: weight [ins] */
+    int64_t w, bias, outs, ins; /* of the linear: as in the header of its weights */
+    int64_t amx;                /* WEIGHTS_BF16: as for linear_bf16 */
+    int64_t scales, bits, input_group, symmetric, quantized, level; /* WEIGHTS_INT: as in IntLinear, where input_group is `group` */
+    int64_t norm;               /* INPUT_NORM: weight [ins] */
     int64_t selects;  /* whether only the logit rows are computed */
     int64_t group;    /* KV group, for OUTPUT_ROTATED and STEP_ATTENTION */
     int64_t keys, values, head_stride; /* [kv_heads][slots][dim] of the layer, bfloat16, heads head_stride apart */
@@ -54,8 +56,9 @@ typedef struct Program Program;
 /* Whether this build and this CPU can run steps with heads of this size. */
 int has_step(int64_t dim);
 
-/* Return a program, or NULL with a message in `fault`. The tensors behind its addresses must live until `program_freed` returns. */
-Program *program_built(const Shape *shape, const Op *ops, float eps, float scale, const char **fault);
+/* Return a program, or NULL with a message in `fault`. The tensors behind its addresses must live until `program_freed` returns.
+ * scale: of the scores of attention. unit: of the scales of weights of 4 bits. */
+Program *program_built(const Shape *shape, const Op *ops, float eps, float scale, float unit, const char **fault);
 
 /* Run a step of `program`. Returns 0 if there is no memory. */
 int program_run(const Program *program, const Step *step);

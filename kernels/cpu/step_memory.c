@@ -64,7 +64,7 @@ static char *laid_out(State *state, const Step *step, char *at, int fills) {
     }
     for (size_t thread = 0; thread < threads; thread++) {
         Seat seat = {.input = (uint16_t *)reserved(&at, rows * (size_t)program->widest_input * 2)};
-        seat.packed = (uint16_t *)reserved(&at, rows * (size_t)program->widest_input * 2);
+        seat.packed = reserved(&at, rows * program->packed_bytes);
         seat.y = (uint16_t *)reserved(&at, rows * (size_t)program->widest_output * 2);
         if (fills)
             state->seats[thread] = seat;
@@ -105,6 +105,15 @@ int program_run(const Program *program, const Step *step) {
 
 /* ---- a program */
 
+static int has_weights(const Op *op) {
+    if (!op->w || op->outs <= 0 || op->ins <= 0)
+        return 0;
+    IntLinear ints = int_linear_of(op, 1);
+    return op->weights == WEIGHTS_BF16  ? op->ins % (op->amx ? 32 : 2) == 0 && (!op->amx || has_amx_bf16())
+           : op->weights == WEIGHTS_INT ? !int_fault(&ints)
+                                        : 0;
+}
+
 static const char *fault_of(const Shape *shape, const Op *op, int64_t index) {
     int is_linear = op->kind == STEP_LINEAR, uses_kv = !is_linear || op->output == OUTPUT_ROTATED;
     int is_earlier = op->source >= -1 && op->source < index && op->residual >= -1 && op->residual < index;
@@ -115,8 +124,7 @@ static const char *fault_of(const Shape *shape, const Op *op, int64_t index) {
         return "an operation has no KV, or unknown angles";
     if (!is_linear)
         return op->source < 0 ? "attention needs queries" : NULL;
-    if (op->weights != WEIGHTS_BF16 || !op->w || op->outs <= 0 || op->ins <= 0 || op->ins % (op->amx ? 32 : 2) ||
-        (op->amx && !has_amx_bf16()))
+    if (!has_weights(op))
         return "a linear has unknown weights, an address of 0 or wrong sizes";
     if (op->input == INPUT_NORM     ? !op->norm
         : op->input == INPUT_MERGED ? op->source < 0 || op->ins != shape->heads * shape->dim
@@ -131,7 +139,7 @@ static const char *fault_of(const Shape *shape, const Op *op, int64_t index) {
 
 int has_step(int64_t dim) { return has_attention_bf16(dim) && has_linear_bf16() && has_ops_bf16(); }
 
-Program *program_built(const Shape *shape, const Op *ops, float eps, float scale, const char **fault) {
+Program *program_built(const Shape *shape, const Op *ops, float eps, float scale, float unit, const char **fault) {
     *fault = "a step needs operations, heads a multiple of kv_heads, and heads of a size that this CPU can run";
     if (shape->num_ops < 1 || shape->hidden < 1 || shape->num_groups < 1 || shape->num_groups > STEP_MAX_GROUPS ||
         shape->num_ropes < 0 || shape->num_ropes > STEP_MAX_ROPES || shape->kv_heads < 1 || shape->heads % shape->kv_heads ||
@@ -146,7 +154,7 @@ Program *program_built(const Shape *shape, const Op *ops, float eps, float scale
         *fault = "no memory";
         return NULL;
     }
-    *program = (Program){.shape = *shape, .eps = eps, .scale = scale};
+    *program = (Program){.shape = *shape, .eps = eps, .scale = scale, .unit = unit};
     program->widest_input = shape->heads * shape->dim;
     program->widest_output = 1;
     memcpy(program->ops, ops, bytes);
@@ -155,6 +163,10 @@ Program *program_built(const Shape *shape, const Op *ops, float eps, float scale
             program->widest_input = op->ins;
         if (op->kind == STEP_LINEAR && op->output != OUTPUT_ROWS && op->outs > program->widest_output)
             program->widest_output = op->outs;
+        IntLinear ints = int_linear_of(op, unit);
+        size_t packed = op->weights == WEIGHTS_INT ? int_scratch_bytes(&ints, 1) : (size_t)op->ins * 2;
+        if (op->kind == STEP_LINEAR && packed > program->packed_bytes)
+            program->packed_bytes = packed;
     }
     return program;
 }
@@ -171,8 +183,8 @@ int has_step(int64_t dim) {
     return 0;
 }
 
-Program *program_built(const Shape *shape, const Op *ops, float eps, float scale, const char **fault) {
-    (void)shape, (void)ops, (void)eps, (void)scale;
+Program *program_built(const Shape *shape, const Op *ops, float eps, float scale, float unit, const char **fault) {
+    (void)shape, (void)ops, (void)eps, (void)scale, (void)unit;
     *fault = "this CPU cannot run it";
     return 0;
 }

@@ -3,6 +3,7 @@
 #define PITLANE_STEP_PARTS_H
 
 #include "attention_bf16.h"
+#include "linear_int.h"
 #include "linear_parts.h"
 #include "step.h"
 #include "team.h"
@@ -10,8 +11,9 @@
 #if defined(PITLANE_VECTORS)
 struct Program {
     Shape shape;
-    float eps, scale;
+    float eps, scale, unit;
     long widest_input, widest_output;
+    size_t packed_bytes; /* largest size of the packed inputs of a row */
     Op ops[];
 };
 
@@ -24,7 +26,8 @@ typedef struct {
 /* What a thread has for itself. */
 typedef struct {
     _Alignas(LINE) atomic_int writing; /* a helper is writing KV */
-    uint16_t *input, *packed, *y;
+    uint16_t *input, *y;
+    void *packed;
 } Seat;
 
 typedef struct {
@@ -45,6 +48,12 @@ typedef struct {
     Seat *seats;
     char **results; /* of the operations */
 } State;
+
+/* The linear of an operation with WEIGHTS_INT. */
+static inline IntLinear int_linear_of(const Op *op, float unit) {
+    return (IntLinear){(const uint8_t *)op->w, (const float *)op->scales, (const float *)op->bias, op->outs, op->ins, (int)op->bits,
+                       (int)op->input_group, (int)op->symmetric, (int)op->quantized, 0, (int)op->level, unit};
+}
 
 /* Walk through all operations of the step in a frame: see step.c. */
 void step_walk(Frame *frame, int thread);

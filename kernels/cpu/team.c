@@ -3,7 +3,8 @@
 
 #include <stdlib.h>
 
-#define NUM_FRAMES 16 /* a frame in use, and frames that late helpers hold */
+#define NUM_FRAMES 16       /* a frame in use, and frames that late helpers hold */
+#define SPINS_TO_YIELD 1024 /* pauses: 10 to 60 microseconds */
 
 static Frame frames[NUM_FRAMES];
 
@@ -20,15 +21,14 @@ static Frame frames[NUM_FRAMES];
 #define OPEN 1u          /* in `ticket`: helpers may join */
 #define FRAME 2u         /* in `ticket`: the index of the frame, from this bit on */
 #define STEP (FRAME * NUM_FRAMES) /* in `ticket`: the number of the step, from this bit on */
-#define SPINS_TO_YIELD 1024
-#define SPIN_NANOSECONDS 300000 /* then a helper sleeps; as in threads.c */
+#define SPIN_NANOSECONDS 300000 /* then a helper sleeps; Python takes 10 to 100 microseconds between two operations */
 
 static struct {
     _Alignas(64) atomic_uint ticket; /* alone in its cache line: idle helpers read it all the time */
     _Alignas(64) atomic_uint sleeping;
-    atomic_flag taken; /* one step at a time has helpers */
-    unsigned started;  /* number of helpers that exist */
-} team = {.taken = ATOMIC_FLAG_INIT};
+    atomic_int taken; /* one frame at a time has helpers: a second caller works alone */
+    unsigned started; /* number of helpers that exist */
+} team;
 
 static void yield(void) { sched_yield(); }
 
@@ -42,14 +42,9 @@ static long long nanoseconds(void) {
 static unsigned next_ticket(unsigned seen) {
     unsigned ticket;
     long long start = nanoseconds();
-    for (int spins = 1; (ticket = atomic_load(&team.ticket)) == seen; spins++) {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
-        if (spins % SPINS_TO_YIELD)
-            continue;
-        sched_yield();
-        if (nanoseconds() - start < SPIN_NANOSECONDS)
+    for (long spins = 1; (ticket = atomic_load(&team.ticket)) == seen; spins++) {
+        wait_briefly(spins);
+        if (spins % SPINS_TO_YIELD || nanoseconds() - start < SPIN_NANOSECONDS)
             continue;
         atomic_fetch_add(&team.sleeping, 1);
         syscall(SYS_futex, &team.ticket, FUTEX_WAIT_PRIVATE, seen, 0, 0, 0);
@@ -82,7 +77,7 @@ static void *help(void *unused) {
 static void forget_helpers(void) {
     atomic_store(&team.ticket, atomic_load(&team.ticket) & ~OPEN);
     atomic_store(&team.sleeping, 0);
-    atomic_flag_clear(&team.taken);
+    atomic_store(&team.taken, 0);
     team.started = 0;
     for (int i = 0; i < NUM_FRAMES; i++)
         atomic_store(&frames[i].users, 0);
@@ -111,7 +106,7 @@ void frame_run(Frame *frame, void (*walk)(Frame *frame, int thread), int threads
     frame->walk = walk;
     frame->threads = (int)wanted + 1;
     atomic_store(&frame->joined, 1);
-    if (!wanted || atomic_flag_test_and_set(&team.taken)) {
+    if (!wanted || atomic_exchange(&team.taken, 1)) {
         walk(frame, 0);
         return;
     }
@@ -123,8 +118,10 @@ void frame_run(Frame *frame, void (*walk)(Frame *frame, int thread), int threads
         syscall(SYS_futex, &team.ticket, FUTEX_WAKE_PRIVATE, wanted, 0, 0, 0);
     walk(frame, 0);
     atomic_store(&team.ticket, ticket);
-    atomic_flag_clear(&team.taken);
+    atomic_store(&team.taken, 0);
 }
+
+int team_is_busy(void) { return atomic_load(&team.taken); }
 
 #else
 
@@ -137,7 +134,17 @@ void frame_run(Frame *frame, void (*walk)(Frame *frame, int thread), int threads
     walk(frame, 0);
 }
 
+int team_is_busy(void) { return 0; }
+
 #endif
+
+void wait_briefly(long spins) {
+    if (spins % SPINS_TO_YIELD == 0)
+        yield();
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
 
 Frame *frame_taken(const void *owner, size_t bytes) {
     for (int i = 0;; i = (i + 1) % NUM_FRAMES) {
@@ -154,13 +161,15 @@ Frame *frame_taken(const void *owner, size_t bytes) {
             frame->size = (bytes + 65535) / 65536 * 65536;
             frame->memory = aligned_alloc(64, frame->size);
         }
-        if (frame->memory)
+        if (frame->size == 0 || frame->memory)
             return frame;
         frame->size = 0;
         frame_left(frame);
         return NULL;
     }
 }
+
+int frame_has_helpers(Frame *frame) { return atomic_load(&frame->users) > 1; }
 
 void frame_left(Frame *frame) { atomic_fetch_sub(&frame->users, 1); }
 

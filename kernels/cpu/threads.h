@@ -4,7 +4,7 @@
  * have joined, until each has finished its item. So a helper that the operating system has suspended, because another process
  * uses its core, costs nothing; a helper that is suspended inside an item costs the rest of that item.
  *
- * Idle helpers spin for a short time, because the next operation of a forward comes within microseconds, and then sleep.
+ * The helpers are those of team.h, so a process has one set of them. While another caller has them, a job runs on its caller alone.
  */
 #ifndef PITLANE_THREADS_H
 #define PITLANE_THREADS_H

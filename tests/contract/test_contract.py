@@ -25,9 +25,13 @@ SAMPLING: list[dict[str, Any]] = [
 ]
 OPTIONS: dict[str, dict[str, Any]] = {  # the defaults do not fit a model of two layers, or short prompts
     "attention_sinks": {"window": 64, "stride": 32},
+    "key_norm_eviction": {"budget": 64, "recent": 32, "interval": 32},
     "self_speculation": {"num_layers": 1},
     "speculative": {"model": "random:tiny-cut"},
 }
+# compiled_step serves bfloat16 alone, with these kernels; it is compared with the same plan without it
+KERNELS: dict[str, dict[str, Any]] = {"packed_linear": {}, "paged_attention": {}, "fused_ops": {}}
+BASES = {"compiled_step": KERNELS}
 each_plugin = pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.name)
 
 
@@ -53,6 +57,12 @@ def engine_for(make_engine: Any, plugin: type[Plugin]) -> Any:
         if reason is None:
             return engine
     return pytest.skip(reason)
+
+
+def skip_if_unavailable(engine: Any, plugin: type[Plugin]) -> None:
+    reason = plugin.unavailable(engine.loader.build_context)
+    if reason is not None:
+        pytest.skip(reason)
 
 
 def answers(engine: Any, settings: dict[str, Any], count: int, **sampling: Any) -> list[Result]:
@@ -110,13 +120,13 @@ def test_on_and_off_leaves_the_engine_bit_identical(make_engine: Any, plugin: ty
 
 @pytest.fixture(scope="module")
 def plain_answers() -> Callable[..., list[Any]]:
-    """The answers of the bare core, computed once for all plugins: `plain_answers(engine, dtype, **sampling)`."""
+    """The answers of the plan `base`, computed once for all plugins: `plain_answers(engine, dtype, base, **sampling)`."""
     known: dict[str, list[Any]] = {}
 
-    def get(engine: Any, dtype: str, **sampling: Any) -> list[Any]:
-        key = f"{dtype} {sampling}"
+    def get(engine: Any, dtype: str, base: dict[str, Any], **sampling: Any) -> list[Any]:
+        key = f"{dtype} {base} {sampling}"
         if key not in known:
-            known[key] = answers(engine, {}, 4, **sampling)
+            known[key] = answers(engine, base, 4, **sampling)
         return known[key]
 
     return get
@@ -128,9 +138,12 @@ def plain_answers() -> Callable[..., list[Any]]:
 def test_identical_plugins_give_the_same_tokens(
     make_engine: Any, plain_answers: Any, plugin: type[Plugin], sampling: dict[str, Any]
 ) -> None:
-    engine = make_engine(dtype="float64")
-    plain = plain_answers(engine, "float64", **sampling)
-    with_plugin = answers(engine, settings_of(plugin), 4, **sampling)
+    base = BASES.get(plugin.name, {})
+    dtype = "bfloat16" if base else "float64"
+    engine = make_engine(dtype=dtype)
+    skip_if_unavailable(engine, plugin)
+    plain = plain_answers(engine, dtype, base, **sampling)
+    with_plugin = answers(engine, base | settings_of(plugin), 4, **sampling)
     assert [r.token_ids for r in with_plugin] == [r.token_ids for r in plain]
     assert [len(r.token_ids) for r in with_plugin] == [256] * 4 + [64] * 4
 
@@ -150,7 +163,9 @@ def test_in_lower_precision_only_ties_differ(
     make_engine: Any, plain_answers: Any, plugin: type[Plugin], sampling: dict[str, Any], dtype: str
 ) -> None:
     """At the first different token, the choice or the edge of top-k is closer than the rounding between batch shapes."""
-    engine = make_engine(dtype=dtype)
-    plain = plain_answers(engine, dtype, logprobs=50, **sampling)
-    with_plugin = answers(engine, settings_of(plugin), 4, **sampling)
+    engine, base = make_engine(dtype=dtype), BASES.get(plugin.name, {})
+    if base:
+        skip_if_unavailable(engine, plugin)
+    plain = plain_answers(engine, dtype, base, logprobs=50, **sampling)
+    with_plugin = answers(engine, base | settings_of(plugin), 4, **sampling)
     assert_only_ties_differ(plain, with_plugin, SamplingParams(**sampling), {"float32": 1e-4, "bfloat16": 0.15}[dtype])

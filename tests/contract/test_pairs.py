@@ -74,7 +74,11 @@ def run_pairs(make_engine: Any, dtype: str, adapter: str) -> tuple[list[tuple[st
     return ran, refused
 
 
-REFUSED = {("attention_sinks", "kv_quant")}  # sinks are read from dense KV alone
+REFUSED = {
+    ("attention_sinks", "kv_quant"),  # sinks are read from dense KV alone
+    ("key_norm_eviction", "kv_quant"),  # keys are scored in dense KV alone
+    ("key_norm_eviction", "prefix_cache"),  # a cached prefix needs all of its blocks
+}
 
 
 def has_one_role(pair: tuple[str, str]) -> bool:

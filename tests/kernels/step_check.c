@@ -1,11 +1,13 @@
-/* Runs steps of a random decoder on several threads, and compares them with one thread. Built with sanitizers by test_step.py.
- * Arguments: number of repetitions, number of threads of a step, number of callers at once. Exits with 1 if a bit differs. */
+/* Runs steps of a random decoder, and linears, on several threads, and compares them with one thread. test_step.py builds it with
+ * sanitizers. Arguments: number of repetitions, number of threads of a step, number of callers at once. Exits with 1 if a bit differs. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "linear_bf16.h"
+#include "linear_int.h"
 #include "step.h"
 
 enum { HIDDEN = 96, HEADS = 3, KV_HEADS = 1, DIM = 32, INNER = 96, VOCAB = 150, LAYERS = 3, OPS = 5 * LAYERS + 1 };
@@ -33,8 +35,15 @@ static Op linear(Model *model, int input, int output, long source, long outs, lo
     Op op = {.kind = STEP_LINEAR, .input = input, .output = output, .source = source, .residual = -1, .rope = -1};
     op.outs = outs, op.ins = ins;
     op.w = (int64_t)random_tensor(model, (outs + 31) / 32 * 32 * ins, seed);
-    op.bias = (int64_t)random_tensor(model, outs, seed + 1);
+    op.bias = (int64_t)random_tensor(model, 2 * outs, seed + 1); /* long enough for float32 too */
     op.norm = (int64_t)random_tensor(model, ins, seed + 2);
+    return op;
+}
+
+/* Make the weights of a linear integers: the same bytes, read in another way. */
+static Op in_integers(Op op, int bits, int quantized) {
+    op.weights = WEIGHTS_INT, op.bits = bits, op.input_group = 32, op.quantized = quantized, op.level = int_level();
+    op.scales = bits == 8 ? op.bias : 0;
     return op;
 }
 
@@ -56,10 +65,14 @@ static void build(Model *model) {
         ops[at] = linear(model, INPUT_NORM, OUTPUT_SILU, at - 1, 2 * INNER, HIDDEN, (unsigned)layer * 10 + 5), at++;
         ops[at] = linear(model, INPUT_ROWS, OUTPUT_SUM, at - 1, HIDDEN, INNER, (unsigned)layer * 10 + 7);
         ops[at].residual = at - 2, at++;
+        if (layer > 0) /* the first layer has weights of bfloat16 */
+            for (long i = at - 5; i < at; i++)
+                if (ops[i].kind == STEP_LINEAR)
+                    ops[i] = in_integers(ops[i], i % 2 ? 8 : 4, layer == 1);
     }
     ops[OPS - 1] = linear(model, INPUT_NORM, OUTPUT_ROWS, OPS - 2, VOCAB, HIDDEN, 99);
     ops[OPS - 1].selects = 1;
-    model->program = program_built(&shape, ops, 1e-5f, 0.2f, &fault);
+    model->program = program_built(&shape, ops, 1e-5f, 0.2f, 1.0f / 1024, &fault);
     if (!model->program)
         fprintf(stderr, "%s\n", fault), exit(2);
 }
@@ -95,6 +108,21 @@ static void run(Model *model, long rows, long begin, long threads, uint16_t *log
         exit(2);
 }
 
+/* Whether a linear of each kind has other bits by `run_parallel` on some threads than on one. */
+static int linears_differ(const Model *model, long rows, int threads) {
+    enum { OUTS = (HEADS + 2 * KV_HEADS) * DIM };
+    static _Thread_local uint16_t y[2][MAX_ROWS * OUTS], scratch[MAX_ROWS * HIDDEN * 4];
+    uint16_t *const *tensors = model->tensors;
+    IntLinear job = {(uint8_t *)tensors[0], (float *)tensors[1], NULL, OUTS, HIDDEN, 8, 32, 1, 1, 0, int_level(), 1};
+    int different = 0;
+    for (int i = 0; i < 2; i++)
+        linear_bf16(tensors[0], tensors[0], tensors[1], y[i], scratch, rows, OUTS, HIDDEN, 0, i ? threads : 1);
+    different += memcmp(y[0], y[1], (size_t)(rows * OUTS) * 2) != 0;
+    for (int i = 0; i < 2; i++)
+        int_linear(&job, tensors[0], y[i], scratch, rows, i ? threads : 1);
+    return different + (memcmp(y[0], y[1], (size_t)(rows * OUTS) * 2) != 0);
+}
+
 static int repetitions, threads;
 
 static void *caller(void *unused) {
@@ -108,7 +136,11 @@ static void *caller(void *unused) {
             long rows = sizes[i % 4], begin = 5 * i;
             run(pair, rows, begin, 1, expected);
             run(pair + 1, rows, begin, threads, logits);
+            for (long at = 0; at < rows * VOCAB; at++)
+                if ((expected[at] & 0x7f80) == 0x7f80) /* infinity or NaN: no comparison says anything */
+                    exit(2);
             different += memcmp(expected, logits, (size_t)(rows * VOCAB) * 2) != 0;
+            different += linears_differ(pair, rows, threads);
             different += memcmp(pair[0].kv, pair[1].kv, sizeof pair->kv) != 0;
         }
         destroy(pair), destroy(pair + 1);

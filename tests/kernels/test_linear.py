@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pitlane import BadOption, BuildContext, PlanConflict, Plugin, SamplingParams, hookimpl
 from pitlane.engine.plan.registry import PluginRegistry
-from pitlane.kernels import attention, linear, ops
+from pitlane.kernels import attention, linear, ops, step
 from pitlane.testing import assert_only_ties_differ
 
 here = pytest.mark.skipif(linear.unavailable() is not None, reason=str(linear.unavailable()))
@@ -118,16 +118,16 @@ def test_is_on_by_default_where_it_serves_and_refused_with_a_reason_where_not(ma
         engine.plan({"packed_linear": {}})
     if linear.unavailable() is None:
         names = make_engine("random:tiny", dtype="bfloat16", plugins=None).default_plan.names
-        assert names == ["fused_ops", "packed_linear", "paged_attention", "prefix_cache"]
+        assert names == ["fused_ops", "packed_linear", "paged_attention", "prefix_cache", "compiled_step"]
 
 
 def test_without_a_compiler_it_is_left_out_and_says_why(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (linear, attention, ops):
+    for module in (linear, attention, ops, step):
         monkeypatch.setattr(module, "cpu", None)
         monkeypatch.setattr(module, "unavailable", module.unavailable.__wrapped__)
     engine = make_engine("random:tiny", dtype="bfloat16", plugins=None)
     assert engine.default_plan.names == ["prefix_cache", "span_attention"]
-    for name in ("packed_linear", "paged_attention", "fused_ops"):
+    for name in ("packed_linear", "paged_attention", "fused_ops", "compiled_step"):
         with pytest.raises(BadOption, match=f"{name} is unavailable: the package was built without a C compiler"):
             engine.plan({name: {}})
 

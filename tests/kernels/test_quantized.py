@@ -121,7 +121,13 @@ def test_rows_of_an_embedding() -> None:
     weight = made(50, 30)
     linear = Quantized(50, 30, Format(8), [weight])
     index = torch.tensor([49, 0, 17])
-    torch.testing.assert_close(linear.rows(index).double(), weight_of(linear)[index])
+    expected = linear.rows(index)
+    torch.testing.assert_close(expected.double(), weight_of(linear)[index])
+    if cpu is not None:
+        linear.level = 0
+        assert torch.equal(linear.rows(index), expected) and linear.rows(index[:0]).shape == (0, 30)
+        with pytest.raises(ValueError, match="not below the number of rows"):
+            linear.rows(torch.tensor([1, 50]))
 
 
 # ---- the kernel

@@ -12,9 +12,10 @@ import pytest
 from pitlane.kernels import step
 
 CPU = Path(__file__).parents[2] / "kernels" / "cpu"
-NAMES = (
-    "step step_memory step_outputs team threads linear_bf16 linear_vectors linear_tiles attention_bf16 ops_bf16".split()
-)
+NAMES = """
+step step_memory step_outputs team threads linear_bf16 linear_vectors linear_tiles
+linear_int linear_int_plain linear_int_avx2 linear_int_avx512 attention_bf16 attention_quant ops_bf16
+""".split()
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 NEVER, AT_ONCE = "-DPATIENCE=(1ULL<<62)", "-DPATIENCE=0"
 # A chunk that is computed twice is written twice, with the same bytes: that is a race by design. So threads are checked for races

@@ -6,6 +6,7 @@ import os
 import random
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,11 +25,13 @@ from pitlane import (
     TextDelta,
     hookimpl,
 )
+from pitlane.engine.kv import pool
 from pitlane.engine.kv.capacity import BLOCK_SIZE
 from pitlane.engine.kv.visibility import checked
 from pitlane.engine.models import presets
 from pitlane.engine.models.families.core import parse_config
 from pitlane.engine.models.rope_config import RopeConfig
+from pitlane.engine.run import batch
 from pitlane.plugins.attention_sinks import BLOCK, AttentionSinks, SinkWindow
 from pitlane.storage.db import Store
 from pitlane.ui.chat_flow import stats_html
@@ -56,6 +59,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "model_type": "llama",
         "rope_scaling": presets.LLAMA32_ROPE | {"original_max_position_embeddings": 64, "factor": 4.0},
     },
+    "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3"},
     "smollm3": {"model_type": "smollm3", "no_rope_layer_interval": 2},
     "gemma3": {"model_type": "gemma3_text", "sliding_window": 40, "sliding_window_pattern": 3},
@@ -89,8 +93,11 @@ def test_a_window_moves_in_strides_and_keeps_the_sinks() -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_logits_are_those_of_positions_inside_the_cache(make_engine: Any, model: str) -> None:
-    num_sinks, ids = {"llama": 40, "qwen3": 1}.get(model, 4), tokens(150)
+@pytest.mark.sizes("count", default=[150], sample=[700], whole=[700])
+def test_logits_are_those_of_positions_inside_the_cache(make_engine: Any, model: str, count: int) -> None:
+    """The window moves by 3 strides, in the slow tier by 20."""
+    num_sinks, ids = {"llama": 40, "qwen3": 1}.get(model, 4), tokens(count)
+    assert SinkWindow(num_sinks, 64, 32).starts(np.array([count - 1])) >= (count - 64) // 32 * 32
     plugins = {"attention_sinks": SINKS | {"num_sinks": num_sinks}}
     engine = make_engine(f"random:tiny-{model}", dtype="float32", plugins=plugins)
     lane = engine.lane_of(engine.default_plan)
@@ -138,6 +145,51 @@ def test_answers_depend_on_no_chunk_batch_drafter_or_cache(make_engine: Any, cou
             assert sum(result.stats["draft_tokens"] for result in results) > 0
     full = engine.generate(texts[1], PARAMS[0], plan=engine.plan({}))
     assert full.token_ids != expected[0][1], "the sinks change the answers"
+
+
+@pytest.mark.parametrize(("model", "num_sinks"), [("llama", 40), ("gemma3", 4)])
+def test_batches_leave_old_blocks_out(
+    make_engine: Any, monkeypatch: pytest.MonkeyPatch, model: str, num_sinks: int
+) -> None:
+    """The same answers with short block tables: with sinks in two blocks, and beside layers with a window of their own."""
+    widths: list[int] = []
+
+    def table(tables: list[list[int]]) -> Any:
+        widths.append(max(map(len, tables)))
+        return as_array(tables)
+
+    as_array = batch._table
+    monkeypatch.setattr(batch, "_table", table)
+    settings, params = {"attention_sinks": SINKS | {"num_sinks": num_sinks}}, replace(PARAMS[1], max_tokens=40)
+    texts, answers, widest = [tokens(300), tokens(130, 1), tokens(30, 2)], [], {}
+    for count, others in [(10**6, {}), (1, {}), (1, {"span_attention": {}, "prompt_lookup": {}})]:
+        monkeypatch.setattr(pool, "NUM_LEFT_OUT", count)
+        engine = make_engine(f"random:tiny-{model}", plugins=settings | others, max_step_tokens=50)
+        answers.append([result.token_ids for result in engine.generate(texts, params)])
+        widest[count] = max(widths)
+        widths.clear()
+    assert answers == answers[:1] * 3
+    assert widest[1] <= 8 and widest[10**6] >= 339 // BLOCK_SIZE, widest
+
+
+def test_kernels_in_c_keep_their_bits_when_blocks_are_left_out(
+    make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16. Blocks are left out in multiples of a piece of 512 keys, so sums keep their order."""
+    engine = make_engine("random:tiny-short", dtype="bfloat16")
+    kernels = ("paged_attention", "packed_linear", "fused_ops", "compiled_step")
+    for name in kernels:
+        reason = PluginRegistry.load().get(name).unavailable(engine.loader.build_context)
+        if reason:
+            pytest.skip(reason)
+    settings = {"attention_sinks": SINKS} | {name: {} for name in kernels}
+    answers, params = [], SamplingParams(max_tokens=40, ignore_eos=True, logprobs=3)
+    for count in (16, 10**6):
+        monkeypatch.setattr(pool, "NUM_LEFT_OUT", count)
+        engine = make_engine("random:tiny-short", dtype="bfloat16", plugins=settings)
+        answers.append(engine.generate([tokens(1100), tokens(690, 1)], params))
+    assert [result.token_ids for result in answers[0]] == [result.token_ids for result in answers[1]]
+    assert [result.logprobs for result in answers[0]] == [result.logprobs for result in answers[1]]
 
 
 def test_an_answer_outgrows_the_context_in_few_blocks(make_engine: Any) -> None:
@@ -274,13 +326,22 @@ def test_a_long_answer_takes_even_time_and_memory(make_engine: Any) -> None:
     """Reads PITLANE_TEST_SINK_TOKENS: the length of the answer, 20,000 tokens without it."""
     engine = make_engine("random:tiny-short", dtype="float32", plugins={"attention_sinks": SINKS, "span_attention": {}})
     stream = engine.submit(tokens(30), SamplingParams(max_tokens=LONG, ignore_eos=True))
-    lane, held, times = engine.lane_of(engine.default_plan), [], []
+    lane, held, times, memory = engine.lane_of(engine.default_plan), [], [], []
     for event in stream:
         if isinstance(event, TextDelta) and event.token_ids:
             times.append(time.perf_counter())
             held.append(lane.pool.num_blocks - lane.pool.num_free_blocks)
+            if len(times) % 1000 == 0:
+                memory.append(resident_bytes())
     quarter = len(times) // 4
     early, late = times[2 * quarter] - times[quarter], times[-1] - times[-1 - quarter]
     assert len(times) > LONG - 50 and max(held) <= lane.pool.max_blocks[0]
     assert max(held[-quarter:]) <= max(held[quarter : 2 * quarter])
     assert late < 1.3 * early, (early, late)
+    grown, num_tokens = memory[-1] - memory[len(memory) // 4], len(times) * 3 / 4
+    assert grown < 4e6 + 64 * num_tokens, f"{grown / num_tokens:.0f} bytes a token; ids, times and text need about 20"
+
+
+def resident_bytes() -> int:
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0

@@ -12,7 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from pitlane import BuildContext, DecoderConfig, Draft, KVState, ModelSource, Planner, PluginRegistry, SamplingParams
+from pitlane import (
+    BadOption,
+    BuildContext,
+    DecoderConfig,
+    Draft,
+    KVState,
+    ModelSource,
+    Planner,
+    PluginRegistry,
+    SamplingParams,
+)
 from pitlane.engine.kv.pool import Pool
 from pitlane.engine.models.rope_config import RopeConfig
 from pitlane.engine.models.weights import RandomWeights
@@ -22,6 +32,8 @@ from pitlane.engine.run.runner import EarlyExit, Forward, Model
 from pitlane.engine.variants import Variant, plan_weights
 from pitlane.kernels import step
 from pitlane.kernels.extension import cpu
+from pitlane.kernels.packing import Format
+from pitlane.kernels.quantized import LEVELS, Quantized
 
 pytestmark = pytest.mark.skipif(step.unavailable(64) is not None, reason=str(step.unavailable(64)))
 EXACT: dict[str, dict[str, Any]] = {"packed_linear": {}, "paged_attention": {}, "fused_ops": {}}
@@ -160,6 +172,59 @@ def test_logits_and_kv_are_equal_to_the_bit(name: str) -> None:
     assert run.forward.counts == {"compiled": 11, "more than 64 tokens": 1}  # type: ignore[attr-defined]
 
 
+INTEGERS: dict[str, dict[str, Any]] = {
+    "int8": {"int8": {}},
+    "int8, bfloat16 inputs": {"int8": {"activations": "bfloat16"}},
+    "int4": {"int4": {}},
+    "int4 by 64, symmetric": {"int4": {"group_size": 64, "symmetric": True}},
+    "int4 by 128, bfloat16 inputs": {"int4": {"group_size": 128, "activations": "bfloat16"}},
+    "int4, symmetric, bfloat16 inputs": {"int4": {"symmetric": True, "activations": "bfloat16"}},
+}
+SIZES = {
+    32: LLAMA,
+    64: replace(LLAMA, hidden_size=320, intermediate_size=448, head_dim=64, num_heads=3, num_kv_heads=1),
+}
+SIZES[128] = replace(LLAMA, hidden_size=256, intermediate_size=384, num_heads=4, num_kv_heads=2, head_dim=64)
+
+
+def with_integers(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    return {plugin: options for plugin, options in settings.items() if plugin != "packed_linear"} | INTEGERS[name]
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("name", INTEGERS)
+def test_linears_of_int8_and_int4_give_their_own_bits(name: str) -> None:
+    size = next(iter(INTEGERS[name].values())).get("group_size", 32)
+    config = replace(SIZES[size], attention_bias=True, mlp_bias=True, qk_norm=size != 64)
+    plain, compiled = built(config, with_integers(EXACT, name), with_integers(COMPILED, name))
+    torch.set_num_threads(2)
+    assert_same_bits(Run(plain), Run(compiled))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_the_step_uses_the_level_of_the_linears(name: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PITLANE_CPU_KERNELS", level)
+    config = replace(LLAMA, num_layers=1)
+    plain, compiled = built(config, with_integers(EXACT, name), with_integers(COMPILED, name))
+    assert compiled.model.head.level == LEVELS.index(level)  # type: ignore[attr-defined]
+    assert_same_bits(Run(plain), Run(compiled))
+
+
+def test_linears_of_several_kinds_share_a_program() -> None:
+    """A model whose linears are of bfloat16, of 8 bits and of 4 bits."""
+    plain, compiled = built(LLAMA, EXACT, COMPILED)
+    generator, level = torch.Generator().manual_seed(3), cpu.int_level()
+    for index, layer in enumerate(plain.model.layers):  # type: ignore[attr-defined]
+        for name in ("qkv", "output", "gate_up", "down")[index:]:
+            linear = getattr(layer, name)
+            weight = torch.randn(linear.num_outputs, linear.num_inputs, generator=generator) / 14
+            form = [Format(4, index > 1, 32, name == "down"), Format(8, index > 0)][(index + len(name)) % 2]
+            setattr(layer, name, Quantized(*weight.shape, form, [weight], level=level))
+    compiled.model.layers = plain.model.layers  # type: ignore[attr-defined]
+    assert_same_bits(Run(plain), Run(compiled))
+
+
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("number", [2, 3, 5])
 def test_any_number_of_threads_gives_the_same_bits(number: int) -> None:
@@ -195,8 +260,12 @@ def test_a_step_of_a_program_that_is_gone_is_over() -> None:
 
 
 REFUSED: dict[str, tuple[DecoderConfig, dict[str, Any], str]] = {
-    "dtype": (LLAMA, {"compiled_step": {}}, "it is for bfloat16 on a CPU; the model runs in float32 on cpu"),
-    "linear": (LLAMA, {**COMPILED, "packed_linear": None}, "linears that packed_linear did not pack"),
+    "linear": (LLAMA, {**COMPILED, "packed_linear": None}, "linears that no kernel in C computes"),
+    "head": (
+        LLAMA,
+        {**COMPILED, "packed_linear": None, "int8": {"head": "bfloat16"}},
+        "a head that no kernel in C computes",
+    ),
     "attention": (LLAMA, {**COMPILED, "paged_attention": None}, "attention other than paged_attention"),
     "ops": (LLAMA, {**COMPILED, "fused_ops": None}, "operations other than those of fused_ops"),
     "gelu": (replace(LLAMA, activation="gelu_tanh"), COMPILED, "operations other than those of fused_ops"),
@@ -209,12 +278,23 @@ REFUSED: dict[str, tuple[DecoderConfig, dict[str, Any], str]] = {
 def test_what_no_program_serves_runs_in_python_and_says_why(name: str) -> None:
     config, settings, reason = REFUSED[name]
     settings = {plugin: options for plugin, options in settings.items() if options is not None}
-    (model,) = built(config, settings, dtype=torch.float32 if name == "dtype" else torch.bfloat16)
+    (model,) = built(config, settings)
     run = Run(model)
     run.step((0, 3, None))
     (hook,) = model.runner_hooks
     assert not run.is_compiled
     assert list(hook.plugin.refused.values()) == [reason]  # type: ignore[attr-defined]
+
+
+def test_another_dtype_has_no_compiled_step() -> None:
+    with pytest.raises(BadOption, match="compiled_step is unavailable: it is for bfloat16 on a CPU"):
+        built(LLAMA, {"compiled_step": {}}, dtype=torch.float32)
+
+
+def test_the_default_plan_of_bfloat16_runs_it(make_engine: Any) -> None:
+    engine = make_engine("random:tiny", dtype="bfloat16", plugins=None)
+    result = engine.generate([1, 2, 3], SamplingParams(max_tokens=4, ignore_eos=True))
+    assert result.stats["notes"]["compiled_step"]["compiled"] >= 4
 
 
 @pytest.mark.parametrize("settings", [COMPILED, {"compiled_step": {}}], ids=["served", "refused"])
@@ -225,7 +305,7 @@ def test_the_stats_say_how_the_steps_ran(make_engine: Any, settings: dict[str, A
     if settings is COMPILED:
         assert notes["compiled"] >= 7 and notes["more than 64 tokens"] >= 1
     else:
-        assert notes == {"refused": "linears that packed_linear did not pack"}
+        assert notes == {"refused": "linears that no kernel in C computes"}
 
 
 DRAFTERS: list[dict[str, dict[str, Any]]] = [
@@ -239,15 +319,17 @@ DRAFTERS: list[dict[str, dict[str, Any]]] = [
 
 
 @pytest.mark.usefixtures("always_draft")
+@pytest.mark.parametrize("linears", [None, "int8", "int4"], ids=["bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("mode", [{}, {"temperature": 0.8}], ids=["greedy", "sampled"])
-def test_no_drafter_and_no_batch_changes_a_token(make_engine: Any, mode: dict[str, Any]) -> None:
-    engine = make_engine("bundled", dtype="bfloat16", plugins=EXACT)
+def test_no_drafter_and_no_batch_changes_a_token(make_engine: Any, mode: dict[str, Any], linears: str | None) -> None:
+    exact, with_step = (with_integers(plan, linears) if linears else plan for plan in (EXACT, COMPILED))
+    engine = make_engine("bundled", dtype="bfloat16", plugins=exact)
     generator = random.Random(0)
     passages = [[generator.randrange(3, 500) for _ in range(6 + 5 * i)] for i in range(len(DRAFTERS))]
     prompts = [passage * (1 + i % 2) for i, passage in enumerate(passages)]
     params = [SamplingParams(max_tokens=32, seed=i, ignore_eos=True, **mode) for i in range(len(prompts))]
     plain = [engine.generate(prompt, params[i]) for i, prompt in enumerate(prompts)]
-    plans = [engine.plan(COMPILED | drafter) for drafter in DRAFTERS]
+    plans = [engine.plan(with_step | drafter) for drafter in DRAFTERS]
     streams = [engine.submit(prompt, params[i], plan=plans[i]) for i, prompt in enumerate(prompts)]
     results = [stream.result() for stream in streams]
     assert [result.token_ids for result in results] == [result.token_ids for result in plain]
@@ -270,6 +352,12 @@ def test_wrong_programs_and_steps_are_refused() -> None:
         (step.Op(step.LINEAR, source=0, w=1, outs=32, ins=32), "reads a later one"),
         (step.Op(9), "its kind is unknown"),
         (step.Op(step.LINEAR, weights=7, w=1, outs=32, ins=32), "unknown weights"),
+        (step.Op(step.LINEAR, weights=step.INT, w=1, outs=32, ins=32, bits=8, input_group=64), "unknown weights"),
+        (step.Op(step.LINEAR, weights=step.INT, w=1, outs=32, ins=32, bits=4, input_group=64), "unknown weights"),
+        (
+            step.Op(step.LINEAR, weights=step.INT, w=1, scales=1, outs=32, ins=32, bits=8, input_group=64, level=9),
+            "unknown",
+        ),
         (step.Op(step.LINEAR, output=9, w=1, outs=32, ins=32), "unknown output"),
         (step.Op(step.ATTENTION), "no KV"),
     ):

@@ -71,6 +71,15 @@ def test_a_plugin_takes_the_place_of_another_of_its_role_and_says_so() -> None:
     assert result.stderr.splitlines()[-1] == "plugins: jacobi"
 
 
+def test_a_text_that_was_dropped_is_read_whole_again_without_the_plugin_and_says_so() -> None:
+    sinks = ("--plugins", "attention_sinks", "-o", "attention_sinks.window=64", "-o", "attention_sinks.stride=32")
+    result = chat("word " * 40, "two", "/plugins none", "three", "four", args=sinks)
+    first, second, third, fourth = stats_lines(result)
+    assert "attention_sinks dropped tokens 5 to" in first and "attention_sinks dropped tokens 5 to" in second
+    assert "read whole again without attention_sinks" in third
+    assert not any("again" in line for line in (first, second, fourth))
+
+
 def test_set_changes_sampling_and_refuses_nonsense() -> None:
     result = chat("/set max_tokens 2", "/set seed 9", "hello", "/set top_p 7", "/set colour red", "/set seed x")
     assert "top_p must be" in result.stderr and "colour" in result.stderr and "seed cannot be 'x'" in result.stderr

@@ -203,6 +203,10 @@ def test_a_plugin_that_takes_its_time_is_called_slow_and_its_loss_is_said_once()
 
 def test_meter_and_reading_progress() -> None:
     assert "width:25.00%" in chat_flow.meter_html(1024, 512, 2048)
+    under_sinks = chat_flow.meter_html(9000, 4500, 2048, 8000)
+    assert (
+        "<b>1\u202f000</b> of 2\u202f048 tokens, 8\u202f000 dropped" in under_sinks and "meter full" not in under_sinks
+    )
     assert "meter high" in chat_flow.meter_html(1900, 0, 2048) and "meter full" in chat_flow.meter_html(5000, 0, 2048)
     assert "<b>38 %</b>" in live_html(Live(done=380, total=1000), ())
     assert "480 from cache" in live_html(Live(done=600, total=1000, cached=480), ())

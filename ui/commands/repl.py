@@ -17,6 +17,7 @@ from pitlane import BadOption, PitlaneError, SamplingParams
 from pitlane.storage.types import whole_text
 from pitlane.ui.commands.transcript import Entry, Transcript
 from pitlane.ui.document_plugins import document_plugins, in_effect, load, note_text
+from pitlane.ui.effects import droppers_of
 from pitlane.ui.plugin_text import parse_settings
 from pitlane.ui.render import note, printable, progress, say, stats_line
 from pitlane.ui.sampling import Sampling, seed_note
@@ -129,13 +130,16 @@ class Repl:
         plan, left_out = load(self.engine, self._in_effect())
         with (
             self.engine.submit(prompt, params, plan=plan) as stream,
-            progress("Reading the prompt") as advance,
+            progress("Reading the prompt", self.chat.place(prompt)) as advance,
         ):
             try:
                 result = read_answer(stream, lambda piece: click.echo(printable(piece), nl=False), advance)
             finally:
                 click.echo()
         result.stats["failed"] |= left_out
+        before = self.transcript.last_stats()
+        if before is not None:
+            result.stats["read_again"] = [name for name in droppers_of(before) if name not in result.stats["plugins"]]
         self._interrupted = result.finish_reason == "aborted"
         self.transcript.add(Entry("assistant", result.text, result.token_ids, result.stats))
         drafter = next((plugin.name for plugin in plan.plugins if plugin.role == "drafter"), None)

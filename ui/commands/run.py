@@ -76,7 +76,8 @@ def run(
             chat.add(*document)
         is_chat = sys.stdout.isatty() and not (as_json or raw or chat.documents)
         params = sampling.params(engine.loader.source.sampling, is_chat=is_chat)
-        with engine.submit(chat.ask(text), params) as stream, progress("Reading the prompt") as advance:
+        asked = chat.ask(text)
+        with engine.submit(asked, params) as stream, progress("Reading the prompt", chat.place(asked)) as advance:
 
             def on_text(piece: str) -> None:
                 if piece and not as_json and samples == 1:

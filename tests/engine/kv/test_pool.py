@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pitlane import Copy, KVState
-from pitlane.engine.kv.allocator import BlockAllocator
+from pitlane.engine.kv.allocator import MIN_REUSED, BlockAllocator
 from pitlane.engine.kv.pool import DROPPED, Pool
 from pitlane.engine.kv.state import KVGroup
 from tests.integrity import assert_integrity
@@ -50,6 +50,33 @@ def test_behind_an_occupied_block_blocks_come_from_the_largest_free_run() -> Non
     assert allocator.take(2, 2) == [7, 8]  # the middle of [5, 9): the table that ends with block 4 may grow
     assert sorted(allocator.take(4, None)) == [1, 5, 6, 10]
     assert allocator.num_free == 0
+
+
+def test_a_text_without_end_walks_in_a_ring_of_used_blocks() -> None:
+    """A sequence holds 3 blocks. It takes new blocks until enough old blocks are adjacent and free, then only used blocks."""
+    allocator = BlockAllocator(100)
+    table = allocator.take(3, None)
+    for _ in range(200):
+        table += allocator.take(1, table[-1], prefers_used=True)
+        allocator.release(table.pop(0))
+    assert allocator.used.sum() == 3 + MIN_REUSED
+    others = allocator.take(4, table[-1])
+    assert len(set(others + table)) == 7 and allocator.num_free == 93
+    assert allocator.take(90, None, prefers_used=True) and allocator.num_free == 3, (
+        "without a long run, new blocks are taken"
+    )
+
+
+def test_several_texts_without_end_share_a_few_used_blocks() -> None:
+    allocator = BlockAllocator(1000)
+    tables = [allocator.take(3, None) for _ in range(4)]
+    for step in range(2000):
+        table = tables[step * 7 % 4]
+        table += allocator.take(1 + step % 2, table[-1], prefers_used=True)
+        while len(table) > 3:
+            allocator.release(table.pop(0))
+    assert allocator.used.sum() <= 4 * (3 + 2 * MIN_REUSED)
+    assert len({block for table in tables for block in table}) == 12 == 1000 - allocator.num_free
 
 
 def test_every_block_can_be_taken_one_by_one() -> None:

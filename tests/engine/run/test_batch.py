@@ -16,7 +16,7 @@ from pitlane.engine.run.batch import GroupBatch
 
 OPERATIONS = {operation.__name__: operation for operation in (Copy, Load, Save)}
 TENSORS = ("token_ids", "positions", "parents", "query_start", "logit_rows")
-GROUP_TENSORS = ("slots", "block_table", "window_start")
+GROUP_TENSORS = ("slots", "block_table", "window_start", "sink_positions", "places")  # the last two may be None
 PROMPTS = [list(range(40)), list(range(7, 90)), [3, 1, 4, 1, 5] * 30]
 PLAN: dict[str, dict[str, Any]] = {"prompt_lookup": {"min_ngram": 1, "num_candidates": 4}, "prefix_cache": {}}
 
@@ -25,14 +25,16 @@ def to_bytes(batch: Batch) -> bytes:
     """Tensors as safetensors, all other values as JSON in the metadata."""
     tensors = {name: getattr(batch, name) for name in TENSORS}
     for index, group in enumerate(batch.groups):
-        tensors |= {f"{index}.{name}": getattr(group, name) for name in GROUP_TENSORS}
+        values = {name: getattr(group, name) for name in GROUP_TENSORS}
+        tensors |= {f"{index}.{name}": tensor for name, tensor in values.items() if tensor is not None}
     operations: list[Any] = []
     for number, operation in enumerate(batch.operations):
         values = asdict(operation)
         for name, tensor in values.pop("tensors", {}).items():
             tensors[f"operation {number}/{name}"] = tensor
         operations.append([type(operation).__name__, values])
-    metadata = {"operations": operations, "block_size": batch.block_size, "num_groups": len(batch.groups)}
+    num_sinks = [group.num_sinks for group in batch.groups]
+    metadata = {"operations": operations, "block_size": batch.block_size, "num_sinks": num_sinks}
     return save({name: t.contiguous() for name, t in tensors.items()}, {"batch": json.dumps(metadata)})
 
 
@@ -46,7 +48,8 @@ def from_bytes(data: bytes) -> Batch:
         carried: dict[str, Tensor] = {n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)}
         operations.append(OPERATIONS[kind](**values, **({"tensors": carried} if kind == "Load" else {})))
     groups = [
-        GroupBatch(*(tensors[f"{index}.{name}"] for name in GROUP_TENSORS)) for index in range(metadata["num_groups"])
+        GroupBatch(**{name: tensors.get(f"{index}.{name}") for name in GROUP_TENSORS}, num_sinks=count)
+        for index, count in enumerate(metadata["num_sinks"])
     ]
     return Batch(*(tensors[n] for n in TENSORS), tuple(groups), tuple(operations), metadata["block_size"])
 
@@ -110,6 +113,31 @@ def test_tokens_are_the_same_padded_and_from_bytes(make_engine: Any, names: list
         assert [r.token_ids for r in results] == [r.token_ids for r in expected]
         assert sum(r.stats["draft_tokens"] for r in results) > 0
     assert "remote" not in names or "Copy" in Remote.kinds, "trees and hits move KV"
+
+
+@pytest.mark.parametrize(
+    "plugin",
+    [
+        {"key_norm_eviction": {"budget": 64, "recent": 32, "interval": 32}},
+        {"attention_sinks": {"num_sinks": 4, "window": 32, "stride": 32}},
+    ],
+    ids=lambda plugin: next(iter(plugin)),
+)
+def test_batches_without_dropped_blocks_are_padded_and_from_bytes(
+    make_engine: Any, monkeypatch: pytest.MonkeyPatch, plugin: dict[str, Any]
+) -> None:
+    from pitlane.engine.kv import pool
+    from pitlane.engine.plan.registry import PluginRegistry
+
+    monkeypatch.setattr(pool, "NUM_LEFT_OUT", 1)
+    registry = PluginRegistry.load()
+    for runner in (Remote, Padded):
+        registry.add(runner)
+    engine = make_engine(registry=registry, plugins=plugin)
+    plan = engine.plan({**plugin, "remote": {}, "padded": {}, "span_attention": {}})
+    sampling = SamplingParams(max_tokens=20, ignore_eos=True, temperature=0.9, seed=1)
+    expected = [result.token_ids for result in engine.generate(PROMPTS, sampling)]
+    assert [result.token_ids for result in engine.generate(PROMPTS, sampling, plan=plan)] == expected
 
 
 def test_padding_writes_into_the_null_block_alone(make_engine: Any) -> None:

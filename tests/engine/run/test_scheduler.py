@@ -160,6 +160,13 @@ def test_shares(left: list[int], budget: int, expected: list[int]) -> None:
     assert shares(left, budget) == expected
 
 
+def test_shares_with_limits() -> None:
+    """A long prompt that may compute little now is still the longest: the shorter prompt comes first."""
+    assert shares([5000, 300], 512, [32, 256]) == [32, 256]
+    assert shares([5000, 300], 200, [256, 256]) == [100, 100]
+    assert shares([300, 5000], 200, [256, 256]) == [200, 0]
+
+
 class Machine:
     """A machine that reads the weights in 100 ms and computes a token in 5 ms; a forward takes the longer of both."""
 

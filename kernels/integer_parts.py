@@ -1,0 +1,72 @@
+"""The parts of a model in 8 or 4 bits, for the plugins `int8` and `int4`: their bytes, and the linear or embedding that is built.
+
+Knows no plugin. A part is planned without a tensor, and built from the tensors of its members: weight [N, K], bias [N].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pitlane.kernels.packing import Format
+from pitlane.kernels.quantized import Quantized, chosen_level, peak_bytes
+
+Members: TypeAlias = Sequence[Mapping[str, Tensor]]
+
+
+class Embedding:
+    """Token ids [T] -> [T, K], rows of an 8-bit weight. linear: the head over the same table."""
+
+    def __init__(self, linear: Quantized, dtype: torch.dtype) -> None:
+        self.linear, self.dtype = linear, dtype
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        return self.linear.rows(token_ids).to(self.dtype)
+
+
+class Planned(NamedTuple):
+    """How a part will be built: the fields of the face's `LinearPlan`, in its order.
+
+    num_bytes: of the finished part. peak_bytes: most memory while `build` runs, the stored tensors excluded. has_head: the part is
+    an embedding that holds the head. batch_invariant: a row's result does not depend on the other rows.
+    """
+
+    num_bytes: int
+    peak_bytes: int
+    build: Callable[[Members], Quantized | Embedding]
+    has_head: bool
+    batch_invariant: bool
+
+
+def linear_plan(
+    outputs: int, inputs: int, bias: bool, form: Format, dtype: torch.dtype, device: torch.device
+) -> Planned:
+    """Plan a linear [outputs, inputs] of a model in a dtype."""
+    level = chosen_level(form, inputs, dtype, device)
+    num_bytes = form.num_bytes(outputs, inputs) + 4 * bias * outputs
+    build = partial(_linear, outputs, inputs, form, level, device)
+    return Planned(num_bytes, num_bytes + peak_bytes(inputs), build, False, level is not None or form.quantized)
+
+
+def embedding_plan(
+    rows: int, dim: int, is_tied: bool, form: Format, dtype: torch.dtype, device: torch.device
+) -> Planned:
+    """Plan an embedding [rows, dim] in 8 bits; if it is tied, it holds the head."""
+    plan = linear_plan(rows, dim, False, form, dtype, device)
+    return plan._replace(build=partial(_embedding, plan.build, dtype), has_head=is_tied)
+
+
+def _linear(
+    outputs: int, inputs: int, form: Format, level: int | None, device: torch.device, members: Members
+) -> Quantized:
+    biases = [member["bias"].float() for member in members if "bias" in member]
+    weights = [member["weight"] for member in members]
+    return Quantized(outputs, inputs, form, weights, torch.cat(biases) if biases else None, level, device=device)
+
+
+def _embedding(build: Callable[[Members], Any], dtype: torch.dtype, members: Members) -> Embedding:
+    return Embedding(build(members), dtype)
