@@ -110,7 +110,7 @@ def resident_mb() -> float:
 def endless(model: str, num_tokens: int, target: Path | None) -> None:
     """Print and store the rows, and how much the last tenth differs from the first."""
     rows = generate(model, num_tokens)
-    change = {name: round(rows[-1][name] / rows[0][name] - 1, 4) for name in ("ms", "cpu_ms", "mb", "kv_blocks")}
+    change = {name: round(rows[-1][name] / rows[0][name] - 1, 4) for name in ("ms", "cpu_ms", "mb")}
     result = {"model": model, "tokens": num_tokens, "tenths": rows, "last_against_first": change}
     if target is not None:
         target.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
