@@ -2,6 +2,7 @@
 
     python docs/step.py --offline --model smollm2
     python docs/step.py --offline --model smollm2 --busy     # beside one process that uses a core all the time
+    python docs/step.py --offline --model smollm2 --linears int8
 
 Rounds take turns: a read of as many bytes as a step reads (weights of linears and head, KV), an answer without the plugin, an
 answer with it; then single forwards of 1 to 64 rows (a token and its draft) over a context of `--prompt` tokens, both ways in turn.
@@ -29,6 +30,7 @@ from pitlane.engine.run.batch import Batch, Chunk
 from pitlane.engine.run.lane import Lane
 from pitlane.kernels.extension import cpu
 from pitlane.kernels.linear import Packed
+from pitlane.kernels.quantized import Quantized
 from pitlane.ui.bench.machine import commit, machine, versions
 from pitlane.ui.bench.summary import ratio, summary
 
@@ -56,6 +58,11 @@ def bytes_of_step(lane: Lane, num_tokens: int) -> int:
         *(part for layer in model.layers for part in (layer.qkv, layer.output, layer.gate_up, layer.down)),
     ]
     weights = sum(linear.weight.nbytes for linear in linears if isinstance(linear, Packed))
+    weights += sum(
+        linear.form.num_bytes(linear.num_outputs, linear.num_inputs)
+        for linear in linears
+        if isinstance(linear, Quantized)
+    )
     return weights + num_tokens * sum(plan.bytes_per_token for plan in lane.built.stores)
 
 
@@ -94,9 +101,10 @@ def read_ms(memory: torch.Tensor, threads: int) -> float:
     return 1e3 * (perf_counter() - begin)
 
 
-def measured(engine: Engine, threads: int, rounds: int, num_tokens: int, context: int) -> dict[str, Any]:
-    default = {name: options for name, options in engine.default_plan.settings.items() if name != "prefix_cache"}
-    default.pop("compiled_step", None)
+def measured(engine: Engine, linears: str, threads: int, rounds: int, num_tokens: int, context: int) -> dict[str, Any]:
+    left_out = ("prefix_cache", "compiled_step", "packed_linear")
+    default = {name: options for name, options in engine.default_plan.settings.items() if name not in left_out}
+    default[linears] = {}
     plans = {"python": engine.plan(default), "compiled": engine.plan(default | {"compiled_step": {}})}
     lanes = {way: engine.lane_of(plan) for way, plan in plans.items()}
     memory = torch.ones(bytes_of_step(lanes["python"], context), dtype=torch.uint8)
@@ -162,23 +170,34 @@ def table(result: dict[str, Any]) -> str:
 @click.command()
 @click.option("--model", default="smollm2")
 @click.option("--offline", is_flag=True)
+@click.option("--linears", type=click.Choice(["packed_linear", "int8", "int4"]), default="packed_linear")
 @click.option("--threads", default=len(os.sched_getaffinity(0)))
 @click.option("--rounds", default=10)
 @click.option("--tokens", default=64, help="tokens of an answer")
 @click.option("--prompt", default=128, help="tokens of the prompt and of the context of single forwards")
 @click.option("--busy", is_flag=True, help="run beside one process that uses a core all the time")
-def main(model: str, offline: bool, threads: int, rounds: int, tokens: int, prompt: int, busy: bool) -> None:
+def main(
+    model: str, offline: bool, linears: str, threads: int, rounds: int, tokens: int, prompt: int, busy: bool
+) -> None:
     if offline:
         os.environ["PITLANE_OFFLINE"] = "1"
     with neighbour(busy), Engine(model, dtype="bfloat16", threads=threads) as engine:
-        result = measured(engine, threads, rounds, tokens, prompt)
+        result = measured(engine, linears, threads, rounds, tokens, prompt)
     decode = result["decode_ms_per_token"]
     medians = ", ".join(f"{way} {decode[way]['median']:.2f}" for way in WAYS)
     print(f"decode, ms a token: {medians}; python / compiled {result['decode_ratio']}")
     print(table(result))
     print(
         json.dumps(
-            {"model": model, "busy": busy, **result, "machine": machine(), "versions": versions(), "commit": commit()}
+            {
+                "model": model,
+                "linears": linears,
+                "busy": busy,
+                **result,
+                "machine": machine(),
+                "versions": versions(),
+                "commit": commit(),
+            }
         )
     )
 

@@ -16,6 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from pitlane.kernels.cuda import device as triton
 from pitlane.kernels.extension import MISSING, cpu
 from pitlane.kernels.linear import checked_inputs
 from pitlane.kernels.packing import (
@@ -48,7 +49,7 @@ class Quantized:
     """A packed weight [N, K], its scales (8 bits) and its bias. Calling it with x [M, K] returns y [M, N] in x's dtype.
 
     weights: pieces of the weight, one after another, of any number of rows; read once. packed: bytes [ceil(N / 16), panel bytes].
-    level: of the kernel in C, an index of LEVELS; None: torch computes (`reference`).
+    level: of the kernel in C, an index of LEVELS; None: Triton computes on CUDA, and torch elsewhere (`reference`).
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Quantized:
         if level is not None and num_inputs > MAX_INPUTS:
             raise ValueError(f"the kernel takes up to {MAX_INPUTS} inputs, got {num_inputs}")
         self.num_outputs, self.num_inputs, self.form, self.level = num_outputs, num_inputs, form, level
+        self.by_triton = level is None and triton.serves(torch.device(device)) and triton.is_installed()
         panels = -(-num_outputs // PANEL)
         self.packed = torch.empty(panels, form.panel_bytes(num_inputs), dtype=torch.uint8, device=device)
         self.scales = torch.empty(num_outputs, device=device) if form.bits == 8 else None
@@ -92,7 +94,7 @@ class Quantized:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.level is None:
-            return self.reference(x)
+            return self._without_c(x)
         x = checked_inputs(x, self.num_inputs, DTYPES)
         rows, inputs = x.shape
         form = self.form
@@ -118,6 +120,13 @@ class Quantized:
             UNIT,
         )
         return y
+
+    def _without_c(self, x: Tensor) -> Tensor:
+        if not self.by_triton or x.dtype not in triton.DTYPES:
+            return self.reference(x)
+        from pitlane.kernels.cuda.linear import linear
+
+        return linear(x, self)
 
     def reference(self, x: Tensor) -> Tensor:
         """The same in torch, in float32 or float64. With rounded inputs, sums of a group are exact: rows are independent."""
@@ -198,7 +207,9 @@ def unavailable(form: Format, dtype: torch.dtype, device: torch.device) -> str |
 
 
 def chosen_level(form: Format, num_inputs: int, dtype: torch.dtype, device: torch.device) -> int | None:
-    """The level of the kernel to use, or None with a warning: torch then computes."""
+    """The level of the kernel in C to use. None: Triton computes, or torch; on a CPU with a warning."""
+    if triton.serves(device):
+        return None
     reason = unavailable(form, dtype, device)
     if reason is None and num_inputs > MAX_INPUTS:
         reason = f"a linear has {num_inputs} inputs, and the kernel takes up to {MAX_INPUTS}"

@@ -67,8 +67,9 @@ def has_kernel(linear: object) -> bool:
     return type(linear) is Packed or (type(linear) is Quantized and linear.level is not None)
 
 
-def linear_op(linear: Packed | Quantized, source: int, output: int) -> Op:
+def linear_op(linear: object, source: int, output: int) -> Op:
     """An operation that computes a linear for which `has_kernel` holds. source: its kind of input."""
+    assert isinstance(linear, Packed | Quantized), f"a {type(linear).__name__} has no kernel"
     outs, ins = linear.num_outputs, linear.num_inputs
     bias = 0 if linear.bias is None else linear.bias.data_ptr()
     op = Op(LINEAR, source, output, bias=bias, outs=outs, ins=ins)

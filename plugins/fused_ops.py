@@ -1,6 +1,7 @@
 """Fused operations: RMS norm and SiLU in one pass over memory each, instead of eight and three.
 
-Changes in the loop: `build_op` gives the model `rms_norm` and `silu_mul` in C (kernels/ops.py).
+Changes in the loop: `build_op` gives the model `rms_norm` and `silu_mul` in C (kernels/ops.py); on CUDA these and `gelu_mul` in
+Triton (kernels/cuda), which no GPU has run yet.
 Exactness: rounding. The kernels compute in float32 and round once: an output is within 2^-8 (relative) of the exact value. A row's
 result does not depend on the other rows. Costs: nothing. Helps small models and batches, where a step is more than matrix products.
 """
@@ -23,13 +24,21 @@ class FusedOps(Plugin):
     @classmethod
     def unavailable(cls, context: BuildContext) -> str | None:
         from pitlane.kernels import ops
+        from pitlane.kernels.cuda import device
         from pitlane.kernels.extension import unsupported
 
+        if device.serves(context.device):
+            return device.unsupported(context.dtype, context.device)
         return unsupported(context.dtype, context.device) or ops.unavailable()
 
     @hookimpl
     def build_op(self, kind: str, context: BuildContext) -> Callable[..., Any] | None:
         from pitlane.kernels import ops
+        from pitlane.kernels.cuda import device
 
         kernels: dict[str, Callable[..., Any]] = {"rms_norm": ops.rms_norm, "silu_mul": ops.silu_mul}
+        if device.serves(context.device):
+            from pitlane.kernels.cuda import activations, norms
+
+            kernels = {"rms_norm": norms.rms_norm, "silu_mul": activations.silu_mul, "gelu_mul": activations.gelu_mul}
         return kernels.get(kind)

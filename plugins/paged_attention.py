@@ -1,6 +1,7 @@
 """Paged attention: attention in C over paged KV, without a copy, for decode, drafts and prefill.
 
-Changes in the loop: `build_attention` plans the reads of each step as lists of slots (kernels/attention.py).
+Changes in the loop: `build_attention` plans the reads of each step as lists of slots (kernels/attention.py). On CUDA, a kernel in
+Triton reads the block tables (kernels/cuda/attention.py); no GPU has run it yet.
 Exactness: rounding. Scores and softmax weights are float32. An output differs from the exact value by at most 2^-8 (relative), plus
 1e-5 for values of about 1. A token's result depends only on the visible keys and their order. So with `packed_linear`, the result
 has the same bits in any draft, batch or chunk of a prompt, and after a cache hit.
@@ -35,12 +36,21 @@ class PagedAttention(Plugin):
     @classmethod
     def unavailable(cls, context: BuildContext) -> str | None:
         from pitlane.kernels import attention
+        from pitlane.kernels.cuda import device
         from pitlane.kernels.extension import unsupported
 
+        if device.serves(context.device):
+            return device.unsupported(context.dtype, context.device)
         return unsupported(context.dtype, context.device) or attention.unavailable(context.config.head_dim)
 
     @hookimpl
     def build_attention(self, context: BuildContext) -> Attention:
+        from pitlane.kernels.cuda import device
+
+        if device.serves(context.device):
+            from pitlane.kernels.cuda.attention import TritonAttention
+
+            return TritonAttention(context)
         return Paged(context)
 
 

@@ -37,7 +37,7 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # Events that page.js raises on elements with data-do.
 EVENTS = (
     "open rename remove attach discard dismiss retry edit try turn_on turn_off take_out look choose cancel compare compare_run "
-    "compare_stop switch_on version go_on take_back"
+    "compare_stop switch_on version go_on take_back experiment"
 )
 
 
@@ -227,7 +227,7 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
 
     page.unload(handlers.close)
     gr.on([widgets.box.submit, widgets.send.click], handlers.ask, [widgets.box, *values], **asking)
-    for name in ("retry", "edit", "go_on", "turn_on", "turn_off", "take_out"):
+    for name in ("retry", "edit", "go_on", "experiment", "turn_on", "turn_off", "take_out"):
         getattr(widgets.thread, name)(getattr(handlers, name), values, **asking)
     getattr(widgets.thread, "try")(handlers.try_sample, values, **asking)
     drawing = asking | {"outputs": [widgets.live], "concurrency_id": "drawing"}

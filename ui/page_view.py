@@ -25,10 +25,11 @@ from pitlane.ui.bench.gains import measured_gains
 from pitlane.ui.chat_flow import meter_html
 from pitlane.ui.controls import PluginControls
 from pitlane.ui.effects import effect_html, num_dropped
-from pitlane.ui.model_menu import offer_html
+from pitlane.ui.model_menu import BUNDLED, offer_html
 from pitlane.ui.model_switch import ModelSwitch
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.panels import (
+    EXPERIMENT,
     Live,
     Waiting,
     conversations_html,
@@ -213,6 +214,7 @@ class View:
         """All widgets that depend on the open conversation."""
         writing = self.writing.get(tab["conversation"] or "")
         messages = self.messages(tab) if writing is None else writing.messages
+        model = self.desk.engine.loader.source.name
         documents, is_new = self.desk.documents(tab["documents"]), tab["conversation"] is None
         return {
             self.ui.tab: tab,
@@ -228,7 +230,8 @@ class View:
                 tab["conversation"],
                 writing is not None,
                 offer_html(self.switch),
-                self.desk.engine.loader.source.name,
+                model,
+                "" if model == BUNDLED else EXPERIMENT,
             ),
             self.ui.live: "" if writing is None else writing.html(),
             self.ui.queue: waiting_html(self.waiting.get(tab["conversation"] or "", ())),

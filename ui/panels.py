@@ -25,11 +25,14 @@ from pitlane.ui.render import size
 if TYPE_CHECKING:
     from pitlane import Result, Segment
 
+# The bundled model and SmolLM2 answer these with the right value and the right page.
 SAMPLE_QUESTIONS = (
     "When is the track open?",
-    "What is the price of the day pass?",
-    "Who is the manager of the club?",
+    "What is the address of the club?",
+    "What is the phone number of the office?",
 )
+# Without a document, SmolLM2 answers at length; the bundled model has no answer of 32 tokens, so the page offers it nothing.
+EXPERIMENT = "Explain step by step how to make tea."
 COMPARE = (
     '<p class="quiet">Or <button type="button" class="inline" data-do="compare" data-id="">compare plans</button> '
     "on one question, side by side.</p>"
@@ -205,13 +208,15 @@ def thread_html(
     answering: bool = False,
     offer: str = "",
     model: str = "",
+    experiment: str = "",
 ) -> str:
     """All finished messages; without any, the empty page. offer: HTML of the empty page about another model.
 
-    model: the model that answers now, and can go on with its own cut answer.
+    model: the model that answers now, and can go on with its own cut answer. experiment: a question of the empty page with a long
+    answer.
     """
     if not messages and not answering:
-        return empty_html(documents, offer)
+        return empty_html(documents, offer, experiment)
     models = {message.stats.get("model") for message in messages if message.stats}
     followers = [*(message.role for message in messages[1:]), "assistant" if answering else ""]
     pieces = [
@@ -301,8 +306,11 @@ def live_html(live: Live, documents: Sequence[Document]) -> str:
     return f'<div class="thread"><article class="message answer live" aria-live="polite">{inner}</article></div>'
 
 
-def empty_html(documents: Sequence[Document], offer: str = "") -> str:
-    """The page without messages: the first steps, and three questions about the sample to click. offer: HTML at the end."""
+def empty_html(documents: Sequence[Document], offer: str = "", experiment: str = "") -> str:
+    """The page without messages: the first steps, and three questions about the sample to click. offer: HTML at the end.
+
+    experiment: a question without a document whose answer is long enough to compare speeds; empty for no such question.
+    """
     if documents and not any(document.title == "sample.pdf" for document in documents):
         names = ", ".join(escape(document.title) for document in documents)
         return (
@@ -310,12 +318,18 @@ def empty_html(documents: Sequence[Document], offer: str = "") -> str:
             f"question starts from there. Toggle a plugin between two questions to see what it buys.</p>{COMPARE}{offer}</div>"
         )
     questions = "".join(button_text("try", question, question) for question in SAMPLE_QUESTIONS)
+    trial = ""
+    if experiment:
+        trial = (
+            '<p class="quiet">An experiment, with an answer long enough to compare speeds: ask this, turn on the plugin under '
+            f'“Try first”, and ask again.</p><div class="questions">{button_text("experiment", experiment, experiment)}</div>'
+        )
     return (
         '<div class="empty"><h2>Ask a document</h2><p>Add a PDF under Documents, or drop one anywhere on this page. '
         "Or ask the sample, a four-page track guide:</p>"
         f'<div class="questions">{questions}</div>'
         '<p class="quiet">Then switch a plugin on or off and ask again: each answer shows what the plugin bought, and whether '
-        f"it is still the same, token by token.</p>{COMPARE}{offer}</div>"
+        f"it is still the same, token by token.</p>{trial}{COMPARE}{offer}</div>"
     )
 
 

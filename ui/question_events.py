@@ -41,9 +41,10 @@ class QuestionEvents(PluginEvents, ModelEvents):
         text = text.strip()
         if not text:
             return
-        tab, waiting = self._line_up(request, tab, text)
-        if tab is None:
+        current, waiting = self._line_up(request, tab, text)
+        if current is None:
             return
+        tab = current
         question, changes = self._new_question(text, values), {self.ui.box: ""}
         if waiting is None:
             yield from self._answer(request, tab, question, changes)
@@ -97,6 +98,11 @@ class QuestionEvents(PluginEvents, ModelEvents):
     def try_sample(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
         """Attach the sample, then ask the clicked question of the empty page."""
         tab = self.with_documents(tab, [*tab["documents"], self.desk.add_sample().id])
+        yield from self._answer(request, tab, self._new_question(str(event.id), values))
+
+    @page_event
+    def experiment(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
+        """Ask the clicked question of the empty page without a document."""
         yield from self._answer(request, tab, self._new_question(str(event.id), values))
 
     @page_event

@@ -240,34 +240,32 @@ TARGET static void prepare(const IntLinear *job, const Prepared *to, const void 
                     to->scales + first * to->groups, m, count);
 }
 
-/* Scale the sums [16] of a row and a panel, add the bias, and write them as outputs. */
-TARGET INLINE void finish_row(const IntLinear *job, float *sums, void *y, long row, long panel) {
-    long from = panel * INT_PANEL, count = smaller(job->outs - from, INT_PANEL);
-    float unit = job->bits == 4 ? job->unit : 1.0f;
-    if (count == INT_PANEL) {
-        if (job->scales)
-            for (long i = 0; i < INT_PANEL; i++)
-                sums[i] *= job->scales[from + i];
-        else
-            for (long i = 0; i < INT_PANEL; i++)
-                sums[i] *= unit;
-        if (job->bias)
-            for (long i = 0; i < INT_PANEL; i++)
-                sums[i] += job->bias[from + i];
-    } else
-        for (long i = 0; i < count; i++)
-            sums[i] = sums[i] * (job->scales ? job->scales[from + i] : unit) + (job->bias ? job->bias[from + i] : 0.0f);
-    if (job->wide) {
-        memcpy((float *)y + row * job->outs + from, sums, (size_t)count * sizeof(float));
+/* Write the first `count` of 16 outputs of a row: sums * scales + bias, where bias may be NULL. The compiler turns loops of 16 turns
+ * into vectors; gcc 12 does so with the rounding only if it does not unroll that loop first. In vectors, a linear of 8 bits with 576
+ * inputs takes 0.6 to 0.85 of the time for 8 to 64 rows (Xeon, one thread). */
+TARGET INLINE void finish_row(const float *restrict sums, const float *restrict scales, const float *restrict bias, long count,
+                              int wide, void *restrict y) {
+    float values[INT_PANEL];
+    uint32_t bits[INT_PANEL];
+    uint16_t halves_[INT_PANEL];
+    for (int i = 0; i < INT_PANEL; i++)
+        values[i] = sums[i] * scales[i];
+    if (bias)
+        for (int i = 0; i < INT_PANEL; i++)
+            values[i] += bias[i];
+    if (wide) {
+        memcpy(y, values, (size_t)count * sizeof(float));
         return;
     }
-    uint16_t halves_[INT_PANEL];
-    for (long i = 0; i < INT_PANEL; i++) { /* round to bfloat16, half to even; NaN stays NaN */
-        uint32_t bits;
-        memcpy(&bits, sums + i, sizeof bits);
-        halves_[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 64 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    memcpy(bits, values, sizeof bits);
+    _Pragma("GCC unroll 1") for (int i = 0; i < INT_PANEL; i++) { /* round to bfloat16, half to even; NaN stays NaN */
+        uint32_t even = (bits[i] + 0x7fff + (bits[i] >> 16 & 1)) >> 16, nan = bits[i] >> 16 | 64;
+        halves_[i] = (uint16_t)((bits[i] & 0x7fffffff) > 0x7f800000 ? nan : even);
     }
-    memcpy((uint16_t *)y + row * job->outs + from, halves_, (size_t)count * sizeof(uint16_t));
+    if (count == INT_PANEL)
+        memcpy(y, halves_, sizeof halves_);
+    else
+        memcpy(y, halves_, (size_t)count * sizeof(uint16_t));
 }
 
 /* Rows [first, first + count) are one tile. */
@@ -279,10 +277,16 @@ TARGET static void panels(const IntLinear *job, const Prepared *from, void *y, l
     long ahead = prefetch_distance(count);
     size_t stride = int_panel_bytes(job);
     for (; panel < end; panel++) {
-        _Alignas(64) float out[ROWS_OF_TILE * INT_PANEL];
+        _Alignas(64) float out[ROWS_OF_TILE * INT_PANEL], factors[INT_PANEL], bias[INT_PANEL];
+        long from = panel * INT_PANEL, outs = smaller(job->outs - from, INT_PANEL);
+        for (long i = 0; i < INT_PANEL; i++) {
+            factors[i] = job->bits == 4 ? job->unit : i < outs ? job->scales[from + i] : 0;
+            bias[i] = job->bias && i < outs ? job->bias[from + i] : 0;
+        }
         tile(job, x, sums, scales, job->w + (size_t)panel * stride, ahead, out);
         for (long m = 0; m < count; m++)
-            finish_row(job, out + m * INT_PANEL, y, first + m, panel);
+            finish_row(out + m * INT_PANEL, factors, job->bias ? bias : 0, outs, job->wide,
+                       (char *)y + ((first + m) * job->outs + from) * (job->wide ? 4 : 2));
     }
 }
 

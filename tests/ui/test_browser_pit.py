@@ -80,7 +80,7 @@ def test_versions_a_continued_answer_and_a_question_that_waits(tab: Any) -> None
     limit(tab, 12)
     ask(tab, "Tell me", 1)
     tab.click(".message.answer [data-do=go_on]")
-    tab.wait_for_selector("#thread :text('continued after')")
+    tab.wait_for_selector("#thread :text('continued after')", state="attached")
     finished(tab, 1)
     tab.click(".message.answer [data-do=retry]")
     tab.wait_for_selector(".versions :text('2/2')")

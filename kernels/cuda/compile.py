@@ -1,0 +1,156 @@
+"""Compiles the Triton kernels ahead of time for a GPU that is not there: `python -m pitlane.kernels.cuda.compile [CAPABILITY ...]`.
+
+For each kernel and configuration: registers, spilled bytes and shared memory, as `ptxas` and Triton tell them. Needs no GPU.
+CAPABILITY: 80, 90, 100. Prints a table and, as the last line, one JSON document. The exit status is 1 if a kernel spills
+registers or needs more shared memory than the GPU has.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+SHARED_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}  # largest shared memory of a block
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """registers: of a thread. spilled: bytes of a thread that are stored and loaded again. shared: bytes of a block."""
+
+    kernel: str
+    configuration: str
+    capability: int
+    registers: int
+    spilled: int
+    shared: int
+
+    @property
+    def fits(self) -> bool:
+        return self.spilled == 0 and self.shared <= SHARED_BYTES[self.capability]
+
+
+def configurations() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int, int]]:
+    """(name, kernel, types of arguments, constants, warps, stages) of the configurations that the plugins launch."""
+    from pitlane.kernels.cuda import activations, attention, linear, norms
+
+    for dim in (576, 2048, 4096):
+        block = 1 << (dim - 1).bit_length()
+        constants = {"DIM": dim, "BLOCK": block}
+        types = {"x": "*bf16", "weight": "*bf16", "y": "*bf16", "stride": "i32", "eps": "fp32"}
+        yield f"D {dim}", norms.rms_norm_kernel, types, constants, norms.num_warps(block), 3
+        types = {"x": "*bf16", "out": "*bf16", "weight": "*bf16", "y": "*bf16", "eps": "fp32"}
+        yield f"D {dim}", norms.add_rms_norm_kernel, types, constants, norms.num_warps(block), 3
+    types = {"gate_up": "*bf16", "y": "*bf16", "stride": "i32", "inner": "i32"}
+    for gelu in (False, True):
+        yield f"GELU {gelu}", activations.gated_kernel, types, {"GELU": gelu, "BLOCK": activations.BLOCK}, 4, 3
+    types = {
+        **dict.fromkeys(("q", "sink_q", "keys", "values", "out"), "*bf16"),
+        "partial": "*fp32",
+        **dict.fromkeys(("tiles", "table"), "*i32"),
+        **dict.fromkeys(("lows", "highs", "masks", "drafts", "ends"), "*i64"),
+        **dict.fromkeys(("q_stride", "sink_stride", "head_stride", "slot_stride", "table_stride", "num_pieces"), "i32"),
+        "scale": "fp32",
+        "num_sinks": "i32",
+    }
+    for dim, heads, group in ((64, 9, 3), (128, 32, 4), (128, 32, 8), (256, 4, 4)):
+        for longest, split in ((1, True), (512, False)):
+            rows = attention.tile_rows(longest, dim)
+            constants = attention.constants(heads, group, 32, dim, rows // group, split, sinks=False, exact=False)
+            name = f"D {dim}, G {group}, {rows} rows{', split' if split else ''}"
+            shape = attention.launch(constants["ROWS"])
+            yield name, attention.attention_kernel, types, constants, *shape.values()
+    types = {"partial": "*fp32", "out": "*bf16", "num_pieces": "i32"}
+    yield "D 128", attention.merge_kernel, types, {"DIM": 128, "WIDTH": 128}, 1, 3
+    types = {"x": "*bf16", "numbers": "*i8", "scales": "*fp32", "stride": "i32", "K": "i32"}
+    yield "K 2048", linear.quantize_kernel, types, {"GROUPS": 32, "GROUP": 64}, 1, 3
+    sizes = dict.fromkeys(("M", "N", "K", "x_stride", "panel_bytes"), "i32")
+    for rows in (1, 32, 512):
+        at = linear.launch(rows).values()
+        for quantized in (True, False):
+            flags = {"QUANTIZED": quantized, "HAS_BIAS": False, "EXACT": False}
+            x, factors = ("*i8", "*fp32") if quantized else ("*bf16", "*bf16")
+            name = f"M {rows}, {'W8A8' if quantized else 'W8A16'}"
+            types = {
+                "x": x,
+                "factors": factors,
+                "packed": "*u8",
+                "scales": "*fp32",
+                "bias": "*fp32",
+                "y": "*bf16",
+                **sizes,
+            }
+            yield name, linear.int8_kernel, types, {**flags, **_tile(rows, 64), "GROUPS": 32, "BLOCK_K": 64}, *at
+            for group, symmetric in ((32, False), (64, True), (128, True)):
+                name = f"M {rows}, {'W4A8' if quantized else 'W4A16'} g{group}{' symmetric' if symmetric else ''}"
+                types = {"x": x, "factors": factors, "packed": "*u8", "bias": "*fp32", "y": "*bf16", **sizes}
+                constants = {
+                    **flags,
+                    **_tile(rows, group),
+                    "GROUPS": 2048 // group,
+                    "GROUP": group,
+                    "SYMMETRIC": symmetric,
+                }
+                yield name, linear.int4_kernel, {**types, "unit": "fp32"}, constants, *at
+
+
+def _tile(rows: int, size: int) -> dict[str, int]:
+    from pitlane.kernels.cuda.linear import tiles_of
+
+    return dict(zip(("BLOCK_M", "BLOCK_N"), tiles_of(rows, size), strict=True))
+
+
+def compile_for(capability: int) -> Iterator[Compiled]:
+    """Compile all configurations for a GPU of this capability (90: Hopper)."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    for name, kernel, types, constants, num_warps, num_stages in configurations():
+        signature = {parameter: types.get(parameter, "constexpr") for parameter in kernel.arg_names}
+        attributes = {
+            (index,): [["tt.divisibility", 16]]
+            for index, parameter in enumerate(kernel.arg_names)
+            if str(types.get(parameter)).startswith("*")
+        }
+        source = ASTSource(kernel, signature, constants, attributes)
+        options = {"num_warps": num_warps, "num_stages": num_stages}
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        registers, spilled = _ptxas(compiled.asm["ptx"], capability)
+        yield Compiled(kernel.__name__, name, capability, registers, spilled, compiled.metadata.shared)
+
+
+def _ptxas(ptx: str, capability: int) -> tuple[int, int]:
+    """Registers and spilled bytes of the kernel of a PTX text."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    (target,) = re.findall(r"(?m)^\.target (\w+)", ptx)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.ptx"
+        file.write_text(ptx, encoding="utf-8")
+        command = [get_ptxas(capability).path, "-v", f"--gpu-name={target}", str(file), "-o", str(file) + ".cubin"]
+        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    registers = [int(number) for number in re.findall(r"Used (\d+) registers", log)]
+    spills = [int(number) for number in re.findall(r"(\d+) bytes spill", log)]
+    return max(registers), sum(spills)
+
+
+def main() -> int:
+    """Run the command line."""
+    rows = [row for capability in map(int, sys.argv[1:] or ("80", "90", "100")) for row in compile_for(capability)]
+    for row in rows:
+        mark = "" if row.fits else "  DOES NOT FIT"
+        place = f"sm_{row.capability} {row.kernel:22} {row.configuration:32}"
+        print(f"{place} {row.registers:4} registers {row.spilled:4} spilled {row.shared:7} shared{mark}")
+    print(json.dumps([asdict(row) for row in rows]))
+    return 0 if all(row.fits for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

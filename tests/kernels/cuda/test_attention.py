@@ -1,0 +1,82 @@
+"""Attention in Triton over chunks, trees, windows and sinks, against a softmax per query in float64."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from pitlane import Draft
+from pitlane.kernels.cuda import attention
+from pitlane.kernels.cuda.attention import TritonAttention
+from pitlane.plugins.attention_sinks import SinkWindow
+from tests.engine.run.attention_setting import MIXED, TREE, Setting, assert_near, make_setting
+
+HEADS = [(4, 4), (6, 2), (5, 1), (9, 3)]
+
+
+def near(setting: Setting) -> None:
+    out, expected = setting.run()
+    assert_near(out, expected)
+
+
+def make(seqs, **options) -> Setting:  # type: ignore[no-untyped-def]
+    return make_setting(seqs, attention=TritonAttention, dtype=torch.float32, **options)
+
+
+@pytest.mark.parametrize("window", [None, 1, 33])
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_mixed_batch(heads: tuple[int, int], window: int | None) -> None:
+    near(make(MIXED, heads=heads, window=window))
+
+
+@pytest.mark.parametrize("dim", [8, 64, 80, 96, 128, 256])
+def test_sizes_of_heads(dim: int) -> None:
+    near(make([(70, 1, None), (0, 37, None), (31, 1, TREE)], heads=(4, 2), dim=dim))
+
+
+@pytest.mark.parametrize("sinks", [SinkWindow(4, 64, 32), SinkWindow(40, 32, 32)])
+def test_sinks(sinks: SinkWindow) -> None:
+    setting = make([*MIXED, (150, 130, None), (222, 1, TREE)], heads=(6, 2), sinks=sinks)
+    assert setting.build_batch().groups[0].sink_positions is not None
+    near(setting)
+
+
+@pytest.mark.parametrize("size", [1, 13, 31, 32, 127])
+def test_chunks_at_the_edges_of_blocks(size: int) -> None:
+    for first in (0, 31, 32, 63, 130):
+        near(make([(first, size, None)], window=19 if first % 2 else None, seed=first))
+
+
+def test_random_trees() -> None:
+    generator = random.Random(1)
+    for seed in range(12):
+        size = generator.choice([1, 2, 7, 17, 63, 64])
+        draft = Draft([1] * size, [generator.randrange(-1, index) if index else -1 for index in range(size)])
+        near(make([(generator.randint(0, 90), 1, draft)], window=(None, 3, 40)[seed % 3], seed=seed))
+
+
+@pytest.mark.parametrize("few_tiles", [0, 256])
+def test_several_pieces(few_tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few tiles every piece has a program; with many, a program walks the pieces."""
+    monkeypatch.setattr(attention, "PIECE", 128)
+    monkeypatch.setattr(attention, "FEW_TILES", few_tiles)
+    setting = make([(500, 1, None), (300, 40, None), (511, 1, TREE), (0, 1, None)], heads=(4, 2), window=None)
+    near(setting)
+    near(make([(500, 1, None), (300, 200, None)], heads=(4, 2), window=150))
+    near(make([(500, 1, None), (300, 20, TREE)], heads=(4, 2), sinks=SinkWindow(4, 160, 96)))
+
+
+def test_both_modes_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "PIECE", 128)
+    results = []
+    for few_tiles in (0, 256):
+        monkeypatch.setattr(attention, "FEW_TILES", few_tiles)
+        results.append(make([(700, 1, None), (300, 5, None)], heads=(4, 2)).run()[0])
+    assert torch.equal(*results)
+
+
+def test_a_draft_that_is_too_long_is_refused() -> None:
+    with pytest.raises(ValueError, match="a draft has 65 tokens; the kernel takes up to 64"):
+        make([(3, 1, Draft([1] * 65))]).run()
