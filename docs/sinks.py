@@ -110,7 +110,7 @@ def resident_mb() -> float:
 def endless(model: str, num_tokens: int, target: Path | None) -> None:
     """Print and store the rows, and how much the last tenth differs from the first."""
     rows = generate(model, num_tokens)
-    change = {name: round(rows[-1][name] / rows[0][name] - 1, 4) for name in ("ms", "cpu_ms", "mb", "kv_blocks")}
+    change = {name: round(rows[-1][name] / rows[0][name] - 1, 4) for name in ("ms", "cpu_ms", "mb")}
     result = {"model": model, "tokens": num_tokens, "tenths": rows, "last_against_first": change}
     if target is not None:
         target.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -125,12 +125,12 @@ def plot(rows: list[dict[str, float]], target: Path) -> None:
         print("no plot: pip install matplotlib", file=sys.stderr)
         return
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3))
-    places = [row["tokens"] for row in rows]
+    places = [row["tokens"] / 1000 for row in rows]
     for axes, names, unit in ((left, ("ms", "cpu_ms"), "ms per token"), (right, ("mb",), "MB")):
         for name in names:
             axes.plot(places, [row[name] for row in rows], marker="o", label=name)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("tokens")
+        axes.set_xlabel("thousand tokens")
         axes.set_ylabel(unit)
         axes.legend()
     figure.tight_layout()

@@ -36,7 +36,7 @@ from pitlane.engine.plan.hooks import Answer, Check, Hook, HookError, call, refu
 from pitlane.engine.plan.hookspecs import SPECS
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.plugin import Plugin
-from pitlane.engine.run.attention import HiddenAttention, PlainAttention
+from pitlane.engine.run.attention import PlainAttention
 from pitlane.engine.run.batch import Attention
 from pitlane.engine.run.built_model import BuiltModel
 
@@ -106,7 +106,7 @@ class Variant:
         parts = [*self.parts, *((answer.value, answer.plugin) for answer in (*built, *trims))]
         return BuiltModel(
             self.model.with_ops(ops),
-            HiddenAttention(chosen) if any(map(evicts, visibilities)) else chosen,
+            chosen,
             self,
             context,
             parts,

@@ -91,7 +91,7 @@ class Step:
             return self._in_python(batch, "attention sinks with dropped tokens")
         parts = []
         for group in range(len(batch.groups)):
-            reads = self.attention.prepare(batch, group)
+            reads = self.attention.prepare(batch.seen_by(group), group)
             if len(reads) != 1 or not isinstance(reads[0], self.parts_type):
                 return self._in_python(batch, "attention in several kernel calls")
             parts.append(reads[0])

@@ -9,7 +9,7 @@ keys are [k, 0] for the window and [0, k] for the sinks. Shapes: q, sink_q [T, H
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pitlane.engine.kv.store import KVStore
 from pitlane.engine.models.build_context import BuildContext
-from pitlane.engine.run.batch import Attention, Batch, Indices
+from pitlane.engine.run.batch import Batch, Indices
 
 Mask = npt.NDArray[np.bool_]
 
@@ -89,22 +89,6 @@ class PlainAttention:
             )
             out[begin:end] = attended[0].transpose(0, 1)
         return out
-
-
-class HiddenAttention:
-    """An attention in a lane that evicts blocks. Only the core's forward prepares its batches right (`Batch.seen_by`).
-
-    A runner of a plugin that walks the attention's own reads does not know this object, and leaves the step to the core.
-    """
-
-    def __init__(self, attention: Attention) -> None:
-        self.attention, self.formats = attention, attention.formats
-
-    def prepare(self, batch: Batch, group: int) -> Any:
-        return self.attention.prepare(batch, group)
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, store: KVStore, layer: int, reads: Any) -> Tensor:
-        return self.attention(q, k, v, store, layer, reads)
 
 
 def visible_keys(first: int, keys: Indices, positions: Indices, parents: Indices, starts: Indices) -> Mask:

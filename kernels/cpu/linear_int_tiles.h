@@ -165,15 +165,15 @@ TARGET INLINE void read_inputs(const IntLinear *job, const void *x, long begin, 
 
 /* The largest absolute value. Compares the bits as integers, so that NaN is larger than all numbers. */
 TARGET INLINE float largest(const float *values, long count) {
-    uint32_t most = 0;
+    uint32_t maximum = 0;
     float value;
     for (long k = 0; k < count; k++) {
         uint32_t bits;
         memcpy(&bits, values + k, sizeof bits);
         bits &= 0x7fffffff;
-        most = bits > most ? bits : most;
+        maximum = bits > maximum ? bits : maximum;
     }
-    memcpy(&value, &most, sizeof value);
+    memcpy(&value, &maximum, sizeof value);
     return value;
 }
 
@@ -181,9 +181,9 @@ enum { PIECE = 1024 }; /* inputs converted at a time: a multiple of every group 
 
 /* Round a group to bytes. Returns the sum of the bytes. */
 TARGET INLINE int32_t quantize(const float *values, long count, int8_t *bytes, float *scale) {
-    float most = largest(values, count), factor = most > 1e-30f ? 127.0f / most : 0.0f;
+    float maximum = largest(values, count), factor = maximum > 1e-30f ? 127.0f / maximum : 0.0f;
     int32_t sum = 0;
-    *scale = most / 127.0f;
+    *scale = maximum / 127.0f;
     for (long k = 0; k < count; k++) { /* adding 1.5 * 2^23 rounds to the nearest integer, half to even */
         float rounded = values[k] * factor + 12582912.0f;
         int32_t bits;

@@ -13,7 +13,7 @@
 #include "step_parts.h"
 
 #if defined(PITLANE_VECTORS)
-#define MOST_CHUNKS 48 /* of a share; `done` has a bit for each chunk */
+#define MAX_CHUNKS 48 /* of a share; `done` has a bit for each chunk */
 #ifndef PATIENCE
 #define PATIENCE 20000 /* ticks of the clock, about 5 to 10 microseconds, added to twice the time of a chunk */
 #endif
@@ -41,8 +41,8 @@ static uint64_t ticks(void) { return __builtin_ia32_rdtsc(); }
 static void multiply(const Task *task, long panel, long end) {
     const Job *job = &task->job;
     if (task->op->weights == WEIGHTS_INT) {
-        long each = OUTS / INT_PANEL, last = ceil_divide(job->outs, INT_PANEL);
-        int_panels(&task->ints, job->y, task->seat->packed, job->rows, panel * each, minimum(end * each, last));
+        long ratio = OUTS / INT_PANEL, num_panels = ceil_divide(job->outs, INT_PANEL);
+        int_panels(&task->ints, job->y, task->seat->packed, job->rows, panel * ratio, minimum(end * ratio, num_panels));
         return;
     }
     if (!job->amx) {
@@ -250,7 +250,7 @@ void step_walk(Frame *frame, int thread) {
         task.op = state->program->ops + index;
         Share *shares = state->shares + index * state->threads;
         task.units = units_of(state, task.op);
-        task.size = ceil_divide(task.units, state->threads * MOST_CHUNKS);
+        task.size = ceil_divide(task.units, state->threads * MAX_CHUNKS);
         task.count = ceil_divide(task.units, task.size);
         if (!is_complete(&task, shares))
             operate(&task, shares);

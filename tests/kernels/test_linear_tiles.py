@@ -19,7 +19,7 @@ from pitlane.kernels import linear
 from pitlane.plugins.packed_linear import PackedLinear
 
 CPU = Path(__file__).parents[2] / "kernels" / "cpu"
-SOURCES = [CPU / name for name in ("linear_bf16.c", "linear_vectors.c", "linear_tiles.c", "threads.c")]
+SOURCES = [CPU / name for name in ("linear_bf16.c", "linear_vectors.c", "linear_tiles.c", "threads.c", "team.c")]
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 Multiply: TypeAlias = Callable[..., Tensor]
 
