@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from pitlane import Attention, Batch, BuildContext, KVStore
     from pitlane.kernels.attention import Indices, Parts, Seen, Slots
+    from pitlane.kernels.cuda.attention import Reads
 
 
 MAX_SHORT_PARTS = 4 * 2048  # of the short queries of a kernel call
@@ -47,11 +48,7 @@ class PagedAttention(Plugin):
     def build_attention(self, context: BuildContext) -> Attention:
         from pitlane.kernels.cuda import device
 
-        if device.serves(context.device):
-            from pitlane.kernels.cuda.attention import TritonAttention
-
-            return TritonAttention(context)
-        return Paged(context)
+        return PagedOnCuda(context) if device.serves(context.device) else Paged(context)
 
 
 class Paged:
@@ -108,6 +105,37 @@ class Paged:
             else:  # quantized KV: the rows of all blocks, and the open blocks in full precision
                 self.attend_quantized(q, keys, values, parts, bits, self.scale, out)
         return out
+
+
+class PagedOnCuda:
+    """Per layer: a Triton kernel for all tokens, which reads the block tables."""
+
+    formats = ("dense",)
+    reads_sinks = True
+
+    def __init__(self, context: BuildContext) -> None:
+        from pitlane.kernels.cuda.attention import attend, reads_of
+
+        config = context.config
+        self.attend, self.reads_of = attend, reads_of
+        self.scale, self.device = config.attention_scale, context.device
+        self.heads, self.dim = (config.num_heads, config.num_kv_heads), config.head_dim
+
+    def prepare(self, batch: Batch, group: int) -> Reads:
+        return self.reads_of(batch, group, self.heads, self.dim, self.device)
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        store: KVStore,
+        layer: int,
+        reads: Reads,
+        sink_q: Tensor | None = None,
+    ) -> Tensor:
+        keys, values = store.tensors(layer)
+        return self.attend(q, keys, values, reads, self.scale, sink_q)
 
 
 class Step(NamedTuple):

@@ -12,7 +12,7 @@ Source: Dao et al. 2022, 2023 (FlashAttention); Dao et al. 2023 (Flash-Decoding)
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ import triton.language as tl
 from torch import Tensor
 
 from pitlane.kernels.cuda.device import power_of_two
-
-if TYPE_CHECKING:
-    from pitlane import Batch, BuildContext, KVStore
 
 PIECE = 1024  # keys
 MAX_DRAFT = 64  # tokens: the bits of a mask
@@ -187,10 +184,10 @@ class Reads(NamedTuple):
     split: bool
 
 
-def reads_of(batch: Batch, group: int, heads: tuple[int, int], dim: int, device: torch.device) -> Reads:
-    """Plan the reads of a batch, whose tensors lie on the host. Raises ValueError if a draft has more than MAX_DRAFT tokens.
+def reads_of(batch: Any, group: int, heads: tuple[int, int], dim: int, device: torch.device) -> Reads:
+    """Plan the reads of a `pitlane.Batch`, whose tensors lie on the host.
 
-    heads: of queries, and of keys and values.
+    heads: of queries, and of keys and values. Raises ValueError if a draft has more than MAX_DRAFT tokens.
     """
     part = batch.groups[group]
     positions, parents = batch.positions.numpy(), batch.parents.numpy()
@@ -297,31 +294,3 @@ def tile_rows(longest: int, dim: int) -> int:
 def launch(rows: int) -> dict[str, int]:
     """Warps and stages of attention_kernel, so that it spills no registers. Not tuned on a GPU yet."""
     return {"num_warps": 8 if rows > 16 else 4, "num_stages": 2}
-
-
-class TritonAttention:
-    """The attention of a lane (`build_attention`). A draft that is longer than MAX_DRAFT is refused by the plugin's limit."""
-
-    formats = ("dense",)
-    reads_sinks = True
-
-    def __init__(self, context: BuildContext) -> None:
-        config = context.config
-        self.scale, self.device = config.attention_scale, context.device
-        self.heads, self.dim = (config.num_heads, config.num_kv_heads), config.head_dim
-
-    def prepare(self, batch: Batch, group: int) -> Reads:
-        return reads_of(batch, group, self.heads, self.dim, self.device)
-
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        store: KVStore,
-        layer: int,
-        reads: Reads,
-        sink_q: Tensor | None = None,
-    ) -> Tensor:
-        keys, values = store.tensors(layer)
-        return attend(q, keys, values, reads, self.scale, sink_q)

@@ -9,8 +9,8 @@ import torch
 
 from pitlane import Draft
 from pitlane.kernels.cuda import attention
-from pitlane.kernels.cuda.attention import TritonAttention
 from pitlane.plugins.attention_sinks import SinkWindow
+from pitlane.plugins.paged_attention import PagedOnCuda
 from tests.engine.run.attention_setting import MIXED, TREE, Setting, assert_near, make_setting
 
 HEADS = [(4, 4), (6, 2), (5, 1), (9, 3)]
@@ -22,7 +22,7 @@ def near(setting: Setting) -> None:
 
 
 def make(seqs, **options) -> Setting:  # type: ignore[no-untyped-def]
-    return make_setting(seqs, attention=TritonAttention, dtype=torch.float32, **options)
+    return make_setting(seqs, attention=PagedOnCuda, dtype=torch.float32, **options)
 
 
 @pytest.mark.parametrize("window", [None, 1, 33])
