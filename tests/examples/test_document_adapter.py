@@ -103,6 +103,7 @@ def test_answers_that_break_off_are_left_out(make_engine: Any, monkeypatch: pyte
     assert ordinary.answered(engine, ["Hello!"], 0) == []
 
 
+@pytest.mark.slow
 def test_three_steps_of_the_recipe(work: Path, make_engine: Any) -> None:
     files = recipe.write_data(work, "bundled", NUMBER)
     before = [path.read_bytes() for path in files]

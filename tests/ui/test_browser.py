@@ -249,6 +249,7 @@ def test_tabs_keep_their_own_plugins(tab: Any, address: str) -> None:
     assert tab.is_checked("#switch-prompt_lookup input")
 
 
+@pytest.mark.slow
 def test_what_became_of_files_is_said_beside_the_button_that_adds_them(tab: Any, tmp_path: Path) -> None:
     broken, good = tmp_path / "broken.pdf", [tmp_path / f"{number}.txt" for number in range(8)]
     broken.write_bytes(b"%PDF-1.7\nnothing")
@@ -304,6 +305,7 @@ def test_a_refused_question_says_why_and_how_to_go_on(tab: Any) -> None:
     assert tab.locator(".refusal").count() == 0 and "Short" in tab.inner_text("#conversations [aria-current]")
 
 
+@pytest.mark.slow
 def test_an_answer_goes_on_behind_another_conversation(tab: Any) -> None:
     limit(tab, 100_000)
     tab.fill("#box textarea", "Tell me everything twice")

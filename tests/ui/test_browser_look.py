@@ -82,7 +82,7 @@ def show(tab: Any, side: str) -> None:
     [
         pytest.param(15, DESK, id="15, desk"),
         pytest.param(15, PHONE, id="15, phone", marks=pytest.mark.slow),
-        pytest.param(100, DESK, id="100, desk"),
+        pytest.param(100, DESK, id="100, desk", marks=pytest.mark.slow),
         pytest.param(100, PHONE, id="100, phone"),
     ],
 )

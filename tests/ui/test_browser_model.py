@@ -15,7 +15,7 @@ import pytest
 
 from tests.ui.test_browser import CHROMIUM, TIMEOUT, ask, chromium, finished, limit, served
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]  # a minute: models are loaded in a process of their own
 BUNDLED = Path(str(files("pitlane.storage.bundled") / "config.json")).parent
 
 
