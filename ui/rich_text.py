@@ -103,10 +103,10 @@ def coloured(code: str, language: str) -> str:
     """Code as HTML with the classes of Pygments; plain if the language is unknown or the code is long."""
     if not language or len(code) > MAX_COLOURED:
         return escape(code)
-    from pygments import highlight  # type: ignore[import-untyped]
-    from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
-    from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
-    from pygments.util import ClassNotFound  # type: ignore[import-untyped]
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import get_lexer_by_name
+    from pygments.util import ClassNotFound
 
     try:
         lexer = get_lexer_by_name(language, stripnl=False)
