@@ -35,7 +35,7 @@ class Loop:
 
     def __init__(self, lanes: Lanes, roster: Roster, dispatch: Dispatcher, vocab_size: int) -> None:
         self.lanes, self.roster, self.dispatch, self.vocab_size = lanes, roster, dispatch, vocab_size
-        self.ids: dict[int, int] = {}  # an object per token id: a long answer would hold an object per token
+        self.ids: dict[int, int] = {}  # token id -> its one int object; else a long answer holds an object per token
         self.forward_seconds = 0.0
         self.step_seconds = 0.0
 

@@ -110,7 +110,10 @@ class Variant:
             self,
             context,
             parts,
-            self.is_batch_invariant and len(built) == len(answers) + 1 and all(a.plugin.batch_invariant for a in built),
+            self.is_batch_invariant
+            and context.device.type == "cpu"  # tiles on a GPU depend on the batch
+            and len(built) == len(answers) + 1
+            and all(a.plugin.batch_invariant for a in built),
             plan.hook("build_runner"),
             visibilities,
             tuple(
@@ -159,7 +162,7 @@ def _attention(_: Plugin, result: object) -> object:
 
 def _visibility(context: BuildContext, group: KVGroup, _: Plugin, result: Visibility) -> Visibility:
     if evicts(result):
-        return checked_eviction(result, group, BLOCK_SIZE)
+        return checked_eviction(result, group, BLOCK_SIZE, context.config.max_position)
     return checked(result, context.config.max_position)
 
 

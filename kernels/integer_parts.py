@@ -29,7 +29,7 @@ class Embedding:
 
 
 class Planned(NamedTuple):
-    """How a part will be built: the fields of the face's `LinearPlan`, in its order.
+    """How a part will be built, with the field names of the face's `LinearPlan`.
 
     num_bytes: of the finished part. peak_bytes: most memory while `build` runs, the stored tensors excluded. has_head: the part is
     an embedding that holds the head. batch_invariant: a row's result does not depend on the other rows.

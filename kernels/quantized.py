@@ -67,8 +67,9 @@ class Quantized:
         if level is not None and num_inputs > MAX_INPUTS:
             raise ValueError(f"the kernel takes up to {MAX_INPUTS} inputs, got {num_inputs}")
         self.num_outputs, self.num_inputs, self.form, self.level = num_outputs, num_inputs, form, level
-        self.by_triton = level is None and triton.serves(torch.device(device)) and triton.is_installed()
         panels = -(-num_outputs // PANEL)
+        self.by_triton = level is None and triton.serves(torch.device(device)) and triton.is_installed()
+        self.by_triton = self.by_triton and panels * form.panel_bytes(num_inputs) < 2**31  # the kernel counts in int32
         self.packed = torch.empty(panels, form.panel_bytes(num_inputs), dtype=torch.uint8, device=device)
         self.scales = torch.empty(num_outputs, device=device) if form.bits == 8 else None
         self.bias = None if bias is None else bias.to(device, torch.float32, copy=True).contiguous()
@@ -209,6 +210,9 @@ def unavailable(form: Format, dtype: torch.dtype, device: torch.device) -> str |
 def chosen_level(form: Format, num_inputs: int, dtype: torch.dtype, device: torch.device) -> int | None:
     """The level of the kernel in C to use. None: Triton computes, or torch; on a CPU with a warning."""
     if triton.serves(device):
+        reason = triton.unsupported(dtype, device)
+        if reason is not None:
+            _warn(form.bits, reason)
         return None
     reason = unavailable(form, dtype, device)
     if reason is None and num_inputs > MAX_INPUTS:
@@ -228,7 +232,7 @@ def state(form: Format) -> str:
 
 @cache
 def _warn(bits: int, reason: str) -> None:
-    log.warning("int%d: torch computes, not the kernel in C: %s", bits, reason)
+    log.warning("int%d: torch computes, not a kernel: %s", bits, reason)
 
 
 @cache

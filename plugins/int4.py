@@ -76,7 +76,7 @@ class Int4(Plugin):
 
         form = self._head if part.name == "lm_head" else self._format
         sizes = part.out_features, part.in_features, part.bias
-        return form and LinearPlan(*linear_plan(*sizes, form, context.dtype, context.device))
+        return form and LinearPlan(**linear_plan(*sizes, form, context.dtype, context.device)._asdict())
 
     @hookimpl
     def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
@@ -85,7 +85,7 @@ class Int4(Plugin):
 
         form = self._head
         sizes = part.num_embeddings, part.dim, part.is_tied
-        return form and LinearPlan(*embedding_plan(*sizes, form, context.dtype, context.device))
+        return form and LinearPlan(**embedding_plan(*sizes, form, context.dtype, context.device)._asdict())
 
     @property
     def _format(self) -> Format:

@@ -50,7 +50,7 @@ class Int8(Plugin):
         if part.name == "lm_head" and self.options.head != "int8":
             return None
         sizes = part.out_features, part.in_features, part.bias
-        return LinearPlan(*linear_plan(*sizes, self._format, context.dtype, context.device))
+        return LinearPlan(**linear_plan(*sizes, self._format, context.dtype, context.device)._asdict())
 
     @hookimpl
     def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
@@ -60,7 +60,7 @@ class Int8(Plugin):
         if self.options.head != "int8":
             return None
         sizes = part.num_embeddings, part.dim, part.is_tied
-        return LinearPlan(*embedding_plan(*sizes, self._format, context.dtype, context.device))
+        return LinearPlan(**embedding_plan(*sizes, self._format, context.dtype, context.device)._asdict())
 
     @property
     def _format(self) -> Format:

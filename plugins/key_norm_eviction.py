@@ -1,9 +1,9 @@
-"""Key-norm eviction: a long text in a fixed amount of KV. Blocks whose keys are long get little attention, and are dropped.
+"""Key-norm eviction: a long text in a fixed amount of KV. Drops the blocks whose keys have large norms: they get little attention.
 
 Changes in the loop: `trim_cache` scores every full block of KV by the mean L2 norm of its keys, over all layers and heads of its
-KV group. Behind every `interval` tokens, the blocks with the highest scores are given back to the pool, until a sequence holds
+KV group. After every `interval` tokens, the pool takes back the blocks with the highest scores, until a sequence holds
 `budget` tokens. The first block and the last `recent` tokens always stay.
-Exactness: approximate. Up to `budget` tokens, nothing changes. Behind them, the model does not know the dropped tokens, so an
+Exactness: approximate. Up to `budget` tokens, nothing changes. After that, the model does not know the dropped tokens, so an
 answer about dropped text is a guess. Measured by `docs/sinks.py` on the first 3,072 tokens of Moby-Dick at positions from 1,024 on
 (SmolLM2-135M, bfloat16, a position sees 448 to 512 tokens): a perplexity of 37.7 becomes 39.4; with attention sinks and a window of
 512 tokens it becomes 38.6.
@@ -44,7 +44,7 @@ class KeyNormEviction(Plugin):
             ge=2 * BLOCK,
             le=2**20,
             title="Budget",
-            description=f"tokens that stay behind an eviction, rounded up to blocks of {BLOCK} tokens",
+            description=f"tokens that a sequence keeps after an eviction, rounded up to blocks of {BLOCK} tokens",
         )
         recent: int = Field(
             256,

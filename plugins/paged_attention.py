@@ -3,8 +3,8 @@
 Changes in the loop: `build_attention` plans the reads of each step as lists of slots (kernels/attention.py). On CUDA, a kernel in
 Triton reads the block tables (kernels/cuda/attention.py); no GPU has run it yet.
 Exactness: rounding. Scores and softmax weights are float32. An output differs from the exact value by at most 2^-8 (relative), plus
-1e-5 for values of about 1. A token's result depends only on the visible keys and their order. So with `packed_linear`, the result
-has the same bits in any draft, batch or chunk of a prompt, and after a cache hit.
+1e-5 for values of about 1. On a CPU, a token's result depends only on the visible keys and their order. So with `packed_linear`,
+the result has the same bits in any draft, batch or chunk of a prompt, and after a cache hit.
 Costs: nothing. Helps most with long prompts, and when many sequences decode at once: without it, the core copies their contexts.
 Source: Kwon et al. 2023, arXiv:2309.06180; Dao et al. 2022, arXiv:2205.14135; Juravsky et al. 2024, arXiv:2402.05099
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_SHORT_PARTS = 4 * 2048  # of the short queries of a kernel call
 MAX_PARTS = 2048  # per kernel call; bounds the memory of partial results: 8 kB per part, 17 MB for llama-1b
-MOST_SHORT = 72  # most tokens of a short query: room for a token with a draft of 64
+MAX_SHORT_TOKENS = 72  # most tokens of a short query: room for a token with a draft of 64
 
 
 class PagedAttention(Plugin):
@@ -75,7 +75,7 @@ class Paged:
         calls: list[Parts] = []
         for row, (begin, end) in enumerate(pairwise(batch.query_start.tolist())):
             sinks, runs = step.sinks(row, begin, end), step.seen(row, begin, end)
-            if end - begin <= MOST_SHORT or len(runs) > 1:  # a kernel call merges all parts of a token
+            if end - begin <= MAX_SHORT_TOKENS or len(runs) > 1:  # a kernel call merges all parts of a token
                 short += [*sinks, *runs]
                 num_parts += sum(len(run.tokens) * -(-len(run.slots) // PIECE) for run in (*sinks, *runs))
                 if num_parts > MAX_SHORT_PARTS:

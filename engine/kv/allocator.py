@@ -9,9 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-MIN_REUSED = (
-    8  # least length of a run of used blocks that is preferred to new blocks: shorter runs would scatter the KV
-)
+# The shortest run of used blocks that is preferred to new blocks: shorter runs would scatter the KV.
+MIN_REUSED = 8
 
 
 class BlockAllocator:
@@ -26,7 +25,7 @@ class BlockAllocator:
     def take(self, count: int, after: int | None, prefers_used: bool = False) -> list[int]:
         """Take `count` free blocks, adjacent if possible. Try the block behind `after` first.
 
-        prefers_used: take a long run of used blocks, if there is a free run, before any new block.
+        prefers_used: before any new block, take blocks from the largest free run of used blocks, if it has `MIN_REUSED` blocks.
         """
         assert count <= self.num_free, f"asked for {count} blocks, {self.num_free} are free"
         taken: list[int] = []

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def evict_blocks(pool: Pool, stores: SequenceOf[KVStore], kv: KVState) -> None:
     """If a sequence has reached the place of an eviction, score its new blocks and release the blocks that the plugin chooses.
 
-    Call it behind every forward. Raises ValueError if the plugin breaks the contract of `Eviction`.
+    Call it after every forward. Raises ValueError if the plugin breaks the contract of `Eviction`.
     """
     for group, interval in pool.intervals.items():
         if kv.num_computed_tokens % interval or not kv.num_computed_tokens:
@@ -49,10 +49,10 @@ def _checked(eviction: Eviction, scores: dict[int, float], block_size: int) -> l
     indices = list(eviction.evicted(scores))
     unknown = [index for index in indices if index not in scores]
     if unknown or len(set(indices)) < len(indices):
-        raise ValueError(f"evicted {indices}, and the sequence holds {list(scores)}")
+        raise ValueError(f"evicted() returned blocks {indices}; the sequence holds blocks {list(scores)}")
     num_left, limit = (len(scores) - len(indices)) * block_size, eviction.max_tokens
     if limit is not None and num_left > limit - eviction.interval:
         raise ValueError(
-            f"left {num_left} tokens, and max_tokens {limit} allows {limit - eviction.interval} behind an eviction"
+            f"left {num_left} tokens, and max_tokens {limit} allows {limit - eviction.interval} after an eviction"
         )
     return indices

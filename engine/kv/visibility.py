@@ -7,7 +7,7 @@ A visibility may also keep sinks: the first tokens of a sequence (Xiao et al. 20
 before its start as if the tokens between them and its start did not exist. RoPE attention depends on distances alone, so the
 stored keys stay, and a position reads the sinks with a second query, rotated by `sink_positions`.
 
-An `Eviction` drops blocks by their keys. It decides at fixed places of the text, behind every `interval` tokens, from the keys of
+An `Eviction` drops blocks by their keys. It decides at fixed places of the text, after every `interval` tokens, from the keys of
 committed tokens alone. No forward has tokens on both sides of such a place. So chunks, drafts and batches change nothing here too.
 """
 
@@ -44,7 +44,7 @@ class Visibility(Protocol):
 class Eviction(Visibility, Protocol):
     """A visibility that drops full blocks by their keys. A position sees all tokens before it that its sequence still holds.
 
-    interval: tokens between two evictions, in whole blocks. Behind an eviction, a sequence holds at most `max_tokens - interval`
+    interval: tokens between two evictions, in whole blocks. After an eviction, a sequence holds at most `max_tokens - interval`
     tokens. `starts` returns zeros. A block keeps its positions: keys are not rotated again, so the context of the model still ends
     a text.
     """
@@ -112,7 +112,7 @@ def num_sinks_of(visibility: Visibility) -> int:
 
 def evicts(visibility: Visibility) -> TypeGuard[Eviction]:
     """Whether a visibility drops blocks by their keys."""
-    return hasattr(visibility, "interval")
+    return hasattr(visibility, "evicted")
 
 
 def sink_positions(starts: Positions, positions: Positions, num_sinks: int) -> Positions:
@@ -153,8 +153,8 @@ def checked(visibility: Any, context: int) -> Visibility:
     return result
 
 
-def checked_eviction(eviction: Eviction, group: KVGroup, block_size: int) -> Eviction:
-    """Return the eviction of a plugin. Raises ValueError if its numbers do not fit the group and the blocks."""
+def checked_eviction(eviction: Eviction, group: KVGroup, block_size: int, context: int) -> Eviction:
+    """Return the eviction of a plugin. Raises ValueError if its numbers do not fit the group, the blocks and the context."""
     interval, limit = eviction.interval, eviction.max_tokens
     if group.window is not None:
         raise ValueError(f"a group with a window of {group.window} tokens of its own cannot evict blocks")
@@ -162,4 +162,6 @@ def checked_eviction(eviction: Eviction, group: KVGroup, block_size: int) -> Evi
         raise ValueError(f"interval is {interval}, and must be a multiple of {block_size} tokens")
     if limit is None or limit < interval + block_size:
         raise ValueError(f"max_tokens is {limit}, and must hold the interval of {interval} tokens and a block")
+    if np.asarray(eviction.starts(np.arange(context))).any() or num_sinks_of(eviction):
+        raise ValueError("an eviction has no sinks, and its starts are 0 at every position")
     return eviction

@@ -25,7 +25,7 @@ typedef struct {
     const Op *op;
     int index, thread;
     long units, size, count; /* `count` chunks of `size` units: panels, heads, pairs of panels, or items of attention */
-    Job job; /* with WEIGHTS_INT: its rows and outputs alone */
+    Job job; /* with WEIGHTS_INT, only `rows`, `outs` and `y` are used */
     IntLinear ints;
     Attention attention;
 } Task;

@@ -37,8 +37,9 @@ def walk(
     inside = columns < DIM
     for start in range(first, end, BLOCK_N):
         place = start + tl.arange(0, BLOCK_N)
-        real = place < end
-        block = tl.load(table + place // SIZE, real, 0)
+        inside_text = place < end
+        block = tl.load(table + place // SIZE, inside_text, 0)
+        real = inside_text & (block >= 0)  # a dropped block may hold the KV of another sequence
         slot = tl.maximum(block, 0) * SIZE + place % SIZE
         at = slot[:, None] * slot_stride + columns[None, :]
         held = real[:, None] & inside[None, :]
@@ -118,10 +119,14 @@ def attention_kernel(
     if SPLIT:
         first = tl.maximum(piece * PIECE, lowest // BLOCK_N * BLOCK_N)
         last = tl.minimum(piece * PIECE + PIECE, highest)
-        top, total, mixed = walk(
-            top, total, mixed, query, keys, values, table, slot_stride, low, high, bits, draft, first, last, scale,
-            SIZE, DIM, WIDTH, BLOCK_N, EXACT,
+        part_top = tl.full([ROWS], float("-inf"), tl.float32)
+        part_total = tl.zeros([ROWS], tl.float32)
+        part_mixed = tl.zeros([ROWS, WIDTH], tl.float32)
+        part_top, part_total, part_mixed = walk(
+            part_top, part_total, part_mixed, query, keys, values, table, slot_stride, low, high, bits, draft,
+            first, last, scale, SIZE, DIM, WIDTH, BLOCK_N, EXACT,
         )  # fmt: skip
+        top, total, mixed = merge(top, total, mixed, part_top, part_total, part_mixed)
         place = (token.to(tl.int64) * HEADS + head) * num_pieces + piece
         tl.store(partial + place * (DIM + 2), top, valid)
         tl.store(partial + place * (DIM + 2) + 1, total, valid)
@@ -220,7 +225,9 @@ def reads_of(batch: Any, group: int, heads: tuple[int, int], dim: int, device: t
     num_pieces = max(1, -(-int(ends.max()) // PIECE))
     tensors = (np.array(tiles, np.int32), part.block_table.numpy(), starts, highs, masks, drafts, ends)
     moved = [torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True) for array in tensors]
-    split = num_pieces > 1 and len(tiles) * heads[1] < FEW_TILES
+    split = (
+        num_pieces > 1 and longest <= 16 and len(tiles) * heads[1] < FEW_TILES
+    )  # the parts of a prompt would take gigabytes
     return Reads._make((*moved, batch.block_size, tokens, num_pieces, part.num_sinks, split))
 
 

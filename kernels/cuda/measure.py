@@ -145,7 +145,7 @@ class Bench:
         num_pieces = max(1, -(-int(ends.max()) // attention.PIECE))
         none = np.zeros(len(positions), np.int64)
         arrays = np.array(tiles, np.int32), table.numpy(), none, positions + 1, none, ends, ends
-        split = num_pieces > 1 and len(tiles) * kv_heads < attention.FEW_TILES
+        split = num_pieces > 1 and longest <= 16 and len(tiles) * kv_heads < attention.FEW_TILES
         moved = [torch.from_numpy(array).to(self.device) for array in arrays]
         reads = attention.Reads._make((*moved, BLOCK, tokens, num_pieces, 0, split))
         slots = (table[0, : blocks[0], None].long() * BLOCK + torch.arange(BLOCK)).flatten()[: seqs[0][0]]

@@ -174,9 +174,9 @@ def test_a_context_is_still_the_end_of_a_text(make_engine: Any) -> None:
 def test_an_eviction_whose_numbers_do_not_fit_is_refused(name: str, value: int, message: str) -> None:
     policy: Any = replace(KeyNorms(128, 32, 64), **{name: value})
     with pytest.raises(ValueError, match=message):
-        checked_eviction(policy, KVGroup((0,), 1, 32), BLOCK)
+        checked_eviction(policy, KVGroup((0,), 1, 32), BLOCK, 1000)
     with pytest.raises(ValueError, match="window of 40 tokens of its own cannot evict"):
-        checked_eviction(KeyNorms(128, 32, 64), KVGroup((0,), 1, 32, 40), BLOCK)
+        checked_eviction(KeyNorms(128, 32, 64), KVGroup((0,), 1, 32, 40), BLOCK, 1000)
 
 
 class Wrong(KeyNorms):

@@ -25,7 +25,7 @@ def make(seqs, **options) -> Setting:  # type: ignore[no-untyped-def]
     return make_setting(seqs, attention=PagedOnCuda, dtype=torch.float32, **options)
 
 
-@pytest.mark.parametrize("window", [None, 1, 33])
+@pytest.mark.parametrize("window", [None, 33])
 @pytest.mark.parametrize("heads", HEADS)
 def test_a_mixed_batch(heads: tuple[int, int], window: int | None) -> None:
     near(make(MIXED, heads=heads, window=window))
@@ -45,13 +45,13 @@ def test_sinks(sinks: SinkWindow) -> None:
 
 @pytest.mark.parametrize("size", [1, 13, 31, 32, 127])
 def test_chunks_at_the_edges_of_blocks(size: int) -> None:
-    for first in (0, 31, 32, 63, 130):
+    for first in (0, 31, 64):
         near(make([(first, size, None)], window=19 if first % 2 else None, seed=first))
 
 
 def test_random_trees() -> None:
     generator = random.Random(1)
-    for seed in range(12):
+    for seed in range(6):
         size = generator.choice([1, 2, 7, 17, 63, 64])
         draft = Draft([1] * size, [generator.randrange(-1, index) if index else -1 for index in range(size)])
         near(make([(generator.randint(0, 90), 1, draft)], window=(None, 3, 40)[seed % 3], seed=seed))
@@ -64,17 +64,19 @@ def test_several_pieces(few_tiles: int, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(attention, "FEW_TILES", few_tiles)
     setting = make([(500, 1, None), (300, 40, None), (511, 1, TREE), (0, 1, None)], heads=(4, 2), window=None)
     near(setting)
-    near(make([(500, 1, None), (300, 200, None)], heads=(4, 2), window=150))
+    near(make([(500, 1, None), (300, 16, None)], heads=(4, 2), window=150))
+    near(make([(300, 100, None)], heads=(4, 2), window=150))
     near(make([(500, 1, None), (300, 20, TREE)], heads=(4, 2), sinks=SinkWindow(4, 160, 96)))
 
 
 def test_both_modes_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "PIECE", 128)
     results = []
+    sinks = SinkWindow(4, 160, 96)
     for few_tiles in (0, 256):
         monkeypatch.setattr(attention, "FEW_TILES", few_tiles)
-        results.append(make([(700, 1, None), (300, 5, None)], heads=(4, 2)).run()[0])
-    assert torch.equal(*results)
+        results.append([make([(700, 1, None), (300, 5, None)], heads=(4, 2), sinks=s).run()[0] for s in (None, sinks)])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 def test_a_draft_that_is_too_long_is_refused() -> None:

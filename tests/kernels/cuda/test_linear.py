@@ -55,6 +55,14 @@ def test_inputs_are_rounded_to_nearest_even() -> None:
     assert torch.equal(numbers.float(), whole.flatten(1)) and torch.equal(scales, factors)
 
 
+def test_inputs_that_are_no_numbers_stay_so() -> None:
+    x = torch.ones(2, 64)
+    x[0, 3] = float("nan")
+    packed = Quantized(16, 64, Format(8), [torch.randn(16, 64)])
+    y = linear(x, packed)
+    assert y[0].isnan().all() and y[1].isfinite().all()
+
+
 def test_wrong_inputs_are_refused() -> None:
     packed = Quantized(16, 32, Format(8), [torch.randn(16, 32)])
     with pytest.raises(ValueError, match=r"x must be of 16 or 32 bits \[M, 32\], got torch.float32 \[2, 33\]"):
