@@ -167,7 +167,7 @@ def test_upload_ask_stream_toggle_ask_again_reload(tab: Any, home: Path, tmp_pat
     tab.wait_for_selector("#documents [aria-checked=true]")
     tab.wait_for_selector("#documents :text('KV saved')")
 
-    limit(tab, 300)
+    limit(tab, 900)  # long enough to be seen growing: a token takes 2 ms
     tab.fill("#box textarea", "What is the lap record?")
     tab.keyboard.press("Enter")
     lengths = []
@@ -236,6 +236,7 @@ def test_stop_retry_edit_rename_search_delete(tab: Any) -> None:
     assert "Everything" not in tab.inner_text("#conversations")
 
 
+@pytest.mark.slow
 def test_tabs_keep_their_own_plugins(tab: Any, address: str) -> None:
     other = tab.context.new_page()
     other.goto(address)
@@ -269,6 +270,7 @@ def test_what_became_of_files_is_said_beside_the_button_that_adds_them(tab: Any,
     tab.wait_for_function("document.querySelectorAll('#documents [aria-checked=true]').length === 8")
 
 
+@pytest.mark.slow
 def test_an_empty_question_and_an_empty_edit_leave_the_page_whole(tab: Any) -> None:
     def whole() -> bool:
         tab.wait_for_timeout(400)

@@ -83,7 +83,7 @@ def show(tab: Any, side: str) -> None:
         pytest.param(15, DESK, id="15, desk"),
         pytest.param(15, PHONE, id="15, phone", marks=pytest.mark.slow),
         pytest.param(100, DESK, id="100, desk", marks=pytest.mark.slow),
-        pytest.param(100, PHONE, id="100, phone"),
+        pytest.param(100, PHONE, id="100, phone", marks=pytest.mark.slow),
     ],
 )
 def test_every_conversation_and_document_can_be_clicked(
@@ -104,6 +104,7 @@ def test_every_conversation_and_document_can_be_clicked(
     tab.context.close()
 
 
+@pytest.mark.slow
 def test_hover_changes_no_line_of_a_list(open_page: Open) -> None:
     tab = open_page(DESK)
     for item in ("#conversations .item", "#documents .item"):

@@ -52,6 +52,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     assert not problems, f"scripts failed: {problems}"
 
 
+@pytest.mark.slow
 def test_the_advice_the_drafters_and_a_reset(tab: Any) -> None:
     tab.click("#advice [data-do=switch_on]")
     tab.wait_for_selector("#plan :text('int8')")

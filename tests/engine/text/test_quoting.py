@@ -19,6 +19,7 @@ QUESTIONS = json.loads((Path(__file__).parents[2] / "plugins" / "sample_question
 MIN_ACCEPTED = {"prompt_lookup": 1.2, "speculative": 2.0, "self_speculation": 2.0, "jacobi": 0.1, "lookahead": 0.2}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_draft")
 def test_accepted_tokens_a_step(make_engine: Any) -> None:
     engine = make_engine("bundled", dtype="float32")
