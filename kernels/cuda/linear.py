@@ -33,6 +33,7 @@ def quantize_kernel(x, numbers, scales, stride, K, GROUPS: tl.constexpr, GROUP: 
     rest = scaled - low
     is_odd = low - 2.0 * tl.floor(low / 2.0)
     whole = tl.where(rest > 0.5, low + 1.0, tl.where(rest < 0.5, low, low + is_odd))  # to nearest, ties to even
+    whole = tl.where(is_missing == 1, 0.0, whole)  # the scale carries the NaN
     tl.store(numbers + row * GROUPS * GROUP + columns, whole.to(tl.int8))
     tl.store(scales + row * GROUPS + group, largest / 127.0)
 
