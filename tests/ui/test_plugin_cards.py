@@ -62,7 +62,7 @@ def test_the_largest_measured_gain_is_tried_first_and_else_a_plain_rule_decides(
     assert replaced_by(["int8"], {"int8": "linear", "lora": None}) == set()
     assert advice({"int8": 9.0}, every, False, replaced) is not None, "a measured gain counts all the same"
     choice = advice({}, every, False)
-    assert 'data-do="switch_on data-id="int8"' in advice_html(choice, ())
+    assert 'data-do="switch_on" data-id="int8"' in advice_html(choice, ())
     assert 'data-do="compare"' in advice_html(choice, ("int8",)), "what is on already is measured"
 
 
