@@ -252,6 +252,13 @@ def test_a_question_that_gets_no_turn_returns_to_the_box(page: Any, warnings_sho
     assert not page.handlers.waiting and not page.handlers.writing
 
 
+def test_the_box_is_read_again_when_the_event_that_asks_has_ended(page: Any) -> None:
+    ask, put_back = (next(fn for fn in page.blocks.fns.values() if fn.name == name) for name in ("ask", "put_back"))
+    box = page.handlers.ui.box
+    assert put_back.trigger_after == ask._id and put_back.inputs == [box] == put_back.outputs
+    assert not put_back.trigger_only_on_success, "also after an error"
+
+
 def test_a_bad_value_keeps_a_question_out_of_the_line(page: Any, warnings_shown: list[str]) -> None:
     answer, (key,) = endless(page), page.handlers.writing
     now = values(page)
