@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from pitlane.storage.sqlite_file import SqliteFile
 
 _TITLE_CHARS = 60
+# The shown messages of all conversations.
+_WITH_SHOWN = """
+WITH RECURSIVE shown(id) AS (
+    SELECT id FROM messages WHERE parent IS NULL AND is_shown
+    UNION ALL
+    SELECT m.id FROM messages AS m JOIN shown ON m.parent = shown.id WHERE m.is_shown
+)
+"""
 _SELECT = """
 SELECT c.*, (
     WITH RECURSIVE path(id) AS (
@@ -39,18 +47,20 @@ DELETE FROM messages WHERE id IN (
     ) SELECT id FROM tree
 )
 """
-_BY_WORDS = """
+_BY_WORDS = f"""
+{_WITH_SHOWN}
 SELECT m.conversation_id, m.id AS message_id, c.title, snippet(messages_fts, 0, '[', ']', '…', 16) AS snippet
 FROM messages_fts
 JOIN messages AS m ON m.id = messages_fts.rowid
 JOIN conversations AS c ON c.id = m.conversation_id
-WHERE messages_fts MATCH ? ORDER BY messages_fts.rank LIMIT ?
+WHERE messages_fts MATCH ? AND m.id IN shown ORDER BY messages_fts.rank LIMIT ?
 """
-_BY_CHARACTERS = """
+_BY_CHARACTERS = f"""
+{_WITH_SHOWN}
 SELECT m.conversation_id, m.id AS message_id, c.title,
        substr(m.text, max(1, instr(lower(m.text), lower(?)) - 40), 120) AS snippet
 FROM messages AS m JOIN conversations AS c ON c.id = m.conversation_id
-WHERE m.text LIKE ? ESCAPE '\\' ORDER BY m.id DESC LIMIT ?
+WHERE m.text LIKE ? ESCAPE '\\' AND m.id IN shown ORDER BY m.id DESC LIMIT ?
 """
 _BY_TITLE = """
 SELECT id AS conversation_id, NULL AS message_id, title, title AS snippet FROM conversations
@@ -213,7 +223,7 @@ class Conversations:
                 raise NotFound(f"not all of these documents are stored: {names}; add them first") from None
 
     def search(self, text: str, limit: int = 50) -> builtins.list[SearchHit]:
-        """Find conversations by title, and messages by words. The last word also matches as the beginning of a word.
+        """Find conversations by title, and shown messages by words. The last word also matches as the beginning of a word.
 
         If no words match (punctuation, scripts without spaces), messages are searched by characters. Any text is a valid
         search.

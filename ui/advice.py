@@ -2,7 +2,8 @@
 
 The rule: the plugin with the largest gain that a comparison on this machine measured with this model. Without such a comparison:
 `prompt_lookup` if a document is attached, because an answer then quotes the prompt; otherwise `int8`, because a decode step is
-bound by reading weights. A plugin that cannot serve the model is no candidate.
+bound by reading weights. There is no advice without a comparison if another plugin of the same role is on: the user has chosen. A
+plugin that cannot serve the model is no candidate.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from collections.abc import Collection, Mapping
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
+from pitlane.ui.bench.gains import latest_gains
 from pitlane.ui.render import milliseconds
 
 if TYPE_CHECKING:
     from pitlane.storage.db import Store
 
-SEARCHED = 20  # latest comparisons of a model
 WITH_DOCUMENT = ("prompt_lookup", "answers quote the document, and its drafts are copied from there")
 WITHOUT_DOCUMENT = ("int8", "each token reads half the bytes of the weights; the answer may differ a little")
 
@@ -30,22 +31,26 @@ class Advice(NamedTuple):
 
 def gains_ms(store: Store, model: str) -> dict[str, float]:
     """The latest measured gain of every plugin that bought time beyond noise: milliseconds of an answer, by plugin."""
-    latest: dict[str, tuple[float, float]] = {}
-    for comparison in store.comparisons.list(SEARCHED, model):
-        for plan in comparison.report["plans"]:
-            for name, gain in plan["bought_ms"].items():
-                latest.setdefault(name, (float(gain["ms"]), float(gain["low"])))
-    return {name: ms for name, (ms, low) in latest.items() if low > 0}
+    gains = {name: measured.gain for name, measured in latest_gains(store, model).items()}
+    return {name: float(gain["ms"]) for name, gain in gains.items() if float(gain["low"]) > 0}
 
 
-def advice(gains: Mapping[str, float], possible: Collection[str], has_document: bool) -> Advice | None:
-    """The plugin to try first. possible: plugins that can serve the model."""
+def replaced_by(enabled: Collection[str], roles: Mapping[str, str | None]) -> set[str]:
+    """The plugins whose role another enabled plugin fills."""
+    filled = {roles[name]: name for name in enabled if roles.get(name)}
+    return {name for name, role in roles.items() if filled.get(role, name) != name}
+
+
+def advice(
+    gains: Mapping[str, float], possible: Collection[str], has_document: bool, replaced: Collection[str] = ()
+) -> Advice | None:
+    """The plugin to try first. possible: plugins that can serve the model; replaced: plugins whose role another plugin fills."""
     measured = {name: ms for name, ms in gains.items() if name in possible}
     if measured:
         name = max(measured, key=lambda name: measured[name])
-        return Advice(name, f"bought {milliseconds(measured[name])} of an answer, compared on this machine")
+        return Advice(name, f"a comparison on this machine measured {milliseconds(measured[name])} saved per answer")
     choice = Advice(*(WITH_DOCUMENT if has_document else WITHOUT_DOCUMENT))
-    return choice if choice.name in possible else None
+    return choice if choice.name in possible and choice.name not in replaced else None
 
 
 def advice_html(choice: Advice | None, enabled: Collection[str]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from threading import Lock, Thread
 from typing import Any, NamedTuple
 
-from pitlane import Engine, Plan, PrefillProgress, Prompt, Result, SamplingParams, Stream, TextDelta
+from pitlane import EXACTNESS, Engine, Plan, PrefillProgress, Prompt, Result, SamplingParams, Stream, TextDelta
 from pitlane.storage.conversations import turns
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound, PitlaneError
@@ -279,7 +279,7 @@ class Desk(Library):
     def _extend(self, old: Message, result: Result, stats: dict[str, Any]) -> None:
         """Add the tokens of a result to the answer that it continues. The text is decoded anew: a cut may divide a character."""
         token_ids = [*(old.token_ids or ()), *result.token_ids]
-        stats["continued_after"] = len(token_ids) - len(result.token_ids)
+        stats |= plan_of_both(old.stats or {}, stats) | {"continued_after": len(token_ids) - len(result.token_ids)}
         text = self.engine.tokenizer.decode(token_ids)
         if not result.text.endswith("\ufffd"):  # the end of an incomplete character; an answer leaves it out
             text = text.rstrip("\ufffd")
@@ -309,6 +309,19 @@ def _begun(prompt: Prompt, continued: Message | None) -> Prompt:
 def seed_of(message: Message | None) -> int | None:
     """The seed of an answer, for a comparison with the same seed."""
     return int(message.stats["seed"]) if message is not None and message.stats else None
+
+
+def plan_of_both(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The plugins and the promises of an answer of two parts, from the stats of its parts.
+
+    It has the plugins of both parts, the later part's first, and keeps only what both parts promise.
+    """
+    classes = [str(stats["exactness"]) for stats in (before, after) if "exactness" in stats]
+    return {
+        "plugins": {**after["plugins"], **before.get("plugins", {}), **after["plugins"]},
+        "exactness": max(classes, key=list[str](EXACTNESS).index),
+        "batch_invariant": all(stats.get("batch_invariant", True) for stats in (before, after)),
+    }
 
 
 def was_stopped_before_it_began(result: Result) -> bool:

@@ -226,7 +226,8 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
     values = [widgets.tab, *widgets.sampling, *widgets.controls.inputs]
 
     page.unload(handlers.close)
-    gr.on([widgets.box.submit, widgets.send.click], handlers.ask, [widgets.box, *values], **asking)
+    asked = gr.on([widgets.box.submit, widgets.send.click], handlers.ask, [widgets.box, *values], **asking)
+    asked.then(handlers.put_back, [widgets.box], [widgets.box], trigger_mode="multiple", **QUIET)
     for name in ("retry", "edit", "go_on", "experiment", "turn_on", "turn_off", "take_out"):
         getattr(widgets.thread, name)(getattr(handlers, name), values, **asking)
     getattr(widgets.thread, "try")(handlers.try_sample, values, **asking)

@@ -96,7 +96,7 @@ def head_parts(stats: Stats) -> list[str]:
         parts.append(f"<b>{stats['tokens_per_second']:.1f}</b> tok/s")
     gain = bought_ms(stats)
     if gain >= SMALL_MS:
-        parts.append(f"plugins bought ~{milliseconds(gain)}")
+        parts.append(f"plugins saved ~{milliseconds(gain)}")
     return parts + _troubles(stats)
 
 

@@ -43,6 +43,7 @@ class Handlers(CompareEvents, DocumentEvents, QuestionEvents):
             if writing.session == session:
                 self.desk.stop((conversation, "answer"))
         self.shown.pop(session, None)
+        self.returned.pop(session, None)
         self.following.discard(session)
 
     @page_event

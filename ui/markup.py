@@ -72,7 +72,8 @@ def markdown_html(text: str, documents: Sequence[Document] = (), *, is_live: boo
     folded = ""
     if thought:
         state = "Reasoning" if thought[0].endswith("</think>") else "Reasoning…"
-        folded = f'<details class="thought"><summary>{state}</summary>{_MARKDOWN.render(thought[1])}</details>'
+        reasoning = _MARKDOWN.render(thought[1], {"is_live": is_live})
+        folded = f'<details class="thought"><summary>{state}</summary>{reasoning}</details>'
         text = text[thought.end() :]
     return folded + str(_MARKDOWN.render(text, {"documents": documents, "is_live": is_live}))
 

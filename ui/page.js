@@ -101,15 +101,16 @@
   // the keyboard: SHORTCUTS in model_menu.py lists the keys
   const last = (selector) => [...document.querySelectorAll(selector)].at(-1);
   const press = (element) => { if (element && element.checkVisibility() && !element.disabled) { element.click(); return true; } return false; };
+  const showVersion = (place) => press(last("#thread .message.answer")?.querySelector(`.versions button:${place}-child`)) || true;  // not back in history
   const alt = {
     KeyN: () => press(document.getElementById("new")), KeyR: () => press(last("#thread [data-do=retry]")),
-    ArrowLeft: () => press(last("#thread .answer .versions button:first-child")), ArrowRight: () => press(last("#thread .answer .versions button:last-child")),
+    ArrowLeft: () => showVersion("first"), ArrowRight: () => showVersion("last"),
   };
   document.addEventListener("keydown", (event) => {
-    const types = event.target.closest("input, textarea, select, [contenteditable]"), dialog = document.querySelector("dialog[open]");
+    const types = event.target.closest("input:not([type=checkbox], [type=radio]), textarea, select, [contenteditable]"), dialog = document.querySelector("dialog[open]");
     if (dialog || event.isComposing || event.ctrlKey || event.metaKey) return;
     let done = false;
-    if (event.altKey) done = !(types && event.code.startsWith("Arrow")) && alt[event.code]?.();
+    if (event.altKey) done = !types && alt[event.code]?.();  // in a text field, macOS types letters with Alt
     else if (event.key === "Escape" && !event.target.closest(".editor, #models")) done = press(document.getElementById("stop"));
     else if (!types && event.key === "/") { document.querySelector("#box textarea").focus(); done = true; }
     else if (!types && event.key === "?") { document.querySelector("header .shortcuts").showModal(); done = true; }

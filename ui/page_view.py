@@ -187,6 +187,7 @@ class View:
         self.shown: dict[str, Tab] = {}  # by browser tab; may be newer than the state with which a running event began
         self.writing: dict[str, Writing] = {}  # by conversation
         self.waiting: dict[str, list[Waiting]] = {}  # by conversation; the first question is the next
+        self.returned: dict[str, list[str]] = {}  # by browser tab: questions that left the line without an answer
         self.following: set[str] = set()  # browser tabs that show an answer which another tab asked for
         self.lock = RLock()
 
@@ -234,11 +235,16 @@ class View:
                 "" if model == BUNDLED else EXPERIMENT,
             ),
             self.ui.live: "" if writing is None else writing.html(),
-            self.ui.queue: waiting_html(self.waiting.get(tab["conversation"] or "", ())),
+            self.ui.queue: self.line_html(tab["conversation"]),
             self.ui.meter: self.meter(tab, messages),
             **self.buttons(writing is not None),
             **self.effects(messages),
         }
+
+    def line_html(self, conversation: str | None) -> str:
+        """The questions that wait in a conversation."""
+        line = self.waiting.get(conversation or "", ())
+        return waiting_html([question for question in line if not question.is_taken_back])
 
     def effects(self, messages: Sequence[Message]) -> Changes:
         """The effect of every plugin, at its card: in the last answer, or measured by a comparison."""

@@ -85,12 +85,16 @@ class Live:
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """A question that waits until its conversation's answer is complete. key: names it in events."""
+    """A question that waits until its conversation's answer is complete. key: names it in events.
+
+    is_asked: it left the line for an answer. A question that leaves the line in another way returns to the box.
+    """
 
     session: str
     text: str
     key: str = field(default_factory=lambda: secrets.token_hex(4))
     is_taken_back: bool = False
+    is_asked: bool = False
 
 
 def icon(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pitlane import BadOption
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import Message
-from pitlane.ui.advice import advice, advice_html, gains_ms
+from pitlane.ui.advice import advice, advice_html, gains_ms, replaced_by
 from pitlane.ui.answering import Ask, seed_of
 from pitlane.ui.controls import Card, note_html, plan_html, plan_line_html, refusal_html, serving_html, state_html
 from pitlane.ui.document_plugins import described, document_plugins, in_effect
@@ -126,7 +126,8 @@ class PluginEvents(View):
         gains: dict[str, float] = {}
         with suppress(PitlaneError):
             gains = gains_ms(self.desk.store, self.desk.engine.loader.source.name)
-        return advice_html(advice(gains, possible, bool(tab["documents"])), settings)
+        replaced = replaced_by(settings, self.desk.roles)
+        return advice_html(advice(gains, possible, bool(tab["documents"]), replaced), settings)
 
     # ---- values
 

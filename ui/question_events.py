@@ -18,7 +18,7 @@ from pitlane.storage.types import Message, Refusal
 from pitlane.ui.answering import Ask, Key, seed_of, was_stopped_before_it_began
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.page_view import Changes, Tab, Writing, page_event, session_of, warn
-from pitlane.ui.panels import Live, Waiting, can_go_on, waiting_html
+from pitlane.ui.panels import Live, Waiting, can_go_on
 from pitlane.ui.plugin_events import PluginEvents
 from pitlane.ui.refusals import STOPPED, refusal_of
 from pitlane.ui.waiting_line import ALIVE_SECONDS, WaitingLine
@@ -39,40 +39,33 @@ class QuestionEvents(PluginEvents, WaitingLine):
         text = text.strip()
         if not text:
             return
+        self.read(values, tab["documents"])  # refuses a bad value while the question is still in the box
         current, waiting = self.line_up(request, tab, text)
         if current is None:
             return
-        tab = current
-        question, changes = self._new_question(text, values), {self.ui.box: ""}
+        question = self._new_question(text, values)
         if waiting is None:
-            yield from self._answer(request, tab, question, changes)
-            return
-        conversation = str(tab["conversation"])
-        try:
-            yield {**changes, self.ui.queue: waiting_html(self.waiting[conversation])}
-            yield from self.wait(waiting, conversation)
-            if waiting.is_taken_back:
-                changes[self.ui.box] = text
-            else:
-                yield from self._answer(request, tab, question, waiting=waiting)
-        finally:
-            self.leave_line(waiting, conversation)
-        if waiting.is_taken_back and self.shown_tab(request, tab)["conversation"] == conversation:
-            yield {**changes, self.ui.queue: waiting_html(self.waiting.get(conversation, ()))}
+            yield from self._answer(request, current, question, {self.ui.box: ""})
+        else:
+            yield from self._ask_in_turn(request, current, question, waiting)
 
     @page_event
     def version(self, request: gr.Request, event: gr.EventData, tab: Tab) -> Changes:
         """Show another version of a message, with all that followed it."""
         conversation = tab["conversation"]
-        if conversation in self.writing:
-            gr.Info("An answer is on its way; stop it first.")
-            return {}
-        self.attempt(lambda: self.desk.store.conversations.show_version(str(conversation), int(event.id or 0)))
+        with self.lock:  # no question begins between the check and the change
+            if conversation in self.writing:
+                gr.Info("An answer is on its way; stop it first.")
+                return {}
+            self.attempt(lambda: self.desk.store.conversations.show_version(str(conversation), int(event.id or 0)))
         return self.show(request, self.reopened(tab))
 
     @page_event
     def go_on(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
-        """Continue an answer that was cut, with its own seed: the tokens are those of an answer that was not cut."""
+        """Continue an answer that was cut, with its own seed.
+
+        With the same sampling values, plugins and documents, it has the tokens of an answer that was not cut.
+        """
 
         def question(tab: Tab) -> tuple[Tab, Ask]:
             messages, model = self._messages(tab), self.desk.engine.loader.source.name
@@ -140,7 +133,10 @@ class QuestionEvents(PluginEvents, WaitingLine):
 
     @page_event
     def watch(self, request: gr.Request) -> Iterator[Changes]:
-        """Draw the unfinished answer of the tab's conversation, until it is complete or the tab shows another conversation."""
+        """Draw the unfinished answer of the tab's conversation, until it is complete or the tab shows another conversation.
+
+        A tab that follows the answer of another tab stops there: `settle` draws the finished answer, and the question after it.
+        """
         writing = self.shown_writing(request)
         while writing is not None:
             with self.lock:
@@ -155,13 +151,15 @@ class QuestionEvents(PluginEvents, WaitingLine):
             was_left, writing = not writing.over.is_set(), self.shown_writing(request)
             if was_left and writing is None:
                 yield {self.ui.live: ""}  # removes a last frame that arrived after the change of conversation
+            if not was_left and session_of(request) in self.following:
+                return
 
     @page_event
     def settle(self, request: gr.Request, tab: Tab) -> Changes:
-        """Draw a finished answer in a tab that followed the answer of another tab."""
-        if session_of(request) not in self.following or self.shown_writing(request) is not None:
+        """Draw a finished answer in a tab that followed the answer of another tab. The next answer may have begun already."""
+        if session_of(request) not in self.following:
             return {}
-        return self.show(request, self.reopened(tab))
+        return self.show(request, self.reopened(self.shown_tab(request, tab)))
 
     # ---- questions
 
@@ -196,6 +194,23 @@ class QuestionEvents(PluginEvents, WaitingLine):
         return () if tab["conversation"] is None else self.desk.store.conversations.get(tab["conversation"]).messages
 
     # ---- answers
+
+    def _ask_in_turn(self, request: gr.Request, tab: Tab, question: Question, waiting: Waiting) -> Iterator[Changes]:
+        """Ask a question of the line when its turn comes. If it is taken back or refused, its text returns to the box."""
+        conversation = str(tab["conversation"])
+        try:
+            yield {self.ui.box: "", self.ui.queue: self.line_html(conversation)}
+            yield from self.wait(waiting, conversation)
+            if not waiting.is_taken_back:
+                yield from self._answer(request, tab, question, waiting=waiting)
+        except PitlaneError as error:
+            warn(error)
+        finally:
+            self.leave_line(waiting, conversation)
+        if not waiting.is_asked:
+            self.give_back(waiting)
+            if self.shown_tab(request, tab)["conversation"] == conversation:
+                yield {self.ui.queue: self.line_html(conversation)}
 
     def _switch(
         self, request: gr.Request, name: str, is_on: bool, tab: Tab, values: Sequence[Any]
@@ -261,6 +276,8 @@ class QuestionEvents(PluginEvents, WaitingLine):
                 gr.Info("An answer is on its way; stop it first.")
                 return tab, None
             try:
+                if waiting is not None:  # documents may have been attached since the question was typed
+                    tab = self.tab_of(self.desk.store.conversations.get(str(tab["conversation"])))
                 tab, ask = question(tab)
             except NotFound as error:
                 warn(error)
@@ -270,6 +287,8 @@ class QuestionEvents(PluginEvents, WaitingLine):
             if ask.continued is not None:
                 messages = (*messages, ask.continued)
             self.writing[conversation.id] = Writing(session, conversation.id, messages, documents, Live())
+            if waiting is not None:
+                waiting.is_asked = True
             if not was_left:
                 self.shown[session] = tab
             self.desk.begin(_key(conversation.id))

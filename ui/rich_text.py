@@ -19,9 +19,10 @@ from markdown_it.token import Token
 
 MAX_COLOURED = 20_000  # characters of code; colouring takes about a millisecond per 1,000
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
-# `$5 and $6` is no formula: the opening `$` stands before no blank, the closing `$` behind no blank and before no digit.
+# Prices, shell variables and code are no formulas: `$5 and $6`, `$5 (US$)`, `$HOME/bin:$PATH`. So a formula in a line has no
+# backtick, no blank behind its opening `$`, no blank and no `US` before its closing `$`, and no letter or digit behind it.
 _FORMULA = re.compile(
-    r"\$\$(?P<b>[^$]+?)\$\$|\\\[(?P<c>.+?)\\\]|\\\((?P<d>.+?)\\\)|\$(?P<a>[^\s$](?:[^$\n]*[^\s$\\])?)\$(?!\d)",
+    r"\$\$(?P<b>[^$]+?)\$\$|\\\[(?P<c>.+?)\\\]|\\\((?P<d>.+?)\\\)|\$(?P<a>[^\s$`](?:[^$\n`]*[^\s$`\\])?)(?<!US)\$(?!\w)",
     re.DOTALL,
 )
 _TASK = re.compile(r"\[([ xX])\]\s+")
@@ -89,12 +90,14 @@ def _directions(state: StateCore) -> None:
 
 
 def _code_html(self: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
-    """A block of code with its language and a button to copy it. While an answer is written, code has no colours."""
+    """A block of code with its language and a button to copy it. While an answer is written, it has no button and no colours."""
     code, language = tokens[index].content, (tokens[index].info.split() or [""])[0]
-    text = escape(code) if env.get("is_live") else coloured(code, language)
+    name = f"<span>{escape(language)}</span>"
+    if env.get("is_live"):
+        return f'<div class="code"><p>{name}</p><pre dir="ltr"><code>{escape(code)}</code></pre></div>'
     return (
-        f'<div class="code" data-source="{escape(code.rstrip(chr(10)))}"><p><span>{escape(language)}</span>'
-        f'<button type="button" data-do="copy" data-id="">Copy</button></p><pre dir="ltr"><code>{text}</code></pre></div>'
+        f'<div class="code" data-source="{escape(code.rstrip(chr(10)))}"><p>{name}<button type="button" data-do="copy" '
+        f'data-id="">Copy</button></p><pre dir="ltr"><code>{coloured(code, language)}</code></pre></div>'
     )
 
 

@@ -62,18 +62,23 @@ def sampling_panel(recommended: Mapping[str, float]) -> SamplingPanel:
             reset = gr.Button("Reset", size="sm", min_width=0, elem_classes=["reset-sampling"])
         fields: dict[str, Any] = {
             "temperature": _field(
-                "Temperature", f"empty: {chat_words(recommended)}; over documents 0: always the likeliest token"
+                "Temperature",
+                f"empty: {chat_words(recommended)} in a chat; 0 (always the likeliest token) with documents",
             ),
-            "top_p": _field("Top-p", "share of probability to draw from"),
+            "top_p": _field("Top-p", "draw from the likeliest tokens that together have this probability"),
             "top_k": _field("Top-k", "number of tokens to draw from"),
-            "min_p": _field("Min-p", "least share of the top probability"),
+            "min_p": _field(
+                "Min-p", "leave out tokens less likely than this share of the likeliest token's probability"
+            ),
             "repetition_penalty": _field("Repetition penalty", "above 1: fewer repeated words"),
             "max_tokens": gr.Number(
                 value=DEFAULT_MAX_TOKENS, minimum=1, maximum=100_000, precision=0, label="Max tokens",
                 info="longest answer",
             ),
             "seed": _field("Seed", "empty: random"),
-            "system": gr.Textbox(value="", lines=2, max_lines=6, label="System prompt", info="stands behind the documents"),
+            "system": gr.Textbox(
+                value="", lines=2, max_lines=6, label="System prompt", info="placed after the documents in the prompt"
+            ),
             "thinking": gr.Dropdown(list(THINKING), value="auto", label="Thinking", info="for models that can reason first"),
         }  # fmt: skip
     return SamplingPanel(fields, presets, reset)

@@ -1,6 +1,7 @@
 """Questions that are typed while an answer is written: each waits until its conversation is free, in the order of typing.
 
-The event that asks a question waits itself, so a question leaves the line with the tab that asked it.
+The event that asks a question waits itself, so a question leaves the line with the tab that asked it. This event does not know the
+text that is typed into the box meanwhile. So the text of a question without an answer returns by another event, `put_back`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,26 @@ class WaitingLine(ModelEvents):
     """The line of every conversation, over one desk."""
 
     @page_event
-    def take_back(self, event: gr.EventData) -> Changes:
-        """Take a waiting question out of the line; its own event puts the text back into the box."""
+    def take_back(self, request: gr.Request, event: gr.EventData) -> Changes:
+        """Take a waiting question out of the line, in the line of any tab. The text returns to the box of the tab that asked."""
         for questions in list(self.waiting.values()):
             for waiting in questions:
                 waiting.is_taken_back |= waiting.key == event.id
-        return {}
+        shown = self.shown.get(session_of(request))
+        return {} if shown is None else {self.ui.queue: self.line_html(shown["conversation"])}
+
+    @page_event
+    def put_back(self, request: gr.Request, typed: str) -> Changes:
+        """Put questions that left the line without an answer back into the box, behind the text that was typed meanwhile."""
+        with self.lock:
+            texts = self.returned.pop(session_of(request), [])
+        kept = [typed] if typed.strip() else []
+        return {self.ui.box: "\n\n".join([*kept, *texts])} if texts else {}
+
+    def give_back(self, waiting: Waiting) -> None:
+        """Keep the text of a question until `put_back` puts it into the box of its tab."""
+        with self.lock:
+            self.returned.setdefault(waiting.session, []).append(waiting.text)
 
     def line_up(self, request: gr.Request, tab: Tab, text: str) -> tuple[Tab | None, Waiting | None]:
         """Put a question in line if its conversation is busy. No tab: the line is too long, or the question is the one before."""

@@ -94,7 +94,7 @@ def reuse_html(stats: Stats) -> str:
         f"<q>{escape(reuse['before'])}</q>."
     )
     if stats["cached_tokens"] + REUSE_SLACK < reuse["same"]:
-        words += f" Only {stats['cached_tokens']:,} of them came from cache: the set of plugins differs, or their KV is gone."
+        words += f" Only {stats['cached_tokens']:,} of them came from cache: the set of plugins differs, or their KV was removed."
     return f'<p class="reuse">{words}</p>'
 
 

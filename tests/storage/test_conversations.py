@@ -213,6 +213,19 @@ def test_search_finds_words_beginnings_titles_and_characters(store: Store) -> No
     assert store.conversations.search("absent") == []
 
 
+def test_search_finds_shown_messages_alone(store: Store) -> None:
+    add, key = store.conversations.append, store.conversations.create("m", "t").id
+    question = add(key, "user", "portafilter \u8bf4\u4e2d\u6587")
+    add(key, "assistant", "group head")
+    store.conversations.branch(key, question.id)
+    edited = add(key, "user", "tamper")
+    for text in ("portafilter", "group", "\u4e2d\u6587"):
+        assert store.conversations.search(text) == [], text
+    assert [hit.message_id for hit in store.conversations.search("tamper")] == [edited.id]
+    store.conversations.show_version(key, question.id)
+    assert len(store.conversations.search("group")) == 1 and store.conversations.search("tamper") == []
+
+
 ODD = [
     '"',
     "'",

@@ -14,7 +14,7 @@ import pytest
 from pitlane import BadOption, PromptTooLong
 from pitlane.storage.errors import StorageError
 from pitlane.storage.types import Message, Refusal
-from pitlane.ui.answering import Ask
+from pitlane.ui.answering import Ask, plan_of_both
 from pitlane.ui.panels import Live, thread_html
 from pitlane.ui.refusals import refusal_of
 from pitlane.ui.sampling import Sampling
@@ -23,6 +23,7 @@ from tests.ui.test_page import stats
 
 TOO_LONG = "w" * 5000
 NONE = event(id="0")
+NOTHING = {"__type__": "update"}
 
 
 @pytest.fixture(autouse=True)
@@ -215,8 +216,11 @@ def test_a_question_in_mid_answer_waits_its_turn(page: Any) -> None:
     shown = page.handlers.open(OTHER_TAB, event(id=key), new_tab(), "")[ui.queue]
     assert shown.index("second") < shown.index("third") < shown.index("fourth")
     assert last(page.handlers.ask(TAB, "fifth", new_tab(key), *now)) == {"__type__": "update"}, "the line is full"
-    page.handlers.take_back(event(id=page.handlers.waiting[key][1].key))
-    assert last(line[1])[ui.box] == "third"
+    taken = page.handlers.take_back(OTHER_TAB, event(id=page.handlers.waiting[key][1].key))[ui.queue]
+    assert "second" in taken and "third" not in taken, "the line of the tab that takes it back is drawn anew"
+    assert "third" not in last(line[1])[ui.queue]
+    assert page.handlers.put_back(OTHER_TAB, "") == NOTHING, "it belongs to the tab that asked"
+    assert page.handlers.put_back(TAB, "typed")[ui.box] == "typed\n\nthird"
     assert texts(page, key) == ["Go on"]
     page.handlers.stop(TAB)
     last(answer)
@@ -224,6 +228,59 @@ def test_a_question_in_mid_answer_waits_its_turn(page: Any) -> None:
     changes = last(line[2])
     assert texts(page, key)[::2] == ["Go on", "second", "fourth"] and len(texts(page, key)) == 6
     assert changes[ui.queue] == "" and not page.handlers.waiting
+
+
+@pytest.mark.parametrize("trouble", ["the conversation was deleted", "the model changes"])
+def test_a_question_that_gets_no_turn_returns_to_the_box(page: Any, warnings_shown: list[str], trouble: str) -> None:
+    ui, now = page.handlers.ui, values(page, max_tokens=8)
+    answer, (key,) = endless(page), page.handlers.writing
+    line = [page.handlers.ask(TAB, text, new_tab(key), *now) for text in ("second", "third")]
+    assert all(next(question)[ui.box] == "" for question in line)
+    page.handlers.stop(TAB)
+    last(answer)
+    if trouble == "the model changes":
+        page.handlers.is_retired = True
+    else:
+        page.store.conversations.delete(key)
+    for question, text, typed, box in (
+        (line[0], "second", " ", "second"),
+        (line[1], "third", "second", "second\n\nthird"),
+    ):
+        assert text not in last(question).get(ui.queue, "") and warnings_shown.pop()
+        assert page.handlers.put_back(TAB, typed)[ui.box] == box
+    assert page.handlers.put_back(TAB, "") == NOTHING, "once"
+    assert not page.handlers.waiting and not page.handlers.writing
+
+
+def test_the_box_is_read_again_when_the_event_that_asks_has_ended(page: Any) -> None:
+    ask, put_back = (next(fn for fn in page.blocks.fns.values() if fn.name == name) for name in ("ask", "put_back"))
+    box = page.handlers.ui.box
+    assert put_back.trigger_after == ask._id and put_back.inputs == [box] == put_back.outputs
+    assert not put_back.trigger_only_on_success, "also after an error"
+
+
+def test_a_bad_value_keeps_a_question_out_of_the_line(page: Any, warnings_shown: list[str]) -> None:
+    answer, (key,) = endless(page), page.handlers.writing
+    now = values(page)
+    assert last(page.handlers.ask(TAB, "second", new_tab(key), *now[:3], "abc", *now[4:])) == NOTHING
+    assert "seed" in warnings_shown[-1] and not page.handlers.waiting
+    page.handlers.stop(TAB)
+    last(answer)
+
+
+def test_a_waiting_question_has_the_documents_that_were_attached_meanwhile(page: Any, tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("Facts. " * 20)
+    document = page.desk.add_file(path).id
+    answer, (key,) = endless(page), page.handlers.writing
+    waiting = page.handlers.ask(TAB, "second", new_tab(key), *values(page, max_tokens=8))
+    next(waiting)
+    page.store.conversations.set_documents(key, [document])
+    page.handlers.stop(TAB)
+    last(answer)
+    assert next(waiting)[page.handlers.ui.tab]["documents"] == [document]
+    assert [row.title for row in page.handlers.writing[key].documents] == ["note.txt"]
+    last(waiting)
 
 
 def test_a_waiting_question_is_asked_where_it_was_typed_and_leaves_with_its_tab(page: Any) -> None:
@@ -273,6 +330,20 @@ def test_answers_of_a_question_are_versions_and_prompts_follow_the_shown_one(pag
     assert texts(page, key)[0] == "One" and texts(page, key)[2] == "Two", "the old branch is as it was"
 
 
+def test_no_version_changes_while_a_question_begins(page: Any) -> None:
+    key = conversation(page, "hi", "old")
+    old = messages(page, key)[1]
+    page.store.conversations.branch(key, old.id)
+    page.store.conversations.append(key, "assistant", "new")
+    change = Thread(target=lambda: page.handlers.version(TAB, event(id=str(old.id)), new_tab(key)))
+    with page.handlers.lock:
+        change.start()
+        change.join(0.1)
+        assert texts(page, key) == ["hi", "new"]
+    change.join()
+    assert texts(page, key) == ["hi", "old"]
+
+
 def test_versions_wait_for_the_end_of_an_answer(page: Any) -> None:
     answer, (key,) = endless(page), page.handlers.writing
     assert page.handlers.version(TAB, event(id="1"), new_tab(key)) == {"__type__": "update"}
@@ -299,6 +370,26 @@ def test_a_cut_answer_goes_on_with_the_tokens_of_an_answer_that_was_not_cut(page
     assert "continued after <b>20</b> tokens" in changes[ui.thread]
 
 
+def test_a_continued_answer_has_the_plugins_of_both_parts_and_the_weaker_exactness() -> None:
+    before = {"plugins": {"jacobi": {"window": 3}, "int8": {}}, "exactness": "approximate", "batch_invariant": True}
+    after = {"plugins": {"prompt_lookup": {}, "jacobi": {"window": 6}}, "exactness": "identical"}
+    both = plan_of_both(before, after)
+    assert list(both["plugins"]) == ["prompt_lookup", "jacobi", "int8"], "the drafter of the later part comes first"
+    assert both["plugins"]["jacobi"] == {"window": 6} and both["batch_invariant"] is True
+    assert both["exactness"] == plan_of_both(after, before)["exactness"] == "approximate"
+    assert plan_of_both({}, {**after, "batch_invariant": False})["batch_invariant"] is False
+
+
+def test_a_continued_answer_names_the_plugins_of_its_first_part(page: Any) -> None:
+    ui = page.handlers.ui
+    page.engine.loader.eos_token_ids = frozenset()
+    tab = last(page.handlers.ask(TAB, "Tell me", new_tab(), *values(page, ("echo",), 8)))[ui.tab]
+    answer = messages(page, tab["conversation"])[1]
+    last(page.handlers.go_on(TAB, event(id=str(answer.id)), tab, *values(page, ("prefix_cache",), 8)))
+    continued = messages(page, tab["conversation"])[1].stats
+    assert continued is not None and set(continued["plugins"]) == {"echo", "prefix_cache"}
+
+
 def test_only_the_last_answer_of_this_model_can_go_on(page: Any, warnings_shown: list[str]) -> None:
     key = conversation(page, "hi", "old")
     answer = messages(page, key)[1]
@@ -315,7 +406,7 @@ def test_a_tab_that_shows_the_answer_of_another_tab_follows_it_to_its_end(page: 
     ui = page.handlers.ui
     answer, (key,) = endless(page), page.handlers.writing
     opened = page.handlers.open(OTHER_TAB, event(id=key), new_tab(), "")
-    assert "live" in opened[ui.live] and page.handlers.settle(OTHER_TAB, new_tab(key)) == {"__type__": "update"}
+    assert "live" in opened[ui.live] and "live" in page.handlers.settle(OTHER_TAB, new_tab(key))[ui.live]
     watched = page.handlers.watch(OTHER_TAB)
     assert "live" in next(watched)[ui.live]
     page.handlers.stop(TAB)
@@ -326,6 +417,27 @@ def test_a_tab_that_shows_the_answer_of_another_tab_follows_it_to_its_end(page: 
     settled = page.handlers.settle(OTHER_TAB, new_tab(key))
     assert settled[ui.live] == "" and "stopped" in settled[ui.thread]
     assert page.handlers.settle(OTHER_TAB, new_tab(key)) == {"__type__": "update"}, "once"
+
+
+def test_a_tab_that_follows_draws_the_question_that_waited(page: Any) -> None:
+    ui = page.handlers.ui
+    answer, (key,) = endless(page), page.handlers.writing
+    waiting = page.handlers.ask(TAB, "second", new_tab(key), *values(page, max_tokens=4000))
+    next(waiting)
+    page.handlers.open(OTHER_TAB, event(id=key), new_tab(), "")
+    watched = page.handlers.watch(OTHER_TAB)
+    next(watched)
+    page.handlers.stop(TAB)
+    finish = Thread(target=lambda: last(answer))
+    finish.start()
+    begun = next(changes for changes in waiting if ui.thread in changes)
+    assert "second" in begun[ui.thread], "the next answer has begun"
+    assert next(watched, None) is None, "the tab draws this answer before it goes on with the next answer"
+    finish.join()
+    settled = page.handlers.settle(OTHER_TAB, new_tab("an older state of the tab"))
+    assert "second" in settled[ui.thread] and "live" in settled[ui.live] and settled[ui.queue] == ""
+    page.handlers.stop(TAB)
+    last(waiting)
 
 
 def test_a_failure_after_a_long_load_waits_for_the_last_frame(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:

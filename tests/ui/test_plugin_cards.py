@@ -7,7 +7,7 @@ from typing import Any
 
 from pitlane import PluginRegistry
 from pitlane.storage.db import Store
-from pitlane.ui.advice import advice, advice_html, gains_ms
+from pitlane.ui.advice import advice, advice_html, gains_ms, replaced_by
 from pitlane.ui.chat_flow import badge
 from pitlane.ui.controls import about_html, default_options, option_widget
 from pitlane.ui.effects import effect_html
@@ -57,6 +57,10 @@ def test_the_largest_measured_gain_is_tried_first_and_else_a_plain_rule_decides(
         "prompt_lookup", "int8",
     ]  # fmt: skip
     assert advice({}, ("jacobi",), False) is None and advice_html(None, ()) == ""
+    replaced = replaced_by(["int4", "jacobi"], {"int4": "linear", "int8": "linear", "jacobi": "drafter", "lora": None})
+    assert replaced == {"int8"} and advice({}, every, False, replaced) is None, "the user has chosen for this role"
+    assert replaced_by(["int8"], {"int8": "linear", "lora": None}) == set()
+    assert advice({"int8": 9.0}, every, False, replaced) is not None, "a measured gain counts all the same"
     choice = advice({}, every, False)
     assert 'data-do="switch_on" data-id="int8"' in advice_html(choice, ())
     assert 'data-do="compare"' in advice_html(choice, ("int8",)), "what is on already is measured"

@@ -17,13 +17,19 @@ from pitlane.ui.rich_text import MAX_COLOURED, coloured
         ("$$\n\\sum_i x_i\n$$", "display", r"\sum_i x_i"),
         ("\\[\n\\frac{1}{2}\n\\]", "display", r"\frac{1}{2}"),
         ("$x$", "", "x"),
+        ("so $x^2$, too", "", "x^2"),
+        ("$5 + x$", "", "5 + x"),
     ],
 )
 def test_formulas_keep_their_source_for_the_browser(text: str, kind: str, tex: str) -> None:
     assert f'<span class="math {kind}" data-tex="{tex}"><code>{tex}</code></span>' in markdown_html(text)
 
 
-@pytest.mark.parametrize("text", ["$5 and $6", "$5-$10 each", "a $ b $ c", r"\$x\$", "`$x$`", "costs 5 $", "$ x $"])
+NO_FORMULAS = ["$5 and $6", "$5-$10 each", "a $ b $ c", r"\$x\$", "`$x$`", "costs 5 $", "$ x $"]
+NO_FORMULAS += ["export PATH=$HOME/bin:$PATH", "$b, not `$c`", "`$b`, not $c and `$d`", "$5 (US$)", "US$5, or US$6"]
+
+
+@pytest.mark.parametrize("text", NO_FORMULAS)
 def test_prices_and_code_are_no_formulas(text: str) -> None:
     assert "math" not in markdown_html(text)
 
@@ -43,7 +49,8 @@ def test_code_is_coloured_and_can_be_copied() -> None:
     assert 'data-source="if x &lt; 1:\n    pass  # &lt;b&gt;"' in html and 'data-do="copy"' in html
     assert "<span>python</span>" in html
     live = markdown_html("```python\nif x < 1:\n", is_live=True)
-    assert 'class="k"' not in live and "if x &lt; 1:" in live
+    assert 'class="k"' not in live and "if x &lt; 1:" in live and "copy" not in live and "data-source" not in live
+    assert "copy" not in markdown_html("<think>so\n```python\nif x:\n", is_live=True)
     assert coloured("<x>", "no such language") == "&lt;x&gt;" == coloured("<x>", "")
     assert "span" not in coloured("a = 1\n" * MAX_COLOURED, "python")
 

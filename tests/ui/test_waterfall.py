@@ -38,7 +38,7 @@ def test_hooks_that_run_in_both_stages_have_no_place_in_time() -> None:
 
 def test_the_folded_line_has_the_figures_and_whatever_went_wrong() -> None:
     line = " ".join(chat_flow.head_parts(stats(paused={"prompt_lookup": "loses"}, failed={"other": "boom"})))
-    for part in ("<b>512</b> prompt", "<b>480</b> from cache", "TTFT", "plugins bought ~471 ms", "paused", "boom"):
+    for part in ("<b>512</b> prompt", "<b>480</b> from cache", "TTFT", "plugins saved ~471 ms", "paused", "boom"):
         assert part in line
     assert "seed" not in line and "cost" not in line
     html = chat_flow.stats_html(stats(), ROLES)

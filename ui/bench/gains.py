@@ -1,9 +1,9 @@
-"""Gains of plugins that a comparison measured, for the plugin cards: the latest comparison of the model counts."""
+"""Gains of plugins that a comparison measured, for the plugin cards and the advice: a plugin's latest comparison counts."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pitlane.ui.bench.report import bought_text
 from pitlane.ui.render import short_name
@@ -14,14 +14,30 @@ if TYPE_CHECKING:
 SEARCHED = 20  # latest comparisons of a model
 
 
+class Measured(NamedTuple):
+    """A measured gain: of a plugin in a plan, and the time of its comparison."""
+
+    gain: dict[str, Any]
+    plan: dict[str, Any]
+    created: float
+
+
+def latest_gains(store: Store, model: str) -> dict[str, Measured]:
+    """The latest ablated gain of every plugin, by name of the plugin."""
+    gains: dict[str, Measured] = {}
+    for comparison in store.comparisons.list(SEARCHED, model):
+        for plan in comparison.report["plans"]:
+            for name, gain in plan["bought_ms"].items():
+                gains.setdefault(name, Measured(gain, plan, comparison.created))
+    return gains
+
+
 def measured_gains(store: Store, model: str) -> dict[str, str]:
     """The latest ablated gain of every plugin in words, with its date and model, by name of the plugin."""
     gains: dict[str, str] = {}
-    for comparison in store.comparisons.list(SEARCHED, model):
-        day = datetime.fromtimestamp(comparison.created).strftime("%Y-%m-%d")
-        for plan in comparison.report["plans"]:
-            for name, gain in plan["bought_ms"].items():
-                gains.setdefault(name, gain_text(name, gain, plan, day, model))
+    for name, measured in latest_gains(store, model).items():
+        day = datetime.fromtimestamp(measured.created).strftime("%Y-%m-%d")
+        gains[name] = gain_text(name, measured.gain, measured.plan, day, model)
     return gains
 
 
