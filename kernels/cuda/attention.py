@@ -23,6 +23,7 @@ from torch import Tensor
 from pitlane.kernels.cuda.device import power_of_two
 
 PIECE = 1024  # keys
+BLOCK_N = 32  # keys of a tile: more spill registers
 MAX_DRAFT = 64  # tokens: the bits of a mask
 FEW_TILES = 256  # fewer tiles than this leave multiprocessors idle: then every piece has a program
 
@@ -283,7 +284,7 @@ def constants(
         "WIDTH": width,
         "TOKENS": tokens,
         "ROWS": rows,
-        "BLOCK_N": 64 if width == 128 and rows > 16 else 32,
+        "BLOCK_N": BLOCK_N,
         "PIECE": PIECE,
         "SPLIT": split,
         "SINKS": sinks,
@@ -295,7 +296,7 @@ def tile_rows(longest: int, dim: int) -> int:
     """Query rows of a tile, if `longest` is the largest number of tokens of a sequence."""
     if longest <= 16:
         return 16
-    return 64 if dim <= 128 else 32
+    return 64 if dim <= 64 else 32
 
 
 def launch(rows: int) -> dict[str, int]:
