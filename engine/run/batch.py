@@ -182,8 +182,8 @@ class BatchBuilder:
         for group, targets in enumerate(arrays[5:]):
             tables = [self.pool.table_of_batch(chunk.kv, group) for chunk in chunks]
             groups.append(self._group(group, targets, tables, arrays[1], np.diff(arrays[3])))
-        tensors = map(torch.from_numpy, arrays[:5])
-        return Batch(*tensors, tuple(groups), tuple(operations), self.pool.block_size)
+        ids, at, tree, starts, rows = map(torch.from_numpy, arrays[:5])
+        return Batch(ids, at, tree, starts, rows, tuple(groups), tuple(operations), self.pool.block_size)
 
     def _group(
         self,
