@@ -232,7 +232,7 @@ def state(form: Format) -> str:
 
 @cache
 def _warn(bits: int, reason: str) -> None:
-    log.warning("int%d: torch computes, not a kernel: %s", bits, reason)
+    log.warning("int%d: torch computes, not the kernel in C: %s", bits, reason)
 
 
 @cache

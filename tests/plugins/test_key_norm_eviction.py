@@ -194,8 +194,8 @@ class Wrong(KeyNorms):
     ("way", "message"),
     [
         ("fails", "RuntimeError: no idea"),
-        ("unknown", r"evicted \[99\], and the sequence holds \[0, 1\]"),
-        ("none", "left 192 tokens, and max_tokens 192 allows 128 behind an eviction"),
+        ("unknown", r"evicted\(\) returned blocks \[99\]; the sequence holds blocks \[0, 1\]"),
+        ("none", "left 192 tokens, and max_tokens 192 allows 128 after an eviction"),
     ],
 )
 def test_a_policy_that_fails_ends_its_request_and_is_named(
