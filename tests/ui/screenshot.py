@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+from contextlib import ExitStack
 
 QUESTIONS = ("When is the track open?", "What is the speed limit in the pit lane?")
 ARGUMENTS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update".split()
@@ -29,9 +30,10 @@ def take(target: str, model: str, dark: bool) -> None:
         Store() as store,
         PageServer("127.0.0.1", free_port("127.0.0.1", 0)) as server,
         ModelSwitch(options, options.build()) as switch,
-        sync_playwright() as playwright,
+        ExitStack() as browsers,
     ):
         serve(switch, store, server)
+        playwright = browsers.enter_context(sync_playwright())  # last: its event loop runs in this thread
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
         page = browser.new_page(viewport={"width": 1280, "height": 860}, color_scheme="dark" if dark else "light")
         page.goto(server.url)
