@@ -38,7 +38,7 @@ def drop_pages(mapping: range, address: int, num_bytes: int) -> None:
 
 
 def trim_heap() -> None:
-    """Give back freed memory, which glibc keeps for later use: up to 60 MB around a load, 1.3 GB behind a closed model."""
+    """Give back freed memory, which glibc keeps for later use: around a load of SmolLM2, up to 60 MB."""
     with suppress(AttributeError, OSError, TypeError):  # another C library than glibc
         _libc().malloc_trim(0)
 

@@ -1,6 +1,6 @@
-"""RMS norm of rows, computed in float32: y = x / sqrt(mean(x^2) + eps) * w, and the same behind a residual sum.
+"""RMS norm of rows, computed in float32: y = x / sqrt(mean(x^2) + eps) * w.
 
-A program takes a row. Moves 2 T D elements, or 4 T D with the sum, in one pass. Reference: kernels/ops.py.
+A program takes a row. Moves 2 T D elements in one pass. Reference: kernels/ops.py.
 """
 
 from __future__ import annotations
@@ -24,20 +24,6 @@ def rms_norm_kernel(x, weight, y, stride, eps, DIM: tl.constexpr, BLOCK: tl.cons
     tl.store(y + row * DIM + columns, (value * scale * factor).to(y.dtype.element_ty), inside)
 
 
-@triton.jit
-def add_rms_norm_kernel(x, out, weight, y, eps, DIM: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    inside, at = columns < DIM, row * DIM + columns
-    total = tl.load(x + at, inside, 0.0).to(tl.float32) + tl.load(out + at, inside, 0.0).to(tl.float32)
-    total = total.to(x.dtype.element_ty)
-    tl.store(x + at, total, inside)
-    value = total.to(tl.float32)
-    scale = 1.0 / tl.sqrt(tl.sum(value * value, 0) / DIM + eps)
-    factor = tl.load(weight + columns, inside, 0.0).to(tl.float32)
-    tl.store(y + at, (value * scale * factor).to(y.dtype.element_ty), inside)
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [T, D], weight [D] -> y [T, D], a new tensor in x's dtype."""
     rows, dim = x.shape
@@ -48,23 +34,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if rows:
         block = power_of_two(dim)
         rms_norm_kernel[(rows,)](x, weight, y, x.stride(0), eps, dim, block, num_warps=num_warps(block))
-    return y
-
-
-def add_rms_norm(x: Tensor, out: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Add `out` [T, D] to the residual stream x [T, D] in place, and return the norm of the sum, a new tensor.
-
-    The sum is rounded to x's dtype before the norm reads it, as the core does in two steps.
-    """
-    rows, dim = x.shape
-    if out.shape != x.shape or weight.shape != (dim,):
-        raise ValueError(f"x and out must be [T, D] and weight [D], got {x.shape}, {out.shape}, {weight.shape}")
-    if not (x.is_contiguous() and out.is_contiguous() and weight.is_contiguous()):
-        raise ValueError("x, out and weight must be contiguous")
-    y = torch.empty_like(x)
-    if rows:
-        block = power_of_two(dim)
-        add_rms_norm_kernel[(rows,)](x, out, weight, y, eps, dim, block, num_warps=num_warps(block))
     return y
 
 

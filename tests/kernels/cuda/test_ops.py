@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pitlane.kernels.cuda.activations import gelu_mul, silu_mul
-from pitlane.kernels.cuda.norms import add_rms_norm, rms_norm
+from pitlane.kernels.cuda.norms import rms_norm
 from pitlane.kernels.ops import rms_norm_ref, silu_mul_ref
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -28,15 +28,6 @@ def test_rms_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
     near(rms_norm(x, weight, 1e-5), rms_norm_ref(x, weight, 1e-5))
     wide = torch.randn(shape[0], shape[1] + 7).to(dtype)[:, : shape[1]]  # rows with a stride
     near(rms_norm(wide, weight, 1e-5), rms_norm_ref(wide, weight, 1e-5))
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_add_rms_norm(shape: tuple[int, int]) -> None:
-    x, out, weight = torch.randn(shape), torch.randn(shape), torch.randn(shape[1])
-    total = x + out
-    y = add_rms_norm(x, out, weight, 1e-5)
-    assert torch.equal(x, total)
-    near(y, rms_norm_ref(total, weight, 1e-5))
 
 
 @DTYPES
