@@ -90,8 +90,12 @@ class Variant:
     def for_lane(self, plan: Plan, context: BuildContext) -> BuiltModel:
         """Return the model with the operations and the attention that the plugins of a plan built."""
         answers = {
-            kind: _build(plan, "build_op", _operation, kind=kind, context=context) for kind in self.model.op_kinds
+            kind: _build(plan, "build_op", _operation, kind=kind, context=context)
+            for kind in (*self.model.op_kinds, *self.model.fused_kinds)
         }
+        norm, fused = answers["rms_norm"], answers["add_rms_norm"]
+        if fused is not None and (norm is None or norm.plugin is not fused.plugin):
+            answers["add_rms_norm"] = None  # the norm of another plugin must not be passed over
         ops = Ops(**{name: answer.value for name, answer in answers.items() if answer is not None})
         attention = _build(plan, "build_attention", _attention, context=context)
         built = [answer for answer in (*answers.values(), attention) if answer is not None]
@@ -112,7 +116,8 @@ class Variant:
             parts,
             self.is_batch_invariant
             and context.device.type == "cpu"  # tiles on a GPU depend on the batch
-            and len(built) == len(answers) + 1
+            and attention is not None
+            and all(answers[kind] is not None for kind in self.model.op_kinds)
             and all(a.plugin.batch_invariant for a in built),
             plan.hook("build_runner"),
             visibilities,

@@ -149,7 +149,8 @@ def _unsupported(forward: Forward, context: RunnerContext, model: Any) -> str | 
         "a head that no kernel in C computes": step.has_kernel(model.head),
         "attention other than paged_attention": getattr(context.attention, "attend", None) is attention.attend,
         "operations other than those of fused_ops": model.ops.rms_norm is ops.rms_norm
-        and getattr(model.ops, model.op_kinds[1]) is ops.silu_mul,
+        and getattr(model.ops, model.op_kinds[1]) is ops.silu_mul
+        and not model.ops.has_fused,
         "a KV store other than the core's": all(type(store) is DenseKV for store in context.stores),
         "norms behind attention or MLP": not config.output_norms,
         "an intermediate size that is no multiple of 32": config.intermediate_size % 32 == 0,
