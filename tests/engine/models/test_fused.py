@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def rope_store(qk: Tensor, v: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, va
 
 class Fuses(Plugin):
     name, exactness = "fuses", "identical"
-    kinds: dict[str, Any] = {"rms_norm": rms_norm, "add_rms_norm": add_rms_norm, "rope_store": rope_store}
+    kinds: ClassVar[dict[str, Any]] = {"rms_norm": rms_norm, "add_rms_norm": add_rms_norm, "rope_store": rope_store}
 
     @hookimpl
     def build_op(self, kind: str, context: BuildContext) -> Any:
@@ -71,7 +71,7 @@ def test_the_tokens_are_the_same_and_all_operations_run(make_engine: Any, regist
     assert fused.logprobs == plain.logprobs
     forwards, layers = CALLS["rms_norm"], engine.lane_of(engine.default_plan).built.model.num_layers
     assert forwards >= fused.stats["steps"]
-    assert CALLS == {"rms_norm": forwards, "add_rms_norm": 2 * layers * forwards, "rope_store": layers * forwards}
+    assert CALLS["add_rms_norm"] == 2 * layers * forwards and CALLS["rope_store"] == layers * forwards
 
 
 def test_quantized_kv_is_written_by_its_store(make_engine: Any, registry: PluginRegistry) -> None:
