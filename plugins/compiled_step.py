@@ -87,8 +87,6 @@ class Step:
             return self.forward(batch)
         if num_tokens > self.max_rows:
             return self._in_python(batch, f"more than {self.max_rows} tokens")
-        if any(group.sink_positions is not None for group in batch.groups):
-            return self._in_python(batch, "attention sinks with dropped tokens")
         parts = []
         for group in range(len(batch.groups)):
             reads = self.attention.prepare(batch.seen_by(group), group)
@@ -105,7 +103,8 @@ class Step:
         if top >= self.num_angles:
             self._grow(top)
         slots = [group.slots for group in batch.groups]
-        logits = self.program.run(x, batch.positions, batch.logit_rows, slots, parts, self.angles)
+        second = [group.sink_positions for group in batch.groups]
+        logits = self.program.run(x, batch.positions, batch.logit_rows, slots, parts, self.angles, second)
         self.counts["compiled"] += 1
         return self.output(logits, {})
 

@@ -172,6 +172,17 @@ def test_logits_and_kv_are_equal_to_the_bit(name: str) -> None:
     assert run.forward.counts == {"compiled": 11, "more than 64 tokens": 1}  # type: ignore[attr-defined]
 
 
+SINKS = {"attention_sinks": {"num_sinks": 4, "window": 64, "stride": 32}}
+
+
+@pytest.mark.parametrize("name", ["llama", "norms of heads", "windows and no rope"])
+def test_dropped_tokens_and_sinks_give_the_same_bits(name: str) -> None:
+    plain, compiled = built(CONFIGS[name], EXACT | SINKS, COMPILED | SINKS)
+    run = Run(compiled)
+    assert_same_bits(Run(plain), run)
+    assert run.forward.counts == {"compiled": 11, "more than 64 tokens": 1}  # type: ignore[attr-defined]
+
+
 INTEGERS: dict[str, dict[str, Any]] = {
     "int8": {"int8": {}},
     "int8, bfloat16 inputs": {"int8": {"activations": "bfloat16"}},
@@ -343,9 +354,9 @@ def test_wrong_programs_and_steps_are_refused() -> None:
     program = Run(model).forward.program  # type: ignore[attr-defined]
     x, one, parts = torch.zeros(1, 192).bfloat16(), torch.zeros(1, dtype=torch.int64), ()
     with pytest.raises(ValueError, match=r"x must be bfloat16 \[1 to 64, 192\]"):
-        program.run(x.float(), one, one, [one], parts, [])
+        program.run(x.float(), one, one, [one], parts, [], [None])
     with pytest.raises(ValueError, match="needs slots and parts of 1 groups"):
-        program.run(x, one, one, [one], parts, [])
+        program.run(x, one, one, [one], parts, [], [None])
     shape = step.Shape(192, 6, 2, 32, 1, 1)
     for op, words in (
         (step.Op(step.LINEAR, outs=32, ins=32), "an address of 0"),
