@@ -72,15 +72,16 @@ def talk(
 def transcript(model: str, context: int, turns: list[dict[str, Any]]) -> str:
     """The first turns, some turns of the middle, the last turns, and a table of counts."""
     replayed = [turn["replayed"] for turn in turns[1:]]
+    total, num_replayed = turns[-1]["prompt_tokens"] + turns[-1]["completion_tokens"], statistics.median(replayed)
     lines = [
         f"# A chat of {len(turns)} turns",
-        "Written by `docs/endless_chat.py`: one conversation with "
-        f"`{model}` and attention sinks, through the code of the page, with the\nsampling of the page and at most {MAX_TOKENS} tokens "
-        f"an answer. The context of the model is {context:,} tokens; the chat ends with\n"
-        f"{turns[-1]['prompt_tokens'] + turns[-1]['completion_tokens']:,} tokens. No turn failed. Tokens of earlier turns that a turn "
-        f"computed again: median {statistics.median(replayed):g}, at most\n{max(replayed)}. "
-        "Facts in the answers are often wrong: the model has 135 million parameters. … marks an answer cut at its limit.",
-        "| turn | prompt tokens | from cache | computed again | answer tokens | out of sight at the end |\n|---|---|---|---|---|---|",
+        f"Written by `docs/endless_chat.py`: one conversation with `{model}` and attention sinks, through the code of the page,\n"
+        f"with the sampling of the page and at most {MAX_TOKENS} tokens an answer. The context of the model is {context:,} tokens;\n"
+        f"the chat ends with {total:,} tokens. No turn failed. Tokens of earlier turns that a turn computed again: median\n"
+        f"{num_replayed:g}, at most {max(replayed)}. Facts in the answers are often wrong: the model has 135 million parameters.\n"
+        "… marks an answer cut at its limit.",
+        "| turn | prompt tokens | from cache | computed again | answer tokens | out of sight at the end |\n"
+        "|---|---|---|---|---|---|",
     ]
     rows = [turns[0], *turns[19::20]] if len(turns) >= 40 else turns
     lines[-1] += "".join(

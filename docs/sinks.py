@@ -5,9 +5,9 @@ attention sinks, and with key-norm eviction. The window has 512 tokens and moves
 512 tokens too. Prints the perplexity by stretches of 1,024 positions and, as the last line, one JSON document. `positions >= 1024`
 is the figure of docs/exactness.md.
 
---book MODEL TEXT [N] [SAMPLES] [FILE]: perplexity over position of N tokens (30,000), by stretches of 1,024 tokens. Attention to all
-tokens runs 4,096 tokens beyond the context of the model. Window recomputation reads the last 512 tokens alone, at the positions from
-0 on: once for each of SAMPLES positions (1,000), because every token costs a prefill. FILE.json and FILE.png hold the result.
+--book MODEL TEXT [N] [SAMPLES] [FILE]: perplexity over position of N tokens (30,000), by stretches of 1,024 tokens. Attention to
+all tokens runs 4,096 tokens beyond the context of the model. Window recomputation reads the last 512 tokens alone, at the positions
+from 0 on: once for each of SAMPLES positions (1,000), because every token costs a prefill. FILE.json and FILE.png hold the result.
 
 --endless MODEL COUNT [FILE]: the model generates COUNT tokens in one answer. Prints time and memory by tenths of the answer and, as
 the last line, one JSON document; FILE.json and FILE.png (if matplotlib is there) hold the same. Times: of the clock, and of the
