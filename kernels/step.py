@@ -12,13 +12,14 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pitlane.kernels.attention import Parts
+from pitlane.kernels.attention_quant import BITS, FIRST_OPEN
 from pitlane.kernels.extension import MISSING, cpu
 from pitlane.kernels.linear import Packed
 from pitlane.kernels.packing import UNIT
@@ -88,6 +89,25 @@ def linear_op(linear: object, source: int, output: int) -> Op:
     op.scales = 0 if linear.scales is None else linear.scales.data_ptr()
     op.symmetric, op.quantized, op.level = int(form.symmetric), int(form.quantized), linear.level or 0
     return op
+
+
+def kv_fields(store: Any, layer: int) -> dict[str, int]:
+    """The fields of an operation over the KV of a layer. store: dense KV, or the quantized KV of attention_quant.py."""
+    first, second = store.tensors(layer)
+    bits = BITS.get(store.format)
+    if bits is None:
+        return {"keys": first.data_ptr(), "values": second.data_ptr(), "head_stride": first.stride(0)}
+    return {
+        "keys": second[0].data_ptr(),
+        "values": second[1].data_ptr(),
+        "head_stride": second.stride(1),
+        "key_rows": first[0].data_ptr(),
+        "value_rows": first[1].data_ptr(),
+        "row_bytes": first.shape[3],
+        "row_stride": first.stride(1),
+        "kv_bits": bits,
+        "first_open": FIRST_OPEN,
+    }
 
 
 class Shape(NamedTuple):
