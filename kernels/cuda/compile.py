@@ -37,6 +37,7 @@ class Compiled:
         return self.spilled == 0 and self.shared <= SHARED_BYTES[self.capability]
 
 
+FORMATS = {8: "int8", 4: "int4", 0: "fp8"}  # of quantized KV, by bits
 Configuration = tuple[
     str, Any, dict[str, str], dict[str, Any], int, int
 ]  # name, kernel, types, constants, warps, stages
@@ -46,8 +47,10 @@ def configurations(capability: int) -> Iterator[Configuration]:
     """Common configurations: no sinks, no bias; types of arguments and constants by their names."""
     yield from _of_ops()
     yield from _of_attention()
+    yield from _of_kv()
     yield from _of_integers()
     yield from _of_fp8(capability)
+    yield from _of_sampling()
 
 
 def _of_ops() -> Iterator[Configuration]:
@@ -87,24 +90,55 @@ def _of_ops() -> Iterator[Configuration]:
 def _of_attention() -> Iterator[Configuration]:
     from pitlane.kernels.cuda import attention
 
+    strides = ("q_stride", "sink_stride", "head_stride", "slot_stride", "row_stride", "table_stride", "num_pieces")
     types = {
         **dict.fromkeys(("q", "sink_q", "keys", "values", "out"), "*bf16"),
         "partial": "*fp32",
         **dict.fromkeys(("tiles", "table"), "*i32"),
         **dict.fromkeys(("lows", "highs", "masks", "drafts", "ends"), "*i64"),
-        **dict.fromkeys(("q_stride", "sink_stride", "head_stride", "slot_stride", "table_stride", "num_pieces"), "i32"),
+        **dict.fromkeys(strides, "i32"),
         "scale": "fp32",
         "num_sinks": "i32",
     }
-    for dim, heads, group in ((64, 9, 3), (128, 32, 4), (128, 32, 8), (256, 4, 4)):
+    shapes = [(64, 9, 3), (80, 32, 1), (96, 32, 1), (128, 32, 4), (128, 32, 8), (256, 4, 4)]  # D, H, G
+    cases = [(*shape, 16) for shape in shapes] + [(dim, 32, 4, bits) for dim in (64, 128) for bits in (8, 4, 0)]
+    for dim, heads, group, bits in cases:
+        width = 0 if bits == 16 else dim * bits // 8 + dim // 8 if bits else dim
+        rows_of = dict.fromkeys(("row_keys", "row_values"), "*bf16" if bits == 16 else "*u8")
         for longest, split in ((1, True), (512, False)):
             rows = attention.tile_rows(longest, dim)
-            constants = attention.constants(heads, group, 32, dim, rows // group, split, sinks=False, exact=False)
-            name = f"D {dim}, G {group}, {rows} rows{', split' if split else ''}"
+            constants = attention.constants(
+                heads, group, 32, dim, rows // group, split, sinks=False, exact=False, bits=bits, width=width
+            )
+            form = "" if bits == 16 else f", KV {FORMATS[bits]}"
+            name = f"D {dim}, G {group}, {rows} rows{', split' if split else ''}{form}"
             shape = attention.launch(constants["ROWS"])
-            yield name, attention.attention_kernel, types, constants, *shape.values()
+            yield name, attention.attention_kernel, {**types, **rows_of}, constants, *shape.values()
     types = {"partial": "*fp32", "out": "*bf16", "num_pieces": "i32"}
     yield "D 128", attention.merge_kernel, types, {"DIM": 128, "WIDTH": 128}, 1, 3
+
+
+def _of_kv() -> Iterator[Configuration]:
+    from pitlane.kernels.cuda import kv_quant
+
+    strides = dict.fromkeys(("full_part", "full_head", "row_part", "row_head"), "i32")
+    types = {"full": "*bf16", "rows": "*u8", "sources": "*i64", "targets": "*i64", **strides}
+    for dim in (64, 128):
+        for bits, form in FORMATS.items():
+            width = dim * bits // 8 + dim // 8 if bits else dim
+            yield f"D {dim}, {form}", kv_quant.quantize_kernel, types, {"BITS": bits, "DIM": dim, "BYTES": width}, 4, 3
+
+
+def _of_sampling() -> Iterator[Configuration]:
+    from pitlane.kernels.cuda import sampling
+
+    numbers = dict.fromkeys(("temperatures", "top_ps", "log_min_ps", "weights"), "*fp64")
+    types = {**dict.fromkeys(("keys", "top_ks", "out"), "*i64"), **numbers, "stride": "i32", "V": "i32"}
+    for top_k, top_p in ((False, False), (True, True)):
+        for logits in ("*fp32", "*bf16"):
+            constants = {"TOP_K": top_k, "TOP_P": top_p, "BLOCK": sampling.BLOCK}
+            name = f"{'filters' if top_k else 'no filter'}, {logits[1:]}"
+            yield name, sampling.sample_kernel, {"logits": logits, **types}, constants, 8, 3
 
 
 def _of_integers() -> Iterator[Configuration]:
@@ -173,13 +207,14 @@ def _of_fp8(capability: int) -> Iterator[Configuration]:
                 yield name, linear_fp8.fp8_kernel, types, constants, *linear_fp8.launch(rows).values()
 
 
-def compile_for(capability: int) -> Iterator[Compiled]:
-    """Compile all configurations for a GPU of this capability (90: Hopper)."""
+def compile_for(capability: int, half: str = "bf16") -> Iterator[Compiled]:
+    """Compile all configurations for a GPU of this capability (90: Hopper). half: the type of 16 bits, bf16 or fp16."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     for name, kernel, types, constants, num_warps, num_stages in configurations(capability):
+        types = {parameter: kind.replace("bf16", half) for parameter, kind in types.items()}
         signature = {parameter: types.get(parameter, "constexpr") for parameter in kernel.arg_names}
         attributes = {
             (index,): [["tt.divisibility", 16]]
@@ -187,11 +222,7 @@ def compile_for(capability: int) -> Iterator[Compiled]:
             if str(types.get(parameter)).startswith("*")
         }
         source = ASTSource(kernel, signature, constants, attributes)
-        options = {
-            "num_warps": num_warps,
-            "num_stages": num_stages,
-            "enable_fp_fusion": True,
-        }  # fusion: Triton's default
+        options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
         registers, spilled = _ptxas(compiled.asm["ptx"], capability)
         kind = Path(inspect.getfile(kernel.fn)).stem

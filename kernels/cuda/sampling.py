@@ -133,8 +133,8 @@ def sample_kernel(
         num_ties += tl.sum(is_tie.to(tl.int64), 0)
         scaled = (value.to(tl.float64) - peak.to(tl.float64)) / divisor
         noisy = scaled + gumbel(key, start + inner)
+        noisy = tl.where(kept & (scaled >= log_min_p), noisy, float("-inf"))
         score = tl.where(greedy, value.to(tl.float64), noisy)
-        score = tl.where((kept & (scaled >= log_min_p)) | (greedy & inside), score, float("-inf"))
         largest = tl.max(score, 0)
         first = tl.min(tl.where((score == largest) & inside, start + inner, 0x7FFFFFFF), 0)
         token = tl.where(largest > best, first.to(tl.int64), token)
