@@ -3,7 +3,7 @@
 Symmetric codes stand for W = scale * code, with codes in [-2^(b-1), 2^(b-1) - 1] as int8. The weight of largest size in a group
 becomes the lowest code, so a scale may be negative. With 8 bits, codes are in [-127, 127] and scales are positive. Asymmetric codes
 stand for W = scale * (code - zero), with codes in [0, 2^b - 1] as uint8 and a whole zero. `group_size` 0: a row is a group.
-Scales have 11 significant bits, as in float16 (`packing.UNIT`), so packed weights keep them exactly.
+Scales have 11 significant bits, as in float16 (`UNIT`), so packed weights keep them exactly.
 Shapes: N outputs, K inputs, G groups of S inputs. Errors are sum (D H) D with D = W' - W and H = X^T X, the squared error of all
 outputs over the calibration tokens.
 Papers: GPTQ, https://arxiv.org/abs/2210.17323; AWQ, https://arxiv.org/abs/2306.00978; SmoothQuant, https://arxiv.org/abs/2211.10438
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-UNIT = 2.0**-10  # of packing.py: scales are float16 in this unit
+UNIT = 2.0**-10  # float16 holds scales and lows in this unit: weights of up to 64, and groups of weights of 1e-6
 METHODS = ("rtn", "gptq")
 BLOCK = 128  # columns that GPTQ updates together
 WIDE = (
@@ -60,6 +60,15 @@ class Codes(NamedTuple):
         weight = (groups * self.scales[..., None]).flatten(1)
         return weight if self.order is None else weight[:, self.order.argsort()]
 
+    def rows(self, begin: int, end: int) -> Codes:
+        """Rows `[begin, end)`."""
+        parts = (
+            self.codes[begin:end],
+            self.scales[begin:end],
+            self.zeros if self.zeros is None else self.zeros[begin:end],
+        )
+        return Codes(*parts, self.order)
+
 
 def quantize_linear(
     weight: Tensor,
@@ -75,8 +84,8 @@ def quantize_linear(
 ) -> Codes:
     """Quantize a weight [N, K].
 
-    bits: 2 to 8. stats: needed by `gptq`, and by `clip`. act_order, damping: of GPTQ. clip: search the range of every group, for the
-    least squared error weighted by the mean square of the inputs. Raises ValueError with the value and the way out.
+    bits: 2 to 8. stats: needed by `gptq`, and by `clip`. act_order, damping: of GPTQ. clip: search the range of every group, for
+    the least squared error weighted by the mean square of the inputs. Raises ValueError with the value and the way out.
     """
     rows, inputs = weight.shape
     size = group_size or inputs
@@ -286,7 +295,8 @@ def clip_shares(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Search the share of its range to which every group is clipped, for the least error of the group's outputs.
 
-    Returns shares [N, G], and the errors of the rows [N] before and after. A row is clipped only if its error over all groups falls.
+    Returns shares [N, G], and the errors of the rows [N] before and after. A row is clipped only if its error over all groups
+    falls.
     """
     rows, inputs = weight.shape
     blocks = hessian.view(inputs // size, size, inputs // size, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)

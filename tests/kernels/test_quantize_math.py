@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_four_symmetric_bits_and_eight_bits_are_those_of_the_packed_kernels() ->
 def test_more_bits_and_smaller_groups_have_smaller_errors() -> None:
     weight = normal(16, 256)
     errors = [float((quantize_linear(weight, bits, 64).dequantized() - weight).norm()) for bits in range(2, 9)]
-    assert all(few > 1.7 * many for few, many in zip(errors, errors[1:], strict=False))
+    assert all(few > 1.7 * many for few, many in pairwise(errors))
     sizes = [float((quantize_linear(weight, 3, size).dequantized() - weight).norm()) for size in (32, 64, 128, 0)]
     assert sizes == sorted(sizes)
 
