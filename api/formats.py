@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pitlane.engine.models.config_file import read_json
 from pitlane.engine.models.gguf.blocks import BLOCK_TYPES
-from pitlane.engine.models.gguf.names import ARCHITECTURES, PER_LAYER, WHOLE, is_query_or_key
+from pitlane.engine.models.gguf.names import ARCHITECTURES, PER_LAYER, ROPE_FREQS, WHOLE, is_query_or_key
 from pitlane.engine.models.quantized.awq import ORDER as AWQ_ORDER
 from pitlane.engine.models.quantized.bits import pack, unpack, words_for
 from pitlane.engine.models.quantized.config import KEYS as QUANTIZATION_KEYS
@@ -24,6 +24,7 @@ __all__ = [
     "PER_LAYER",
     "PRE_TOKENIZERS",
     "QUANTIZATION_KEYS",
+    "ROPE_FREQS",
     "SINGLE",
     "WHOLE",
     "byte_tokenizer",

@@ -31,7 +31,7 @@ class Journal:
             self._read()
         elif self.file.is_file():
             raise ExportError(f"{folder} holds an unfinished quantization; go on with --resume, or choose another --out")
-        elif folder.is_dir() and any(folder.glob("*.safetensors")) or (folder / "config.json").is_file():
+        elif any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.gguf", "config.json")):
             raise ExportError(f"{folder} holds a model; choose another --out")
         try:
             folder.mkdir(parents=True, exist_ok=True)
