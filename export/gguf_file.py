@@ -130,7 +130,9 @@ def _jobs(part: Part, source: ModelSource, settings: Settings, architecture: str
         elif isinstance(part, LinearPart) and len(shape) == 2:
             bits = settings.bits
         if bits and shape[-1] % BLOCK:
-            raise ExportError(f"gguf needs inputs that are a multiple of 32, got {shape[-1]} ({name}); choose another --format")
+            raise ExportError(
+                f"gguf needs inputs that are a multiple of 32, got {shape[-1]} ({name}); choose another --format"
+            )
         yield Job(name, source.stored_name(name), shape, bits, offset)
 
 
@@ -156,7 +158,9 @@ def _blocks(job: Job, source: ModelSource, settings: Settings, stats_of: StatsOf
     if not job.bits:
         return (weight.float() + job.offset).numpy().astype("<f4").tobytes()
     name = job.canonical.removesuffix(".weight")
-    how = settings if job.bits == settings.bits and ".layers." in name else replace(settings, method="rtn", bits=job.bits)
+    how = (
+        settings if job.bits == settings.bits and ".layers." in name else replace(settings, method="rtn", bits=job.bits)
+    )
     return blocks(rounded(name, weight, how, weight.dtype, stats_of(name)), job.bits)
 
 

@@ -29,7 +29,9 @@ def write_tokenizer(writer: GGUFWriter, source: ModelSource) -> None:
     model, added = values["model"], {token["id"]: token for token in values.get("added_tokens") or ()}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_pre_name(file, values))
-    tokens = {index: text for text, index in model["vocab"].items()} | {i: token["content"] for i, token in added.items()}
+    tokens = {index: text for text, index in model["vocab"].items()} | {
+        i: token["content"] for i, token in added.items()
+    }
     size = max(source.config.vocab_size, *(index + 1 for index in tokens))
     writer.add_token_list([tokens.get(index, f"[PAD{index}]") for index in range(size)])
     writer.add_token_types([_type(index, tokens, added) for index in range(size)])

@@ -138,7 +138,9 @@ def rounded(
         rows = max(1, CHUNK // weight.shape[1]) if alone else len(weight)
         kinds = settings.bits, settings.group_size, settings.symmetric, settings.method
         parts = [
-            _stored(piece.float(), quantize_linear(piece.float(), *kinds, stats), settings, scale_dtype(settings, dtype))
+            _stored(
+                piece.float(), quantize_linear(piece.float(), *kinds, stats), settings, scale_dtype(settings, dtype)
+            )
             for piece in weight.split(rows)
         ]
     except ValueError as error:

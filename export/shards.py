@@ -30,7 +30,9 @@ class Journal:
         if resume:
             self._read()
         elif self.file.is_file():
-            raise ExportError(f"{folder} holds an unfinished quantization; go on with --resume, or choose another --out")
+            raise ExportError(
+                f"{folder} holds an unfinished quantization; go on with --resume, or choose another --out"
+            )
         elif any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.gguf", "config.json")):
             raise ExportError(f"{folder} holds a model; choose another --out")
         try:

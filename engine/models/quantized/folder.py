@@ -29,7 +29,15 @@ WEIGHT = "weight"
 DENSE_DTYPES = ("F64", "F32", "F16", "BF16")
 WAY_OUT = "correct quantization_config, or download the model again"
 # Scales of activations and of KV. Pitlane keeps both in the model's dtype.
-NOT_USED = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point", "k_scale", "v_scale")
+NOT_USED = (
+    "input_scale",
+    "input_zero_point",
+    "input_global_scale",
+    "output_scale",
+    "output_zero_point",
+    "k_scale",
+    "v_scale",
+)
 
 
 class Linear(NamedTuple):

@@ -86,7 +86,11 @@ def test_a_scale_that_is_no_number(name: str, part: str, number: float, tmp_path
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.is_float])
 def test_a_float8_that_is_no_number(name: str, tmp_path: Path) -> None:
-    write(tmp_path, CASES[name], edit=changed("weight", lambda weight: torch.full_like(weight.float(), float("nan")).to(weight.dtype)))
+    write(
+        tmp_path,
+        CASES[name],
+        edit=changed("weight", lambda weight: torch.full_like(weight.float(), float("nan")).to(weight.dtype)),
+    )
     refused(tmp_path, f"{MODULE}.weight holds values that are no numbers", "model.safetensors", reads=True)
 
 
@@ -103,7 +107,8 @@ def test_groups_that_the_config_does_not_announce(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "part", "way"), [("gptq", "qzeros", "set sym to false"), ("compressed-tensors", "weight_shape", "by config")]
+    ("name", "part", "way"),
+    [("gptq", "qzeros", "set sym to false"), ("compressed-tensors", "weight_shape", "by config")],
 )
 def test_values_that_contradict_the_config(name: str, part: str, way: str, tmp_path: Path) -> None:
     write(tmp_path, CASES[name], edit=changed(part, lambda tensor: tensor + 1))
@@ -148,7 +153,9 @@ GROUPED = [name for name, case in CASES.items() if case.group not in (-1,) and n
 @pytest.mark.parametrize("name", GROUPED)
 def test_another_group_size(name: str, tmp_path: Path) -> None:
     part = next(part for part in parts_of_case(name) if "scale" in part or part == "qzeros")
-    refused(with_config(tmp_path, name, "group_size", 16), ".self_attn.q_proj." + part, "groups of 16", "model.safetensors")
+    refused(
+        with_config(tmp_path, name, "group_size", 16), ".self_attn.q_proj." + part, "groups of 16", "model.safetensors"
+    )
 
 
 @pytest.mark.parametrize("name", GROUPED)
