@@ -245,9 +245,11 @@ def _check_trims(
     """Raise PlanConflict if a plugin keeps sinks or evicts blocks, and a part of another plugin cannot work with that."""
     keeper = next((trim.plugin.name for trim in trims if num_sinks_of(trim.value)), None)
     evictor = next((trim.plugin.name for trim in trims if evicts(trim.value)), None)
-    writer = next((store.plugin.name for store in stores if store and store.value.format != DenseKV.format), None)
+    writer = next((store.plugin.name for store in stores if store and not _serves_trims(store.value)), None)
     if evictor is not None and writer is not None:
-        raise PlanConflict(f"{evictor} reads the keys of dense KV alone; take {writer} or {evictor} out of the plan")
+        raise PlanConflict(
+            f"the KV store of {writer} does not say that it serves evictions; take {writer} or {evictor} out of the plan"
+        )
     if evictor is not None and plan.hook("match_prefix"):
         sharer = plan.hook("match_prefix")[0].plugin.name
         raise PlanConflict(f"{sharer} needs all blocks of a text, and {evictor} drops some; take one of them out")
@@ -255,7 +257,8 @@ def _check_trims(
         return
     if writer is not None:
         raise PlanConflict(
-            f"attention sinks, which {keeper} keeps, are read from dense KV alone; take {writer} or {keeper} out of the plan"
+            f"the KV store of {writer} does not say that it serves attention sinks, which {keeper} keeps; take {writer} or "
+            f"{keeper} out of the plan"
         )
     if attention is None or getattr(attention.value, "reads_sinks", False):
         return
@@ -263,3 +266,7 @@ def _check_trims(
     raise PlanConflict(
         f"{reader} cannot read attention sinks, which {keeper} keeps; take {reader} or {keeper} out of the plan"
     )
+
+
+def _serves_trims(store: KVStorePlan) -> bool:
+    return store.serves_trims or store.format == DenseKV.format

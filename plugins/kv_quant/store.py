@@ -51,6 +51,11 @@ class QuantizedKV:
     def num_open(self) -> int:
         return len(self._open)
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether the next forward completes a block, which `write` then quantizes."""
+        return self._closing is not None
+
     # ---- open blocks
 
     def open(self, block: int, is_new: bool) -> int:
