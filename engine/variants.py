@@ -50,7 +50,10 @@ def plan_weights(plan: Plan, context: BuildContext) -> WeightPlan:
             return None
         return replace(answer.value, build=partial(_build_guarded, answer, hook)), answer.plugin
 
-    return WeightPlan.of(parts_of(context.config), context, ask, bool(plan.hook("transform_weights")))
+    is_transformed = bool(plan.hook("transform_weights"))
+    if is_transformed:
+        context = replace(context, packings={})  # the transformed weights are dense
+    return WeightPlan.of(parts_of(context.config), context, ask, is_transformed)
 
 
 def plan_kv(plan: Plan, context: BuildContext) -> list[GroupNeeds]:
