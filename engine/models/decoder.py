@@ -19,7 +19,7 @@ from torch import Tensor
 from pitlane.engine.kv.store import KVStore
 from pitlane.engine.models.config import DecoderConfig
 from pitlane.engine.models.layers import Ops
-from pitlane.engine.models.parts import Part
+from pitlane.engine.models.parts import Feed, Part
 from pitlane.engine.models.recorder import PartMaker, Recorder
 from pitlane.engine.models.rope import Rope
 from pitlane.engine.run.batch import Attention, Batch, SinkAttention
@@ -49,12 +49,18 @@ class Layer:
         self.group, self.index_in_group, self.rope = group, index_in_group, rope
         self.attention_norm = build.norm(at + ATTENTION_NORM, hidden, offset)
         qkv = {at + QUERY: queries, at + KEY: keys, at + VALUE: keys}
-        self.qkv = build.linear(hidden, qkv, bias=config.attention_bias, split="out")
+        self.qkv = build.linear(
+            hidden, qkv, bias=config.attention_bias, split="out", fed_by=Feed(at + ATTENTION_NORM)
+        )
         self.qk_norm = _qk_norm(config, build, at) if config.qk_norm else None
-        self.output = build.linear(queries, {at + OUTPUT: hidden}, bias=config.output_bias, split="in")
+        values = Feed(at + VALUE, config.num_kv_heads, config.num_heads // config.num_kv_heads)
+        self.output = build.linear(
+            queries, {at + OUTPUT: hidden}, bias=config.output_bias, split="in", fed_by=values
+        )
         self.mlp_norm = build.norm(at + MLP_NORM, hidden, offset)
-        self.gate_up = build.linear(hidden, {at + GATE: inner, at + UP: inner}, bias=config.mlp_bias, split="out")
-        self.down = build.linear(inner, {at + DOWN: hidden}, bias=config.mlp_bias, split="in")
+        gate_up, norm = {at + GATE: inner, at + UP: inner}, Feed(at + MLP_NORM)
+        self.gate_up = build.linear(hidden, gate_up, bias=config.mlp_bias, split="out", fed_by=norm)
+        self.down = build.linear(inner, {at + DOWN: hidden}, bias=config.mlp_bias, split="in", fed_by=Feed(at + UP))
         self.attention_output_norm: Tensor | None = None
         self.mlp_output_norm: Tensor | None = None
         if config.output_norms:
@@ -99,8 +105,6 @@ class Decoder:
         reads: per KV group, the result of `attention.prepare`. num_layers: run only the first `num_layers` layers, then norm and
         head (early exit, for drafts).
         """
-        norm, eps = self.ops.rms_norm, self.config.rms_norm_eps
-        activate = getattr(self.ops, self.op_kinds[1])
         x = self.embedding(batch.token_ids)
         if self.multiplier != 1.0:
             x *= self.multiplier
@@ -109,14 +113,32 @@ class Decoder:
             None if group.sink_positions is None else self._shifted(group.sink_positions) for group in batch.groups
         ]
         for layer in self.layers[:num_layers]:
-            normed = norm(x, layer.attention_norm, eps)
             group = layer.group
-            out = self._attend(layer, normed, angles, shifted[group], batch, stores[group], attention, reads[group])
-            x += out if layer.attention_output_norm is None else norm(out, layer.attention_output_norm, eps)
-            out = layer.down(activate(layer.gate_up(norm(x, layer.mlp_norm, eps))))
-            x += out if layer.mlp_output_norm is None else norm(out, layer.mlp_output_norm, eps)
-        logits: Tensor = self.head(norm(x.index_select(0, batch.logit_rows), self.norm, eps))
+            self.run_layer(layer, x, angles, shifted[group], batch, stores[group], attention, reads[group])
+        rows = x.index_select(0, batch.logit_rows)
+        logits: Tensor = self.head(self.ops.rms_norm(rows, self.norm, self.config.rms_norm_eps))
         return logits
+
+    def run_layer(
+        self,
+        layer: Layer,
+        x: Tensor,
+        angles: list[Angles],
+        shifted: list[Angles] | None,
+        batch: Batch,
+        store: KVStore,
+        attention: Attention,
+        reads: Any,
+    ) -> None:
+        """Add the outputs of a layer to x [T, hidden], in place."""
+        norm, eps = self.ops.rms_norm, self.config.rms_norm_eps
+        activate = getattr(self.ops, self.op_kinds[1])
+        out = self._attend(
+            layer, norm(x, layer.attention_norm, eps), angles, shifted, batch, store, attention, reads
+        )
+        x += out if layer.attention_output_norm is None else norm(out, layer.attention_output_norm, eps)
+        out = layer.down(activate(layer.gate_up(norm(x, layer.mlp_norm, eps))))
+        x += out if layer.mlp_output_norm is None else norm(out, layer.mlp_output_norm, eps)
 
     def _shifted(self, sink_positions: Tensor) -> list[Angles]:
         """The angles of the queries for sinks, per rotary embedding."""
