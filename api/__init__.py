@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LayerRecipe as LayerRecipe,
         Recipe as Recipe,
     )
+    from pitlane.engine.calibration.text import calibration_hash as calibration_hash
     from pitlane.engine.decode.draft import Draft as Draft
     from pitlane.engine.decode.params import SamplingParams as SamplingParams
     from pitlane.engine.decode.rows import Rows as Rows
@@ -111,6 +112,7 @@ if TYPE_CHECKING:
 _NAMES = {  # the same names at run time, when the imports above are not carried out
     "pitlane.engine.border": "MAX_SAMPLES",
     "pitlane.engine.calibration.recipe": "Calibrator InputStats LayerInputs LayerRecipe Recipe",
+    "pitlane.engine.calibration.text": "calibration_hash",
     "pitlane.engine.decode.draft": "Draft",
     "pitlane.engine.decode.params": "SamplingParams",
     "pitlane.engine.decode.rows": "Rows",

@@ -13,7 +13,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from pitlane.engine.calibration.recipe import (
     put_in_place,
     save,
 )
+from pitlane.engine.calibration.text import calibration_hash, calibration_text
 from pitlane.engine.calibration.walk import LayerWalk
 from pitlane.engine.errors import BadOption, EngineClosed, ModelError
 from pitlane.engine.models.build_context import BuildContext
@@ -54,6 +54,7 @@ class ModelCalibrator:
     ) -> None:
         self.source, self.plan, self.context, self.is_stopped = source, plan, context, is_stopped
         self._recipes: dict[Path, Recipe] = {}
+        self._folders: dict[tuple[str, str], Path] = {}  # by key of the plugin and `depends`
 
     def build(
         self, plugin: Any, visit: Callable[[LayerInputs], LayerRecipe], hessians: bool = False, depends: str = ""
@@ -88,14 +89,19 @@ class ModelCalibrator:
         return transform_of(self._before(plugin), self.context)
 
     def _folder(self, plugin: Any, depends: str) -> Path:
+        known = (plugin.key, depends)
+        if known not in self._folders:
+            self._folders[known] = self._folder_of(plugin, depends)
+        return self._folders[known]
+
+    def _folder_of(self, plugin: Any, depends: str) -> Path:
         parts = [
             FORMAT,
             self.context.fingerprint(),
             repr(self.source.config),
             *(earlier.key for earlier in self._before(plugin).plugins),
-            plugin.key,
-            depends,
-            hashlib.sha256(calibration_text(plugin.options.text).encode()).hexdigest(),
+            depends or plugin.key,
+            calibration_hash(plugin.options.text),
             str(plugin.options.tokens),
             str(LENGTH),
         ]
@@ -155,7 +161,9 @@ class _Build:
     ) -> tuple[Tensor, dict[str, Any]]:
         outputs, stats = walk.gather(index, hidden, self.hessians, self._check)
         if not bool(outputs.isfinite().all()):
-            raise ModelError(f"layer {index} of {self.source.name} gives numbers that are not finite; check its weights")
+            raise ModelError(
+                f"layer {index} of {self.source.name} gives numbers that are not finite; check its weights"
+            )
         made = visit(LayerInputs(index, walk.linears[index], stats, walk.weight))
         del stats
         save(made.tensors, layer_file(self.folder, index))
@@ -194,17 +202,6 @@ class _Build:
         if time.monotonic() - self.last_line > PAUSE:
             self.last_line = time.monotonic()
             log.warning("%s: layer %d of %d, %d tokens", self.label, done + 1, layers, tokens)
-
-
-def calibration_text(name: str) -> str:
-    """The text of a file; without a name, the text that Pitlane brings. Raises BadOption."""
-    if not name:
-        return files("pitlane.storage").joinpath("calibration.txt").read_text(encoding="utf-8")
-    try:
-        return Path(name).expanduser().read_text(encoding="utf-8")
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadOption(f"the calibration text {name!r} cannot be read ({reason}); name a file of plain UTF-8 text") from None
 
 
 def _write_json(value: dict[str, Any], path: Path) -> None:

@@ -43,7 +43,7 @@ class LayerInputs:
     """A layer of the dense model, for a plugin that makes a recipe.
 
     linears: the parts of the layer, fused as the model names them. stats: by the name of a part's first member. weight: returns the
-    weight of a member [out, in] in float32, after the plugins that come before.
+    weight of a member [out, in] or of a norm [size], its offset included, in float32, as the plugins before leave it.
     """
 
     index: int
@@ -65,17 +65,6 @@ class LayerRecipe:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Calibrated(Protocol):
-    """A plugin that makes a recipe. It is a `Plugin` with options `text` and `tokens`."""
-
-    name: Any
-    stage: Any
-    options: Any
-
-    @property
-    def key(self) -> str: ...
-
-
 class Calibrator(Protocol):
     """Builds the recipes of one model under one plan."""
 
@@ -84,8 +73,8 @@ class Calibrator(Protocol):
     ) -> Recipe:
         """Return the recipe of a plugin; build it first if it is missing.
 
-        visit: makes the recipe of a layer; called once per layer, in order. hessians: the statistics have them. depends: text of
-        all that the recipe depends on beside the model, the plugin's options and the plugins before it.
+        visit: makes the recipe of a layer; called once per layer, in order. hessians: the statistics have them. depends: names all
+        that the recipe depends on beside the model, the text and the plugins before; '': the plugin's key, with all its options.
         """
 
     def recipe(self, plugin: Any, depends: str = "") -> Recipe | None:
@@ -151,10 +140,12 @@ def layer_file(folder: Path, layer: int) -> Path:
 
 def save(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file under a temporary name, sync it, and rename it."""
+    import torch
     from safetensors.torch import save_file
 
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+    alone = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    save_file(alone, partial)  # tensors that share memory are refused
     put_in_place(partial, path)
 
 

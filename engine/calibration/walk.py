@@ -7,6 +7,7 @@ Shapes: S sequences of T tokens, hidden states [S, T, hidden].
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from pitlane.engine.calibration.recipe import InputStats
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.builder import Builder, Transform
 from pitlane.engine.models.decoder import EMBEDDING, LAYER, Decoder, Layer, parts_of
-from pitlane.engine.models.parts import EmbeddingPart, LinearPart
+from pitlane.engine.models.parts import EmbeddingPart, LinearPart, NormPart, Part
 from pitlane.engine.models.recorder import Recorder
 from pitlane.engine.models.source import ModelSource
 from pitlane.engine.models.weight_plan import WeightPlan
@@ -48,11 +49,14 @@ class LayerWalk:
         return table[ids].float() * self.skeleton.multiplier
 
     def weight(self, name: str) -> Tensor:
-        """The weight [out, in] of a member in float32, transformed."""
-        part = next(part for part in self._members if part.name == name)
-        return self._tensor(part, f"{name}.weight").float()
+        """The weight of a member [out, in] or of a norm [size], its offset included, in float32, transformed."""
+        part = next(part for part in self._weights if part.name == name)
+        weight = self._tensor(part, f"{name}.weight").float()
+        return weight + part.offset if isinstance(part, NormPart) else weight
 
-    def gather(self, index: int, hidden: Tensor, hessians: bool, tick: Callable[[], None]) -> tuple[Tensor, dict[str, InputStats]]:
+    def gather(
+        self, index: int, hidden: Tensor, hessians: bool, tick: Callable[[], None]
+    ) -> tuple[Tensor, dict[str, InputStats]]:
         """Run a layer. Returns its outputs, and the statistics of its linears by the name of the first member."""
         layer = self._layer(index)
         gatherers = {}
@@ -68,7 +72,9 @@ class LayerWalk:
         for place, part in zip(PLACES, self.linears[index], strict=True):
             alone = [part.alone(member) for member in part.members]
             if any(member.name in weights for member in alone):
-                kept = [weights[member.name] if member.name in weights else self.weight(member.name) for member in alone]
+                kept = [
+                    weights[member.name] if member.name in weights else self.weight(member.name) for member in alone
+                ]
                 biases = [self._tensor(member, f"{member.name}.bias").float() for member in alone] if part.bias else []
                 setattr(layer, place, _Plain(torch.cat(kept), torch.cat(biases) if biases else None))
         return self._run(layer, hidden, tick)
@@ -94,12 +100,15 @@ class LayerWalk:
         at = LAYER.format(layer)
         return tuple(part for part in self.parts if isinstance(part, LinearPart) and part.name.startswith(at))
 
-    @property
-    def _members(self) -> list[LinearPart]:
-        return [part.alone(member) for parts in self.linears for part in parts for member in part.members]
+    @cached_property
+    def _weights(self) -> list[LinearPart | NormPart]:
+        members = [part.alone(member) for parts in self.linears for part in parts for member in part.members]
+        return [*members, *(part for part in self.parts if isinstance(part, NormPart))]
 
-    def _tensor(self, part: LinearPart | EmbeddingPart, name: str) -> Tensor:
-        stored = {full.rpartition(".")[2]: self.source.weights.get(self.source.stored_name(full)) for full in part.shapes}
+    def _tensor(self, part: Part, name: str) -> Tensor:
+        stored = {
+            full.rpartition(".")[2]: self.source.weights.get(self.source.stored_name(full)) for full in part.shapes
+        }
         tensors = stored if self.transform is None else self.transform(part, stored)
         return tensors[name.rpartition(".")[2]]
 

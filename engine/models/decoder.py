@@ -50,15 +50,13 @@ class Layer:
         self.attention_norm = build.norm(at + ATTENTION_NORM, hidden, offset)
         qkv = {at + QUERY: queries, at + KEY: keys, at + VALUE: keys}
         self.qkv = build.linear(
-            hidden, qkv, bias=config.attention_bias, split="out", fed_by=Feed(at + ATTENTION_NORM)
+            hidden, qkv, bias=config.attention_bias, split="out", fed_by=Feed(at + ATTENTION_NORM, is_norm=True)
         )
         self.qk_norm = _qk_norm(config, build, at) if config.qk_norm else None
         values = Feed(at + VALUE, config.num_kv_heads, config.num_heads // config.num_kv_heads)
-        self.output = build.linear(
-            queries, {at + OUTPUT: hidden}, bias=config.output_bias, split="in", fed_by=values
-        )
+        self.output = build.linear(queries, {at + OUTPUT: hidden}, bias=config.output_bias, split="in", fed_by=values)
         self.mlp_norm = build.norm(at + MLP_NORM, hidden, offset)
-        gate_up, norm = {at + GATE: inner, at + UP: inner}, Feed(at + MLP_NORM)
+        gate_up, norm = {at + GATE: inner, at + UP: inner}, Feed(at + MLP_NORM, is_norm=True)
         self.gate_up = build.linear(hidden, gate_up, bias=config.mlp_bias, split="out", fed_by=norm)
         self.down = build.linear(inner, {at + DOWN: hidden}, bias=config.mlp_bias, split="in", fed_by=Feed(at + UP))
         self.attention_output_norm: Tensor | None = None
@@ -133,9 +131,7 @@ class Decoder:
         """Add the outputs of a layer to x [T, hidden], in place."""
         norm, eps = self.ops.rms_norm, self.config.rms_norm_eps
         activate = getattr(self.ops, self.op_kinds[1])
-        out = self._attend(
-            layer, norm(x, layer.attention_norm, eps), angles, shifted, batch, store, attention, reads
-        )
+        out = self._attend(layer, norm(x, layer.attention_norm, eps), angles, shifted, batch, store, attention, reads)
         x += out if layer.attention_output_norm is None else norm(out, layer.attention_output_norm, eps)
         out = layer.down(activate(layer.gate_up(norm(x, layer.mlp_norm, eps))))
         x += out if layer.mlp_output_norm is None else norm(out, layer.mlp_output_norm, eps)

@@ -28,14 +28,15 @@ class Member(NamedTuple):
 class Feed(NamedTuple):
     """The part whose outputs are the inputs of a linear, channel by channel, up to operations that keep a channel's factor.
 
-    name: of a norm or of a linear. A factor on an output of that part is the same factor on the inputs that it feeds. groups,
-    repeats: the outputs are `groups` runs of equal length, and every run feeds `repeats` runs of inputs, side by side. So value
-    heads feed the inputs of the output projection that grouped query heads share.
+    name: of a norm (is_norm) or of a linear. A factor on an output of that part is the same factor on the inputs that it feeds.
+    groups, repeats: the outputs are `groups` runs of equal length, and every run feeds `repeats` runs of inputs, side by side. So a
+    value head feeds the inputs of the output projection that the query heads of its group fill.
     """
 
     name: str
     groups: int = 1
     repeats: int = 1
+    is_norm: bool = False
 
 
 class _Part:

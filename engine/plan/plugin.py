@@ -92,8 +92,8 @@ class Plugin:
     def prepare(self, context: BuildContext) -> None:
         """Make the files that the weights need, such as a recipe (`context.calibrator`), if they are missing.
 
-        Called before a model is built under a plan with this plugin, and before its parts are planned; never on the engine's thread.
-        May take minutes. `pitlane memory` plans parts without this call.
+        Called before a model is built under a plan with this plugin, and before its parts are planned, never on the engine's
+        thread. May take minutes. `pitlane memory` plans parts without this call.
         """
 
     def close(self) -> None:
