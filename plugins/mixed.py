@@ -35,21 +35,23 @@ class Choice(NamedTuple):
 
     bits: int
     group_size: int
+    symmetric: bool = True
 
     @property
     def on_kernel(self) -> bool:
         return self.bits in (4, 8)
 
     def cost(self, inputs: int) -> float:
-        """Bits per weight, scales included: 16 bits per group, 32 per row."""
-        return self.bits + (16 / self.group_size if self.group_size else 32 / inputs)
+        """Bits per weight, scales included: 16 bits per group, 32 with zeros or per row."""
+        per_group = 16 if self.symmetric else 32
+        return self.bits + (per_group / self.group_size if self.group_size else 32 / inputs)
 
     def __str__(self) -> str:
-        return f"{self.bits}g{self.group_size}"
+        return f"{self.bits}g{self.group_size}{'' if self.symmetric else 'z'}"
 
 
-ON_KERNELS = tuple(Choice(*pair) for pair in ((4, 128), (4, 64), (4, 32), (8, 0)))
-ALL = tuple(Choice(*pair) for pair in ((2, 64), (3, 128), (3, 64), (4, 128), (4, 64), (5, 64), (6, 64), (8, 0)))
+ON_KERNELS = (Choice(4, 128), Choice(4, 64), Choice(4, 64, False), Choice(4, 32, False), Choice(8, 0))
+ALL = (*(Choice(bits, 64) for bits in (2, 3, 5, 6)), *ON_KERNELS)
 
 
 class Mixed(Plugin):
@@ -183,7 +185,7 @@ class Mixed(Plugin):
     def _form(self, choice: Choice) -> Format:
         from pitlane.kernels.packing import Format
 
-        return Format(choice.bits, self.options.activations == "int8", choice.group_size, True)
+        return Format(choice.bits, self.options.activations == "int8", choice.group_size, choice.symmetric)
 
     @property
     def _head(self) -> Format | None:
@@ -232,7 +234,7 @@ def _rounded(weight: Tensor, choice: Choice, mean_square: Tensor) -> Codes:
     from pitlane.kernels.quantize_math import InputStats, quantize_linear
 
     stats = InputStats(0, torch.zeros_like(mean_square), mean_square)
-    return quantize_linear(weight, choice.bits, choice.group_size, stats=stats, clip=True)
+    return quantize_linear(weight, choice.bits, choice.group_size, choice.symmetric, stats=stats, clip=True)
 
 
 def _codes(recipe: Recipe | None, part: LinearPart, choice: Choice, members: Any) -> Codes:
