@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     # isort: off
     # Ruff would write a statement for every name.
     from pitlane.engine.border import MAX_SAMPLES as MAX_SAMPLES
+    from pitlane.engine.calibration.recipe import (
+        Calibrator as Calibrator,
+        InputStats as InputStats,
+        LayerInputs as LayerInputs,
+        LayerRecipe as LayerRecipe,
+        Recipe as Recipe,
+    )
+    from pitlane.engine.calibration.text import calibration_hash as calibration_hash
     from pitlane.engine.decode.draft import Draft as Draft
     from pitlane.engine.decode.params import SamplingParams as SamplingParams
     from pitlane.engine.decode.rows import Rows as Rows
@@ -57,6 +65,7 @@ if TYPE_CHECKING:
     from pitlane.engine.models.layers import Linear as Linear
     from pitlane.engine.models.parts import (
         EmbeddingPart as EmbeddingPart,
+        Feed as Feed,
         LinearPart as LinearPart,
         LinearPlan as LinearPlan,
         Member as Member,
@@ -108,6 +117,8 @@ if TYPE_CHECKING:
 
 _NAMES = {  # the same names at run time, when the imports above are not carried out
     "pitlane.engine.border": "MAX_SAMPLES",
+    "pitlane.engine.calibration.recipe": "Calibrator InputStats LayerInputs LayerRecipe Recipe",
+    "pitlane.engine.calibration.text": "calibration_hash",
     "pitlane.engine.decode.draft": "Draft",
     "pitlane.engine.decode.params": "SamplingParams",
     "pitlane.engine.decode.rows": "Rows",
@@ -126,7 +137,7 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.models.families.core": "CORE_FAMILIES",
     "pitlane.engine.models.families.family": "Families Family",
     "pitlane.engine.models.layers": "Linear",
-    "pitlane.engine.models.parts": "EmbeddingPart LinearPart LinearPlan Member NormPart Part TensorPart Tensors",
+    "pitlane.engine.models.parts": "EmbeddingPart Feed LinearPart LinearPlan Member NormPart Part TensorPart Tensors",
     "pitlane.engine.models.quantized.packing": "PackedTensors PackedWeight Packing",
     "pitlane.engine.models.source": "ModelSource",
     "pitlane.engine.models.weight_hashes": "file_hash",
