@@ -15,6 +15,11 @@ typedef struct {
     long row_bytes, groups;
 } Prepared;
 
+enum { WIDE_TILES = 16 };
+
+/* Divide `all` into n shares of about equal size: share i is [share(all, n, i), share(all, n, i + 1)). */
+static inline long share(long all, long n, long i) { return all * i / n; }
+
 /* Compute the sums [n][16] of a panel for a tile of n rows. */
 typedef void (*IntTile)(const IntLinear *job, const void *x, const void *sums, const float *scales, const uint8_t *w, long ahead,
                         float *out);
@@ -26,6 +31,9 @@ typedef struct {
     int rows; /* largest number of rows in a tile */
     void (*prepare)(const IntLinear *job, const Prepared *to, const void *x, long first, long count);
     void (*panels)(const IntLinear *job, const Prepared *from, void *y, long first, long count, long panel, long end);
+    /* NULL, or the same for the tiles [tile, last) of `tiles` tiles of all rows: 2 to WIDE_TILES tiles of quantized inputs, a multiple
+     * of 8 inputs, an even number of panels. */
+    void (*wide)(const IntLinear *job, const Prepared *from, void *y, long rows, long tiles, long tile, long last, long panel, long end);
 } IntLevel;
 
 extern const IntLevel int_plain, int_avx2, int_avx512;
