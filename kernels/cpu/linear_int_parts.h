@@ -24,8 +24,9 @@ static inline long share(long all, long n, long i) { return all * i / n; }
 typedef void (*IntTile)(const IntLinear *job, const void *x, const void *sums, const float *scales, const uint8_t *w, long ahead,
                         float *out);
 
-/* Bytes between the weights in use and the weights prefetched, for a tile of some rows. */
-long prefetch_distance(long rows);
+/* Bytes between the weights in use and the weights prefetched, for a tile of some rows. Weights of 8 bits are prefetched into the second
+ * cache, of 4 bits into the first. */
+long prefetch_distance(int bits, long rows);
 
 typedef struct {
     int rows; /* largest number of rows in a tile */

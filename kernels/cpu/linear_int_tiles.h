@@ -2,7 +2,9 @@
  *   VI (int32), VF (float); ints(v), floats(v): all lanes v; line(p): load 64 bytes; halves(p): load 16 float16;
  *   dot(sums, bytes, word): sums += the 4 unsigned bytes of a lane times the 4 signed bytes of word; dot_small: bytes below 16;
  *   low_nibbles(v), high_nibbles(v); byte_value(v, j): byte j - 128 as float; nibble_value(v, j, table): nibble j by a table of VF;
- *   nibble_table(offset): a table of n - offset; to_float(v); fused(a, b, c) = a b + c; add(a, b), times(a, b); save(p, v); fetch(p): prefetch.
+ *   nibble_table(offset): a table of n - offset; to_float(v); fused(a, b, c) = a b + c; add(a, b), times(a, b); save(p, v);
+ *   fetch(p), fetch_far(p): prefetch into the first and the second cache; with WIDE_ROWS also dot_vectors(sums, bytes, words), load(p),
+ *   save_line(p, v).
  *
  * A tile is a few rows of inputs times a panel. Sums within a group are integers if inputs are quantized, else chains over a group (4
  * bits) or over 32 inputs (8 bits); they are added in the order of the groups. The processor works on several chains at once. The loops test
@@ -29,7 +31,7 @@ INLINE long smaller(long a, long b) { return a < b ? a : b; }
             long end = smaller(left, lines);                                                                                         \
             do {                                                                                                                     \
                 VI bytes = line(w);                                                                                                  \
-                fetch(w + ahead);                                                                                                    \
+                fetch_far(w + ahead);                                                                                                \
                 UNROLL for (int m = 0; m < ROWS; m++) acc[m] = dot(acc[m], bytes, x[m]);                                             \
                 x += ROWS, w += 64;                                                                                                  \
             } while (--end > 0);                                                                                                     \
@@ -49,7 +51,7 @@ INLINE long smaller(long a, long b) { return a < b ? a : b; }
             long end = smaller(left, CHAIN);                                                                                         \
             do {                                                                                                                     \
                 VI bytes = line(w);                                                                                                  \
-                fetch(w + ahead);                                                                                                    \
+                fetch_far(w + ahead);                                                                                                \
                 UNROLL for (int j = 0; j < 4; j++) {                                                                                 \
                     VF value = byte_value(bytes, j);                                                                                 \
                     UNROLL for (int m = 0; m < ROWS; m++) acc[m] = fused(value, floats(x[j * ROWS + m]), acc[m]);                    \
@@ -289,7 +291,7 @@ TARGET static void panels(const IntLinear *job, const Prepared *from, void *y, l
     const char *x = from->x + first * from->row_bytes;
     const int32_t *sums = from->sums + first * from->groups;
     const float *scales = from->scales + first * from->groups;
-    long ahead = prefetch_distance(count);
+    long ahead = prefetch_distance(job->bits, count);
     size_t stride = int_panel_bytes(job);
     for (; panel < end; panel++) {
         _Alignas(64) float out[ROWS_OF_TILE * INT_PANEL];
