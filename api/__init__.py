@@ -65,12 +65,18 @@ if TYPE_CHECKING:
         TensorPart as TensorPart,
         Tensors as Tensors,
     )
+    from pitlane.engine.models.quantized.packing import (
+        PackedTensors as PackedTensors,
+        PackedWeight as PackedWeight,
+        Packing as Packing,
+    )
     from pitlane.engine.models.source import ModelSource as ModelSource
     from pitlane.engine.models.weight_hashes import file_hash as file_hash
     from pitlane.engine.plan.plan import Plan as Plan, Settings as Settings
     from pitlane.engine.plan.planner import Planner as Planner
     from pitlane.engine.plan.plugin import (
         EXACTNESS as EXACTNESS,
+        Exactness as Exactness,
         Plugin as Plugin,
         PluginOptions as PluginOptions,
         hookimpl as hookimpl,
@@ -121,11 +127,12 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.models.families.family": "Families Family",
     "pitlane.engine.models.layers": "Linear",
     "pitlane.engine.models.parts": "EmbeddingPart LinearPart LinearPlan Member NormPart Part TensorPart Tensors",
+    "pitlane.engine.models.quantized.packing": "PackedTensors PackedWeight Packing",
     "pitlane.engine.models.source": "ModelSource",
     "pitlane.engine.models.weight_hashes": "file_hash",
     "pitlane.engine.plan.plan": "Plan Settings",
     "pitlane.engine.plan.planner": "Planner",
-    "pitlane.engine.plan.plugin": "EXACTNESS Plugin PluginOptions hookimpl",
+    "pitlane.engine.plan.plugin": "EXACTNESS Exactness Plugin PluginOptions hookimpl",
     "pitlane.engine.plan.registry": "PluginEntry PluginRegistry check_roles",
     "pitlane.engine.run.attention": "PlainAttention visible_keys",
     "pitlane.engine.run.batch": "Attention Batch GroupBatch",

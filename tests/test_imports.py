@@ -18,6 +18,7 @@ ROOMS = {
     "kernels": "kernels",
     "storage": "storage",
     "training": "training",
+    "export": "export",
     "ui": "ui",
 }
 ALLOWED = {
@@ -26,8 +27,9 @@ ALLOWED = {
     "engine": {"engine", "storage.types", "storage.errors", "storage.home"},
     "api": {"engine", "storage.types", "storage.errors"},
     "plugins": {"", "kernels", "storage", "plugins"},
-    "training": {"", "kernels", "storage", "training"},
-    "ui": {"", "models", "sources", "testing", "plugins", "kernels", "storage", "training", "ui"},
+    "export": {"", "models", "formats", "kernels", "storage", "export"},
+    "training": {"", "kernels", "storage", "training", "export"},
+    "ui": {"", "models", "sources", "formats", "testing", "plugins", "kernels", "storage", "training", "export", "ui"},
     "examples": {"", "training"},
 }
 FILES = [path for room in ALLOWED for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts]

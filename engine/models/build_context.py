@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
     from pitlane.engine.models.config import DecoderConfig
+    from pitlane.engine.models.quantized.packing import Packing
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class BuildContext:
     """The model's config, its dtype, and the device that runs it.
 
     stored_name: canonical name of a tensor or a module -> its name in the checkpoint. fingerprint: returns a digest of the weights;
-    the first call may read them.
+    the first call may read them. packings: the linears that a quantized checkpoint stores packed, by canonical name.
     """
 
     config: DecoderConfig
@@ -25,6 +26,7 @@ class BuildContext:
     device: torch.device
     stored_name: Callable[[str], str] = str
     fingerprint: Callable[[], str] = str  # '' if the weights are not known
+    packings: Mapping[str, Packing] = field(default_factory=dict)
 
     @property
     def stored_dtype(self) -> torch.dtype:

@@ -38,6 +38,7 @@ BUILT_IN_SOURCE = "built-in"
 BUILT_IN = (
     "pitlane.plugins.prefix_cache",
     "pitlane.plugins.lora",
+    "pitlane.plugins.packed_checkpoint",
     "pitlane.plugins.packed_linear",
     "pitlane.plugins.int8",
     "pitlane.plugins.int4",

@@ -22,6 +22,13 @@ static PyObject *call_step_build(PyObject *self, PyObject *const *args, Py_ssize
     return check(program != NULL, fault) ? PyLong_FromVoidPtr(program) : NULL;
 }
 
+static int has_second_angles(const Step *step) {
+    for (int group = 0; group < STEP_MAX_GROUPS; group++)
+        if (step->groups[group].second && !are_below((int64_t *)step->groups[group].second, step->rows, step->num_positions))
+            return 0;
+    return 1;
+}
+
 static PyObject *call_step_run(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     int64_t v[MAX_ARGUMENTS];
     int done;
@@ -33,6 +40,7 @@ static PyObject *call_step_run(PyObject *self, PyObject *const *args, Py_ssize_t
                    step->threads > 0 && step->threads <= STEP_MAX_THREADS,
                "needs 0 < rows <= 64, 0 <= num_logits <= rows, 0 < threads <= 128") ||
         !check(are_below((int64_t *)step->positions, step->rows, step->num_positions), "a position has no angles") ||
+        !check(has_second_angles(step), "a second position has no angles") ||
         !check(are_below((int64_t *)step->logit_rows, step->num_logits, step->rows), "a logit row is not in the batch"))
         return NULL;
     Py_BEGIN_ALLOW_THREADS;
