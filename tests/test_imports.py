@@ -24,11 +24,11 @@ ALLOWED = {
     "kernels": {"kernels"},
     "storage": {"storage"},
     "engine": {"engine", "storage.types", "storage.errors", "storage.home"},
-    "api": {"engine", "storage.types", "storage.errors"},
+    "api": {"", "engine", "storage.types", "storage.errors", "testing"},
     "plugins": {"", "kernels", "storage", "plugins"},
     "training": {"", "kernels", "storage", "training"},
     "ui": {"", "models", "sources", "testing", "plugins", "kernels", "storage", "training", "ui"},
-    "examples": {"", "training"},
+    "examples": {"", "testing", "training"},
 }
 FILES = [path for room in ALLOWED for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts]
 

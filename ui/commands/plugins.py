@@ -5,12 +5,13 @@ Only `check` runs a model and imports torch.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from pitlane import EXACTNESS, Planner, PluginEntry, PluginRegistry
+from pitlane import EXACTNESS, Planner, PluginEntry, PluginRegistry, __version__
+from pitlane.storage import certificates
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.commands.options import as_json, offline_option
 from pitlane.ui.plugin_text import parse_settings
@@ -72,10 +73,13 @@ def info(plugins_dir: str | None, as_json: bool, name: str) -> None:
 @plugins_dir
 @as_json
 @click.option(
-    "--model", "-m", default="bundled", show_default=True, metavar="M", help="The model to compare answers of."
+    "--model", "-m", default="random:tiny", show_default=True, metavar="M", help="The model to compare answers of."
 )
 @click.option("--option", "-o", "plugin_options", multiple=True, metavar="PLUGIN.KEY=VALUE",
               help="Set an option of a plugin. Repeatable.")  # fmt: skip
+@click.option("--bound", type=click.FloatRange(0, 1), metavar="SHARE",
+              help="Largest mean share of the next token's probability that the plugin may move.")  # fmt: skip
+@click.option("--tokens", type=click.IntRange(8, 1024), default=64, show_default=True, help="Tokens of an answer.")
 @offline_option
 @click.argument("name")
 @click.pass_context
@@ -85,37 +89,38 @@ def check(
     as_json: bool,
     model: str,
     plugin_options: tuple[str, ...],
+    bound: float | None,
+    tokens: int,
     name: str,
 ) -> None:
-    """Compare answers with and without one plugin: does it keep the exactness that it declares?
+    """Check one plugin against the contract, and keep the certificate: does it keep the exactness that it declares?
 
-    A plugin that declares itself identical must give the same tokens, greedy and sampled, in float64. For other plugins, only
-    failures are reported. A drafter drafts in every step. The plugins that the plugin requires are on too. Exit code 1 if the
-    plugin breaks its promise.
+    A plugin that declares itself identical must give the same tokens, greedy and sampled, in float64. A rounding plugin must stay
+    within twice the rounding of the core, or within --bound. An approximate plugin is proved by --bound alone. A steering plugin
+    must change answers. The check also toggles the plugin, runs requests together, and runs every drafter beside it. The plugins
+    that the plugin requires are on too. The page shows the certificate. Exit code 1 if the plugin breaks its promise.
     """
     registry = PluginRegistry.load(plugins_dir)
     names = ",".join([name, *registry.get(name).requires])
-    settings = parse_settings(names, plugin_options, {}, registry).settings  # a wrong name or option loads no model
+    settings = dict(
+        parse_settings(names, plugin_options, {}, registry).settings
+    )  # a wrong name or option loads no model
     Planner(registry).check(settings)
-    from pitlane import Engine
     from pitlane.testing import check_plugin
+    from pitlane.ui.bench.machine import machine
     from pitlane.ui.commands.model_choice import fetch
 
     fetch(model)
-
-    with Engine(model, dtype="float64", plugins={}, registry=registry) as engine:
-        outcome = check_plugin(engine, settings)
-        has_drafter = engine.plan(settings).drafter is not None
+    options = settings.pop(name)
+    outcome = check_plugin(name, options, bound=bound, base=settings, registry=registry, model=model, num_tokens=tokens)
+    checked_at = datetime.now(UTC).isoformat(timespec="seconds")
+    record = outcome.to_json() | {"pitlane": __version__, "checked_at": checked_at, "machine": machine()}
+    certificates.save(name, record)
     if as_json:
-        print_json({"name": name, **asdict(outcome)})
+        print_json(record)
     else:
-        answers = "answers compared" if outcome.exactness == "identical" else "answers, not compared"
-        answers += f", {outcome.num_draft_tokens} draft tokens" if has_drafter else ""
-        verdict = "does not keep its promise" if outcome.broken else "nothing contradicts it"
-        click.echo(f"{name} declares {outcome.exactness}; {outcome.num_answers} {answers}: {verdict}")
-        for line in outcome.broken:
-            click.echo(f"  {line}")
-    ctx.exit(1 if outcome.broken else 0)
+        click.echo(outcome.table())
+    ctx.exit(0 if outcome.passed else 1)
 
 
 def describe(entry: PluginEntry) -> dict[str, Any]:
