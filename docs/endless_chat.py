@@ -76,8 +76,8 @@ def transcript(model: str, context: int, turns: list[dict[str, Any]]) -> str:
     lines = [
         f"# A chat of {len(turns)} turns",
         f"Written by `docs/endless_chat.py`: one conversation with `{model}` and attention sinks, through the code of the page,\n"
-        f"with the sampling of the page and at most {MAX_TOKENS} tokens an answer. The context of the model is {context:,} tokens;\n"
-        f"the chat ends with {total:,} tokens. No turn failed. Tokens of earlier turns that a turn computed again: median\n"
+        f"with the sampling of the page and at most {MAX_TOKENS} tokens an answer. The context of the model is {context:,}\n"
+        f"tokens; the chat ends with {total:,} tokens. No turn failed. Tokens of earlier turns that a turn computed again: median\n"
         f"{num_replayed:g}, at most {max(replayed)}. Facts in the answers are often wrong: the model has 135 million parameters.\n"
         "… marks an answer cut at its limit.",
         "| turn | prompt tokens | from cache | computed again | answer tokens | out of sight at the end |\n"

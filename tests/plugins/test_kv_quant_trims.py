@@ -1,4 +1,4 @@
-"""Quantized KV with attention sinks and with key-norm eviction: a plain reference, and answers that depend on no way of computing."""
+"""Quantized KV with attention sinks and with key-norm eviction: a plain reference, and the same answers in any chunk or batch."""
 
 from __future__ import annotations
 
