@@ -28,9 +28,9 @@ TOPICS = (
 ).split(", ")
 ABOUT = (
     "Tell me something about {}.",
-    "Why is that?",
-    "Give me an example.",
-    "Explain it to a child in two sentences.",
+    "What do people like about {}?",
+    "What should a beginner know about {}?",
+    "Can you give me an example?",
     "Write a short sentence with the word {last}.",
 )
 SHOWN = ((0, 5), (99, 104), (195, 200))  # turns of the transcript, half-open

@@ -102,7 +102,7 @@ class Program:
         header = np.array([*shape[:4], len(ops), *shape[4:]], np.int64)
         table = np.array([astuple(op) for op in ops], np.int64)
         self.handle = cpu.step_build(header.ctypes.data, table.ctypes.data, eps, scale, UNIT)
-        self._step = np.zeros(8 + 9 * MAX_GROUPS + 2 * MAX_ROPES, np.int64)
+        self._step = np.zeros(8 + 10 * MAX_GROUPS + 2 * MAX_ROPES, np.int64)
         self._step_address = self._step.ctypes.data
         weakref.finalize(self, _free, self.handle, owned).atexit = False  # a step may still run then
 
@@ -114,10 +114,12 @@ class Program:
         slots: Sequence[Tensor],
         parts: Sequence[Parts],
         angles: Sequence[tuple[Tensor, Tensor]],
+        sinks: Sequence[Tensor | None] = (),
     ) -> Tensor:
         """x [T, hidden], positions [T], logit_rows [R] -> logits [R, V]. Writes the KV of the T tokens at `slots` [T] per group.
 
-        parts: per group, what each token sees. angles: per rotary embedding, cos and sin [positions, D / 2]. Not reentrant.
+        parts: per group, what each token sees. angles: per rotary embedding, cos and sin [positions, D / 2]. sinks: per group, the
+        positions [T] of the second queries; None or () without them. Not reentrant.
         """
         rows, count = x.shape[0], logit_rows.shape[0]
         if (
@@ -133,8 +135,12 @@ class Program:
             raise ValueError(
                 f"positions and slots must be [{rows}], got {[list(t.shape) for t in (positions, *slots)]}"
             )
+        sinks = sinks or [None] * len(slots)
+        if any(tensor is not None and tensor.shape != (rows,) for tensor in sinks):
+            raise ValueError(f"positions of second queries must be [{rows}]")
         if (
             len(slots) != self.shape.num_groups
+            or len(sinks) != self.shape.num_groups
             or len(parts) != self.shape.num_groups
             or len(angles) != self.shape.num_ropes
         ):
@@ -145,11 +151,12 @@ class Program:
         addresses = [tensor.data_ptr() for tensor in (x, positions, logit_rows, logits)]
         known = min((table.shape[0] for pair in angles for table in pair), default=2**31)
         values = [rows, count, min(torch.get_num_threads(), MAX_THREADS), known, *addresses]
-        for written, part in zip(slots, parts, strict=True):
+        for written, part, second in zip(slots, parts, sinks, strict=True):
             values.append(written.data_ptr())
             for tensor in part:
                 values += (tensor.data_ptr(), tensor.shape[0])
-        values += [0] * (9 * (MAX_GROUPS - len(slots)))
+            values.append(0 if second is None else second.data_ptr())
+        values += [0] * (10 * (MAX_GROUPS - len(slots)))
         values += [tensor.data_ptr() for pair in angles for tensor in pair]
         self._step[: len(values)] = values
         cpu.step_run(self.handle, self._step_address)

@@ -87,8 +87,6 @@ class Step:
             return self.forward(batch)
         if num_tokens > self.max_rows:
             return self._in_python(batch, f"more than {self.max_rows} tokens")
-        if any(group.sink_positions is not None for group in batch.groups):
-            return self._in_python(batch, "attention sinks with dropped tokens")
         parts = []
         for group in range(len(batch.groups)):
             reads = self.attention.prepare(batch.seen_by(group), group)
@@ -101,11 +99,13 @@ class Step:
         x = self.model.embedding(batch.token_ids)
         if self.model.multiplier != 1.0:
             x *= self.model.multiplier
-        top = int(batch.positions.numpy().max())
-        if top >= self.num_angles:
-            self._grow(top)
         slots = [group.slots for group in batch.groups]
-        logits = self.program.run(x, batch.positions, batch.logit_rows, slots, parts, self.angles)
+        positions, sinks, angles = batch.positions, [group.sink_positions for group in batch.groups], self.angles
+        if any(second is not None for second in sinks):
+            positions, sinks, angles = self._of_sinks(positions, sinks)
+        else:
+            angles = self._up_to(int(positions.numpy().max()))
+        logits = self.program.run(x, positions, batch.logit_rows, slots, parts, angles, sinks)
         self.counts["compiled"] += 1
         return self.output(logits, {})
 
@@ -113,14 +113,33 @@ class Step:
         self.counts[reason] += 1
         return self.forward(batch)
 
-    def _grow(self, top: int) -> None:
-        """Compute the angles of all positions up to `top` and beyond, as the decoder computes the angles of a step."""
+    def _up_to(self, top: int) -> list[tuple[Tensor, Tensor]]:
+        """The angles of all positions up to `top` and beyond. They are kept."""
         import torch
 
-        self.num_angles = max(1024, 2 * top)
+        if top >= self.num_angles:
+            self.num_angles = max(1024, 2 * top)
+            self.angles = self._angles(torch.arange(self.num_angles))
+        return self.angles
+
+    def _of_sinks(
+        self, positions: Tensor, sinks: list[Tensor | None]
+    ) -> tuple[Tensor, list[Tensor | None], list[tuple[Tensor, Tensor]]]:
+        """Angles of the positions of a step alone, and the rows of every query in them. A text with sinks has no end."""
+        import torch
+
+        own = torch.arange(len(positions))
+        wanted, rows = [positions], []
+        for second in sinks:
+            rows.append(None if second is None else own + len(positions) * len(wanted))
+            wanted += [] if second is None else [second]
+        return own, rows, self._angles(torch.cat(wanted))
+
+    def _angles(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Per rotary embedding, cos and sin [positions, D / 2], as the decoder computes them."""
         half = self.model.config.head_dim // 2
-        tables = [rope.angles(torch.arange(self.num_angles)) for rope in self.model.ropes]
-        self.angles = [(cos[:, 0, :half].contiguous(), sin[:, 0, half:].contiguous()) for cos, sin in tables]
+        tables = [rope.angles(positions) for rope in self.model.ropes]
+        return [(cos[:, 0, :half].contiguous(), sin[:, 0, half:].contiguous()) for cos, sin in tables]
 
 
 def _decoder(context: RunnerContext) -> tuple[Any, int]:

@@ -171,6 +171,10 @@ static PyObject *call_step_run(PyObject *self, PyObject *const *args, Py_ssize_t
         !check(are_below((int64_t *)step->positions, step->rows, step->num_positions), "a position has no angles") ||
         !check(are_below((int64_t *)step->logit_rows, step->num_logits, step->rows), "a logit row is not in the batch"))
         return NULL;
+    for (int group = 0; group < STEP_MAX_GROUPS; group++)
+        if (!check(!step->groups[group].sinks || are_below((int64_t *)step->groups[group].sinks, step->rows, step->num_positions),
+                   "a second query has no angles"))
+            return NULL;
     Py_BEGIN_ALLOW_THREADS;
     done = program_run((Program *)v[0], step);
     Py_END_ALLOW_THREADS;

@@ -57,14 +57,19 @@ static const uint16_t *result_of(const State *state, int64_t op) {
     return op < 0 ? state->x : (const uint16_t *)state->results[op];
 }
 
-/* Rotate the heads [head, end) and write them: queries to the result, keys and values to their slots. */
+/* Rotate the heads [head, end) and write them: queries to the result, keys and values to their slots. A second query is rotated by
+ * angles of its own. */
 static void rotate(const Task *task, long head, long end) {
     const State *state = task->state;
     const Op *op = task->op;
     const Shape *shape = &state->program->shape;
     long dim = shape->dim, heads = shape->heads, keys_end = heads + shape->kv_heads, half = state->rows * dim / 2;
     const uint16_t *angles = op->rope < 0 ? NULL : state->angles + op->rope * 2 * half;
+    const uint16_t *sink_angles = op->rope < 0 ? NULL : state->reads[op->group].sink_angles;
     const int64_t *slots = state->reads[op->group].write;
+    int has_sinks = state->reads[op->group].sink_angles != NULL;
+    if (sink_angles)
+        sink_angles += op->rope * 2 * half;
     for (; head < end; head++) {
         const uint16_t *weight = op->qk_norm ? (const uint16_t *)op->qk_norm + head * dim : NULL;
         for (long m = 0; m < state->rows; m++) {
@@ -78,6 +83,10 @@ static void rotate(const Task *task, long head, long end) {
             uint16_t *query = (uint16_t *)state->results[task->index] + (m * heads + head) * dim;
             uint16_t *key = (uint16_t *)op->keys + (head - heads) * op->head_stride + slot;
             turn_head(x, head < heads ? query : key, dim, weight, state->program->eps, cos, sin);
+            if (!has_sinks || head >= heads)
+                continue;
+            cos = sink_angles ? sink_angles + m * dim / 2 : NULL, sin = cos ? cos + half : NULL;
+            turn_head(x, query + state->rows * heads * dim, dim, weight, state->program->eps, cos, sin);
         }
     }
 }

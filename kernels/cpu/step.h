@@ -30,7 +30,8 @@ typedef struct {
 } Op;
 
 /* OUTPUT_ROWS: [rows][outs]. OUTPUT_SUM: [rows][outs]. OUTPUT_ROTATED: the linear gives heads + 2 kv_heads heads; the result is q
- * [rows][heads][dim], keys and values go to their slots. OUTPUT_SILU: [rows][outs / 2]. STEP_ATTENTION: the parts of attention. */
+ * [rows][heads][dim], keys and values go to their slots. If the group has second queries, they follow: [2 rows][heads][dim].
+ * OUTPUT_SILU: [rows][outs / 2]. STEP_ATTENTION: the parts of attention. */
 
 typedef struct {
     int64_t hidden, heads, kv_heads, dim, num_ops, num_groups, num_ropes;
@@ -45,6 +46,7 @@ typedef struct {
     struct {
         int64_t write; /* [rows] int64, the slot of each row */
         int64_t slots, num_slots, tasks, num_tasks, members, num_members, rows, num_rows; /* as for attention_bf16 */
+        int64_t sinks; /* [rows] int64, the positions of the second queries; 0: the group has none */
     } groups[STEP_MAX_GROUPS];
     struct {
         int64_t cos, sin; /* [positions][dim / 2] bfloat16 */

@@ -172,6 +172,20 @@ def test_logits_and_kv_are_equal_to_the_bit(name: str) -> None:
     assert run.forward.counts == {"compiled": 11, "more than 64 tokens": 1}  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("num_sinks", [4, 20])
+@pytest.mark.parametrize("name", ["yarn", "norms of heads", "windows and no rope"])
+def test_second_queries_for_sinks_are_equal_to_the_bit(name: str, num_sinks: int) -> None:
+    """Sequences with and without dropped tokens in one batch; groups with sinks beside groups with a window of their own."""
+    sinks: dict[str, Any] = {"attention_sinks": {"num_sinks": num_sinks, "window": 64, "stride": 32}}
+    plain, compiled = built(CONFIGS[name], EXACT | sinks, COMPILED | sinks)
+    (without,) = built(CONFIGS[name], EXACT)
+    runs = [Run(plain), Run(compiled), Run(without)]
+    assert_same_bits(*runs[:2])
+    assert runs[1].forward.counts == {"compiled": 11, "more than 64 tokens": 1}  # type: ignore[attr-defined]
+    runs[2].step((0, 1, None), (1, 1, None), (2, 530, None))
+    assert not torch.equal(runs[2].step((2, 1, None)), Run(plain).step((2, 531, None))), "the sinks change the logits"
+
+
 INTEGERS: dict[str, dict[str, Any]] = {
     "int8": {"int8": {}},
     "int8, bfloat16 inputs": {"int8": {"activations": "bfloat16"}},
