@@ -22,16 +22,24 @@ from pitlane.ui.answering import Ask, Desk
 from pitlane.ui.sampling import Sampling
 
 TOPICS = (
-    "the sea, rain, bread, cats, the moon, trains, tea, gardens, winter, music, books, bicycles, bees, mountains, cooking rice, "
-    "sleep, rivers, birds, clocks, painting, apples, maps, football, volcanoes, letters, bridges, cheese, dogs, stars, libraries, "
-    "chess, boats, trees, markets, glass, horses, snow, photography, soup, holidays"
+    "the sea, rain, bread, cats, the moon, trains, tea, gardens, winter, music, books, bicycles, bees, mountains, rice, sleep, rivers, "
+    "birds, clocks, painting, apples, maps, football, volcanoes, letters, bridges, cheese, dogs, stars, libraries, chess, boats, trees, "
+    "markets, glass, horses, snow, photography, soup, holidays"
 ).split(", ")
-ABOUT = (
-    "Tell me something about {}.",
-    "What do people like about {}?",
-    "What should a beginner know about {}?",
-    "Can you give me an example?",
-    "Write a short sentence with the word {last}.",
+QUESTIONS = (  # a number of questions that shares no factor with the step below
+    "What should I know about {}?",
+    "Give me a tip about {}.",
+    "Why do people like {}?",
+    "Tell me a short story about {}.",
+    "What is a common mistake with {}?",
+    "Name three things that go well with {}.",
+    "How would you explain {} to a child?",
+    "Write two lines of a poem about {}.",
+    "Where does the word for {} come up in daily life?",
+    "What is hard about {}?",
+    "Ask me a question about {}.",
+    "What would the world be without {}?",
+    "How do I begin with {}?",
 )
 SHOWN = ((0, 5), (99, 104), (195, 200))  # turns of the transcript, half-open
 MAX_TOKENS = 120
@@ -39,10 +47,9 @@ COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "dropped_tokens
 
 
 def questions(count: int) -> Iterator[str]:
-    """Five questions about every topic; behind the last topic, the first topic comes again."""
+    """Five questions about a topic in a row. Neighbouring questions have other words, so that an answer cannot copy the last one."""
     for turn in range(count):
-        topic = TOPICS[turn // len(ABOUT) % len(TOPICS)]
-        yield ABOUT[turn % len(ABOUT)].format(topic, last=topic.split()[-1])
+        yield QUESTIONS[turn * 5 % len(QUESTIONS)].format(TOPICS[turn // 5 % len(TOPICS)])
 
 
 def talk(
