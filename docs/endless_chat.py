@@ -22,9 +22,9 @@ from pitlane.ui.answering import Ask, Desk
 from pitlane.ui.sampling import Sampling
 
 TOPICS = (
-    "the sea, rain, bread, cats, the moon, trains, tea, gardens, winter, music, books, bicycles, bees, mountains, rice, sleep, rivers, "
-    "birds, clocks, painting, apples, maps, football, volcanoes, letters, bridges, cheese, dogs, stars, libraries, chess, boats, trees, "
-    "markets, glass, horses, snow, photography, soup, holidays"
+    "the sea, rain, bread, cats, the moon, trains, tea, gardens, winter, music, books, bicycles, bees, mountains, rice, sleep, "
+    "rivers, birds, clocks, painting, apples, maps, football, volcanoes, letters, bridges, cheese, dogs, stars, libraries, "
+    "chess, boats, trees, markets, glass, horses, snow, photography, soup, holidays"
 ).split(", ")
 QUESTIONS = (  # a number of questions that shares no factor with the step below
     "What should I know about {}?",
@@ -47,7 +47,7 @@ COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "dropped_tokens
 
 
 def questions(count: int) -> Iterator[str]:
-    """Five questions about a topic in a row. Neighbouring questions have other words, so that an answer cannot copy the last one."""
+    """Five questions about a topic in a row. Neighbouring questions differ: the model copies its answers to equal questions."""
     for turn in range(count):
         yield QUESTIONS[turn * 5 % len(QUESTIONS)].format(TOPICS[turn // 5 % len(TOPICS)])
 

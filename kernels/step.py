@@ -58,6 +58,12 @@ class Op:
     keys: int = 0
     values: int = 0
     head_stride: int = 0
+    row_keys: int = 0
+    row_values: int = 0
+    row_bytes: int = 0
+    row_stride: int = 0
+    kv_bits: int = 0
+    first_open: int = 0
     rope: int = -1
     qk_norm: int = 0
 

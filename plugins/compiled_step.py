@@ -24,7 +24,7 @@ from pitlane import Plugin, hookimpl
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pitlane import Batch, BuildContext, Decoder, Forward, Lane, Output, RunnerContext, Sequence
+    from pitlane import Batch, BuildContext, Decoder, Forward, KVStore, Lane, Output, RunnerContext, Sequence
     from pitlane.kernels.step import Op, Program
 
 
@@ -72,11 +72,13 @@ class Step:
     def __init__(self, forward: Forward, context: RunnerContext, model: Decoder, num_layers: int) -> None:
         from pitlane import Output
         from pitlane.kernels.attention import Parts
+        from pitlane.kernels.attention_quant import FIRST_OPEN
         from pitlane.kernels.step import MAX_ROWS
 
         self.forward, self.stores, self.attention, self.model = forward, context.stores, context.attention, model
-        self.max_rows, self.parts_type, self.output = MAX_ROWS, Parts, Output
-        self.program = _program(context, model, num_layers)
+        self.max_rows, self.parts_type, self.output, self.first_open = MAX_ROWS, Parts, Output, FIRST_OPEN
+        self.context, self.num_layers = context, num_layers
+        self.program, self.kv = _program(context, model, num_layers), _open_kv(context.stores)
         self.angles: list[tuple[Tensor, Tensor]] = []
         self.num_angles = 0
         self.counts: Counter[str] = Counter()
@@ -87,6 +89,8 @@ class Step:
             return self.forward(batch)
         if num_tokens > self.max_rows:
             return self._in_python(batch, f"more than {self.max_rows} tokens")
+        if any(getattr(store, "rewrites", False) for store in self.stores):
+            return self._in_python(batch, "blocks of KV that are quantized within the step")
         parts = []
         for group in range(len(batch.groups)):
             reads = self.attention.prepare(batch.seen_by(group), group)
@@ -99,7 +103,10 @@ class Step:
         x = self.model.embedding(batch.token_ids)
         if self.model.multiplier != 1.0:
             x *= self.model.multiplier
-        slots = [group.slots for group in batch.groups]
+        if self.kv != _open_kv(self.stores):  # the store has moved its open blocks
+            self.program, self.kv = _program(self.context, self.model, self.num_layers), _open_kv(self.stores)
+        pairs = zip(batch.groups, self.kv, strict=True)
+        slots = [group.slots - self.first_open if open_kv else group.slots for group, open_kv in pairs]
         positions, sinks, angles = batch.positions, [group.sink_positions for group in batch.groups], self.angles
         if any(second is not None for second in sinks):
             positions, sinks, angles = self._of_sinks(positions, sinks)
@@ -155,7 +162,7 @@ def _decoder(context: RunnerContext) -> tuple[Any, int]:
 def _unsupported(forward: Forward, context: RunnerContext, model: Any) -> str | None:
     """Why a model cannot run as a program; None if it can."""
     from pitlane import Decoder, DenseKV, ModelForward
-    from pitlane.kernels import attention, ops, step
+    from pitlane.kernels import attention, attention_quant, ops, step
 
     if type(model) is not Decoder:
         return "the model is not the core's decoder"
@@ -169,7 +176,9 @@ def _unsupported(forward: Forward, context: RunnerContext, model: Any) -> str | 
         "attention other than paged_attention": getattr(context.attention, "attend", None) is attention.attend,
         "operations other than those of fused_ops": model.ops.rms_norm is ops.rms_norm
         and getattr(model.ops, model.op_kinds[1]) is ops.silu_mul,
-        "a KV store other than the core's": all(type(store) is DenseKV for store in context.stores),
+        "a KV store that no kernel in C reads": all(
+            type(store) is DenseKV or store.format in attention_quant.BITS for store in context.stores
+        ),
         "norms behind attention or MLP": not config.output_norms,
         "an intermediate size that is no multiple of 32": config.intermediate_size % 32 == 0,
         "too many KV groups or rotary embeddings": len(context.stores) <= step.MAX_GROUPS
@@ -178,6 +187,34 @@ def _unsupported(forward: Forward, context: RunnerContext, model: Any) -> str | 
         "norms of heads with other bits on this machine": not config.qk_norm or step.norms_as_aten(config.head_dim),
     }
     return next((reason for reason, holds in checks.items() if not holds), None)
+
+
+def _kv_of(store: KVStore, layer: int) -> dict[str, int]:
+    """The addresses of the keys and values of a layer, as fields of an operation."""
+    from pitlane import DenseKV
+    from pitlane.kernels.attention_quant import BITS, FIRST_OPEN
+
+    first, second = store.tensors(layer)
+    if type(store) is DenseKV:
+        return {"keys": first.data_ptr(), "values": second.data_ptr(), "head_stride": first.stride(0)}
+    return {  # rows of quantized blocks [2, Hkv, S, B], open blocks [2, Hkv, F, D]
+        "keys": second[0].data_ptr(),
+        "values": second[1].data_ptr(),
+        "head_stride": second.stride(1),
+        "row_keys": first[0].data_ptr(),
+        "row_values": first[1].data_ptr(),
+        "row_bytes": first.shape[3],
+        "row_stride": first.stride(1),
+        "kv_bits": BITS[store.format],
+        "first_open": FIRST_OPEN,
+    }
+
+
+def _open_kv(stores: list[KVStore]) -> list[int]:
+    """Per store, the address of its open blocks, which may move; 0 for KV that is not quantized."""
+    from pitlane import DenseKV
+
+    return [0 if type(store) is DenseKV else store.tensors(0)[1].data_ptr() for store in stores]
 
 
 def _program(context: RunnerContext, model: Decoder, num_layers: int) -> Program:
@@ -196,13 +233,7 @@ def _program(context: RunnerContext, model: Decoder, num_layers: int) -> Program
 
     x = -1
     for layer in model.layers[:num_layers]:
-        keys, values = context.stores[layer.group].tensors(layer.index_in_group)
-        kv = {
-            "group": layer.group,
-            "keys": keys.data_ptr(),
-            "values": values.data_ptr(),
-            "head_stride": keys.stride(0),
-        }
+        kv = {"group": layer.group} | _kv_of(context.stores[layer.group], layer.index_in_group)
         queries = add(
             step.linear_op(layer.qkv, step.NORM, step.ROTATED),
             **kv,
@@ -225,5 +256,5 @@ def _program(context: RunnerContext, model: Decoder, num_layers: int) -> Program
         len(context.stores),
         len(model.ropes),
     )
-    owned = model, list(context.stores), norms
+    owned = model, list(context.stores), norms, [store.tensors(0) for store in context.stores]
     return step.Program(shape, ops, config.rms_norm_eps, config.attention_scale, owned)

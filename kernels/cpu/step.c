@@ -28,6 +28,7 @@ typedef struct {
     Job job; /* with WEIGHTS_INT, only `rows`, `outs` and `y` are used */
     IntLinear ints;
     Attention attention;
+    Quantized store; /* of `attention`, if its KV is quantized */
 } Task;
 
 static atomic_long recomputed;
@@ -234,10 +235,16 @@ static void compute_missing(const Task *task, Share *shares) {
 }
 
 static void operate(Task *task, Share *shares) {
-    if (task->op->kind == STEP_ATTENTION)
-        task->attention = attention_of(task->state, task->op, task->index);
-    else
+    const Op *op = task->op;
+    if (op->kind == STEP_ATTENTION) {
+        task->attention = attention_of(task->state, op, task->index);
+        task->store = (Quantized){(const uint8_t *)op->row_keys, (const uint8_t *)op->row_values, (const uint16_t *)op->keys,
+                                  (const uint16_t *)op->values, op->row_bytes, op->row_stride, op->head_stride, op->first_open,
+                                  (int)op->kv_bits};
+        task->attention.quantized = op->row_bytes ? &task->store : NULL;
+    } else {
         prepare(task);
+    }
     uint64_t start = ticks();
     long count = 0, threads = task->state->threads;
     for (long i = 0; i < threads; i++)

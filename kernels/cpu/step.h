@@ -25,6 +25,7 @@ typedef struct {
     int64_t selects;  /* whether only the logit rows are computed */
     int64_t group;    /* KV group, for OUTPUT_ROTATED and STEP_ATTENTION */
     int64_t keys, values, head_stride; /* [kv_heads][slots][dim] of the layer, bfloat16, heads head_stride apart */
+    int64_t row_keys, row_values, row_bytes, row_stride, kv_bits, first_open; /* as in Quantized; row_bytes 0: KV is bfloat16 alone */
     int64_t rope;     /* index of the angles for OUTPUT_ROTATED; -1: no rotation */
     int64_t qk_norm;  /* weights [heads + kv_heads][dim] of norms per head, or 0 */
 } Op;

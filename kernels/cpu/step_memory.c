@@ -132,6 +132,10 @@ static const char *fault_of(const Shape *shape, const Op *op, int64_t index) {
         return "an operation reads a later one, or its kind is unknown";
     if (uses_kv && (!has_kv || op->rope < -1 || op->rope >= shape->num_ropes))
         return "an operation has no KV, or unknown angles";
+    int64_t bits = op->kv_bits ? op->kv_bits : 8;
+    if (op->row_bytes && (!op->row_keys || !op->row_values || (bits != 4 && bits != 8) ||
+                          op->row_bytes < shape->dim * bits / 8 + (op->kv_bits ? shape->dim / 8 : 0)))
+        return "quantized KV has an address of 0, unknown bits or short rows";
     if (!is_linear)
         return op->source < 0 ? "attention needs queries" : NULL;
     if (!has_weights(op))
