@@ -1,7 +1,7 @@
 """A chat of 200 turns with attention sinks: python docs/endless_chat.py MODEL FILE [TURNS]. FILE.md is the shortened transcript.
 
 The questions go through `Desk`, the part of the page behind its buttons, so the plan, the sampling, the cache and the stored
-conversation are those of the page; attention sinks are switched on. Every answer has at most 120 tokens. FILE.json holds the counts
+conversation are those of the page; attention sinks are switched on. Every answer has at most 64 tokens. FILE.json holds the counts
 of every turn and all messages, and FILE.png a plot of the counts. `replayed` counts the prompt tokens of a turn that were computed
 again although they belong to earlier turns.
 """
@@ -42,7 +42,7 @@ QUESTIONS = (  # a number of questions that shares no factor with the step below
     "How do I begin with {}?",
 )
 SHOWN = ((0, 5), (99, 104), (195, 200))  # turns of the transcript, half-open
-MAX_TOKENS = 120
+MAX_TOKENS = 64
 COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "dropped_tokens", "replayed")
 
 

@@ -3,9 +3,10 @@
 Changes in the loop: `build_runner` makes a program of operations from the model (kernels/step.py), and runs it for small batches.
 Exactness: identical. The logits have the bits of the model without the plugin, with `paged_attention`, `fused_ops`, and one of
 `packed_linear`, `int8` and `int4`: the linears, attention, norms and activations are their C functions, and residuals, norms of
-heads and RoPE round as the core does. All other batches and models run as without the plugin: more than 64 tokens; linears,
-operations, attention or KV stores of other plugins; a head of bfloat16 beside linears of `int8` or `int4`; norms behind attention
-or MLP. `stats.notes` counts the steps of the lane by way, and names the reasons.
+heads and RoPE round as the core does. KV may be quantized by `kv_quant`, and dropped by `attention_sinks` or `key_norm_eviction`.
+All other batches and models run as without the plugin: more than 64 tokens; linears, operations, attention or KV stores of other
+plugins; a step that completes a block of quantized KV; a head of bfloat16 beside linears of `int8` or `int4`; norms behind
+attention or MLP. `stats.notes` counts the steps of the lane by way, and names the reasons.
 Costs: memory for the intermediate results of a step, which stays allocated: with contexts up to 512 tokens about 0.3 MB per token
 for SmolLM2-135M, 0.6 MB for llama-1b; a table of angles. Helps small models and busy machines: a step has one wake-up instead of
 one per operation, Python's time per operation is gone, and a thread that the operating system has suspended stops no other thread.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class CompiledStep(Plugin):
-    name, exactness, stage = "compiled_step", "identical", 10
+    name, exactness, stage = "compiled_step", "identical", -10  # other plugins wrap it
     is_default = batch_invariant = True
 
     def __init__(self, options: Any = None) -> None:
@@ -76,9 +78,9 @@ class Step:
         from pitlane.kernels.step import MAX_ROWS
 
         self.forward, self.stores, self.attention, self.model = forward, context.stores, context.attention, model
-        self.max_rows, self.parts_type, self.output, self.first_open = MAX_ROWS, Parts, Output, FIRST_OPEN
-        self.context, self.num_layers = context, num_layers
-        self.program, self.kv = _program(context, model, num_layers), _open_kv(context.stores)
+        self.max_rows, self.first_open, self.parts_type, self.output = MAX_ROWS, FIRST_OPEN, Parts, Output
+        self.build = partial(_program, context, model, num_layers)
+        self.program, self.open_slots = self.build(), _open_slots(self.stores)
         self.angles: list[tuple[Tensor, Tensor]] = []
         self.num_angles = 0
         self.counts: Counter[str] = Counter()
@@ -89,8 +91,8 @@ class Step:
             return self.forward(batch)
         if num_tokens > self.max_rows:
             return self._in_python(batch, f"more than {self.max_rows} tokens")
-        if any(getattr(store, "rewrites", False) for store in self.stores):
-            return self._in_python(batch, "blocks of KV that are quantized within the step")
+        if any(getattr(store, "is_closing", False) for store in self.stores):
+            return self._in_python(batch, "a block of quantized KV becomes complete")
         parts = []
         for group in range(len(batch.groups)):
             reads = self.attention.prepare(batch.seen_by(group), group)
@@ -103,16 +105,15 @@ class Step:
         x = self.model.embedding(batch.token_ids)
         if self.model.multiplier != 1.0:
             x *= self.model.multiplier
-        if self.kv != _open_kv(self.stores):  # the store has moved its open blocks
-            self.program, self.kv = _program(self.context, self.model, self.num_layers), _open_kv(self.stores)
-        pairs = zip(batch.groups, self.kv, strict=True)
-        slots = [group.slots - self.first_open if open_kv else group.slots for group, open_kv in pairs]
-        positions, sinks, angles = batch.positions, [group.sink_positions for group in batch.groups], self.angles
-        if any(second is not None for second in sinks):
-            positions, sinks, angles = self._of_sinks(positions, sinks)
-        else:
-            angles = self._up_to(int(positions.numpy().max()))
-        logits = self.program.run(x, positions, batch.logit_rows, slots, parts, angles, sinks)
+        open_slots = _open_slots(self.stores)
+        if open_slots != self.open_slots:  # a store of quantized KV has moved its open blocks
+            self.program, self.open_slots = self.build(), open_slots
+        slots = [
+            group.slots if store.format == "dense" else group.slots - self.first_open
+            for group, store in zip(batch.groups, self.stores, strict=True)
+        ]
+        positions, second, angles = self._rotations(batch)
+        logits = self.program.run(x, positions, batch.logit_rows, slots, parts, angles, second)
         self.counts["compiled"] += 1
         return self.output(logits, {})
 
@@ -120,29 +121,28 @@ class Step:
         self.counts[reason] += 1
         return self.forward(batch)
 
-    def _up_to(self, top: int) -> list[tuple[Tensor, Tensor]]:
-        """The angles of all positions up to `top` and beyond. They are kept."""
+    def _rotations(self, batch: Batch) -> tuple[Tensor, list[Tensor | None], list[tuple[Tensor, Tensor]]]:
+        """Tables of angles, and the rows in them of the positions and, per group, of the second queries.
+
+        Without sinks, the tables hold all positions up to the context, and stay. A text with sinks has no end: then the tables hold
+        the positions of the step alone.
+        """
         import torch
 
+        second = [group.sink_positions for group in batch.groups]
+        sinks = [positions for positions in second if positions is not None]
+        if sinks:
+            own = torch.arange(batch.num_tokens)
+            starts = iter(range(len(own), len(own) * (len(sinks) + 1), len(own)))
+            rows = [None if positions is None else own + next(starts) for positions in second]
+            return own, rows, self._angles_at(torch.cat((batch.positions, *sinks)))
+        top = int(batch.positions.numpy().max())
         if top >= self.num_angles:
             self.num_angles = max(1024, 2 * top)
-            self.angles = self._angles(torch.arange(self.num_angles))
-        return self.angles
+            self.angles = self._angles_at(torch.arange(self.num_angles))
+        return batch.positions, second, self.angles
 
-    def _of_sinks(
-        self, positions: Tensor, sinks: list[Tensor | None]
-    ) -> tuple[Tensor, list[Tensor | None], list[tuple[Tensor, Tensor]]]:
-        """Angles of the positions of a step alone, and the rows of every query in them. A text with sinks has no end."""
-        import torch
-
-        own = torch.arange(len(positions))
-        wanted, rows = [positions], []
-        for second in sinks:
-            rows.append(None if second is None else own + len(positions) * len(wanted))
-            wanted += [] if second is None else [second]
-        return own, rows, self._angles(torch.cat(wanted))
-
-    def _angles(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _angles_at(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Per rotary embedding, cos and sin [positions, D / 2], as the decoder computes them."""
         half = self.model.config.head_dim // 2
         tables = [rope.angles(positions) for rope in self.model.ropes]
@@ -175,8 +175,9 @@ def _unsupported(forward: Forward, context: RunnerContext, model: Any) -> str | 
         "a head that no kernel in C computes": step.has_kernel(model.head),
         "attention other than paged_attention": getattr(context.attention, "attend", None) is attention.attend,
         "operations other than those of fused_ops": model.ops.rms_norm is ops.rms_norm
-        and getattr(model.ops, model.op_kinds[1]) is ops.silu_mul,
-        "a KV store that no kernel in C reads": all(
+        and getattr(model.ops, model.op_kinds[1]) is ops.silu_mul
+        and not model.ops.has_fused,
+        "a KV store other than the core's and kv_quant's": all(
             type(store) is DenseKV or store.format in attention_quant.BITS for store in context.stores
         ),
         "norms behind attention or MLP": not config.output_norms,
@@ -189,32 +190,9 @@ def _unsupported(forward: Forward, context: RunnerContext, model: Any) -> str | 
     return next((reason for reason, holds in checks.items() if not holds), None)
 
 
-def _kv_of(store: KVStore, layer: int) -> dict[str, int]:
-    """The addresses of the keys and values of a layer, as fields of an operation."""
-    from pitlane import DenseKV
-    from pitlane.kernels.attention_quant import BITS, FIRST_OPEN
-
-    first, second = store.tensors(layer)
-    if type(store) is DenseKV:
-        return {"keys": first.data_ptr(), "values": second.data_ptr(), "head_stride": first.stride(0)}
-    return {  # rows of quantized blocks [2, Hkv, S, B], open blocks [2, Hkv, F, D]
-        "keys": second[0].data_ptr(),
-        "values": second[1].data_ptr(),
-        "head_stride": second.stride(1),
-        "row_keys": first[0].data_ptr(),
-        "row_values": first[1].data_ptr(),
-        "row_bytes": first.shape[3],
-        "row_stride": first.stride(1),
-        "kv_bits": BITS[store.format],
-        "first_open": FIRST_OPEN,
-    }
-
-
-def _open_kv(stores: list[KVStore]) -> list[int]:
-    """Per store, the address of its open blocks, which may move; 0 for KV that is not quantized."""
-    from pitlane import DenseKV
-
-    return [0 if type(store) is DenseKV else store.tensors(0)[1].data_ptr() for store in stores]
+def _open_slots(stores: list[KVStore]) -> list[int]:
+    """The addresses of the open slots of the stores that hold quantized KV."""
+    return [store.tensors(0)[1].data_ptr() for store in stores if store.format != "dense"]
 
 
 def _program(context: RunnerContext, model: Decoder, num_layers: int) -> Program:
@@ -233,7 +211,7 @@ def _program(context: RunnerContext, model: Decoder, num_layers: int) -> Program
 
     x = -1
     for layer in model.layers[:num_layers]:
-        kv = {"group": layer.group} | _kv_of(context.stores[layer.group], layer.index_in_group)
+        kv = {"group": layer.group} | step.kv_fields(context.stores[layer.group], layer.index_in_group)
         queries = add(
             step.linear_op(layer.qkv, step.NORM, step.ROTATED),
             **kv,
@@ -256,5 +234,5 @@ def _program(context: RunnerContext, model: Decoder, num_layers: int) -> Program
         len(context.stores),
         len(model.ropes),
     )
-    owned = model, list(context.stores), norms, [store.tensors(0) for store in context.stores]
+    owned = model, list(context.stores), norms
     return step.Program(shape, ops, config.rms_norm_eps, config.attention_scale, owned)

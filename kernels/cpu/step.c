@@ -28,7 +28,7 @@ typedef struct {
     Job job; /* with WEIGHTS_INT, only `rows`, `outs` and `y` are used */
     IntLinear ints;
     Attention attention;
-    Quantized store; /* of `attention`, if its KV is quantized */
+    Quantized quantized; /* the KV of `attention`, if it is quantized */
 } Task;
 
 static atomic_long recomputed;
@@ -58,19 +58,16 @@ static const uint16_t *result_of(const State *state, int64_t op) {
     return op < 0 ? state->x : (const uint16_t *)state->results[op];
 }
 
-/* Rotate the heads [head, end) and write them: queries to the result, keys and values to their slots. A second query is rotated by
- * angles of its own. */
+/* Rotate the heads [head, end) and write them: queries and second queries to the result, keys and values to their slots. */
 static void rotate(const Task *task, long head, long end) {
     const State *state = task->state;
     const Op *op = task->op;
     const Shape *shape = &state->program->shape;
     long dim = shape->dim, heads = shape->heads, keys_end = heads + shape->kv_heads, half = state->rows * dim / 2;
     const uint16_t *angles = op->rope < 0 ? NULL : state->angles + op->rope * 2 * half;
-    const uint16_t *sink_angles = op->rope < 0 ? NULL : state->reads[op->group].sink_angles;
-    const int64_t *slots = state->reads[op->group].write;
-    int has_sinks = state->reads[op->group].sink_angles != NULL;
-    if (sink_angles)
-        sink_angles += op->rope * 2 * half;
+    const Reads *reads = state->reads + op->group;
+    const uint16_t *second = reads->second && angles ? reads->second + op->rope * 2 * half : reads->second;
+    const int64_t *slots = reads->write;
     for (; head < end; head++) {
         const uint16_t *weight = op->qk_norm ? (const uint16_t *)op->qk_norm + head * dim : NULL;
         for (long m = 0; m < state->rows; m++) {
@@ -84,10 +81,10 @@ static void rotate(const Task *task, long head, long end) {
             uint16_t *query = (uint16_t *)state->results[task->index] + (m * heads + head) * dim;
             uint16_t *key = (uint16_t *)op->keys + (head - heads) * op->head_stride + slot;
             turn_head(x, head < heads ? query : key, dim, weight, state->program->eps, cos, sin);
-            if (!has_sinks || head >= heads)
-                continue;
-            cos = sink_angles ? sink_angles + m * dim / 2 : NULL, sin = cos ? cos + half : NULL;
-            turn_head(x, query + state->rows * heads * dim, dim, weight, state->program->eps, cos, sin);
+            if (head < heads && second) {
+                cos = angles ? second + m * dim / 2 : NULL, sin = angles ? cos + half : NULL;
+                turn_head(x, query + state->rows * heads * dim, dim, weight, state->program->eps, cos, sin);
+            }
         }
     }
 }
@@ -144,6 +141,17 @@ static Attention attention_of(const State *state, const Op *op, int64_t index) {
     job.head_stride = op->head_stride;
     job.partial = (float *)state->results[index];
     return job;
+}
+
+static void plan_attention(Task *task) {
+    const Op *op = task->op;
+    task->attention = attention_of(task->state, op, task->index);
+    if (!op->key_rows)
+        return;
+    task->quantized = (Quantized){(const uint8_t *)op->key_rows, (const uint8_t *)op->value_rows, (const uint16_t *)op->keys,
+                                  (const uint16_t *)op->values, op->row_bytes, op->row_stride, op->head_stride, op->first_open,
+                                  (int)op->kv_bits};
+    task->attention.quantized = &task->quantized;
 }
 
 /* Compute the inputs of a linear, in memory of this thread. */
@@ -235,16 +243,10 @@ static void compute_missing(const Task *task, Share *shares) {
 }
 
 static void operate(Task *task, Share *shares) {
-    const Op *op = task->op;
-    if (op->kind == STEP_ATTENTION) {
-        task->attention = attention_of(task->state, op, task->index);
-        task->store = (Quantized){(const uint8_t *)op->row_keys, (const uint8_t *)op->row_values, (const uint16_t *)op->keys,
-                                  (const uint16_t *)op->values, op->row_bytes, op->row_stride, op->head_stride, op->first_open,
-                                  (int)op->kv_bits};
-        task->attention.quantized = op->row_bytes ? &task->store : NULL;
-    } else {
+    if (task->op->kind == STEP_ATTENTION)
+        plan_attention(task);
+    else
         prepare(task);
-    }
     uint64_t start = ticks();
     long count = 0, threads = task->state->threads;
     for (long i = 0; i < threads; i++)

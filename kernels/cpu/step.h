@@ -25,14 +25,15 @@ typedef struct {
     int64_t selects;  /* whether only the logit rows are computed */
     int64_t group;    /* KV group, for OUTPUT_ROTATED and STEP_ATTENTION */
     int64_t keys, values, head_stride; /* [kv_heads][slots][dim] of the layer, bfloat16, heads head_stride apart */
-    int64_t row_keys, row_values, row_bytes, row_stride, kv_bits, first_open; /* as in Quantized; row_bytes 0: KV is bfloat16 alone */
     int64_t rope;     /* index of the angles for OUTPUT_ROTATED; -1: no rotation */
     int64_t qk_norm;  /* weights [heads + kv_heads][dim] of norms per head, or 0 */
+    int64_t key_rows, value_rows, row_bytes, row_stride, kv_bits, first_open; /* STEP_ATTENTION over quantized KV, else 0: as in
+                         Quantized; keys and values are then its open slots, and slots that are written count from the first one */
 } Op;
 
 /* OUTPUT_ROWS: [rows][outs]. OUTPUT_SUM: [rows][outs]. OUTPUT_ROTATED: the linear gives heads + 2 kv_heads heads; the result is q
- * [rows][heads][dim], keys and values go to their slots. If the group has second queries, they follow: [2 rows][heads][dim].
- * OUTPUT_SILU: [rows][outs / 2]. STEP_ATTENTION: the parts of attention. */
+ * [rows][heads][dim], keys and values go to their slots. Where a group has second positions, second queries [rows][heads][dim]
+ * follow: those of the sinks. OUTPUT_SILU: [rows][outs / 2]. STEP_ATTENTION: the parts of attention. */
 
 typedef struct {
     int64_t hidden, heads, kv_heads, dim, num_ops, num_groups, num_ropes;
@@ -47,7 +48,7 @@ typedef struct {
     struct {
         int64_t write; /* [rows] int64, the slot of each row */
         int64_t slots, num_slots, tasks, num_tasks, members, num_members, rows, num_rows; /* as for attention_bf16 */
-        int64_t sinks; /* [rows] int64, the positions of the second queries; 0: the group has none */
+        int64_t second; /* [rows] int64, the positions of the second queries; 0: there are none */
     } groups[STEP_MAX_GROUPS];
     struct {
         int64_t cos, sin; /* [positions][dim / 2] bfloat16 */

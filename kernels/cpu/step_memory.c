@@ -25,13 +25,12 @@ static size_t result_bytes(const State *state, const Step *step, const Op *op) {
     const Shape *shape = &state->program->shape;
     if (op->kind == STEP_ATTENTION)
         return (size_t)(step->groups[op->group].num_members * shape->heads * (shape->dim + 2)) * sizeof(float);
-    long columns = op->output == OUTPUT_ROTATED ? shape->heads * shape->dim : op->output == OUTPUT_SILU ? op->outs / 2 : op->outs;
-    if (op->output == OUTPUT_ROTATED && step->groups[op->group].sinks)
-        columns *= 2;
+    long queries = shape->heads * shape->dim * (step->groups[op->group].second ? 2 : 1);
+    long columns = op->output == OUTPUT_ROTATED ? queries : op->output == OUTPUT_SILU ? op->outs / 2 : op->outs;
     return (size_t)((op->selects ? state->num_logits : state->rows) * columns) * 2;
 }
 
-/* Reserve angles [ropes][cos, sin][rows][dim / 2], and copy those of `positions` [rows] if `fills`. */
+/* The angles of `positions`: [ropes][cos, sin][rows][dim / 2]. */
 static uint16_t *angles_at(char **at, const Step *step, const Shape *shape, int64_t positions, int fills) {
     size_t rows = (size_t)step->rows, half = (size_t)shape->dim / 2;
     uint16_t *angles = (uint16_t *)reserved(at, (size_t)shape->num_ropes * 2 * rows * half * 2);
@@ -63,7 +62,8 @@ static char *laid_out(State *state, const Step *step, char *at, int fills) {
         reads.job.dim = shape->dim;
         reads.job.q_stride = shape->heads * shape->dim;
         reads.job.scale = program->scale;
-        reads.sink_angles = step->groups[g].sinks ? angles_at(&at, step, shape, step->groups[g].sinks, fills) : NULL;
+        if (step->groups[g].second)
+            reads.second = angles_at(&at, step, shape, step->groups[g].second, fills);
         reads.write = (int64_t *)copied(&at, step->groups[g].write, rows * 8, fills);
         reads.job.slots = (int32_t *)copied(&at, step->groups[g].slots, (size_t)step->groups[g].num_slots * 4, fills);
         reads.job.tasks = (int64_t *)copied(&at, step->groups[g].tasks, (size_t)step->groups[g].num_tasks * 32, fills);
@@ -132,10 +132,8 @@ static const char *fault_of(const Shape *shape, const Op *op, int64_t index) {
         return "an operation reads a later one, or its kind is unknown";
     if (uses_kv && (!has_kv || op->rope < -1 || op->rope >= shape->num_ropes))
         return "an operation has no KV, or unknown angles";
-    int64_t bits = op->kv_bits ? op->kv_bits : 8;
-    if (op->row_bytes && (!op->row_keys || !op->row_values || (bits != 4 && bits != 8) ||
-                          op->row_bytes < shape->dim * bits / 8 + (op->kv_bits ? shape->dim / 8 : 0)))
-        return "quantized KV has an address of 0, unknown bits or short rows";
+    if (!is_linear && op->key_rows && (!op->value_rows || op->row_bytes <= 0 || op->first_open <= 0))
+        return "attention over quantized KV has no rows";
     if (!is_linear)
         return op->source < 0 ? "attention needs queries" : NULL;
     if (!has_weights(op))

@@ -32,7 +32,7 @@ typedef struct {
 
 typedef struct {
     const int64_t *write;
-    uint16_t *sink_angles; /* of the second queries, as in State; NULL: the group has none */
+    const uint16_t *second; /* the angles of the second queries, as State.angles, or NULL */
     Attention job; /* without q, keys, values, out and partial */
 } Reads;
 

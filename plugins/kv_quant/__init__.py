@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 class KVQuant(Plugin):
     name, role, exactness = "kv_quant", "kv_store", "approximate"
     batch_invariant = True
-    stage = 20  # the arranged batch goes through the runners of other plugins
 
     class Options(PluginOptions):
         format: Literal["int8", "int4", "fp8"] = Field(

@@ -1,4 +1,4 @@
-"""Quantized KV with attention sinks and with key-norm eviction: a plain reference, and the same answers in any chunk or batch."""
+"""Quantized KV with attention sinks and with key-norm eviction: a plain reference, and answers that no chunk or batch changes."""
 
 from __future__ import annotations
 
