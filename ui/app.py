@@ -37,7 +37,7 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # Events that page.js raises on elements with data-do.
 EVENTS = (
     "open rename remove attach discard dismiss retry edit try turn_on turn_off take_out look choose cancel compare compare_run "
-    "compare_stop switch_on version go_on take_back experiment"
+    "compare_stop switch_on version go_on take_back"
 )
 
 
@@ -228,13 +228,13 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
     page.unload(handlers.close)
     asked = gr.on([widgets.box.submit, widgets.send.click], handlers.ask, [widgets.box, *values], **asking)
     asked.then(handlers.put_back, [widgets.box], [widgets.box], trigger_mode="multiple", **QUIET)
-    for name in ("retry", "edit", "go_on", "experiment", "turn_on", "turn_off", "take_out"):
+    for name in ("retry", "edit", "go_on", "turn_on", "turn_off", "take_out"):
         getattr(widgets.thread, name)(getattr(handlers, name), values, **asking)
     getattr(widgets.thread, "try")(handlers.try_sample, values, **asking)
     drawing = asking | {"outputs": [widgets.live], "concurrency_id": "drawing"}
     drawing["trigger_mode"] = "always_last"  # a question that waited may begin while the last frame is drawn
     watched = widgets.live.change(handlers.watch, [], **drawing)
-    watched.then(handlers.settle, [widgets.tab], **quiet)
+    settled = watched.then(handlers.settle, [widgets.tab], **quiet)
     widgets.stop.click(handlers.stop, [], **quiet)
     widgets.thread.version(handlers.version, [widgets.tab], **quiet)
     widgets.queue.take_back(handlers.take_back, [], **quiet)
@@ -263,11 +263,11 @@ def _join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
         [widgets.other_model.submit, widgets.use_other.click], handlers.choose_named, [widgets.other_model], **listing
     )
 
-    _join_cards(handlers, widgets, reads)
+    _join_cards(handlers, widgets, reads, settled)
 
 
-def _join_cards(handlers: Handlers, widgets: Widgets, reads: list[Any]) -> None:
-    """Connect the plugin cards. reads: events after which the weights for a document are loaded."""
+def _join_cards(handlers: Handlers, widgets: Widgets, reads: list[Any], settled: Any) -> None:
+    """Connect the plugin cards. reads: events after which the weights for a document are loaded; settled: an answer is complete."""
     quiet, controls = QUIET | {"outputs": widgets.outputs}, widgets.controls
     switches = [widgets.tab, *controls.inputs]
     for card in controls.cards:
@@ -284,6 +284,7 @@ def _join_cards(handlers: Handlers, widgets: Widgets, reads: list[Any]) -> None:
     states = [card.state for card in controls.cards if card.state is not None]
     planned = QUIET | {"outputs": [*widgets.planned, widgets.document_plugins, *states]}
     widgets.tab.change(handlers.replan, switches, trigger_mode="always_last", **planned)
+    settled.then(handlers.replan, switches, **planned)  # the weights of the plan are loaded now
     if states:
         for read in reads:
             read.then(handlers.replan, switches, **planned)

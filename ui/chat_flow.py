@@ -101,7 +101,7 @@ def head_parts(stats: Stats) -> list[str]:
 
 
 def bought_ms(stats: Stats) -> float:
-    """Time that the plugins of an answer bought, less the time of their own work."""
+    """Time that the plugins of an answer saved, less the time of their own work."""
     return sum(max(0.0, float(gain["ms"]) - cost_ms(stats, name)) for name, gain in stats["bought_ms"].items())
 
 
@@ -148,7 +148,7 @@ def lap_html(stats: Stats) -> str:
         ("queue", stats["queue_ms"], "waited"),
         ("read", stats["prefill_ms"], "read the prompt"),
         ("write", stats["decode_ms"], "wrote the answer"),
-        ("saved", bought_ms(stats), "bought by plugins (modelled)"),
+        ("saved", bought_ms(stats), "saved by plugins (modelled)"),
     )
     total = sum(ms for _, ms, _ in spans) or 1.0
     pieces = "".join(

@@ -97,14 +97,20 @@ def _choices(setup: Setup, group: str, title: str) -> str:
     return f'<fieldset class="{group}"><legend>{title}</legend><div>{labels}</div></fieldset>' if labels else ""
 
 
-def progress_html(done: int, total: int) -> str:
-    """Progress of a run, with a button that ends it."""
+def progress_html(done: int, total: int, seconds_left: float | None = None) -> str:
+    """Progress of a run, with a button that ends it. seconds_left: the expected rest of the run, if it is known."""
     percent = round(100 * done / total) if total else 0
     text = f"Lap <b>{min(done + 1, total)}</b> of {total}" if total else "Loading the weights of the plans"
+    if seconds_left is not None and seconds_left >= 1:
+        text += f", about {_duration(seconds_left)} left"
     return (
         f'<div class="running" role="status"><span>{text}</span><span class="bar"><i style="width:{percent}%"></i></span>'
         '<button type="button" data-do="compare_stop" data-id="">Cancel</button></div>'
     )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _outcome(setup: Setup) -> str:

@@ -78,6 +78,13 @@
     trigger(name, name === "compare_run" ? { id, fields: fieldsOf(button.closest("form")) } : { id });
   });
 
+  // a question is on its way: shown until the thread changes, at most for 10 seconds
+  const ASKING = new Set(["try", "retry", "go_on", "turn_on", "turn_off", "take_out"]);
+  const asked = () => { frame().add("asked"); setTimeout(() => frame().remove("asked"), 10000); };
+  const typed = () => document.querySelector("#box textarea").value.trim();
+  document.addEventListener("click", (event) => { if (ASKING.has(event.target.closest("[data-do]")?.dataset.do) || (event.target.closest("#send") && typed())) asked(); }, true);
+  document.addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.target.closest("#box") && typed()) asked(); }, true);
+
   const dark = () => document.body.classList.contains("dark");
   const setTheme = (on) => { document.body.classList.toggle("dark", on); localStorage.setItem("pitlane-theme", on ? "dark" : "light"); };
   document.addEventListener("click", (event) => {
@@ -128,6 +135,7 @@
       const count = scroll.querySelectorAll(".message").length;
       if (count > messages) near = true;  // a new question, or its answer, comes into sight
       messages = count;
+      frame().remove("asked");
       typeset(scroll);
       if (near) scroll.scrollTop = scroll.scrollHeight;
     }).observe(scroll, { childList: true, subtree: true, characterData: true, attributes: true, attributeFilter: ["data-conversation"] });

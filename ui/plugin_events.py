@@ -126,7 +126,8 @@ class PluginEvents(View):
         gains: dict[str, float] = {}
         with suppress(PitlaneError):
             gains = gains_ms(self.desk.store, self.desk.engine.loader.source.name)
-        replaced = replaced_by(settings, self.desk.roles)
+        chosen = [name for name in settings if name not in self.desk.engine.default_plan.names]
+        replaced = replaced_by(chosen, self.desk.roles)
         return advice_html(advice(gains, possible, bool(tab["documents"]), replaced), settings)
 
     # ---- values

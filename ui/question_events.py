@@ -84,11 +84,6 @@ class QuestionEvents(PluginEvents, WaitingLine):
         yield from self._answer(request, tab, self._new_question(str(event.id), values))
 
     @page_event
-    def experiment(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
-        """Ask the clicked question of the empty page without a document."""
-        yield from self._answer(request, tab, self._new_question(str(event.id), values))
-
-    @page_event
     def edit(self, request: gr.Request, event: gr.EventData, tab: Tab, *values: Any) -> Iterator[Changes]:
         """Ask an edited question. The question and all messages after it become an earlier version."""
         text, message_id = str(event.text).strip(), int(event.id)

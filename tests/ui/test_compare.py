@@ -200,7 +200,7 @@ def test_a_speed_up_is_the_median_and_range_of_paired_ratios(judged: Any) -> Non
     assert other.speed == {"ratio": 1.9, "low": 1.9, "high": 2.0, "pairs": 3} and other.outcome == "faster"
     assert report.notes == [] and speed_text(other.to_json()) == "1.90 (1.90 to 2.00)"
     assert other.bought_ms["prompt_lookup"]["ms"] == pytest.approx(1e3 * (39 / 98 - 39 / 186.2), rel=0.1)
-    assert "prompt_lookup bought" in laps_text(other.to_json())
+    assert "prompt_lookup saved" in laps_text(other.to_json())
 
 
 def test_a_slower_plan_is_called_slower(judged: Any) -> None:

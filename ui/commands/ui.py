@@ -16,7 +16,7 @@ from pitlane.ui.session import EngineOptions
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes a free port.")
 @click.option("--open/--no-open", "open_browser", default=True, show_default=True, help="Open a browser.")
 def ui(options: EngineOptions, host: str, port: int, open_browser: bool) -> None:
-    """Open the page: chat over documents, toggle plugins, see what each plugin bought."""
+    """Open the page: chat over documents, toggle plugins, see what each plugin saved."""
     from pitlane import ModelError
     from pitlane.sources import SMOLLM2
     from pitlane.ui.commands.model_choice import choose
