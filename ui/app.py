@@ -77,6 +77,7 @@ def serve(switch: ModelSwitch, store: Store, server: PageServer, notice: str = "
 
     def exchange(engine: Engine, notice: str = "") -> None:
         desk = Desk(engine, store)
+        desk.restore()
         server.show(asyncio.run(_built(desk, switch, notice)), lambda: state_of(switch), desk.release, store)
 
     switch.exchange = exchange

@@ -22,7 +22,9 @@ NEAR_TIE = (
     "Identical plugins give the same tokens where arithmetic is exact enough (float64). In shorter types a forward over several "
     "tokens rounds differently from one over a single token, which can tip a choice between two nearly equal tokens."
 )
-CUT = {"length": "cut at the token limit", "aborted": "stopped"}  # finish reasons other than the model's own end
+INTERRUPTED = "interrupted"  # the finish reason of an answer whose process was killed
+# Finish reasons other than the model's own end.
+CUT = {"length": "cut at the token limit", "aborted": "stopped", INTERRUPTED: "interrupted, because the server ended"}
 COMPARED_KEYS = ("tokens_per_second", "ttft_ms", "completion_tokens", "cached_tokens")
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pitlane import BadOption, SamplingParams
 from pitlane.storage.conversations import turns as turns_of
 from pitlane.storage.errors import NotFound, PitlaneError
-from pitlane.ui.answering import Ask, seed_of
+from pitlane.ui.ask import Ask, seed_of
 from pitlane.ui.compare_panel import LAPS, Choice, Setup, problem_html, progress_html, setup_html
 from pitlane.ui.model_events import ModelEvents
 from pitlane.ui.offline_gradio import gr
@@ -263,7 +263,7 @@ class CompareEvents(PluginEvents, ModelEvents):
             setup.error = f"the comparison failed: {type(error).__name__}: {error}"
 
     def _compare(self, setup: Setup, run: Run) -> None:
-        from pitlane.ui.bench.comparison import compare
+        from pitlane.ui.bench.groups import compare_in_groups
 
         engine, sources = self.desk.engine, setup.sources
         ask: Ask = sources["ask"]
@@ -274,7 +274,7 @@ class CompareEvents(PluginEvents, ModelEvents):
         messages = turns_of(sources["messages"]) or [{"role": "user", "content": setup.question}]
         prompt = self.desk.prompt(sources["documents"], messages, ask.system, ask.thinking)
         plans = {choice.label: engine.plan(choice.settings) for choice in setup.choices if choice.key in setup.chosen}
-        report = compare(engine, plans, prompt, sources["sampling"], setup.laps, run.advance, run.started)
+        report = compare_in_groups(engine, plans, prompt, sources["sampling"], setup.laps, run.advance, run.started)
         setup.report = report.to_json()
         with suppress(PitlaneError):  # the report is on the page, kept or not
             self.desk.store.comparisons.add(report.to_json(texts=False))

@@ -74,6 +74,14 @@
     button.classList.remove("sure");
     if (name === "open") frame().remove("show-left", "comparing");
     if (name === "compare_close") return frame().remove("comparing");
+    if (name === "compare_every") {  // every plugin against the plan that is on now
+      const boxes = (selector) => [...button.closest("form").querySelectorAll(selector)];
+      const on = boxes(".plugins input").some((box) => !box.checked);
+      boxes(".plugins input").forEach((box) => (box.checked = on));
+      const now = boxes(".sets input").find((box) => box.value === "now");
+      if (on && now) boxes(".sets input").forEach((box) => (box.checked = box === now));
+      return;
+    }
     if (name === "compare") { frame().add("comparing"); document.getElementById("compare").scrollTop = 0; }
     trigger(name, name === "compare_run" ? { id, fields: fieldsOf(button.closest("form")) } : { id });
   });

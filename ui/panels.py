@@ -70,13 +70,16 @@ class Live:
     """An unfinished answer. done, total, cached: tokens of the prompt. Then its text, its tokens and their speed.
 
     accepted: half-open ranges of its tokens that were accepted draft tokens. segments: the documents in the prompt.
+    first_token: the time of the first token, on the clock of `time.perf_counter`; 0 before it.
     """
 
     done: int = 0
     total: int = 0
     cached: int = 0
     text: str = ""
+    token_ids: list[int] = field(default_factory=list)
     num_tokens: int = 0
+    first_token: float = 0.0
     tokens_per_second: float | None = None
     loading: bool = False
     accepted: list[tuple[int, int]] = field(default_factory=list)

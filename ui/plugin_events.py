@@ -11,7 +11,7 @@ from pitlane import BadOption
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import Message
 from pitlane.ui.advice import advice, advice_html, gains_ms, replaced_by
-from pitlane.ui.answering import Ask, seed_of
+from pitlane.ui.ask import Ask, seed_of
 from pitlane.ui.controls import Card, note_html, plan_html, plan_line_html, refusal_html, serving_html, state_html
 from pitlane.ui.document_plugins import described, document_plugins, in_effect
 from pitlane.ui.offline_gradio import gr

@@ -15,7 +15,9 @@ from typing import Any
 
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.storage.types import Message, Refusal
-from pitlane.ui.answering import Ask, Key, seed_of, was_stopped_before_it_began
+from pitlane.ui.answering import Key
+from pitlane.ui.answers import was_stopped_before_it_began
+from pitlane.ui.ask import Ask, seed_of
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.page_view import Changes, Tab, Writing, page_event, session_of, warn
 from pitlane.ui.panels import Live, Waiting, can_go_on

@@ -36,8 +36,17 @@ from pitlane.ui.app import free_port, serve
 from pitlane.ui.model_switch import ModelSwitch
 from pitlane.ui.page_server import PageServer
 from pitlane.ui.session import EngineOptions
-schedule, pause = Scheduler.schedule, float(sys.argv[2])
-Scheduler.schedule = lambda scheduler: (time.sleep(pause), schedule(scheduler))[1]
+schedule, pause, steps = Scheduler.schedule, float(sys.argv[2]), sys.argv[3]
+
+def slow_schedule(scheduler):
+    if steps:
+        with open(steps, "a") as file:
+            print(time.time(), file=file)
+    time.sleep(pause)
+    return schedule(scheduler)
+
+if pause or steps:
+    Scheduler.schedule = slow_schedule
 options = EngineOptions(model=sys.argv[1], dtype="float32", plugins="prefix_cache")
 with (
     Store() as store,
@@ -52,18 +61,34 @@ with (
 
 
 @contextmanager
-def served(home: Path, model: str = "", pause: float = 0.0) -> Iterator[str]:
+def served(
+    home: Path,
+    model: str = "",
+    pause: float = 0.0,
+    processes: list[subprocess.Popen[str]] | None = None,
+    steps: Path | None = None,
+) -> Iterator[str]:
     """The address of a page in its own process: the named model, else the bundled model where it is, else a tiny one.
 
-    pause: seconds before each step, so that a long answer lasts on any machine.
+    pause: seconds before each step, so that a long answer lasts on any machine. processes: gets the process.
+    steps: a file that gets the time at which each step begins, in seconds since 1970.
     """
     bundled = (files("pitlane.storage.bundled") / "model.safetensors").is_file()
-    command = [sys.executable, "-c", SERVER, model or ("bundled" if bundled else "random:tiny"), str(pause)]
+    command = [
+        sys.executable,
+        "-c",
+        SERVER,
+        model or ("bundled" if bundled else "random:tiny"),
+        str(pause),
+        str(steps or ""),
+    ]
     own = {"PITLANE_HOME": str(home), "PITLANE_LOAD": "", "GRADIO_TEMP_DIR": str(home / "uploads")}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | own
     ) as process:
         assert process.stdout and process.stdin
+        if processes is not None:
+            processes.append(process)
         try:
             address = process.stdout.readline().strip()
             assert address.startswith("http"), "the page was not served"

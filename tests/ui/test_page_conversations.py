@@ -14,7 +14,8 @@ import pytest
 from pitlane import BadOption, PromptTooLong
 from pitlane.storage.errors import StorageError
 from pitlane.storage.types import Message, Refusal
-from pitlane.ui.answering import Ask, plan_of_both
+from pitlane.ui.answers import plan_of_both
+from pitlane.ui.ask import Ask
 from pitlane.ui.panels import Live, thread_html
 from pitlane.ui.refusals import refusal_of
 from pitlane.ui.sampling import Sampling
