@@ -21,6 +21,7 @@ from pitlane.ui.answering import Desk
 from pitlane.ui.controls import PluginControls, default_options, others_html, plan_html
 from pitlane.ui.document_plugins import document_plugins
 from pitlane.ui.handlers import Handlers
+from pitlane.ui.login import Login, is_loopback, new_password
 from pitlane.ui.model_menu import header_html, state_of
 from pitlane.ui.model_switch import ModelSwitch
 from pitlane.ui.offline_gradio import gr
@@ -42,17 +43,26 @@ EVENTS = (
 
 
 def launch(
-    options: EngineOptions, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = True, notice: str = ""
+    options: EngineOptions,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    open_browser: bool = True,
+    notice: str = "",
+    password: str = "",
 ) -> None:
     """Load the model, serve the page until Ctrl-C. Raises PitlaneError for whatever a user can cause.
 
-    notice: shown on the page and in the terminal.
+    notice: shown on the page and in the terminal. password: asked for in every browser. Without a password, an address that
+    other machines reach gets a random one, which the terminal prints.
     """
+    password = password or ("" if is_loopback(host) else new_password())
+    login = Login(password) if password else None
     port = free_port(host, port)
     with (
         Store() as store,  # first, so that an unusable home is refused before a model is loaded
         tempfile.TemporaryDirectory(prefix="pitlane-uploads-", ignore_cleanup_errors=True) as uploads,
-        PageServer(host, port) as server,
+        PageServer(host, port, login) as server,
         ModelSwitch(options, options.build()) as switch,
     ):
         os.environ["GRADIO_TEMP_DIR"] = uploads  # uploads stay here until they are in the store
@@ -60,9 +70,10 @@ def launch(
         if notice:
             note(notice)
         note(switch.engine.loader.describe_memory())
-        print(f"Pitlane is at {server.url} (Ctrl-C ends it)", flush=True)
+        address = server.url if login is None else login.link(server.url)
+        print(f"Pitlane is at {address} (Ctrl-C ends it)", flush=True)
         if open_browser:
-            webbrowser.open(server.url)
+            webbrowser.open(address)
         try:
             server.wait()
         except KeyboardInterrupt:

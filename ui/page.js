@@ -202,7 +202,9 @@
     clearTimeout(timer); asking = true;
     let wait = STATE_MS;
     try {
-      const state = await (await fetch("pitlane/model", { cache: "no-store" })).json();
+      const answer = await fetch("pitlane/model", { cache: "no-store" });
+      if (answer.status === 401) return void location.reload();  // the server was started again, and asks for its password
+      const state = await answer.json();
       if (state.page !== header("").dataset.page) loadAgain(state.page);
       else { draw(state); if (state.text) wait = CHANGING_MS; }
     } catch { /* the server is away: ask later */ }
