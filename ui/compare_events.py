@@ -19,10 +19,10 @@ from pitlane.storage.conversations import turns as turns_of
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.ui.ask import Ask, seed_of
 from pitlane.ui.compare_panel import LAPS, Choice, Setup, problem_html, progress_html, setup_html
+from pitlane.ui.first_screen import SAMPLE_QUESTIONS
 from pitlane.ui.model_events import ModelEvents
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.page_view import Changes, Tab, page_event, session_of, warn
-from pitlane.ui.panels import SAMPLE_QUESTIONS
+from pitlane.ui.page_event import Changes, Tab, page_event, session_of, warn
 from pitlane.ui.plugin_events import PluginEvents
 from pitlane.ui.plugin_text import parse_settings
 

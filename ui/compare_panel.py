@@ -15,8 +15,8 @@ from typing import Any
 
 from pitlane.ui.bench.report import OUTCOMES, answer_text, gap_text, is_near_tie, laps_text, scores_text
 from pitlane.ui.bench.results import to_csv
+from pitlane.ui.buttons import button
 from pitlane.ui.chat_flow import badge, dotted
-from pitlane.ui.panels import button
 from pitlane.ui.render import milliseconds, short_name, size
 
 LAPS = (3, 5, 9)

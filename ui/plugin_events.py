@@ -15,7 +15,8 @@ from pitlane.ui.ask import Ask, seed_of
 from pitlane.ui.controls import Card, note_html, plan_html, plan_line_html, refusal_html, serving_html, state_html
 from pitlane.ui.document_plugins import described, document_plugins, in_effect
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.page_view import Changes, Tab, View, page_event, warn
+from pitlane.ui.page_event import Changes, Tab, page_event, warn
+from pitlane.ui.page_view import View
 from pitlane.ui.plugin_text import parse_settings
 from pitlane.ui.sampling import Sampling
 from pitlane.ui.sampling_panel import DEFAULT_MAX_TOKENS, NAMES, THINKING

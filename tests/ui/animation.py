@@ -111,9 +111,9 @@ def take(target: str, model: str) -> None:
 
     from pitlane.storage.db import Store
     from pitlane.ui.app import free_port, serve
+    from pitlane.ui.first_screen import EXPERIMENT
     from pitlane.ui.model_switch import ModelSwitch
     from pitlane.ui.page_server import PageServer
-    from pitlane.ui.panels import EXPERIMENT
     from pitlane.ui.session import EngineOptions
 
     options = EngineOptions(model=model)

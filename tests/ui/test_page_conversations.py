@@ -450,7 +450,7 @@ def test_a_failure_after_a_long_load_waits_for_the_last_frame(page: Any, monkeyp
         loaded.set()
         raise BadOption("no")
 
-    monkeypatch.setattr("pitlane.ui.question_events.ALIVE_SECONDS", 0.3)
+    monkeypatch.setattr("pitlane.ui.answer_events.ALIVE_SECONDS", 0.3)
     monkeypatch.setattr(page.desk, "answer", fails_late)
     answer = page.handlers.ask(TAB, "hi", new_tab(), *values(page))
     next(answer)

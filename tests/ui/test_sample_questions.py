@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pitlane import SamplingParams, load_document
-from pitlane.ui.panels import EXPERIMENT, SAMPLE_QUESTIONS, empty_html
+from pitlane.ui.first_screen import EXPERIMENT, SAMPLE_QUESTIONS, empty_html
 from pitlane.ui.session import Chat, EngineOptions
 from tests.ui.page_harness import TAB, event, last, new_tab, values
 
