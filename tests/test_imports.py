@@ -28,7 +28,7 @@ ALLOWED = {
     "plugins": {"", "kernels", "storage", "plugins"},
     "training": {"", "kernels", "storage", "training"},
     "ui": {"", "models", "sources", "testing", "plugins", "kernels", "storage", "training", "ui"},
-    "examples": {"", "training"},
+    "examples": {"", "testing", "training"},
 }
 FILES = [path for room in ALLOWED for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts]
 
