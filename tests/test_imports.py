@@ -30,7 +30,7 @@ ALLOWED = {
     "export": {"", "models", "formats", "kernels", "storage", "export"},
     "training": {"", "kernels", "storage", "training", "export"},
     "ui": {"", "models", "sources", "formats", "testing", "plugins", "kernels", "storage", "training", "export", "ui"},
-    "examples": {"", "testing", "training"},
+    "examples": {"", "models", "testing", "training"},
 }
 FILES = [path for room in ALLOWED for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts]
 
