@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -70,12 +70,21 @@ def plugins() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def with_required(registry: PluginRegistry, names: Sequence[str]) -> tuple[str, ...]:
+    """The plugins and the plugins that they require, each once."""
+    required = (other for name in names for other in registry.get(name).requires)
+    return tuple(dict.fromkeys((*names, *required)))
+
+
 def verdicts(registry: PluginRegistry) -> dict[tuple[str, str], str]:
-    """By pair of plugins, in order of their names: the reason why every machine refuses the pair; '' for a pair that runs."""
+    """By pair of plugins, in order of their names: the reason why every machine refuses the pair; '' for a pair that runs.
+
+    Plugins that the pair requires are added to it.
+    """
     planner, reasons = Planner(registry), {}
     for pair in combinations(sorted(registry.togglable()), 2):
         try:
-            planner.check({name: {} for name in pair})
+            planner.check({name: {} for name in with_required(registry, pair)})
             reasons[pair] = ""
         except PlanConflict as conflict:
             reasons[pair] = str(conflict)

@@ -10,6 +10,7 @@ import importlib.util
 import random
 from itertools import combinations
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -33,15 +34,14 @@ OPTIONS: dict[
 }
 
 
-def verdicts() -> dict[tuple[str, str], str]:
-    """The table of docs/compatibility.md: by pair, the reason of its refusal, or ''."""
+def generate() -> ModuleType:
+    """docs/generate.py, which writes docs/compatibility.md."""
     path = Path(__file__).resolve().parents[2] / "docs" / "generate.py"
     spec = importlib.util.spec_from_file_location("generate", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    table: dict[tuple[str, str], str] = module.verdicts(REGISTRY)
-    return table
+    return module
 
 
 def is_exact(name: str) -> bool:
@@ -49,20 +49,23 @@ def is_exact(name: str) -> bool:
     return plugin.exactness_for(plugin.parse_options(OPTIONS.get(name, {}))) in ("identical", "rounding")
 
 
-def run_pairs(make_engine: Any, dtype: str, adapter: str) -> tuple[list[tuple[str, str]], dict[tuple[str, str], str]]:
-    """Run every pair on one engine. Returns the pairs that ran, and the reasons of the refused pairs.
+def run_pairs(
+    make_engine: Any, dtype: str, adapter: str, sample: int = 1
+) -> tuple[list[tuple[str, str]], dict[tuple[str, str], str]]:
+    """Run the pairs on one engine, or every `sample`-th pair. Returns the pairs that ran, and the reasons of the refused pairs.
 
     A pair is refused for an equal role, or because the engine's model, dtype or device does not serve a plugin.
     """
     options = {**OPTIONS, "lora": {"adapter": adapter}}
     engine, plain, ran, refused = make_engine(dtype=dtype), {}, [], {}
-    prompt = PASSAGE * 3
+    prompt, docs = PASSAGE * 3, generate()
 
     def settings(names: Any) -> dict[str, Any]:
-        return {name: options.get(name, {}) for name in names}
+        return {name: options.get(name, {}) for name in docs.with_required(REGISTRY, names)}
 
     plans = {}
-    for pair in combinations(TOGGLABLE, 2):
+    pairs = list(combinations(TOGGLABLE, 2))[::sample]
+    for pair in pairs:
         try:
             plans[pair] = engine.plan(settings(pair))
         except (PlanConflict, BadOption) as error:
@@ -88,9 +91,9 @@ def run_pairs(make_engine: Any, dtype: str, adapter: str) -> tuple[list[tuple[st
     assert not same, f"with these options, {same} change no token, so nothing is proved for them"
     context = engine.loader.build_context
     missing = {name for name in TOGGLABLE if REGISTRY.get(name).unavailable(context) is not None}
-    table = verdicts()
-    assert set(table) == {*ran, *refused} and not set(ran) & set(refused)
-    for pair, reason in table.items():
+    table = docs.verdicts(REGISTRY)
+    assert set(pairs) == {*ran, *refused} and not set(ran) & set(refused)
+    for pair, reason in ((pair, table[pair]) for pair in pairs):
         if missing & set(pair):
             assert any(name in refused[pair] for name in pair), f"{pair}: {refused[pair]}"
         else:
@@ -104,6 +107,14 @@ def has_one_role(pair: tuple[str, str]) -> bool:
     return first is not None and first == second
 
 
+@pytest.mark.usefixtures("cut_tiny", "always_draft")
+def test_a_sample_of_the_pairs_gives_the_right_tokens_or_is_refused(make_engine: Any, make_adapter: Any) -> None:
+    """Every seventh pair; the slow tier runs all pairs."""
+    ran, refused = run_pairs(make_engine, "float64", str(make_adapter()), sample=7)
+    assert len(ran) > 15 and len(refused) > 5
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("cut_tiny", "always_draft")
 def test_every_pair_gives_the_right_tokens_or_is_refused(make_engine: Any, make_adapter: Any) -> None:
     ran, refused = run_pairs(make_engine, "float64", str(make_adapter()))
