@@ -25,7 +25,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pitlane.kernels.attention_quant import decode_ref
-from pitlane.kernels.cuda import activations, attention, kv_quant, linear, linear_fp8, measure_plugins, norms, rope, sampling
+from pitlane.kernels.cuda import (
+    activations,
+    attention,
+    kv_quant,
+    linear,
+    linear_fp8,
+    measure_plugins,
+    norms,
+    rope,
+    sampling,
+)
 from pitlane.kernels.ops import rms_norm_ref, silu_mul_ref
 from pitlane.kernels.packing import Format
 from pitlane.kernels.quantized import Quantized
@@ -166,7 +176,11 @@ class Bench:
         blocks = torch.full((-(-outputs // 128), -(-inputs // 128)), 0.01, device=self.device)
         for rows in (1, 16) if self.tiny else (1, 16, 512, 4096):
             x = self.random(rows, inputs)
-            shape, moved, work = f"{rows} x {inputs} x {outputs}", 2 * rows * (inputs + outputs), 2 * rows * inputs * outputs
+            shape, moved, work = (
+                f"{rows} x {inputs} x {outputs}",
+                2 * rows * (inputs + outputs),
+                2 * rows * inputs * outputs,
+            )
             cublas: dict[str, Call] = {"cuBLAS bf16": lambda x=x: F.linear(x, weight)}  # type: ignore[misc]
             for name, quantized in packed.items():
                 self.add(
@@ -187,11 +201,17 @@ class Bench:
                     linear_fp8.linear_ref(x, small, factors, quantized=is_quantized), small.numel() + moved, work, peers,
                 )  # fmt: skip
 
-    def attention(self, name: str, seqs: list[tuple[int, int]], heads: tuple[int, int], dim: int, bits: int = 16) -> None:
+    def attention(
+        self, name: str, seqs: list[tuple[int, int]], heads: tuple[int, int], dim: int, bits: int = 16
+    ) -> None:
         """seqs: (keys, queries) of each sequence; the queries are its last tokens. bits: of the KV, see `attention.attend`."""
         num_heads, kv_heads = heads
         counts = [-(-keys // BLOCK) for keys, _ in seqs]
-        table, order, at = torch.full((len(seqs), max(counts)), -1, dtype=torch.int32), torch.randperm(sum(counts)).int(), 0
+        table, order, at = (
+            torch.full((len(seqs), max(counts)), -1, dtype=torch.int32),
+            torch.randperm(sum(counts)).int(),
+            0,
+        )
         for row, count in enumerate(counts):
             table[row, :count] = order[at : at + count]
             at += count
@@ -239,7 +259,9 @@ class Bench:
             kv_quant.quantize_blocks(full, rows, every, every, bits)
             expected = full if bits else full.to(torch.float8_e4m3fn)
             error = float((torch.stack(decode_ref(rows, dim, bits)) - expected.float()).abs().max() / full.abs().max())
-            seconds = self.times({"": lambda rows=rows, bits=bits: kv_quant.quantize_blocks(full, rows, every, every, bits)})  # type: ignore[misc]
+            seconds = self.times(
+                {"": lambda rows=rows, bits=bits: kv_quant.quantize_blocks(full, rows, every, every, bits)}
+            )  # type: ignore[misc]
             limit = (2 * full.numel() + rows.numel()) / self.bytes_per_second
             shape = f"{kv_heads} x {blocks} blocks x {dim}"
             self.rows.append(Measured(f"quantize {name}", shape, error, seconds[""] * 1e3, limit / seconds[""], {}))
@@ -254,7 +276,9 @@ class Bench:
                 expected = sampling.sample_ref(logits, wishes)
                 call = lambda logits=logits, wishes=wishes: sampling.sample(logits, wishes)  # type: ignore[misc]  # noqa: E731
                 error = float((call() != expected).float().mean())
-                seconds = self.times({"": call, "torch": lambda logits=logits, wishes=wishes: sampling.sample_ref(logits, wishes)})  # type: ignore[misc]
+                seconds = self.times(
+                    {"": call, "torch": lambda logits=logits, wishes=wishes: sampling.sample_ref(logits, wishes)}
+                )  # type: ignore[misc]
                 limit = 4 * logits.numel() / self.bytes_per_second
                 shape, peers = f"{rows} x {vocabulary}, {name}", {"torch": seconds["torch"] * 1e3}
                 self.rows.append(Measured("sample", shape, error, seconds[""] * 1e3, limit / seconds[""], peers))
@@ -297,7 +321,9 @@ def table_of(rows: list[Measured]) -> str:
     for row in rows:
         peers = ", ".join(f"{name} {ms / row.ms:.2f}" for name, ms in row.peers.items())
         mark = "" if row.is_right else " WRONG"
-        lines.append(f"| {row.kernel} | {row.shape} | {row.ms:.3f} | {row.fraction:.2f} | {peers} | {row.error:.1e}{mark} |")
+        lines.append(
+            f"| {row.kernel} | {row.shape} | {row.ms:.3f} | {row.fraction:.2f} | {peers} | {row.error:.1e}{mark} |"
+        )
     return "\n".join(lines)
 
 
@@ -307,7 +333,9 @@ def main() -> int:
     torch.manual_seed(0)
     tiny, device = "--tiny" in sys.argv[1:], torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not tiny:
-        print("measure needs a CUDA device; --tiny runs small shapes on a CPU, with TRITON_INTERPRET=1", file=sys.stderr)
+        print(
+            "measure needs a CUDA device; --tiny runs small shapes on a CPU, with TRITON_INTERPRET=1", file=sys.stderr
+        )
         return 2
     with torch.inference_mode():
         bench = Bench(device, tiny)
