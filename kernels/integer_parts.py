@@ -1,6 +1,7 @@
 """The parts of a model in 8 or 4 bits, for the plugins `int8` and `int4`: their bytes, and the linear or embedding that is built.
 
-Knows no plugin. A head that keeps bfloat16 is packed for the bfloat16 kernel, as `packed_linear` packs it. A part is planned without a tensor, and built from the tensors of its members: weight [N, K], bias [N].
+Knows no plugin. A part is planned without a tensor, and built from the tensors of its members: weight [N, K], bias [N]. A head that
+keeps bfloat16 is packed for the kernel of bfloat16, as `packed_linear` packs it.
 """
 
 from __future__ import annotations
