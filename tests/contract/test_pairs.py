@@ -33,15 +33,14 @@ OPTIONS: dict[
 }
 
 
-def verdicts() -> dict[tuple[str, str], str]:
-    """The table of docs/compatibility.md: by pair, the reason of its refusal, or ''."""
+def generator() -> Any:
+    """docs/generate.py as a module. Its `verdicts` are the table of docs/compatibility.md: by pair, why it is refused, or ''."""
     path = Path(__file__).resolve().parents[2] / "docs" / "generate.py"
     spec = importlib.util.spec_from_file_location("generate", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    table: dict[tuple[str, str], str] = module.verdicts(REGISTRY)
-    return table
+    return module
 
 
 def is_exact(name: str) -> bool:
@@ -56,10 +55,10 @@ def run_pairs(make_engine: Any, dtype: str, adapter: str) -> tuple[list[tuple[st
     """
     options = {**OPTIONS, "lora": {"adapter": adapter}}
     engine, plain, ran, refused = make_engine(dtype=dtype), {}, [], {}
-    prompt = PASSAGE * 3
+    prompt, docs = PASSAGE * 3, generator()
 
     def settings(names: Any) -> dict[str, Any]:
-        return {name: options.get(name, {}) for name in names}
+        return {name: options.get(name, {}) for name in docs.completed(REGISTRY, names)}
 
     plans = {}
     for pair in combinations(TOGGLABLE, 2):
@@ -73,7 +72,7 @@ def run_pairs(make_engine: Any, dtype: str, adapter: str) -> tuple[list[tuple[st
         except PlanConflict as error:
             refused[pair] = str(error)
             continue
-        changing = tuple(name for name in pair if not is_exact(name))
+        changing = tuple(name for name in settings(pair) if not is_exact(name))
         if changing not in plain:
             plain[changing] = engine.generate(prompt, PARAMS, plan=engine.plan(settings(changing)))
         for result in results:
@@ -88,11 +87,11 @@ def run_pairs(make_engine: Any, dtype: str, adapter: str) -> tuple[list[tuple[st
     assert not same, f"with these options, {same} change no token, so nothing is proved for them"
     context = engine.loader.build_context
     missing = {name for name in TOGGLABLE if REGISTRY.get(name).unavailable(context) is not None}
-    table = verdicts()
+    table = docs.verdicts(REGISTRY)
     assert set(table) == {*ran, *refused} and not set(ran) & set(refused)
     for pair, reason in table.items():
-        if missing & set(pair):
-            assert any(name in refused[pair] for name in pair), f"{pair}: {refused[pair]}"
+        if missing & set(settings(pair)):
+            assert any(name in refused[pair] for name in settings(pair)), f"{pair}: {refused[pair]}"
         else:
             assert refused.get(pair, "") == reason, f"{pair}: docs/compatibility.md says {reason or 'that it runs'}"
     assert not any(has_one_role(pair) for pair in ran)
