@@ -8,6 +8,8 @@ index) and `pitlane.testing` (checks for plugins).
 import importlib
 from typing import TYPE_CHECKING
 
+from pitlane.engine.plan.changes import API_VERSION
+
 if TYPE_CHECKING:
     # isort: off
     # Ruff would write a statement for every name.
@@ -74,12 +76,23 @@ if TYPE_CHECKING:
         TensorPart as TensorPart,
         Tensors as Tensors,
     )
+    from pitlane.engine.models.quantized.packing import (
+        PackedTensors as PackedTensors,
+        PackedWeight as PackedWeight,
+        Packing as Packing,
+    )
     from pitlane.engine.models.source import ModelSource as ModelSource
     from pitlane.engine.models.weight_hashes import file_hash as file_hash
+    from pitlane.engine.plan.finder import (
+        disable_plugin as disable_plugin,
+        enable_plugin as enable_plugin,
+        find_plugins as find_plugins,
+    )
     from pitlane.engine.plan.plan import Plan as Plan, Settings as Settings
     from pitlane.engine.plan.planner import Planner as Planner
     from pitlane.engine.plan.plugin import (
         EXACTNESS as EXACTNESS,
+        Exactness as Exactness,
         Plugin as Plugin,
         PluginOptions as PluginOptions,
         hookimpl as hookimpl,
@@ -132,11 +145,13 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.models.families.family": "Families Family",
     "pitlane.engine.models.layers": "Linear",
     "pitlane.engine.models.parts": "EmbeddingPart Feed LinearPart LinearPlan Member NormPart Part TensorPart Tensors",
+    "pitlane.engine.models.quantized.packing": "PackedTensors PackedWeight Packing",
     "pitlane.engine.models.source": "ModelSource",
     "pitlane.engine.models.weight_hashes": "file_hash",
+    "pitlane.engine.plan.finder": "disable_plugin enable_plugin find_plugins",
     "pitlane.engine.plan.plan": "Plan Settings",
     "pitlane.engine.plan.planner": "Planner",
-    "pitlane.engine.plan.plugin": "EXACTNESS Plugin PluginOptions hookimpl",
+    "pitlane.engine.plan.plugin": "EXACTNESS Exactness Plugin PluginOptions hookimpl",
     "pitlane.engine.plan.registry": "PluginEntry PluginRegistry check_roles",
     "pitlane.engine.run.attention": "PlainAttention visible_keys",
     "pitlane.engine.run.batch": "Attention Batch GroupBatch",
@@ -155,6 +170,7 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_MODULE_OF)
 __version__ = "0.1.0"
+api_version = API_VERSION
 
 if not TYPE_CHECKING:  # a type checker would take every misspelt name for an `Any`
 

@@ -1,5 +1,9 @@
 """What quantized KV does to a model: python docs/kv_quality.py [MODEL ...] [--text FILE] [--tokens N] [--dtype D].
 
+--questions FOLDER asks the questions about the documents of a folder instead (examples/document_adapter/README.md describes the
+folder), with the adapter for documents if the model has one, under the default plan and every format: the right answers, and the
+answers that differ from those over unquantized KV. Run it with PYTHONPATH=examples.
+
 For every format of `kv_quant`: the perplexity of a text, the KL divergence from the unquantized next-token distribution, the share
 of probability that moves, and the context that fits in 2 GB of KV. A table, then a line of JSON. Without --text: the pages of the
 bundled sample PDF. Every token is predicted once, from KV that was written in steps of 512 tokens.
@@ -84,12 +88,36 @@ def tokens_of(engine: Engine, text: str, limit: int) -> list[int]:
     return list(prompt.token_ids)[:limit]
 
 
+def ask(model: str, folder: Path) -> dict[str, dict[str, int]]:
+    """By format: the right answers, all answers, and the answers that differ from those over unquantized KV."""
+    from bundled_model.evaluation import handwritten
+    from document_adapter.evaluate import Answers
+
+    questions, rows, exact = handwritten.read_questions(folder), {}, None
+    chats = handwritten.chats(folder, questions)
+    with Engine(model) as engine:
+        base = engine.document_plan.settings
+        for name in (None, *FORMATS):
+            answers = Answers(engine, base if name is None else {**base, "kv_quant": {"format": name}}).answer(chats)
+            marks = [handwritten.judge(*pair) for pair in zip(questions, answers, strict=True)]
+            exact = exact or answers
+            right = sum(bool(mark.refused if mark.value is None else mark.value) for mark in marks)
+            differing = sum(answer != before for answer, before in zip(answers, exact, strict=True))
+            rows[name or "dense"] = {"right": right, "questions": len(questions), "differing": differing}
+            click.echo(f"{model}, {name or 'dense'}: {right} of {len(questions)} right, {differing} differ")
+    return rows
+
+
 @click.command()
 @click.argument("models", nargs=-1)
 @click.option("--text", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--tokens", default=2048, show_default=True)
 @click.option("--dtype", default="float32", show_default=True)
-def main(models: tuple[str, ...], file: Path | None, tokens: int, dtype: str) -> None:
+@click.option("--questions", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def main(models: tuple[str, ...], file: Path | None, tokens: int, dtype: str, questions: Path | None) -> None:
+    if questions is not None:
+        click.echo(json.dumps({model: ask(model, questions) for model in models or ("bundled",)}))
+        return
     results = {}
     for model in models or ("bundled",):
         with Engine(model, dtype=dtype, plugins={}, kv_memory=2**32) as engine:

@@ -1,9 +1,13 @@
-"""What dropped tokens do to a model: python docs/sinks.py MODEL TEXT [N], and a text without end: python docs/sinks.py --endless.
+"""What dropped tokens do to a model: python docs/sinks.py MODEL TEXT [N]. Options measure a book, a text without end, and speed.
 
 Perplexity: the model reads the first N tokens (3,072 by default) of a text file, with all tokens, with a window alone, with
 attention sinks, and with key-norm eviction. The window has 512 tokens and moves in blocks of 32; key-norm eviction shows at most
 512 tokens too. Prints the perplexity by stretches of 1,024 positions and, as the last line, one JSON document. `positions >= 1024`
 is the figure of docs/exactness.md.
+
+--book MODEL TEXT [N] [SAMPLES] [FILE]: perplexity over position of N tokens (30,000), by stretches of 1,024 tokens. Attention to
+all tokens runs 4,096 tokens beyond the context of the model. Window recomputation reads the last 512 tokens alone, at the positions
+from 0 on: once for each of SAMPLES positions (1,000), because every token costs a prefill. FILE.json and FILE.png hold the result.
 
 --endless MODEL COUNT [FILE]: the model generates COUNT tokens in one answer. Prints time and memory by tenths of the answer and, as
 the last line, one JSON document; FILE.json and FILE.png (if matplotlib is there) hold the same. Times: of the clock, and of the
@@ -35,6 +39,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "key norms": {"key_norm_eviction": {"budget": WINDOW - STEP, "recent": WINDOW // 2, "interval": STEP}},
 }
 ENDLESS = {"attention_sinks": {"num_sinks": 4, "window": 64, "stride": 32}}
+BEYOND = 4096  # tokens behind the context that attention to all tokens reads too, in the figure of a book
+BOOK = ("all tokens", "window alone", "4 sinks")
 
 
 def nats(engine: Engine, settings: dict[str, Any], token_ids: list[int]) -> list[float]:
@@ -76,6 +82,78 @@ def measure(model: str, text: str, num_tokens: int) -> dict[str, dict[str, float
             rows[name] = row | {"positions >= 1024": perplexity(values[STRETCH:] or values)}
             print(f"{name:14}", *(f"{place}: {value:8.2f} " for place, value in rows[name].items()))
     return rows
+
+
+def by_stretch(values: list[float]) -> dict[str, float]:
+    """Perplexity by the first position of a stretch. The last stretch may be shorter."""
+    return {str(low): perplexity(values[low : low + STRETCH]) for low in range(0, len(values), STRETCH)}
+
+
+def recomputed(engine: Engine, token_ids: list[int], places: list[int]) -> list[float]:
+    """Negative log-likelihood of the token behind each place, from a prefill of the last `WINDOW` tokens alone."""
+    from pitlane.engine.run.batch import Chunk
+
+    lane, result = engine.lane_of(engine.default_plan), []
+    for place in places:
+        kv = KVState()
+        assert lane.pool.reserve(kv, WINDOW), "the window needs more KV memory"
+        chunk = Chunk(kv, token_ids[place + 1 - WINDOW : place + 1], None, True)
+        logits = lane.runner.run(lane.builder.build([chunk])).logits.float()
+        result.append(-float(logits[0].log_softmax(-1)[token_ids[place + 1]]))
+        lane.pool.release(kv)
+    return result
+
+
+def book(model: str, text: Path, num_tokens: int, num_samples: int, target: Path | None) -> None:
+    """Print and store the perplexity over position, and sinks against window recomputation at the same places."""
+    without_cache = {"plugins": lambda default: {k: v for k, v in default.items() if k != "prefix_cache"}}
+    with Engine(model, **without_cache, kv_memory=2**31) as engine:
+        context = engine.loader.context
+        token_ids = engine.tokenizer.encode(text.read_text(encoding="utf-8"))[:num_tokens]
+        values, rows = {}, {}
+        for name in BOOK:
+            values[name] = nats(
+                engine, SETTINGS[name], token_ids if name != "all tokens" else token_ids[: context + BEYOND]
+            )
+            rows[name] = by_stretch(values[name])
+            print(name, json.dumps(rows[name]), flush=True)
+        stride = max(1, (len(token_ids) - 1 - STRETCH) // num_samples)
+        places = list(range(STRETCH, len(token_ids) - 1, stride))[:num_samples]
+        again = recomputed(engine, token_ids, places)
+    sinks = [values["4 sinks"][place] for place in places]
+    ratios = torch.tensor(sinks) - torch.tensor(again)
+    against = {
+        "samples": len(places),
+        "recomputed": perplexity(again),
+        "sinks": perplexity(sinks),
+        "ratio": round(float(ratios.mean().exp()), 4),
+        "standard_error": round(float(ratios.std() / len(places) ** 0.5), 4),
+    }
+    result = {"model": model, "text": text.name, "tokens": len(token_ids), "context": context, "perplexity": rows}
+    result |= {"positions >= 1024": {name: perplexity(row[STRETCH:context]) for name, row in values.items()}}
+    result |= {"whole": {name: perplexity(row) for name, row in values.items()}, "window_recomputation": against}
+    if target is not None:
+        target.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        plot_book(result, target.with_suffix(".png"))
+    print(json.dumps(result))
+
+
+def plot_book(result: dict[str, Any], target: Path) -> None:
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        print("no plot: pip install matplotlib", file=sys.stderr)
+        return
+    figure, axes = pyplot.subplots(figsize=(7, 3.2))
+    for name, row in result["perplexity"].items():
+        axes.plot([(int(low) + STRETCH / 2) / 1000 for low in row], list(row.values()), label=name)
+    axes.axvline(result["context"] / 1000, color="grey", linestyle=":", label="context of the model")
+    axes.set_yscale("log")
+    axes.set_xlabel("position, thousand tokens")
+    axes.set_ylabel("perplexity")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(target, dpi=80)
 
 
 def generate(model: str, num_tokens: int) -> list[dict[str, float]]:
@@ -141,6 +219,9 @@ if __name__ == "__main__":
     first, *rest = sys.argv[1:]
     if first == "--endless":
         endless(rest[0], int(rest[1]), Path(rest[2]) if len(rest) > 2 else None)
+    elif first == "--book":
+        count, samples = (int(value) for value in (*rest[2:4], *("30000", "1000")[len(rest[2:4]) :]))
+        book(rest[0], Path(rest[1]), count, samples, Path(rest[4]) if len(rest) > 4 else None)
     else:
         count = int(rest[1]) if len(rest) > 1 else 3072
         figures = measure(first, Path(rest[0]).read_text(encoding="utf-8"), count)

@@ -79,7 +79,12 @@ class Loader:
         self.tokenizer = Tokenizer(self.source)
         self.eos_token_ids = frozenset(self.config.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
         self.build_context = BuildContext(
-            self.config, self.dtype, self.device, self.source.stored_name, self.source.weights.fingerprint
+            self.config,
+            self.dtype,
+            self.device,
+            self.source.stored_name,
+            self.source.weights.fingerprint,
+            self.source.packings,
         )
         self.is_stopped: Callable[[], bool] = lambda: False  # whether the engine is closed: ends the making of a recipe
         self._variants: WeakValueDictionary[tuple[str, ...], Variant] = WeakValueDictionary()
@@ -146,7 +151,9 @@ class Loader:
                 f"{name} cannot draft for {self.source.name}: its tokenizer differs; name a model of the same family, "
                 "or make one with `pitlane distill`"
             )
-        context = BuildContext(source.config, self.dtype, self.device, source.stored_name, source.weights.fingerprint)
+        context = BuildContext(
+            source.config, self.dtype, self.device, source.stored_name, source.weights.fingerprint, source.packings
+        )
         plan = plan.for_drafter(context)
         return self._variant(plan, source, context, kv_bytes=0).for_lane(plan, context)  # the lane pays for its KV
 

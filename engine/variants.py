@@ -51,7 +51,10 @@ def plan_weights(plan: Plan, context: BuildContext) -> WeightPlan:
             return None
         return replace(answer.value, build=partial(_build_guarded, answer, hook)), answer.plugin
 
-    return WeightPlan.of(parts_of(context.config), context, ask, bool(plan.hook("transform_weights")))
+    is_transformed = bool(plan.hook("transform_weights"))
+    if is_transformed:
+        context = replace(context, packings={})  # the transformed weights are dense
+    return WeightPlan.of(parts_of(context.config), context, ask, is_transformed)
 
 
 def plan_kv(plan: Plan, context: BuildContext) -> list[GroupNeeds]:
@@ -91,8 +94,12 @@ class Variant:
     def for_lane(self, plan: Plan, context: BuildContext) -> BuiltModel:
         """Return the model with the operations and the attention that the plugins of a plan built."""
         answers = {
-            kind: _build(plan, "build_op", _operation, kind=kind, context=context) for kind in self.model.op_kinds
+            kind: _build(plan, "build_op", _operation, kind=kind, context=context)
+            for kind in (*self.model.op_kinds, *self.model.fused_kinds)
         }
+        norm, fused = answers["rms_norm"], answers["add_rms_norm"]
+        if fused is not None and (norm is None or norm.plugin is not fused.plugin):
+            answers["add_rms_norm"] = None  # the norm of another plugin must not be passed over
         ops = Ops(**{name: answer.value for name, answer in answers.items() if answer is not None})
         attention = _build(plan, "build_attention", _attention, context=context)
         built = [answer for answer in (*answers.values(), attention) if answer is not None]
@@ -113,7 +120,8 @@ class Variant:
             parts,
             self.is_batch_invariant
             and context.device.type == "cpu"  # tiles on a GPU depend on the batch
-            and len(built) == len(answers) + 1
+            and attention is not None
+            and all(answers[kind] is not None for kind in self.model.op_kinds)
             and all(a.plugin.batch_invariant for a in built),
             plan.hook("build_runner"),
             visibilities,
@@ -249,9 +257,11 @@ def _check_trims(
     """Raise PlanConflict if a plugin keeps sinks or evicts blocks, and a part of another plugin cannot work with that."""
     keeper = next((trim.plugin.name for trim in trims if num_sinks_of(trim.value)), None)
     evictor = next((trim.plugin.name for trim in trims if evicts(trim.value)), None)
-    writer = next((store.plugin.name for store in stores if store and store.value.format != DenseKV.format), None)
+    writer = next((store.plugin.name for store in stores if store and not _serves_trims(store.value)), None)
     if evictor is not None and writer is not None:
-        raise PlanConflict(f"{evictor} reads the keys of dense KV alone; take {writer} or {evictor} out of the plan")
+        raise PlanConflict(
+            f"the KV store of {writer} does not say that it serves evictions; take {writer} or {evictor} out of the plan"
+        )
     if evictor is not None and plan.hook("match_prefix"):
         sharer = plan.hook("match_prefix")[0].plugin.name
         raise PlanConflict(f"{sharer} needs all blocks of a text, and {evictor} drops some; take one of them out")
@@ -259,7 +269,8 @@ def _check_trims(
         return
     if writer is not None:
         raise PlanConflict(
-            f"attention sinks, which {keeper} keeps, are read from dense KV alone; take {writer} or {keeper} out of the plan"
+            f"the KV store of {writer} does not say that it serves attention sinks, which {keeper} keeps; take {writer} or "
+            f"{keeper} out of the plan"
         )
     if attention is None or getattr(attention.value, "reads_sinks", False):
         return
@@ -267,3 +278,7 @@ def _check_trims(
     raise PlanConflict(
         f"{reader} cannot read attention sinks, which {keeper} keeps; take {reader} or {keeper} out of the plan"
     )
+
+
+def _serves_trims(store: KVStorePlan) -> bool:
+    return store.serves_trims or store.format == DenseKV.format

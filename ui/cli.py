@@ -32,6 +32,7 @@ COMMANDS = {
     "models": "Models on this machine: list, fetch, remove.",
     "plugins": "Plugins and their options.",
     "memory": "What a model needs in memory, without loading it.",
+    "quantize": "Write a model with smaller weights, for Pitlane and other programs.",
     "train": "Train a small model on texts and chats.",
     "distill": "Teach a small model to draft for a large one.",
     "eval": "Bytes, speed and quality of quantization methods.",

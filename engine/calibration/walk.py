@@ -94,7 +94,10 @@ class LayerWalk:
         outputs = hidden.clone()
         for x in outputs:
             tick()
-            self.skeleton.run_layer(layer, x, angles, None, batch, store, cast(Any, attention), None)
+            before, out = self.skeleton.run_layer(
+                layer, x, None, angles, None, batch, store, cast(Any, attention), None
+            )
+            x.copy_(before + out)
         return outputs
 
     def _layer(self, index: int) -> Layer:

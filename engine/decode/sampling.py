@@ -28,11 +28,17 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def gumbel(seed: int, sample_index: int, position: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Gumbel noise [n] of tokens [n] at one position."""
+def noise_key(seed: int, sample_index: int, position: int) -> int:
+    """The hash of a position, in [0, 2^64)."""
     key = 0
     for part in (seed, sample_index, position):
         key = _mix((key + _GOLDEN + part) & _MASK)
+    return key
+
+
+def gumbel(seed: int, sample_index: int, position: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Gumbel noise [n] of tokens [n] at one position."""
+    key = noise_key(seed, sample_index, position)
     bits = token_ids.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(key)  # wraps around on purpose
     for _ in range(2):
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -41,6 +41,8 @@ class Plugin:
     """Subclass it, set `name` and `exactness`, implement hooks.
 
     role: a plan has at most one plugin of a role. is_default: in the default plan; only for built-in plugins.
+    api_version: the version of the face that the plugin was written for (`pitlane.api_version`); write it as a text, because it is
+    read before the module is imported. With another major version, or with a higher minor version, the plugin does not load.
     batch_invariant: in every part that the plugin builds, the result of a row does not depend on other rows of the batch.
     """
 
@@ -51,6 +53,7 @@ class Plugin:
     requires: ClassVar[tuple[str, ...]] = ()
     conflicts: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[str] = "1"
+    api_version: ClassVar[str] = ""
     is_default: ClassVar[bool] = False
     batch_invariant: ClassVar[bool] = False
 

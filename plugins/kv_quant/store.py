@@ -10,7 +10,8 @@ later tokens of the same forward read its quantized form.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pitlane import BuildContext, KVGroup
-from pitlane.kernels.attention_quant import FIRST_OPEN
+from pitlane.kernels.attention_quant import BITS, FIRST_OPEN
 from pitlane.plugins.kv_quant.formats import TOKENS, Format
 
 OPEN = FIRST_OPEN // TOKENS  # number of the first open block
@@ -42,6 +43,7 @@ class QuantizedKV:
         self._free = list(range(MIN_OPEN))
         self._unquantized: set[int] = set()  # open blocks whose rows in `data` are not those of their tokens
         self._closing: tuple[Tensor, Tensor] | None = None
+        self._quantize_blocks = _kernel(context, rows)
 
     @property
     def num_bytes(self) -> int:
@@ -50,6 +52,11 @@ class QuantizedKV:
     @property
     def num_open(self) -> int:
         return len(self._open)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the next forward completes a block, which `write` then quantizes."""
+        return self._closing is not None
 
     # ---- open blocks
 
@@ -103,6 +110,10 @@ class QuantizedKV:
         self._unquantized.difference_update(blocks)
 
     def _encode(self, blocks: Tensor, indices: Tensor, layers: int | slice) -> None:
+        if self._quantize_blocks is not None:
+            for layer in range(self.data.shape[1]) if isinstance(layers, slice) else (layers,):
+                self._quantize_blocks(self.full[:, layer], self.data[:, layer], indices, blocks)
+            return
         keys, values = self.full[:, layers].unflatten(-2, (-1, TOKENS)).index_select(-3, indices)
         self.data[:, layers].unflatten(-2, (-1, TOKENS)).index_copy_(-3, blocks, self.rows.encode(keys, values))
 
@@ -202,3 +213,15 @@ class QuantizedKV:
 def format_name(name: str) -> str:
     """Return the KV format that an attention names to read the tensors of a store."""
     return f"kv_quant_{name}"
+
+
+def _kernel(context: BuildContext, rows: Format) -> Callable[[Tensor, Tensor, Tensor, Tensor], None] | None:
+    """The Triton kernel that quantizes blocks; None = the operations of `Format.encode`."""
+    from pitlane.kernels.cuda import device
+
+    if not device.serves(context.device) or device.unsupported(context.dtype, context.device):
+        return None
+    from pitlane.kernels.cuda.kv_quant import quantize_blocks, supports
+
+    bits = BITS[format_name(rows.name)]
+    return partial(quantize_blocks, bits=bits) if supports(bits, context.config.head_dim) else None
