@@ -1,9 +1,9 @@
 """Mixed: every linear gets the bits that its measured error asks for, within a budget of bytes.
 
-Changes in the loop: `build_linear` gives every linear one of several formats. The first use measures over the calibration text
-how much every linear in every format moves the outputs of its layer, as a share of the residual stream. Then the linears start in the smallest format, and
-the upgrade that takes away most error per byte comes next, until the budget `bits` is full. Codes are rounded to nearest, with the
-range of a group searched for the least error weighted by the inputs.
+Changes in the loop: `build_linear` gives every linear one of several formats. The first use measures over the calibration text how
+much every linear in every format moves the outputs of its layer, as a share of the residual stream. Then the linears start in the
+smallest format, and the upgrade that takes away most error per byte comes next, until the budget `bits` is full. Codes are rounded
+to nearest, with the range of a group searched for the least error weighted by the inputs.
 With `formats` = kernels, a linear has 4 bits in groups of 128, 64 or 32, or 8 bits, and runs on the kernels of int4 and int8. With
 `formats` = all, 2, 3, 5 and 6 bits come in too; they run as a dense weight, for quality only. `build_embedding` keeps head and
 embedding in 8 bits.
