@@ -275,3 +275,18 @@ def test_the_methods_come_in_their_published_order(make_engine: Callable[..., An
     methods = ["few_bits:bits=3", "int4:group_size=64,symmetric=true+awq:bits=3", "gptq:bits=3"]
     _, nearest, awq, gptq = measure(engine, ids, methods, 512, lambda done, total: None)
     assert gptq.kl < awq.kl < nearest.kl
+
+
+@pytest.mark.slow
+def test_smoothquant_rescues_a_model_with_outlier_channels(make_engine: Callable[..., Any], tmp_path: Path) -> None:
+    """The same function as the bundled model; int8 with rounded inputs breaks it, and smoothing mends it."""
+    from tests.plugins.outliers import compare, make
+
+    bundled, outliers = (
+        compare(make_engine(model, dtype="float32", plugins=None), 300)
+        for model in ("bundled", str(make(tmp_path / "outliers")))
+    )
+    assert outliers[0].perplexity == pytest.approx(bundled[0].perplexity, rel=1e-3)
+    _, broken, weights_only, smooth = outliers
+    assert broken.kl > 10 * bundled[1].kl > 0
+    assert smooth.kl < 0.1 * broken.kl and smooth.kl < weights_only.kl < broken.kl
