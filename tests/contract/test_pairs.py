@@ -23,9 +23,9 @@ REGISTRY = PluginRegistry.load()
 TOGGLABLE = sorted(REGISTRY.togglable())
 PARAMS = SamplingParams(max_tokens=24, ignore_eos=True, logprobs=20)
 PASSAGE = [random.Random(3).randrange(256) for _ in range(30)]
-OPTIONS: dict[
-    str, dict[str, Any]
-] = {  # the defaults do not fit a model of two layers, or change nothing in a short text
+OPTIONS: dict[str, dict[str, Any]] = {
+    # the defaults do not fit a model of two layers, take long, or change nothing in a short text
+    **{name: {"tokens": 256} for name in ("awq", "gptq", "mixed", "smoothquant")},
     "self_speculation": {"num_layers": 1},
     "speculative": {"model": "random:tiny-cut"},
     "attention_sinks": {"window": 32, "stride": 32},
