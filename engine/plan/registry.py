@@ -42,6 +42,7 @@ BUILT_IN = (
     "pitlane.plugins.packed_linear",
     "pitlane.plugins.int8",
     "pitlane.plugins.int4",
+    "pitlane.plugins.fp8",
     "pitlane.plugins.paged_attention",
     "pitlane.plugins.span_attention",
     "pitlane.plugins.kv_quant",
