@@ -25,7 +25,7 @@ from pitlane.engine.kv.visibility import (
     visibility_of,
 )
 from pitlane.engine.models.build_context import BuildContext
-from pitlane.engine.models.builder import Builder
+from pitlane.engine.models.builder import Builder, Transform
 from pitlane.engine.models.decoder import Decoder, parts_of
 from pitlane.engine.models.layers import Ops
 from pitlane.engine.models.parts import LinearPlan, Part, Tensors
@@ -43,6 +43,7 @@ from pitlane.engine.run.built_model import BuiltModel
 
 def plan_weights(plan: Plan, context: BuildContext) -> WeightPlan:
     """Return what every part of a model becomes under a plan. Reads no tensor."""
+    context = replace(context, settings=plan.settings)
 
     def ask(hook: str, part: Part) -> tuple[LinearPlan, Plugin] | None:
         answer = call(plan.hook(hook), None, refuse, partial(_linear_plan, hook), part=part, context=context)
@@ -82,7 +83,7 @@ class Variant:
     """One set of weight tensors in memory, and the model over it."""
 
     def __init__(self, plan: Plan, weights: WeightPlan, source: ModelSource, context: BuildContext) -> None:
-        transform = partial(_transform, plan, context) if plan.hook("transform_weights") else None
+        transform = transform_of(plan, context)
         with torch.inference_mode():
             builder = Builder(weights, source.weights, context.dtype, context.device, transform, source.stored_name)
             self.model = Decoder(source.config, builder)
@@ -93,8 +94,12 @@ class Variant:
     def for_lane(self, plan: Plan, context: BuildContext) -> BuiltModel:
         """Return the model with the operations and the attention that the plugins of a plan built."""
         answers = {
-            kind: _build(plan, "build_op", _operation, kind=kind, context=context) for kind in self.model.op_kinds
+            kind: _build(plan, "build_op", _operation, kind=kind, context=context)
+            for kind in (*self.model.op_kinds, *self.model.fused_kinds)
         }
+        norm, fused = answers["rms_norm"], answers["add_rms_norm"]
+        if fused is not None and (norm is None or norm.plugin is not fused.plugin):
+            answers["add_rms_norm"] = None  # the norm of another plugin must not be passed over
         ops = Ops(**{name: answer.value for name, answer in answers.items() if answer is not None})
         attention = _build(plan, "build_attention", _attention, context=context)
         built = [answer for answer in (*answers.values(), attention) if answer is not None]
@@ -115,7 +120,8 @@ class Variant:
             parts,
             self.is_batch_invariant
             and context.device.type == "cpu"  # tiles on a GPU depend on the batch
-            and len(built) == len(answers) + 1
+            and attention is not None
+            and all(answers[kind] is not None for kind in self.model.op_kinds)
             and all(a.plugin.batch_invariant for a in built),
             plan.hook("build_runner"),
             visibilities,
@@ -209,6 +215,12 @@ def _build_guarded(answer: Answer, hook: str, tensors: list[Tensors]) -> Any:
         raise
     except Exception as error:
         return refuse(HookError(answer.plugin, hook, error))
+
+
+def transform_of(plan: Plan, context: BuildContext) -> Transform | None:
+    """The function that passes the tensors of a part through the plugins of a plan; None if no plugin changes any."""
+    context = replace(context, settings=plan.settings | dict(context.settings))
+    return partial(_transform, plan, context) if plan.hook("transform_weights") else None
 
 
 def _transform(plan: Plan, context: BuildContext, part: Part, tensors: Tensors) -> Tensors:

@@ -24,6 +24,9 @@ WIDE = (
     4096  # inputs from which the Cholesky factors of GPTQ are float32: in float64 they would take 1.5 GB at 8192 inputs
 )
 SHRINKS = [1 - 0.05 * i for i in range(11)]  # shares of a group's range that a search of clipping tries
+SMALLEST = (
+    1e-3  # channels below this share of the largest count as this large: factors stay within what scales can hold
+)
 POWERS = [i / 20 for i in range(21)]  # exponents that the searches of AWQ and SmoothQuant try
 
 
@@ -111,6 +114,13 @@ def quantize_linear(
         weight.unflatten(1, (-1, size)), scales[..., None], zeros if zeros is None else zeros[..., None]
     )
     return grid.codes(codes.flatten(1), scales, zeros)
+
+
+def joined(pieces: list[Codes]) -> Codes:
+    """The codes of several weights with the same inputs, one after another."""
+    zeros = [piece.zeros for piece in pieces if piece.zeros is not None]
+    codes, scales = torch.cat([piece.codes for piece in pieces]), torch.cat([piece.scales for piece in pieces])
+    return Codes(codes, scales, torch.cat(zeros) if zeros else None)
 
 
 class Grid(NamedTuple):
@@ -277,13 +287,12 @@ def awq_scales(
     """
     assert stats.hessian is not None, "the search needs the Hessian"
     hessian = stats.hessian.to(weight.dtype)
-    size = shared(stats.mean_square.to(weight.dtype)).sqrt().clamp(min=1e-8)
+    size = shared(stats.mean_square.to(weight.dtype)).sqrt()
+    size = size.clamp(min=max(float(size.amax()) * SMALLEST, 1e-8))
     results = []
     for power in POWERS:
         factors = size**power
-        factors = (
-            (factors / (factors.amax() * factors.amin()).sqrt()).clamp(1e-4, 1e4) if power else torch.ones_like(size)
-        )
+        factors = factors / (factors.amax() * factors.amin()).sqrt()
         error = float(output_error(rounded(weight * factors) / factors - weight, hessian).sum())
         results.append((error, power, factors))
     error, power, factors = min(results, key=lambda result: result[0])
@@ -340,8 +349,10 @@ def smooth_scales(
     assert stats.sample is not None, "the search needs a sample of the inputs"
     sample = stats.sample.to(weight.dtype)
     exact = sample @ weight.T
-    of_inputs = shared(stats.absmax.to(weight.dtype)).clamp(min=1e-5)
-    of_weights = shared(weight.abs().amax(0)).clamp(min=1e-5)
+    of_inputs = shared(stats.absmax.to(weight.dtype))
+    of_inputs = of_inputs.clamp(min=max(float(of_inputs.amax()) * SMALLEST, 1e-8))
+    of_weights = shared(weight.abs().amax(0))
+    of_weights = of_weights.clamp(min=max(float(of_weights.amax()) * SMALLEST, 1e-8))
     results = []
     for power in [None, *POWERS]:
         factors = torch.ones_like(of_inputs) if power is None else of_inputs**power / of_weights ** (1 - power)

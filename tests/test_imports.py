@@ -25,12 +25,12 @@ ALLOWED = {
     "kernels": {"kernels"},
     "storage": {"storage"},
     "engine": {"engine", "storage.types", "storage.errors", "storage.home"},
-    "api": {"engine", "storage.types", "storage.errors"},
+    "api": {"", "engine", "storage.types", "storage.errors", "testing"},
     "plugins": {"", "kernels", "storage", "plugins"},
     "export": {"", "models", "formats", "kernels", "storage", "export"},
     "training": {"", "kernels", "storage", "training", "export"},
     "ui": {"", "models", "sources", "formats", "testing", "plugins", "kernels", "storage", "training", "export", "ui"},
-    "examples": {"", "training"},
+    "examples": {"", "models", "testing", "training"},
 }
 FILES = [path for room in ALLOWED for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts]
 

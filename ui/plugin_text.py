@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pitlane import BadOption, check_roles
+from pitlane import BadOption
 
 if TYPE_CHECKING:
     from pitlane import Plugin, PluginRegistry, Settings
@@ -23,7 +23,8 @@ class Replacement(NamedTuple):
     role: str
 
     def __str__(self) -> str:
-        return f"{self.new} replaces {self.old}; a plan has one {self.role}"
+        slot = self.role if self.role == "drafter" else f"plugin of the role {self.role}"
+        return f"{self.new} replaces {self.old}; a plan has one {slot}"
 
 
 class ParsedSettings(NamedTuple):
@@ -51,6 +52,8 @@ def parse_settings(
     for plugin in added:
         if plugin in removed:
             raise BadOption(f"--plugins {text!r} both adds and removes {plugin.name}; keep one of the two")
+    from pitlane import check_roles  # imports pydantic, which `--help` and lists do not need
+
     check_roles(added)
     is_list = text is not None and not changes
     settings = {} if is_list else {name: dict(values) for name, values in default.items()}

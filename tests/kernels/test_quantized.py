@@ -45,8 +45,9 @@ def made(*shape: int, seed: int = 0) -> Tensor:
 
 
 def widths(form: Format) -> list[int]:
-    """Numbers of inputs: few, odd, an odd and an even number of groups, more than the kernel converts at a time."""
-    return [1, 7, 102, 2052] if form.bits == 8 else [form.group_size * count for count in (1, 2, 3, 20)]
+    """Numbers of inputs: few, odd, an odd and an even number of groups, more than the kernel converts at a time, and blocks of wide
+    tiles."""
+    return [1, 7, 102, 1096, 2052] if form.bits == 8 else [form.group_size * count for count in (1, 2, 3, 20)]
 
 
 def weight_of(linear: Quantized) -> Tensor:
