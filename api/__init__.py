@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     # isort: off
     # Ruff would write a statement for every name.
     from pitlane.engine.border import MAX_SAMPLES as MAX_SAMPLES
+    from pitlane.engine.calibration.recipe import (
+        Calibrator as Calibrator,
+        InputStats as InputStats,
+        LayerInputs as LayerInputs,
+        LayerRecipe as LayerRecipe,
+        Recipe as Recipe,
+    )
+    from pitlane.engine.calibration.text import calibration_hash as calibration_hash
     from pitlane.engine.decode.draft import Draft as Draft
     from pitlane.engine.decode.params import SamplingParams as SamplingParams
     from pitlane.engine.decode.rows import Rows as Rows
@@ -57,8 +65,10 @@ if TYPE_CHECKING:
     from pitlane.engine.models.families.core import CORE_FAMILIES as CORE_FAMILIES
     from pitlane.engine.models.families.family import Families as Families, Family as Family
     from pitlane.engine.models.layers import Linear as Linear
+    from pitlane.engine.models.mapping import trim_heap as trim_heap
     from pitlane.engine.models.parts import (
         EmbeddingPart as EmbeddingPart,
+        Feed as Feed,
         LinearPart as LinearPart,
         LinearPlan as LinearPlan,
         Member as Member,
@@ -66,6 +76,11 @@ if TYPE_CHECKING:
         Part as Part,
         TensorPart as TensorPart,
         Tensors as Tensors,
+    )
+    from pitlane.engine.models.quantized.packing import (
+        PackedTensors as PackedTensors,
+        PackedWeight as PackedWeight,
+        Packing as Packing,
     )
     from pitlane.engine.models.source import ModelSource as ModelSource
     from pitlane.engine.models.weight_hashes import file_hash as file_hash
@@ -78,6 +93,7 @@ if TYPE_CHECKING:
     from pitlane.engine.plan.planner import Planner as Planner
     from pitlane.engine.plan.plugin import (
         EXACTNESS as EXACTNESS,
+        Exactness as Exactness,
         Plugin as Plugin,
         PluginOptions as PluginOptions,
         hookimpl as hookimpl,
@@ -109,6 +125,8 @@ if TYPE_CHECKING:
 
 _NAMES = {  # the same names at run time, when the imports above are not carried out
     "pitlane.engine.border": "MAX_SAMPLES",
+    "pitlane.engine.calibration.recipe": "Calibrator InputStats LayerInputs LayerRecipe Recipe",
+    "pitlane.engine.calibration.text": "calibration_hash",
     "pitlane.engine.decode.draft": "Draft",
     "pitlane.engine.decode.params": "SamplingParams",
     "pitlane.engine.decode.rows": "Rows",
@@ -127,13 +145,15 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.models.families.core": "CORE_FAMILIES",
     "pitlane.engine.models.families.family": "Families Family",
     "pitlane.engine.models.layers": "Linear",
-    "pitlane.engine.models.parts": "EmbeddingPart LinearPart LinearPlan Member NormPart Part TensorPart Tensors",
+    "pitlane.engine.models.mapping": "trim_heap",
+    "pitlane.engine.models.parts": "EmbeddingPart Feed LinearPart LinearPlan Member NormPart Part TensorPart Tensors",
+    "pitlane.engine.models.quantized.packing": "PackedTensors PackedWeight Packing",
     "pitlane.engine.models.source": "ModelSource",
     "pitlane.engine.models.weight_hashes": "file_hash",
     "pitlane.engine.plan.finder": "disable_plugin enable_plugin find_plugins",
     "pitlane.engine.plan.plan": "Plan Settings",
     "pitlane.engine.plan.planner": "Planner",
-    "pitlane.engine.plan.plugin": "EXACTNESS Plugin PluginOptions hookimpl",
+    "pitlane.engine.plan.plugin": "EXACTNESS Exactness Plugin PluginOptions hookimpl",
     "pitlane.engine.plan.registry": "PluginEntry PluginRegistry check_roles",
     "pitlane.engine.run.attention": "PlainAttention visible_keys",
     "pitlane.engine.run.batch": "Attention Batch GroupBatch",

@@ -26,7 +26,7 @@ from pitlane.engine.kv.visibility import (
     visibility_of,
 )
 from pitlane.engine.models.build_context import BuildContext
-from pitlane.engine.models.builder import Builder
+from pitlane.engine.models.builder import Builder, Transform
 from pitlane.engine.models.decoder import Decoder, parts_of
 from pitlane.engine.models.layers import Ops
 from pitlane.engine.models.parts import EmbeddingPart, LinearPart, LinearPlan, Part, Tensors
@@ -44,6 +44,7 @@ from pitlane.engine.run.built_model import BuiltModel
 
 def plan_weights(plan: Plan, context: BuildContext) -> WeightPlan:
     """Return what every part of a model becomes under a plan. Reads no tensor."""
+    context = replace(context, settings=plan.settings)
 
     def ask(hook: str, part: Part) -> tuple[LinearPlan, Plugin] | None:
         answer = call(plan.hook(hook), None, refuse, partial(_linear_plan, hook), part=part, context=context)
@@ -51,7 +52,10 @@ def plan_weights(plan: Plan, context: BuildContext) -> WeightPlan:
             return None
         return replace(answer.value, build=partial(_build_guarded, answer, hook, part, context)), answer.plugin
 
-    return WeightPlan.of(parts_of(context.config), context, ask, bool(plan.hook("transform_weights")))
+    is_transformed = bool(plan.hook("transform_weights"))
+    if is_transformed:
+        context = replace(context, packings={})  # the transformed weights are dense
+    return WeightPlan.of(parts_of(context.config), context, ask, is_transformed)
 
 
 def plan_kv(plan: Plan, context: BuildContext) -> list[GroupNeeds]:
@@ -80,7 +84,7 @@ class Variant:
     """One set of weight tensors in memory, and the model over it."""
 
     def __init__(self, plan: Plan, weights: WeightPlan, source: ModelSource, context: BuildContext) -> None:
-        transform = partial(_transform, plan, context) if plan.hook("transform_weights") else None
+        transform = transform_of(plan, context)
         with torch.inference_mode():
             builder = Builder(weights, source.weights, context.dtype, context.device, transform, source.stored_name)
             self.model = Decoder(source.config, builder)
@@ -92,8 +96,11 @@ class Variant:
         """Return the model with the operations and the attention that the plugins of a plan built."""
         answers = {
             kind: _build(plan, "build_op", partial(_operation, kind, context), kind=kind, context=context)
-            for kind in self.model.op_kinds
+            for kind in (*self.model.op_kinds, *self.model.fused_kinds)
         }
+        norm, fused = answers["rms_norm"], answers["add_rms_norm"]
+        if fused is not None and (norm is None or norm.plugin is not fused.plugin):
+            answers["add_rms_norm"] = None  # the norm of another plugin must not be passed over
         ops = Ops(**{name: answer.value for name, answer in answers.items() if answer is not None})
         attention = _build(plan, "build_attention", _attention, context=context)
         built = [answer for answer in (*answers.values(), attention) if answer is not None]
@@ -114,7 +121,8 @@ class Variant:
             parts,
             self.is_batch_invariant
             and context.device.type == "cpu"  # tiles on a GPU depend on the batch
-            and len(built) == len(answers) + 1
+            and attention is not None
+            and all(answers[kind] is not None for kind in self.model.op_kinds)
             and all(a.plugin.batch_invariant for a in built),
             plan.hook("build_runner"),
             visibilities,
@@ -175,7 +183,7 @@ def _operation(kind: str, context: BuildContext, _: Plugin, result: object) -> o
     if kind == "rms_norm":
         x, weight = torch.ones(2, config.hidden_size, **size), torch.ones(config.hidden_size, **size)
         _try_part(result, (x, weight, config.rms_norm_eps), tuple(x.shape), context)
-    else:
+    elif kind.endswith("_mul"):
         x = torch.ones(2, 2 * config.intermediate_size, **size)
         _try_part(result, (x,), (2, config.intermediate_size), context)
     return result
@@ -241,6 +249,12 @@ def _build_guarded(answer: Answer, hook: str, part: Part, context: BuildContext,
         return refuse(HookError(answer.plugin, hook, error))
 
 
+def transform_of(plan: Plan, context: BuildContext) -> Transform | None:
+    """The function that passes the tensors of a part through the plugins of a plan; None if no plugin changes any."""
+    context = replace(context, settings=plan.settings | dict(context.settings))
+    return partial(_transform, plan, context) if plan.hook("transform_weights") else None
+
+
 def _transform(plan: Plan, context: BuildContext, part: Part, tensors: Tensors) -> Tensors:
     """Pass the tensors of one part of the checkpoint through the plugins. Names and shapes must stay."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -275,9 +289,11 @@ def _check_trims(
     """Raise PlanConflict if a plugin keeps sinks or evicts blocks, and a part of another plugin cannot work with that."""
     keeper = next((trim.plugin.name for trim in trims if num_sinks_of(trim.value)), None)
     evictor = next((trim.plugin.name for trim in trims if evicts(trim.value)), None)
-    writer = next((store.plugin.name for store in stores if store and store.value.format != DenseKV.format), None)
+    writer = next((store.plugin.name for store in stores if store and not _serves_trims(store.value)), None)
     if evictor is not None and writer is not None:
-        raise PlanConflict(f"{evictor} reads the keys of dense KV alone; take {writer} or {evictor} out of the plan")
+        raise PlanConflict(
+            f"the KV store of {writer} does not say that it serves evictions; take {writer} or {evictor} out of the plan"
+        )
     if evictor is not None and plan.hook("match_prefix"):
         sharer = plan.hook("match_prefix")[0].plugin.name
         raise PlanConflict(f"{sharer} needs all blocks of a text, and {evictor} drops some; take one of them out")
@@ -285,7 +301,8 @@ def _check_trims(
         return
     if writer is not None:
         raise PlanConflict(
-            f"attention sinks, which {keeper} keeps, are read from dense KV alone; take {writer} or {keeper} out of the plan"
+            f"the KV store of {writer} does not say that it serves attention sinks, which {keeper} keeps; take {writer} or "
+            f"{keeper} out of the plan"
         )
     if attention is None or getattr(attention.value, "reads_sinks", False):
         return
@@ -293,3 +310,7 @@ def _check_trims(
     raise PlanConflict(
         f"{reader} cannot read attention sinks, which {keeper} keeps; take {reader} or {keeper} out of the plan"
     )
+
+
+def _serves_trims(store: KVStorePlan) -> bool:
+    return store.serves_trims or store.format == DenseKV.format

@@ -43,13 +43,13 @@ def decode_ref(rows: Tensor, dim: int, bits: int) -> tuple[Tensor, Tensor]:
 def attend_quantized(q: Tensor, rows: Tensor, full: Tensor, parts: Parts, bits: int, scale: float, out: Tensor) -> None:
     """Write the rows of out [T, H, D] that `parts` names. q [T, H, D], rows [2, Hkv, S, B], full [2, Hkv, F, D]: keys, values.
 
-    bits: 8 or 4, or 0 for fp8. q may have any stride of tokens.
+    bits: 8 or 4, or 0 for fp8. q may have any stride of tokens. If `parts` names second queries, q is [2 T, H, D].
     """
     _, heads, dim = q.shape
     kv_heads = rows.shape[1]
     if full.dtype != torch.bfloat16 or rows.dtype != torch.uint8:
         raise ValueError(f"full must be bfloat16, rows uint8, got {full.dtype}, {rows.dtype}")
-    if out.shape != q.shape or full.shape[3] != dim:
+    if len(q) not in (len(out), 2 * len(out)) or full.shape[3] != dim:
         raise ValueError(f"shapes do not fit: q {q.shape}, rows {rows.shape}, full {full.shape}, out {out.shape}")
     partial = partial_results(q, out, (rows, full), parts)
     cpu.attention_quant(

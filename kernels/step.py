@@ -12,13 +12,14 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pitlane.kernels.attention import Parts
+from pitlane.kernels.attention_quant import BITS, FIRST_OPEN
 from pitlane.kernels.extension import MISSING, cpu
 from pitlane.kernels.linear import Packed
 from pitlane.kernels.packing import UNIT
@@ -29,6 +30,7 @@ LINEAR, ATTENTION = range(2)  # Op.kind
 BF16, INT = range(2)  # Op.weights: the panels of linear.py, of quantized.py
 ROWS, NORM, MERGED = range(3)  # Op.input
 PLAIN, SUM, ROTATED, SILU = range(4)  # Op.output
+WORDS = 10  # of a group in a Step
 
 
 @dataclass(slots=True)
@@ -60,6 +62,12 @@ class Op:
     head_stride: int = 0
     rope: int = -1
     qk_norm: int = 0
+    key_rows: int = 0
+    value_rows: int = 0
+    row_bytes: int = 0
+    row_stride: int = 0
+    kv_bits: int = 0
+    first_open: int = 0
 
 
 def has_kernel(linear: object) -> bool:
@@ -83,6 +91,25 @@ def linear_op(linear: object, source: int, output: int) -> Op:
     return op
 
 
+def kv_fields(store: Any, layer: int) -> dict[str, int]:
+    """The fields of an operation over the KV of a layer. store: dense KV, or the quantized KV of attention_quant.py."""
+    first, second = store.tensors(layer)
+    bits = BITS.get(store.format)
+    if bits is None:
+        return {"keys": first.data_ptr(), "values": second.data_ptr(), "head_stride": first.stride(0)}
+    return {
+        "keys": second[0].data_ptr(),
+        "values": second[1].data_ptr(),
+        "head_stride": second.stride(1),
+        "key_rows": first[0].data_ptr(),
+        "value_rows": first[1].data_ptr(),
+        "row_bytes": first.shape[3],
+        "row_stride": first.stride(1),
+        "kv_bits": bits,
+        "first_open": FIRST_OPEN,
+    }
+
+
 class Shape(NamedTuple):
     """Sizes of a decoder: H query heads and Hkv KV heads of size D, KV groups, and rotary embeddings."""
 
@@ -102,7 +129,7 @@ class Program:
         header = np.array([*shape[:4], len(ops), *shape[4:]], np.int64)
         table = np.array([astuple(op) for op in ops], np.int64)
         self.handle = cpu.step_build(header.ctypes.data, table.ctypes.data, eps, scale, UNIT)
-        self._step = np.zeros(8 + 9 * MAX_GROUPS + 2 * MAX_ROPES, np.int64)
+        self._step = np.zeros(8 + WORDS * MAX_GROUPS + 2 * MAX_ROPES, np.int64)
         self._step_address = self._step.ctypes.data
         weakref.finalize(self, _free, self.handle, owned).atexit = False  # a step may still run then
 
@@ -114,10 +141,12 @@ class Program:
         slots: Sequence[Tensor],
         parts: Sequence[Parts],
         angles: Sequence[tuple[Tensor, Tensor]],
+        second: Sequence[Tensor | None],
     ) -> Tensor:
         """x [T, hidden], positions [T], logit_rows [R] -> logits [R, V]. Writes the KV of the T tokens at `slots` [T] per group.
 
-        parts: per group, what each token sees. angles: per rotary embedding, cos and sin [positions, D / 2]. Not reentrant.
+        parts: per group, what each token sees. angles: per rotary embedding, cos and sin [positions, D / 2]. second: per group, the
+        positions [T] of the second queries, for sinks; None = the group has none. Not reentrant.
         """
         rows, count = x.shape[0], logit_rows.shape[0]
         if (
@@ -129,27 +158,22 @@ class Program:
             raise ValueError(
                 f"x must be bfloat16 [1 to {MAX_ROWS}, {self.shape.hidden}], got {x.dtype} {list(x.shape)}"
             )
-        if positions.shape != (rows,) or any(tensor.shape != (rows,) for tensor in slots):
-            raise ValueError(
-                f"positions and slots must be [{rows}], got {[list(t.shape) for t in (positions, *slots)]}"
-            )
-        if (
-            len(slots) != self.shape.num_groups
-            or len(parts) != self.shape.num_groups
-            or len(angles) != self.shape.num_ropes
-        ):
-            raise ValueError(
-                f"needs slots and parts of {self.shape.num_groups} groups, angles of {self.shape.num_ropes} ropes"
-            )
+        given = (positions, *slots, *(tensor for tensor in second if tensor is not None))
+        if any(tensor.shape != (rows,) for tensor in given):
+            raise ValueError(f"positions and slots must be [{rows}], got {[list(tensor.shape) for tensor in given]}")
+        groups = self.shape.num_groups
+        if not len(slots) == len(parts) == len(second) == groups or len(angles) != self.shape.num_ropes:
+            raise ValueError(f"needs slots and parts of {groups} groups, angles of {self.shape.num_ropes} ropes")
         logits = x.new_empty(count, self.vocab)
         addresses = [tensor.data_ptr() for tensor in (x, positions, logit_rows, logits)]
         known = min((table.shape[0] for pair in angles for table in pair), default=2**31)
         values = [rows, count, min(torch.get_num_threads(), MAX_THREADS), known, *addresses]
-        for written, part in zip(slots, parts, strict=True):
+        for written, part, others in zip(slots, parts, second, strict=True):
             values.append(written.data_ptr())
             for tensor in part:
                 values += (tensor.data_ptr(), tensor.shape[0])
-        values += [0] * (9 * (MAX_GROUPS - len(slots)))
+            values.append(0 if others is None else others.data_ptr())
+        values += [0] * (WORDS * (MAX_GROUPS - len(slots)))
         values += [tensor.data_ptr() for pair in angles for tensor in pair]
         self._step[: len(values)] = values
         cpu.step_run(self.handle, self._step_address)

@@ -3,9 +3,10 @@
 Changes in the loop: `build_runner` makes a program of operations from the model (kernels/step.py), and runs it for small batches.
 Exactness: identical. The logits have the bits of the model without the plugin, with `paged_attention`, `fused_ops`, and one of
 `packed_linear`, `int8` and `int4`: the linears, attention, norms and activations are their C functions, and residuals, norms of
-heads and RoPE round as the core does. All other batches and models run as without the plugin: more than 64 tokens; linears,
-operations, attention or KV stores of other plugins; a head of bfloat16 beside linears of `int8` or `int4`; norms behind attention
-or MLP. `stats.notes` counts the steps of the lane by way, and names the reasons.
+heads and RoPE round as the core does. KV may be quantized by `kv_quant`, and dropped by `attention_sinks` or `key_norm_eviction`.
+All other batches and models run as without the plugin: more than 64 tokens; linears, operations, attention or KV stores of other
+plugins; a step that completes a block of quantized KV; a head of bfloat16 beside linears of `int8` or `int4`; norms behind
+attention or MLP. `stats.notes` counts the steps of the lane by way, and names the reasons.
 Costs: memory for the intermediate results of a step, which stays allocated: with contexts up to 512 tokens about 0.3 MB per token
 for SmolLM2-135M, 0.6 MB for llama-1b; a table of angles. Helps small models and busy machines: a step has one wake-up instead of
 one per operation, Python's time per operation is gone, and a thread that the operating system has suspended stops no other thread.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -24,12 +26,12 @@ from pitlane import Plugin, hookimpl
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pitlane import Batch, BuildContext, Decoder, Forward, Lane, Output, RunnerContext, Sequence
+    from pitlane import Batch, BuildContext, Decoder, Forward, KVStore, Lane, Output, RunnerContext, Sequence
     from pitlane.kernels.step import Op, Program
 
 
 class CompiledStep(Plugin):
-    name, exactness, stage = "compiled_step", "identical", 10
+    name, exactness, stage = "compiled_step", "identical", -10  # other plugins wrap it
     is_default = batch_invariant = True
 
     def __init__(self, options: Any = None) -> None:
@@ -72,11 +74,13 @@ class Step:
     def __init__(self, forward: Forward, context: RunnerContext, model: Decoder, num_layers: int) -> None:
         from pitlane import Output
         from pitlane.kernels.attention import Parts
+        from pitlane.kernels.attention_quant import FIRST_OPEN
         from pitlane.kernels.step import MAX_ROWS
 
         self.forward, self.stores, self.attention, self.model = forward, context.stores, context.attention, model
-        self.max_rows, self.parts_type, self.output = MAX_ROWS, Parts, Output
-        self.program = _program(context, model, num_layers)
+        self.max_rows, self.first_open, self.parts_type, self.output = MAX_ROWS, FIRST_OPEN, Parts, Output
+        self.build = partial(_program, context, model, num_layers)
+        self.program, self.open_slots = self.build(), _open_slots(self.stores)
         self.angles: list[tuple[Tensor, Tensor]] = []
         self.num_angles = 0
         self.counts: Counter[str] = Counter()
@@ -87,8 +91,8 @@ class Step:
             return self.forward(batch)
         if num_tokens > self.max_rows:
             return self._in_python(batch, f"more than {self.max_rows} tokens")
-        if any(group.sink_positions is not None for group in batch.groups):
-            return self._in_python(batch, "attention sinks with dropped tokens")
+        if any(getattr(store, "is_closing", False) for store in self.stores):
+            return self._in_python(batch, "a block of quantized KV becomes complete")
         parts = []
         for group in range(len(batch.groups)):
             reads = self.attention.prepare(batch.seen_by(group), group)
@@ -101,11 +105,15 @@ class Step:
         x = self.model.embedding(batch.token_ids)
         if self.model.multiplier != 1.0:
             x *= self.model.multiplier
-        top = int(batch.positions.numpy().max())
-        if top >= self.num_angles:
-            self._grow(top)
-        slots = [group.slots for group in batch.groups]
-        logits = self.program.run(x, batch.positions, batch.logit_rows, slots, parts, self.angles)
+        open_slots = _open_slots(self.stores)
+        if open_slots != self.open_slots:  # a store of quantized KV has moved its open blocks
+            self.program, self.open_slots = self.build(), open_slots
+        slots = [
+            group.slots if store.format == "dense" else group.slots - self.first_open
+            for group, store in zip(batch.groups, self.stores, strict=True)
+        ]
+        positions, second, angles = self._rotations(batch)
+        logits = self.program.run(x, positions, batch.logit_rows, slots, parts, angles, second)
         self.counts["compiled"] += 1
         return self.output(logits, {})
 
@@ -113,14 +121,32 @@ class Step:
         self.counts[reason] += 1
         return self.forward(batch)
 
-    def _grow(self, top: int) -> None:
-        """Compute the angles of all positions up to `top` and beyond, as the decoder computes the angles of a step."""
+    def _rotations(self, batch: Batch) -> tuple[Tensor, list[Tensor | None], list[tuple[Tensor, Tensor]]]:
+        """Tables of angles, and the rows in them of the positions and, per group, of the second queries.
+
+        Without sinks, the tables hold all positions up to the context, and stay. A text with sinks has no end: then the tables hold
+        the positions of the step alone.
+        """
         import torch
 
-        self.num_angles = max(1024, 2 * top)
+        second = [group.sink_positions for group in batch.groups]
+        sinks = [positions for positions in second if positions is not None]
+        if sinks:
+            own = torch.arange(batch.num_tokens)
+            starts = iter(range(len(own), len(own) * (len(sinks) + 1), len(own)))
+            rows = [None if positions is None else own + next(starts) for positions in second]
+            return own, rows, self._angles_at(torch.cat((batch.positions, *sinks)))
+        top = int(batch.positions.numpy().max())
+        if top >= self.num_angles:
+            self.num_angles = max(1024, 2 * top)
+            self.angles = self._angles_at(torch.arange(self.num_angles))
+        return batch.positions, second, self.angles
+
+    def _angles_at(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Per rotary embedding, cos and sin [positions, D / 2], as the decoder computes them."""
         half = self.model.config.head_dim // 2
-        tables = [rope.angles(torch.arange(self.num_angles)) for rope in self.model.ropes]
-        self.angles = [(cos[:, 0, :half].contiguous(), sin[:, 0, half:].contiguous()) for cos, sin in tables]
+        tables = [rope.angles(positions) for rope in self.model.ropes]
+        return [(cos[:, 0, :half].contiguous(), sin[:, 0, half:].contiguous()) for cos, sin in tables]
 
 
 def _decoder(context: RunnerContext) -> tuple[Any, int]:
@@ -136,7 +162,7 @@ def _decoder(context: RunnerContext) -> tuple[Any, int]:
 def _unsupported(forward: Forward, context: RunnerContext, model: Any) -> str | None:
     """Why a model cannot run as a program; None if it can."""
     from pitlane import Decoder, DenseKV, ModelForward
-    from pitlane.kernels import attention, ops, step
+    from pitlane.kernels import attention, attention_quant, ops, step
 
     if type(model) is not Decoder:
         return "the model is not the core's decoder"
@@ -149,8 +175,11 @@ def _unsupported(forward: Forward, context: RunnerContext, model: Any) -> str | 
         "a head that no kernel in C computes": step.has_kernel(model.head),
         "attention other than paged_attention": getattr(context.attention, "attend", None) is attention.attend,
         "operations other than those of fused_ops": model.ops.rms_norm is ops.rms_norm
-        and getattr(model.ops, model.op_kinds[1]) is ops.silu_mul,
-        "a KV store other than the core's": all(type(store) is DenseKV for store in context.stores),
+        and getattr(model.ops, model.op_kinds[1]) is ops.silu_mul
+        and not model.ops.has_fused,
+        "a KV store other than the core's and kv_quant's": all(
+            type(store) is DenseKV or store.format in attention_quant.BITS for store in context.stores
+        ),
         "norms behind attention or MLP": not config.output_norms,
         "an intermediate size that is no multiple of 32": config.intermediate_size % 32 == 0,
         "too many KV groups or rotary embeddings": len(context.stores) <= step.MAX_GROUPS
@@ -159,6 +188,11 @@ def _unsupported(forward: Forward, context: RunnerContext, model: Any) -> str | 
         "norms of heads with other bits on this machine": not config.qk_norm or step.norms_as_aten(config.head_dim),
     }
     return next((reason for reason, holds in checks.items() if not holds), None)
+
+
+def _open_slots(stores: list[KVStore]) -> list[int]:
+    """The addresses of the open slots of the stores that hold quantized KV."""
+    return [store.tensors(0)[1].data_ptr() for store in stores if store.format != "dense"]
 
 
 def _program(context: RunnerContext, model: Decoder, num_layers: int) -> Program:
@@ -177,13 +211,7 @@ def _program(context: RunnerContext, model: Decoder, num_layers: int) -> Program
 
     x = -1
     for layer in model.layers[:num_layers]:
-        keys, values = context.stores[layer.group].tensors(layer.index_in_group)
-        kv = {
-            "group": layer.group,
-            "keys": keys.data_ptr(),
-            "values": values.data_ptr(),
-            "head_stride": keys.stride(0),
-        }
+        kv = {"group": layer.group} | step.kv_fields(context.stores[layer.group], layer.index_in_group)
         queries = add(
             step.linear_op(layer.qkv, step.NORM, step.ROTATED),
             **kv,

@@ -1,7 +1,8 @@
 """Fused operations: RMS norm and SiLU in one pass over memory each, instead of eight and three.
 
-Changes in the loop: `build_op` gives the model `rms_norm` and `silu_mul` in C (kernels/ops.py); on CUDA these and `gelu_mul` in
-Triton (kernels/cuda), which no GPU has run yet.
+Changes in the loop: `build_op` gives the model `rms_norm` and `silu_mul` in C (kernels/ops.py). On CUDA it gives these, `gelu_mul`,
+`add_rms_norm` (the sum of the residual stream and its norm) and `rope_store` (RoPE and the KV write) in Triton (kernels/cuda); no
+GPU has run them yet.
 Exactness: rounding. The kernels compute in float32 and round once: an output is within 2^-8 (relative) of the exact value. A row's
 result does not depend on the other rows. Costs: nothing. Helps small models and batches, where a step is more than matrix products.
 """
@@ -38,7 +39,13 @@ class FusedOps(Plugin):
 
         kernels: dict[str, Callable[..., Any]] = {"rms_norm": ops.rms_norm, "silu_mul": ops.silu_mul}
         if device.serves(context.device):
-            from pitlane.kernels.cuda import activations, norms
+            from pitlane.kernels.cuda import activations, norms, rope
 
-            kernels = {"rms_norm": norms.rms_norm, "silu_mul": activations.silu_mul, "gelu_mul": activations.gelu_mul}
+            kernels = {
+                "rms_norm": norms.rms_norm,
+                "silu_mul": activations.silu_mul,
+                "gelu_mul": activations.gelu_mul,
+                "add_rms_norm": norms.add_rms_norm,
+                "rope_store": rope.rope_store,
+            }
         return kernels.get(kind)

@@ -110,14 +110,15 @@ class Paged:
 class PagedOnCuda:
     """Per layer: a Triton kernel for all tokens, which reads the block tables."""
 
-    formats = ("dense",)
     reads_sinks = True
 
     def __init__(self, context: BuildContext) -> None:
+        from pitlane.kernels.attention_quant import BITS
         from pitlane.kernels.cuda.attention import attend, reads_of
 
         config = context.config
-        self.attend, self.reads_of = attend, reads_of
+        self.attend, self.reads_of, self.bits = attend, reads_of, BITS
+        self.formats = ("dense", *(() if config.head_dim % 32 else BITS))
         self.scale, self.device = config.attention_scale, context.device
         self.heads, self.dim = (config.num_heads, config.num_kv_heads), config.head_dim
 
@@ -134,8 +135,12 @@ class PagedOnCuda:
         reads: Reads,
         sink_q: Tensor | None = None,
     ) -> Tensor:
-        keys, values = store.tensors(layer)
-        return self.attend(q, keys, values, reads, self.scale, sink_q)
+        bits = self.bits.get(store.format)
+        if bits is None:
+            keys, values = store.tensors(layer)
+            return self.attend(q, keys, values, reads, self.scale, sink_q)
+        rows, (keys, values) = store.tensors(layer)  # quantized KV: the rows of all blocks, and the open blocks
+        return self.attend(q, keys, values, reads, self.scale, sink_q, rows, bits)
 
 
 class Step(NamedTuple):

@@ -60,7 +60,8 @@ class KVStorePlan:
     bytes_per_token: of all layers of the group. build(num_blocks, block_size): makes the store, with one block more than the pool.
     saved_dim: last dimension of exported tensors; None = the size of a head. whole_blocks: the stored form of a token depends on
     the other tokens of its block, so a prefix is reused in whole blocks, and no draft tree reaches beyond the block of its first
-    token. fixed_bytes: memory beside the blocks.
+    token. fixed_bytes: memory beside the blocks. serves_trims: the store works with attention sinks and evictions: its parts read
+    `GroupBatch.places`, and expect -1 for dropped blocks in a block table.
     """
 
     format: str
@@ -69,6 +70,7 @@ class KVStorePlan:
     saved_dim: int | None = None
     whole_blocks: bool = False
     fixed_bytes: int = 0
+    serves_trims: bool = False
 
 
 class DenseKV:
@@ -133,7 +135,7 @@ def dense_plan(group: KVGroup, dtype: torch.dtype, device: torch.device) -> KVSt
     def build(num_blocks: int, block_size: int) -> KVStore:
         return DenseKV(group, num_blocks, block_size, dtype, device)
 
-    return KVStorePlan(DenseKV.format, group.bytes_per_token(dtype), build)
+    return KVStorePlan(DenseKV.format, group.bytes_per_token(dtype), build, serves_trims=True)
 
 
 def _runs(slots: list[int]) -> list[tuple[slice, slice]]:

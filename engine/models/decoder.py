@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pitlane.engine.kv.store import KVStore
+from pitlane.engine.kv.store import DenseKV, KVStore
 from pitlane.engine.models.config import DecoderConfig
 from pitlane.engine.models.layers import Ops
-from pitlane.engine.models.parts import Part
+from pitlane.engine.models.parts import Feed, Part
 from pitlane.engine.models.recorder import PartMaker, Recorder
 from pitlane.engine.models.rope import Rope
 from pitlane.engine.run.batch import Attention, Batch, SinkAttention
@@ -32,6 +32,7 @@ QUERY_NORM, KEY_NORM = "self_attn.q_norm", "self_attn.k_norm"
 GATE, UP, DOWN = (f"mlp.{part}_proj" for part in ("gate", "up", "down"))
 Angles: TypeAlias = tuple[Tensor, Tensor]
 ACTIVATIONS = {"silu": "silu_mul", "gelu_tanh": "gelu_mul"}  # -> name in `Ops`
+FUSED = ("add_rms_norm", "rope_store")  # names in `Ops`
 
 
 class Layer:
@@ -49,12 +50,16 @@ class Layer:
         self.group, self.index_in_group, self.rope = group, index_in_group, rope
         self.attention_norm = build.norm(at + ATTENTION_NORM, hidden, offset)
         qkv = {at + QUERY: queries, at + KEY: keys, at + VALUE: keys}
-        self.qkv = build.linear(hidden, qkv, bias=config.attention_bias, split="out")
+        self.qkv = build.linear(
+            hidden, qkv, bias=config.attention_bias, split="out", fed_by=Feed(at + ATTENTION_NORM, is_norm=True)
+        )
         self.qk_norm = _qk_norm(config, build, at) if config.qk_norm else None
-        self.output = build.linear(queries, {at + OUTPUT: hidden}, bias=config.output_bias, split="in")
+        values = Feed(at + VALUE, config.num_kv_heads, config.num_heads // config.num_kv_heads)
+        self.output = build.linear(queries, {at + OUTPUT: hidden}, bias=config.output_bias, split="in", fed_by=values)
         self.mlp_norm = build.norm(at + MLP_NORM, hidden, offset)
-        self.gate_up = build.linear(hidden, {at + GATE: inner, at + UP: inner}, bias=config.mlp_bias, split="out")
-        self.down = build.linear(inner, {at + DOWN: hidden}, bias=config.mlp_bias, split="in")
+        gate_up, norm = {at + GATE: inner, at + UP: inner}, Feed(at + MLP_NORM, is_norm=True)
+        self.gate_up = build.linear(hidden, gate_up, bias=config.mlp_bias, split="out", fed_by=norm)
+        self.down = build.linear(inner, {at + DOWN: hidden}, bias=config.mlp_bias, split="in", fed_by=Feed(at + UP))
         self.attention_output_norm: Tensor | None = None
         self.mlp_output_norm: Tensor | None = None
         if config.output_norms:
@@ -63,12 +68,15 @@ class Layer:
 
 
 class Decoder:
-    """kv_groups: the layers by attention window; `forward` takes a store per group. op_kinds: the fields of `Ops` in use."""
+    """kv_groups: the layers by attention window; `forward` takes a store per group.
+
+    op_kinds: the fields of `Ops` in use. fused_kinds: the fields of `Ops` that join operations; a plan may leave them out.
+    """
 
     def __init__(self, config: DecoderConfig, build: PartMaker) -> None:
         self.config = config
         self.ops = Ops()
-        self.op_kinds = ("rms_norm", ACTIVATIONS[config.activation])
+        self.op_kinds, self.fused_kinds = ("rms_norm", ACTIVATIONS[config.activation]), FUSED
         self.num_layers, self.exit_layers, self.kv_groups = config.num_layers, config.exit_layers, config.kv_groups
         # transformers rounds the factor to the model's dtype too
         self.multiplier = float(torch.tensor(config.embedding_multiplier, dtype=build.dtype))
@@ -99,8 +107,6 @@ class Decoder:
         reads: per KV group, the result of `attention.prepare`. num_layers: run only the first `num_layers` layers, then norm and
         head (early exit, for drafts).
         """
-        norm, eps = self.ops.rms_norm, self.config.rms_norm_eps
-        activate = getattr(self.ops, self.op_kinds[1])
         x = self.embedding(batch.token_ids)
         if self.multiplier != 1.0:
             x *= self.multiplier
@@ -108,15 +114,39 @@ class Decoder:
         shifted = [
             None if group.sink_positions is None else self._shifted(group.sink_positions) for group in batch.groups
         ]
+        out: Tensor | None = None  # of the last layer, not yet added to x: a fused operation adds and norms in one pass
         for layer in self.layers[:num_layers]:
-            normed = norm(x, layer.attention_norm, eps)
-            group = layer.group
-            out = self._attend(layer, normed, angles, shifted[group], batch, stores[group], attention, reads[group])
-            x += out if layer.attention_output_norm is None else norm(out, layer.attention_output_norm, eps)
-            out = layer.down(activate(layer.gate_up(norm(x, layer.mlp_norm, eps))))
-            x += out if layer.mlp_output_norm is None else norm(out, layer.mlp_output_norm, eps)
-        logits: Tensor = self.head(norm(x.index_select(0, batch.logit_rows), self.norm, eps))
+            x, out = self.run_layer(
+                layer, x, out, angles, shifted[layer.group], batch, stores[layer.group], attention, reads[layer.group]
+            )
+        assert out is not None, "a model runs at least one layer"
+        x, out = (rows.index_select(0, batch.logit_rows) for rows in (x, out))
+        logits: Tensor = self.head(self.ops.add_norm(x, out, self.norm, self.config.rms_norm_eps)[1])
         return logits
+
+    def run_layer(
+        self,
+        layer: Layer,
+        x: Tensor,
+        out: Tensor | None,
+        angles: list[Angles],
+        shifted: list[Angles] | None,
+        batch: Batch,
+        store: KVStore,
+        attention: Attention,
+        reads: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Run a layer over x + out [T, hidden]; None: over x. Returns x and out of the next layer. May write into x."""
+        norm, add_norm, eps = self.ops.rms_norm, self.ops.add_norm, self.config.rms_norm_eps
+        activate = getattr(self.ops, self.op_kinds[1])
+        weight = layer.attention_norm
+        x, normed = (x, norm(x, weight, eps)) if out is None else add_norm(x, out, weight, eps)
+        out = self._attend(layer, normed, angles, shifted, batch, store, attention, reads)
+        if layer.attention_output_norm is not None:
+            out = norm(out, layer.attention_output_norm, eps)
+        x, normed = add_norm(x, out, layer.mlp_norm, eps)
+        out = layer.down(activate(layer.gate_up(normed)))
+        return x, out if layer.mlp_output_norm is None else norm(out, layer.mlp_output_norm, eps)
 
     def _shifted(self, sink_positions: Tensor) -> list[Angles]:
         """The angles of the queries for sinks, per rotary embedding."""
@@ -145,12 +175,16 @@ class Decoder:
         if layer.qk_norm is not None:
             qk = F.rms_norm(qk, (dim,), None, self.config.rms_norm_eps) * layer.qk_norm
         sink_q = qk[:, :heads]
-        if layer.rope is not None:
-            if shifted is not None:
-                sink_q = self.ropes[layer.rope].rotate(sink_q, *shifted[layer.rope])
-            qk = self.ropes[layer.rope].rotate(qk, *angles[layer.rope])
+        slots, rope_store = batch.groups[layer.group].slots, self.ops.rope_store
+        if layer.rope is not None and shifted is not None:
+            sink_q = self.ropes[layer.rope].rotate(sink_q, *shifted[layer.rope])
+        if layer.rope is not None and rope_store is not None and type(store) is DenseKV:
+            qk = rope_store(qk, v, *angles[layer.rope], *store.tensors(layer.index_in_group), slots)
+        else:
+            if layer.rope is not None:
+                qk = self.ropes[layer.rope].rotate(qk, *angles[layer.rope])
+            store.write(layer.index_in_group, slots, qk[:, heads:], v)
         q, k = qk[:, :heads], qk[:, heads:]
-        store.write(layer.index_in_group, batch.groups[layer.group].slots, k, v)
         if shifted is None:
             out = attention(q, k, v, store, layer.index_in_group, reads)
         else:  # a plan whose attention cannot read sinks was refused

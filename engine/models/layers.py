@@ -122,11 +122,30 @@ def gelu_mul(gate_up: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """The operations that a lane's model calls. A plugin may replace any of them (`build_op`)."""
+    """The operations that a lane's model calls. A plugin may replace any of them (`build_op`).
+
+    The fused operations have no core version: where a plugin gives none, the model calls the plain operations in turn.
+    add_rms_norm: see `add_norm`. rope_store: qk [T, H + Hkv, D], v [T, Hkv, D], cos and sin [T, 1, D], keys and values
+    [Hkv, S, D] of a dense store, slots [T] -> qk rotated; writes the rotated keys and v to the slots.
+    """
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
     silu_mul: Callable[[Tensor], Tensor] = silu_mul
     gelu_mul: Callable[[Tensor], Tensor] = gelu_mul
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] | None = None
+    rope_store: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+
+    @property
+    def has_fused(self) -> bool:
+        """Whether a plugin gives a fused operation."""
+        return self.add_rms_norm is not None or self.rope_store is not None
+
+    def add_norm(self, x: Tensor, out: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Return x + out and its norm, both [T, D]. May write the sum into x."""
+        if self.add_rms_norm is not None:
+            return self.add_rms_norm(x, out, weight, eps)
+        x += out
+        return x, self.rms_norm(x, weight, eps)
 
 
 def dense_plan(part: Part, context: BuildContext, is_mapped: bool) -> LinearPlan:

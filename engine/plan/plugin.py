@@ -8,7 +8,7 @@ serve several plans at once. State of a sequence lives in `seq.state[name]`; sta
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args, get_origin
 
 import pluggy
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -92,6 +92,13 @@ class Plugin:
         """
         return None
 
+    def prepare(self, context: BuildContext) -> None:
+        """Make the files that the weights need, such as a recipe (`context.calibrator`), if they are missing.
+
+        Called before a model is built under a plan with this plugin, and before its parts are planned, never on the engine's
+        thread. May take minutes. `pitlane memory` plans parts without this call.
+        """
+
     def close(self) -> None:
         """Release the resources of this instance. Called once: after its last plan is gone, or when the engine closes.
 
@@ -102,7 +109,7 @@ class Plugin:
     def parse_options(cls, values: dict[str, Any]) -> PluginOptions:
         """Check option values; a command line may give numbers as text."""
         try:
-            return cls.Options.model_validate(values)
+            return cls.Options.model_validate({name: _number(cls, name, value) for name, value in values.items()})
         except ValidationError as error:
             raise BadOption(_explain(cls, error)) from None
 
@@ -123,6 +130,13 @@ class Plugin:
     def key_of(cls, options: PluginOptions) -> str:
         """The key of an instance with these options. If the options name files, override it and add `file_hash` of every file."""
         return f"{cls.name}@{cls.version}{options.model_dump_json()}"
+
+
+def _number(cls: type[Plugin], name: str, value: Any) -> Any:
+    """The number that a text spells, if the option is one of several numbers; pydantic takes no text for those."""
+    field = cls.Options.model_fields.get(name)
+    allowed = get_args(field.annotation) if field is not None and get_origin(field.annotation) is Literal else ()
+    return next((number for number in allowed if isinstance(value, str) and str(number) == value), value)
 
 
 def _explain(cls: type[Plugin], error: ValidationError) -> str:

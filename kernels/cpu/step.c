@@ -28,6 +28,7 @@ typedef struct {
     Job job; /* with WEIGHTS_INT, only `rows`, `outs` and `y` are used */
     IntLinear ints;
     Attention attention;
+    Quantized quantized; /* the KV of `attention`, if it is quantized */
 } Task;
 
 static atomic_long recomputed;
@@ -57,14 +58,16 @@ static const uint16_t *result_of(const State *state, int64_t op) {
     return op < 0 ? state->x : (const uint16_t *)state->results[op];
 }
 
-/* Rotate the heads [head, end) and write them: queries to the result, keys and values to their slots. */
+/* Rotate the heads [head, end) and write them: queries and second queries to the result, keys and values to their slots. */
 static void rotate(const Task *task, long head, long end) {
     const State *state = task->state;
     const Op *op = task->op;
     const Shape *shape = &state->program->shape;
     long dim = shape->dim, heads = shape->heads, keys_end = heads + shape->kv_heads, half = state->rows * dim / 2;
     const uint16_t *angles = op->rope < 0 ? NULL : state->angles + op->rope * 2 * half;
-    const int64_t *slots = state->reads[op->group].write;
+    const Reads *reads = state->reads + op->group;
+    const uint16_t *second = reads->second && angles ? reads->second + op->rope * 2 * half : reads->second;
+    const int64_t *slots = reads->write;
     for (; head < end; head++) {
         const uint16_t *weight = op->qk_norm ? (const uint16_t *)op->qk_norm + head * dim : NULL;
         for (long m = 0; m < state->rows; m++) {
@@ -78,6 +81,10 @@ static void rotate(const Task *task, long head, long end) {
             uint16_t *query = (uint16_t *)state->results[task->index] + (m * heads + head) * dim;
             uint16_t *key = (uint16_t *)op->keys + (head - heads) * op->head_stride + slot;
             turn_head(x, head < heads ? query : key, dim, weight, state->program->eps, cos, sin);
+            if (head < heads && second) {
+                cos = angles ? second + m * dim / 2 : NULL, sin = angles ? cos + half : NULL;
+                turn_head(x, query + state->rows * heads * dim, dim, weight, state->program->eps, cos, sin);
+            }
         }
     }
 }
@@ -134,6 +141,17 @@ static Attention attention_of(const State *state, const Op *op, int64_t index) {
     job.head_stride = op->head_stride;
     job.partial = (float *)state->results[index];
     return job;
+}
+
+static void plan_attention(Task *task) {
+    const Op *op = task->op;
+    task->attention = attention_of(task->state, op, task->index);
+    if (!op->key_rows)
+        return;
+    task->quantized = (Quantized){(const uint8_t *)op->key_rows, (const uint8_t *)op->value_rows, (const uint16_t *)op->keys,
+                                  (const uint16_t *)op->values, op->row_bytes, op->row_stride, op->head_stride, op->first_open,
+                                  (int)op->kv_bits};
+    task->attention.quantized = &task->quantized;
 }
 
 /* Compute the inputs of a linear, in memory of this thread. */
@@ -226,7 +244,7 @@ static void compute_missing(const Task *task, Share *shares) {
 
 static void operate(Task *task, Share *shares) {
     if (task->op->kind == STEP_ATTENTION)
-        task->attention = attention_of(task->state, task->op, task->index);
+        plan_attention(task);
     else
         prepare(task);
     uint64_t start = ticks();

@@ -27,10 +27,13 @@ typedef struct {
     int64_t keys, values, head_stride; /* [kv_heads][slots][dim] of the layer, bfloat16, heads head_stride apart */
     int64_t rope;     /* index of the angles for OUTPUT_ROTATED; -1: no rotation */
     int64_t qk_norm;  /* weights [heads + kv_heads][dim] of norms per head, or 0 */
+    int64_t key_rows, value_rows, row_bytes, row_stride, kv_bits, first_open; /* STEP_ATTENTION over quantized KV, else 0: as in
+                         Quantized; keys and values are then its open slots, and slots that are written count from the first one */
 } Op;
 
 /* OUTPUT_ROWS: [rows][outs]. OUTPUT_SUM: [rows][outs]. OUTPUT_ROTATED: the linear gives heads + 2 kv_heads heads; the result is q
- * [rows][heads][dim], keys and values go to their slots. OUTPUT_SILU: [rows][outs / 2]. STEP_ATTENTION: the parts of attention. */
+ * [rows][heads][dim], keys and values go to their slots. Where a group has second positions, second queries [rows][heads][dim]
+ * follow: those of the sinks. OUTPUT_SILU: [rows][outs / 2]. STEP_ATTENTION: the parts of attention. */
 
 typedef struct {
     int64_t hidden, heads, kv_heads, dim, num_ops, num_groups, num_ropes;
@@ -45,6 +48,7 @@ typedef struct {
     struct {
         int64_t write; /* [rows] int64, the slot of each row */
         int64_t slots, num_slots, tasks, num_tasks, members, num_members, rows, num_rows; /* as for attention_bf16 */
+        int64_t second; /* [rows] int64, the positions of the second queries; 0: there are none */
     } groups[STEP_MAX_GROUPS];
     struct {
         int64_t cos, sin; /* [positions][dim / 2] bfloat16 */

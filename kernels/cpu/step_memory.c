@@ -25,28 +25,36 @@ static size_t result_bytes(const State *state, const Step *step, const Op *op) {
     const Shape *shape = &state->program->shape;
     if (op->kind == STEP_ATTENTION)
         return (size_t)(step->groups[op->group].num_members * shape->heads * (shape->dim + 2)) * sizeof(float);
-    long columns = op->output == OUTPUT_ROTATED ? shape->heads * shape->dim : op->output == OUTPUT_SILU ? op->outs / 2 : op->outs;
+    long queries = shape->heads * shape->dim * (step->groups[op->group].second ? 2 : 1);
+    long columns = op->output == OUTPUT_ROTATED ? queries : op->output == OUTPUT_SILU ? op->outs / 2 : op->outs;
     return (size_t)((op->selects ? state->num_logits : state->rows) * columns) * 2;
+}
+
+/* The angles of `positions`: [ropes][cos, sin][rows][dim / 2]. */
+static uint16_t *angles_at(char **at, const Step *step, const Shape *shape, int64_t positions, int fills) {
+    size_t rows = (size_t)step->rows, half = (size_t)shape->dim / 2;
+    uint16_t *angles = (uint16_t *)reserved(at, (size_t)shape->num_ropes * 2 * rows * half * 2);
+    for (int64_t rope = 0; fills && rope < shape->num_ropes; rope++)
+        for (size_t m = 0; m < rows; m++) {
+            size_t position = (size_t)((const int64_t *)positions)[m] * half, row = ((size_t)rope * 2 * rows + m) * half;
+            memcpy(angles + row, (const uint16_t *)step->ropes[rope].cos + position, half * 2);
+            memcpy(angles + row + rows * half, (const uint16_t *)step->ropes[rope].sin + position, half * 2);
+        }
+    return angles;
 }
 
 /* Lay the memory of a step out from `at` on, and fill it if `fills`. Returns its end. */
 static char *laid_out(State *state, const Step *step, char *at, int fills) {
     const Program *program = state->program;
     const Shape *shape = &program->shape;
-    size_t rows = (size_t)step->rows, half = (size_t)shape->dim / 2, threads = (size_t)state->threads;
+    size_t rows = (size_t)step->rows, threads = (size_t)state->threads;
     state->x = (uint16_t *)copied(&at, step->x, rows * (size_t)shape->hidden * 2, fills);
     state->logit_rows = (int64_t *)copied(&at, step->logit_rows, (size_t)step->num_logits * 8, fills);
-    state->angles = (uint16_t *)reserved(&at, (size_t)shape->num_ropes * 2 * rows * half * 2);
+    state->angles = angles_at(&at, step, shape, step->positions, fills);
     state->reads = (Reads *)reserved(&at, (size_t)shape->num_groups * sizeof(Reads));
     state->results = (char **)reserved(&at, (size_t)shape->num_ops * sizeof(char *));
     state->seats = (Seat *)reserved(&at, threads * sizeof(Seat));
     state->shares = (Share *)reserved(&at, (size_t)shape->num_ops * threads * sizeof(Share));
-    for (int64_t rope = 0; fills && rope < shape->num_ropes; rope++)
-        for (size_t m = 0; m < rows; m++) {
-            size_t position = (size_t)((const int64_t *)step->positions)[m] * half, row = ((size_t)rope * 2 * rows + m) * half;
-            memcpy(state->angles + row, (const uint16_t *)step->ropes[rope].cos + position, half * 2);
-            memcpy(state->angles + row + rows * half, (const uint16_t *)step->ropes[rope].sin + position, half * 2);
-        }
     for (int64_t g = 0; g < shape->num_groups; g++) {
         Reads reads = {.job = {.num_tasks = step->groups[g].num_tasks, .num_rows = step->groups[g].num_rows}};
         reads.job.heads = shape->heads;
@@ -54,6 +62,8 @@ static char *laid_out(State *state, const Step *step, char *at, int fills) {
         reads.job.dim = shape->dim;
         reads.job.q_stride = shape->heads * shape->dim;
         reads.job.scale = program->scale;
+        if (step->groups[g].second)
+            reads.second = angles_at(&at, step, shape, step->groups[g].second, fills);
         reads.write = (int64_t *)copied(&at, step->groups[g].write, rows * 8, fills);
         reads.job.slots = (int32_t *)copied(&at, step->groups[g].slots, (size_t)step->groups[g].num_slots * 4, fills);
         reads.job.tasks = (int64_t *)copied(&at, step->groups[g].tasks, (size_t)step->groups[g].num_tasks * 32, fills);
@@ -122,6 +132,8 @@ static const char *fault_of(const Shape *shape, const Op *op, int64_t index) {
         return "an operation reads a later one, or its kind is unknown";
     if (uses_kv && (!has_kv || op->rope < -1 || op->rope >= shape->num_ropes))
         return "an operation has no KV, or unknown angles";
+    if (!is_linear && op->key_rows && (!op->value_rows || op->row_bytes <= 0 || op->first_open <= 0))
+        return "attention over quantized KV has no rows";
     if (!is_linear)
         return op->source < 0 ? "attention needs queries" : NULL;
     if (!has_weights(op))

@@ -32,6 +32,7 @@ typedef struct {
 
 typedef struct {
     const int64_t *write;
+    const uint16_t *second; /* the angles of the second queries, as State.angles, or NULL */
     Attention job; /* without q, keys, values, out and partial */
 } Reads;
 

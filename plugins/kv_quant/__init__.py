@@ -3,7 +3,8 @@
 Changes in the loop: `build_kv_store` stores complete blocks of 32 tokens in the format, keys with a scale for each channel of a
 block, values with a scale for 32 channels of a token; `build_runner` lets a token read its own block in full precision and every
 earlier block in the format, also within one forward. So the answer depends on no chunk, draft, batch, cached prefix or restart.
-Cached prefixes are used in whole blocks, and a draft tree ends with its block.
+Cached prefixes are used in whole blocks, and a draft tree ends with its block. With `attention_sinks`, sinks are read in the
+format; with `key_norm_eviction`, blocks are scored by their stored keys.
 Exactness: approximate. A value of int8 or int4 is off by at most half a scale: 0.2 % or 3.3 % of the range of its group; a value of
 fp8 by 6 %. Metric: share of the next token's probability that moves, mean over all tokens; value: 0.13 % (int8), 2.4 % (int4),
 2.7 % (fp8), and a perplexity of 78.6 becomes 78.6, 78.5 and 78.4; model: bundled in float32; text: its sample PDF (655 tokens). A
@@ -54,6 +55,7 @@ class KVQuant(Plugin):
             lambda count, size: QuantizedKV(group, count, size, context, rows),
             saved_dim=rows.num_bytes,
             whole_blocks=True,
+            serves_trims=True,
             fixed_bytes=MIN_OPEN * TOKENS * group.bytes_per_token(context.dtype),
         )
 

@@ -3,6 +3,12 @@
 The tokens of a sequence are split at the ends of blocks. Every part becomes a sequence of its own in the batch: its block table
 names the open copy of its block, and the quantized form of all earlier blocks. So any attention serves, and a token's KV does not
 depend on the other tokens of the forward. A draft tree is one part: the engine cuts it at the end of the block of its first token.
+A block that a part completes is quantized within the forward if a later part reads it, else before its next reader or when it is
+sealed.
+
+A group may leave dropped blocks out of its block tables. There, the place of a token in the table is not its position. Whole blocks
+are left out, so a part ends at the same token in all groups. The second query of a token reads its sinks in the same way: in full
+precision if they lie in the token's own block, else in the store's format.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ from pitlane.plugins.kv_quant.store import QuantizedKV
 
 
 class Part(NamedTuple):
-    """Tokens `[begin, end)` of the batch, of sequence `row`. first: index in the sequence of the first token."""
+    """Tokens `[begin, end)` of the batch, of sequence `row`. first: position of the first token, or its place in a block table."""
 
     row: int
     begin: int
@@ -29,13 +35,17 @@ class Part(NamedTuple):
     is_tree: bool
 
     @property
+    def stop(self) -> int:
+        return self.first + self.end - self.begin
+
+    @property
     def blocks(self) -> range:
         """Indices in the block table of the blocks that the part writes."""
-        return range(self.first // TOKENS, (self.first + self.end - self.begin - 1) // TOKENS + 1)
+        return range(self.first // TOKENS, (self.stop - 1) // TOKENS + 1)
 
     @property
     def completes(self) -> bool:
-        return not self.is_tree and (self.first + self.end - self.begin) % TOKENS == 0
+        return not self.is_tree and self.stop % TOKENS == 0
 
 
 class QuantizedForward:
@@ -74,18 +84,20 @@ def _parts(batch: Batch) -> Iterator[Part]:
 
 
 def _group(group: GroupBatch, store: QuantizedKV, parts: Sequence[Part]) -> GroupBatch:
-    table = group.block_table[torch.tensor([part.row for part in parts])]
+    if group.places is not None:
+        places = group.places.tolist()
+        parts = [part._replace(first=places[part.begin]) for part in parts]
+    table = group.block_table.numpy()[[part.row for part in parts]]  # a copy
+    written = [table[row, part.blocks.start : part.blocks.stop].tolist() for row, part in enumerate(parts)]
+    store.quantize_read(table, {block for blocks in written for block in blocks})
     slots: list[int] = []
     closing = []
-    for row, part in enumerate(parts):
-        blocks = table[row, part.blocks.start : part.blocks.stop].tolist()
-        opened = [
-            store.open(block, index * TOKENS >= part.first) for index, block in zip(part.blocks, blocks, strict=True)
-        ]
-        table[row, part.blocks.start : part.blocks.stop] = torch.tensor(opened, dtype=table.dtype)
-        for index in range(part.first, part.first + part.end - part.begin):
-            slots.append(opened[index // TOKENS - part.blocks.start] * TOKENS + index % TOKENS)
-        if part.completes:
+    for row, (part, blocks) in enumerate(zip(parts, written, strict=True)):
+        start = part.blocks.start
+        opened = [store.open(block, index * TOKENS >= part.first) for index, block in enumerate(blocks, start)]
+        table[row, start : part.blocks.stop] = opened
+        slots += [opened[at // TOKENS - start] * TOKENS + at % TOKENS for at in range(part.first, part.stop)]
+        if part.completes and row + 1 < len(parts) and parts[row + 1].row == part.row:
             closing.append(blocks[-1])
     store.close_in_forward(closing)
-    return replace(group, slots=torch.tensor(slots), block_table=table)
+    return replace(group, slots=torch.tensor(slots), block_table=torch.from_numpy(table))

@@ -3,14 +3,15 @@
 Layout: `data [2, L, Hkv, num_slots, B]` holds the rows of the quantized blocks, `full [2, L, Hkv, F * 32, D]` the open blocks. A
 block is open from its first token until it is sealed: then all of its tokens are committed. The slots of `full` have numbers of
 their own, from block OPEN on. `arranged` (arrange.py) translates a batch: tokens write into open blocks, a token reads its own
-block from `full` and earlier blocks from `data`. A block that a forward completes is quantized layer by layer, by `write`: so
-later tokens of the same forward read its quantized form.
+block from `full` and earlier blocks from `data`. If later tokens of the same forward read a block that the forward completes, the
+block is quantized layer by layer, by `write`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pitlane import BuildContext, KVGroup
-from pitlane.kernels.attention_quant import FIRST_OPEN
+from pitlane.kernels.attention_quant import BITS, FIRST_OPEN
 from pitlane.plugins.kv_quant.formats import TOKENS, Format
 
 OPEN = FIRST_OPEN // TOKENS  # number of the first open block
@@ -42,6 +43,7 @@ class QuantizedKV:
         self._free = list(range(MIN_OPEN))
         self._unquantized: set[int] = set()  # open blocks whose rows in `data` are not those of their tokens
         self._closing: tuple[Tensor, Tensor] | None = None
+        self._quantize_blocks = _kernel(context, rows)
 
     @property
     def num_bytes(self) -> int:
@@ -50,6 +52,11 @@ class QuantizedKV:
     @property
     def num_open(self) -> int:
         return len(self._open)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether `write` quantizes blocks in the next forward. A runner that writes KV itself leaves this forward to the core."""
+        return self._closing is not None
 
     # ---- open blocks
 
@@ -68,6 +75,13 @@ class QuantizedKV:
         """Name the open blocks that the next forward completes: `write` quantizes them in every layer."""
         self._unquantized.difference_update(blocks)
         self._closing = self._pairs(blocks) if blocks else None
+
+    def quantize_read(self, table: npt.NDArray[np.int32], written: set[int]) -> None:
+        """Quantize the complete blocks of a block table that are not quantized yet. written: the blocks that are to be opened."""
+        late = self._unquantized - written
+        late = late.intersection(table.ravel().tolist()) if late else late
+        if late:
+            self._quantize(sorted(late), slice(None))
 
     def seal(self, block: int) -> None:
         """Free the open copy of a block. All of its tokens are committed."""
@@ -103,6 +117,10 @@ class QuantizedKV:
         self._unquantized.difference_update(blocks)
 
     def _encode(self, blocks: Tensor, indices: Tensor, layers: int | slice) -> None:
+        if self._quantize_blocks is not None:
+            for layer in range(self.data.shape[1]) if isinstance(layers, slice) else (layers,):
+                self._quantize_blocks(self.full[:, layer], self.data[:, layer], indices, blocks)
+            return
         keys, values = self.full[:, layers].unflatten(-2, (-1, TOKENS)).index_select(-3, indices)
         self.data[:, layers].unflatten(-2, (-1, TOKENS)).index_copy_(-3, blocks, self.rows.encode(keys, values))
 
@@ -124,6 +142,9 @@ class QuantizedKV:
             keys, values = self.full[:, layer, :, start - FIRST_OPEN : stop - FIRST_OPEN]
             return keys, values
         low = start // TOKENS * TOKENS
+        late = [block for block in self._unquantized if low <= block * TOKENS < stop]
+        if late:
+            self._quantize(late, slice(None))
         rows = self.data[:, layer, :, low : -(-stop // TOKENS) * TOKENS].unflatten(2, (-1, TOKENS))
         keys, values = (x.flatten(1, 2)[:, start - low : stop - low] for x in self.rows.decode(rows, self.dtype))
         return keys, values
@@ -202,3 +223,15 @@ class QuantizedKV:
 def format_name(name: str) -> str:
     """Return the KV format that an attention names to read the tensors of a store."""
     return f"kv_quant_{name}"
+
+
+def _kernel(context: BuildContext, rows: Format) -> Callable[[Tensor, Tensor, Tensor, Tensor], None] | None:
+    """The Triton kernel that quantizes blocks; None = the operations of `Format.encode`."""
+    from pitlane.kernels.cuda import device
+
+    if not device.serves(context.device) or device.unsupported(context.dtype, context.device):
+        return None
+    from pitlane.kernels.cuda.kv_quant import quantize_blocks, supports
+
+    bits = BITS[format_name(rows.name)]
+    return partial(quantize_blocks, bits=bits) if supports(bits, context.config.head_dim) else None

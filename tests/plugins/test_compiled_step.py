@@ -172,6 +172,44 @@ def test_logits_and_kv_are_equal_to_the_bit(name: str) -> None:
     assert run.forward.counts == {"compiled": 11, "more than 64 tokens": 1}  # type: ignore[attr-defined]
 
 
+SINKS = {"attention_sinks": {"num_sinks": 4, "window": 64, "stride": 32}}
+
+
+@pytest.mark.parametrize("name", ["llama", "norms of heads", "windows and no rope"])
+def test_dropped_tokens_and_sinks_give_the_same_bits(name: str) -> None:
+    plain, compiled = built(CONFIGS[name], EXACT | SINKS, COMPILED | SINKS)
+    run = Run(compiled)
+    assert_same_bits(Run(plain), run)
+    assert run.forward.counts == {"compiled": 11, "more than 64 tokens": 1}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kv_quant": {"format": "int8"}},
+        {"kv_quant": {"format": "int4"}, "prompt_lookup": {"min_ngram": 1}},
+        {"kv_quant": {"format": "fp8"}} | SINKS,
+    ],
+    ids=["int8", "int4 with drafts", "fp8 with sinks"],
+)
+@pytest.mark.usefixtures("always_draft")
+def test_quantized_kv_gives_the_same_bits(make_engine: Any, settings: dict[str, Any]) -> None:
+    """The program reads quantized rows. It is made again when the store of open blocks grows: 26 sequences have an open block."""
+    engine = make_engine("random:tiny", dtype="bfloat16", plugins=EXACT | settings)
+    prompts = [[(7 * i + j * j) % 200 for j in range(41)] for i in range(26)]
+    sampling = SamplingParams(max_tokens=34, ignore_eos=True, logprobs=5)
+    plain = [engine.submit(prompt, sampling) for prompt in prompts]
+    expected = [stream.result() for stream in plain]
+    plan = engine.plan(COMPILED | settings)
+    streams = [engine.submit(prompt, sampling, plan=plan) for prompt in prompts]
+    results = [stream.result() for stream in streams]
+    assert [result.logprobs for result in results] == [result.logprobs for result in expected]
+    assert [result.token_ids for result in results] == [result.token_ids for result in expected]
+    counts = results[-1].stats["notes"]["compiled_step"]
+    assert counts["compiled"] > 10 and counts["a block of quantized KV becomes complete"] > 0
+    assert all(result.stats["failed"] == {} for result in results)
+
+
 INTEGERS: dict[str, dict[str, Any]] = {
     "int8": {"int8": {}},
     "int8, bfloat16 inputs": {"int8": {"activations": "bfloat16"}},
@@ -343,9 +381,9 @@ def test_wrong_programs_and_steps_are_refused() -> None:
     program = Run(model).forward.program  # type: ignore[attr-defined]
     x, one, parts = torch.zeros(1, 192).bfloat16(), torch.zeros(1, dtype=torch.int64), ()
     with pytest.raises(ValueError, match=r"x must be bfloat16 \[1 to 64, 192\]"):
-        program.run(x.float(), one, one, [one], parts, [])
+        program.run(x.float(), one, one, [one], parts, [], [None])
     with pytest.raises(ValueError, match="needs slots and parts of 1 groups"):
-        program.run(x, one, one, [one], parts, [])
+        program.run(x, one, one, [one], parts, [], [None])
     shape = step.Shape(192, 6, 2, 32, 1, 1)
     for op, words in (
         (step.Op(step.LINEAR, outs=32, ins=32), "an address of 0"),

@@ -128,8 +128,6 @@ def test_options_and_models_are_refused_with_the_reason(make_engine: Any, monkey
         engine.plan({"key_norm_eviction": {"budget": 64, "recent": 64}})
     with pytest.raises(PlanConflict, match="key_norm_eviction cannot run with prefix_cache"):
         engine.plan({**SETTINGS, "prefix_cache": {}})
-    with pytest.raises(PlanConflict, match="key_norm_eviction reads the keys of dense KV alone; take kv_quant or"):
-        engine.lane_of(engine.plan({**SETTINGS, "kv_quant": {}}))
     monkeypatch.setattr(KeyNormEviction, "conflicts", ())
     with pytest.raises(PlanConflict, match="prefix_cache needs all blocks of a text, and key_norm_eviction drops"):
         engine.lane_of(engine.plan({**SETTINGS, "prefix_cache": {"save_documents": False}}))

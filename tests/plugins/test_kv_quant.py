@@ -8,16 +8,20 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from torch import Tensor
 
 from pitlane import BuildContext, Draft, KVGroup, KVState, PlainAttention, PlanConflict, Pool, SamplingParams
+from pitlane.engine.kv import pool as pool_module
+from pitlane.engine.kv.visibility import Visibility, num_sinks_of, visibility_of
 from pitlane.engine.models.presets import PRESETS
 from pitlane.engine.run.batch import BatchBuilder, Chunk
 from pitlane.kernels import attention_quant as kernel
 from pitlane.kernels import linear
+from pitlane.plugins.attention_sinks import SinkWindow
 from pitlane.plugins.kv_quant.arrange import arranged
 from pitlane.plugins.kv_quant.formats import format_of, row_bytes
 from pitlane.plugins.kv_quant.store import QuantizedKV
@@ -90,14 +94,16 @@ def test_the_kernels_reference_reads_the_rows_of_the_store(name: str, dim: int) 
 class Setting:
     """A sequence of `count` random tokens over a store of one layer."""
 
-    def __init__(self, name: str, dtype: torch.dtype, count: int, dim: int = 64, window: int | None = None) -> None:
-        self.group = KVGroup((0,), 1, dim, window)
+    def __init__(
+        self, name: str, dtype: torch.dtype, count: int, dim: int = 64, trim: Visibility | None = None
+    ) -> None:
+        self.group, self.trim = KVGroup((0,), 1, dim), trim
         self.context = BuildContext(PRESETS["tiny"], dtype, CPU)  # 2 heads of 64, a KV head
         self.format = format_of(name, dim)
         self.store = QuantizedKV(self.group, 12, 32, self.context, self.format)
-        self.pool = Pool([self.group], [12], 32, "", whole_blocks=True)
+        self.pool = Pool([self.group], [12], 32, "", [visibility_of(self.group, trim)], 256, whole_blocks=True)
         generator = torch.Generator().manual_seed(0)
-        self.q = torch.randn(count, 2, dim, generator=generator, dtype=torch.float64).to(dtype)
+        self.q, self.sink_q = torch.randn(2, count, 2, dim, generator=generator, dtype=torch.float64).to(dtype)
         self.k, self.v = torch.randn(2, count, 1, dim, generator=generator, dtype=torch.float64).to(dtype)
         self.kv = KVState()
 
@@ -110,14 +116,16 @@ class Setting:
         batch = arranged(batch, [self.store])
         own = slice(first, first + total)
         self.store.write(0, batch.groups[0].slots, self.k[own], self.v[own])
-        reads = attention.prepare(batch, 0)
-        out: Tensor = attention(self.q[own], self.k[own], self.v[own], self.store, 0, reads)
+        reads = attention.prepare(batch.seen_by(0), 0)
+        second = () if batch.groups[0].sink_positions is None else (self.sink_q[own],)
+        out: Tensor = attention(self.q[own], self.k[own], self.v[own], self.store, 0, reads, *second)
         return out
 
     def commit(self, count: int) -> None:
         before, self.kv.num_computed_tokens = self.kv.num_computed_tokens, self.kv.num_computed_tokens + count
         for index in range(before // 32, self.kv.num_computed_tokens // 32):
             self.store.seal(self.kv.block_tables[0][index])
+        self.pool.drop(self.kv, self.kv.num_computed_tokens)
 
     def expected(self, path: list[int]) -> Tensor:
         """The output of the last token of a path of stored tokens; its place in the path is its position."""
@@ -128,8 +136,12 @@ class Setting:
         keys, values = (
             torch.cat((a.flatten(1, 2), b[:, own:]), 1).double()[0] for a, b in zip(closed, (keys, values), strict=True)
         )
-        weights = (self.q[path[-1]].double() @ keys.T * 64**-0.5).softmax(-1)
-        return weights @ values
+        position = len(path) - 1
+        start = 0 if self.trim is None else int(self.trim.starts(np.array([position]))[0])
+        num_sinks = min(start, 0 if self.trim is None else num_sinks_of(self.trim))
+        q, sink_q = self.q[path[-1]].double(), self.sink_q[path[-1]].double()
+        scores = torch.cat((sink_q @ keys[:num_sinks].T, q @ keys[start:].T), -1)
+        return (scores * 64**-0.5).softmax(-1) @ torch.cat((values[:num_sinks], values[start:]))
 
 
 def assert_near(out: Tensor, expected: list[Tensor]) -> None:
@@ -157,6 +169,32 @@ def test_own_block_in_full_precision_and_earlier_blocks_quantized(
         setting.commit(size)
     assert_near(torch.cat(outputs), [setting.expected(list(range(end + 1))) for end in range(150)])
     assert setting.store.num_open == 1, "the last block alone is open"
+
+
+@pytest.mark.parametrize("left_out", [1, 64])
+@pytest.mark.parametrize("num_sinks", [4, 40])
+@each_attention
+@each_format
+def test_sinks_are_read_in_the_format_of_the_store(
+    name: str,
+    attention: Any,
+    dtype: torch.dtype,
+    num_sinks: int,
+    left_out: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a second query, over several strides; also where dropped blocks leave the table, and in a draft over two blocks."""
+    if attention is Paged and kernel.unavailable(64) is not None:
+        pytest.skip(str(kernel.unavailable(64)))
+    monkeypatch.setattr(pool_module, "NUM_LEFT_OUT", left_out)
+    setting = Setting(name, dtype, 300, trim=SinkWindow(num_sinks, 64, 32))
+    built, outputs = attention(setting.context), []
+    for size in (70, 1, 90, 31, 1, 67):
+        outputs.append(setting.forward(built, size))
+        setting.commit(size)
+    outputs.append(setting.forward(built, 1, Draft([1] * 39)))
+    assert_near(torch.cat(outputs), [setting.expected(list(range(end + 1))) for end in range(300)])
+    assert setting.pool.num_free_blocks >= 5, "dropped blocks are given back"
 
 
 @each_attention

@@ -131,6 +131,18 @@ def test_an_attention_that_cannot_read_the_store_is_refused(
     assert engine.generate(TOKENS, PARAMS, plan=engine.plan({"dense_only": {}})).token_ids == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "served"),
+    [("attention_sinks", "attention sinks, which"), ("key_norm_eviction", "evictions; take int8_kv")],
+)
+def test_a_store_that_does_not_serve_dropped_blocks_is_refused(
+    make_engine: Any, registry: PluginRegistry, name: str, served: str
+) -> None:
+    engine = make_engine(registry=registry)
+    with pytest.raises(PlanConflict, match=f"the KV store of int8_kv does not say that it serves {served}"):
+        engine.lane_of(engine.plan({"int8_kv": {}, name: {}}))
+
+
 def test_a_store_of_another_type_is_refused(make_engine: Any, registry: PluginRegistry) -> None:
     class Wrong(Plugin):
         name, role, exactness = "wrong", "kv_store", "approximate"

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from pitlane.kernels.cuda.activations import gelu_mul, silu_mul
-from pitlane.kernels.cuda.norms import rms_norm
+from pitlane.kernels.cuda.norms import add_rms_norm, add_rms_norm_ref, rms_norm
+from pitlane.kernels.cuda.rope import rope_store, rope_store_ref
 from pitlane.kernels.ops import rms_norm_ref, silu_mul_ref
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -30,6 +31,53 @@ def test_rms_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
     near(rms_norm(wide, weight, 1e-5), rms_norm_ref(wide, weight, 1e-5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_add_rms_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    x, weight = torch.randn(shape).to(dtype), torch.randn(shape[1]).to(dtype)
+    wide = torch.randn(shape[0], shape[1] + 7).to(dtype)[:, : shape[1]]  # rows with a stride
+    for pair in ((x, wide), (wide, x)):
+        before = [tensor.clone() for tensor in pair]
+        results, expected = add_rms_norm(*pair, weight, 1e-5), add_rms_norm_ref(*pair, weight, 1e-5)
+        for result, reference in zip(results, expected, strict=True):
+            near(result, reference)
+        assert all(torch.equal(*tensors) for tensors in zip(pair, before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("heads", "dim"), [((4, 4), 8), ((9, 3), 64), ((5, 1), 80), ((12, 2), 128)])
+def test_rope_store(heads: tuple[int, int], dim: int, dtype: torch.dtype) -> None:
+    """qk and v are views of one tensor. No slot of the store but the named slots changes."""
+    queries, kv = heads
+    for tokens in (1, 7):
+        qkv = torch.randn(tokens, queries + 2 * kv, dim).to(dtype)
+        qk, v = qkv[:, : queries + kv], qkv[:, queries + kv :]
+        angles = torch.rand(tokens, 1, dim // 2).repeat(1, 1, 2) * 6
+        cos, sin = (
+            angles.cos().to(dtype),
+            (angles.sin() * torch.tensor([-1.0, 1.0]).repeat_interleave(dim // 2)).to(dtype),
+        )
+        data = torch.randn(2, kv, 64, dim).to(dtype)
+        slots, stores = torch.randperm(64)[:tokens], (data.clone(), data.clone())
+        result = rope_store(qk, v, cos, sin, *stores[0], slots)
+        near(result, rope_store_ref(qk, v, cos, sin, *stores[1], slots))
+        near(stores[0], stores[1])
+        kept = torch.ones(64, dtype=torch.bool).index_fill(0, slots, False)
+        assert torch.equal(stores[0][:, :, kept], data[:, :, kept]) and torch.equal(
+            stores[0][1][:, slots], v.transpose(0, 1)
+        )
+
+
+def test_rope_store_of_no_tokens() -> None:
+    none = torch.empty(0, 3, 8)
+    data = torch.ones(2, 1, 32, 8)
+    assert (
+        rope_store(none, none[:, :1], none[:, :1], none[:, :1], *data, torch.empty(0, dtype=torch.int64)).shape
+        == none.shape
+    )
+    assert (data == 1).all()
+
+
 @DTYPES
 @pytest.mark.parametrize("shape", [(1, 2), (3, 74), (2, 3072), (0, 64)])
 def test_gated_activations(shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -44,3 +92,10 @@ def test_wrong_shapes_are_refused() -> None:
         silu_mul(torch.randn(2, 3))
     with pytest.raises(ValueError, match="weight must be contiguous"):
         rms_norm(torch.randn(2, 3), torch.randn(4), 1e-5)
+    with pytest.raises(ValueError, match="x and out must be alike"):
+        add_rms_norm(torch.randn(2, 3), torch.randn(2, 4), torch.randn(3), 1e-5)
+    x, data = torch.randn(2, 3, 8), torch.randn(2, 1, 32, 8)
+    with pytest.raises(ValueError, match="cos, sin and slots must be of 2 tokens"):
+        rope_store(x, x[:, :1], x[:1, 0], x[:, 0], *data, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="shapes do not fit"):
+        rope_store(x, x, x[:, 0], x[:, 0], *data, torch.tensor([0, 1]))

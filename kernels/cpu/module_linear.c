@@ -1,0 +1,80 @@
+/* Linears: bfloat16 (linear_bf16.h), int8 and int4 (linear_int.h). */
+#include "module.h"
+
+#include "linear_bf16.h"
+#include "linear_int.h"
+
+static PyObject *call_linear_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    int64_t v[MAX_ARGUMENTS];
+    (void)self;
+    if (!read_integers(args, given, 10, 10, v) || !check(has_linear_bf16() && (!v[8] || has_amx_bf16()), "this CPU cannot run it") ||
+        !check(v[5] >= 0 && v[6] > 0 && v[7] > 0 && v[7] % (v[8] ? 32 : 2) == 0 && v[9] > 0,
+               "needs rows >= 0, outs > 0, ins a multiple of 2 (with AMX of 32), threads > 0") ||
+        !check(v[5] == 0 || (v[0] && v[1] && v[3] && (v[4] || v[8] || v[5] == 1)), "an address is 0"))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    linear_bf16((uint16_t *)v[0], (uint16_t *)v[1], (uint16_t *)v[2], (uint16_t *)v[3], (uint16_t *)v[4], v[5], v[6], v[7], (int)v[8],
+                (int)v[9]);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_has_linear_bf16(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyBool_FromLong(has_linear_bf16());
+}
+
+static PyObject *call_has_amx_bf16(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyBool_FromLong(has_amx_bf16());
+}
+
+static PyObject *call_int_linear(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    int64_t v[MAX_ARGUMENTS];
+    (void)self;
+    if (!read_integers(args, given, 16, 17, v) || !check(v[6] >= 0 && v[15] > 0, "needs rows >= 0, threads > 0") ||
+        !check(v[6] == 0 || (v[0] && v[1] && v[4] && v[5]), "an address is 0"))
+        return NULL;
+    IntLinear job = {(uint8_t *)v[1], (float *)v[2], (float *)v[3], v[7], v[8], (int)v[9], (int)v[10], (int)v[11], (int)v[12],
+                     (int)v[13], (int)v[14], 0};
+    job.unit = (float)PyFloat_AsDouble(args[16]);
+    const char *fault = int_fault(&job);
+    if (PyErr_Occurred() || !check(!fault, fault))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    int_linear(&job, (void *)v[0], (void *)v[4], (void *)v[5], v[6], (int)v[15]);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_int_rows(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    int64_t v[MAX_ARGUMENTS];
+    (void)self;
+    if (!read_integers(args, given, 7, 7, v) || !check(v[4] >= 0 && v[5] > 0 && v[6] > 0, "needs count >= 0, outs > 0, ins > 0") ||
+        !check(v[4] == 0 || (v[0] && v[1] && v[2] && v[3]), "an address is 0") ||
+        !check(are_below((int64_t *)v[2], v[4], v[5]), "an index is not below the number of rows"))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    int_rows((uint8_t *)v[0], (float *)v[1], (int64_t *)v[2], (float *)v[3], v[4], v[6]);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_int_level(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyLong_FromLong(int_level());
+}
+
+PyMethodDef linear_methods[] = {
+    {"linear_bf16", (PyCFunction)(void (*)(void))call_linear_bf16, METH_FASTCALL,
+     "linear_bf16(x, w, bias, y, scratch, rows, outs, ins, amx, threads): see linear_bf16.h"},
+    {"has_linear_bf16", call_has_linear_bf16, METH_NOARGS, "Whether linear_bf16 runs on this CPU"},
+    {"has_amx_bf16", call_has_amx_bf16, METH_NOARGS, "Whether linear_bf16 runs with AMX on this CPU"},
+    {"int_linear", (PyCFunction)(void (*)(void))call_int_linear, METH_FASTCALL,
+     "int_linear(x, w, scales, bias, y, scratch, rows, outs, ins, bits, group, symmetric, quantized, wide, level, threads, unit): "
+     "see linear_int.h"},
+    {"int_rows", (PyCFunction)(void (*)(void))call_int_rows, METH_FASTCALL,
+     "int_rows(w, scales, index, y, count, outs, ins): see linear_int.h"},
+    {"int_level", call_int_level, METH_NOARGS, "The best level of int_linear on this CPU: 0 plain, 1 AVX2, 2 AVX-512 VNNI"},
+    {NULL, NULL, 0, NULL},
+};
