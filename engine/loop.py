@@ -7,11 +7,13 @@ only through their hooks.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from time import perf_counter
 
 import torch
 
-from pitlane.engine.decode.draft import Draft, clean
+from pitlane.engine.border import shown
+from pitlane.engine.decode.draft import Draft, clean, fault
 from pitlane.engine.decode.rows import Rows, split_rows
 from pitlane.engine.decode.verify import Verified, verify_rows
 from pitlane.engine.events import FinishReason, PrefillProgress, StepStats, TextDelta
@@ -62,11 +64,10 @@ class Loop:
         for drafting in lane.pacing.before(seqs, lane.draft_limit):
             started, drafting_seqs, asked = perf_counter(), list(drafting.seqs), drafting.asked
 
-            def check(_: Plugin, drafts: list[Draft | None], asked: list[int] = asked) -> list[Draft | None]:
-                return [clean(draft, limit, self.vocab_size) for draft, limit in zip(drafts, asked, strict=True)]
-
-            hooks = drafting_seqs[0].plan.hook("propose")
-            answer = self.dispatch.call(drafting_seqs, hooks, check, seqs=drafting_seqs, limits=Limits(asked, lane))
+            hooks, check = drafting_seqs[0].plan.hook("propose"), partial(self._checked, drafting_seqs, asked)
+            answer = self.dispatch.call(
+                drafting_seqs, hooks, check, None, seqs=drafting_seqs, limits=Limits(asked, lane)
+            )
             if answer is not None:
                 drafting.drafts = answer.value
                 for seq, draft in zip(drafting_seqs, drafting.drafts, strict=True):
@@ -74,6 +75,22 @@ class Loop:
             drafting.seconds = perf_counter() - started
             draftings.append(drafting)
         return draftings
+
+    def _checked(self, seqs: list[Sequence], asked: list[int], plugin: Plugin, drafts: object) -> list[Draft | None]:
+        """Cut drafts that are too long or invalid: any prefix of a draft is a draft. The notes of the sequence name the fault."""
+        if not isinstance(drafts, (list, tuple)) or len(drafts) != len(seqs):
+            raise TypeError(f"returned {shown(drafts)}, not a list of {len(seqs)} drafts")
+        wrong = next((draft for draft in drafts if not (draft is None or isinstance(draft, Draft))), None)
+        if wrong is not None:
+            raise TypeError(f"returned {shown(wrong)} in the list, not a Draft or None")
+        kept = [clean(draft, limit, self.vocab_size) for draft, limit in zip(drafts, asked, strict=True)]
+        for seq, limit, draft, part in zip(seqs, asked, drafts, kept, strict=True):
+            reason = fault(draft, limit, self.vocab_size, part)
+            if reason and limit > 0:  # a sequence that was not asked loses nothing
+                note = seq.notes.setdefault(plugin.name, {})
+                note["cut_drafts"] = note.get("cut_drafts", 0) + 1
+                note.setdefault("cut_reason", reason)
+        return kept
 
     def _run(self, lane: Lane, seqs: list[Sequence]) -> Flight | None:
         """Run the forward. Returns None if a plugin's part failed: the sequences then go on in another lane, or end."""
@@ -116,8 +133,19 @@ class Loop:
         lane.busy_seconds += stats.seconds
         self.forward_seconds += flight.seconds
         self.step_seconds += stats.seconds
-        hooks = {id(hook.plugin): hook for seq in seqs for hook in seq.plan.hook("step_finished")}
-        self.dispatch.tell(hooks.values(), stats=stats)
+        self._tell_finished(seqs, stats)
+        self.dispatch.check_times(seqs, perf_counter() - started)
+
+    def _tell_finished(self, seqs: list[Sequence], stats: StepStats) -> None:
+        """Call `step_finished` once for every plugin of the step."""
+        plans = {id(seq.plan): seq.plan for seq in seqs}
+        if len(plans) == 1:
+            self.dispatch.call(seqs, seqs[0].plan.hook("step_finished"), None, stats=stats)
+            return
+        hooks = {id(hook.plugin): hook for plan in plans.values() for hook in plan.hook("step_finished")}
+        for hook in hooks.values():
+            own_seqs = [seq for seq in seqs if hook.plugin in seq.plan.plugins]
+            self.dispatch.call(own_seqs, (hook,), None, stats=stats)
 
     def _verify_all(
         self, lane: Lane, seqs: list[Sequence], flight: Flight, drafting_of: dict[int, Drafting], plain: float

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from pitlane.engine.kv.store import KVStore, KVStorePlan
 from pitlane.engine.kv.visibility import Visibility
 from pitlane.engine.models.build_context import BuildContext
@@ -59,5 +61,13 @@ class BuiltModel:
             frame = traceback.tb_frame
             owner = by_object.get(id(frame.f_locals.get("self"))) or by_code.get(id(frame.f_code))
             culprit = owner or by_module.get(frame.f_globals.get("__name__", "")) or culprit
+            if self._is_wrong(frame.f_locals.get("q"), frame.f_locals.get("out")):
+                culprit = by_object.get(id(self.attention)) or culprit
             traceback = traceback.tb_next
         return culprit
+
+    def _is_wrong(self, q: object, out: object) -> bool:
+        """Whether `out` is no result of an attention for the queries `q`: the decoder fails behind such a result."""
+        if not isinstance(q, torch.Tensor) or out is None:
+            return False
+        return not isinstance(out, torch.Tensor) or out.numel() != q.numel() or out.dtype != self.context.dtype

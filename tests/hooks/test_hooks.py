@@ -519,8 +519,12 @@ def test_hook_lane_opened(make_engine: Any) -> None:
     for _ in range(2):  # a failed call is repeated
         with pytest.raises(BadOption, match="number must not be 13"):
             engine.generate(PROMPT, PARAMS, plan=engine.plan({"opener": {"number": 13}}))
+    broken = engine.plan({"opener": {"number": 666}})
     with pytest.raises(PluginFailed, match="opener.lane_opened: RuntimeError: broken; take opener out of the plan"):
-        engine.generate(PROMPT, PARAMS, plan=engine.plan({"opener": {"number": 666}}))
+        engine.lane_of(broken)
+    result = engine.generate(PROMPT, PARAMS, plan=broken)  # the request goes on without the plugin
+    assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
+    assert "opener.lane_opened: RuntimeError: broken" in result.stats["failed"]["opener"]
 
 
 def test_hook_match_prefix(make_engine: Any) -> None:
