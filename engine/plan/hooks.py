@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pitlane.engine.errors import PitlaneError, PluginFailed
+from pitlane.engine.plan import trace
 from pitlane.engine.plan.changes import explanation
 from pitlane.engine.plan.plugin import Plugin, Role
 
@@ -94,19 +95,23 @@ def call(
     """
     answer: Answer | None = None
     for hook in hooks:
-        started = perf_counter()
+        started, result = perf_counter(), None
         try:
             result = hook.function(*[values[name] for name in hook.arguments])
             if check is not None and (result is not None or hook.spec.combine == "fold"):
                 result = check(hook.plugin, result)
         except (Exception, SystemExit) as error:  # a plugin that calls sys.exit() would end the engine's thread
+            result = error
             if isinstance(error, PitlaneError) and hook.spec.kind != "step":
                 raise  # the caller who asked for the plan or the document gets it
             fail(HookError(hook.plugin, hook.spec.name, error))
             continue
         finally:
+            seconds = perf_counter() - started
             if charge is not None:
-                charge(hook.plugin, perf_counter() - started)
+                charge(hook.plugin, seconds)
+            if trace.IS_ON:
+                trace.print_call(hook.plugin.name, hook.spec.name, seconds, result)
         if result is None:
             continue
         if hook.spec.combine == "first":
