@@ -65,25 +65,28 @@ def plugins() -> str:
         if entry.plugin.role:
             facts.insert(0, f"role `{entry.plugin.role}`")
         parts += [f"## `{entry.name}`", "; ".join(facts) + ".", doc.strip(), *_options(entry.plugin)]
-    parts += ["## Together", *_together()]
+    parts += ["## Compatibility", *_together()]
     return "\n\n".join(parts) + "\n"
 
 
 def _together() -> list[str]:
     """Which pairs of plugins are refused, whatever the machine. `tests/contract/test_pairs.py` runs all other pairs."""
     registry = PluginRegistry.load()
-    kinds = [registry.get(name) for name in sorted(registry.togglable())]
     rows = []
-    for role in sorted({kind.role for kind in kinds if kind.role}):
-        names = ", ".join(f"`{kind.name}`" for kind in kinds if kind.role == role)
-        rows.append(f"| {role} | {names} |")
-    refused = [f"`{kind.name}` with `{other}`" for kind in kinds for other in kind.conflicts]
+    for name in sorted(registry.togglable()):
+        kind = registry.get(name)
+        same_role = [other for other in registry.togglable() if kind.role and registry.get(other).role == kind.role]
+        cells = [
+            [kind.role or ""],
+            kind.requires,
+            [*kind.conflicts, *(other for other in sorted(same_role) if other != name)],
+        ]
+        rows.append(f"| `{name}` | {' | '.join(', '.join(f'`{text}`' for text in cell if text) for cell in cells)} |")
     text = (
         "Two plugins of one role are refused. All other pairs run, if the model, the dtype and the machine serve both\n"
         "plugins: the tokens are those of the members that may change them."
     )
-    conflicts = [f"Refused as well: {', '.join(refused)}."] if refused else []
-    return [text, "\n".join(["| role | plugins |", "|---|---|", *rows]), *conflicts]
+    return [text, "\n".join(["| plugin | role | requires | refused with |", "|---|---|---|---|", *rows])]
 
 
 def _options(plugin: type[Plugin]) -> list[str]:
@@ -117,7 +120,19 @@ def models() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-PAGES: dict[str, Callable[[], str]] = {"commands.md": commands, "models.md": models, "plugins.md": plugins}
+def hooks() -> str:
+    """The hook reference: text by hand, facts and examples from the code."""
+    from hook_reference import reference
+
+    return reference((FOLDER / "hooks.md").read_text(encoding="utf-8"))
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "commands.md": commands,
+    "hooks.md": hooks,
+    "models.md": models,
+    "plugins.md": plugins,
+}
 
 
 def stale(folder: Path = FOLDER, write: bool = False) -> list[str]:
