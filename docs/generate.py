@@ -185,9 +185,17 @@ def models() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def hooks() -> str:
+    """The hook reference: text by hand, facts and examples from the code."""
+    from hook_reference import reference
+
+    return reference((FOLDER / "hooks.md").read_text(encoding="utf-8"))
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "commands.md": commands,
     "compatibility.md": compatibility,
+    "hooks.md": hooks,
     "models.md": models,
     "plugins.md": plugins,
 }
