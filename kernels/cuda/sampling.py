@@ -5,12 +5,14 @@ all in float64. The survivors are the first tokens in the order of falling logit
 cut is a logit and a number of tokens that equal it. A program takes a row and finds the cut by bisection over the 32 bits of a
 logit: top-k counts the tokens above it, top-p sums their weights. Moves 4 R V bytes for each pass: 2 passes, 32 more for top-k, 32
 for top-p (with 8 bytes per weight). Rows must have a finite largest logit and no NaN; penalties come before.
+Reference: `sample_ref`.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +22,48 @@ BLOCK = 2048
 GOLDEN: tl.constexpr = tl.constexpr(0x9E3779B97F4A7C15)
 FIRST: tl.constexpr = tl.constexpr(0xBF58476D1CE4E5B9)
 SECOND: tl.constexpr = tl.constexpr(0x94D049BB133111EB)
+
+
+class Wishes(NamedTuple):
+    """How every row is sampled, as lists of R values; see engine/decode/params.py.
+
+    keys: hashes of seed, sample index and position, in [0, 2^64). top_k: 0 = all tokens. min_p: 0 = all tokens.
+    """
+
+    keys: list[int]
+    temperature: list[float]
+    top_k: list[int]
+    top_p: list[float]
+    min_p: list[float]
+
+
+def gumbel_ref(keys: list[int], count: int) -> Tensor:
+    """Noise [R, count] of the tokens [0, count), float64."""
+    tokens = np.arange(count, dtype=np.uint64) * np.uint64(GOLDEN.value)
+    bits = tokens + np.array(keys, np.uint64)[:, None]
+    for _ in range(2):
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(FIRST.value)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(SECOND.value)
+        bits ^= bits >> np.uint64(31)
+    uniform = torch.from_numpy((bits >> np.uint64(11) | np.uint64(1)).astype(np.float64) * 2.0**-53)
+    return -(-uniform.log()).log()
+
+
+def sample_ref(logits: Tensor, wishes: Wishes) -> Tensor:
+    """The reference: sort every row, cut it, add the noise. logits [R, V] -> token ids [R]."""
+    temperature, top_k, top_p, min_p = (
+        torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None] for values in wishes[1:]
+    )
+    values = logits.double() - logits.double().amax(1, keepdim=True)
+    scaled, order = (values / torch.where(temperature == 0, 1.0, temperature)).sort(dim=1, descending=True, stable=True)
+    places = torch.arange(logits.shape[1], device=logits.device)[None]
+    kept = places < torch.where(top_k == 0, logits.shape[1], top_k)
+    weights = scaled.exp() * kept
+    kept &= (weights.cumsum(1) - weights < top_p * weights.sum(1, keepdim=True)) | (top_p >= 1)
+    kept &= scaled >= min_p.log()
+    noise = gumbel_ref(wishes.keys, logits.shape[1]).to(logits.device).gather(1, order)
+    scores = torch.where(kept, scaled + noise * (temperature > 0), float("-inf"))
+    return order.gather(1, scores.argmax(1, keepdim=True))[:, 0]
 
 
 @triton.jit
@@ -140,19 +184,6 @@ def sample_kernel(
         token = tl.where(largest > best, first.to(tl.int64), token)
         best = tl.maximum(best, largest)
     tl.store(out + row + tl.zeros([1], tl.int64), token)
-
-
-class Wishes(NamedTuple):
-    """How every row is sampled, as lists of R values; see engine/decode/params.py.
-
-    keys: hashes of seed, sample index and position, in [0, 2^64). top_k: 0 = all tokens. min_p: 0 = all tokens.
-    """
-
-    keys: list[int]
-    temperature: list[float]
-    top_k: list[int]
-    top_p: list[float]
-    min_p: list[float]
 
 
 def sample(logits: Tensor, wishes: Wishes) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pitlane import SamplingParams
 from pitlane.engine.decode.sampling import noise_key
 from pitlane.engine.decode.sampling import sample as sample_on_host
-from pitlane.kernels.cuda.sampling import Wishes, sample
+from pitlane.kernels.cuda.sampling import Wishes, sample, sample_ref
 
 SEED = 2**63 + 11
 
@@ -27,6 +27,7 @@ def same(logits: Tensor, params: list[SamplingParams], positions: list[int]) -> 
     )
     expected = [sample_on_host(row, p, SEED, at) for row, p, at in zip(logits, params, positions, strict=True)]
     assert sample(logits, wishes).tolist() == expected
+    assert sample_ref(logits, wishes).tolist() == expected
     return expected
 
 
@@ -63,9 +64,10 @@ def test_filters_cut_where_the_host_cuts() -> None:
 
 
 def test_equal_logits_at_a_cut_survive_in_the_order_of_their_ids() -> None:
-    logits = torch.randint(0, 3, (16, 60)).float()  # three values, of both zeros
-    logits[logits == 0] = -0.0
-    logits[:, 7] = 0.0
+    zeros = torch.full((16, 10), -0.0)
+    zeros[:, 9] = 0.0
+    assert set(same(zeros, [SamplingParams(temperature=1.0, top_k=5)] * 16, list(range(16)))) == set(range(5))
+    logits = torch.randint(0, 3, (16, 60)).float()
     for params in (SamplingParams(temperature=9.0, top_k=25), SamplingParams(temperature=9.0, top_p=0.4, top_k=50)):
         drawn = same(logits, [params] * 16, list(range(16)))
         assert len(set(drawn)) > 3
