@@ -8,10 +8,20 @@ index) and `pitlane.testing` (checks for plugins).
 import importlib
 from typing import TYPE_CHECKING
 
+from pitlane.engine.plan.changes import API_VERSION
+
 if TYPE_CHECKING:
     # isort: off
     # Ruff would write a statement for every name.
     from pitlane.engine.border import MAX_SAMPLES as MAX_SAMPLES
+    from pitlane.engine.calibration.recipe import (
+        Calibrator as Calibrator,
+        InputStats as InputStats,
+        LayerInputs as LayerInputs,
+        LayerRecipe as LayerRecipe,
+        Recipe as Recipe,
+    )
+    from pitlane.engine.calibration.text import calibration_hash as calibration_hash
     from pitlane.engine.decode.draft import Draft as Draft
     from pitlane.engine.decode.params import SamplingParams as SamplingParams
     from pitlane.engine.decode.rows import Rows as Rows
@@ -57,6 +67,7 @@ if TYPE_CHECKING:
     from pitlane.engine.models.layers import Linear as Linear
     from pitlane.engine.models.parts import (
         EmbeddingPart as EmbeddingPart,
+        Feed as Feed,
         LinearPart as LinearPart,
         LinearPlan as LinearPlan,
         Member as Member,
@@ -65,12 +76,23 @@ if TYPE_CHECKING:
         TensorPart as TensorPart,
         Tensors as Tensors,
     )
+    from pitlane.engine.models.quantized.packing import (
+        PackedTensors as PackedTensors,
+        PackedWeight as PackedWeight,
+        Packing as Packing,
+    )
     from pitlane.engine.models.source import ModelSource as ModelSource
     from pitlane.engine.models.weight_hashes import file_hash as file_hash
+    from pitlane.engine.plan.finder import (
+        disable_plugin as disable_plugin,
+        enable_plugin as enable_plugin,
+        find_plugins as find_plugins,
+    )
     from pitlane.engine.plan.plan import Plan as Plan, Settings as Settings
     from pitlane.engine.plan.planner import Planner as Planner
     from pitlane.engine.plan.plugin import (
         EXACTNESS as EXACTNESS,
+        Exactness as Exactness,
         Plugin as Plugin,
         PluginOptions as PluginOptions,
         hookimpl as hookimpl,
@@ -102,6 +124,8 @@ if TYPE_CHECKING:
 
 _NAMES = {  # the same names at run time, when the imports above are not carried out
     "pitlane.engine.border": "MAX_SAMPLES",
+    "pitlane.engine.calibration.recipe": "Calibrator InputStats LayerInputs LayerRecipe Recipe",
+    "pitlane.engine.calibration.text": "calibration_hash",
     "pitlane.engine.decode.draft": "Draft",
     "pitlane.engine.decode.params": "SamplingParams",
     "pitlane.engine.decode.rows": "Rows",
@@ -120,12 +144,14 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.models.families.core": "CORE_FAMILIES",
     "pitlane.engine.models.families.family": "Families Family",
     "pitlane.engine.models.layers": "Linear",
-    "pitlane.engine.models.parts": "EmbeddingPart LinearPart LinearPlan Member NormPart Part TensorPart Tensors",
+    "pitlane.engine.models.parts": "EmbeddingPart Feed LinearPart LinearPlan Member NormPart Part TensorPart Tensors",
+    "pitlane.engine.models.quantized.packing": "PackedTensors PackedWeight Packing",
     "pitlane.engine.models.source": "ModelSource",
     "pitlane.engine.models.weight_hashes": "file_hash",
+    "pitlane.engine.plan.finder": "disable_plugin enable_plugin find_plugins",
     "pitlane.engine.plan.plan": "Plan Settings",
     "pitlane.engine.plan.planner": "Planner",
-    "pitlane.engine.plan.plugin": "EXACTNESS Plugin PluginOptions hookimpl",
+    "pitlane.engine.plan.plugin": "EXACTNESS Exactness Plugin PluginOptions hookimpl",
     "pitlane.engine.plan.registry": "PluginEntry PluginRegistry check_roles",
     "pitlane.engine.run.attention": "PlainAttention visible_keys",
     "pitlane.engine.run.batch": "Attention Batch GroupBatch",
@@ -144,6 +170,7 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_MODULE_OF)
 __version__ = "0.1.0"
+api_version = API_VERSION
 
 if not TYPE_CHECKING:  # a type checker would take every misspelt name for an `Any`
 

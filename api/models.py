@@ -128,7 +128,7 @@ def estimate_memory(
     config = source.config
     kind = choose_dtype(dtype, place)
     tokens = context or choose_context(None, config.max_position)
-    build_context = BuildContext(config, kind, place, source.stored_name, source.weights.fingerprint)
+    build_context = BuildContext(config, kind, place, source.stored_name, source.weights.fingerprint, source.packings)
     planner = Planner(registry, build_context)
     try:
         plan = planner.resolve(planner.settings(plugins))

@@ -31,6 +31,7 @@ class Lanes:
 
     def __init__(self, loader: Loader, dispatch: Dispatcher, worker: Worker) -> None:
         self.loader, self.dispatch, self.worker = loader, dispatch, worker
+        loader.is_stopped = lambda: worker.closed
         self.by_key: dict[tuple[str, ...], Lane] = {}
         self._opening: dict[Plan, Future[Lane]] = {}
         self._lock = threading.Lock()  # guards `_opening`; held briefly, because the engine's thread takes it too

@@ -6,6 +6,8 @@ The dtype is chosen once, from the argument, the device and its instruction set.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -13,7 +15,8 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from pitlane.engine.errors import BadOption
+from pitlane.engine.calibration.calibrator import ModelCalibrator
+from pitlane.engine.errors import BadOption, PitlaneError
 from pitlane.engine.kv.capacity import BLOCK_SIZE, LaneLimits
 from pitlane.engine.kv.memory import Needs, available, check_fit, gib
 from pitlane.engine.models.build_context import BuildContext
@@ -22,6 +25,7 @@ from pitlane.engine.models.mapping import trim_heap
 from pitlane.engine.models.recorder import num_parameters
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.models.source import ModelSource
+from pitlane.engine.plan.hooks import HookError, refuse
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.engine.run.built_model import BuiltModel
@@ -75,8 +79,14 @@ class Loader:
         self.tokenizer = Tokenizer(self.source)
         self.eos_token_ids = frozenset(self.config.eos_token_ids) | frozenset(self.tokenizer.eos_token_ids)
         self.build_context = BuildContext(
-            self.config, self.dtype, self.device, self.source.stored_name, self.source.weights.fingerprint
+            self.config,
+            self.dtype,
+            self.device,
+            self.source.stored_name,
+            self.source.weights.fingerprint,
+            self.source.packings,
         )
+        self.is_stopped: Callable[[], bool] = lambda: False  # whether the engine is closed: ends the making of a recipe
         self._variants: WeakValueDictionary[tuple[str, ...], Variant] = WeakValueDictionary()
         self._loading = Lock()  # two loads at once would count the same free memory; the engine's thread never takes it
 
@@ -141,7 +151,9 @@ class Loader:
                 f"{name} cannot draft for {self.source.name}: its tokenizer differs; name a model of the same family, "
                 "or make one with `pitlane distill`"
             )
-        context = BuildContext(source.config, self.dtype, self.device, source.stored_name, source.weights.fingerprint)
+        context = BuildContext(
+            source.config, self.dtype, self.device, source.stored_name, source.weights.fingerprint, source.packings
+        )
         plan = plan.for_drafter(context)
         return self._variant(plan, source, context, kv_bytes=0).for_lane(plan, context)  # the lane pays for its KV
 
@@ -151,12 +163,28 @@ class Loader:
         with self._loading:
             variant = self._variants.get(key)
             if variant is None:
+                context = self._prepared(plan, source, context)
                 weights = plan_weights(plan, context)
                 self._check_fit(source.name, Needs.of(weights), kv_bytes, plan)
                 trim_heap()  # of imports and the tokenizer, before the weights need the room
                 variant = self._variants[key] = Variant(plan, weights, source, context)
                 trim_heap()
             return variant
+
+    def _prepared(self, plan: Plan, source: ModelSource, context: BuildContext) -> BuildContext:
+        """Let the plugins that shape the weights make their recipes. Returns the context that finds the recipes."""
+        plugins = [plugin for plugin in plan.plugins if plugin.key in plan.variant_key]
+        context = replace(context, settings=plan.settings)
+        calibrator = ModelCalibrator(source, plan, context, lambda: self.is_stopped())
+        context = replace(context, calibrator=calibrator)
+        for plugin in plugins:
+            try:
+                plugin.prepare(context)
+            except PitlaneError:
+                raise
+            except Exception as error:
+                refuse(HookError(plugin, "prepare", error))
+        return context
 
     @property
     def _lane_bytes(self) -> int:

@@ -25,7 +25,7 @@ from pitlane.engine.kv.visibility import (
     visibility_of,
 )
 from pitlane.engine.models.build_context import BuildContext
-from pitlane.engine.models.builder import Builder
+from pitlane.engine.models.builder import Builder, Transform
 from pitlane.engine.models.decoder import Decoder, parts_of
 from pitlane.engine.models.layers import Ops
 from pitlane.engine.models.parts import LinearPlan, Part, Tensors
@@ -40,9 +40,12 @@ from pitlane.engine.run.attention import PlainAttention
 from pitlane.engine.run.batch import Attention
 from pitlane.engine.run.built_model import BuiltModel
 
+SAMPLE = "sample"  # the operation that draws tokens; no part of a model
+
 
 def plan_weights(plan: Plan, context: BuildContext) -> WeightPlan:
     """Return what every part of a model becomes under a plan. Reads no tensor."""
+    context = replace(context, settings=plan.settings)
 
     def ask(hook: str, part: Part) -> tuple[LinearPlan, Plugin] | None:
         answer = call(plan.hook(hook), None, refuse, partial(_linear_plan, hook), part=part, context=context)
@@ -50,7 +53,10 @@ def plan_weights(plan: Plan, context: BuildContext) -> WeightPlan:
             return None
         return replace(answer.value, build=partial(_build_guarded, answer, hook)), answer.plugin
 
-    return WeightPlan.of(parts_of(context.config), context, ask, bool(plan.hook("transform_weights")))
+    is_transformed = bool(plan.hook("transform_weights"))
+    if is_transformed:
+        context = replace(context, packings={})  # the transformed weights are dense
+    return WeightPlan.of(parts_of(context.config), context, ask, is_transformed)
 
 
 def plan_kv(plan: Plan, context: BuildContext) -> list[GroupNeeds]:
@@ -79,7 +85,7 @@ class Variant:
     """One set of weight tensors in memory, and the model over it."""
 
     def __init__(self, plan: Plan, weights: WeightPlan, source: ModelSource, context: BuildContext) -> None:
-        transform = partial(_transform, plan, context) if plan.hook("transform_weights") else None
+        transform = transform_of(plan, context)
         with torch.inference_mode():
             builder = Builder(weights, source.weights, context.dtype, context.device, transform, source.stored_name)
             self.model = Decoder(source.config, builder)
@@ -91,12 +97,13 @@ class Variant:
         """Return the model with the operations and the attention that the plugins of a plan built."""
         answers = {
             kind: _build(plan, "build_op", _operation, kind=kind, context=context)
-            for kind in (*self.model.op_kinds, *self.model.fused_kinds)
+            for kind in (*self.model.op_kinds, *self.model.fused_kinds, SAMPLE)
         }
         norm, fused = answers["rms_norm"], answers["add_rms_norm"]
         if fused is not None and (norm is None or norm.plugin is not fused.plugin):
             answers["add_rms_norm"] = None  # the norm of another plugin must not be passed over
-        ops = Ops(**{name: answer.value for name, answer in answers.items() if answer is not None})
+        given = {kind: answer.value for kind, answer in answers.items() if answer is not None and kind != SAMPLE}
+        ops = Ops(**given)
         attention = _build(plan, "build_attention", _attention, context=context)
         built = [answer for answer in (*answers.values(), attention) if answer is not None]
         core: Attention = PlainAttention(context)
@@ -125,6 +132,7 @@ class Variant:
                 _guarded_store(store, parts) if store else _store_or_core(group, None, context)
                 for group, store, _ in kv
             ),
+            answers[SAMPLE],
         )
 
 
@@ -211,6 +219,12 @@ def _build_guarded(answer: Answer, hook: str, tensors: list[Tensors]) -> Any:
         raise
     except Exception as error:
         return refuse(HookError(answer.plugin, hook, error))
+
+
+def transform_of(plan: Plan, context: BuildContext) -> Transform | None:
+    """The function that passes the tensors of a part through the plugins of a plan; None if no plugin changes any."""
+    context = replace(context, settings=plan.settings | dict(context.settings))
+    return partial(_transform, plan, context) if plan.hook("transform_weights") else None
 
 
 def _transform(plan: Plan, context: BuildContext, part: Part, tensors: Tensors) -> Tensors:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pitlane.kernels.packing import Format
+from pitlane.kernels.quantize_math import Codes
 from pitlane.kernels.quantized import Quantized, chosen_level, peak_bytes
 
 Members: TypeAlias = Sequence[Mapping[str, Tensor]]
@@ -52,6 +53,22 @@ def linear_plan(
     return Planned(num_bytes, num_bytes + peak_bytes(inputs), build, False, level is not None or form.quantized)
 
 
+def codes_plan(
+    outputs: int,
+    inputs: int,
+    bias: bool,
+    form: Format,
+    dtype: torch.dtype,
+    device: torch.device,
+    codes: Callable[[Members], Codes],
+) -> Planned:
+    """Plan a linear whose codes are chosen already. codes: returns those of the whole weight; called once, at load."""
+    plan = linear_plan(outputs, inputs, bias, form, dtype, device)
+    level = chosen_level(form, inputs, dtype, device)
+    peak = plan.peak_bytes + outputs * inputs
+    return plan._replace(peak_bytes=peak, build=partial(_coded, outputs, inputs, form, level, device, codes))
+
+
 def embedding_plan(
     rows: int, dim: int, is_tied: bool, form: Format, dtype: torch.dtype, device: torch.device
 ) -> Planned:
@@ -66,6 +83,22 @@ def _linear(
     biases = [member["bias"].float() for member in members if "bias" in member]
     weights = [member["weight"] for member in members]
     return Quantized(outputs, inputs, form, weights, torch.cat(biases) if biases else None, level, device=device)
+
+
+def _coded(
+    outputs: int,
+    inputs: int,
+    form: Format,
+    level: int | None,
+    device: torch.device,
+    codes: Callable[[Members], Codes],
+    members: Members,
+) -> Quantized:
+    biases = [member["bias"].float() for member in members if "bias" in member]
+    chosen = codes(members)
+    if device.type != "cpu":
+        chosen = Codes(*(part if part is None else part.to(device) for part in chosen))
+    return Quantized(outputs, inputs, form, chosen, torch.cat(biases) if biases else None, level, device=device)
 
 
 def _embedding(build: Callable[[Members], Any], dtype: torch.dtype, members: Members) -> Embedding:

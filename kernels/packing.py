@@ -12,9 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pitlane.kernels.quantize_math import UNIT as UNIT
+from pitlane.kernels.quantize_math import Codes
+
 PANEL = 16  # outputs
 GROUP_SIZES = (32, 64, 128)
-UNIT = 2.0**-10  # float16 holds scales and lows in this unit: weights of up to 64, and groups of weights of 1e-6
 INPUT_GROUP = 64  # inputs that share a scale, with weights of 8 bits
 
 
@@ -98,6 +100,17 @@ def pack_groups(numbers: Tensor, scales: Tensor, lows: Tensor | None) -> Tensor:
     if groups > whole:
         packed += [torch.nn.functional.pad(header[:, -1], (0, 32)).flatten(1), nibbles[:, -1]]
     return torch.cat(packed, 1)
+
+
+def pack_codes(codes: Codes, form: Format) -> tuple[Tensor, Tensor | None]:
+    """Codes [N, K], N a multiple of 16, in their own scales -> bytes [N / 16, panel bytes], and the scales [N] of 8 bits."""
+    if form.bits == 8:
+        return pack_rows(codes.codes.float()), codes.scales[:, 0]
+    numbers = codes.codes.unflatten(1, (-1, form.group_size))
+    scales = (codes.scales / UNIT).half()
+    if codes.zeros is None:
+        return pack_groups(numbers + 8, scales, None), None
+    return pack_groups(numbers, scales, (codes.scales * codes.zeros / -UNIT).half()), None
 
 
 def unpack_rows(packed: Tensor, num_inputs: int) -> Tensor:

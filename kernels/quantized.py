@@ -23,6 +23,7 @@ from pitlane.kernels.packing import (
     GROUP_SIZES,
     PANEL,
     UNIT,
+    pack_codes,
     pack_groups,
     pack_rows,
     quantize_groups,
@@ -32,6 +33,7 @@ from pitlane.kernels.packing import (
     unpack_rows,
 )
 from pitlane.kernels.packing import Format as Format
+from pitlane.kernels.quantize_math import Codes
 
 log = logging.getLogger("pitlane")
 DTYPES = (torch.bfloat16, torch.float32)  # of the kernel
@@ -48,7 +50,8 @@ def peak_bytes(num_inputs: int) -> int:
 class Quantized:
     """A packed weight [N, K], its scales (8 bits) and its bias. Calling it with x [M, K] returns y [M, N] in x's dtype.
 
-    weights: pieces of the weight, one after another, of any number of rows; read once. packed: bytes [ceil(N / 16), panel bytes].
+    weights: pieces of the weight, one after another, of any number of rows; read once. Or `Codes`: the whole weight, rounded
+    to the grid of `form`, with its own scales. packed: bytes [ceil(N / 16), panel bytes].
     level: of the kernel in C, an index of LEVELS; None: Triton computes on CUDA, and torch elsewhere (`reference`).
     """
 
@@ -57,7 +60,7 @@ class Quantized:
         num_outputs: int,
         num_inputs: int,
         form: Format,
-        weights: Iterable[Tensor],
+        weights: Iterable[Tensor] | Codes,
         bias: Tensor | None = None,
         level: int | None = None,
         device: torch.device | str = "cpu",
@@ -74,8 +77,11 @@ class Quantized:
         self.scales = torch.empty(num_outputs, device=device) if form.bits == 8 else None
         self.bias = None if bias is None else bias.to(device, torch.float32, copy=True).contiguous()
         self.panels_per_chunk = max(1, CHUNK // (PANEL * num_inputs))
-        row = 0
-        for piece in _pieces(weights, self.panels_per_chunk * PANEL):
+        row, step = 0, self.panels_per_chunk * PANEL
+        if isinstance(weights, Codes):
+            row = self._pack_codes(weights, step)
+            weights = ()
+        for piece in _pieces(weights, step):
             if piece.shape[1] != num_inputs:
                 raise ValueError(f"the weight must be [{num_outputs}, {num_inputs}], got rows of {piece.shape[1]}")
             self._pack(piece, row)
@@ -92,6 +98,27 @@ class Quantized:
         else:
             packed = pack_groups(*quantize_groups(weight, self.form))
         self.packed[row // PANEL : row // PANEL + len(packed)] = packed
+
+    def _pack_codes(self, codes: Codes, step: int) -> int:
+        """Pack codes as they are. Returns the number of rows."""
+        form, groups = self.form, self.num_inputs // (self.form.group_size or self.num_inputs)
+        rows, inputs = codes.codes.shape
+        if inputs != self.num_inputs or codes.scales.shape != (rows, groups) or codes.order is not None:
+            raise ValueError(
+                f"codes must be [{self.num_outputs}, {self.num_inputs}] in their own order with {groups} scales a row, got "
+                f"{list(codes.codes.shape)} and {list(codes.scales.shape)}"
+            )
+        if (codes.zeros is None) != form.symmetric:
+            raise ValueError("codes and format must both be symmetric, or both have zeros")
+        for row in range(0, rows, step):
+            piece = codes.rows(row, row + step)
+            pad = -len(piece.codes) % PANEL
+            padded = [None if x is None else torch.nn.functional.pad(x, (0, 0, 0, pad)) for x in piece[:3]]
+            packed, scales = pack_codes(Codes(*padded), form)
+            self.packed[row // PANEL : row // PANEL + len(packed)] = packed
+            if self.scales is not None and scales is not None:
+                self.scales[row : row + step] = scales[: rows - row]
+        return rows
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.level is None:

@@ -10,10 +10,15 @@ import platformdirs
 from pitlane.storage.errors import StorageError, reason_of
 
 
+def home_path() -> Path:
+    """Return the path of the data folder, which may be missing."""
+    given = os.environ.get("PITLANE_HOME")
+    return Path(given).expanduser() if given else platformdirs.user_data_path("pitlane", appauthor=False)
+
+
 def home() -> Path:
     """Return the data folder. Create it if it is missing, readable by its owner only."""
-    given = os.environ.get("PITLANE_HOME")
-    folder = Path(given).expanduser() if given else platformdirs.user_data_path("pitlane", appauthor=False)
+    folder = home_path()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

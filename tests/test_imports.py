@@ -18,17 +18,19 @@ ROOMS = {
     "kernels": "kernels",
     "storage": "storage",
     "training": "training",
+    "export": "export",
     "ui": "ui",
 }
 ALLOWED = {
     "kernels": {"kernels"},
     "storage": {"storage"},
     "engine": {"engine", "storage.types", "storage.errors", "storage.home"},
-    "api": {"engine", "storage.types", "storage.errors"},
+    "api": {"", "engine", "storage.types", "storage.errors", "testing"},
     "plugins": {"", "kernels", "storage", "plugins"},
-    "training": {"", "kernels", "storage", "training"},
-    "ui": {"", "models", "sources", "testing", "plugins", "kernels", "storage", "training", "ui"},
-    "examples": {"", "training"},
+    "export": {"", "models", "formats", "kernels", "storage", "export"},
+    "training": {"", "kernels", "storage", "training", "export"},
+    "ui": {"", "models", "sources", "formats", "testing", "plugins", "kernels", "storage", "training", "export", "ui"},
+    "examples": {"", "testing", "training"},
 }
 FILES = [path for room in ALLOWED for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts]
 

@@ -32,8 +32,10 @@ COMMANDS = {
     "models": "Models on this machine: list, fetch, remove.",
     "plugins": "Plugins and their options.",
     "memory": "What a model needs in memory, without loading it.",
+    "quantize": "Write a model with smaller weights, for Pitlane and other programs.",
     "train": "Train a small model on texts and chats.",
     "distill": "Teach a small model to draft for a large one.",
+    "eval": "Bytes, speed and quality of quantization methods.",
     "bench": "Measure speed on this machine, with --vs also in transformers.",
     "doctor": "Check this installation and this machine.",
 }
@@ -143,7 +145,8 @@ def _help_hint(error: click.ClickException) -> str:
 
 def _load(name: str) -> click.Command | None:
     if name in COMMANDS:
-        command = getattr(importlib.import_module(f"pitlane.ui.commands.{name}"), name)
+        module = importlib.import_module(f"pitlane.ui.commands.{name}")
+        command = getattr(module, name, None) or getattr(module, f"{name}_")
     else:
         point = next((point for point in _foreign() if point.name == name), None)
         if point is None:

@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 from pitlane import BuildContext, Plan, Plugin, PluginEntry, PluginRegistry
+from pitlane.ui.catalogue import certificate, certificate_text
 from pitlane.ui.chat_flow import badge
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.plugin_about import ORDER, bound, costs_text, exactness_text, group_of, option_unit
@@ -58,6 +59,7 @@ class PluginControls:
         self.registry = registry
         groups = {name: group_of(registry.entries[name]) for name in registry.togglable()}
         self.cards: list[Card] = []
+        self.sources = {entry.name: entry.source for entry in registry}
         self.no_drafter: Any = None
         for group in ORDER:
             plugins = [registry.get(name) for name in groups if groups[name] == group]
@@ -87,7 +89,13 @@ class PluginControls:
                     container=False,
                 )
             self.cards += [
-                _card(plugin, default.settings.get(plugin.name), reasons[plugin.name], plugin.name in for_documents)
+                _card(
+                    plugin,
+                    default.settings.get(plugin.name),
+                    reasons[plugin.name],
+                    plugin.name in for_documents,
+                    self.sources[plugin.name],
+                )
                 for plugin in ordered
             ]
 
@@ -176,7 +184,9 @@ def _number_widget(schema: dict[str, Any], whole: bool, common: dict[str, Any]) 
     return gr.Number(minimum=low, maximum=high, precision=0 if whole else None, **common)
 
 
-def _card(plugin: type[Plugin], settings: dict[str, Any] | None, reason: str | None, for_documents: bool) -> Card:
+def _card(
+    plugin: type[Plugin], settings: dict[str, Any] | None, reason: str | None, for_documents: bool, source: str
+) -> Card:
     options = settings if settings is not None else plugin.Options().model_dump()
     schemas = plugin.Options.model_json_schema().get("properties", {})
     with gr.Column(elem_classes=["card", *(["unavailable"] if reason else [])], elem_id=f"card-{plugin.name}"):
@@ -195,7 +205,7 @@ def _card(plugin: type[Plugin], settings: dict[str, Any] | None, reason: str | N
                 apply_default_css=False,
             )
         note = gr.HTML("", elem_classes=["card-note"], elem_id=f"note-{plugin.name}", apply_default_css=False)
-        gr.HTML(about_html(plugin), apply_default_css=False)
+        gr.HTML(about_html(plugin, source), apply_default_css=False)
         card = Card(plugin, switch, note)
         if for_documents:
             card.state = gr.HTML("", elem_classes=["effect"], elem_id=f"state-{plugin.name}", apply_default_css=False)
@@ -217,11 +227,17 @@ def default_options(plugin: type[Plugin]) -> list[Any]:
     return ["" if values[name] is None else values[name] for name in names]
 
 
-def about_html(plugin: type[Plugin]) -> str:
-    """The summary of a plugin; it unfolds to the bound of its exactness and its costs."""
+def about_html(plugin: type[Plugin], source: str = "built-in") -> str:
+    """The summary of a plugin; it unfolds to the bound of its exactness, the proof on this machine, and its costs.
+
+    source: a certificate of another source or version of the plugin does not count.
+    """
     role = f" <em>{escape(plugin.role.replace('_', ' '))}</em>" if plugin.role and plugin.role != DRAFTER else ""
     text = f"{escape(_sentence(plugin.summary()))}{role}"
-    details = [("Exactness", exactness_text(plugin)), ("", costs_text(plugin))]
+    found = certificate(plugin.name, source)
+    command = f"declared {plugin.exactness}, not checked on this machine: pitlane plugins check {plugin.name}"
+    proof = certificate_text(found) if found else command
+    details = [("Exactness", exactness_text(plugin)), ("Proof", proof), ("", costs_text(plugin))]
     lines = "".join(
         f"<p>{f'<b>{heading}:</b> ' if heading else ''}{escape(detail)}</p>" for heading, detail in details if detail
     )
@@ -238,13 +254,13 @@ def _sentence(summary: str) -> str:
 
 
 def others_html(entries: Iterable[PluginEntry]) -> str:
-    """Plugins without a switch: plugins that failed, with the reason, and plugins that are always on."""
+    """Plugins that are not ok (failed, incompatible, disabled), with the reason, and plugins that are always on."""
     entries = list(entries)
     failed = "".join(
-        f'<div class="card failed"><b>{escape(entry.name)}</b><span class="badge bad">failed</span>'
+        f'<div class="card failed"><b>{escape(entry.name)}</b><span class="badge bad">{entry.status}</span>'
         f"<p>{escape(entry.reason)}</p><small>{escape(entry.source)}</small></div>"
         for entry in entries
-        if entry.status == "failed"
+        if entry.status != "ok"
     )
     always = ", ".join(escape(entry.name) for entry in entries if entry.serves_host)
     return failed + (f'<p class="quiet">Always on: {always}.</p>' if always else "")

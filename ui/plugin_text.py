@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pitlane import BadOption, check_roles
+from pitlane import BadOption
 
 if TYPE_CHECKING:
     from pitlane import Plugin, PluginRegistry, Settings
@@ -51,6 +51,8 @@ def parse_settings(
     for plugin in added:
         if plugin in removed:
             raise BadOption(f"--plugins {text!r} both adds and removes {plugin.name}; keep one of the two")
+    from pitlane import check_roles  # imports pydantic, which `--help` and lists do not need
+
     check_roles(added)
     is_list = text is not None and not changes
     settings = {} if is_list else {name: dict(values) for name, values in default.items()}

@@ -9,6 +9,7 @@ import torch
 
 from pitlane.engine.models.layers import Concat
 from pitlane.engine.models.parts import EmbeddingPart, LinearPart, Part, Tensors
+from pitlane.engine.models.quantized.folder import QuantizedFolder
 from pitlane.engine.models.recorder import PartMaker
 from pitlane.engine.models.weight_plan import Choice, WeightPlan
 from pitlane.engine.models.weights import SafetensorsFolder, StoredName, WeightSource
@@ -78,5 +79,9 @@ class Builder(PartMaker):
 
     def _stored(self, part: Part) -> Tensors:
         """The tensors of one part of the checkpoint, transformed. A part that is stored packed is decoded here first."""
-        tensors = {name.rpartition(".")[2]: self.source.get(self.stored_name(name)) for name in part.shapes}
+        names = {name.rpartition(".")[2]: self.stored_name(name) for name in part.shapes}
+        packed = None
+        if isinstance(self.source, QuantizedFolder) and isinstance(part, LinearPart):
+            packed = self.source.tensors(self.stored_name(part.name), names)
+        tensors = packed or {last: self.source.get(name) for last, name in names.items()}
         return tensors if self.transform is None else self.transform(part, tensors)

@@ -19,7 +19,7 @@ from torch import Tensor
 from pitlane.engine.kv.store import DenseKV, KVStore
 from pitlane.engine.models.config import DecoderConfig
 from pitlane.engine.models.layers import Ops
-from pitlane.engine.models.parts import Part
+from pitlane.engine.models.parts import Feed, Part
 from pitlane.engine.models.recorder import PartMaker, Recorder
 from pitlane.engine.models.rope import Rope
 from pitlane.engine.run.batch import Attention, Batch, SinkAttention
@@ -50,12 +50,16 @@ class Layer:
         self.group, self.index_in_group, self.rope = group, index_in_group, rope
         self.attention_norm = build.norm(at + ATTENTION_NORM, hidden, offset)
         qkv = {at + QUERY: queries, at + KEY: keys, at + VALUE: keys}
-        self.qkv = build.linear(hidden, qkv, bias=config.attention_bias, split="out")
+        self.qkv = build.linear(
+            hidden, qkv, bias=config.attention_bias, split="out", fed_by=Feed(at + ATTENTION_NORM, is_norm=True)
+        )
         self.qk_norm = _qk_norm(config, build, at) if config.qk_norm else None
-        self.output = build.linear(queries, {at + OUTPUT: hidden}, bias=config.output_bias, split="in")
+        values = Feed(at + VALUE, config.num_kv_heads, config.num_heads // config.num_kv_heads)
+        self.output = build.linear(queries, {at + OUTPUT: hidden}, bias=config.output_bias, split="in", fed_by=values)
         self.mlp_norm = build.norm(at + MLP_NORM, hidden, offset)
-        self.gate_up = build.linear(hidden, {at + GATE: inner, at + UP: inner}, bias=config.mlp_bias, split="out")
-        self.down = build.linear(inner, {at + DOWN: hidden}, bias=config.mlp_bias, split="in")
+        gate_up, norm = {at + GATE: inner, at + UP: inner}, Feed(at + MLP_NORM, is_norm=True)
+        self.gate_up = build.linear(hidden, gate_up, bias=config.mlp_bias, split="out", fed_by=norm)
+        self.down = build.linear(inner, {at + DOWN: hidden}, bias=config.mlp_bias, split="in", fed_by=Feed(at + UP))
         self.attention_output_norm: Tensor | None = None
         self.mlp_output_norm: Tensor | None = None
         if config.output_norms:
@@ -103,8 +107,6 @@ class Decoder:
         reads: per KV group, the result of `attention.prepare`. num_layers: run only the first `num_layers` layers, then norm and
         head (early exit, for drafts).
         """
-        norm, add_norm, eps = self.ops.rms_norm, self.ops.add_norm, self.config.rms_norm_eps
-        activate = getattr(self.ops, self.op_kinds[1])
         x = self.embedding(batch.token_ids)
         if self.multiplier != 1.0:
             x *= self.multiplier
@@ -114,19 +116,37 @@ class Decoder:
         ]
         out: Tensor | None = None  # of the last layer, not yet added to x: a fused operation adds and norms in one pass
         for layer in self.layers[:num_layers]:
-            weight, group = layer.attention_norm, layer.group
-            x, normed = (x, norm(x, weight, eps)) if out is None else add_norm(x, out, weight, eps)
-            out = self._attend(layer, normed, angles, shifted[group], batch, stores[group], attention, reads[group])
-            if layer.attention_output_norm is not None:
-                out = norm(out, layer.attention_output_norm, eps)
-            x, normed = add_norm(x, out, layer.mlp_norm, eps)
-            out = layer.down(activate(layer.gate_up(normed)))
-            if layer.mlp_output_norm is not None:
-                out = norm(out, layer.mlp_output_norm, eps)
+            x, out = self.run_layer(
+                layer, x, out, angles, shifted[layer.group], batch, stores[layer.group], attention, reads[layer.group]
+            )
         assert out is not None, "a model runs at least one layer"
         x, out = (rows.index_select(0, batch.logit_rows) for rows in (x, out))
-        logits: Tensor = self.head(add_norm(x, out, self.norm, eps)[1])
+        logits: Tensor = self.head(self.ops.add_norm(x, out, self.norm, self.config.rms_norm_eps)[1])
         return logits
+
+    def run_layer(
+        self,
+        layer: Layer,
+        x: Tensor,
+        out: Tensor | None,
+        angles: list[Angles],
+        shifted: list[Angles] | None,
+        batch: Batch,
+        store: KVStore,
+        attention: Attention,
+        reads: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Run a layer over x + out [T, hidden]; None: over x. Returns x and out of the next layer. May write into x."""
+        norm, add_norm, eps = self.ops.rms_norm, self.ops.add_norm, self.config.rms_norm_eps
+        activate = getattr(self.ops, self.op_kinds[1])
+        weight = layer.attention_norm
+        x, normed = (x, norm(x, weight, eps)) if out is None else add_norm(x, out, weight, eps)
+        out = self._attend(layer, normed, angles, shifted, batch, store, attention, reads)
+        if layer.attention_output_norm is not None:
+            out = norm(out, layer.attention_output_norm, eps)
+        x, normed = add_norm(x, out, layer.mlp_norm, eps)
+        out = layer.down(activate(layer.gate_up(normed)))
+        return x, out if layer.mlp_output_norm is None else norm(out, layer.mlp_output_norm, eps)
 
     def _shifted(self, sink_positions: Tensor) -> list[Angles]:
         """The angles of the queries for sinks, per rotary embedding."""

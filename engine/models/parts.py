@@ -25,6 +25,20 @@ class Member(NamedTuple):
     out_features: int
 
 
+class Feed(NamedTuple):
+    """The part whose outputs are the inputs of a linear, channel by channel, up to operations that keep a channel's factor.
+
+    name: of a norm (is_norm) or of a linear. A factor on an output of that part is the same factor on the inputs that it feeds.
+    groups, repeats: the outputs are `groups` runs of equal length, and every run feeds `repeats` runs of inputs, side by side. So a
+    value head feeds the inputs of the output projection that the query heads of its group fill.
+    """
+
+    name: str
+    groups: int = 1
+    repeats: int = 1
+    is_norm: bool = False
+
+
 class _Part:
     """shapes: full name of every tensor of the checkpoint -> its shape."""
 
@@ -45,7 +59,8 @@ class LinearPart(_Part):
 
     bias: every member has a bias. split: how ranks may divide the weight: by outputs, by inputs, or not at all. tied_to: name of
     the embedding whose table is the weight; the part then has no tensor of its own. num_experts: the number of members if every
-    member is an expert; the linear then takes rows sorted by expert. 0: no experts.
+    member is an expert; the linear then takes rows sorted by expert. 0: no experts. fed_by: the part whose outputs are the inputs;
+    None: no single part, or the factor of a channel would not pass.
     """
 
     members: tuple[Member, ...]
@@ -54,6 +69,7 @@ class LinearPart(_Part):
     split: Literal["out", "in"] | None = None
     tied_to: str | None = None
     num_experts: int = 0
+    fed_by: Feed | None = None
 
     @property
     def name(self) -> str:
@@ -82,7 +98,7 @@ class LinearPart(_Part):
 
     def alone(self, member: Member) -> LinearPart:
         """Return the part that has only this member."""
-        return LinearPart((member,), self.in_features, self.bias, self.split, self.tied_to)
+        return LinearPart((member,), self.in_features, self.bias, self.split, self.tied_to, fed_by=self.fed_by)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pitlane.engine.models.layers import Embedding, Linear
-from pitlane.engine.models.parts import EmbeddingPart, LinearPart, Member, NormPart, Part, TensorPart
+from pitlane.engine.models.parts import EmbeddingPart, Feed, LinearPart, Member, NormPart, Part, TensorPart
 
 
 class PartMaker:
@@ -34,10 +34,11 @@ class PartMaker:
         bias: bool = False,
         split: Literal["out", "in"] | None = None,
         tied_to: str | None = None,
+        fed_by: Feed | None = None,
     ) -> Linear:
         """A linear over the members `outputs` {name: out_features}, fused in this order."""
         members = tuple(Member(name, size) for name, size in outputs.items())
-        linear: Linear = self.make(LinearPart(members, in_features, bias, split, tied_to))
+        linear: Linear = self.make(LinearPart(members, in_features, bias, split, tied_to, fed_by=fed_by))
         return linear
 
     def experts(self, names: Sequence[str], in_features: int, out_features: int) -> Any:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from pitlane.engine.models.config import DecoderConfig
 from pitlane.engine.models.families.family import Families, read_generation
-from pitlane.engine.models.weights import SafetensorsFolder, WeightSource, checked
+from pitlane.engine.models.quantized.folder import open_weights
+from pitlane.engine.models.quantized.packing import Packing
+from pitlane.engine.models.weights import WeightSource, checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,12 @@ class ModelSource:
         """Open a folder with `config.json` and safetensors. Raises ModelError if config and tensors do not fit."""
         generation = read_generation(folder)
         config, family = families.read(folder, generation)
-        weights, stored_name = SafetensorsFolder(folder), family.stored_name
+        stored_name = family.stored_name
+        weights = open_weights(folder, config, stored_name)
         config = checked(config, weights, stored_name)
         return cls(name, config, weights, folder, stored_name, generation.sampling)
+
+    @property
+    def packings(self) -> Mapping[str, Packing]:
+        """How the linears of a quantized checkpoint are stored, by canonical name; empty: all are dense."""
+        return getattr(self.weights, "packings", {})

@@ -80,7 +80,9 @@ class SafetensorsFolder:
 
     def release(self, name: str) -> None:
         """Take the pages of one tensor out of this process's memory. The tensor stays valid."""
-        tensor, file = self.get(name), self.owner[name]
+        self._release(self.owner[name], self.get(name))
+
+    def _release(self, file: Path, tensor: Tensor) -> None:
         if file not in self.mappings:
             self.mappings[file] = mapping_of(file, tensor.data_ptr())
         drop_pages(self.mappings[file], tensor.data_ptr(), tensor.nbytes)

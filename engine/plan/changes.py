@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# Version of the face for plugins. A minor version adds names, hooks or arguments; a major version may take names away.
+API_VERSION = "1.0"
+
 
 class Change(NamedTuple):
     """now: the replacement. heading: of the section in docs/hooks.md that describes it."""

@@ -8,7 +8,7 @@ serve several plans at once. State of a sequence lives in `seq.state[name]`; sta
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args, get_origin
 
 import pluggy
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -41,6 +41,8 @@ class Plugin:
     """Subclass it, set `name` and `exactness`, implement hooks.
 
     role: a plan has at most one plugin of a role. is_default: in the default plan; only for built-in plugins.
+    api_version: the version of the face that the plugin was written for (`pitlane.api_version`); write it as a text, because it is
+    read before the module is imported. With another major version, or with a higher minor version, the plugin does not load.
     batch_invariant: in every part that the plugin builds, the result of a row does not depend on other rows of the batch.
     """
 
@@ -51,6 +53,7 @@ class Plugin:
     requires: ClassVar[tuple[str, ...]] = ()
     conflicts: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[str] = "1"
+    api_version: ClassVar[str] = ""
     is_default: ClassVar[bool] = False
     batch_invariant: ClassVar[bool] = False
 
@@ -89,6 +92,13 @@ class Plugin:
         """
         return None
 
+    def prepare(self, context: BuildContext) -> None:
+        """Make the files that the weights need, such as a recipe (`context.calibrator`), if they are missing.
+
+        Called before a model is built under a plan with this plugin, and before its parts are planned, never on the engine's
+        thread. May take minutes. `pitlane memory` plans parts without this call.
+        """
+
     def close(self) -> None:
         """Release the resources of this instance. Called once: after its last plan is gone, or when the engine closes.
 
@@ -99,7 +109,7 @@ class Plugin:
     def parse_options(cls, values: dict[str, Any]) -> PluginOptions:
         """Check option values; a command line may give numbers as text."""
         try:
-            return cls.Options.model_validate(values)
+            return cls.Options.model_validate({name: _number(cls, name, value) for name, value in values.items()})
         except ValidationError as error:
             raise BadOption(_explain(cls, error)) from None
 
@@ -120,6 +130,13 @@ class Plugin:
     def key_of(cls, options: PluginOptions) -> str:
         """The key of an instance with these options. If the options name files, override it and add `file_hash` of every file."""
         return f"{cls.name}@{cls.version}{options.model_dump_json()}"
+
+
+def _number(cls: type[Plugin], name: str, value: Any) -> Any:
+    """The number that a text spells, if the option is one of several numbers; pydantic takes no text for those."""
+    field = cls.Options.model_fields.get(name)
+    allowed = get_args(field.annotation) if field is not None and get_origin(field.annotation) is Literal else ()
+    return next((number for number in allowed if isinstance(value, str) and str(number) == value), value)
 
 
 def _explain(cls: type[Plugin], error: ValidationError) -> str:

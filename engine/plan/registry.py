@@ -1,46 +1,47 @@
-"""Finds plugins: built-in modules, installed packages (entry-point group `pitlane`), loose files.
+"""All plugins by name: built-in modules, installed packages, loose files (`finder.py` finds them).
 
-A plugin that fails to import or to validate stops no other plugin: its entry has the status `failed` and the reason. Nothing is
-registered globally: a planner takes classes from a registry and makes its own instances.
+A plugin that fails to import or to validate stops no other plugin: its entry has a status and the reason. Nothing is registered
+globally: a planner takes classes from a registry and makes its own instances.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import importlib.util
 import inspect
 import logging
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any, Literal, TypeAlias
 
-import pluggy
-
-from pitlane.engine.errors import BadOption, PlanConflict, UnknownPlugin
+from pitlane.engine.errors import PlanConflict, UnknownPlugin
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.families.core import CORE_FAMILIES
 from pitlane.engine.models.families.family import Families
-from pitlane.engine.plan import hookspecs
-from pitlane.engine.plan.changes import now
+from pitlane.engine.plan.finder import Candidate, find_plugins, way_out
 from pitlane.engine.plan.hooks import Check, Fail, Hook, HookError, call
 from pitlane.engine.plan.hookspecs import SPECS
-from pitlane.engine.plan.plugin import EXACTNESS, Plugin, Role
+from pitlane.engine.plan.plugin import Plugin
+from pitlane.engine.plan.validation import Incompatible, check_api, hooks_of, validate
 
 log = logging.getLogger("pitlane")
+Status: TypeAlias = Literal["ok", "disabled", "failed", "incompatible"]
 
-GROUP = "pitlane"
 BUILT_IN_SOURCE = "built-in"
 BUILT_IN = (
     "pitlane.plugins.prefix_cache",
     "pitlane.plugins.lora",
+    "pitlane.plugins.packed_checkpoint",
     "pitlane.plugins.packed_linear",
     "pitlane.plugins.int8",
     "pitlane.plugins.int4",
+    "pitlane.plugins.gptq",
+    "pitlane.plugins.mixed",
+    "pitlane.plugins.awq",
+    "pitlane.plugins.smoothquant",
+    "pitlane.plugins.few_bits",
     "pitlane.plugins.paged_attention",
     "pitlane.plugins.span_attention",
     "pitlane.plugins.kv_quant",
@@ -60,16 +61,17 @@ BUILT_IN = (
 
 @dataclass(slots=True)
 class PluginEntry:
-    """A plugin and its source: `built-in`, `<distribution> <version>` or a file."""
+    """A plugin and its source: `built-in`, `<distribution> <version>` or a file.
+
+    status: `ok`; `disabled` by `pitlane plugins disable`; `failed` to load, or suspended after repeated failures; `incompatible`
+    with this version of the face. reason: for any status but `ok`.
+    """
 
     name: str
     source: str
     plugin: type[Plugin] | None = None
     reason: str = ""
-
-    @property
-    def status(self) -> str:
-        return "ok" if self.plugin else "failed"
+    status: Status = "ok"
 
     @property
     def hooks(self) -> list[str]:
@@ -93,19 +95,10 @@ class PluginRegistry:
         """Load built-in plugins, installed packages, then files of a folder. PITLANE_LOAD, if set, names the packages to load."""
         registry = cls()
         for module in BUILT_IN:
-            registry._load(
-                module.rpartition(".")[2], BUILT_IN_SOURCE, lambda module=module: importlib.import_module(module)
-            )
-        packages = os.environ.get("PITLANE_LOAD")
-        names = None if packages is None else {name.strip() for name in packages.split(",")}
-        for point in importlib.metadata.entry_points(group=GROUP):
-            if point.dist is not None and (names is None or point.dist.name in names):
-                registry._load(point.name, f"{point.dist.name} {point.dist.version}", point.load)
-        folder = plugins_dir or os.environ.get("PITLANE_PLUGINS_DIR")
-        if folder and not Path(folder).is_dir():
-            raise BadOption(f"plugins folder {folder} is not a folder; make it, or leave --plugins-dir out")
-        for path in sorted(Path(folder).glob("*.py")) if folder else ():
-            registry._load(path.stem, str(path), lambda path=path: _import_file(path))
+            load = partial(importlib.import_module, module)
+            registry._load(Candidate(module.rpartition(".")[2], BUILT_IN_SOURCE, load))
+        for candidate in find_plugins(plugins_dir):
+            registry._load(candidate)
         return registry
 
     def add(self, plugin: type[Plugin], source: str = "test") -> type[Plugin]:
@@ -172,9 +165,14 @@ class PluginRegistry:
                 chosen[entry.name] = plugin
         return {name: {} for name in chosen}
 
-    def _load(self, name: str, source: str, load: Any) -> None:
+    def _load(self, candidate: Candidate) -> None:
+        name, source = candidate.name, candidate.source
+        if candidate.disabled:
+            self._keep(PluginEntry(name, source, None, candidate.disabled, "disabled"))
+            return
         try:
-            loaded = load()
+            check_api(name, candidate.api_version())
+            loaded = candidate.load()
             classes = _classes_of(loaded) if isinstance(loaded, ModuleType) else [loaded]
             if not classes:
                 raise TypeError("it holds no Plugin class")
@@ -183,15 +181,14 @@ class PluginRegistry:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            entry = PluginEntry(name, source, None, f"{type(error).__name__}: {error}")
-            log.warning("plugin %s (%s) did not load: %s", name, source, entry.reason)
-            key = f"{name} ({source})" if name in self.entries else name  # the entry that has the name stays
-            self.entries[key] = entry
+            status: Status = "incompatible" if isinstance(error, Incompatible) else "failed"
+            reason = f"{type(error).__name__}: {error}{way_out(error, candidate)}"
+            log.warning("plugin %s (%s) did not load: %s", name, source, reason)
+            self._keep(PluginEntry(name, source, None, reason, status))
 
-
-def hooks_of(plugin: type[Plugin]) -> list[str]:
-    """Names of the hooks that a class implements, in call order."""
-    return [name for name in SPECS if hasattr(getattr(plugin, name, None), "pitlane_impl")]
+    def _keep(self, entry: PluginEntry) -> None:
+        """Add the entry of a plugin that did not load. The entry that has its name stays."""
+        self.entries[f"{entry.name} ({entry.source})" if entry.name in self.entries else entry.name] = entry
 
 
 def check_roles(plugins: Sequence[type[Plugin]]) -> None:
@@ -203,64 +200,6 @@ def check_roles(plugins: Sequence[type[Plugin]]) -> None:
             raise PlanConflict(f"{plugin.role} is held by {holder}; take it out to enable {plugin.name}")
 
 
-def validate(plugin: Any) -> None:
-    """Raise an error if a class is no valid plugin. Checks name, exactness, role, options, and the hooks' names and arguments."""
-    if not (inspect.isclass(plugin) and issubclass(plugin, Plugin)):
-        raise TypeError(f"{plugin!r} is not a subclass of pitlane.Plugin")
-    name = getattr(plugin, "name", None)
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"{plugin.__name__}.name must be an identifier, got {name!r}")
-    if getattr(plugin, "exactness", None) not in EXACTNESS:
-        raise ValueError(f"{name}.exactness must be one of {', '.join(EXACTNESS)}")
-    if plugin.role is not None and plugin.role not in get_args(Role):
-        raise ValueError(f"{name}.role must be None or one of {', '.join(get_args(Role))}, got {plugin.role!r}")
-    for field in ("requires", "conflicts"):
-        if isinstance(getattr(plugin, field), str):
-            raise TypeError(f"{name}.{field} must be a tuple of names, got a text")
-    plugin.parse_options({})
-    _check_hooks(plugin)
-    manager = pluggy.PluginManager("pitlane")
-    manager.add_hookspecs(hookspecs)
-    manager.register(plugin.__new__(plugin), name)  # pluggy needs an object; it needs no `__init__`
-    manager.check_pending()
-    _check_role(plugin)
-
-
-def _check_hooks(plugin: type[Plugin]) -> None:
-    """Raise if a method is marked as a hook and is none, has the name of a hook and no mark, or takes unknown arguments."""
-    for name in dir(plugin):
-        method = getattr(plugin, name, None)
-        is_marked = hasattr(method, "pitlane_impl")
-        if is_marked and name not in SPECS:
-            known = now(name) or f"; the hooks are: {', '.join(SPECS)}"
-            raise ValueError(f"{plugin.name} has an unknown hook {name!r}{known}")
-        if callable(method) and name in SPECS and not is_marked:
-            raise ValueError(f"{plugin.name}.{name} has the name of a hook; write @hookimpl above it, or rename it")
-        if is_marked:
-            _check_arguments(plugin, name)
-
-
-def _check_arguments(plugin: type[Plugin], name: str) -> None:
-    known = list(inspect.signature(getattr(hookspecs, name)).parameters)
-    for argument in Hook.of(plugin.__new__(plugin), SPECS[name]).arguments:
-        if argument not in known:
-            reason = now(f"{name}({argument})") or f"; its arguments are: {', '.join(known)}"
-            raise ValueError(f"{plugin.name}.{name} has an unknown argument {argument!r}{reason}")
-
-
-def _check_role(plugin: type[Plugin]) -> None:
-    """Raise if a hook belongs to another role, or if the role's hook is missing."""
-    implemented = [SPECS[name] for name in hooks_of(plugin)]
-    for spec in implemented:
-        if spec.role not in (None, plugin.role):
-            raise ValueError(
-                f'{plugin.name} implements {spec.name}, which needs role = "{spec.role}", and has role = {plugin.role!r}'
-            )
-    if plugin.role is not None and all(spec.role != plugin.role for spec in implemented):
-        needed = " or ".join(spec.name for spec in SPECS.values() if spec.role == plugin.role)
-        raise ValueError(f'{plugin.name} has role = "{plugin.role}" and must implement {needed}')
-
-
 def _raise_cause(error: HookError) -> None:
     raise error.__cause__ or error
 
@@ -268,13 +207,3 @@ def _raise_cause(error: HookError) -> None:
 def _classes_of(module: ModuleType) -> list[type[Plugin]]:
     members = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, Plugin)]
     return [value for value in members if value.__module__ == module.__name__]
-
-
-def _import_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"pitlane_file_{path.stem}", path)
-    if not spec or not spec.loader:
-        raise TypeError("a plugin is a file whose name ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

@@ -50,6 +50,7 @@ TARGET INLINE VI shifted_right(VI v, int bits) { return (VI){_mm256_srli_epi32(v
 TARGET INLINE VI high_nibbles(VI v) { return low_nibbles(shifted_right(v, 4)); }
 TARGET INLINE VF to_float(VI v) { return (VF){_mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b)}; }
 TARGET INLINE void fetch(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+TARGET INLINE void fetch_far(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 TARGET INLINE VF times(VF a, VF b) { return (VF){_mm256_mul_ps(a.a, b.a), _mm256_mul_ps(a.b, b.b)}; }
 TARGET INLINE VF add(VF a, VF b) { return (VF){_mm256_add_ps(a.a, b.a), _mm256_add_ps(a.b, b.b)}; }
 TARGET INLINE VF masked_value(VI v, int shift, int mask, VF offset) {

@@ -15,17 +15,26 @@ typedef struct {
     long row_bytes, groups;
 } Prepared;
 
+enum { WIDE_TILES = 16 };
+
+/* Divide `all` into n shares of about equal size: share i is [share(all, n, i), share(all, n, i + 1)). */
+static inline long share(long all, long n, long i) { return all * i / n; }
+
 /* Compute the sums [n][16] of a panel for a tile of n rows. */
 typedef void (*IntTile)(const IntLinear *job, const void *x, const void *sums, const float *scales, const uint8_t *w, long ahead,
                         float *out);
 
-/* Bytes between the weights in use and the weights prefetched, for a tile of some rows. */
-long prefetch_distance(long rows);
+/* Bytes between the weights in use and the weights prefetched, for a tile of some rows. Weights of 8 bits are prefetched into the second
+ * cache, of 4 bits into the first. */
+long prefetch_distance(int bits, long rows);
 
 typedef struct {
     int rows; /* largest number of rows in a tile */
     void (*prepare)(const IntLinear *job, const Prepared *to, const void *x, long first, long count);
     void (*panels)(const IntLinear *job, const Prepared *from, void *y, long first, long count, long panel, long end);
+    /* NULL, or the same for the tiles [tile, last) of `tiles` tiles of all rows: 2 to WIDE_TILES tiles of quantized inputs, a multiple
+     * of 8 inputs, an even number of panels. */
+    void (*wide)(const IntLinear *job, const Prepared *from, void *y, long rows, long tiles, long tile, long last, long panel, long end);
 } IntLevel;
 
 extern const IntLevel int_plain, int_avx2, int_avx512;

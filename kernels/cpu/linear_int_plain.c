@@ -13,6 +13,7 @@
 #define ROWS_OF_TILE 2
 #define LEVEL int_plain
 #define fetch(p) ((void)(p))
+#define fetch_far fetch
 #define EACH for (int i = 0; i < 16; i++)
 
 typedef struct {

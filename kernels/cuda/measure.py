@@ -260,8 +260,8 @@ class Bench:
             logits = 4 * torch.randn(rows, vocabulary, device=self.device)
             for name, top_k, top_p in (("temperature", 0, 1.0), ("top-k, top-p", 50, 0.9), ("top-p", 0, 0.9)):
                 keys = [(row + 1) * 0x9E3779B97F4A7C15 % 2**64 for row in range(rows)]
-                wishes = sampling.Wishes(keys, [0.8] * rows, [top_k] * rows, [top_p] * rows, [0.0] * rows)
-                call, peer = (partial(sample, logits, wishes) for sample in (sampling.sample, sampling.sample_ref))
+                lists = keys, [0.8] * rows, [top_k] * rows, [top_p] * rows, [0.0] * rows
+                call, peer = (partial(sample, logits, *lists) for sample in (sampling.sample, sampling.sample_ref))
                 error = float((call() != peer()).float().mean())
                 self.add(
                     "sample", f"{rows} x {vocabulary}, {name}", error, call, 4 * logits.numel(), peers={"torch": peer}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pitlane.kernels import quantized
 from pitlane.kernels.extension import cpu
+from pitlane.kernels.quantize_math import quantize_linear
 from pitlane.kernels.quantized import LEVELS, Format, Quantized
 from pitlane.ui.cli import main
 
@@ -44,8 +45,9 @@ def made(*shape: int, seed: int = 0) -> Tensor:
 
 
 def widths(form: Format) -> list[int]:
-    """Numbers of inputs: few, odd, an odd and an even number of groups, more than the kernel converts at a time."""
-    return [1, 7, 102, 2052] if form.bits == 8 else [form.group_size * count for count in (1, 2, 3, 20)]
+    """Numbers of inputs: few, odd, an odd and an even number of groups, more than the kernel converts at a time, and blocks of wide
+    tiles."""
+    return [1, 7, 102, 1096, 2052] if form.bits == 8 else [form.group_size * count for count in (1, 2, 3, 20)]
 
 
 def weight_of(linear: Quantized) -> Tensor:
@@ -280,3 +282,25 @@ def test_wrong_shapes_are_refused() -> None:
         for x in (made(2, 60), made(2, 64).double()):
             with pytest.raises(ValueError, match=r"\[M, 64\], got"):
                 linear(x)
+
+
+@pytest.mark.parametrize("outputs", [16, 37, 300])
+@pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (4, False), (8, True)])
+def test_codes_are_packed_as_they_are(outputs: int, bits: int, symmetric: bool) -> None:
+    """Packed codes multiply as the weight that they stand for, though rounding it again would give other codes."""
+    generator = torch.Generator().manual_seed(0)
+    size = 32 if bits == 4 else 0
+    weight = torch.randn(outputs, 96, generator=generator)
+    codes = quantize_linear(weight, bits, size, symmetric)
+    codes = codes._replace(codes=codes.codes.roll(1, 1).clamp(-3, 3))
+    form = Format(bits, False, size, symmetric)
+    bias = torch.randn(outputs, generator=generator)
+    linear = Quantized(outputs, 96, form, codes, bias)
+    x = torch.randn(5, 96, generator=generator)
+    expected = x @ codes.dequantized().T + bias
+    tolerance = 1e-5 if symmetric else 2e-3  # a low has 11 significant bits
+    torch.testing.assert_close(linear(x), expected, rtol=tolerance, atol=20 * tolerance)
+    with pytest.raises(ValueError, match=f"codes must be \\[{outputs}, 64\\]"):
+        Quantized(outputs, 64, form, codes)
+    with pytest.raises(ValueError, match="both be symmetric"):
+        Quantized(outputs, 96, form, codes._replace(zeros=None if codes.zeros is not None else codes.scales))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from pitlane import PluginRegistry
+import pitlane
+from pitlane import PluginEntry, PluginRegistry
+from pitlane.storage import certificates
 from pitlane.storage.db import Store
 from pitlane.ui.advice import advice, advice_html, gains_ms, replaced_by
 from pitlane.ui.chat_flow import badge
-from pitlane.ui.controls import about_html, default_options, option_widget
+from pitlane.ui.controls import about_html, default_options, option_widget, others_html
 from pitlane.ui.effects import effect_html
 from pitlane.ui.plugin_about import ORDER, bound, costs_text, exactness_text, group_of
 from tests.ui.page_harness import card_of, event, new_tab, values
@@ -38,6 +40,25 @@ def test_every_plugin_has_a_group_and_built_in_plugins_state_bounds_and_costs(mo
     assert "4.4 %" in badge("approximate", bound="4.4 %", detail="half the scale") and "half the scale" in badge(
         "approximate", detail="half the scale"
     )
+
+
+def test_a_card_says_what_was_proved_on_this_machine() -> None:
+    plugin = PluginRegistry.load().get("int8")
+    assert "declared approximate, not checked on this machine: pitlane plugins check int8" in about_html(plugin)
+    record = {"source": "built-in", "pitlane": pitlane.__version__, "declared": "approximate", "passed": True}
+    record |= {"proved": True, "model": "random:tiny", "dtype": "float64"}
+    certificates.save("int8", record)
+    assert "approximate, proved on this machine (random:tiny, float64)" in about_html(plugin, "built-in")
+    assert "not checked" in about_html(plugin, "pitlane-int8 2.0"), "a certificate of another source"
+    certificates.save("int8", record | {"passed": False, "proved": False, "broken": ["exactness: <b>"]})
+    assert "broken on this machine: exactness: &lt;b&gt;" in about_html(plugin)
+
+
+def test_plugins_that_are_not_ok_are_shown_with_status_and_reason() -> None:
+    statuses = ("ok", "failed", "incompatible", "disabled")
+    entries = [PluginEntry(f"is_{status}", "x 1.0", None, f"<{status}>", status) for status in statuses]  # type: ignore[arg-type]
+    html = others_html(entries)
+    assert all(f">{status}</span><p>&lt;{status}&gt;</p>" in html for status in statuses[1:]) and "is_ok" not in html
 
 
 def test_a_plugin_of_a_stranger_is_in_a_group_of_its_own(page: Any) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+import pitlane
+from pitlane.storage import certificates
 from pitlane.ui.cli import main
 
 LOOSE = str(Path(__file__).parent / "test_cli_plugins")
@@ -23,34 +25,50 @@ def test_a_false_claim_is_shown(name: str) -> None:
     result = check(name)
     assert result.exit_code == 1
     first, *lines = result.stdout.splitlines()
-    assert first == f"{name} declares identical; 4 answers compared: does not keep its promise"
-    assert len(lines) == 4
-    assert all(("differs" if name == "liar" else "declared identical") in line for line in lines)
+    assert first == f"{name} declares identical: does not keep its promise"
+    clause, reason = ("exactness", "differs at token") if name == "liar" else ("hooks", "declared identical")
+    assert [line for line in lines if line.split()[:2] == [clause, "failed"] and reason in line], result.stdout
 
 
-def test_an_honest_claim_is_not_doubted() -> None:
+def test_an_honest_claim_is_proved_and_the_certificate_is_kept() -> None:
     result = check("prompt_lookup", "--json")
     assert result.exit_code == 0
     outcome = json.loads(result.stdout)
-    assert outcome.pop("num_draft_tokens") > 100, "a drafter that does not pay is not paused"
-    assert outcome == {"name": "prompt_lookup", "exactness": "identical", "num_answers": 4, "broken": []}
+    assert outcome["num_draft_tokens"] > 100, "a drafter that does not pay is not paused"
+    expected = {"name": "prompt_lookup", "source": "built-in", "declared": "identical", "proved": True, "broken": []}
+    assert {key: outcome[key] for key in expected} == expected
+    clauses = [finding["clause"] for finding in outcome["findings"]]
+    assert {"docs", "options", "exactness", "off again", "two requests", "instance", "overhead"} <= set(clauses)
+    assert certificates.load("prompt_lookup", "built-in", pitlane.__version__) == outcome
+    assert certificates.load("prompt_lookup", "pitlane-other 1.0", pitlane.__version__) is None
+    assert certificates.load("prompt_lookup", "built-in", "0.0.1") is None
 
 
 def test_options_reach_the_plugin() -> None:
     result = check("prompt_lookup", "-o", "prompt_lookup.max_ngram=1")
     assert result.exit_code == 2 and "min_ngram must be at most max_ngram" in result.stderr
     result = check("prompt_lookup", "-o", "prompt_lookup.num_draft_tokens=1")
-    assert result.exit_code == 0 and re.search(r"4 answers compared, \d+ draft tokens: nothing", result.stdout)
+    assert result.exit_code == 0 and re.search(r"drafts +passed +\d+ draft tokens", result.stdout)
 
 
 def test_a_plugin_comes_with_the_plugins_that_it_requires() -> None:
     result = check("needs_parrot")
-    assert result.exit_code == 0 and result.stdout.startswith("needs_parrot declares identical; 4 answers compared, ")
+    assert result.exit_code == 1, "its docstring lacks parts"
+    assert "needs_parrot declares identical" in result.stdout and result.stdout.count(" failed ") == 1
+    assert re.search(r"exactness +passed", result.stdout)
 
 
-def test_a_plugin_that_steers_is_not_compared() -> None:
-    result = check("endless")
-    assert result.exit_code == 0 and "endless declares steering; 4 answers, not compared" in result.stdout
+def test_a_plugin_that_steers_must_change_answers() -> None:
+    result = check("endless", "--tokens", "8")
+    assert re.search(r"exactness +passed +\d+ of 12 answers change", result.stdout)
+
+
+def test_an_approximate_plugin_is_proved_by_a_bound() -> None:
+    measured, proved = check("int8", "--tokens", "16"), check("int8", "--tokens", "16", "--bound", "0.05")
+    assert measured.exit_code == proved.exit_code == 0
+    assert measured.stdout.startswith("int8 declares approximate: not proved on this machine")
+    assert proved.stdout.startswith("int8 declares approximate: proved on this machine")
+    assert check("int8", "--tokens", "16", "--bound", "0.00001").exit_code == 1
 
 
 def test_what_cannot_be_checked_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

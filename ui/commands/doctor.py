@@ -149,11 +149,14 @@ def _bundled() -> str:
     return f"{result.stats['completion_tokens']} tokens in {time.perf_counter() - started:.1f} s, loading included"
 
 
+BROKEN = ("failed", "incompatible")
+
+
 def _plugins() -> str:
     from pitlane import PluginRegistry
 
     entries = list(PluginRegistry.load())
-    failed = [f"{entry.name} ({entry.source}): {entry.reason}" for entry in entries if entry.status == "failed"]
+    failed = [f"{entry.name} ({entry.source}): {entry.reason}" for entry in entries if entry.status in BROKEN]
     if failed:
         raise PitlaneError("; ".join(failed))
     return ", ".join(entry.name for entry in entries)

@@ -1,19 +1,18 @@
-"""`pitlane plugins`: all plugins on this machine, with exactness and options.
+"""`pitlane plugins`: all plugins on this machine, with exactness and options; check, disable, or begin a plugin.
 
-Only `check` runs a model and imports torch.
+Only `check` runs a model and imports torch. `disable` and `enable` load no plugin.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from datetime import UTC, datetime
 
 import click
 
-from pitlane import EXACTNESS, Planner, PluginEntry, PluginRegistry
+from pitlane.storage import certificates
 from pitlane.storage.errors import PitlaneError
+from pitlane.ui import catalogue
 from pitlane.ui.commands.options import as_json, offline_option
-from pitlane.ui.plugin_text import parse_settings
 from pitlane.ui.render import print_json, print_table
 
 plugins_dir = click.option(
@@ -32,7 +31,7 @@ def plugins() -> None:
 @as_json
 def list_plugins(plugins_dir: str | None, as_json: bool) -> None:
     """List all plugins that were found, and the reason for which a plugin failed."""
-    rows = [describe(entry) for entry in PluginRegistry.load(plugins_dir)]
+    rows = catalogue.rows(plugins_dir)
     if as_json:
         print_json(rows)
         return
@@ -47,35 +46,65 @@ def list_plugins(plugins_dir: str | None, as_json: bool) -> None:
 @click.argument("name")
 def info(plugins_dir: str | None, as_json: bool, name: str) -> None:
     """Show one plugin and its options."""
-    registry = PluginRegistry.load(plugins_dir)
-    entry = registry.entries.get(name)
-    if entry is None:
-        known = ", ".join(entry.name for entry in registry)
-        raise PitlaneError(f"unknown plugin {name!r}; known: {known}")
-    row = describe(entry)
+    from pitlane import EXACTNESS
+
+    rows = catalogue.rows(plugins_dir)
+    row = next((row for row in rows if row["name"] == name), None)
+    if row is None:
+        raise PitlaneError(f"unknown plugin {name!r}; known: {', '.join(row['name'] for row in rows)}")
     if as_json:
         print_json(row)
         return
-    click.echo(f"{row['name']}: {row['summary']}" if entry.plugin else f"{name} failed: {row['reason']}")
+    click.echo(f"{name} {row['status']}: {row['reason']}" if row["reason"] else f"{name}: {row['summary']}")
     for label in ("role", "source", "hooks", "requires", "conflicts"):
         value = row[label]
         if value:
             click.echo(f"  {label}: {', '.join(value) if isinstance(value, list) else value}")
     if row["exactness"]:
         click.echo(f"  exactness: {row['exactness']} ({EXACTNESS[row['exactness']]})")
+    if row["certificate"]:
+        click.echo(f"  checked: {catalogue.certificate_text(row['certificate'])}")
     if row["options"]:
         cells = [[o["name"], o["type"], o["default"], o["range"], o["description"]] for o in row["options"]]
         print_table(["option", "type", "default", "range", "meaning"], cells)
 
 
 @plugins.command()
+@click.argument("name")
+def disable(name: str) -> None:
+    """Load a plugin no more: by its name, or by the name of its package or file.
+
+    This command loads no plugin, so it works if a plugin breaks all other commands.
+    """
+    from pitlane import disable_plugin, find_plugins
+
+    known = {word for plugin in find_plugins() for word in (plugin.name, plugin.source.rpartition(" ")[0])}
+    disable_plugin(name)
+    note = "" if name in known else "; no installed package has a plugin of this name now"
+    click.echo(f"disabled {name}{note}; to load it again: pitlane plugins enable {name}")
+
+
+@plugins.command()
+@click.argument("name")
+def enable(name: str) -> None:
+    """Load a disabled plugin again. This command loads no plugin."""
+    from pitlane import enable_plugin
+
+    was_disabled = enable_plugin(name)
+    click.echo(f"enabled {name}" if was_disabled else f"{name} was not disabled")
+
+
+@plugins.command()
 @plugins_dir
 @as_json
 @click.option(
-    "--model", "-m", default="bundled", show_default=True, metavar="M", help="The model to compare answers of."
+    "--model", "-m", default="random:tiny", show_default=True, metavar="M", help="The model to compare answers of."
 )
 @click.option("--option", "-o", "plugin_options", multiple=True, metavar="PLUGIN.KEY=VALUE",
               help="Set an option of a plugin. Repeatable.")  # fmt: skip
+@click.option("--bound", type=click.FloatRange(0, 1), metavar="SHARE",
+              help="Largest mean share of the next token's probability that the plugin may move.")  # fmt: skip
+@click.option("--tokens", type=click.IntRange(8, 1024), default=64, show_default=True, help="Tokens of an answer.")
 @offline_option
 @click.argument("name")
 @click.pass_context
@@ -85,83 +114,38 @@ def check(
     as_json: bool,
     model: str,
     plugin_options: tuple[str, ...],
+    bound: float | None,
+    tokens: int,
     name: str,
 ) -> None:
-    """Compare answers with and without one plugin: does it keep the exactness that it declares?
+    """Check one plugin against the contract, and keep the certificate: does it keep the exactness that it declares?
 
-    A plugin that declares itself identical must give the same tokens, greedy and sampled, in float64. For other plugins, only
-    failures are reported. A drafter drafts in every step. The plugins that the plugin requires are on too. Exit code 1 if the
-    plugin breaks its promise.
+    A plugin that declares itself identical must give the same tokens, greedy and sampled, in float64. A rounding plugin must stay
+    within twice the rounding of the core, or within --bound. An approximate plugin is proved by --bound alone. A steering plugin
+    must change answers. The check also toggles the plugin, runs requests together, and runs every drafter beside it. The plugins
+    that the plugin requires are on too. The page shows the certificate. Exit code 1 if the plugin breaks its promise.
     """
+    from pitlane import Planner, PluginRegistry, __version__
+    from pitlane.ui.plugin_text import parse_settings
+
     registry = PluginRegistry.load(plugins_dir)
     names = ",".join([name, *registry.get(name).requires])
-    settings = parse_settings(names, plugin_options, {}, registry).settings  # a wrong name or option loads no model
+    settings = dict(
+        parse_settings(names, plugin_options, {}, registry).settings
+    )  # a wrong name or option loads no model
     Planner(registry).check(settings)
-    from pitlane import Engine
     from pitlane.testing import check_plugin
+    from pitlane.ui.bench.machine import machine
     from pitlane.ui.commands.model_choice import fetch
 
     fetch(model)
-
-    with Engine(model, dtype="float64", plugins={}, registry=registry) as engine:
-        outcome = check_plugin(engine, settings)
-        has_drafter = engine.plan(settings).drafter is not None
+    options = settings.pop(name)
+    outcome = check_plugin(name, options, bound=bound, base=settings, registry=registry, model=model, num_tokens=tokens)
+    checked_at = datetime.now(UTC).isoformat(timespec="seconds")
+    record = outcome.to_json() | {"pitlane": __version__, "checked_at": checked_at, "machine": machine()}
+    certificates.save(name, record)
     if as_json:
-        print_json({"name": name, **asdict(outcome)})
+        print_json(record)
     else:
-        answers = "answers compared" if outcome.exactness == "identical" else "answers, not compared"
-        answers += f", {outcome.num_draft_tokens} draft tokens" if has_drafter else ""
-        verdict = "does not keep its promise" if outcome.broken else "nothing contradicts it"
-        click.echo(f"{name} declares {outcome.exactness}; {outcome.num_answers} {answers}: {verdict}")
-        for line in outcome.broken:
-            click.echo(f"  {line}")
-    ctx.exit(1 if outcome.broken else 0)
-
-
-def describe(entry: PluginEntry) -> dict[str, Any]:
-    """All facts about a plugin, as JSON."""
-    plugin = entry.plugin
-    return {
-        "name": entry.name,
-        "status": "always on" if entry.serves_host else entry.status,
-        "reason": entry.reason,
-        "source": entry.source,
-        "role": plugin.role if plugin else None,
-        "exactness": plugin.exactness if plugin and not entry.serves_host else None,
-        "summary": plugin.summary() if plugin else "",
-        "hooks": entry.hooks,
-        "requires": list(plugin.requires) if plugin else [],
-        "conflicts": list(plugin.conflicts) if plugin else [],
-        "options": _options(plugin.Options.model_json_schema()) if plugin else [],
-    }
-
-
-def _options(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "type": _type(field),
-            "default": field.get("default"),
-            "range": _range(field),
-            "description": field.get("description", ""),
-        }
-        for name, field in schema.get("properties", {}).items()
-    ]
-
-
-def _type(field: dict[str, Any]) -> str:
-    if "enum" in field:
-        return " | ".join(map(str, field["enum"]))
-    kinds = [str(part.get("type", "any")) for part in field.get("anyOf", [field])]
-    return " | ".join(kinds)
-
-
-def _range(field: dict[str, Any]) -> str:
-    """Bounds as an interval: `[1, 64]`, `(0, 10000]`; empty without bounds."""
-    bounds = [part for part in field.get("anyOf", [field]) if any(key.endswith("imum") for key in map(str.lower, part))]
-    if not bounds:
-        return ""
-    part = bounds[0]
-    low = f"[{part['minimum']}" if "minimum" in part else f"({part.get('exclusiveMinimum', '-inf')}"
-    high = f"{part['maximum']}]" if "maximum" in part else f"{part.get('exclusiveMaximum', 'inf')})"
-    return f"{low}, {high}"
+        click.echo(outcome.table())
+    ctx.exit(0 if outcome.passed else 1)

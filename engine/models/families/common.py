@@ -7,6 +7,7 @@ from typing import Any
 from pitlane.engine.errors import ModelError, UnsupportedModel
 from pitlane.engine.models.config import DecoderConfig
 from pitlane.engine.models.config_file import ConfigFile, short
+from pitlane.engine.models.quantized.config import reader_of
 
 MAX_WIDTH = 2**20  # a hundred times the widest model known
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -58,12 +59,7 @@ def check_length(name: str, values: list[Any], num_layers: int) -> None:
 
 
 def _refuse(raw: ConfigFile, model_type: str) -> None:
-    quantization = raw.quantization_config or raw.compression_config
-    if quantization:
-        method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
-        raise UnsupportedModel(
-            f"the checkpoint is quantized ({short(method)}), which is not supported; use the unquantized model"
-        )
+    reader_of({"quantization_config": raw.quantization_config, "compression_config": raw.compression_config})
     if raw.partial_rotary_factor not in (None, 1.0):
         raise UnsupportedModel(f"{model_type} with partial_rotary_factor {raw.partial_rotary_factor} is not supported")
 

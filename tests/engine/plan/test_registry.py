@@ -11,8 +11,18 @@ from typing import Any
 
 import pytest
 
-from pitlane import BadOption, Plugin, PluginOptions, UnknownPlugin, hookimpl
+from pitlane import (
+    BadOption,
+    Plugin,
+    PluginOptions,
+    UnknownPlugin,
+    disable_plugin,
+    enable_plugin,
+    find_plugins,
+    hookimpl,
+)
 from pitlane.engine.plan.registry import BUILT_IN, PluginRegistry, hooks_of, validate
+from pitlane.engine.plan.validation import Incompatible
 
 GOOD = """
 from pitlane import Plugin, hookimpl
@@ -328,3 +338,89 @@ def test_a_plugin_may_have_the_name_of_a_plugin_that_did_not_load(tmp_path: Path
     registry.add(Works)
     assert registry.get("a") is Works
     assert [entry.reason for entry in registry if entry.plugin is None] == ["RuntimeError: broken"]
+
+
+# ---- versions, dependencies, disabled plugins
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        ("2.0", "needs version 2.0 of the plugin API, and this Pitlane has 1.0; upgrade pitlane"),
+        ("1.9", "needs version 1.9 of the plugin API, and this Pitlane has 1.0; upgrade pitlane"),
+        ("0.3", "needs version 0.3 of the plugin API, and this Pitlane has 1.0; install a newer version of it"),
+    ],
+)
+def test_a_plugin_for_another_version_is_incompatible_and_not_imported(
+    load: Callable[..., PluginRegistry], version: str, reason: str
+) -> None:
+    text = "raise RuntimeError('imported')\nclass Other:\n    api_version = '" + version + "'\n"
+    registry = load(other=text, fine=good("fine"))
+    entry = registry.entries["other"]
+    assert entry.status == "incompatible" and reason in entry.reason
+    assert registry.entries["fine"].status == "ok"
+    with pytest.raises(UnknownPlugin, match="plugin 'other' .* did not load: Incompatible: other needs version"):
+        registry.get("other")
+
+
+@pytest.mark.parametrize(("version", "status"), [("1.0", "ok"), ("2.0", "incompatible"), ("two", "failed")])
+def test_the_version_of_a_class_counts(version: str, status: str) -> None:
+    plugin = type("Versioned", (Plugin,), {"name": "versioned", "exactness": "identical", "api_version": version})
+    if status == "ok":
+        validate(plugin)
+        return
+    with pytest.raises(Incompatible if status == "incompatible" else ValueError, match=f"versioned.*{version}"):
+        validate(plugin)
+
+
+def test_a_missing_dependency_comes_with_its_install_command(
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install("pitlane-needy", "1", "pitlane_needy", pitlane_needy="import no_such_lib.part")
+    install("pitlane-extra", "1", "pitlane_extra", pitlane_extra="import other_lib")
+    install("pitlane-own", "1", "pitlane_own", pitlane_own="import pitlane_own.part")
+    needs = {"needy": "no-such-lib>=2", "extra": 'other_lib; extra == "fast"', "own": "pitlane"}
+    for name, requirement in needs.items():
+        path = tmp_path / f"site-pitlane-{name}" / f"pitlane_{name}-1.dist-info" / "METADATA"
+        path.write_text(path.read_text() + f"Requires-Dist: {requirement}\n")
+    monkeypatch.delenv("PITLANE_LOAD")
+    reasons = {entry.source: entry.reason for entry in PluginRegistry.load() if entry.status == "failed"}
+    assert reasons["pitlane-needy 1"].endswith(
+        "No module named 'no_such_lib'; install it: pip install 'no-such-lib>=2'"
+    )
+    assert reasons["pitlane-extra 1"].endswith("install it: pip install 'pitlane-extra[fast]'")
+    assert "install it" not in reasons["pitlane-own 1"], "a module of the package itself"
+
+
+def test_a_disabled_plugin_is_not_imported(install: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name of its entry point, and by the name of its package; the others load."""
+    install("pitlane-one", "1", "pitlane_trial_one", pitlane_trial_one="raise AssertionError('imported')")
+    install("pitlane-two", "1", "pitlane_trial_two", pitlane_trial_two=good("two"))
+    monkeypatch.delenv("PITLANE_LOAD")
+    for name in ("pitlane-one", "entry_of_pitlane_one"):
+        disable_plugin(name)
+        disable_plugin(name)
+        registry = PluginRegistry.load()
+        entry = registry.entries["entry_of_pitlane_one"]
+        assert (entry.status, entry.plugin) == ("disabled", None)
+        assert entry.reason == f"disabled; to load it again: pitlane plugins enable {name}"
+        assert "pitlane_trial_one" not in sys.modules and registry.entries["two"].status == "ok"
+        assert enable_plugin(name) and not enable_plugin(name)
+    assert PluginRegistry.load().entries["entry_of_pitlane_one"].status == "failed"
+
+
+def test_finding_plugins_imports_none_and_tells_of_changes(
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install("pitlane-one", "1.2", "pitlane_trial_one:One", pitlane_trial_one=good("one"))
+    monkeypatch.delenv("PITLANE_LOAD")
+    (candidate,) = find_plugins()
+    assert (candidate.name, candidate.source, candidate.module) == (
+        "entry_of_pitlane_one",
+        "pitlane-one 1.2",
+        "pitlane_trial_one",
+    )
+    state = candidate.state()
+    assert "pitlane_trial_one" not in sys.modules and candidate.state() == state
+    (tmp_path / "site-pitlane-one" / "pitlane_trial_one.py").write_text(good("one") + "# changed\n")
+    assert candidate.state() != state

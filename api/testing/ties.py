@@ -1,4 +1,4 @@
-"""Checks for plugin authors: does a plugin keep its exactness class, and do two answers differ only at ties?
+"""Do two answers differ only at ties?
 
 Make reference answers with `logprobs=50`. With temperature they need a `top_k` below 50, so that the logprobs reach beyond the
 truncation.
@@ -7,65 +7,12 @@ truncation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
 from pitlane.engine.decode.params import SamplingParams
 from pitlane.engine.decode.sampling import gumbel
-from pitlane.engine.engine import Engine
 from pitlane.engine.events import Result
-from pitlane.engine.plan.plan import Settings
-
-DRAFT_LENGTH = 16  # tokens that `check_plugin` asks a drafter for
-
-
-@dataclass(frozen=True, slots=True)
-class PluginCheck:
-    """The outcome of `check_plugin`.
-
-    num_draft_tokens: draft tokens that the engine verified; 0 for a drafter means that the check shows nothing. broken: a line for
-    every answer that contradicts the plugin's exactness class.
-    """
-
-    exactness: str
-    num_answers: int
-    num_draft_tokens: int
-    broken: list[str]
-
-
-def check_plugin(engine: Engine, settings: Settings, num_tokens: int = 64) -> PluginCheck:
-    """Compare answers under a plan with answers of the bare core, greedy and sampled.
-
-    A drafter is asked for drafts in every step, also if they cost more than they save.
-    engine: computes in float64, where `identical` means equal token ids. The tokens of any other plan are not compared: only
-    failures of its hooks are reported.
-    """
-    plan, core = engine.plan(settings), engine.plan({})
-    broken: list[str] = []
-    num_draft_tokens = 0
-    governor = engine.lane_of(plan).pacing.governor
-    governor.fixed = DRAFT_LENGTH
-    try:
-        for number, (tokens, temperature) in enumerate(product(_prompts(engine.loader.vocab_size), (0.0, 0.8)), 1):
-            sampling = SamplingParams(max_tokens=num_tokens, ignore_eos=True, temperature=temperature, seed=number)
-            result = engine.generate(tokens, sampling, plan=plan)
-            reference = engine.generate(tokens, sampling, plan=core)
-            num_draft_tokens += result.stats["draft_tokens"]
-            broken += [f"answer {number}: {reason}" for reason in result.stats["failed"].values()]
-            index = first_difference(reference.token_ids, result.token_ids)
-            if index is not None and plan.exactness == "identical":
-                broken.append(f"answer {number}, temperature {temperature}: token {index + 1} of {num_tokens} differs")
-    finally:
-        governor.fixed = None
-    return PluginCheck(plan.exactness, number, num_draft_tokens, broken)
-
-
-def _prompts(vocab_size: int) -> list[list[int]]:
-    """A passage, and the same passage three times: drafters and caches need repeated text."""
-    passage = np.random.default_rng(0).integers(0, vocab_size, 40).tolist()
-    return [passage, 3 * passage]
 
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:

@@ -1,0 +1,210 @@
+"""Builds recipes: walks a text through a model, asks a plugin to make a recipe of every layer, and keeps it under PITLANE_HOME.
+
+A build that is killed goes on at the layer that was not finished, with the same result bit for bit: the hidden states before a
+layer are kept beside the recipe. The folder `recipes/<digest>` depends on the weights, the config, the tokens, the plugin with its
+options, and the plugins that change weights before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pitlane.engine.calibration.recipe import (
+    INFO,
+    LayerInputs,
+    LayerRecipe,
+    Recipe,
+    layer_file,
+    put_in_place,
+    save,
+)
+from pitlane.engine.calibration.text import calibration_hash, calibration_text
+from pitlane.engine.calibration.walk import LayerWalk
+from pitlane.engine.errors import BadOption, EngineClosed, ModelError
+from pitlane.engine.models.build_context import BuildContext
+from pitlane.engine.models.builder import Transform
+from pitlane.engine.models.source import ModelSource
+from pitlane.engine.plan.plan import Plan
+from pitlane.engine.text.tokenizer import Tokenizer
+from pitlane.engine.variants import transform_of
+from pitlane.storage.home import home
+
+log = logging.getLogger("pitlane")
+FORMAT = "1"  # increase it when the meaning of a recipe changes
+LENGTH = 512  # tokens of a calibration sequence
+PAUSE = 10.0  # seconds between two lines of progress
+STATE = "hidden-{:03}.safetensors"  # the hidden states before a layer, while a recipe is built
+
+
+class ModelCalibrator:
+    """See `recipe.Calibrator`. is_stopped: ends a build between two sequences; the recipe stays half built."""
+
+    def __init__(
+        self, source: ModelSource, plan: Plan, context: BuildContext, is_stopped: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.source, self.plan, self.context, self.is_stopped = source, plan, context, is_stopped
+        self._recipes: dict[Path, Recipe] = {}
+        self._folders: dict[tuple[str, str], Path] = {}  # by key of the plugin and `depends`
+
+    def build(
+        self, plugin: Any, visit: Callable[[LayerInputs], LayerRecipe], hessians: bool = False, depends: str = ""
+    ) -> Recipe:
+        finished = self.recipe(plugin, depends)
+        if finished is not None:
+            return finished
+        ids = self._tokens(plugin)
+        build = _Build(self.source, self._folder(plugin, depends), plugin.name, self.is_stopped, hessians)
+        build.run(self._transform(plugin), ids, visit)
+        recipe = self.recipe(plugin, depends)
+        assert recipe is not None, "the build wrote the recipe"
+        return recipe
+
+    def recipe(self, plugin: Any, depends: str = "") -> Recipe | None:
+        folder = self._folder(plugin, depends)
+        if folder not in self._recipes:
+            if not (folder / INFO).is_file():
+                return None
+            self._recipes[folder] = Recipe(folder)
+        return self._recipes[folder]
+
+    def _before(self, plugin: Any) -> Plan:
+        """The plan of the plugins that change weights before a plugin."""
+        mine = (plugin.stage, plugin.name)
+        hooks = [hook for hook in self.plan.hook("transform_weights") if hook.plugin.name != plugin.name]
+        if plugin.role != "linear":  # its `transform_weights` is one of a fold; a linear comes after all of them
+            hooks = [hook for hook in hooks if (hook.plugin.stage, hook.plugin.name) < mine]
+        return Plan(tuple(hook.plugin for hook in hooks), {"transform_weights": tuple(hooks)} if hooks else {})
+
+    def _transform(self, plugin: Any) -> Transform | None:
+        return transform_of(self._before(plugin), self.context)
+
+    def _folder(self, plugin: Any, depends: str) -> Path:
+        known = (plugin.key, depends)
+        if known not in self._folders:
+            self._folders[known] = self._folder_of(plugin, depends)
+        return self._folders[known]
+
+    def _folder_of(self, plugin: Any, depends: str) -> Path:
+        parts = [
+            FORMAT,
+            self.context.fingerprint(),
+            repr(self.source.config),
+            *(earlier.key for earlier in self._before(plugin).plugins),
+            depends or plugin.key,
+            calibration_hash(plugin.options.text),
+            str(plugin.options.tokens),
+            str(LENGTH),
+        ]
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(len(part).to_bytes(4, "little") + part.encode())
+        return home() / "recipes" / f"{plugin.name}-{digest.hexdigest()[:24]}"
+
+    def _tokens(self, plugin: Any) -> Tensor:
+        """Calibration tokens [S, T]: the first tokens of the text in sequences of equal length."""
+        ids = Tokenizer(self.source).encode(calibration_text(plugin.options.text), add_special_tokens=False)
+        ids = ids[: plugin.options.tokens]
+        length = min(LENGTH, self.source.config.max_position, len(ids))
+        if len(ids) < 16:
+            raise BadOption(f"{plugin.name} needs a calibration text of at least 16 tokens, got {len(ids)}")
+        return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
+
+
+class _Build:
+    """Builds one recipe in its folder."""
+
+    def __init__(
+        self, source: ModelSource, folder: Path, label: str, is_stopped: Callable[[], bool], hessians: bool
+    ) -> None:
+        self.source, self.folder, self.label, self.hessians = source, folder, label, hessians
+        self.is_stopped, self.last_line = is_stopped, 0.0
+
+    def run(self, transform: Transform | None, ids: Tensor, visit: Callable[[LayerInputs], LayerRecipe]) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        began = time.monotonic()
+        with torch.inference_mode():
+            walk = LayerWalk(self.source, transform)
+            first, hidden, notes = self._state()
+            if hidden is None:
+                log.warning("%s: makes its recipe for %s, once", self.label, self.source.name)
+                hidden = walk.embed(ids)
+            layers = walk.config.num_layers
+            for index in range(first, layers):
+                self._tell(index, layers, ids.numel())
+                hidden, note = self._layer(walk, index, hidden, visit)
+                notes.append(note)
+                self._keep(index + 1, hidden, notes)
+        info = {
+            "plugin": self.label,
+            "model": self.source.name,
+            "layers": layers,
+            "tokens": ids.numel(),
+            "seconds": round(time.monotonic() - began, 1),
+            "notes": notes,
+        }
+        _write_json(info, self.folder / INFO)
+        for file in self.folder.glob("hidden-*"):
+            file.unlink(missing_ok=True)
+
+    def _layer(
+        self, walk: LayerWalk, index: int, hidden: Tensor, visit: Callable[[LayerInputs], LayerRecipe]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        outputs, stats = walk.gather(index, hidden, self.hessians, self._check)
+        if not bool(outputs.isfinite().all()):
+            raise ModelError(
+                f"layer {index} of {self.source.name} gives numbers that are not finite; check its weights"
+            )
+        made = visit(LayerInputs(index, walk.linears[index], stats, walk.weight))
+        del stats
+        save(made.tensors, layer_file(self.folder, index))
+        if made.weights:
+            del outputs
+            outputs = walk.run_with(index, hidden, made.weights, self._check)
+        return outputs, dict(made.notes)
+
+    def _state(self) -> tuple[int, Tensor | None, list[dict[str, Any]]]:
+        """The layer to go on with, the hidden states before it, and the notes of the layers before it."""
+        from safetensors import SafetensorError, safe_open
+
+        for file in sorted(self.folder.glob("hidden-*.safetensors"), reverse=True):
+            try:
+                with safe_open(str(file), framework="pt", device="cpu") as handle:
+                    notes = json.loads(handle.metadata()["notes"])
+                    return len(notes), handle.get_tensor("hidden").clone(), notes
+            except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+                log.warning("%s: %s is damaged; starting at an earlier layer", self.label, file)
+        return 0, None, []
+
+    def _keep(self, layer: int, hidden: Tensor, notes: list[dict[str, Any]]) -> None:
+        from safetensors.torch import save_file
+
+        path = self.folder / STATE.format(layer)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        save_file({"hidden": hidden}, partial, {"notes": json.dumps(notes)})
+        put_in_place(partial, path)
+        (self.folder / STATE.format(layer - 1)).unlink(missing_ok=True)
+
+    def _check(self) -> None:
+        if self.is_stopped():
+            raise EngineClosed(f"{self.label}: its recipe is half built, and goes on at the next start")
+
+    def _tell(self, done: int, layers: int, tokens: int) -> None:
+        if time.monotonic() - self.last_line > PAUSE:
+            self.last_line = time.monotonic()
+            log.warning("%s: layer %d of %d, %d tokens", self.label, done + 1, layers, tokens)
+
+
+def _write_json(value: dict[str, Any], path: Path) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value), encoding="utf-8")
+    put_in_place(partial, path)

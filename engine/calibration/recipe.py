@@ -1,0 +1,161 @@
+"""What calibration gives to a plugin: the statistics of a linear's inputs, the weights of a layer, and finished recipes.
+
+A recipe is a folder of safetensors, a file per layer, and `recipe.json`. It is complete if `recipe.json` is there. Its folder is
+named for a digest of everything that its tensors depend on. Knows no model class, no engine and no plugin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from pitlane.storage.errors import PitlaneError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pitlane.engine.models.parts import LinearPart
+
+INFO = "recipe.json"
+
+
+class InputStats(NamedTuple):
+    """The inputs X [T, K] of a linear over the calibration tokens, in float32.
+
+    absmax: largest |x| per channel [K]. mean_square: mean x^2 per channel [K]. hessian: X^T X [K, K], or None. sample: some rows of
+    X [R, K].
+    """
+
+    num_tokens: int
+    absmax: Tensor
+    mean_square: Tensor
+    hessian: Tensor | None
+    sample: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInputs:
+    """A layer of the dense model, for a plugin that makes a recipe.
+
+    linears: the parts of the layer, fused as the model names them. stats: by the name of a part's first member. weight: returns the
+    weight of a member [out, in] or of a norm [size], its offset included, in float32, as the plugins before leave it.
+    """
+
+    index: int
+    linears: tuple[LinearPart, ...]
+    stats: Mapping[str, InputStats]
+    weight: Callable[[str], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRecipe:
+    """What a plugin makes of a layer.
+
+    tensors: go into the recipe. notes: numbers for `recipe.json`. weights: by member, [out, in]; the following layers are
+    calibrated on the outputs of a layer with these weights. Empty: on those of the dense layer.
+    """
+
+    tensors: Mapping[str, Tensor]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Calibrator(Protocol):
+    """Builds the recipes of one model under one plan."""
+
+    def build(
+        self, plugin: Any, visit: Callable[[LayerInputs], LayerRecipe], hessians: bool = False, depends: str = ""
+    ) -> Recipe:
+        """Return the recipe of a plugin; build it first if it is missing.
+
+        visit: makes the recipe of a layer; called once per layer, in order. hessians: the statistics have them. depends: names all
+        that the recipe depends on beside the model, the text and the plugins before; '': the plugin's key, with all its options.
+        """
+
+    def recipe(self, plugin: Any, depends: str = "") -> Recipe | None:
+        """Return the finished recipe of a plugin, or None."""
+
+
+class Recipe:
+    """A finished recipe. info: the contents of `recipe.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.info: dict[str, Any] = json.loads((folder / INFO).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise _damaged(folder, error) from None
+
+    @property
+    def name(self) -> str:
+        """The digest of all that the recipe depends on."""
+        return self.folder.name
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.folder.iterdir())
+
+    def notes(self) -> list[dict[str, Any]]:
+        """The notes of every layer, in order."""
+        notes: list[dict[str, Any]] = self.info["notes"]
+        return notes
+
+    def get(self, name: str) -> Tensor | None:
+        """Return a tensor, or None if the recipe has no tensor of this name."""
+        file = self._owners.get(name)
+        if file is None:
+            return None
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(file), framework="pt", device="cpu") as handle:
+                tensor: Tensor = handle.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise _damaged(self.folder, error) from None
+        return tensor
+
+    @cached_property
+    def _owners(self) -> dict[str, Path]:
+        from safetensors import SafetensorError, safe_open
+
+        owners: dict[str, Path] = {}
+        try:
+            for layer in range(self.info["layers"]):
+                file = layer_file(self.folder, layer)
+                with safe_open(str(file), framework="pt", device="cpu") as handle:
+                    owners |= dict.fromkeys(handle.keys(), file)
+        except (OSError, SafetensorError) as error:
+            raise _damaged(self.folder, error) from None
+        return owners
+
+
+def layer_file(folder: Path, layer: int) -> Path:
+    return folder / f"layer-{layer:03}.safetensors"
+
+
+def save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file under a temporary name, sync it, and rename it."""
+    import torch
+    from safetensors.torch import save_file
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    alone = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    save_file(alone, partial)  # tensors that share memory are refused
+    put_in_place(partial, path)
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Sync a written file and give it its name."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _damaged(folder: Path, error: Exception) -> PitlaneError:
+    reason = " ".join(str(error).split())[:200]
+    return PitlaneError(f"the recipe {folder} is damaged ({reason}); delete this folder, and it is built again")

@@ -1,0 +1,47 @@
+"""The `quantization_config` of a `config.json`: finds the reader of its method. Reads no tensor.
+
+The name of a method is the name of its module, with - for _.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pitlane.engine.errors import ModelError, UnsupportedModel
+from pitlane.engine.models.config_file import read_json, short
+from pitlane.engine.models.quantized import awq, compressed_tensors, fp8, gptq
+from pitlane.engine.models.quantized.spec import Reader
+
+KEYS = ("quantization_config", "compression_config")
+READERS = {
+    module.__name__.rpartition(".")[2].replace("_", "-"): module.Reader
+    for module in (awq, compressed_tensors, fp8, gptq)
+}
+
+
+def reader_of(raw: Mapping[str, Any]) -> Reader | None:
+    """The reader for a `config.json`; None: the checkpoint is not quantized. Raises UnsupportedModel or ModelError."""
+    quantization = next((raw[key] for key in KEYS if raw.get(key)), None)
+    if quantization is None:
+        return None
+    method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
+    known = ", ".join(READERS)
+    if not isinstance(method, str) or method not in READERS or not isinstance(quantization, dict):
+        raise UnsupportedModel(
+            f"the checkpoint is quantized ({short(method)}), which is not supported; known methods: {known}; "
+            "use one of them or the unquantized model"
+        )
+    return READERS[method](method, quantization)
+
+
+def reader_in(folder: Path) -> Reader | None:
+    """The reader for the `config.json` of a folder."""
+    file = folder / "config.json"
+    try:
+        return reader_of(read_json(file))
+    except UnsupportedModel:
+        raise
+    except ModelError as error:
+        raise ModelError(f"{file}: {error}") from None

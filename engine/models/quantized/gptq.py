@@ -1,0 +1,91 @@
+"""GPTQ checkpoints, as AutoGPTQ and GPTQModel write them.
+
+qweight int32 [K bits / 32, N], packed along the inputs. qzeros int32 [G, N bits / 32], packed along the outputs. scales [G, N].
+g_idx int32 [K]: the group of every input; with `desc_act` an input may belong to any group. Version 1 (`checkpoint_format` gptq)
+stores every zero less one, version 2 (gptq_v2) stores the zero. Source: GPTQ, https://arxiv.org/abs/2210.17323
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pitlane.engine.models.config_file import JsonFile
+from pitlane.engine.models.quantized.bits import unpack
+from pitlane.engine.models.quantized.packing import PackedWeight, Packing
+from pitlane.engine.models.quantized.spec import FLOATS, BadTensor, Get, Spec, checked_bits, refuse, whole_groups
+
+BITS = (2, 3, 4, 5, 6, 7, 8)
+
+
+class Config(JsonFile):
+    bits: int | None = None
+    group_size: int = 128
+    desc_act: bool = False
+    sym: bool = True
+    checkpoint_format: str | None = None
+    dynamic: dict[str, dict[str, Any]] | None = None
+
+
+class Reader:
+    """quantization_config with `quant_method` gptq."""
+
+    def __init__(self, method: str, raw: Mapping[str, Any]) -> None:
+        self.method, self.config = method, Config.of(raw, "quantization_config")
+        checked_bits(method, self.config.bits, BITS)
+        versions = method, f"{method}_v2"
+        version = self.config.checkpoint_format or method
+        if version not in versions:
+            raise refuse(method, "checkpoint_format", version, ", ".join(versions))
+        self.zero_offset = int(version == method)
+
+    def packing_of(self, name: str, inputs: int) -> Packing | None:
+        config = self.config
+        for pattern, changes in (config.dynamic or {}).items():  # GPTQModel: rules for modules by regular expression
+            if re.match(pattern.removeprefix("+:").removeprefix("-:"), name):
+                if pattern.startswith("-:"):
+                    return None
+                config = Config.of({**config.model_dump(), **changes}, "quantization_config.dynamic")
+                break
+        size = whole_groups(self.method, config.group_size, inputs, name)
+        bits = checked_bits(self.method, config.bits, BITS)
+        return Packing(self.method, bits, size, symmetric=config.sym, is_permuted=config.desc_act)
+
+    def specs(self, packing: Packing, outputs: int, inputs: int) -> Mapping[str, Spec]:
+        bits, groups = packing.bits, inputs // packing.group_size
+        return {
+            "qweight": Spec(("I32",), ((inputs * bits // 32, outputs),)),
+            "qzeros": Spec(("I32",), ((groups, outputs * bits // 32),)),
+            "scales": Spec(FLOATS, ((groups, outputs),)),
+            "g_idx": Spec(("I32", "I64"), ((inputs,),), is_needed=packing.is_permuted),
+        }
+
+    def read(self, packing: Packing, outputs: int, inputs: int, get: Get) -> PackedWeight:
+        bits, middle = packing.bits, 2 ** (packing.bits - 1)
+        numbers = unpack(get("qweight").T.contiguous(), bits, inputs)
+        zeros = unpack(get("qzeros"), bits, outputs).T.to(torch.int16) + self.zero_offset
+        if packing.symmetric and bool((zeros != middle).any()):
+            raise BadTensor(f"qzeros must be {middle} everywhere, because the config says sym; set sym to false")
+        return PackedWeight(
+            packing, numbers, get("scales").T, None if packing.symmetric else zeros, _groups(packing, inputs, get)
+        )
+
+
+def _groups(packing: Packing, inputs: int, get: Get) -> torch.Tensor | None:
+    """The group of every input; None if the inputs lie in the order of their groups."""
+    try:
+        groups = get("g_idx").to(torch.int64)
+    except KeyError:
+        return None
+    in_order = torch.arange(inputs) // packing.group_size
+    if torch.equal(groups, in_order):
+        return None
+    if not packing.is_permuted:
+        raise BadTensor("g_idx permutes the inputs, and the config says desc_act false; set desc_act to true")
+    count = inputs // packing.group_size
+    if not torch.equal(groups.sort().values, in_order):
+        raise BadTensor(f"g_idx must name each of {count} groups {packing.group_size} times; download the model again")
+    return groups

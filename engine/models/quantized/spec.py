@@ -1,0 +1,71 @@
+"""What a format declares: the tensors of a linear with their dtypes and shapes, and how they are read.
+
+A reader module has a class with `packing_of`, `specs` and `read`. `folder.py` compares files with the specs before it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from torch import Tensor
+
+from pitlane.engine.errors import ModelError, UnsupportedModel
+from pitlane.engine.models.config_file import short
+from pitlane.engine.models.quantized.packing import PackedWeight, Packing
+
+FLOATS = ("F32", "F16", "BF16")
+Get: TypeAlias = Callable[[str], Tensor]  # last part of a tensor's name -> the tensor
+
+
+class Spec(NamedTuple):
+    """A tensor of a linear. dtypes: in the spelling of safetensors. shapes: the shapes that it may have."""
+
+    dtypes: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    is_needed: bool = True
+
+
+class Reader(Protocol):
+    """A format with the values of one `quantization_config`."""
+
+    def packing_of(self, name: str, inputs: int) -> Packing | None:
+        """How a linear of the checkpoint is stored; None: dense. Raises ModelError for sizes that do not fit."""
+
+    def specs(self, packing: Packing, outputs: int, inputs: int) -> Mapping[str, Spec]:
+        """The tensors of a linear, by the last part of their names. The first holds the numbers."""
+
+    def read(self, packing: Packing, outputs: int, inputs: int, get: Get) -> PackedWeight:
+        """The stored numbers. get: reads a tensor whose dtype and shape fit its spec; KeyError for an absent tensor."""
+
+
+class BadTensor(ModelError):
+    """A tensor holds values that do not fit the config. The message begins with the last part of the tensor's name."""
+
+
+def whole_groups(method: str, size: int, inputs: int, name: str) -> int:
+    """The inputs per scale. size -1: a scale serves all inputs."""
+    if size == -1:
+        return inputs
+    if size < 1 or inputs % size:
+        raise ModelError(
+            f"group_size must divide the inputs of every quantized linear, got {size} and {inputs} ({name}); "
+            f"correct group_size in the quantization_config of {method}"
+        )
+    return size
+
+
+def checked_bits(method: str, bits: int | None, known: tuple[int, ...]) -> int:
+    if bits not in known:
+        raise UnsupportedModel(
+            f"the checkpoint is quantized ({method}) with bits {short(bits)}, which is not supported; "
+            f"known bits: {', '.join(map(str, known))}"
+        )
+    return bits
+
+
+def refuse(method: str, key: str, value: Any, known: str) -> UnsupportedModel:
+    """The error for a value of a `quantization_config` that no reader knows."""
+    return UnsupportedModel(
+        f"the checkpoint is quantized ({method}) with {key} {short(value)}, which is not supported; known: {known}"
+    )

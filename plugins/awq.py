@@ -1,0 +1,139 @@
+"""AWQ: scale the weights that large inputs meet before int4 rounds them, and clip the range of every group.
+
+Changes in the loop: `transform_weights` multiplies the columns of a linear by factors, divides the norm or the linear before it by
+the same factors, and clips weights; the plugin `int4` then rounds them. The factors are rms(input)^a per channel, with a in [0, 1]
+searched for every layer; the range of every group and output is searched between 50 % and 100 %. Both searches measure the squared
+error of a linear's outputs over the calibration text. They never end worse than round to nearest on that text.
+The first use makes a recipe (some minutes for a small model), kept under PITLANE_HOME. It belongs to the model, to the options of
+this plugin and of `int4`, and to the plugins that change weights before.
+Exactness: approximate. The model's function stays until `int4` rounds: a factor on a column is taken out again before it.
+Metric and values: docs/quantization.md, measured with `pitlane eval`.
+Costs: time at the first use and at load; a step takes no longer.
+Paper: AWQ, https://arxiv.org/abs/2306.00978
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from pitlane import BadOption, LayerRecipe, LinearPart, NormPart, Plugin, PluginOptions, calibration_hash, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from pitlane import BuildContext, LayerInputs, Part, Recipe, Tensors
+    from pitlane.kernels.packing import Format
+
+
+class Awq(Plugin):
+    name, exactness, stage = "awq", "approximate", 10
+    requires, conflicts = ("int4",), ("smoothquant",)
+
+    class Options(PluginOptions):
+        bits: int = Field(
+            4,
+            ge=2,
+            le=4,
+            title="Bits",
+            description="below 4, weights have the coarser grid and keep the bytes of int4: for quality only; needs int4.symmetric",
+        )
+        clip: bool = Field(True, title="Clip", description="search the range of every group")
+        text: str = Field("", title="Text", description="file of calibration text; empty: the text that Pitlane brings")
+        tokens: int = Field(8192, ge=64, le=262144, title="Tokens", description="calibration tokens, at most")
+
+    @classmethod
+    def key_of(cls, options: Any) -> str:
+        return super().key_of(options) + calibration_hash(options.text)
+
+    def prepare(self, context: BuildContext) -> None:
+        form = self._format(context)
+        if context.calibrator is None:
+            raise BadOption("awq needs the weights of a model to make its recipe")
+        context.calibrator.build(
+            self, partial(self._visit, context, form), hessians=True, depends=self._depends(context)
+        )
+
+    @hookimpl
+    def transform_weights(self, part: Part, tensors: Tensors, context: BuildContext) -> Tensors | None:
+        from pitlane.kernels.scaling import scaled
+
+        if not isinstance(part, (LinearPart, NormPart)):
+            return None
+        recipe = self._recipe(context)
+        changed = scaled(part.name, tensors, recipe.get, part.offset if isinstance(part, NormPart) else 0.0)
+        if self.options.bits < 4 and isinstance(part, LinearPart) and part.tied_to is None and part.name != "lm_head":
+            tensors = changed or tensors
+            changed = {**tensors, "weight": self._rounding(self._format(context))(tensors["weight"].float())}
+        return changed
+
+    def _visit(self, context: BuildContext, form: Format, layer: LayerInputs) -> LayerRecipe:
+        import torch
+
+        from pitlane.kernels.quantize_math import InputStats, awq_scales, clip_shares
+        from pitlane.kernels.scaling import norm_factors, row_divisors, shared
+
+        rounded, tensors, notes = self._rounding(form), dict[str, "Tensor"](), {}
+        for part in layer.linears:
+            names, stats = [member.name for member in part.members], InputStats(*layer.stats[part.members[0].name])
+            weight = torch.cat([layer.weight(name) for name in names])
+            feed, factors = part.fed_by, torch.ones(part.in_features)
+            note = {}
+            if feed is not None:
+                search = awq_scales(weight, stats, rounded, partial(shared, groups=feed.groups, repeats=feed.repeats))
+                factors = search.scales
+                note = {"power": search.power, "start": search.start, "error": search.error}
+                if feed.is_norm:
+                    tensors[f"{feed.name}.norm"], factors = norm_factors(
+                        layer.weight(feed.name), factors, context.dtype
+                    )
+                else:
+                    tensors[f"{feed.name}.rows"] = row_divisors(factors, feed.groups, feed.repeats)
+                tensors |= {f"{name}.columns": factors for name in names}
+            if self.options.clip:
+                hessian = stats.hessian / factors[:, None] / factors
+                shares, before, after = clip_shares(weight * factors, hessian, form.group_size, rounded)
+                note |= {"before_clip": float(before.sum()), "after_clip": float(after.sum())}
+                sizes = [member.out_features for member in part.members]
+                tensors |= {
+                    f"{name}.clip": piece.half() for name, piece in zip(names, shares.split(sizes), strict=True)
+                }
+            notes[part.name] = note
+        return LayerRecipe(tensors, notes)
+
+    def _recipe(self, context: BuildContext) -> Recipe:
+        recipe = context.calibrator and context.calibrator.recipe(self, self._depends(context))
+        if recipe is None:
+            raise BadOption("awq has no recipe for this model yet; load the model with an engine")
+        return recipe
+
+    def _depends(self, context: BuildContext) -> str:
+        return f"{self.key} {self._format(context)} {context.dtype}"
+
+    def _format(self, context: BuildContext) -> Format:
+        from pitlane.kernels.packing import Format
+
+        options = context.settings["int4"]
+        if self.options.bits < 4 and not options["symmetric"]:
+            raise BadOption(
+                f"awq.bits = {self.options.bits} needs int4.symmetric = true, whose grid holds that of fewer bits"
+            )
+        return Format(4, False, options["group_size"], options["symmetric"])
+
+    def _rounding(self, form: Format) -> Callable[[Tensor], Tensor]:
+        """The weight that int4 will keep for a weight [N, K]."""
+        from pitlane.kernels.packing import UNIT, quantize_groups
+        from pitlane.kernels.quantize_math import quantize_linear
+
+        def rounded(weight: Tensor) -> Tensor:
+            if form.symmetric:
+                return quantize_linear(weight, self.options.bits, form.group_size).dequantized()
+            numbers, scales, lows = quantize_groups(weight, form)
+            assert lows is not None
+            return ((numbers * scales.float()[..., None] + lows.float()[..., None]) * UNIT).flatten(1)
+
+        return rounded

@@ -1,0 +1,55 @@
+"""Few bits: every weight rounded to nearest on a grid of 2 to 8 bits. For quality only: weights keep their bytes.
+
+Changes in the loop: `transform_weights` replaces the weights of the linears by those that a grid of `bits` keeps, with a scale for
+`group_size` inputs. Head and embedding stay. Any plugin of the role linear, or the core, then builds the rounded weights. It draws
+the curve of quality over bits; int8 and int4 are the plugins that save bytes.
+Exactness: approximate. A weight is off by at most half a step of its group, with `symmetric` by a step at the end of the range.
+Metric and values: docs/quantization.md, measured with `pitlane eval`.
+Costs: time to round at load. It saves no memory and no time.
+Paper: Dettmers and Zettlemoyer 2022, the case for 4-bit precision, https://arxiv.org/abs/2212.09720
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from pitlane import LinearPart, Plugin, PluginOptions, hookimpl
+
+if TYPE_CHECKING:
+    from pitlane import BuildContext, Part, Tensors
+
+
+class FewBits(Plugin):
+    name, exactness, stage = "few_bits", "approximate", 30
+    conflicts = ("int4", "gptq", "mixed")
+
+    class Options(PluginOptions):
+        bits: int = Field(4, ge=2, le=8, title="Bits", description="of a weight; a scale per group comes on top")
+        group_size: Literal[0, 32, 64, 128] = Field(
+            64, title="Group size", description="inputs that share a scale; 0: a row of a weight shares a scale"
+        )
+        symmetric: bool = Field(True, title="Symmetric", description="zero is the middle of a group's range")
+
+    def refusal(self, context: BuildContext) -> str | None:
+        from pitlane import parts_of
+
+        size = self.options.group_size
+        for part in parts_of(context.config):
+            if size and isinstance(part, LinearPart) and part.fed_by is not None and part.in_features % size:
+                return (
+                    f"few_bits.group_size must divide the inputs of every linear, got {size} and {part.in_features} "
+                    f"({part.name}); 0 makes a row a group"
+                )
+        return None
+
+    @hookimpl
+    def transform_weights(self, part: Part, tensors: Tensors) -> Tensors | None:
+        from pitlane.kernels.quantize_math import quantize_linear
+
+        if not isinstance(part, LinearPart) or part.fed_by is None:
+            return None
+        options, weight = self.options, tensors["weight"]
+        rounded = quantize_linear(weight, options.bits, options.group_size, options.symmetric).dequantized()
+        return {**tensors, "weight": rounded.to(weight.dtype)}

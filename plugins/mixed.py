@@ -1,0 +1,256 @@
+"""Mixed: every linear gets the bits that its measured error asks for, within a budget of bytes.
+
+Changes in the loop: `build_linear` gives every linear one of several formats. The first use measures over the calibration text the
+error of every linear's outputs in every format, as a share of the outputs' size. Then the linears start in the smallest format, and
+the upgrade that takes away most error per byte comes next, until the budget `bits` is full. Codes are rounded to nearest, with the
+range of a group searched for the least error weighted by the inputs.
+With `formats` = kernels, a linear has 4 bits in groups of 128, 64 or 32, or 8 bits, and runs on the kernels of int4 and int8. With
+`formats` = all, 2, 3, 5 and 6 bits come in too; they run as a dense weight, for quality only. `build_embedding` keeps head and
+embedding in 8 bits.
+Exactness: approximate. Metric and values: docs/quantization.md, measured with `pitlane eval`.
+Costs: time at the first use, kept as a recipe under PITLANE_HOME; time to round at load.
+Paper: the budget and the greedy choice are those of HAWQ-V2, https://arxiv.org/abs/1911.03852, with a measured error for its traces
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from pitlane import BadOption, LayerRecipe, LinearPart, LinearPlan, Plugin, PluginOptions, calibration_hash, hookimpl
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pitlane import BuildContext, EmbeddingPart, LayerInputs, Recipe
+    from pitlane.kernels.packing import Format
+    from pitlane.kernels.quantize_math import Codes
+
+
+class Choice(NamedTuple):
+    """A format of a weight. group_size 0: a scale per row."""
+
+    bits: int
+    group_size: int
+    symmetric: bool = True
+
+    @property
+    def on_kernel(self) -> bool:
+        return self.bits in (4, 8)
+
+    def cost(self, inputs: int) -> float:
+        """Bits per weight, scales included: 16 bits per group, 32 with zeros or per row."""
+        per_group = 16 if self.symmetric else 32
+        return self.bits + (per_group / self.group_size if self.group_size else 32 / inputs)
+
+    def __str__(self) -> str:
+        return f"{self.bits}g{self.group_size}{'' if self.symmetric else 'z'}"
+
+
+ON_KERNELS = (Choice(4, 128), Choice(4, 64), Choice(4, 64, False), Choice(4, 32, False), Choice(8, 0))
+ALL = (*(Choice(bits, 64) for bits in (2, 3, 5, 6)), *ON_KERNELS)
+
+
+class Mixed(Plugin):
+    name, role, exactness = "mixed", "linear", "approximate"
+
+    class Options(PluginOptions):
+        bits: float = Field(
+            5.0,
+            ge=2.25,
+            le=8.1,
+            title="Bits",
+            description="budget: bits per weight of all linears together, scales included",
+        )
+        formats: Literal["kernels", "all"] = Field(
+            "kernels",
+            title="Formats",
+            description="kernels: 4 and 8 bits; all: 2 to 8 bits, some dense, for quality only",
+        )
+        activations: Literal["int8", "bfloat16"] = Field(
+            "int8",
+            title="Activations",
+            description="int8 rounds the inputs of a linear to 8 bits; bfloat16 keeps the dtype",
+        )
+        head: Literal["int8", "bfloat16"] = Field(
+            "int8", title="Head", description="the head and the embedding have 8 bits; bfloat16 keeps them"
+        )
+        text: str = Field("", title="Text", description="file of calibration text; empty: the text that Pitlane brings")
+        tokens: int = Field(8192, ge=64, le=262144, title="Tokens", description="calibration tokens, at most")
+
+    def __init__(self, options: PluginOptions | None = None) -> None:
+        super().__init__(options)
+        self._by_recipe: dict[str, dict[str, Choice]] = {}
+
+    @classmethod
+    def key_of(cls, options: Any) -> str:
+        return super().key_of(options) + calibration_hash(options.text)
+
+    def refusal(self, context: BuildContext) -> str | None:
+        parts = _linears(context)
+        total = sum(part.out_features * part.in_features for part in parts)
+        least = sum(
+            self._choices(part)[0].cost(part.in_features) * part.out_features * part.in_features for part in parts
+        )
+        if self.options.bits < least / total - 1e-9:
+            return (
+                f"mixed.bits = {self.options.bits:g} is less than the smallest formats of this model need; "
+                f"give at least {least / total + 0.0005:.3f}"
+            )
+        return None
+
+    def prepare(self, context: BuildContext) -> None:
+        if context.calibrator is None:
+            raise BadOption("mixed needs the weights of a model to make its recipe")
+        context.calibrator.build(self, self._visit, hessians=True, depends=self._depends)
+
+    @hookimpl
+    def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
+        from pitlane.kernels.integer_parts import codes_plan, linear_plan
+
+        sizes = part.out_features, part.in_features, part.bias
+        if part.fed_by is None:
+            form = self._head if part.name == "lm_head" else None
+            return form and LinearPlan(**linear_plan(*sizes, form, context.dtype, context.device)._asdict())
+        recipe = context.calibrator and context.calibrator.recipe(self, self._depends)
+        choice = self._chosen(context, recipe).get(part.name)
+        if choice is None:
+            return None  # a member alone: the fused part was planned
+        codes = partial(_codes, recipe, part, choice)
+        if choice.on_kernel:
+            form = self._form(choice)
+            return LinearPlan(**codes_plan(*sizes, form, context.dtype, context.device, codes)._asdict())
+        num_bytes = part.num_values * context.dtype.itemsize
+        build = partial(_dense, codes, context.dtype, context.device)
+        return LinearPlan(num_bytes, num_bytes + 6 * part.num_values, build, batch_invariant=False)
+
+    @hookimpl
+    def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
+        from pitlane.kernels.integer_parts import embedding_plan
+
+        form = self._head
+        sizes = part.num_embeddings, part.dim, part.is_tied
+        return form and LinearPlan(**embedding_plan(*sizes, form, context.dtype, context.device)._asdict())
+
+    @property
+    def _depends(self) -> str:
+        """The recipe serves every budget."""
+        return f"{self.name}@{self.version} {self.options.formats}"
+
+    def _choices(self, part: LinearPart) -> list[Choice]:
+        """The formats that fit a part, from the fewest bytes on."""
+        table = ON_KERNELS if self.options.formats == "kernels" else ALL
+        fitting = [choice for choice in table if not choice.group_size or part.in_features % choice.group_size == 0]
+        return sorted(fitting, key=lambda choice: choice.cost(part.in_features))
+
+    def _visit(self, layer: LayerInputs) -> LayerRecipe:
+        import torch
+
+        from pitlane.kernels.quantize_math import InputStats, output_error
+
+        tensors, notes = dict[str, "Tensor"](), {}
+        for part in layer.linears:
+            names, stats = [member.name for member in part.members], InputStats(*layer.stats[part.members[0].name])
+            weight = torch.cat([layer.weight(name) for name in names])
+            assert stats.hessian is not None
+            size = max(float(output_error(weight, stats.hessian).sum()), 1e-30)
+            errors = {}
+            for choice in self._choices(part):
+                rounded = _rounded(weight, choice, stats.mean_square).dequantized()
+                errors[str(choice)] = float(output_error(rounded - weight, stats.hessian).sum()) / size
+            notes[part.name] = errors
+            tensors[f"{names[0]}.mean_square"] = stats.mean_square
+        return LayerRecipe(tensors, notes)
+
+    def _chosen(self, context: BuildContext, recipe: Recipe | None) -> dict[str, Choice]:
+        """The format of every part, by name. Without a recipe, all errors count as those of 2^-bits: for an estimate of bytes."""
+        name = recipe.name if recipe else ""
+        if name not in self._by_recipe:
+            self._by_recipe[name] = self._choose(context, recipe)
+        return self._by_recipe[name]
+
+    def _choose(self, context: BuildContext, recipe: Recipe | None) -> dict[str, Choice]:
+        parts = _linears(context)
+        table = {name: errors for note in recipe.notes() for name, errors in note.items()} if recipe else {}
+
+        def error(part: LinearPart, choice: Choice) -> float:
+            known: float = table[part.name][str(choice)] if table else 4.0**-choice.bits
+            return known
+
+        return spend(parts, {part.name: self._choices(part) for part in parts}, error, self.options.bits)
+
+    def _form(self, choice: Choice) -> Format:
+        from pitlane.kernels.packing import Format
+
+        return Format(choice.bits, self.options.activations == "int8", choice.group_size, choice.symmetric)
+
+    @property
+    def _head(self) -> Format | None:
+        from pitlane.kernels.packing import Format
+
+        return Format(8, self.options.activations == "int8") if self.options.head == "int8" else None
+
+
+def spend(parts: list[LinearPart], choices: dict[str, list[Choice]], error: Any, bits: float) -> dict[str, Choice]:
+    """Choose a format for every part: upgrade by the error taken away per byte, while the budget of bits per weight holds.
+
+    error: (part, choice) -> the share of the outputs' size that is lost.
+    """
+    weights = {part.name: part.out_features * part.in_features for part in parts}
+    left = bits * sum(weights.values())
+    level = dict.fromkeys(weights, 0)
+    cost = {
+        part.name: [choice.cost(part.in_features) * weights[part.name] for choice in choices[part.name]]
+        for part in parts
+    }
+    errors = {part.name: [error(part, choice) for choice in choices[part.name]] for part in parts}
+    left -= sum(costs[0] for costs in cost.values())
+    while True:
+        upgrades = [
+            ((errors[name][now] - errors[name][to]) / (cost[name][to] - cost[name][now]), name, to)
+            for name, now in level.items()
+            for to in range(now + 1, len(cost[name]))
+            if cost[name][to] - cost[name][now] <= left and errors[name][to] < errors[name][now]
+        ]
+        if not upgrades:
+            return {name: choices[name][now] for name, now in level.items()}
+        _, name, to = max(upgrades)
+        left -= cost[name][to] - cost[name][level[name]]
+        level[name] = to
+
+
+def _linears(context: BuildContext) -> list[LinearPart]:
+    from pitlane import parts_of
+
+    return [part for part in parts_of(context.config) if isinstance(part, LinearPart) and part.fed_by is not None]
+
+
+def _rounded(weight: Tensor, choice: Choice, mean_square: Tensor) -> Codes:
+    import torch
+
+    from pitlane.kernels.quantize_math import InputStats, quantize_linear
+
+    stats = InputStats(0, torch.zeros_like(mean_square), mean_square)
+    return quantize_linear(weight, choice.bits, choice.group_size, choice.symmetric, stats=stats, clip=True)
+
+
+def _codes(recipe: Recipe | None, part: LinearPart, choice: Choice, members: Any) -> Codes:
+    """Round the weight of a part to its format."""
+    from pitlane.kernels.quantize_math import joined
+
+    mean_square = recipe and recipe.get(f"{part.members[0].name}.mean_square")
+    if mean_square is None:
+        raise BadOption("mixed has no recipe for this model yet; load the model with an engine")
+    return joined([_rounded(member["weight"].float(), choice, mean_square) for member in members])
+
+
+def _dense(codes: Any, dtype: torch.dtype, device: torch.device, members: Any) -> Any:
+    import torch
+    import torch.nn.functional as F
+
+    weight = codes(members).dequantized().to(device, dtype)
+    biases = [member["bias"].to(device, dtype) for member in members if "bias" in member]
+    return partial(F.linear, weight=weight, bias=torch.cat(biases) if biases else None)

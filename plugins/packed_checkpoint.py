@@ -1,0 +1,159 @@
+"""Packed checkpoint: the linears of a quantized checkpoint run on Pitlane's kernels, from the numbers in its files.
+
+Changes in the loop: `build_linear` takes the stored numbers of GPTQ, AWQ, compressed-tensors and FP8 checkpoints (docs/formats.md).
+4 bits in groups of 32 inputs or a multiple, and 8 bits with a scale per output run on the kernels of `int4` and `int8`; float8 runs
+on the kernel of `fp8`. The inputs of a layer with act-order are permuted first. Any other linear is decoded to the model's dtype,
+and `stats.notes` and a warning say so. Without the plugin every linear is decoded. Inputs stay in the model's dtype, also where the
+checkpoint asks for rounded inputs; with `activations` = int8 the kernels of integers round them, with a scale per token and group.
+Exactness: rounding. The weights are those of the files, and sums are in float32 in another order, so an output differs by rounding.
+Decoded weights are rounded to the model's dtype (2^-9 in bfloat16); the kernels do without that. With zero points, the kernel for 4
+bits keeps scale * zero in float16, within 2^-12. With `activations` = int8 it is approximate, as `int8` and `int4` are.
+Costs: time to repack at load. Helps where a step is bound by reading weights: a decode step reads 4.5 or 8 bits per weight.
+Source: the formats' own libraries (AutoGPTQ, AutoAWQ, compressed-tensors)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from pitlane import Plugin, PluginOptions, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pitlane import BuildContext, Exactness, Lane, LinearPart, LinearPlan, PackedTensors, Packing, Sequence, Tensors
+    from pitlane.kernels.packing import Format
+
+log = logging.getLogger("pitlane")
+
+
+class PackedCheckpoint(Plugin):
+    name, role, exactness = "packed_checkpoint", "linear", "rounding"
+    is_default = batch_invariant = True
+
+    class Options(PluginOptions):
+        activations: Literal["bfloat16", "int8"] = Field(
+            "bfloat16",
+            title="Activations",
+            description="bfloat16 keeps the inputs of a linear in the model's dtype; int8 rounds them to 8 bits",
+        )
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.known: tuple[BuildContext, dict[str, Any]] | None = None  # the last summary
+
+    @classmethod
+    def exactness_for(cls, options: PluginOptions) -> Exactness:
+        return "approximate" if getattr(options, "activations", "") == "int8" else "rounding"
+
+    @classmethod
+    def unavailable(cls, context: BuildContext) -> str | None:
+        return None if context.packings else "the checkpoint is not quantized"
+
+    @hookimpl
+    def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
+        packings = {context.packings.get(member.name) for member in part.members}
+        packing = packings.pop()
+        if packings or (packing is not None and packing.is_permuted and len(part.members) > 1):
+            return None  # the members are asked one by one
+        if packing is None:
+            return self._dense(part, context)
+        form = _form(packing, part.in_features, self.options.activations == "int8")
+        if form is None:
+            _warn(f"linears with {packing} have no kernel: they are decoded to the model's dtype")
+            return self._dense(part, context)
+        return self._packed(part, packing, form, context)
+
+    @hookimpl
+    def sequence_finished(self, seq: Sequence, lane: Lane) -> None:
+        context = lane.built.context
+        if self.known is None or self.known[0] is not context:
+            self.known = context, summary(context)
+        seq.notes[self.name] = self.known[1]
+
+    def _packed(self, part: LinearPart, packing: Packing, form: Format, context: BuildContext) -> LinearPlan:
+        from pitlane import LinearPlan
+        from pitlane.kernels.integer_parts import linear_plan
+
+        plan = linear_plan(part.out_features, part.in_features, part.bias, form, context.dtype, context.device)
+        numbers = 6 * part.num_values  # the stored numbers, and their codes while they are made
+        build = partial(_build_packed, part, form, context)
+        return LinearPlan(plan.num_bytes, plan.peak_bytes + numbers, build, batch_invariant=plan.batch_invariant)
+
+    def _dense(self, part: LinearPart, context: BuildContext) -> LinearPlan:
+        from pitlane import LinearPlan
+        from pitlane.kernels.stored import dense_bytes, is_packed
+
+        place = context.dtype, context.device
+        num_bytes = dense_bytes(part.out_features, part.in_features, *place) + part.bias * part.out_features * 4
+        copies = 2 * context.dtype.itemsize * part.num_values
+        return LinearPlan(
+            num_bytes,
+            num_bytes + copies,
+            partial(_build_dense, part, context),
+            batch_invariant=is_packed(part.in_features, *place),
+        )
+
+
+def summary(context: BuildContext) -> dict[str, Any]:
+    """The number of linears by the way they run."""
+    from pitlane import LinearPart, parts_of
+
+    counts: Counter[str] = Counter()
+    for part in parts_of(context.config):
+        for member in part.members if isinstance(part, LinearPart) else ():
+            packing = context.packings.get(member.name)
+            if packing is not None:
+                has_kernel = _form(packing, part.in_features, False) is not None
+                counts[f"{packing}: {'kernel' if has_kernel else 'decoded'}"] += 1
+    return dict(counts)
+
+
+def _form(packing: Packing, inputs: int, quantized: bool) -> Format | None:
+    from pitlane.kernels.stored import kernel_form
+
+    if packing.is_float:
+        return None
+    if packing.rows != 1:
+        return None
+    return kernel_form(packing.bits, packing.group_size, inputs, packing.symmetric, quantized)
+
+
+def _build_packed(part: LinearPart, form: Format, context: BuildContext, tensors: list[PackedTensors]) -> Any:
+    from pitlane.kernels.quantized import Quantized, chosen_level
+    from pitlane.kernels.stored import Permuted, StoredWeight, codes_of
+
+    weights = [StoredWeight(*member.packed[1:]) for member in tensors]
+    codes, order = codes_of(weights, form)
+    del weights
+    level = chosen_level(form, part.in_features, context.dtype, context.device)
+    sizes = part.out_features, part.in_features
+    linear = Quantized(*sizes, form, codes, _bias(part, tensors), level, device=context.device)
+    return linear if order is None else Permuted(linear, order.to(context.device))
+
+
+def _build_dense(part: LinearPart, context: BuildContext, tensors: list[Tensors]) -> Any:
+    import torch
+
+    from pitlane.kernels.stored import dense_linear
+
+    bias = _bias(part, tensors)
+    weights = [member["weight"].to(context.dtype) for member in tensors]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    return dense_linear(weight, None if bias is None else bias.to(context.dtype), context.device)
+
+
+def _bias(part: LinearPart, tensors: list[Any]) -> Tensor | None:
+    import torch
+
+    return torch.cat([member["bias"].float() for member in tensors]) if part.bias else None
+
+
+@cache
+def _warn(line: str) -> None:
+    log.warning("packed_checkpoint: %s", line)

@@ -1,0 +1,46 @@
+"""Certificates of plugins: the last outcome of `pitlane plugins check` for every plugin, as JSON files in PITLANE_HOME.
+
+A certificate holds for one source (distribution and version) of a plugin and one version of Pitlane. `load` leaves out any other
+certificate, and a file that cannot be read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from pitlane.storage.home import home
+
+FOLDER = "certificates"
+
+
+def save(name: str, record: dict[str, Any]) -> Path:
+    """Write the certificate of a plugin in the place of the former certificate."""
+    folder = home() / FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / f"{_checked(name)}.json"
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def load(name: str, source: str, version: str) -> dict[str, Any] | None:
+    """Return the certificate of a plugin from this source under this version of Pitlane, or None."""
+    try:
+        record = json.loads((home() / FOLDER / f"{_checked(name)}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict) or (record.get("source"), record.get("pitlane")) != (source, version):
+        return None
+    return record
+
+
+def _checked(name: str) -> str:
+    """Return the name of a plugin, or raise ValueError: a certificate lies in its folder."""
+    if not re.fullmatch(r"\w+", name):
+        raise ValueError(f"{name!r} is no name of a plugin")
+    return name

@@ -1,0 +1,211 @@
+"""Quality of plans on a text: perplexity, KL divergence from a first plan, and how often both have the same likeliest token.
+
+The text is cut into windows; a window is a request of its own, so its first tokens have little context. `AllRows` is a plugin of no
+registry: it makes the forward of a plan return the logits of every token of a prompt. So plans are measured by the forwards that
+serve requests. The log-probabilities of the first plan lie in a temporary file, 4 bytes per token and entry of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import exp
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pitlane import BadOption, Forward, Output, Plugin, RunnerContext, SamplingParams, hookimpl
+from pitlane.ui.plugin_text import parse_settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pitlane import Batch, Engine, Plan
+
+DECODED = 32  # tokens that measure the speed of a plan
+DEFAULT_METHODS = (
+    "int8",
+    "int4",
+    "int4:group_size=64,symmetric=true",
+    "int4:group_size=64,symmetric=true+awq",
+    "gptq:group_size=64",
+    "mixed:bits=5",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """A method's measures. moved: share of probability that moves, mean over tokens. kl: of the first plan from this, in nats.
+
+    top1: share of tokens where both plans have the same likeliest token. weight_bytes: of the loaded weights. tokens_per_second: of
+    one request that decodes. prepare_seconds: to open the plan, the making of a recipe included.
+    """
+
+    method: str
+    perplexity: float
+    kl: float
+    moved: float
+    top1: float
+    weight_bytes: int
+    tokens_per_second: float | None
+    prefill_tokens_per_second: float | None
+    prepare_seconds: float
+    num_tokens: int
+    exactness: str
+    settings: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class AllRows(Plugin):
+    """Keeps the logits of every token of a prompt, while `is_on`."""
+
+    name, exactness = "eval_rows", "identical"
+    stage = 1 << 20  # around all other forwards
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_on = False
+        self.pieces: list[Tensor] = []
+
+    @hookimpl
+    def build_runner(self, forward: Forward, context: RunnerContext) -> Forward:
+        def all_rows(batch: Batch) -> Output:
+            if not self.is_on or batch.num_tokens == 0:
+                return forward(batch)
+            output = forward(replace(batch, logit_rows=torch.arange(batch.num_tokens)))
+            self.pieces.append(output.logits.float().cpu())
+            return Output(output.logits[batch.logit_rows.to(output.logits.device)], output.saved)
+
+        return all_rows
+
+
+def method_settings(engine: Engine, method: str) -> dict[str, Any]:
+    """Settings of the default plan with the plugins of a method: `int4:group_size=64,symmetric=true+awq`."""
+    names, options = [], []
+    for part in method.split("+"):
+        name, _, values = part.strip().partition(":")
+        if not name:
+            raise BadOption(f"method {method!r} is not of the form plugin:key=value,key=value+plugin")
+        names.append(f"+{name}")
+        options += [f"{name}.{value.strip()}" for value in values.split(",") if value.strip()]
+    settings, _ = parse_settings(",".join(names), options, engine.default_plan.settings, engine.registry)
+    return {name: dict(values) for name, values in settings.items()}
+
+
+def measure(
+    engine: Engine, ids: Sequence[int], methods: Sequence[str], window: int, advance: Callable[[int, int], None]
+) -> list[Quality]:
+    """Measure the default plan, then every method, on the tokens `ids` in windows."""
+    windows = [ids[i : i + window] for i in range(0, len(ids), window)]
+    windows = [list(part) for part in windows if len(part) > 1]
+    plans = {"none": engine.default_plan.settings} | {method: method_settings(engine, method) for method in methods}
+    total, results = len(plans) * len(windows), []
+    with tempfile.TemporaryDirectory(prefix="pitlane-eval-") as folder:
+        for number, (method, settings) in enumerate(plans.items()):
+            report = _Measured(engine, method, settings, Path(folder), is_first=number == 0)
+            for index, part in enumerate(windows):
+                report.read(index, part)
+                advance(number * len(windows) + index + 1, total)
+            results.append(report.result())
+    return results
+
+
+class _Measured:
+    """One plan on all windows."""
+
+    def __init__(self, engine: Engine, method: str, settings: dict[str, Any], folder: Path, is_first: bool) -> None:
+        from time import perf_counter
+
+        self.engine, self.method, self.folder, self.is_first = engine, method, folder, is_first
+        plan = engine.plan(settings)
+        if plan.drafter is not None:
+            plan = engine.plan({name: values for name, values in settings.items() if name != plan.drafter.name})
+        self.base, self.rows = plan, AllRows()
+        self.plan: Plan = engine.planner.extended(plan, self.rows)
+        began = perf_counter()
+        engine.lane_of(self.plan)
+        self.prepare_seconds = perf_counter() - began
+        self.loss = self.kl = self.moved = 0.0
+        self.agreeing = self.num_tokens = 0
+        self.prefill: list[float] = []
+
+    def read(self, index: int, ids: list[int]) -> None:
+        """Compare the distributions behind the tokens of a window with those of the first plan."""
+        self.rows.is_on, self.rows.pieces = True, []
+        result = self.engine.generate(ids, SamplingParams(max_tokens=1), plan=self.plan, salt=f"eval {index}")
+        self.rows.is_on = False
+        table = torch.cat(self.rows.pieces)[: len(ids) - 1].log_softmax(-1)
+        self.rows.pieces = []
+        assert len(table) == len(ids) - 1, "every token of the window has a row"
+        if result.stats["prefill_ms"]:
+            self.prefill.append(len(ids) / result.stats["prefill_ms"] * 1000)
+        self.loss -= float(table.gather(1, torch.tensor(ids[1:])[:, None]).double().sum())
+        self.num_tokens += len(table)
+        file = self.folder / f"{index}.pt"
+        if self.is_first:
+            _save(table, file)
+            self.agreeing += len(table)
+            return
+        first = _load(file, table.shape)
+        probabilities = first.exp()
+        self.kl += float((probabilities * (first - table)).sum(1, dtype=torch.float64).sum())
+        self.moved += float((probabilities - table.exp()).abs().sum(1, dtype=torch.float64).sum() / 2)
+        self.agreeing += int((first.argmax(1) == table.argmax(1)).sum())
+
+    def result(self) -> Quality:
+        count = self.num_tokens
+        sampling = SamplingParams(max_tokens=DECODED, ignore_eos=True)
+        stats = self.engine.generate([1] * 16, sampling, plan=self.plan, salt="eval speed").stats
+        return Quality(
+            self.method,
+            exp(min(700.0, self.loss / count)),
+            max(0.0, self.kl / count),
+            self.moved / count,
+            self.agreeing / count,
+            stats["weight_bytes"],
+            stats["tokens_per_second"],
+            sorted(self.prefill)[len(self.prefill) // 2] if self.prefill else None,
+            round(self.prepare_seconds, 2),
+            count,
+            self.base.exactness,
+            self.base.settings,
+        )
+
+
+def _save(table: Tensor, file: Path) -> None:
+    table.contiguous().numpy().tofile(file)
+
+
+def _load(file: Path, shape: torch.Size) -> Tensor:
+    return torch.from_file(str(file), shared=False, size=shape.numel(), dtype=torch.float32).view(shape)
+
+
+def plot(results: Sequence[Quality], path: Path, title: str) -> None:
+    """Two panels: perplexity over the bytes of the weights, and over the speed of decoding."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    for panel, label, value in (
+        (panels[0], "weights, MB", lambda result: result.weight_bytes / 1e6),
+        (panels[1], "decode, tokens per second", lambda result: result.tokens_per_second or 0),
+    ):
+        for result in results:
+            panel.scatter(value(result), result.perplexity, s=30)
+            panel.annotate(
+                result.method, (value(result), result.perplexity), fontsize=7, xytext=(4, 3), textcoords="offset points"
+            )
+        panel.set_xlabel(label)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("perplexity")
+    panels[0].set_yscale("log")
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

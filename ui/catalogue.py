@@ -1,0 +1,136 @@
+"""All plugins on this machine as records, for `pitlane plugins list` and `info`.
+
+A record is kept in PITLANE_HOME, so that a list imports no plugin: neither torch nor pydantic. A kept catalogue holds while no
+version, no file and no setting changes; the catalogue of a machine with a plugin that failed is not kept, because the reason may be
+outside its files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pitlane
+import pitlane.plugins
+from pitlane import __version__, find_plugins
+from pitlane.storage import certificates
+from pitlane.storage.home import home, home_path
+
+if TYPE_CHECKING:
+    from pitlane import PluginEntry
+
+FILE = "plugins.json"
+
+
+def rows(plugins_dir: str | Path | None = None) -> list[dict[str, Any]]:
+    """One record per plugin, by name. Loads the plugins only if the kept catalogue does not hold."""
+    state = _state(plugins_dir)
+    records = _kept(state)
+    if records is None:
+        from pitlane import PluginRegistry
+
+        records = [describe(entry) for entry in PluginRegistry.load(plugins_dir)]
+        if all(record["status"] in ("ok", "always on", "disabled") for record in records):
+            _keep(state, records)
+    for record in records:
+        record["certificate"] = certificate(record["name"], record["source"])
+    return records
+
+
+def certificate(name: str, source: str) -> dict[str, Any] | None:
+    """What `pitlane plugins check` found for this source of a plugin on this machine, or None."""
+    try:
+        record = certificates.load(name, source, __version__)
+    except ValueError:  # an entry point may have any name
+        return None
+    keys = ("declared", "passed", "proved", "model", "dtype", "checked_at", "broken")
+    return None if record is None else {key: record.get(key) for key in keys}
+
+
+def certificate_text(certificate: dict[str, Any]) -> str:
+    """`identical, proved on this machine`, or the reason why it is not proved."""
+    declared, place = certificate["declared"], f"{certificate['model']}, {certificate['dtype']}"
+    if not certificate["passed"]:
+        return f"declares {declared}, broken on this machine: {'; '.join(certificate['broken'])}"
+    return f"{declared}, {'proved' if certificate['proved'] else 'not proved'} on this machine ({place})"
+
+
+def describe(entry: PluginEntry) -> dict[str, Any]:
+    """All facts about a plugin, as JSON."""
+    plugin = entry.plugin
+    return {
+        "name": entry.name,
+        "status": "always on" if entry.serves_host and entry.status == "ok" else entry.status,
+        "reason": entry.reason,
+        "source": entry.source,
+        "role": plugin.role if plugin else None,
+        "exactness": plugin.exactness if plugin and not entry.serves_host else None,
+        "api_version": plugin.api_version if plugin else "",
+        "summary": plugin.summary() if plugin else "",
+        "hooks": entry.hooks,
+        "requires": list(plugin.requires) if plugin else [],
+        "conflicts": list(plugin.conflicts) if plugin else [],
+        "options": _options(plugin.Options.model_json_schema()) if plugin else [],
+    }
+
+
+def _state(plugins_dir: str | Path | None) -> str:
+    """Everything that a record depends on."""
+    folders = [*pitlane.plugins.__path__, Path(find_plugins.__code__.co_filename).parent]
+    files = [path for folder in folders for path in sorted(Path(folder).rglob("*.py"))]
+    own = [(str(path), path.stat().st_mtime_ns) for path in files]
+    others = [candidate.state() for candidate in find_plugins(plugins_dir)]
+    return json.dumps([__version__, sys.version, os.environ.get("PITLANE_LOAD"), own, others])
+
+
+def _kept(state: str) -> list[dict[str, Any]] | None:
+    try:
+        record = json.loads((home_path() / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_valid = isinstance(record, dict) and record.get("state") == state and isinstance(record.get("rows"), list)
+    return record["rows"] if is_valid else None
+
+
+def _keep(state: str, records: list[dict[str, Any]]) -> None:
+    try:
+        path = home() / FILE
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps({"state": state, "rows": records}), encoding="utf-8")
+        temporary.replace(path)
+    except (OSError, pitlane.PitlaneError):  # without a home, every list loads the plugins
+        return
+
+
+def _options(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "type": _type(field),
+            "default": field.get("default"),
+            "range": _range(field),
+            "description": field.get("description", ""),
+        }
+        for name, field in schema.get("properties", {}).items()
+    ]
+
+
+def _type(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return " | ".join(map(str, field["enum"]))
+    kinds = [str(part.get("type", "any")) for part in field.get("anyOf", [field])]
+    return " | ".join(kinds)
+
+
+def _range(field: dict[str, Any]) -> str:
+    """Bounds as an interval: `[1, 64]`, `(0, 10000]`; empty without bounds."""
+    bounds = [part for part in field.get("anyOf", [field]) if any(key.endswith("imum") for key in map(str.lower, part))]
+    if not bounds:
+        return ""
+    part = bounds[0]
+    low = f"[{part['minimum']}" if "minimum" in part else f"({part.get('exclusiveMinimum', '-inf')}"
+    high = f"{part['maximum']}]" if "maximum" in part else f"{part.get('exclusiveMaximum', 'inf')})"
+    return f"{low}, {high}"
