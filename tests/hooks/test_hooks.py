@@ -323,7 +323,7 @@ def test_hook_build_op(make_engine: Any) -> None:
             return torch.nn.functional.rms_norm(x, tuple(weight.shape), weight, eps)
 
     result, plugin, engine = run(make_engine, Normer)
-    assert plugin.kinds == ["rms_norm", "silu_mul", "add_rms_norm", "rope_store"]
+    assert plugin.kinds == ["rms_norm", "silu_mul", "add_rms_norm", "rope_store", "sample"]
     assert (len(PROMPT), 128, 128) in plugin.shapes and (1, 128, 128) in plugin.shapes
     assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
     assert len(engine.lanes.all) == 2
