@@ -38,7 +38,7 @@ from pitlane.kernels.quantize_math import Codes
 
 log = logging.getLogger("pitlane")
 DTYPES = (torch.bfloat16, torch.float32)  # of the kernel
-LEVELS = ("plain", "avx2", "avx512")  # of the kernel; PITLANE_CPU_KERNELS names the highest level to use
+LEVELS = ("plain", "avx2", "avx512", "amx")  # of the kernel; PITLANE_CPU_KERNELS names the highest level to use
 MAX_INPUTS = 2**20  # of the kernel
 CHUNK = 2**19  # weights that are packed or unpacked at once
 
