@@ -70,25 +70,25 @@ def plugins() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def with_required(registry: PluginRegistry, names: Sequence[str]) -> tuple[str, ...]:
+    """The plugins and the plugins that they require, each once."""
+    required = (other for name in names for other in registry.get(name).requires)
+    return tuple(dict.fromkeys((*names, *required)))
+
+
 def verdicts(registry: PluginRegistry) -> dict[tuple[str, str], str]:
     """By pair of plugins, in order of their names: the reason why every machine refuses the pair; '' for a pair that runs.
 
-    A plugin that requires others comes with them.
+    Plugins that the pair requires are added to it.
     """
     planner, reasons = Planner(registry), {}
     for pair in combinations(sorted(registry.togglable()), 2):
         try:
-            planner.check({name: {} for name in completed(registry, pair)})
+            planner.check({name: {} for name in with_required(registry, pair)})
             reasons[pair] = ""
         except PlanConflict as conflict:
             reasons[pair] = str(conflict)
     return reasons
-
-
-def completed(registry: PluginRegistry, names: Sequence[str]) -> list[str]:
-    """The plugins, and those that they require."""
-    required = [other for name in names for other in registry.get(name).requires]
-    return list(dict.fromkeys([*names, *required]))
 
 
 def compatibility() -> str:
@@ -185,9 +185,17 @@ def models() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def hooks() -> str:
+    """The hook reference: text by hand, facts and examples from the code."""
+    from hook_reference import reference
+
+    return reference((FOLDER / "hooks.md").read_text(encoding="utf-8"))
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "commands.md": commands,
     "compatibility.md": compatibility,
+    "hooks.md": hooks,
     "models.md": models,
     "plugins.md": plugins,
 }

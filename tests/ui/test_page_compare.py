@@ -142,6 +142,19 @@ def test_an_error_of_a_run_is_shown_in_the_view(endless: Any, monkeypatch: pytes
     assert "RuntimeError: &lt;out&gt; of order" in ran(endless, "core")
 
 
+def test_a_report_is_saved_as_a_chart_and_earlier_comparisons_are_drawn(endless: Any) -> None:
+    tab = asked(endless)
+    opened(endless, tab)
+    html = ran(endless, "now", "core")
+    (chart,) = re.findall(r"data:image/png;base64,([^\"]+)", html)
+    assert b64decode(chart).startswith(b"\x89PNG") and len(b64decode(chart)) > 5000
+    assert "polyline" not in html, "one comparison is no history"
+    html = ran(endless, "now")
+    assert html.count("<polyline") == 1 and "2 comparisons" in html and "prefix_cache" in html
+    (points,) = re.findall(r'points="([^"]+)"', html)
+    assert len(points.split()) == 2
+
+
 # ---- texts
 
 
@@ -164,14 +177,14 @@ def test_a_measured_gain_takes_the_place_of_a_modelled_one() -> None:
         "draft_tokens": 5, "bought_ms": {"x": {"ms": 30.0, "how": "modelled"}},
     }  # fmt: skip
     roles = {"x": "drafter"}
-    assert effect("x", stats, roles) == ("good", "bought ~30 ms in the last answer")
-    gain = "bought 20 ms (18 ms to 22 ms) in an answer of 40 tokens; compared on 2026-11-30, <m>"
+    assert effect("x", stats, roles) == ("good", "saved ~30 ms in the last answer")
+    gain = "saved 20 ms (18 ms to 22 ms) in an answer of 40 tokens; compared on 2026-11-30, <m>"
     tone, line = effect("x", stats, roles, gain)
     assert tone == "good" and "compared on 2026-11-30, &lt;m&gt;" in line and "~" not in line
     assert effect("x", None, {}, gain)[1] == line, "without an answer too"
     assert "failed" in effect("x", stats | {"failed": {"x": "broke"}}, roles, gain)[1]
     assert "paused" in effect("x", stats | {"paused": {"x": "no gain"}}, roles, gain)[1]
-    assert effect("x", stats, roles, "bought nothing beyond noise in an answer")[0] == "idle"
+    assert effect("x", stats, roles, "saved nothing beyond noise in an answer")[0] == "idle"
 
 
 def test_the_latest_comparison_of_the_model_counts(page: Any) -> None:
