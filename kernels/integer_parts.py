@@ -97,7 +97,8 @@ def _coded(
     biases = [member["bias"].float() for member in members if "bias" in member]
     chosen = codes(members)
     if device.type != "cpu":
-        chosen = Codes(*(part if part is None else part.to(device) for part in chosen))
+        zeros = chosen.zeros if chosen.zeros is None else chosen.zeros.to(device)
+        chosen = Codes(chosen.codes.to(device), chosen.scales.to(device), zeros)
     return Quantized(outputs, inputs, form, chosen, torch.cat(biases) if biases else None, level, device=device)
 
 

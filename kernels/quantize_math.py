@@ -27,7 +27,7 @@ SHRINKS = [1 - 0.05 * i for i in range(11)]  # shares of a group's range that a 
 SMALLEST = (
     1e-3  # channels below this share of the largest count as this large: factors stay within what scales can hold
 )
-POWERS = [i / 10 for i in range(11)]  # exponents that the searches of AWQ and SmoothQuant try
+POWERS = [i / 20 for i in range(21)]  # exponents that the search of AWQ tries; that of SmoothQuant tries every second
 
 
 class InputStats(NamedTuple):
@@ -354,7 +354,7 @@ def smooth_scales(
     of_weights = shared(weight.abs().amax(0))
     of_weights = of_weights.clamp(min=max(float(of_weights.amax()) * SMALLEST, 1e-8))
     results = []
-    for power in [None, *POWERS]:
+    for power in [None, *POWERS[::2]]:
         factors = torch.ones_like(of_inputs) if power is None else of_inputs**power / of_weights ** (1 - power)
         factors = factors.clamp(1e-4, 1e4)
         error = float((rounded_inputs(sample / factors) @ rounded(weight * factors).T - exact).square().sum())
