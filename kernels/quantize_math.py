@@ -60,7 +60,7 @@ class Codes(NamedTuple):
         """The weight [N, K] in float32."""
         groups = self.codes.unflatten(1, (self.scales.shape[1], -1)).float()
         groups = groups if self.zeros is None else groups - self.zeros[..., None]
-        weight = (groups * self.scales[..., None]).flatten(1)
+        weight: Tensor = (groups * self.scales[..., None]).flatten(1)
         return weight if self.order is None else weight[:, self.order.argsort()]
 
     def rows(self, begin: int, end: int) -> Codes:
@@ -260,7 +260,8 @@ def inverse_factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
     del damped, diagonal
     inverse = torch.cholesky_inverse(lower)
     del lower
-    return torch.linalg.cholesky(inverse, upper=True)
+    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return upper
 
 
 # ---- AWQ
@@ -325,11 +326,12 @@ def clip_shares(
 
 
 def clipped(weight: Tensor, shares: Tensor | float, size: int) -> Tensor:
-    """Clip the groups of a weight to a share of their range: lows by the lowest weight, highs by the highest weight."""
+    """Clip every group of a weight to a share of the group's largest weight, on both sides of zero."""
     groups = weight.unflatten(1, (-1, size))
     lows, highs = groups.aminmax(dim=2)
     largest = torch.maximum(-lows, highs) * shares
-    return groups.clamp(-largest[..., None], largest[..., None]).flatten(1)
+    within: Tensor = groups.clamp(-largest[..., None], largest[..., None]).flatten(1)
+    return within
 
 
 # ---- SmoothQuant

@@ -94,7 +94,7 @@ class Awq(Plugin):
                 else:
                     tensors[f"{feed.name}.rows"] = row_divisors(factors, feed.groups, feed.repeats)
                 tensors |= {f"{name}.columns": factors for name in names}
-            if self.options.clip:
+            if self.options.clip and stats.hessian is not None:
                 hessian = stats.hessian / factors[:, None] / factors
                 shares, before, after = clip_shares(weight * factors, hessian, form.group_size, rounded)
                 note |= {"before_clip": float(before.sum()), "after_clip": float(after.sum())}
@@ -106,7 +106,7 @@ class Awq(Plugin):
         return LayerRecipe(tensors, notes)
 
     def _recipe(self, context: BuildContext) -> Recipe:
-        recipe = context.calibrator and context.calibrator.recipe(self, self._depends(context))
+        recipe = context.calibrator.recipe(self, self._depends(context)) if context.calibrator else None
         if recipe is None:
             raise BadOption("awq has no recipe for this model yet; load the model with an engine")
         return recipe

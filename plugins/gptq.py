@@ -91,7 +91,7 @@ class Gptq(Plugin):
         if part.fed_by is None:
             form = self._head if part.name == "lm_head" else None
             return form and LinearPlan(**linear_plan(*sizes, form, context.dtype, context.device)._asdict())
-        recipe = context.calibrator and context.calibrator.recipe(self)
+        recipe = context.calibrator.recipe(self) if context.calibrator else None
         codes = partial(_codes, recipe, [member.name for member in part.members])
         if self.options.bits <= 4:
             return LinearPlan(**codes_plan(*sizes, self._form, context.dtype, context.device, codes)._asdict())

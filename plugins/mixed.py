@@ -115,7 +115,7 @@ class Mixed(Plugin):
         if part.fed_by is None:
             form = self._head if part.name == "lm_head" else None
             return form and LinearPlan(**linear_plan(*sizes, form, context.dtype, context.device)._asdict())
-        recipe = context.calibrator and context.calibrator.recipe(self, self._depends)
+        recipe = context.calibrator.recipe(self, self._depends) if context.calibrator else None
         choice = self._chosen(context, recipe).get(part.name)
         if choice is None:
             return None  # a member alone: the fused part was planned
@@ -239,7 +239,7 @@ def _codes(recipe: Recipe | None, part: LinearPart, choice: Choice, members: Any
     """Round the weight of a part to its format."""
     from pitlane.kernels.quantize_math import joined
 
-    mean_square = recipe and recipe.get(f"{part.members[0].name}.mean_square")
+    mean_square = recipe.get(f"{part.members[0].name}.mean_square") if recipe else None
     if mean_square is None:
         raise BadOption("mixed has no recipe for this model yet; load the model with an engine")
     return joined([_rounded(member["weight"].float(), choice, mean_square) for member in members])

@@ -53,7 +53,7 @@ class Smoothquant(Plugin):
 
         if not isinstance(part, (LinearPart, NormPart)):
             return None
-        recipe = context.calibrator and context.calibrator.recipe(self, f"{self.key} {context.dtype}")
+        recipe = context.calibrator.recipe(self, f"{self.key} {context.dtype}") if context.calibrator else None
         if recipe is None:
             raise BadOption("smoothquant has no recipe for this model yet; load the model with an engine")
         return scaled(part.name, tensors, recipe.get, part.offset if isinstance(part, NormPart) else 0.0)

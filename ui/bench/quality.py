@@ -136,7 +136,7 @@ def method_settings(engine: Engine, method: str) -> dict[str, Any]:
 
 def measure(
     engine: Engine,
-    ids: Sequence[int],
+    ids: list[int],
     methods: Sequence[str],
     window: int,
     advance: Callable[[int, int], None],
@@ -243,14 +243,14 @@ def plot(results: Sequence[Quality], path: Path, title: str) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    for panel, label, value in (
-        (panels[0], "weights, MB", lambda result: result.weight_bytes / 1e6),
-        (panels[1], "decode, tokens per second", lambda result: result.tokens_per_second or 0),
+    for panel, label, places in (
+        (panels[0], "weights, MB", [result.weight_bytes / 1e6 for result in results]),
+        (panels[1], "decode, tokens per second", [result.tokens_per_second or 0 for result in results]),
     ):
-        for result in results:
-            panel.scatter(value(result), result.perplexity, s=30)
+        for result, place in zip(results, places, strict=True):
+            panel.scatter(place, result.perplexity, s=30)
             panel.annotate(
-                result.method, (value(result), result.perplexity), fontsize=7, xytext=(4, 3), textcoords="offset points"
+                result.method, (place, result.perplexity), fontsize=7, xytext=(4, 3), textcoords="offset points"
             )
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
