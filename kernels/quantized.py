@@ -114,8 +114,8 @@ class Quantized:
             piece = codes.rows(row, row + step)
             pad = (0, 0, 0, -len(piece.codes) % PANEL)
             zeros = piece.zeros if piece.zeros is None else torch.nn.functional.pad(piece.zeros, pad)
-            padded = Codes(*(torch.nn.functional.pad(x, pad) for x in (piece.codes, piece.scales)), zeros)
-            packed, scales = pack_codes(padded, form)
+            numbers, factors = torch.nn.functional.pad(piece.codes, pad), torch.nn.functional.pad(piece.scales, pad)
+            packed, scales = pack_codes(Codes(numbers, factors, zeros), form)
             self.packed[row // PANEL : row // PANEL + len(packed)] = packed
             if self.scales is not None and scales is not None:
                 self.scales[row : row + step] = scales[: rows - row]

@@ -7,7 +7,9 @@ error of a linear's outputs over the calibration text. They never end worse than
 The first use makes a recipe (some minutes for a small model), kept under PITLANE_HOME. It belongs to the model, to the options of
 this plugin and of `int4`, and to the plugins that change weights before.
 Exactness: approximate. The model's function stays until `int4` rounds: a factor on a column is taken out again before it.
-Metric and values: docs/quantization.md, measured with `pitlane eval`.
+Metric: share of the next token's probability that moves, mean over all tokens; value: 19.9 % with int4 in symmetric groups of 64
+(28.3 % without awq; a perplexity of 82.3 becomes 89.3, without awq 105.2); model: bundled in bfloat16; text: its sample PDF (655
+tokens). A test holds a bound of 23 %. docs/quantization.md has more.
 Costs: time at the first use and at load; a step takes no longer.
 Paper: AWQ, https://arxiv.org/abs/2306.00978
 """

@@ -7,7 +7,10 @@ to nearest, with the range of a group searched for the least error weighted by t
 With `formats` = kernels, a linear has 4 bits in groups of 128, 64 or 32, or 8 bits, and runs on the kernels of int4 and int8. With
 `formats` = all, 2, 3, 5 and 6 bits come in too; they run as a dense weight, for quality only. `build_embedding` keeps head and
 embedding in 8 bits.
-Exactness: approximate. Metric and values: docs/quantization.md, measured with `pitlane eval`.
+Exactness: approximate.
+Metric: share of the next token's probability that moves, mean over all tokens; value: 12.3 % with 5 bits (int4 16.3 % at the same
+bytes; a perplexity of 82.3 becomes 83.5, with int4 87.4); model: bundled in bfloat16; text: its sample PDF (655 tokens). A test
+holds a bound of 16 %. docs/quantization.md has more.
 Costs: time at the first use, kept as a recipe under PITLANE_HOME; time to round at load.
 Paper: the budget and the greedy choice are those of HAWQ-V2, https://arxiv.org/abs/1911.03852, with a measured error for its traces
 """
