@@ -206,7 +206,8 @@ def _coded(
 ) -> Quantized:
     chosen = codes(members)
     if device.type != "cpu":
-        chosen = Codes(*(part if part is None else part.to(device) for part in chosen))
+        zeros = chosen.zeros if chosen.zeros is None else chosen.zeros.to(device)
+        chosen = Codes(chosen.codes.to(device), chosen.scales.to(device), zeros)
     return Quantized(outputs, inputs, form, chosen, _bias(members), level, device=device)
 
 

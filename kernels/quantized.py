@@ -151,9 +151,10 @@ class Quantized:
             raise ValueError("codes and format must both be symmetric, or both have zeros")
         for row in range(0, rows, step):
             piece = codes.rows(row, row + step)
-            pad = -len(piece.codes) % PANEL
-            padded = [None if x is None else torch.nn.functional.pad(x, (0, 0, 0, pad)) for x in piece[:3]]
-            packed, scales = pack_codes(Codes(*padded), form)
+            pad = (0, 0, 0, -len(piece.codes) % PANEL)
+            zeros = piece.zeros if piece.zeros is None else torch.nn.functional.pad(piece.zeros, pad)
+            numbers, factors = torch.nn.functional.pad(piece.codes, pad), torch.nn.functional.pad(piece.scales, pad)
+            packed, scales = pack_codes(Codes(numbers, factors, zeros), form)
             self.packed[row // PANEL : row // PANEL + len(packed)] = packed
             if self.scales is not None and scales is not None:
                 self.scales[row : row + step] = scales[: rows - row]
