@@ -21,7 +21,7 @@ from pitlane import CORE_FAMILIES, DecoderConfig, LinearPart, ModelSource, Part,
 from pitlane.export.errors import ExportError
 from pitlane.export.layouts import Layout, Settings, check, check_linear, scale_dtype
 from pitlane.export.shards import Journal, replace, write_shard
-from pitlane.formats import INDEX, QUANTIZATION_KEYS, byte_tokenizer, read_json
+from pitlane.formats import INDEX, QUANTIZATION_KEYS, byte_tokenizer, read_json, resolve
 from pitlane.kernels.quantize_math import Codes, Grid, InputStats, quantize_linear
 from pitlane.models import config_json
 
@@ -92,6 +92,12 @@ def quantize(
         report(Done(done, count, _num_bytes(journal), time.monotonic() - started))
     _finish(source, layout, settings, out, journal)
     return Result(out, count, _num_bytes(journal), dense_bytes, time.monotonic() - started)
+
+
+def quantize_folder(folder: Path, settings: Settings, out: Path) -> Result:
+    """Quantize the model in a folder."""
+    with torch.inference_mode():
+        return quantize(resolve(str(folder)), settings, out, lambda done: None)
 
 
 def is_quantized(part: Part) -> bool:
