@@ -1,4 +1,5 @@
-"""Quantization-aware training: a linear computes with its rounded weight, and the gradient passes to the weight as if it were not rounded.
+"""Quantization-aware training: a linear computes with its rounded weight, and the gradient passes to the weight as if it were not
+rounded.
 
 w' = Q(w) forward, dw = dw' backward (the straight-through estimator). Q is the rounding of `pitlane quantize --method rtn`, scales
 included, so the weights that are trained are the weights that are written. Embedding, norms and head are not rounded.

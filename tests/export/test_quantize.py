@@ -85,7 +85,7 @@ def test_a_gguf_file_holds_the_rounded_weights(settings: Settings, tmp_path: Pat
     reader = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
     stored = {tensor.name: tensor for tensor in reader.tensors}
     loaded = resolve(str(tmp_path / "out" / "model.gguf"))
-    assert len(stored) == len(list(name for part in parts_of(source.config) for name in part.shapes))
+    assert len(stored) == sum(len(part.shapes) for part in parts_of(source.config))
     for part in parts_of(source.config):
         for name in part.shapes:
             weight, tensor = source.weights.get(name), stored[gguf_name(name)]
@@ -164,7 +164,7 @@ def test_a_run_goes_on_with_the_same_settings_alone(tmp_path: Path) -> None:
             Settings(group_size=48),
             r"must divide the inputs of every linear, got 48 and 128 .*q_proj\); try 128 or 64 or 32",
         ),
-        (Settings(method="novel"), "unknown method 'novel'; known: rtn"),
+        (Settings(method="novel"), "unknown method .novel.; known: rtn, gptq, awq"),
         (Settings(format="novel"), "unknown format 'novel'; known: compressed-tensors, gptq, awq, gguf"),
         (Settings(bits=3, format="gguf"), "gguf holds 4 or 8 bits in symmetric groups of 32"),
     ],

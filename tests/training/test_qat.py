@@ -1,4 +1,4 @@
-"""Quantization-aware training: gradients pass, the written weights are those that were trained, and it beats rounding afterwards."""
+"""Quantization-aware training: gradients pass, the written weights are the trained weights, and it beats rounding afterwards."""
 
 from __future__ import annotations
 
