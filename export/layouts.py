@@ -160,7 +160,7 @@ FORMATS: Mapping[str, Layout] = {
 
 
 def scale_dtype(settings: Settings, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of stored scales: float16 in GPTQ and AWQ; that of the model in compressed-tensors, whose library casts them to it."""
+    """The dtype of stored scales: float16 in GPTQ and AWQ; the model's in compressed-tensors, whose library casts them to it."""
     return dtype if settings.format == "compressed-tensors" else torch.float16
 
 

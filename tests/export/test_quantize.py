@@ -78,7 +78,7 @@ def test_the_files_hold_the_rounded_weights(settings: Settings, tmp_path: Path) 
     assert not (tmp_path / "out" / JOURNAL).exists()
 
 
-@pytest.mark.parametrize("settings", GGUF, ids=name_of)
+@pytest.mark.parametrize("settings", [pytest.param(GGUF[0], marks=pytest.mark.slow), GGUF[1]], ids=["4 bits", "8 bits"])
 def test_a_gguf_file_holds_the_rounded_weights(settings: Settings, tmp_path: Path) -> None:
     """Read by the package gguf, and by Pitlane. Rows of q and k are permuted back."""
     source = write(settings, tmp_path / "out", "bundled")
@@ -125,8 +125,17 @@ def kill_after(linears: int) -> Callable[[Done], None]:
     return report
 
 
-@pytest.mark.parametrize("settings", [CASES[0], CASES[5], CASES[9], GGUF[0]], ids=name_of)
-@pytest.mark.parametrize("linears", [1, 8])
+@pytest.mark.parametrize(
+    ("settings", "linears"),
+    [
+        (CASES[0], 1),
+        pytest.param(CASES[0], 8, marks=pytest.mark.slow),
+        pytest.param(CASES[5], 8, marks=pytest.mark.slow),
+        (CASES[9], 8),
+        pytest.param(GGUF[0], 1, marks=pytest.mark.slow),
+        (GGUF[0], 8),
+    ],
+)
 def test_a_killed_run_is_completed_to_the_same_bytes(settings: Settings, linears: int, tmp_path: Path) -> None:
     model = "bundled" if settings.format == "gguf" else "random:tiny"
     write(settings, tmp_path / "whole", model)

@@ -7,19 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from pitlane.engine.models.registry import resolve
 from pitlane.export.quantize import rounded
+from pitlane.training.corpus import Rows
 from pitlane.training.errors import TrainingError
-from pitlane.training.loop import Progress, Settings, Trainer
+from pitlane.training.loop import Settings, Trainer
 from pitlane.training.losses import LabelLoss
 from pitlane.training.models import Shape, read_model, write_model
 from pitlane.training.qat import FakeQuantized, fake_quantize, format_of, write_quantized
 from pitlane.training.train import Data, Output, train
-from tests.training.test_loop import rows
 
 INT4 = format_of("int4", 16)
 
@@ -47,32 +48,38 @@ def test_names_of_parameters_stay_and_embedding_and_head_are_left(tiny: Callable
     assert len(names) == 14 and all(".layers." in name for name in names)
 
 
-def run(model: PreTrainedModel, folder: Path, steps: int, tokenizer: Path, seed: int = 0) -> tuple[Trainer, Progress]:
-    folder.mkdir(exist_ok=True)
-    settings = Settings(steps=steps, rows=8, lr=3e-3, eval_every=steps, save_every=steps, products="float32", seed=seed)
+def run(model: PreTrainedModel, folder: Path, steps: int, lr: float, tokenizer: Path, seed: int) -> Trainer:
+    """Learn rows of random tokens by heart, which needs exact weights."""
+    folder.mkdir()
+    data = Rows(np.random.default_rng(0).integers(6, 56, (12, 24)).astype(np.int32), np.ones((12, 24), np.float32))
+    settings = Settings(
+        steps=steps, rows=12, lr=lr, eval_every=steps, save_every=steps, products="float32", seed=seed, weight_decay=0.0
+    )
     export = partial(write_model, tokenizer_from=tokenizer, folder=folder, dtype=torch.float32)
-    trainer = Trainer(model, rows(40), rows(12, seed=9), LabelLoss(), settings, folder, export, lambda progress: None)
-    return trainer, trainer.run()
+    trainer = Trainer(model, data, data, LabelLoss(), settings, folder, export, lambda progress: None)
+    last = trainer.run()
+    assert trainer.evaluate()[0] == last.eval_loss, "the trainer reports the loss of the weights that it trains"
+    return trainer
 
 
+@pytest.mark.slow
 def test_it_beats_rounding_after_training(
     tiny: Callable[..., PreTrainedModel], tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    """From one trained model: as many steps with rounded weights, and as many without and then rounding; held-out loss of both."""
+    """From one trained model, 60 steps without rounding, then rounding to int4; or 60 steps with rounding. The loss is the same.
+
+    Measured: 0.0027 before rounding, 0.0071 after rounding, 0.0039 with rounding in training.
+    """
     form = format_of("int4", 0)  # a scale per output, the coarsest grid
-    _, dense = run(tiny(), tmp_path / "start", 120, tokenizer_folder)
-    losses = {}
-    for name in ("rounded after training", "trained with rounding"):
-        model = read_model(tmp_path / "start")
-        if name == "trained with rounding":
-            fake_quantize(model, form, torch.float32)
-        trainer, last = run(model, tmp_path / name, 80, tokenizer_folder, seed=1)
-        if name == "rounded after training":
-            fake_quantize(trainer.model, form, torch.float32)
-        losses[name] = trainer.evaluate()[0]
-        if name == "trained with rounding":
-            assert losses[name] == last.eval_loss, "the trainer reports the loss of the rounded weights"
-    assert losses["trained with rounding"] < losses["rounded after training"] - 0.005, losses
+    run(tiny(), tmp_path / "start", 150, 1e-2, tokenizer_folder, seed=0)
+    plain = run(read_model(tmp_path / "start"), tmp_path / "plain", 60, 1e-3, tokenizer_folder, seed=1)
+    dense = plain.evaluate()[0]
+    fake_quantize(plain.model, form, torch.float32)
+    after = plain.evaluate()[0]
+    model = read_model(tmp_path / "start")
+    fake_quantize(model, form, torch.float32)
+    within = run(model, tmp_path / "qat", 60, 1e-3, tokenizer_folder, seed=1).evaluate()[0]
+    assert dense < within < dense + 0.6 * (after - dense)
 
 
 def test_the_written_weights_are_those_that_were_trained(
