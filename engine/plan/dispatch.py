@@ -61,15 +61,18 @@ class Dispatcher:
 
     def _charge(self, seqs: list[Sequence], spent: list[Spent]) -> None:
         """Book the time of hooks. Runs after the hooks, so that its own time is no plugin's."""
-        totals, share = self.seconds, 1 / max(1, len(seqs))
-        for hook, seconds in spent:
-            if hook.spec.name != "propose":
-                totals[hook.plugin.name] = totals.get(hook.plugin.name, 0.0) + seconds
+        if not spent:
+            return
+        totals = self.seconds
+        if spent[0][0].spec.name != "propose":
+            for hook, seconds in spent:
+                name = hook.plugin.name
+                totals[name] = totals.get(name, 0.0) + seconds
         for seq in seqs:
             times = seq.timing.plugin_seconds
             for hook, seconds in spent:
                 name = hook.plugin.name
-                times[name] = times.get(name, 0.0) + seconds * share
+                times[name] = times.get(name, 0.0) + seconds / len(seqs)
 
     def tell(self, hooks: Iterable[Hook], /, **values: Any) -> None:
         """Call hooks that belong to no sequence; failures are logged and counted."""
