@@ -14,6 +14,7 @@ import torch
 
 from pitlane.engine.border import shown
 from pitlane.engine.decode.draft import Draft, clean, fault
+from pitlane.engine.decode.drawing import drawn, is_wanted
 from pitlane.engine.decode.rows import Rows, split_rows
 from pitlane.engine.decode.verify import Verified, verify_rows
 from pitlane.engine.events import FinishReason, PrefillProgress, StepStats, TextDelta
@@ -154,20 +155,33 @@ class Loop:
         verifiable = [seq for seq in seqs if seq.num_scheduled_tokens == seq.num_uncomputed_tokens]
         with torch.inference_mode():
             rows_by_plan = split_rows(flight.logits, verifiable)
-            pairs = [pair for rows in rows_by_plan for pair in self._verify(rows, drafting_of.get(rows.seqs[0].id))]
+            pairs = [
+                pair for rows in rows_by_plan for pair in self._verify(lane, rows, drafting_of.get(rows.seqs[0].id))
+            ]
         for seq, verified in pairs:
             with own_failure(seq):
                 self._accept(lane, seq, verified, drafting_of.get(seq.id), flight.seconds, plain)
         return {seq.id for seq, _ in pairs}
 
-    def _verify(self, rows: Rows, drafting: Drafting | None) -> list[tuple[Sequence, Verified]]:
+    def _verify(self, lane: Lane, rows: Rows, drafting: Drafting | None) -> list[tuple[Sequence, Verified]]:
         """Verify the sequences of one plan. For `after_verify` hooks, draw a token in every row, and tell pacing the time."""
         started = perf_counter()
         wants_targets = bool(rows.seqs[0].plan.hook("after_verify")) and len(rows.parents) > len(rows.seqs)
-        pairs = verify_rows(rows, self.dispatch, wants_targets)
+        pairs = verify_rows(rows, self.dispatch, wants_targets, partial(self._drawn, lane))
         if wants_targets and drafting is not None:
             drafting.num_rows, drafting.row_seconds = len(rows.parents), perf_counter() - started
         return pairs
+
+    def _drawn(self, lane: Lane, rows: Rows) -> list[int] | None:
+        """The token after every row, drawn by the operation of a plugin. None: there is none, or it failed; the host draws."""
+        answer = lane.built.sample
+        if answer is None or not is_wanted(rows):
+            return None
+        try:
+            return drawn(rows, answer.value)
+        except (Exception, SystemExit) as error:
+            self.dispatch.drop(rows.seqs, HookError(answer.plugin, "sample", error))
+            return None
 
     def _accept(
         self, lane: Lane, seq: Sequence, verified: Verified, drafting: Drafting | None, seconds: float, plain: float

@@ -41,6 +41,8 @@ from pitlane.engine.run.attention import PlainAttention
 from pitlane.engine.run.batch import Attention
 from pitlane.engine.run.built_model import BuiltModel
 
+SAMPLE = "sample"  # the operation that draws tokens; no part of a model
+
 
 def plan_weights(plan: Plan, context: BuildContext) -> WeightPlan:
     """Return what every part of a model becomes under a plan. Reads no tensor."""
@@ -96,12 +98,13 @@ class Variant:
         """Return the model with the operations and the attention that the plugins of a plan built."""
         answers = {
             kind: _build(plan, "build_op", partial(_operation, kind, context), kind=kind, context=context)
-            for kind in (*self.model.op_kinds, *self.model.fused_kinds)
+            for kind in (*self.model.op_kinds, *self.model.fused_kinds, SAMPLE)
         }
         norm, fused = answers["rms_norm"], answers["add_rms_norm"]
         if fused is not None and (norm is None or norm.plugin is not fused.plugin):
             answers["add_rms_norm"] = None  # the norm of another plugin must not be passed over
-        ops = Ops(**{name: answer.value for name, answer in answers.items() if answer is not None})
+        given = {kind: answer.value for kind, answer in answers.items() if answer is not None and kind != SAMPLE}
+        ops = Ops(**given)
         attention = _build(plan, "build_attention", _attention, context=context)
         built = [answer for answer in (*answers.values(), attention) if answer is not None]
         core: Attention = PlainAttention(context)
@@ -130,6 +133,7 @@ class Variant:
                 _guarded_store(store, parts) if store else _store_or_core(group, None, context)
                 for group, store, _ in kv
             ),
+            answers[SAMPLE],
         )
 
 

@@ -6,6 +6,7 @@ ends with the first sampled token that is not in the draft, the bonus token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from itertools import pairwise
 from math import inf, isfinite
@@ -78,8 +79,16 @@ def _targets(seq: Sequence, logits: Tensor, draft: Draft | None) -> list[int]:
     ]
 
 
-def verify_rows(rows: Rows, dispatch: Dispatcher, want_targets: bool = False) -> list[tuple[Sequence, Verified]]:
-    """Verify the sequences of one plan: apply penalties, fold `adjust_logits`, then walk every sequence without an error."""
+def verify_rows(
+    rows: Rows,
+    dispatch: Dispatcher,
+    want_targets: bool = False,
+    draw: Callable[[Rows], list[int] | None] = lambda rows: None,
+) -> list[tuple[Sequence, Verified]]:
+    """Verify the sequences of one plan: apply penalties, fold `adjust_logits`, then walk every sequence without an error.
+
+    draw: draws the token after every row; None = the host draws the tokens of the walk.
+    """
     bounds = [i for i, parent in enumerate(rows.parents) if parent < 0] + [len(rows.parents)]
     raw = rows.logits
     peaks, greedy = _largest(raw)
@@ -92,6 +101,7 @@ def verify_rows(rows: Rows, dispatch: Dispatcher, want_targets: bool = False) ->
     largest = adjust_logits(rows, dispatch)
     if largest is not None or rows.logits is not raw:
         peaks, greedy = largest or _largest(rows.logits)
+    tokens = draw(rows)
     pairs = []
     for seq, (begin, end) in zip(rows.seqs, pairwise(bounds), strict=True):
         if seq.error:
@@ -100,6 +110,8 @@ def verify_rows(rows: Rows, dispatch: Dispatcher, want_targets: bool = False) ->
         with own_failure(seq):
             if seq.request.sampling.temperature == 0:
                 targets = greedy[own]
+            elif tokens is not None:
+                targets = tokens[own]
             else:
                 targets = _targets(seq, logits, seq.draft) if want_targets else []
             pairs.append((seq, verify(seq, logits, seq.draft, targets, raw[own], peaks[own])))

@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pitlane.engine.errors import PitlaneError, PluginFailed
+from pitlane.engine.plan import trace
 from pitlane.engine.plan.changes import explanation
 from pitlane.engine.plan.plugin import Plugin, Role
 
@@ -105,6 +106,8 @@ def call(
         now = perf_counter()
         if spent is not None:
             spent.append((hook, now - started))
+        if trace.IS_ON:
+            trace.print_call(hook.plugin.name, hook.spec.name, now - started, result if error is None else error)
         started = now
         if error is not None:
             if isinstance(error, PitlaneError) and hook.spec.kind != "step":

@@ -38,6 +38,7 @@ BUILT_IN = (
     "pitlane.plugins.packed_linear",
     "pitlane.plugins.int8",
     "pitlane.plugins.int4",
+    "pitlane.plugins.fp8",
     "pitlane.plugins.gptq",
     "pitlane.plugins.mixed",
     "pitlane.plugins.awq",

@@ -10,7 +10,7 @@ import torch
 from pitlane.engine.kv.store import KVStore, KVStorePlan
 from pitlane.engine.kv.visibility import Visibility
 from pitlane.engine.models.build_context import BuildContext
-from pitlane.engine.plan.hooks import Hook
+from pitlane.engine.plan.hooks import Answer, Hook
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.run.batch import Attention
 from pitlane.engine.run.runner import Forward, Model, RunnerContext, fold_runner
@@ -28,6 +28,7 @@ class BuiltModel:
 
     parts: all that plugins built: linears, operations, attention, visibilities, stores, runners. is_batch_invariant: the result
     of a row depends on no other row of the batch. runner_hooks: build the runners. visibilities, stores: of the KV groups.
+    sample: the operation of a plugin that draws tokens on the device.
     """
 
     model: Model
@@ -39,6 +40,7 @@ class BuiltModel:
     runner_hooks: tuple[Hook, ...]
     visibilities: tuple[Visibility, ...]
     stores: tuple[KVStorePlan, ...]
+    sample: Answer | None = None
 
     def forward(self, stores: list[KVStore], model: Model | None = None) -> Forward:
         """Return the forward over stores, with the plugins that wrap it. model: the first layers of the model, for early exit."""
