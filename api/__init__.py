@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from pitlane.engine.models.families.core import CORE_FAMILIES as CORE_FAMILIES
     from pitlane.engine.models.families.family import Families as Families, Family as Family
     from pitlane.engine.models.layers import Linear as Linear
+    from pitlane.engine.models.mapping import trim_heap as trim_heap
     from pitlane.engine.models.parts import (
         EmbeddingPart as EmbeddingPart,
         Feed as Feed,
@@ -144,6 +145,7 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.models.families.core": "CORE_FAMILIES",
     "pitlane.engine.models.families.family": "Families Family",
     "pitlane.engine.models.layers": "Linear",
+    "pitlane.engine.models.mapping": "trim_heap",
     "pitlane.engine.models.parts": "EmbeddingPart Feed LinearPart LinearPlan Member NormPart Part TensorPart Tensors",
     "pitlane.engine.models.quantized.packing": "PackedTensors PackedWeight Packing",
     "pitlane.engine.models.source": "ModelSource",

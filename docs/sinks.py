@@ -9,6 +9,9 @@ is the figure of docs/exactness.md.
 all tokens runs 4,096 tokens beyond the context of the model. Window recomputation reads the last 512 tokens alone, at the positions
 from 0 on: once for each of SAMPLES positions (1,000), because every token costs a prefill. FILE.json and FILE.png hold the result.
 
+--speed MODEL [ROUNDS]: time per token with sinks against plain decode of as many visible tokens, in turns in one process, and
+against window recomputation: a prefill of the visible tokens for every new token. Wants a quiet machine.
+
 --endless MODEL COUNT [FILE]: the model generates COUNT tokens in one answer. Prints time and memory by tenths of the answer and, as
 the last line, one JSON document; FILE.json and FILE.png (if matplotlib is there) hold the same. Times: of the clock, and of the
 process, which counts no waiting for other processes.
@@ -18,7 +21,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
+import statistics
 import sys
 import time
 from itertools import pairwise
@@ -177,6 +182,43 @@ def generate(model: str, num_tokens: int) -> list[dict[str, float]]:
     return rows
 
 
+def speed(model: str, rounds: int) -> None:
+    """Print times per token in ms: medians over the rounds, and the ratios with their range over the middle half of the rounds.
+
+    The prompts are random tokens. A position sees 4 sinks and 993 to 1,024 tokens; plain decode sees as many on average.
+    """
+    num_sinks, window, count = 4, 1024, STRIDE + 1
+    rng = random.Random(0)
+    with Engine(model) as engine:
+        roles = {name: engine.registry.get(name).role for name in engine.default_plan.settings}
+        base = {name: o for name, o in engine.default_plan.settings.items() if roles[name] != "drafter"}
+        sinks = engine.plan({**base, "attention_sinks": {"num_sinks": num_sinks, "window": window, "stride": STRIDE}})
+        plans = {"plain": engine.plan(base), "sinks": sinks}
+        again = engine.plan({name: options for name, options in base.items() if name != "prefix_cache"})
+        vocab = engine.tokenizer.vocab_size
+        lengths = {"plain": num_sinks + window - STRIDE, "sinks": 3 * window}
+        prompts = {name: [rng.randrange(vocab) for _ in range(length)] for name, length in lengths.items()}
+        sampling = SamplingParams(max_tokens=count, ignore_eos=True)
+        rows: dict[str, list[float]] = {"plain": [], "sinks": [], "recomputation": []}
+        for turn in range(rounds + 1):  # the first round fills the cache
+            for name in ("plain", "sinks") if turn % 2 else ("sinks", "plain"):
+                stats = engine.generate(prompts[name], sampling, plan=plans[name]).stats
+                assert turn == 0 or stats["cached_tokens"] > lengths[name] - 64, "the prompt comes from the cache"
+                rows[name].append(stats["decode_ms"] / (count - 1))
+            stats = engine.generate(prompts["plain"], SamplingParams(max_tokens=1), plan=again).stats
+            rows["recomputation"].append(stats["prefill_ms"])
+    rows = {name: values[1:] for name, values in rows.items()}
+    ratios = {
+        "sinks / plain": [b / a for a, b in zip(rows["plain"], rows["sinks"], strict=True)],
+        "recomputation / sinks": [b / a for a, b in zip(rows["sinks"], rows["recomputation"], strict=True)],
+    }
+    for name, values in (*rows.items(), *ratios.items()):
+        low, middle, high = statistics.quantiles(values, n=4)
+        print(f"{name:22} {middle:9.3f}   ({low:.3f} to {high:.3f})")
+    medians = {name: round(statistics.median(values), 4) for name, values in (*rows.items(), *ratios.items())}
+    print(json.dumps({"model": model, "rounds": rounds, "torch": torch.__version__, **medians}))
+
+
 def resident_mb() -> float:
     """Memory of the process now; where the system does not tell, its peak."""
     statm = Path("/proc/self/statm")
@@ -219,6 +261,8 @@ if __name__ == "__main__":
     first, *rest = sys.argv[1:]
     if first == "--endless":
         endless(rest[0], int(rest[1]), Path(rest[2]) if len(rest) > 2 else None)
+    elif first == "--speed":
+        speed(rest[0], int(rest[1]) if len(rest) > 1 else 12)
     elif first == "--book":
         count, samples = (int(value) for value in (*rest[2:4], *("30000", "1000")[len(rest[2:4]) :]))
         book(rest[0], Path(rest[1]), count, samples, Path(rest[4]) if len(rest) > 4 else None)

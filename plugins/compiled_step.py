@@ -105,9 +105,6 @@ class Step:
         x = self.model.embedding(batch.token_ids)
         if self.model.multiplier != 1.0:
             x *= self.model.multiplier
-        top = int(batch.positions.numpy().max())
-        if top >= self.num_angles:
-            self._grow(top)
         open_slots = _open_slots(self.stores)
         if open_slots != self.open_slots:  # a store of quantized KV has moved its open blocks
             self.program, self.open_slots = self.build(), open_slots
@@ -115,8 +112,8 @@ class Step:
             group.slots if store.format == "dense" else group.slots - self.first_open
             for group, store in zip(batch.groups, self.stores, strict=True)
         ]
-        second = [group.sink_positions for group in batch.groups]
-        logits = self.program.run(x, batch.positions, batch.logit_rows, slots, parts, self.angles, second)
+        positions, second, angles = self._rotations(batch)
+        logits = self.program.run(x, positions, batch.logit_rows, slots, parts, angles, second)
         self.counts["compiled"] += 1
         return self.output(logits, {})
 
@@ -124,14 +121,32 @@ class Step:
         self.counts[reason] += 1
         return self.forward(batch)
 
-    def _grow(self, top: int) -> None:
-        """Compute the angles of all positions up to `top` and beyond, as the decoder computes the angles of a step."""
+    def _rotations(self, batch: Batch) -> tuple[Tensor, list[Tensor | None], list[tuple[Tensor, Tensor]]]:
+        """Tables of angles, and the rows in them of the positions and, per group, of the second queries.
+
+        Without sinks, the tables hold all positions up to the context, and stay. A text with sinks has no end: then the tables hold
+        the positions of the step alone.
+        """
         import torch
 
-        self.num_angles = max(1024, 2 * top)
+        second = [group.sink_positions for group in batch.groups]
+        sinks = [positions for positions in second if positions is not None]
+        if sinks:
+            own = torch.arange(batch.num_tokens)
+            starts = iter(range(len(own), len(own) * (len(sinks) + 1), len(own)))
+            rows = [None if positions is None else own + next(starts) for positions in second]
+            return own, rows, self._angles_at(torch.cat((batch.positions, *sinks)))
+        top = int(batch.positions.numpy().max())
+        if top >= self.num_angles:
+            self.num_angles = max(1024, 2 * top)
+            self.angles = self._angles_at(torch.arange(self.num_angles))
+        return batch.positions, second, self.angles
+
+    def _angles_at(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Per rotary embedding, cos and sin [positions, D / 2], as the decoder computes them."""
         half = self.model.config.head_dim // 2
-        tables = [rope.angles(torch.arange(self.num_angles)) for rope in self.model.ropes]
-        self.angles = [(cos[:, 0, :half].contiguous(), sin[:, 0, half:].contiguous()) for cos, sin in tables]
+        tables = [rope.angles(positions) for rope in self.model.ropes]
+        return [(cos[:, 0, :half].contiguous(), sin[:, 0, half:].contiguous()) for cos, sin in tables]
 
 
 def _decoder(context: RunnerContext) -> tuple[Any, int]:

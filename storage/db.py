@@ -15,6 +15,7 @@ from pitlane.storage.home import home
 from pitlane.storage.prefixes import Prefixes
 from pitlane.storage.runs import Runs
 from pitlane.storage.sqlite_file import SqliteFile
+from pitlane.storage.unfinished import Unfinished
 
 
 class Store(SqliteFile):
@@ -34,6 +35,7 @@ class Store(SqliteFile):
             self.conversations = Conversations(self, self.documents)
             self.runs = Runs(self)
             self.comparisons = Comparisons(self)
+            self.unfinished = Unfinished(self)
         except BaseException:
             super().close()
             raise

@@ -76,6 +76,16 @@ def m004_versions(db: Any) -> None:
         db.execute(statement)
 
 
+@migration
+def m005_unfinished(db: Any) -> None:
+    """Create the table of answers that are being written."""
+    db.execute(
+        "CREATE TABLE unfinished (conversation_id TEXT PRIMARY KEY REFERENCES conversations (id) ON DELETE CASCADE, "
+        "writer TEXT NOT NULL, text TEXT NOT NULL, token_ids TEXT NOT NULL, stats TEXT NOT NULL, changed INTEGER, "
+        "question TEXT, continued INTEGER)"
+    )
+
+
 # AUTOINCREMENT: SQLite never uses an id again. Another tab may still hold the id of a deleted row.
 _INITIAL = """
 CREATE TABLE documents (

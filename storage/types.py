@@ -151,6 +151,24 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class UnfinishedAnswer:
+    """An answer so far. writer: the process that writes it. token_ids, text and stats: as of a message.
+
+    changed: id of the message that the answer, or its edited question, takes the place of. question: text of the edited question.
+    continued: id of the answer that goes on; its tokens come first.
+    """
+
+    conversation_id: str
+    writer: str
+    text: str
+    token_ids: tuple[int, ...]
+    stats: Mapping[str, Any]
+    changed: int | None = None
+    question: str | None = None
+    continued: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """A conversation. `get` fills `messages` and `document_ids`; lists leave them empty. Hidden versions are no part of it."""
 

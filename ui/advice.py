@@ -2,8 +2,8 @@
 
 The rule: the plugin with the largest gain that a comparison on this machine measured with this model. Without such a comparison:
 `prompt_lookup` if a document is attached, because an answer then quotes the prompt; otherwise `int8`, because a decode step is
-bound by reading weights. There is no advice without a comparison if another plugin of the same role is on: the user has chosen. A
-plugin that cannot serve the model is no candidate.
+bound by reading weights. There is no advice without a comparison if the user has turned on another plugin of the same role; a
+plugin of the default plan does not count. A plugin that cannot serve the model is no candidate.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Advice(NamedTuple):
 
 
 def gains_ms(store: Store, model: str) -> dict[str, float]:
-    """The latest measured gain of every plugin that bought time beyond noise: milliseconds of an answer, by plugin."""
+    """The latest measured gain of every plugin that saved time beyond noise: milliseconds of an answer, by plugin."""
     gains = {name: measured.gain for name, measured in latest_gains(store, model).items()}
     return {name: float(gain["ms"]) for name, gain in gains.items() if float(gain["low"]) > 0}
 
@@ -57,10 +57,11 @@ def advice_html(choice: Advice | None, enabled: Collection[str]) -> str:
     """The box: the plugin, the reason, and a button that turns it on, or that measures it if it is on."""
     if choice is None:
         return ""
-    verb, target, label = ("switch_on", choice.name, "Turn on")
+    heading, verb, target, label = "Try first:", "switch_on", choice.name, "Turn on"
     if choice.name in enabled:
-        verb, target, label = ("compare", "", "Measure it")
+        heading, verb, target, label = "It is on:", "compare", "", "Measure it"
+    reason = choice.reason[:1].upper() + choice.reason[1:]
     return (
-        f'<div class="advice"><p><b>Try first:</b> <code>{escape(choice.name)}</code> <span>{escape(choice.reason)}.</span></p>'
+        f'<div class="advice"><p><b>{heading}</b> <code>{escape(choice.name)}</code>. <span>{escape(reason)}.</span></p>'
         f'<button type="button" data-do="{verb}" data-id="{escape(target)}">{label}</button></div>'
     )

@@ -6,60 +6,26 @@ conversation, so every tab that shows the conversation can stop the answer. The 
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock, Thread
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pitlane import EXACTNESS, Engine, Plan, PrefillProgress, Prompt, Result, SamplingParams, Stream, TextDelta
+from pitlane import Engine, Plan, PrefillProgress, Prompt, SamplingParams, Stream, TextDelta
 from pitlane.storage.conversations import turns
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound, PitlaneError
-from pitlane.storage.types import Conversation, Message, Refusal
+from pitlane.storage.types import Message, Refusal
 from pitlane.ui import document_plugins
-from pitlane.ui.chat_flow import compare
-from pitlane.ui.effects import droppers_of
-from pitlane.ui.library import Library
-from pitlane.ui.panels import Live, last_stats
-from pitlane.ui.sampling import Sampling
+from pitlane.ui.answers import KEEP_SECONDS, Answers
+from pitlane.ui.ask import Ask
+from pitlane.ui.panels import Live
 from pitlane.ui.session import Chat
-from pitlane.ui.waterfall import MAX_SPANS, first_difference_of
 
 Key = tuple[str, str]
-KEPT_PROMPTS = 16  # to say where a prompt differs from an earlier prompt
-DIFFERING_TOKENS = 6  # that are shown as text
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """How to answer a question. The question is the conversation's last message, except in two cases.
-
-    settings: of the plugins in effect, so without document plugins if there is no document.
-    replaced: this answer is generated again. edited: `text` replaces this question. The replaced messages are shown until the new
-    answer is complete; then they are versions to go back to. continued: this answer was cut and goes on.
-    """
-
-    settings: Mapping[str, Mapping[str, Any]]
-    sampling: Sampling
-    system: str | None = None
-    thinking: bool | None = None
-    replaced: Message | None = None
-    edited: Message | None = None
-    continued: Message | None = None
-    text: str = ""
-
-    def messages(self, conversation: Conversation) -> tuple[Message, ...]:
-        """The messages to answer: the messages before the change, and the new question."""
-        changed = self.edited or self.replaced or self.continued
-        if changed is None:
-            return conversation.messages
-        kept = tuple(message for message in conversation.messages if message.id < changed.id)
-        if self.edited is None:
-            return kept
-        return (*kept, Message(0, conversation.id, "user", self.text, None, None, time.time()))
 
 
 class Reading(NamedTuple):
@@ -92,14 +58,13 @@ class Running:
                 self.stream.abort()
 
 
-class Desk(Library):
+class Desk(Answers):
     """Serves every tab of the page from one engine and one store."""
 
     def __init__(self, engine: Engine, store: Store) -> None:
         super().__init__(engine, store)
         self.roles = {entry.name: entry.plugin.role for entry in engine.registry if entry.plugin}
         self._running: dict[Key, Running] = {}
-        self._prompts: deque[list[int]] = deque(maxlen=KEPT_PROMPTS)  # with their answers
         self._lock = Lock()
 
     # ---- requests
@@ -175,6 +140,7 @@ class Desk(Library):
 
         Raises PitlaneError if there is no answer; the conversation then stays unchanged.
         """
+        asked = time.perf_counter()
         with self._requested(key) as running:
             conversation = self.store.conversations.get(conversation_id)
             chat = self._chat(conversation.document_ids, turns(ask.messages(conversation)), ask.system, ask.thinking)
@@ -182,24 +148,33 @@ class Desk(Library):
             live = Live(loading=not self.engine.is_loaded(plan))
             yield live
             plan, left_out = document_plugins.load(self.engine, ask.settings)
-            prompt, recommended = _begun(chat.prompt(), ask.continued), self.engine.loader.source.sampling
-            sampling = ask.sampling.params(recommended, is_chat=not chat.documents)
+            prompt = _begun(chat.prompt(), ask.continued)
+            sampling = _seeded(ask.sampling.params(self.engine.loader.source.sampling, is_chat=not chat.documents))
             stream = self.engine.submit(prompt, sampling, plan=plan)
             running.follow(stream)
             live.total, live.segments = len(prompt.token_ids), prompt.segments
+            kept = time.perf_counter()
             try:
                 yield live
-                yield from _followed(stream, live)
+                for _ in _followed(stream, live):
+                    if time.perf_counter() - kept > KEEP_SECONDS:
+                        kept = time.perf_counter()
+                        self.keep(conversation.id, ask, plan, sampling, live, kept - asked)
+                    yield live
             except GeneratorExit:  # the tab was closed
                 stream.abort()
                 with suppress(PitlaneError):
-                    self._save(conversation, ask, sampling, stream.result(), left_out)
+                    self.save(conversation, ask, sampling, stream.result(), left_out)
                 raise
+            finally:
+                if live.result is None:  # an answer that is stored removes its row itself
+                    with suppress(PitlaneError):
+                        self.store.unfinished.forget(conversation.id)
             if live.result is not None:
-                reuse = self._reuse(prompt.token_ids)
+                reuse = self.reuse(prompt.token_ids)
                 live.result.stats.update({"reuse": reuse} if reuse else {})
-                self._prompts.append([*prompt.token_ids, *live.result.token_ids])
-                self._save(conversation, ask, sampling, live.result, left_out, live.accepted)
+                self.remember(prompt.token_ids, live.result)
+                self.save(conversation, ask, sampling, live.result, left_out, live.accepted)
 
     def refuse(self, conversation_id: str, ask: Ask, refusal: Refusal) -> None:
         """Store why a question has no answer. A refused edit is appended after the messages that it would have replaced."""
@@ -217,73 +192,6 @@ class Desk(Library):
     ) -> Prompt:
         """The prompt of an answer to these messages."""
         return self._chat(document_ids, messages, system, thinking).prompt()
-
-    def _save(
-        self,
-        conversation: Conversation,
-        ask: Ask,
-        sampling: SamplingParams,
-        result: Result,
-        left_out: Mapping[str, str],
-        accepted: Sequence[tuple[int, int]] = (),
-    ) -> None:
-        """Store an answer as another version of the messages that it replaces, or at the end of the answer that it continues.
-
-        Drop it if it was stopped before its first token.
-        """
-        stats = result.stats | {"finish_reason": result.finish_reason, "temperature": sampling.temperature}
-        stats["failed"] = {**stats["failed"], **left_out}
-        self.store.runs.add(stats)
-        if was_stopped_before_it_began(result):
-            return
-        if ask.continued is not None:
-            self._extend(ask.continued, result, stats)
-            return
-        if result.stats["accepted_tokens"]:
-            stats["accepted_text"] = self._characters(result, accepted)
-        old = ask.replaced
-        if old is not None and old.stats and old.token_ids is not None and old.stats.get("model") == stats["model"]:
-            stats["compared"] = compare(old.token_ids, old.stats, result.token_ids, stats)
-        before = last_stats(conversation.messages)
-        if before is not None:  # tokens that a plugin had dropped are visible again, so the whole text was read again
-            stats["read_again"] = [name for name in droppers_of(before) if name not in stats["plugins"]]
-        conversations, changed = self.store.conversations, ask.edited or ask.replaced
-        with self.store.transaction():
-            if changed is not None:
-                conversations.branch(conversation.id, changed.id)
-            if ask.edited is not None:
-                conversations.append(conversation.id, "user", ask.text)
-            conversations.append(conversation.id, "assistant", result.text, token_ids=result.token_ids, stats=stats)
-
-    def _characters(self, result: Result, ranges: Sequence[tuple[int, int]]) -> list[list[int]]:
-        """The characters of the text that ranges of tokens produced."""
-        tokenizer, last = self.engine.tokenizer, len(result.text)
-
-        def place(num_tokens: int) -> int:
-            return min(len(tokenizer.decode(result.token_ids[:num_tokens]).rstrip("\ufffd")), last)
-
-        return [[place(start), place(stop)] for start, stop in ranges[:MAX_SPANS]]
-
-    def _reuse(self, token_ids: list[int]) -> dict[str, Any] | None:
-        """Where a prompt differs from the earlier prompt that it shares most with: the number of equal tokens, and both texts."""
-        difference = first_difference_of(token_ids, list(self._prompts))
-        if difference is None:
-            return None
-        same, before = difference
-        now, then = (
-            self.engine.tokenizer.decode(ids[same : same + DIFFERING_TOKENS], skip_special_tokens=False)
-            for ids in (token_ids, before)
-        )
-        return {"same": same, "now": now.strip("\ufffd"), "before": then.strip("\ufffd")}
-
-    def _extend(self, old: Message, result: Result, stats: dict[str, Any]) -> None:
-        """Add the tokens of a result to the answer that it continues. The text is decoded anew: a cut may divide a character."""
-        token_ids = [*(old.token_ids or ()), *result.token_ids]
-        stats |= plan_of_both(old.stats or {}, stats) | {"continued_after": len(token_ids) - len(result.token_ids)}
-        text = self.engine.tokenizer.decode(token_ids)
-        if not result.text.endswith("\ufffd"):  # the end of an incomplete character; an answer leaves it out
-            text = text.rstrip("\ufffd")
-        self.store.conversations.extend(old.conversation_id, old.id, text, token_ids, stats)
 
     def _chat(
         self,
@@ -306,32 +214,13 @@ def _begun(prompt: Prompt, continued: Message | None) -> Prompt:
     return replace(prompt, token_ids=[*prompt.token_ids, *(continued.token_ids or ())])
 
 
-def seed_of(message: Message | None) -> int | None:
-    """The seed of an answer, for a comparison with the same seed."""
-    return int(message.stats["seed"]) if message is not None and message.stats else None
-
-
-def plan_of_both(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The plugins and the promises of an answer of two parts, from the stats of its parts.
-
-    It has the plugins of both parts, the later part's first, and keeps only what both parts promise.
-    """
-    classes = [str(stats["exactness"]) for stats in (before, after) if "exactness" in stats]
-    return {
-        "plugins": {**after["plugins"], **before.get("plugins", {}), **after["plugins"]},
-        "exactness": max(classes, key=list[str](EXACTNESS).index),
-        "batch_invariant": all(stats.get("batch_invariant", True) for stats in (before, after)),
-    }
-
-
-def was_stopped_before_it_began(result: Result) -> bool:
-    """Whether a request was stopped before its first token."""
-    return result.finish_reason == "aborted" and not result.token_ids
+def _seeded(sampling: SamplingParams) -> SamplingParams:
+    """Sampling with a seed. Without one, the engine would draw a seed that is known only at the end of the answer."""
+    return sampling if sampling.seed is not None else replace(sampling, seed=secrets.randbits(63))
 
 
 def _followed(stream: Stream, live: Live) -> Iterator[Live]:
     """Update `live` from every event of a stream."""
-    first = 0.0
     for event in stream:
         live.loading = False
         if isinstance(event, PrefillProgress):
@@ -342,14 +231,15 @@ def _followed(stream: Stream, live: Live) -> Iterator[Live]:
             )
         elif isinstance(event, TextDelta):
             now = time.perf_counter()
-            first = first or now
+            live.first_token = live.first_token or now
             live.text += event.text
+            live.token_ids += event.token_ids
             if (
                 len(event.token_ids) > 1
             ):  # the last token of a step is the model's own, the tokens before it were drafted
                 live.accepted.append((live.num_tokens, live.num_tokens + len(event.token_ids) - 1))
             live.num_tokens += len(event.token_ids)
-            elapsed = now - first
+            elapsed = now - live.first_token
             live.tokens_per_second = (live.num_tokens - 1) / elapsed if elapsed > 0.2 else None
         else:
             live.result = event.result

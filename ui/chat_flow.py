@@ -22,7 +22,9 @@ NEAR_TIE = (
     "Identical plugins give the same tokens where arithmetic is exact enough (float64). In shorter types a forward over several "
     "tokens rounds differently from one over a single token, which can tip a choice between two nearly equal tokens."
 )
-CUT = {"length": "cut at the token limit", "aborted": "stopped"}  # finish reasons other than the model's own end
+INTERRUPTED = "interrupted"  # the finish reason of an answer whose process was killed
+# Finish reasons other than the model's own end.
+CUT = {"length": "cut at the token limit", "aborted": "stopped", INTERRUPTED: "interrupted, because the server ended"}
 COMPARED_KEYS = ("tokens_per_second", "ttft_ms", "completion_tokens", "cached_tokens")
 
 
@@ -101,7 +103,7 @@ def head_parts(stats: Stats) -> list[str]:
 
 
 def bought_ms(stats: Stats) -> float:
-    """Time that the plugins of an answer bought, less the time of their own work."""
+    """Time that the plugins of an answer saved, less the time of their own work."""
     return sum(max(0.0, float(gain["ms"]) - cost_ms(stats, name)) for name, gain in stats["bought_ms"].items())
 
 
@@ -148,7 +150,7 @@ def lap_html(stats: Stats) -> str:
         ("queue", stats["queue_ms"], "waited"),
         ("read", stats["prefill_ms"], "read the prompt"),
         ("write", stats["decode_ms"], "wrote the answer"),
-        ("saved", bought_ms(stats), "bought by plugins (modelled)"),
+        ("saved", bought_ms(stats), "saved by plugins (modelled)"),
     )
     total = sum(ms for _, ms, _ in spans) or 1.0
     pieces = "".join(

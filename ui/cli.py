@@ -195,4 +195,4 @@ def _package(point: importlib.metadata.EntryPoint) -> str:
 )
 @click.version_option(package_name="pitlane", prog_name="pitlane")
 def main() -> None:
-    """Run language models with optimisations that are plugins: swap them, and read what each plugin bought."""
+    """Run language models with optimisations that are plugins: swap them, and read what each plugin saved."""

@@ -7,6 +7,7 @@ every widget that an event may change costs more. A comparison writes nothing in
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from pitlane import BadOption, SamplingParams
 from pitlane.storage.conversations import turns as turns_of
 from pitlane.storage.errors import NotFound, PitlaneError
-from pitlane.ui.answering import Ask, seed_of
+from pitlane.ui.ask import Ask, seed_of
 from pitlane.ui.compare_panel import LAPS, Choice, Setup, problem_html, progress_html, setup_html
+from pitlane.ui.first_screen import SAMPLE_QUESTIONS
 from pitlane.ui.model_events import ModelEvents
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.page_view import Changes, Tab, page_event, session_of, warn
-from pitlane.ui.panels import SAMPLE_QUESTIONS
+from pitlane.ui.page_event import Changes, Tab, page_event, session_of, warn
 from pitlane.ui.plugin_events import PluginEvents
 from pitlane.ui.plugin_text import parse_settings
 
@@ -36,14 +37,24 @@ NOW, DEFAULT, CORE, ANSWER = "now", "default", "core", "answer"
 
 @dataclass(slots=True)
 class Run:
-    """A comparison that is running. started: its turns, when there are any. done, total: answers."""
+    """A comparison that is running. started: its turns, when there are any. done, total: answers. began: on the clock of `time`."""
 
     started: list[Turns] = field(default_factory=list)
     done: int = 0
     total: int = 0
     is_cancelled: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The expected rest of the run, by its answers so far; None before the second answer."""
+        if self.done < 2:
+            return None
+        return (time.monotonic() - self.began) / self.done * (self.total - self.done)
 
     def advance(self, done: int, total: int) -> None:
+        if not self.total:
+            self.began = time.monotonic()
         self.done, self.total = done, total
         if self.is_cancelled:
             self.cancel()
@@ -67,7 +78,7 @@ class CompareEvents(PluginEvents, ModelEvents):
         """Show the view: over the question of an answer, or over a question to write."""
         try:
             over = self._over_answer if event.id else self._over_question
-            setup = over(str(event.id), tab, self.read(values), values)
+            setup = over(str(event.id), tab, values)
         except PitlaneError as error:
             warn(error)
             return {self.ui.compare: problem_html(str(error)), self.ui.compare_live: ""}
@@ -95,7 +106,7 @@ class CompareEvents(PluginEvents, ModelEvents):
             yield {self.ui.compare_live: progress_html(0, 0)}
             while worker.is_alive():
                 worker.join(FRAME_SECONDS)
-                yield {self.ui.compare_live: progress_html(run.done, run.total)}
+                yield {self.ui.compare_live: progress_html(run.done, run.total, run.seconds_left)}
         finally:  # also if the tab was closed
             run.cancel()
             worker.join()
@@ -139,21 +150,23 @@ class CompareEvents(PluginEvents, ModelEvents):
 
     # ---- what is compared
 
-    def _over_answer(self, message_id: str, tab: Tab, ask: Ask, values: Sequence[Any]) -> Setup:
+    def _over_answer(self, message_id: str, tab: Tab, values: Sequence[Any]) -> Setup:
         """The prompt of an answer, with its seed and temperature. Raises NotFound if the answer is gone."""
         messages = self.messages(tab)
         index = next((i for i, message in enumerate(messages) if str(message.id) == message_id), None)
         if not index or messages[index].role != "assistant":
             raise NotFound("this answer was changed in another window; the page shows it as it is now")
         answer = messages[index]
+        ask = self.read(values, tab["documents"])
         sampling = self._sampling(ask, tab["documents"])
         if answer.stats:
             sampling = replace(sampling, seed=seed_of(answer), temperature=float(answer.stats.get("temperature") or 0))
         return self._setup(messages[:index], tab["documents"], ask, sampling, values, answer)
 
-    def _over_question(self, _: str, tab: Tab, ask: Ask, values: Sequence[Any]) -> Setup:
+    def _over_question(self, _: str, tab: Tab, values: Sequence[Any]) -> Setup:
         """A question to write, over the attached documents, or over the sample if there are none."""
         documents = tab["documents"] or [self.desk.add_sample().id]
+        ask = self.read(values, documents)
         return self._setup((), documents, ask, self._sampling(ask, documents), values, None)
 
     def _sampling(self, ask: Ask, documents: Sequence[str]) -> SamplingParams:
@@ -172,7 +185,9 @@ class CompareEvents(PluginEvents, ModelEvents):
         titles = [document.title for document in self.desk.documents(documents)]
         facts = [*titles, "greedy" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}"]
         facts += [f"seed {sampling.seed}"] if sampling.seed is not None else []
-        choices = self._choices(ask.settings, values, answer)
+        engine = self.desk.engine
+        default = engine.document_plan if documents else engine.default_plan
+        choices = self._choices(ask.settings, default.settings, values, answer)
         sources = {"messages": messages, "documents": list(documents), "ask": ask, "sampling": sampling}
         keys = [choice.key for choice in choices]
         chosen = tuple(key for key in (CORE, NOW) if key in keys) if len(keys) > 1 else tuple(keys)
@@ -180,10 +195,14 @@ class CompareEvents(PluginEvents, ModelEvents):
         return Setup(question, bool(messages), tuple(facts), tuple(choices), chosen, sources=sources)
 
     def _choices(
-        self, now: Mapping[str, Mapping[str, Any]], values: Sequence[Any], answer: Message | None
+        self,
+        now: Mapping[str, Mapping[str, Any]],
+        default: Mapping[str, Mapping[str, Any]],
+        values: Sequence[Any],
+        answer: Message | None,
     ) -> list[Choice]:
         """The bare core, the default, the present plan, the answer's plan; and the present plan with one plugin changed."""
-        engine, default = self.desk.engine, self.desk.engine.default_plan.settings
+        engine = self.desk.engine
         sets = [(CORE, "Bare core", {}), (DEFAULT, "Default", default), (NOW, "On now", now)]
         if answer is not None and answer.stats:
             sets.append((ANSWER, "As answered", answer.stats["plugins"]))
@@ -244,7 +263,7 @@ class CompareEvents(PluginEvents, ModelEvents):
             setup.error = f"the comparison failed: {type(error).__name__}: {error}"
 
     def _compare(self, setup: Setup, run: Run) -> None:
-        from pitlane.ui.bench.comparison import compare
+        from pitlane.ui.bench.groups import compare_in_groups
 
         engine, sources = self.desk.engine, setup.sources
         ask: Ask = sources["ask"]
@@ -255,7 +274,7 @@ class CompareEvents(PluginEvents, ModelEvents):
         messages = turns_of(sources["messages"]) or [{"role": "user", "content": setup.question}]
         prompt = self.desk.prompt(sources["documents"], messages, ask.system, ask.thinking)
         plans = {choice.label: engine.plan(choice.settings) for choice in setup.choices if choice.key in setup.chosen}
-        report = compare(engine, plans, prompt, sources["sampling"], setup.laps, run.advance, run.started)
+        report = compare_in_groups(engine, plans, prompt, sources["sampling"], setup.laps, run.advance, run.started)
         setup.report = report.to_json()
         with suppress(PitlaneError):  # the report is on the page, kept or not
             self.desk.store.comparisons.add(report.to_json(texts=False))

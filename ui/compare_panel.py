@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from pitlane.ui.bench.comparison import to_csv
 from pitlane.ui.bench.report import OUTCOMES, answer_text, gap_text, is_near_tie, laps_text, scores_text
+from pitlane.ui.bench.results import to_csv
+from pitlane.ui.buttons import button
 from pitlane.ui.chat_flow import badge, dotted
-from pitlane.ui.panels import button
 from pitlane.ui.render import milliseconds, short_name, size
 
 LAPS = (3, 5, 9)
@@ -26,6 +26,9 @@ _TOP = (
     '<div class="compare-top"><h2>Compare plans</h2>'
     f"{button('compare_close', '', 'Back to the conversation', 'dismiss')}</div>"
 )
+
+
+_EVERY = ' <button type="button" class="inline" data-do="compare_every">Every plugin</button>'
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,8 @@ def setup_html(setup: Setup) -> str:
     facts = f'<p class="facts dots">{dotted(map(escape, setup.facts))}</p>' if setup.facts else ""
     options = "".join(f"<option{' selected' if n == setup.laps else ''}>{n}</option>" for n in LAPS)
     laps = f'<label class="laps">Laps per plan <select name="laps">{options}</select></label>'
-    plans = f"{_choices(setup, 'sets', 'Plans')}{_choices(setup, 'plugins', 'The plan that is on now, with one plugin changed')}"
+    plugins = _choices(setup, "plugins", "The plan that is on now, with one plugin changed", _EVERY)
+    plans = f"{_choices(setup, 'sets', 'Plans')}{plugins}"
     if setup.report is not None:
         plans = f"<details><summary>Choose other plans</summary>{plans}</details>"
     return (
@@ -86,7 +90,7 @@ def problem_html(reason: str) -> str:
     return f'<div class="compare">{_TOP}<div class="problem" role="alert"><p>{escape(reason)}</p></div></div>'
 
 
-def _choices(setup: Setup, group: str, title: str) -> str:
+def _choices(setup: Setup, group: str, title: str, action: str = "") -> str:
     labels = "".join(
         f'<label class="plan-choice" title="{escape(choice.hint)}"><input type="checkbox" name="plan" value="{escape(choice.key)}"'
         f"{' checked' if choice.key in setup.chosen else ''}><span>{escape(choice.label)}"
@@ -94,17 +98,23 @@ def _choices(setup: Setup, group: str, title: str) -> str:
         for choice in setup.choices
         if choice.group == group
     )
-    return f'<fieldset class="{group}"><legend>{title}</legend><div>{labels}</div></fieldset>' if labels else ""
+    return f'<fieldset class="{group}"><legend>{title}{action}</legend><div>{labels}</div></fieldset>' if labels else ""
 
 
-def progress_html(done: int, total: int) -> str:
-    """Progress of a run, with a button that ends it."""
+def progress_html(done: int, total: int, seconds_left: float | None = None) -> str:
+    """Progress of a run, with a button that ends it. seconds_left: the expected rest of the run, if it is known."""
     percent = round(100 * done / total) if total else 0
     text = f"Lap <b>{min(done + 1, total)}</b> of {total}" if total else "Loading the weights of the plans"
+    if seconds_left is not None and seconds_left >= 1:
+        text += f", about {_duration(seconds_left)} left"
     return (
         f'<div class="running" role="status"><span>{text}</span><span class="bar"><i style="width:{percent}%"></i></span>'
         '<button type="button" data-do="compare_stop" data-id="">Cancel</button></div>'
     )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _outcome(setup: Setup) -> str:

@@ -7,6 +7,7 @@ and a request reads them when it is sent.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -233,17 +234,24 @@ def about_html(plugin: type[Plugin], source: str = "built-in") -> str:
     source: a certificate of another source or version of the plugin does not count.
     """
     role = f" <em>{escape(plugin.role.replace('_', ' '))}</em>" if plugin.role and plugin.role != DRAFTER else ""
-    text = f"{escape(_sentence(plugin.summary()))}{role}"
+    text = f"{with_code(escape(_sentence(plugin.summary())))}{role}"
     found = certificate(plugin.name, source)
     command = f"declared {plugin.exactness}, not checked on this machine: pitlane plugins check {plugin.name}"
     proof = certificate_text(found) if found else command
     details = [("Exactness", exactness_text(plugin)), ("Proof", proof), ("", costs_text(plugin))]
     lines = "".join(
-        f"<p>{f'<b>{heading}:</b> ' if heading else ''}{escape(detail)}</p>" for heading, detail in details if detail
+        f"<p>{f'<b>{heading}:</b> ' if heading else ''}{with_code(escape(detail))}</p>"
+        for heading, detail in details
+        if detail
     )
     if not lines:
         return f'<p class="summary">{text}</p>'
     return f'<details class="about"><summary class="summary">{text}</summary>{lines}</details>'
+
+
+def with_code(html: str) -> str:
+    """Escaped text of a docstring, with code between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html)
 
 
 def _sentence(summary: str) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.storage.types import StoredDocument
+from pitlane.ui.lists import notice_html
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.page_view import Changes, Tab, page_event, session_of
-from pitlane.ui.panels import notice_html
+from pitlane.ui.page_event import Changes, Tab, page_event, session_of
 from pitlane.ui.plugin_events import PluginEvents
 
 SAVE_SECONDS = 1.0  # the longest wait for KV that is being written to disk

@@ -38,7 +38,7 @@ def effect(name: str, stats: Stats | None, roles: Roles, measured: str = "") -> 
     words = f'<span class="measured">{escape(measured)}</span>'
     if line.startswith(("slow:", "no match")):
         return tone, f"{line}<br>{words}"
-    return ("good" if measured.startswith("bought") and "nothing" not in measured else "idle"), words
+    return ("good" if measured.startswith("saved") and "nothing" not in measured else "idle"), words
 
 
 def effect_html(name: str, stats: Stats | None, roles: Roles, measured: str = "") -> str:
@@ -69,8 +69,8 @@ def _effect_in(stats: Stats, name: str, roles: Roles) -> tuple[Tone, str]:
         spent = f"cost {milliseconds(cost)}; " if cost >= SMALL_MS else ""
         return "idle", f"{spent}its gain shows when you ask again without it"
     if lost or gain < SMALL_MS:
-        return ("bad", f"{lost} in the last answer") if lost else ("idle", "bought nothing in the last answer")
-    return "good", f"bought {_about(stats, name)}{milliseconds(gain)} in the last answer"
+        return ("bad", f"{lost} in the last answer") if lost else ("idle", "saved nothing in the last answer")
+    return "good", f"saved {_about(stats, name)}{milliseconds(gain)} in the last answer"
 
 
 def reason_html(reason: str) -> str:
@@ -84,7 +84,7 @@ def reason_html(reason: str) -> str:
 
 
 def work(stats: Stats, name: str, drafter: str | None) -> list[str]:
-    """The effect of a plugin in words for the stats line: accepted drafts, its own time, time that it bought or lost."""
+    """The effect of a plugin in words for the stats line: accepted drafts, its own time, time that it saved or lost."""
     words = []
     if name == drafter and stats["draft_tokens"]:
         words.append(f"<b>{stats['accepted_tokens']}/{stats['draft_tokens']}</b> accepted")
@@ -99,7 +99,7 @@ def work(stats: Stats, name: str, drafter: str | None) -> list[str]:
     if cost >= SMALL_MS:
         words.append(f"cost {milliseconds(cost)}")
     if gain is not None and gain >= SMALL_MS:
-        words.append(f"bought {_about(stats, name)}{milliseconds(gain)}")
+        words.append(f"saved {_about(stats, name)}{milliseconds(gain)}")
     return words
 
 

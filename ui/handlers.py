@@ -9,9 +9,9 @@ from __future__ import annotations
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.ui.compare_events import CompareEvents
 from pitlane.ui.document_events import DocumentEvents
+from pitlane.ui.lists import notice_html
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.page_view import Changes, Tab, new_tab, page_event, session_of, warn
-from pitlane.ui.panels import notice_html
+from pitlane.ui.page_event import Changes, Tab, new_tab, page_event, session_of, warn
 from pitlane.ui.plugin_events import kept_by_browser, text_kept_by_browser
 from pitlane.ui.question_events import QuestionEvents
 

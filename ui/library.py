@@ -14,7 +14,7 @@ from pitlane import Engine, EngineClosed, Plan, PromptTooLong, load_document
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound
 from pitlane.storage.types import Document, StoredDocument
-from pitlane.ui.panels import DocumentRow, counted
+from pitlane.ui.lists import DocumentRow, counted
 
 SAMPLE = "sample.pdf"
 

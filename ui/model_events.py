@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pitlane import ModelError
 from pitlane.ui.model_menu import panels
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.page_view import Changes, View, page_event
+from pitlane.ui.page_event import Changes, page_event
+from pitlane.ui.page_view import View
 from pitlane.ui.render import short_name
 
 

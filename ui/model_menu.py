@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pitlane.models import Fetchable, MemoryEstimate, cached_models, fetchable
 from pitlane.storage.errors import PitlaneError
+from pitlane.ui.buttons import button
 from pitlane.ui.model_switch import Change, ModelSwitch
-from pitlane.ui.panels import button
 from pitlane.ui.render import short_name, size
 
 if TYPE_CHECKING:

@@ -7,18 +7,16 @@ the old model is loaded again. Knows no Gradio and no HTML: the page that is ser
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Protocol
 
-from pitlane import ModelError
+from pitlane import ModelError, trim_heap
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.render import short_name, size
 from pitlane.ui.session import EngineOptions
@@ -255,8 +253,7 @@ class ModelSwitch:
         """Close an engine that has answered, and free its memory now."""
         engine.close()
         gc.collect()  # lanes, stores and plugins refer to each other
-        with suppress(AttributeError, OSError):  # another C library than glibc
-            ctypes.CDLL(None).malloc_trim(0)  # else the process keeps up to 1.3 GB of two models of 0.3 and 1 GB
+        trim_heap()  # else the process keeps up to 1.3 GB of two models of 0.3 and 1 GB
 
     def _serve(self, engine: Engine, options: EngineOptions) -> None:
         old, previous = self.engine, self.options

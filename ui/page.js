@@ -74,9 +74,24 @@
     button.classList.remove("sure");
     if (name === "open") frame().remove("show-left", "comparing");
     if (name === "compare_close") return frame().remove("comparing");
+    if (name === "compare_every") {  // every plugin against the plan that is on now
+      const boxes = (selector) => [...button.closest("form").querySelectorAll(selector)];
+      const on = boxes(".plugins input").some((box) => !box.checked);
+      boxes(".plugins input").forEach((box) => (box.checked = on));
+      const now = boxes(".sets input").find((box) => box.value === "now");
+      if (on && now) boxes(".sets input").forEach((box) => (box.checked = box === now));
+      return;
+    }
     if (name === "compare") { frame().add("comparing"); document.getElementById("compare").scrollTop = 0; }
     trigger(name, name === "compare_run" ? { id, fields: fieldsOf(button.closest("form")) } : { id });
   });
+
+  // a question is on its way: shown until the thread changes, at most for 10 seconds
+  const ASKING = new Set(["try", "retry", "go_on", "turn_on", "turn_off", "take_out"]);
+  const asked = () => { frame().add("asked"); setTimeout(() => frame().remove("asked"), 10000); };
+  const typed = () => document.querySelector("#box textarea").value.trim();
+  document.addEventListener("click", (event) => { if (ASKING.has(event.target.closest("[data-do]")?.dataset.do) || (event.target.closest("#send") && typed())) asked(); }, true);
+  document.addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.target.closest("#box") && typed()) asked(); }, true);
 
   const dark = () => document.body.classList.contains("dark");
   const setTheme = (on) => { document.body.classList.toggle("dark", on); localStorage.setItem("pitlane-theme", on ? "dark" : "light"); };
@@ -128,6 +143,7 @@
       const count = scroll.querySelectorAll(".message").length;
       if (count > messages) near = true;  // a new question, or its answer, comes into sight
       messages = count;
+      frame().remove("asked");
       typeset(scroll);
       if (near) scroll.scrollTop = scroll.scrollHeight;
     }).observe(scroll, { childList: true, subtree: true, characterData: true, attributes: true, attributeFilter: ["data-conversation"] });
@@ -186,7 +202,9 @@
     clearTimeout(timer); asking = true;
     let wait = STATE_MS;
     try {
-      const state = await (await fetch("pitlane/model", { cache: "no-store" })).json();
+      const answer = await fetch("pitlane/model", { cache: "no-store" });
+      if (answer.status === 401) return void location.reload();  // the server was started again, and asks for its password
+      const state = await answer.json();
       if (state.page !== header("").dataset.page) loadAgain(state.page);
       else { draw(state); if (state.text) wait = CHANGING_MS; }
     } catch { /* the server is away: ask later */ }

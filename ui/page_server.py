@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pitlane.storage.db import Store
 from pitlane.storage.errors import PitlaneError
 from pitlane.ui.export import export
+from pitlane.ui.login import Login
 from pitlane.ui.offline_gradio import gr
 
 HERE = Path(__file__).parent
@@ -38,11 +39,12 @@ State = Callable[[], dict[str, Any]]
 class PageServer:
     """Serves a page of Gradio, and later pages in its place. Closes with the block. `url` is known from the first page on.
 
-    state: what page.js asks for, as a dictionary; the id of the page is added.
+    login: asks every browser for the password. state: what page.js asks for, as a dictionary; the id of the page is added.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, login: Login | None = None) -> None:
         self.url = f"http://{host}:{port}"
+        self._login = login
         config = uvicorn.Config(self, host=host.strip("[]"), port=port, log_level="critical", lifespan="off")
         self._server = uvicorn.Server(config)
         self._app: Any = None
@@ -88,7 +90,9 @@ class PageServer:
         self.close()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Hand a request to the page. Refuse events of tabs of earlier pages."""
+        """Hand a request to the page. Refuse events of tabs of earlier pages, and browsers without the password."""
+        if self._login is not None and not await self._login(scope, receive, send):
+            return
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/queue/join"):
             body = await _body(receive)
             session, receive = _session(body), _again(body, receive)

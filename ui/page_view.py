@@ -7,16 +7,13 @@ conversation: only tabs that show the conversation draw it. Event handlers exten
 
 from __future__ import annotations
 
-import inspect
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import wraps
-from html import escape
 from threading import Event, RLock
-from typing import Any, TypedDict, TypeVar, cast
+from typing import Any
 
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.storage.types import Conversation, Document, Message
@@ -25,75 +22,13 @@ from pitlane.ui.bench.gains import measured_gains
 from pitlane.ui.chat_flow import meter_html
 from pitlane.ui.controls import PluginControls
 from pitlane.ui.effects import effect_html, num_dropped
+from pitlane.ui.first_screen import EXPERIMENT
+from pitlane.ui.lists import conversations_html, documents_html, hits_html
 from pitlane.ui.model_menu import BUNDLED, offer_html
 from pitlane.ui.model_switch import ModelSwitch
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.panels import (
-    EXPERIMENT,
-    Live,
-    Waiting,
-    conversations_html,
-    documents_html,
-    hits_html,
-    last_stats,
-    live_html,
-    thread_html,
-    waiting_html,
-)
-
-Changes = dict[Any, Any]
-Handler = TypeVar("Handler", bound=Callable[..., Any])
-
-
-class Tab(TypedDict):
-    """The state of one browser tab. documents: ids of attached documents, also before the conversation is stored."""
-
-    conversation: str | None
-    documents: list[str]
-
-
-def page_event(handler: Handler) -> Handler:
-    """Let a handler change nothing, and show its PitlaneErrors as warnings.
-
-    Gradio empties all outputs of a generator that yields nothing, and refuses an empty dictionary: both become `gr.skip()`.
-    """
-
-    @wraps(handler)
-    def steps(*values: Any) -> Iterator[Changes]:
-        num_changes = 0
-        try:
-            with closing(handler(*values)) as all_changes:
-                for changes in all_changes:
-                    num_changes += 1
-                    yield changes or gr.skip()
-        except PitlaneError as error:
-            warn(error)
-        if not num_changes:
-            yield gr.skip()
-
-    @wraps(handler)
-    def step(*values: Any) -> Any:
-        try:
-            return handler(*values) or gr.skip()
-        except PitlaneError as error:
-            warn(error)
-            return gr.skip()
-
-    return cast(Handler, steps if inspect.isgeneratorfunction(handler) else step)
-
-
-def warn(error: PitlaneError) -> None:
-    """Show an error in the corner of the page. Gradio takes the text for HTML, so it is escaped."""
-    gr.Warning(escape(str(error), quote=False))
-
-
-def session_of(request: gr.Request) -> str:
-    """The browser tab that sent a request."""
-    return str(request.session_hash)
-
-
-def new_tab() -> Tab:
-    return {"conversation": None, "documents": []}
+from pitlane.ui.page_event import Changes, Tab, new_tab, session_of, warn
+from pitlane.ui.panels import Live, Waiting, last_stats, live_html, thread_html, waiting_html
 
 
 @dataclass(slots=True)

@@ -7,61 +7,22 @@ data-id its target. All text from users, files and models is escaped.
 from __future__ import annotations
 
 import secrets
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from pitlane.storage.types import Conversation, Document, Message, SavedPrefix, SearchHit, StoredDocument
+from pitlane.storage.types import Document, Message
+from pitlane.ui.buttons import button, button_text
 from pitlane.ui.chat_flow import CUT, dotted, number, reading_html, stats_html
 from pitlane.ui.effects import Roles
-from pitlane.ui.markup import highlighted, markdown_html, plain_html
+from pitlane.ui.first_screen import empty_html
+from pitlane.ui.markup import markdown_html, plain_html
 from pitlane.ui.reading import page_read, page_text
 from pitlane.ui.refusals import refusal_html
-from pitlane.ui.render import size
 
 if TYPE_CHECKING:
     from pitlane import Result, Segment
-
-# The bundled model and SmolLM2 answer these with the right value and the right page.
-SAMPLE_QUESTIONS = (
-    "When is the track open?",
-    "What is the address of the club?",
-    "What is the phone number of the office?",
-)
-# Without a document, SmolLM2 answers at length; the bundled model has no answer of 32 tokens, so the page offers it nothing.
-EXPERIMENT = "Explain step by step how to make tea."
-COMPARE = (
-    '<p class="quiet">Or <button type="button" class="inline" data-do="compare" data-id="">compare plans</button> '
-    "on one question, side by side.</p>"
-)
-_ICONS = {
-    "copy": '<rect x="9" y="9" width="11" height="11" rx="2"/><path d="M5 15V5a1 1 0 0 1 1-1h9"/>',
-    "retry": '<path d="M4 12a8 8 0 1 0 2.5-5.8"/><path d="M4 4v5h5"/>',
-    "edit": '<path d="M4 20h4L19 9l-4-4L4 16z"/>',
-    "rename": '<path d="M4 20h4L19 9l-4-4L4 16z"/>',
-    "remove": '<path d="M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13"/>',
-    "dismiss": '<path d="M6 6l12 12M18 6L6 18"/>',
-    "compare": '<path d="M4 7h11M4 12h16M4 17h7"/>',
-    "file": '<path d="M6 3h8l4 4v14H6z"/><path d="M14 3v4h4M9 12h6M9 16h6"/>',
-}
-
-
-@dataclass(frozen=True, slots=True)
-class DocumentRow:
-    """A stored document in the list of documents.
-
-    tokens: None if they are not counted. saved_bytes: the document's own share of saved KV; None if no KV is saved, 0 if its tokens
-    are not counted. reading: share of its KV that is computed.
-    """
-
-    stored: StoredDocument
-    attached: bool
-    tokens: int | None
-    saved_bytes: int | None
-    reading: float | None = None
 
 
 @dataclass(slots=True)
@@ -69,13 +30,16 @@ class Live:
     """An unfinished answer. done, total, cached: tokens of the prompt. Then its text, its tokens and their speed.
 
     accepted: half-open ranges of its tokens that were accepted draft tokens. segments: the documents in the prompt.
+    first_token: the time of the first token, on the clock of `time.perf_counter`; 0 before it.
     """
 
     done: int = 0
     total: int = 0
     cached: int = 0
     text: str = ""
+    token_ids: list[int] = field(default_factory=list)
     num_tokens: int = 0
+    first_token: float = 0.0
     tokens_per_second: float | None = None
     loading: bool = False
     accepted: list[tuple[int, int]] = field(default_factory=list)
@@ -95,113 +59,6 @@ class Waiting:
     key: str = field(default_factory=lambda: secrets.token_hex(4))
     is_taken_back: bool = False
     is_asked: bool = False
-
-
-def icon(name: str) -> str:
-    """A line icon of 24 units, drawn in the colour of the text."""
-    return f'<svg viewBox="0 0 24 24" aria-hidden="true">{_ICONS[name]}</svg>'
-
-
-def button(do: str, target: object, label: str, symbol: str | None = None, css: str = "tool") -> str:
-    """An icon button that page.js turns into the event `do` about `target`."""
-    return (
-        f'<button type="button" class="{css}" data-do="{do}" data-id="{escape(str(target))}" title="{escape(label)}" '
-        f'aria-label="{escape(label)}">{icon(symbol or do)}</button>'
-    )
-
-
-def button_text(do: str, target: object, label: str) -> str:
-    """A button with words that page.js turns into the event `do` about `target`."""
-    return f'<button type="button" data-do="{do}" data-id="{escape(str(target))}">{escape(label)}</button>'
-
-
-def conversations_html(rows: Iterable[Conversation], current: str | None, now: float) -> str:
-    """The list of conversations under headings of age, with the open conversation marked."""
-    pieces, heading = [], ""
-    for row in rows:
-        age = _age(row.updated, now)
-        if age != heading:
-            heading = age
-            pieces.append(f"<h4>{age}</h4>")
-        pieces.append(_conversation(row.id, row.title, current))
-    return "".join(pieces) or '<p class="quiet">No conversations yet. What you ask is kept here, on this machine.</p>'
-
-
-def hits_html(hits: Sequence[SearchHit], text: str, current: str | None) -> str:
-    """The hits of a search, one row per conversation."""
-    first_hits: dict[str, SearchHit] = {}
-    for hit in hits:
-        first_hits.setdefault(hit.conversation_id, hit)
-    words = text.split()
-    rows = (
-        _conversation(
-            hit.conversation_id, hit.title, current, highlighted(hit.snippet, words) if hit.message_id else ""
-        )
-        for hit in first_hits.values()
-    )
-    return "".join(rows) or f'<p class="quiet">Nothing found for “{escape(text.strip())}”.</p>'
-
-
-def _conversation(key: str, title: str, current: str | None, snippet: str = "") -> str:
-    here = ' aria-current="true"' if key == current else ""
-    excerpt = f"<small>{snippet}</small>" if snippet else ""
-    return (
-        f'<div class="item"{here}><button type="button" class="open" data-do="open" data-id="{key}">'
-        f"<span>{escape(title or 'New conversation')}</span>{excerpt}</button>"
-        f'<span class="tools">{_exports(key)}{button("rename", key, "Rename")}{button("remove", key, "Delete")}</span></div>'
-    )
-
-
-def _exports(key: str) -> str:
-    """Links that save a conversation as a file (ui/export.py)."""
-    links = []
-    for kind, name in (("md", "Markdown"), ("json", "JSON")):
-        label = f'title="Save as {name}" aria-label="Save as {name}"'
-        links.append(f'<a class="tool" href="./pitlane/export/{key}.{kind}" download {label}>{kind}</a>')
-    return "".join(links)
-
-
-def _age(then: float, now: float) -> str:
-    days = (datetime.fromtimestamp(now).date() - datetime.fromtimestamp(then).date()).days
-    return "Today" if days <= 0 else "Yesterday" if days == 1 else "This week" if days < 7 else "Earlier"
-
-
-def documents_html(rows: Sequence[DocumentRow]) -> str:
-    """The list of documents: a checkbox to attach a document, its sizes, its progress while its KV is computed."""
-    return (
-        "".join(map(_document, rows))
-        or '<p class="quiet">No documents yet. PDF, text and Markdown files can be read.</p>'
-    )
-
-
-def _document(row: DocumentRow) -> str:
-    stored = row.stored
-    facts = [f"{number(stored.num_pages)} page{'s' if stored.num_pages != 1 else ''}"]
-    facts.append(f"{number(row.tokens)} tokens" if row.tokens is not None else f"{number(stored.num_chars)} characters")
-    if row.reading is not None:
-        facts = [f"reading {100 * row.reading:.0f} %"]
-    elif row.saved_bytes is not None:
-        share = f", {size(row.saved_bytes)}" if row.saved_bytes else ""
-        facts.append(f'<span title="computed once, read back from disk">KV saved{share}</span>')
-    bar = f'<span class="bar"><i style="width:{100 * row.reading:.0f}%"></i></span>' if row.reading is not None else ""
-    state = "true" if row.attached else "false"
-    hint = "Take it out of this conversation" if row.attached else "Ask about it in this conversation"
-    return (
-        f'<div class="item document"><button type="button" class="attach" role="checkbox" aria-checked="{state}" '
-        f'data-do="attach" data-id="{stored.id}" title="{hint}"><i class="tick"></i>'
-        f'<span>{escape(stored.title)}<small class="dots">{dotted(facts)}</small></span></button>'
-        f'<span class="tools">{button("discard", stored.id, "Remove the document and its saved KV", "remove")}</span>'
-        f"{bar}</div>"
-    )
-
-
-def notice_html(problems: Sequence[str], remarks: Sequence[str] = ()) -> str:
-    """Problems and remarks about added files, with a button to dismiss them; empty without any."""
-    if not problems and not remarks:
-        return ""
-    lines = "".join(f"<p>{escape(line)}</p>" for line in (*problems, *remarks))
-    kind, role = ("problem", "alert") if problems else ("remark", "status")
-    return f'<div class="{kind}" role="{role}"><div>{lines}</div>{button("dismiss", "", "Dismiss")}</div>'
 
 
 def thread_html(
@@ -308,64 +165,6 @@ def live_html(live: Live, documents: Sequence[Document]) -> str:
         body = markdown_html(live.text, documents, is_live=True)
         inner = f'<div class="body writing">{body}</div><footer class="stats">{line}</footer>'
     return f'<div class="thread"><article class="message answer live" aria-live="polite">{inner}</article></div>'
-
-
-def empty_html(documents: Sequence[Document], offer: str = "", experiment: str = "") -> str:
-    """The page without messages: the first steps, and three questions about the sample to click. offer: HTML at the end.
-
-    experiment: a question without a document whose answer is long enough to compare speeds; empty for no such question.
-    """
-    if documents and not any(document.title == "sample.pdf" for document in documents):
-        names = ", ".join(escape(document.title) for document in documents)
-        return (
-            f'<div class="empty"><h2>Ask about {names}</h2><p>The document is read once and its KV is kept, so every later '
-            f"question starts from there. Toggle a plugin between two questions to see what it buys.</p>{COMPARE}{offer}</div>"
-        )
-    questions = "".join(button_text("try", question, question) for question in SAMPLE_QUESTIONS)
-    trial = ""
-    if experiment:
-        trial = (
-            '<p class="quiet">An experiment, with an answer long enough to compare speeds: ask this, turn on the plugin under '
-            f'“Try first”, and ask again.</p><div class="questions">{button_text("experiment", experiment, experiment)}</div>'
-        )
-    return (
-        '<div class="empty"><h2>Ask a document</h2><p>Add a PDF under Documents, or drop one anywhere on this page. '
-        "Or ask the sample, a four-page track guide:</p>"
-        f'<div class="questions">{questions}</div>'
-        '<p class="quiet">Then switch a plugin on or off and ask again: each answer shows what the plugin bought, and whether '
-        f"it is still the same, token by token.</p>{trial}{COMPARE}{offer}</div>"
-    )
-
-
-def counted(
-    documents: Iterable[StoredDocument],
-    attached: Iterable[str],
-    tokens: Callable[[str], int | None],
-    prefixes: Iterable[SavedPrefix],
-    reading: Mapping[str, float],
-) -> list[DocumentRow]:
-    """Rows of the document list, with the attached documents first."""
-    attached, saved = list(attached), defaultdict[str | None, list[SavedPrefix]](list)
-    for prefix in prefixes:
-        saved[prefix.document_hash].append(prefix)
-    rows = [
-        DocumentRow(
-            row,
-            row.id in attached,
-            tokens(row.id),
-            own_bytes(tokens(row.id), saved[row.content_hash]),
-            reading.get(row.id),
-        )
-        for row in documents
-    ]
-    return sorted(rows, key=lambda row: not row.attached)
-
-
-def own_bytes(num_tokens: int | None, prefixes: Sequence[SavedPrefix]) -> int | None:
-    """A document's share of its saved KV. The files also hold the KV of all tokens before the document."""
-    if not prefixes:
-        return None
-    return sum(prefix.num_bytes * min(num_tokens or 0, prefix.num_tokens) // prefix.num_tokens for prefix in prefixes)
 
 
 def last_stats(messages: Sequence[Message]) -> Mapping[str, Any] | None:

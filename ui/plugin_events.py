@@ -11,11 +11,12 @@ from pitlane import BadOption
 from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import Message
 from pitlane.ui.advice import advice, advice_html, gains_ms, replaced_by
-from pitlane.ui.answering import Ask, seed_of
+from pitlane.ui.ask import Ask, seed_of
 from pitlane.ui.controls import Card, note_html, plan_html, plan_line_html, refusal_html, serving_html, state_html
 from pitlane.ui.document_plugins import described, document_plugins, in_effect
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.page_view import Changes, Tab, View, page_event, warn
+from pitlane.ui.page_event import Changes, Tab, page_event, warn
+from pitlane.ui.page_view import View
 from pitlane.ui.plugin_text import parse_settings
 from pitlane.ui.sampling import Sampling
 from pitlane.ui.sampling_panel import DEFAULT_MAX_TOKENS, NAMES, THINKING
@@ -126,7 +127,8 @@ class PluginEvents(View):
         gains: dict[str, float] = {}
         with suppress(PitlaneError):
             gains = gains_ms(self.desk.store, self.desk.engine.loader.source.name)
-        replaced = replaced_by(settings, self.desk.roles)
+        chosen = [name for name in settings if name not in self.desk.engine.default_plan.names]
+        replaced = replaced_by(chosen, self.desk.roles)
         return advice_html(advice(gains, possible, bool(tab["documents"]), replaced), settings)
 
     # ---- values

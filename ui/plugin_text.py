@@ -23,7 +23,8 @@ class Replacement(NamedTuple):
     role: str
 
     def __str__(self) -> str:
-        return f"{self.new} replaces {self.old}; a plan has one {self.role}"
+        slot = self.role if self.role == "drafter" else f"plugin of the role {self.role}"
+        return f"{self.new} replaces {self.old}; a plan has one {slot}"
 
 
 class ParsedSettings(NamedTuple):

@@ -71,7 +71,7 @@ def stats_line(stats: Mapping[str, Any], drafter: str | None = None) -> str:
         bought = stats["bought_ms"].get(name, {}).get("ms", 0.0)
         lost = stats.get("plugin_ms", {}).get(name, 0.0) - bought
         if abs(bought) >= 0.1:
-            words.append(f"lost {milliseconds(lost)}" if lost > 0 else f"bought {milliseconds(bought)}")
+            words.append(f"lost {milliseconds(lost)}" if lost > 0 else f"saved {milliseconds(bought)}")
         if words:
             parts.append(f"{name} {', '.join(words)}")
     parts += [f"read whole again without {name}" for name in stats.get("read_again", ())]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from pitlane.ui.model_events import ModelEvents
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.page_view import Changes, Tab, page_event, session_of
+from pitlane.ui.page_event import Changes, Tab, page_event, session_of
 from pitlane.ui.panels import Waiting
 
 MAX_WAITING = 3  # questions in line per conversation; each holds one of the events that may run at once

@@ -34,6 +34,11 @@ BOUNDS = {  # mean share of the next token's probability that may move, on `rand
     "int8": 0.01,
     "int4": 0.06,
     "kv_quant": 0.001,
+    "awq": 0.08,
+    "gptq": 0.09,
+    "smoothquant": 0.01,
+    "mixed": 0.06,
+    "few_bits": 0.06,
     "attention_sinks": 0.15,
     "key_norm_eviction": 0.09,
 }

@@ -28,6 +28,7 @@ TABLES = {
     "messages",
     "runs",
     "comparisons",
+    "unfinished",
 }
 
 
@@ -49,7 +50,7 @@ def test_reopening_keeps_rows_and_applies_no_step_twice(tmp_path: Path) -> None:
         assert store.conversations.get(conversation.id).messages[0].text == "hello"
         assert store.rows("SELECT name, applied_at FROM _sqlite_migrations") == applied
         assert [row["name"] for row in applied] == [
-            "m001_initial", "m002_refusals", "m003_comparisons", "m004_versions",
+            "m001_initial", "m002_refusals", "m003_comparisons", "m004_versions", "m005_unfinished",
         ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from pitlane.ui.answering import Desk
 from pitlane.ui.app import build_page
 from pitlane.ui.handlers import Handlers
 from pitlane.ui.model_switch import ModelSwitch
+from pitlane.ui.page_view import Widgets
 from pitlane.ui.session import EngineOptions
 
 
@@ -28,6 +29,22 @@ async def built(engine: Any, store: Store, notice: str = "") -> Any:
         return build_page(Desk(engine, store), switch, notice)
 
 
+class Echo(Plugin):
+    """A drafter of one token: the last token again."""
+
+    name, role, exactness = "echo", "drafter", "identical"
+
+    @hookimpl
+    def propose(self, seqs: Any, limits: Any) -> Any:
+        return [Draft([seq.token_ids[-1]]) for seq in seqs]
+
+
+@pytest.fixture(scope="session")
+def built_pages() -> dict[str, tuple[Any, Widgets]]:
+    """The widgets of a page by the arguments of its engine. Gradio takes longer to make them than most tests take."""
+    return {}
+
+
 @pytest.fixture
 def model() -> dict[str, Any]:
     """The arguments of the page's engine."""
@@ -35,23 +52,25 @@ def model() -> dict[str, Any]:
 
 
 @pytest.fixture
-def page(make_engine: Any, model: dict[str, Any]) -> Any:
-    """A built page over a tiny model with two drafters and one plugin that failed, its handlers and its store."""
+def page(make_engine: Any, model: dict[str, Any], built_pages: dict[str, tuple[Any, Widgets]]) -> Any:
+    """A built page over a tiny model with two drafters and one plugin that failed, its handlers and its store.
+
+    Engine, store and handlers are of this test alone. The widgets are those of all tests with such an engine: they are values.
+    """
     engine = make_engine(plugins={"prefix_cache": {}}, **model)
-
-    class Echo(Plugin):
-        name, role, exactness = "echo", "drafter", "identical"
-
-        @hookimpl
-        def propose(self, seqs: Any, limits: Any) -> Any:
-            return [Draft([seq.token_ids[-1]]) for seq in seqs]
-
     engine.registry.add(Echo)
     with Store() as store:
-        blocks = asyncio.run(built(engine, store))
-        handlers = next(
-            fn.fn.__self__ for fn in blocks.fns.values() if isinstance(getattr(fn.fn, "__self__", None), Handlers)
-        )
+        kind = repr(sorted(model.items()))
+        if kind not in built_pages:
+            blocks = asyncio.run(built(engine, store))
+            first = next(
+                fn.fn.__self__ for fn in blocks.fns.values() if isinstance(getattr(fn.fn, "__self__", None), Handlers)
+            )
+            built_pages[kind] = blocks, first.ui
+        blocks, widgets = built_pages[kind]
+        widgets.controls.registry = engine.registry
+        switch = ModelSwitch(EngineOptions(engine.loader.source.name), engine)
+        handlers = switch.front = Handlers(Desk(engine, store), widgets, switch)
         yield SimpleNamespace(blocks=blocks, handlers=handlers, store=store, desk=handlers.desk, engine=engine)
 
 

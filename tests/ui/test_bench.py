@@ -164,7 +164,7 @@ def test_numbers_for_people() -> None:
         "prompt_tokens": 512, "cached_tokens": 480, "ttft_ms": 41.0, "tokens_per_second": 53.2, "accepted_tokens": 37,
         "draft_tokens": 52, "bought_ms": {"prompt_lookup": {"ms": 410.0}}, "paused": {}, "failed": {"x": "broke"},
     }  # fmt: skip
-    expected = "512 prompt (480 cached) · TTFT 41 ms · 53.2 tok/s · prompt_lookup 37/52 accepted, bought 410 ms · x failed: broke"
+    expected = "512 prompt (480 cached) · TTFT 41 ms · 53.2 tok/s · prompt_lookup 37/52 accepted, saved 410 ms · x failed: broke"
     assert stats_line(stats, "prompt_lookup") == expected
     losing = stats | {"plugin_ms": {"prompt_lookup": 436.0}, "notes": {"prompt_lookup": {"replayed_tokens": 19}}}
     assert "37/52 accepted, 19 of them replayed from earlier answers, lost 26 ms" in stats_line(losing, "prompt_lookup")

@@ -1,4 +1,4 @@
-"""How the page behaves in a real Chromium beside its answers: long lists, hover, touch, keyboard."""
+"""How the page behaves in a real Chromium beside its answers: long lists, hover, touch, keyboard, accessibility."""
 
 from __future__ import annotations
 
@@ -161,6 +161,73 @@ def small_targets(tab: Any) -> list[str]:
             .map(([e, box]) => `${e.outerHTML.slice(0, 160)} ${box.width} x ${box.height}`)""",
         TARGET,
     )
+
+
+def serious_problems(tab: Any) -> list[str]:
+    """What axe-core calls serious or critical on the page as it is drawn now."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    at_rest(tab, "() => document.body.innerHTML.length", None)
+    violations = axe.run(tab).response["violations"]
+    return [
+        f"{rule['id']}: {node['html'][:200]}"
+        for rule in violations
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
+    ]
+
+
+@pytest.mark.parametrize(
+    "scheme, size",
+    [
+        pytest.param("light", DESK, id="light, desk"),
+        pytest.param("dark", PHONE, id="dark, phone", marks=pytest.mark.slow),
+        pytest.param("dark", DESK, id="dark, desk", marks=pytest.mark.slow),
+        pytest.param("light", PHONE, id="light, phone", marks=pytest.mark.slow),
+    ],
+)
+def test_axe_finds_nothing_serious_on_any_view(open_page: Open, scheme: str, size: tuple[int, int]) -> None:
+    tab = open_page(size, color_scheme=scheme)
+    assert serious_problems(tab) == []
+    tab.click(".empty [data-do=compare]")
+    tab.wait_for_selector("#compare-view textarea")
+    assert serious_problems(tab) == []
+    tab.click("[data-do=compare_close]")
+    show(tab, "left")
+    tab.locator("#conversations .open").first.click()
+    tab.wait_for_selector(".message.answer")
+    show(tab, "right")
+    for part in ("#sampling .label-wrap", "#card-prefix_cache .label-wrap", "#card-prefix_cache .about summary"):
+        tab.click(part)
+    assert serious_problems(tab) == []
+    tab.click("header .model")
+    tab.wait_for_selector(".model-choice")
+    assert serious_problems(tab) == []
+    tab.evaluate("document.querySelector('#middle').append(document.createElement('button'))")
+    assert [problem.partition(":")[0] for problem in serious_problems(tab)] == ["button-name"], "axe is at work"
+    tab.context.close()
+
+
+def test_the_tab_key_reaches_every_control(open_page: Open) -> None:
+    tab = open_page(DESK)
+    tab.locator("#conversations .open").first.click()
+    tab.wait_for_selector(".message.answer")
+    tab.click("#card-prefix_cache .label-wrap")
+    tab.focus("header .model")
+    tab.evaluate("""() => {
+        window.visited = new Set();
+        addEventListener('focusin', event => window.visited.add(event.target));
+    }""")
+    controls = "button, input:not([type=file]), textarea, select, a[href], summary, [role=checkbox]"
+    number = tab.locator(controls).count()
+    for _ in range(2 * number):
+        tab.keyboard.press("Tab")
+    missed = tab.evaluate(
+        """controls => [...document.querySelectorAll(controls)]
+            .filter(e => e.checkVisibility() && !e.disabled && !window.visited.has(e)).map(e => e.outerHTML.slice(0, 160))""",
+        controls,
+    )
+    assert number > 60 and missed == []
+    tab.context.close()
 
 
 def test_a_switch_shows_that_it_has_the_focus(open_page: Open) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +19,11 @@ from click.testing import CliRunner
 from pitlane import BadOption, PluginRegistry, Result, SamplingParams
 from pitlane.storage.db import Store
 from pitlane.ui.bench import comparison as module
-from pitlane.ui.bench.comparison import compare, to_csv
+from pitlane.ui.bench.comparison import compare
+from pitlane.ui.bench.groups import compare_in_groups, in_groups, single_changes
 from pitlane.ui.bench.plan_text import parse_plans
 from pitlane.ui.bench.report import answer_text, gap_text, laps_text, scores_text, speed_text
+from pitlane.ui.bench.results import to_csv
 from pitlane.ui.bench.scoring import Reading, read_along
 from pitlane.ui.bench.summary import MIN_COMPARED_TOKENS
 from pitlane.ui.bench.turns import Cancelled, Lap, Turns
@@ -166,6 +170,48 @@ def test_more_ways_to_run_than_an_engine_keeps_are_refused(make_engine: Any) -> 
         compare(engine, plans, prompt_of(engine), GREEDY, 1)
 
 
+# ---- more plans than lanes
+
+
+def test_plans_are_divided_into_groups_that_an_engine_keeps_open() -> None:
+    plans: Any = {label: SimpleNamespace(lane_key=key) for label, key in zip("abcdefg", "AAABCDE", strict=True)}
+    assert [list(group) for group in in_groups(plans, 3)] == [["a", "b", "c", "d", "e"], ["a", "f", "g"]]
+    assert [list(group) for group in in_groups({"a": plans["a"]}, 3)] == [["a"]]
+
+
+def test_groups_have_one_seed_and_one_report_and_name_what_was_left_out(
+    make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    monkeypatch.setattr(type(engine), "max_lanes", 2)
+    plans = plans_of(engine, core=(), lookup=("prompt_lookup",), eight=("int8",), four=("int4",), kv=("kv_quant",))
+    opened = type(engine).lane_of
+
+    def lane_of(self: Any, plan: Any) -> Any:
+        if "int4" in plan.settings:
+            raise BadOption("no room")
+        return opened(self, plan)
+
+    monkeypatch.setattr(type(engine), "lane_of", lane_of)
+    steps: list[tuple[int, int]] = []
+    report = compare_in_groups(
+        engine, plans, prompt_of(engine), replace(GREEDY, temperature=1.0), 1, lambda *step: steps.append(step)
+    )
+    assert [plan.label for plan in report.plans] == ["core", "lookup", "eight", "kv"]
+    assert report.plans[1].verdict == "identical" and report.plans[2].speed is not None
+    assert report.notes[0].startswith("measured in 2 groups") and "four was left out: no room" in report.notes
+    assert steps == sorted(steps) and {total for _, total in steps} == {steps[-1][1]} and steps[-1][0] == steps[-1][1]
+
+
+def test_every_plugin_is_a_change_of_the_first_plan_or_has_a_reason(make_engine: Any) -> None:
+    engine = make_engine(plugins=["prefix_cache", "jacobi"])
+    plans, reasons = single_changes(engine, engine.default_plan)
+    assert {label[1:] for label in plans} | set(reasons) == set(engine.registry.togglable())
+    assert set(plans["-prefix_cache"].settings) == {"jacobi"}
+    assert set(plans["+prompt_lookup"].settings) == {"prefix_cache", "prompt_lookup"}, "one drafter"
+    assert all(reasons.values())
+
+
 # ---- judged, on made-up laps
 
 
@@ -200,7 +246,7 @@ def test_a_speed_up_is_the_median_and_range_of_paired_ratios(judged: Any) -> Non
     assert other.speed == {"ratio": 1.9, "low": 1.9, "high": 2.0, "pairs": 3} and other.outcome == "faster"
     assert report.notes == [] and speed_text(other.to_json()) == "1.90 (1.90 to 2.00)"
     assert other.bought_ms["prompt_lookup"]["ms"] == pytest.approx(1e3 * (39 / 98 - 39 / 186.2), rel=0.1)
-    assert "prompt_lookup bought" in laps_text(other.to_json())
+    assert "prompt_lookup saved" in laps_text(other.to_json())
 
 
 def test_a_slower_plan_is_called_slower(judged: Any) -> None:
@@ -316,8 +362,21 @@ def test_the_command_prints_a_table_or_json_and_writes_csv_and_history(tmp_path:
         (("--plan", "+prompt_lookup,jacobi", TEXT), "mixes names"),
         (("-o", "lookahead.window=3", TEXT), "no plan holds lookahead"),
         ((" ",), "the prompt is empty"),
+        (("--all", "--plan", "core", TEXT), "--all makes the plans itself"),
     ],
 )
 def test_wrong_calls_are_named_errors(args: tuple[str, ...], reason: str) -> None:
     result = run_compare(*args)
     assert result.exit_code == 2 and reason in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_one_command_compares_every_plugin() -> None:
+    result = run_compare("--all", "--repeats", "1", "--max-tokens", "4", "--json", TEXT)
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    labels = [plan["label"] for plan in report["plans"]]
+    named = set(re.findall(r"(\w+) is not compared", result.stderr))
+    assert labels[0] == "default" and {label[1:] for label in labels[1:]} | named >= set(
+        PluginRegistry.load().togglable()
+    )

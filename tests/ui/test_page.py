@@ -24,9 +24,11 @@ from pitlane.ui.answering import Desk
 from pitlane.ui.app import free_port
 from pitlane.ui.controls import option_label, option_widget
 from pitlane.ui.effects import effect
+from pitlane.ui.first_screen import empty_html
+from pitlane.ui.lists import counted, documents_html
 from pitlane.ui.markup import citation_html, highlighted, markdown_html, plain_html
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.panels import Live, counted, documents_html, empty_html, live_html, thread_html
+from pitlane.ui.panels import Live, live_html, thread_html
 from tests.ui.page_harness import TAB, last, new_tab, values
 
 ROLES = {"prompt_lookup": "drafter", "prefix_cache": None}
@@ -66,8 +68,8 @@ def test_stats_line_says_tokens_times_and_what_each_plugin_did() -> None:
     line = " ".join(chat_flow.stat_parts(stats(), ROLES))
     for part in ("<b>512</b> prompt", "<b>480</b> from cache", "TTFT <b>41 ms</b>", "<b>53.2</b> tok/s"):
         assert part in line
-    assert "<em>prompt_lookup</em> <b>37/52</b> accepted, cost 1.2 ms, bought ~410 ms" in line
-    assert "<em>prefix_cache</em> bought 62 ms" in line  # ablated: measured, so without a tilde
+    assert "<em>prompt_lookup</em> <b>37/52</b> accepted, cost 1.2 ms, saved ~410 ms" in line
+    assert "<em>prefix_cache</em> saved 62 ms" in line  # ablated: measured, so without a tilde
 
 
 def test_stats_line_shows_failed_and_paused_plugins_escaped() -> None:
@@ -170,7 +172,7 @@ def test_a_difference_under_identical_plugins_is_explained_by_rounding_only_in_s
 
 
 def test_effect_of_a_plugin_is_told_also_when_there_was_none() -> None:
-    assert effect("prompt_lookup", stats(), ROLES) == ("good", "bought ~410 ms in the last answer")
+    assert effect("prompt_lookup", stats(), ROLES) == ("good", "saved ~410 ms in the last answer")
     assert "no match" in effect("prompt_lookup", stats(draft_tokens=0), ROLES)[1]
     assert effect("other", stats(), ROLES) == ("", "")
     assert effect("fused_ops", stats(plugins={"fused_ops": {}}), ROLES)[0] == "idle"

@@ -164,14 +164,14 @@ def test_a_measured_gain_takes_the_place_of_a_modelled_one() -> None:
         "draft_tokens": 5, "bought_ms": {"x": {"ms": 30.0, "how": "modelled"}},
     }  # fmt: skip
     roles = {"x": "drafter"}
-    assert effect("x", stats, roles) == ("good", "bought ~30 ms in the last answer")
-    gain = "bought 20 ms (18 ms to 22 ms) in an answer of 40 tokens; compared on 2026-11-30, <m>"
+    assert effect("x", stats, roles) == ("good", "saved ~30 ms in the last answer")
+    gain = "saved 20 ms (18 ms to 22 ms) in an answer of 40 tokens; compared on 2026-11-30, <m>"
     tone, line = effect("x", stats, roles, gain)
     assert tone == "good" and "compared on 2026-11-30, &lt;m&gt;" in line and "~" not in line
     assert effect("x", None, {}, gain)[1] == line, "without an answer too"
     assert "failed" in effect("x", stats | {"failed": {"x": "broke"}}, roles, gain)[1]
     assert "paused" in effect("x", stats | {"paused": {"x": "no gain"}}, roles, gain)[1]
-    assert effect("x", stats, roles, "bought nothing beyond noise in an answer")[0] == "idle"
+    assert effect("x", stats, roles, "saved nothing beyond noise in an answer")[0] == "idle"
 
 
 def test_the_latest_comparison_of_the_model_counts(page: Any) -> None:

@@ -14,7 +14,8 @@ import pytest
 from pitlane import BadOption, PromptTooLong
 from pitlane.storage.errors import StorageError
 from pitlane.storage.types import Message, Refusal
-from pitlane.ui.answering import Ask, plan_of_both
+from pitlane.ui.answers import plan_of_both
+from pitlane.ui.ask import Ask
 from pitlane.ui.panels import Live, thread_html
 from pitlane.ui.refusals import refusal_of
 from pitlane.ui.sampling import Sampling
@@ -449,7 +450,7 @@ def test_a_failure_after_a_long_load_waits_for_the_last_frame(page: Any, monkeyp
         loaded.set()
         raise BadOption("no")
 
-    monkeypatch.setattr("pitlane.ui.question_events.ALIVE_SECONDS", 0.3)
+    monkeypatch.setattr("pitlane.ui.answer_events.ALIVE_SECONDS", 0.3)
     monkeypatch.setattr(page.desk, "answer", fails_late)
     answer = page.handlers.ask(TAB, "hi", new_tab(), *values(page))
     next(answer)

@@ -125,7 +125,7 @@ def test_a_plan_has_one_drafter_or_none(page: Any) -> None:
 
 
 def test_a_card_says_whether_its_plugin_was_active(page: Any) -> None:
-    assert '<b class="state">active</b> bought' in effect_html("prompt_lookup", stats(), ROLES)
+    assert '<b class="state">active</b> saved' in effect_html("prompt_lookup", stats(), ROLES)
     paused = effect_html("prompt_lookup", stats(paused={"prompt_lookup": "loses"}), ROLES)
     assert "paused in the last answer: loses" in paused and "active" not in paused
     failed = effect_html("prompt_lookup", stats(plugins={}, failed={"prompt_lookup": "boom"}), ROLES)

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from pitlane import PromptTooLong, Segment
 from pitlane.storage.db import Store
 from pitlane.storage.types import Document, Page
-from pitlane.ui.answering import Ask, Desk
+from pitlane.ui.answering import Desk
+from pitlane.ui.ask import Ask
 from pitlane.ui.cli import main
 from pitlane.ui.panels import live_html
 from pitlane.ui.reading import page_read, page_text

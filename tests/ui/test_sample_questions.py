@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pitlane import SamplingParams, load_document
-from pitlane.ui.panels import EXPERIMENT, SAMPLE_QUESTIONS, empty_html
+from pitlane.ui.first_screen import EXPERIMENT, SAMPLE_QUESTIONS, empty_html
 from pitlane.ui.session import Chat, EngineOptions
 from tests.ui.page_harness import TAB, event, last, new_tab, values
 
@@ -27,8 +27,10 @@ def test_the_bundled_model_answers_the_sample_questions() -> None:
             assert right in answer.text
 
 
-def test_the_experiment_is_asked_without_a_document(page: Any) -> None:
-    assert 'data-do="experiment"' in empty_html((), experiment=EXPERIMENT) and "experiment" not in empty_html(())
-    changes = last(page.handlers.experiment(TAB, event(id=EXPERIMENT), new_tab(), *values(page, max_tokens=8)))
+def test_the_experiment_is_asked_over_the_sample(page: Any) -> None:
+    offered = f'data-do="try" data-id="{EXPERIMENT}"'
+    assert offered in empty_html((), experiment=EXPERIMENT) and offered not in empty_html(())
+    changes = last(page.handlers.try_sample(TAB, event(id=EXPERIMENT), new_tab(), *values(page, max_tokens=8)))
     conversation = page.store.conversations.get(changes[page.handlers.ui.tab]["conversation"])
-    assert conversation.messages[0].text == EXPERIMENT and not conversation.document_ids
+    assert conversation.messages[0].text == EXPERIMENT
+    assert conversation.document_ids == (page.desk.add_sample().id,)

@@ -42,6 +42,6 @@ def measured_gains(store: Store, model: str) -> dict[str, str]:
 
 
 def gain_text(name: str, gain: dict[str, Any], plan: dict[str, Any], day: str, model: str) -> str:
-    """`bought 410 ms (390 ms to 430 ms) of an answer of 128 tokens; compared on 2026-11-30, bundled`."""
+    """`saved 410 ms (390 ms to 430 ms) of an answer of 128 tokens; compared on 2026-11-30, bundled`."""
     words = bought_text(name, gain).removeprefix(f"{name} ")
     return f"{words} in an answer of {plan['completion_tokens']} tokens; compared on {day}, {short_name(model)}"

@@ -74,7 +74,7 @@ def scores_text(plan: Plan, first: Plan) -> str:
 
 
 def laps_text(plan: Plan) -> str:
-    """Time of the plugins' hooks, and time that plugins bought; empty without either."""
+    """Time of the plugins' hooks, and time that plugins saved; empty without either."""
     parts = [f"{name} cost {milliseconds(ms)}" for name, ms in plan["plugin_ms"].items() if ms >= 0.1]
     parts += [bought_text(name, gain) for name, gain in plan["bought_ms"].items()]
     parts += [f"{name} paused: {why}" for name, why in plan["paused"].items()]
@@ -84,7 +84,7 @@ def laps_text(plan: Plan) -> str:
 def bought_text(name: str, gain: Mapping[str, Any]) -> str:
     """The ablated gain of a plugin: its range holds 0 if the gain is no more than noise."""
     if gain["low"] <= 0 <= gain["high"]:
-        return f"{name} bought nothing beyond noise"
-    verb = "bought" if gain["ms"] > 0 else "lost"
+        return f"{name} saved nothing beyond noise"
+    verb = "saved" if gain["ms"] > 0 else "lost"
     low, high = sorted((abs(gain["low"]), abs(gain["high"])))
     return f"{name} {verb} {milliseconds(abs(gain['ms']))} ({milliseconds(low)} to {milliseconds(high)})"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pitlane import BadOption
 from pitlane.storage.errors import PitlaneError, StorageError
 from pitlane.ui.commands.options import MOST, TEXT, answer_options, as_json, prompt_options, sampling_options
 from pitlane.ui.render import note, print_json, print_table, progress, short_name, size
@@ -39,6 +40,12 @@ HEADERS = ("plan", "answer", "speed", "tok/s", "TTFT ms", "ms/token p50, p95", "
     "'+a a.key=value'. Repeatable; the first is compared with.  [default: core, then default]",
 )
 @click.option(
+    "--all",
+    "every_plugin",
+    is_flag=True,
+    help="The default plan, and the default plan with every single plugin more or less. Weights are loaded in groups.",
+)
+@click.option(
     "--repeats", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N", help="Laps per plan."
 )
 @click.option("--raw", is_flag=True, help="No chat template: the model continues the prompt.")
@@ -62,6 +69,7 @@ def compare(
     system: str | None,
     think: bool | None,
     plans: tuple[str, ...],
+    every_plugin: bool,
     repeats: int,
     raw: bool,
     csv_file: Path | None,
@@ -75,22 +83,28 @@ def compare(
     \b
     pitlane compare "Say it again: one, two, three" --plan core --plan default --plan +prompt_lookup
     pitlane compare --doc report.pdf "What were the findings?" --plan default --plan +int8
+    pitlane compare --doc report.pdf "What were the findings?" --all
     """
     if history:
         _show_history(limit, as_json)
         return
-    from pitlane.ui.bench.comparison import compare as measure
-    from pitlane.ui.bench.comparison import to_csv
+    from pitlane.ui.bench.groups import compare_in_groups as measure
+    from pitlane.ui.bench.results import to_csv
     from pitlane.ui.commands.model_choice import choose
     from pitlane.ui.commands.run import read_prompt
 
+    if every_plugin and plans:
+        raise BadOption("--all makes the plans itself; give --all or --plan, and choose the default plan by --plugins")
     text = read_prompt(prompt)
     documents = add_documents(doc, options.plugins_dir)
     chosen = choose(
         replace(options, plugin_options=()), asks=True
     )  # --option belongs to the plans that hold the plugin
-    with chosen.build() as engine:
-        resolved = _resolved(engine, plans or PLANS, options.plugin_options)
+    with chosen.build(documents=every_plugin and bool(documents)) as engine:
+        if every_plugin:
+            resolved = _every_plugin(engine, options.plugin_options)
+        else:
+            resolved = _resolved(engine, plans or PLANS, options.plugin_options)
         chat = Chat(engine.tokenizer, system, think, raw)
         for document in documents:
             chat.add(*document)
@@ -124,6 +138,18 @@ def _resolved(engine: Engine, texts: Sequence[str], options: Sequence[str]) -> d
             error.add_note(f"this is the plan {label}")
             raise
     return plans
+
+
+def _every_plugin(engine: Engine, options: Sequence[str]) -> dict[str, Plan]:
+    """The default plan, and the plans that differ from it by one plugin. Plugins without such a plan are named."""
+    from pitlane.ui.bench.groups import single_changes
+    from pitlane.ui.plugin_text import parse_settings
+
+    default = engine.plan(parse_settings(None, options, engine.default_plan.settings, engine.registry).settings)
+    plans, reasons = single_changes(engine, default)
+    for name, reason in reasons.items():
+        note(f"{name} is not compared: {reason}")
+    return {"default": default, **plans}
 
 
 def _environment() -> dict[str, Any]:

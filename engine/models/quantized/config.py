@@ -1,24 +1,23 @@
 """The `quantization_config` of a `config.json`: finds the reader of its method. Reads no tensor.
 
-The name of a method is the name of its module, with - for _.
+The name of a method is the name of its module, with - for _. The module is imported for such a checkpoint alone: it needs torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pitlane.engine.errors import ModelError, UnsupportedModel
 from pitlane.engine.models.config_file import read_json, short
-from pitlane.engine.models.quantized import awq, compressed_tensors, fp8, gptq
-from pitlane.engine.models.quantized.spec import Reader
+
+if TYPE_CHECKING:
+    from pitlane.engine.models.quantized.spec import Reader
 
 KEYS = ("quantization_config", "compression_config")
-READERS = {
-    module.__name__.rpartition(".")[2].replace("_", "-"): module.Reader
-    for module in (awq, compressed_tensors, fp8, gptq)
-}
+METHODS = ("awq", "compressed-tensors", "fp8", "gptq")
 
 
 def reader_of(raw: Mapping[str, Any]) -> Reader | None:
@@ -27,13 +26,15 @@ def reader_of(raw: Mapping[str, Any]) -> Reader | None:
     if quantization is None:
         return None
     method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
-    known = ", ".join(READERS)
-    if not isinstance(method, str) or method not in READERS or not isinstance(quantization, dict):
+    known = ", ".join(METHODS)
+    if method not in METHODS or not isinstance(quantization, dict):
         raise UnsupportedModel(
             f"the checkpoint is quantized ({short(method)}), which is not supported; known methods: {known}; "
             "use one of them or the unquantized model"
         )
-    return READERS[method](method, quantization)
+    module = import_module(f"pitlane.engine.models.quantized.{method.replace('-', '_')}")
+    reader: Reader = module.Reader(method, quantization)
+    return reader
 
 
 def reader_in(folder: Path) -> Reader | None:

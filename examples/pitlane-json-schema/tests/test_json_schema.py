@@ -31,7 +31,9 @@ def answer(engine, options, *, seed=1, **others):
 def test_it_keeps_its_promise():
     """The kit runs every clause of the contract, with every built-in drafter beside the plugin."""
     pattern = "(cat|dog){5}x{9}"
-    check_plugin(JsonSchema, {"regex": pattern}, effect=lambda answer: bool(re.fullmatch(pattern, answer.text))).assert_proved()
+    check_plugin(
+        JsonSchema, {"regex": pattern}, effect=lambda answer: bool(re.fullmatch(pattern, answer.text))
+    ).assert_proved()
 
 
 @pytest.mark.parametrize("seed", range(5))
