@@ -94,7 +94,7 @@ def tokens_of(engine: Engine, text: str, limit: int) -> list[int]:
 
 
 def ask(model: str, folder: Path) -> dict[str, dict[str, int]]:
-    """By format: the right answers, all answers, and the answers that differ from those over unquantized KV."""
+    """By format: right answers, refusals of questions without an answer, and answers that differ from those over unquantized KV."""
     from bundled_model.evaluation import handwritten
     from document_adapter.evaluate import Answers
 
@@ -106,10 +106,14 @@ def ask(model: str, folder: Path) -> dict[str, dict[str, int]]:
             answers = Answers(engine, base if name is None else {**base, "kv_quant": {"format": name}}).answer(chats)
             marks = [handwritten.judge(*pair) for pair in zip(questions, answers, strict=True)]
             exact = exact or answers
-            right = sum(bool(mark.refused if mark.value is None else mark.value) for mark in marks)
-            differing = sum(answer != before for answer, before in zip(answers, exact, strict=True))
-            rows[name or "dense"] = {"right": right, "questions": len(questions), "differing": differing}
-            click.echo(f"{model}, {name or 'dense'}: {right} of {len(questions)} right, {differing} differ")
+            row = rows[name or "dense"] = {
+                "right": sum(bool(mark.value) for mark in marks),
+                "answerable": sum(mark.value is not None for mark in marks),
+                "refused": sum(bool(mark.refused) for mark in marks if mark.value is None),
+                "unanswerable": sum(mark.value is None for mark in marks),
+                "differing": sum(answer != before for answer, before in zip(answers, exact, strict=True)),
+            }
+            click.echo(f"{model}, {name or 'dense'}: {row}")
     return rows
 
 

@@ -1,17 +1,20 @@
 """The parts of a model in 8 or 4 bits, for the plugins `int8` and `int4`: their bytes, and the linear or embedding that is built.
 
-Knows no plugin. A part is planned without a tensor, and built from the tensors of its members: weight [N, K], bias [N].
+Knows no plugin. A part is planned without a tensor, and built from the tensors of its members: weight [N, K], bias [N]. A head that
+keeps bfloat16 is packed for the kernel of bfloat16, as `packed_linear` packs it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from pitlane.kernels import linear
+from pitlane.kernels.extension import unsupported
 from pitlane.kernels.packing import Format
 from pitlane.kernels.quantize_math import Codes
 from pitlane.kernels.quantized import Quantized, chosen_level, peak_bytes
@@ -38,9 +41,63 @@ class Planned(NamedTuple):
 
     num_bytes: int
     peak_bytes: int
-    build: Callable[[Members], Quantized | Embedding]
+    build: Callable[[Members], Quantized | Embedding | linear.Packed]
     has_head: bool
     batch_invariant: bool
+
+
+class Linear(Protocol):
+    """The sizes of a linear part."""
+
+    name: str
+    out_features: int
+    in_features: int
+    bias: bool
+
+
+class Table(Protocol):
+    """The sizes of an embedding part."""
+
+    num_embeddings: int
+    dim: int
+    is_tied: bool
+
+
+class Context(Protocol):
+    """The model that is built: its dtype, the dtype of the stored tensors, its device."""
+
+    dtype: torch.dtype
+    stored_dtype: torch.dtype
+    device: torch.device
+
+
+class Recipe(NamedTuple):
+    """How a model's linears are stored, and its head and embedding; None: they keep the model's dtype."""
+
+    form: Format
+    head: Format | None
+
+    def linear(self, part: Linear, context: Context) -> Planned | None:
+        """Plan a linear; None leaves it to the core."""
+        sizes = part.out_features, part.in_features, part.bias
+        form = self.head if part.name == "lm_head" else self.form
+        if form is not None:
+            return linear_plan(*sizes, form, context.dtype, context.device)
+        if unsupported(context.dtype, context.device) or linear.unavailable() or part.in_features % 2:
+            return None
+        return bfloat16_plan(*sizes, 1, context.stored_dtype, linear.has_amx())
+
+    def embedding(self, part: Table, context: Context) -> Planned | None:
+        """Plan an embedding; None leaves it to the core."""
+        sizes = part.num_embeddings, part.dim, part.is_tied
+        return None if self.head is None else embedding_plan(*sizes, self.head, context.dtype, context.device)
+
+
+def bfloat16_plan(outputs: int, inputs: int, bias: bool, members: int, stored_dtype: torch.dtype, amx: bool) -> Planned:
+    """Plan a linear [outputs, inputs] of some members in bfloat16, for the kernel in C."""
+    num_bytes = linear.packed_bytes(outputs, inputs) + 2 * bias * outputs
+    copies = (members > 1) + (stored_dtype != torch.bfloat16)  # the fused weight, the cast weights
+    return Planned(num_bytes, num_bytes + copies * 2 * outputs * inputs, partial(_packed, amx), False, True)
 
 
 def linear_plan(
@@ -103,3 +160,10 @@ def _coded(
 
 def _embedding(build: Callable[[Members], Any], dtype: torch.dtype, members: Members) -> Embedding:
     return Embedding(build(members), dtype)
+
+
+def _packed(amx: bool, members: Members) -> linear.Packed:
+    weights = [member["weight"].to(torch.bfloat16) for member in members]
+    biases = [member["bias"].to(torch.bfloat16) for member in members if "bias" in member]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    return linear.Packed(weight, torch.cat(biases) if biases else None, amx)

@@ -27,7 +27,7 @@ SHRINKS = [1 - 0.05 * i for i in range(11)]  # shares of a group's range that a 
 SMALLEST = (
     1e-3  # channels below this share of the largest count as this large: factors stay within what scales can hold
 )
-POWERS = [i / 20 for i in range(21)]  # exponents that the searches of AWQ and SmoothQuant try
+POWERS = [i / 10 for i in range(11)]  # exponents that the searches of AWQ and SmoothQuant try
 
 
 class InputStats(NamedTuple):

@@ -5,8 +5,8 @@ Exactness: identical. The logits have the bits of the model without the plugin, 
 `packed_linear`, `int8` and `int4`: the linears, attention, norms and activations are their C functions, and residuals, norms of
 heads and RoPE round as the core does. KV may be quantized by `kv_quant`, and dropped by `attention_sinks` or `key_norm_eviction`.
 All other batches and models run as without the plugin: more than 64 tokens; linears, operations, attention or KV stores of other
-plugins; a step that completes a block of quantized KV; a head of bfloat16 beside linears of `int8` or `int4`; norms behind
-attention or MLP. `stats.notes` counts the steps of the lane by way, and names the reasons.
+plugins; a sequence that goes beyond a block of quantized KV; norms behind attention or MLP. `stats.notes` counts the steps of the
+lane by way, and names the reasons.
 Costs: memory for the intermediate results of a step, which stays allocated: with contexts up to 512 tokens about 0.3 MB per token
 for SmolLM2-135M, 0.6 MB for llama-1b; a table of angles. Helps small models and busy machines: a step has one wake-up instead of
 one per operation, Python's time per operation is gone, and a thread that the operating system has suspended stops no other thread.
@@ -92,7 +92,7 @@ class Step:
         if num_tokens > self.max_rows:
             return self._in_python(batch, f"more than {self.max_rows} tokens")
         if any(getattr(store, "is_closing", False) for store in self.stores):
-            return self._in_python(batch, "a block of quantized KV becomes complete")
+            return self._in_python(batch, "a sequence goes beyond a block of quantized KV")
         parts = []
         for group in range(len(batch.groups)):
             reads = self.attention.prepare(batch.seen_by(group), group)

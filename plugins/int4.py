@@ -25,7 +25,7 @@ from pitlane import Plugin, PluginOptions, hookimpl
 
 if TYPE_CHECKING:
     from pitlane import BuildContext, EmbeddingPart, LinearPart, LinearPlan
-    from pitlane.kernels.packing import Format
+    from pitlane.kernels.integer_parts import Recipe
 
 
 class Int4(Plugin):
@@ -72,30 +72,22 @@ class Int4(Plugin):
     @hookimpl
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
         from pitlane import LinearPlan
-        from pitlane.kernels.integer_parts import linear_plan
 
-        form = self._head if part.name == "lm_head" else self._format
-        sizes = part.out_features, part.in_features, part.bias
-        return form and LinearPlan(**linear_plan(*sizes, form, context.dtype, context.device)._asdict())
+        plan = self._recipe.linear(part, context)
+        return plan and LinearPlan(**plan._asdict())
 
     @hookimpl
     def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
         from pitlane import LinearPlan
-        from pitlane.kernels.integer_parts import embedding_plan
 
-        form = self._head
-        sizes = part.num_embeddings, part.dim, part.is_tied
-        return form and LinearPlan(**embedding_plan(*sizes, form, context.dtype, context.device)._asdict())
+        plan = self._recipe.embedding(part, context)
+        return plan and LinearPlan(**plan._asdict())
 
     @property
-    def _format(self) -> Format:
+    def _recipe(self) -> Recipe:
+        from pitlane.kernels.integer_parts import Recipe
         from pitlane.kernels.packing import Format
 
-        options = self.options
-        return Format(4, options.activations == "int8", options.group_size, options.symmetric)
-
-    @property
-    def _head(self) -> Format | None:
-        from pitlane.kernels.packing import Format
-
-        return Format(8, self.options.activations == "int8") if self.options.head == "int8" else None
+        options, quantized = self.options, self.options.activations == "int8"
+        head = Format(8, quantized) if options.head == "int8" else None
+        return Recipe(Format(4, quantized, options.group_size, options.symmetric), head)

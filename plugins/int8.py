@@ -23,7 +23,7 @@ from pitlane import Plugin, PluginOptions, hookimpl
 
 if TYPE_CHECKING:
     from pitlane import BuildContext, EmbeddingPart, LinearPart, LinearPlan
-    from pitlane.kernels.packing import Format
+    from pitlane.kernels.integer_parts import Recipe
 
 
 class Int8(Plugin):
@@ -45,25 +45,22 @@ class Int8(Plugin):
     @hookimpl
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
         from pitlane import LinearPlan
-        from pitlane.kernels.integer_parts import linear_plan
 
-        if part.name == "lm_head" and self.options.head != "int8":
-            return None
-        sizes = part.out_features, part.in_features, part.bias
-        return LinearPlan(**linear_plan(*sizes, self._format, context.dtype, context.device)._asdict())
+        plan = self._recipe.linear(part, context)
+        return plan and LinearPlan(**plan._asdict())
 
     @hookimpl
     def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
         from pitlane import LinearPlan
-        from pitlane.kernels.integer_parts import embedding_plan
 
-        if self.options.head != "int8":
-            return None
-        sizes = part.num_embeddings, part.dim, part.is_tied
-        return LinearPlan(**embedding_plan(*sizes, self._format, context.dtype, context.device)._asdict())
+        plan = self._recipe.embedding(part, context)
+        return plan and LinearPlan(**plan._asdict())
 
     @property
-    def _format(self) -> Format:
+    def _recipe(self) -> Recipe:
+        from pitlane.kernels.integer_parts import Recipe
         from pitlane.kernels.packing import Format
 
-        return Format(8, self.options.activations == "int8")
+        options, quantized = self.options, self.options.activations == "int8"
+        head = Format(8, quantized) if options.head == "int8" else None
+        return Recipe(Format(8, quantized), head)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FRAME_SECONDS = 1.0
+HISTORY = 100  # comparisons of the model that are drawn over time
 NOW, DEFAULT, CORE, ANSWER = "now", "default", "core", "answer"
 
 
@@ -263,6 +264,7 @@ class CompareEvents(PluginEvents, ModelEvents):
             setup.error = f"the comparison failed: {type(error).__name__}: {error}"
 
     def _compare(self, setup: Setup, run: Run) -> None:
+        from pitlane.ui.bench.chart import history_html
         from pitlane.ui.bench.groups import compare_in_groups
 
         engine, sources = self.desk.engine, setup.sources
@@ -278,6 +280,7 @@ class CompareEvents(PluginEvents, ModelEvents):
         setup.report = report.to_json()
         with suppress(PitlaneError):  # the report is on the page, kept or not
             self.desk.store.comparisons.add(report.to_json(texts=False))
+            setup.history = history_html(self.desk.store.comparisons.list(HISTORY, engine.loader.source.name))
 
 
 def _whole(engine: Any, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

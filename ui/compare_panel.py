@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from pitlane.ui.bench.chart import to_png
 from pitlane.ui.bench.report import OUTCOMES, answer_text, gap_text, is_near_tie, laps_text, scores_text
 from pitlane.ui.bench.results import to_csv
 from pitlane.ui.buttons import button
@@ -46,7 +47,8 @@ class Choice:
 class Setup:
     """What the view shows. question: to edit on the first screen, else fixed. facts: seed, temperature, documents.
 
-    chosen: keys of the marked plans. report: of the last run. error: why there is none. was_cancelled: the last run was.
+    chosen: keys of the marked plans. report: of the last run. error: why there is none. was_cancelled: the last run was. history:
+    HTML of earlier comparisons.
     """
 
     question: str
@@ -58,6 +60,7 @@ class Setup:
     report: Report | None = None
     error: str = ""
     was_cancelled: bool = False
+    history: str = ""
     sources: dict[str, Any] = field(default_factory=dict)  # for the handlers: prompt and sampling
 
 
@@ -122,7 +125,7 @@ def _outcome(setup: Setup) -> str:
         return f'<div class="problem" role="alert"><p>{escape(setup.error)}</p></div>'
     if setup.was_cancelled:
         return '<p class="quiet">Cancelled. Nothing was kept.</p>'
-    return report_html(setup.report) if setup.report is not None else ""
+    return report_html(setup.report) + setup.history if setup.report is not None else ""
 
 
 def report_html(report: Report) -> str:
@@ -226,13 +229,14 @@ def _continuation(text: str) -> str:
 
 def _exports(report: Report) -> str:
     model = "".join(letter if letter.isalnum() else "-" for letter in short_name(report["model"]))
-    files: Sequence[tuple[str, str, str]] = (
-        ("JSON", "application/json", json.dumps(report, indent=1)),
-        ("CSV", "text/csv", to_csv(report)),
+    files: Sequence[tuple[str, str, bytes]] = (
+        ("JSON", "application/json", json.dumps(report, indent=1).encode()),
+        ("CSV", "text/csv", to_csv(report).encode()),
+        ("PNG", "image/png", to_png(report)),
     )
     links = "".join(
         f'<a download="pitlane-compare-{model}.{name.lower()}" '
-        f'href="data:{mime};base64,{b64encode(text.encode()).decode()}">{name}</a>'
-        for name, mime, text in files
+        f'href="data:{mime};base64,{b64encode(content).decode()}">{name}</a>'
+        for name, mime, content in files
     )
     return f'<p class="exports">Export {links}</p>'

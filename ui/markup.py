@@ -75,7 +75,18 @@ def markdown_html(text: str, documents: Sequence[Document] = (), *, is_live: boo
         reasoning = _MARKDOWN.render(thought[1], {"is_live": is_live})
         folded = f'<details class="thought"><summary>{state}</summary>{reasoning}</details>'
         text = text[thought.end() :]
+    if is_live:
+        text = _closed(text)
     return folded + str(_MARKDOWN.render(text, {"documents": documents, "is_live": is_live}))
+
+
+def _closed(text: str) -> str:
+    """An unfinished text with the bold words of its last line closed, so that no asterisks flash up while it is written."""
+    head, newline, line = text.rpartition("\n")
+    if line.count("**") % 2 == 0 or "`" in line or text.count("```") % 2:
+        return text
+    line = line.rstrip()
+    return head + newline + (line.removesuffix("**") if line.endswith("**") else f"{line}**")
 
 
 def plain_html(text: str) -> str:

@@ -39,7 +39,11 @@ def noise_key(seed: int, sample_index: int, position: int) -> int:
 
 def gumbel(seed: int, sample_index: int, position: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """Gumbel noise [n] of tokens [n] at one position."""
-    key = noise_key(seed, sample_index, position)
+    return noise(noise_key(seed, sample_index, position), token_ids)
+
+
+def noise(key: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Gumbel noise [n] of tokens [n] from the hash of a position."""
     bits = token_ids.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(key)  # wraps around on purpose
     for _ in range(2):
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -10,7 +10,6 @@ import io
 import os
 import shutil
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -144,6 +143,8 @@ def take(target: str, model: str) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as own_home:
-        os.environ |= {"PITLANE_HOME": own_home, "PITLANE_LOAD": ""}
+    from pitlane.ui.bench.plans import own_home
+
+    os.environ["PITLANE_LOAD"] = ""
+    with own_home():  # fetched models are in it
         take(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "smollm2")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 from contextlib import ExitStack
 
 QUESTIONS = ("When is the track open?", "What is the speed limit in the pit lane?")
@@ -56,6 +55,8 @@ def take(target: str, model: str, dark: bool) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as own_home:
-        os.environ |= {"PITLANE_HOME": own_home, "PITLANE_LOAD": ""}
+    from pitlane.ui.bench.plans import own_home
+
+    os.environ["PITLANE_LOAD"] = ""
+    with own_home():  # fetched models are in it
         take(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "bundled", "dark" in sys.argv[3:])

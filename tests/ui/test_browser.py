@@ -307,6 +307,20 @@ def test_what_became_of_files_is_said_beside_the_button_that_adds_them(tab: Any,
 
 
 @pytest.mark.slow
+def test_a_file_over_the_limit_is_refused_by_tab_and_server(tab: Any, address: str, tmp_path: Path) -> None:
+    large = tmp_path / "large.txt"
+    with large.open("wb") as file:
+        file.truncate(101 << 20)
+    before = tab.locator("#documents .item").count()
+    tab.set_input_files("#left input[type=file]", str(large))
+    tab.wait_for_selector(".toast-body")
+    assert "100" in tab.inner_text(".toast-body") or "maximum" in tab.inner_text(".toast-body").lower()
+    sent = {"name": "large.txt", "mimeType": "text/plain", "buffer": bytes(101 << 20)}
+    assert tab.request.post(f"{address}/gradio_api/upload", multipart={"files": sent}).status == 413
+    assert tab.locator("#documents .item").count() == before
+
+
+@pytest.mark.slow
 def test_an_empty_question_and_an_empty_edit_leave_the_page_whole(tab: Any) -> None:
     def whole() -> bool:
         tab.wait_for_timeout(400)

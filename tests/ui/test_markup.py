@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from pitlane.storage.types import Document, Page
@@ -71,3 +73,20 @@ def test_a_citation_may_hold_a_space_that_does_not_break() -> None:
 def test_folded_text_is_stable() -> None:
     text = "‘It’s’ — the ﬁnal\u00a0ﬂow…"
     assert folded(text) == folded(folded(text)) == "'it's'-the final flow..."
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("1. **Boil the ", "<strong>Boil the</strong>"),
+        ("1. Water. **", "<li>Water.</li>"),
+        ("a **b** c", "a <strong>b</strong> c"),
+        ("```python\nf(**kwargs", "f(**kwargs"),
+        ("**a\n\nb **c", "<strong>c</strong>"),
+    ],
+)
+def test_bold_words_are_closed_while_they_are_written(text: str, shown: str) -> None:
+    live = markdown_html(text, is_live=True)
+    assert shown in re.sub(r"</?span[^>]*>", "", live).replace(' dir="auto"', ""), live
+    if text.startswith("1. **"):
+        assert "**" not in live and "**" in markdown_html(text), "a finished text stays as it is"

@@ -142,6 +142,19 @@ def test_an_error_of_a_run_is_shown_in_the_view(endless: Any, monkeypatch: pytes
     assert "RuntimeError: &lt;out&gt; of order" in ran(endless, "core")
 
 
+def test_a_report_is_saved_as_a_chart_and_earlier_comparisons_are_drawn(endless: Any) -> None:
+    tab = asked(endless)
+    opened(endless, tab)
+    html = ran(endless, "now", "core")
+    (chart,) = re.findall(r"data:image/png;base64,([^\"]+)", html)
+    assert b64decode(chart).startswith(b"\x89PNG") and len(b64decode(chart)) > 5000
+    assert "polyline" not in html, "one comparison is no history"
+    html = ran(endless, "now")
+    assert html.count("<polyline") == 1 and "2 comparisons" in html and "prefix_cache" in html
+    (points,) = re.findall(r'points="([^"]+)"', html)
+    assert len(points.split()) == 2
+
+
 # ---- texts
 
 

@@ -100,7 +100,7 @@ def compare(
     chosen = choose(
         replace(options, plugin_options=()), asks=True
     )  # --option belongs to the plans that hold the plugin
-    with chosen.build(documents=every_plugin and bool(documents)) as engine:
+    with chosen.build() as engine:
         if every_plugin:
             resolved = _every_plugin(engine, options.plugin_options)
         else:
