@@ -52,7 +52,13 @@ if TYPE_CHECKING:
         Save as Save,
     )
     from pitlane.engine.kv.pool import Pool as Pool
-    from pitlane.engine.kv.state import KVGroup as KVGroup, KVState as KVState, PrefixMatch as PrefixMatch
+    from pitlane.engine.kv.state import (
+        BLOCK_SIZE as BLOCK_SIZE,
+        KVGroup as KVGroup,
+        KVState as KVState,
+        PrefixMatch as PrefixMatch,
+        in_blocks as in_blocks,
+    )
     from pitlane.engine.kv.store import DenseKV as DenseKV, KVStore as KVStore, KVStorePlan as KVStorePlan
     from pitlane.engine.kv.visibility import (
         Eviction as Eviction,
@@ -136,7 +142,7 @@ _NAMES = {  # the same names at run time, when the imports above are not carried
     "pitlane.engine.events": "Finished PrefillProgress Result StepStats TextDelta",
     "pitlane.engine.kv.operations": "Copy Load OperationQueue Save",
     "pitlane.engine.kv.pool": "Pool",
-    "pitlane.engine.kv.state": "KVGroup KVState PrefixMatch",
+    "pitlane.engine.kv.state": "BLOCK_SIZE KVGroup KVState PrefixMatch in_blocks",
     "pitlane.engine.kv.store": "DenseKV KVStore KVStorePlan",
     "pitlane.engine.kv.visibility": "Eviction SlidingWindow Visibility",
     "pitlane.engine.models.build_context": "BuildContext",

@@ -37,6 +37,7 @@ from pitlane.engine.models.wheel import fetch as fetch_file
 from pitlane.engine.plan.plan import Settings
 from pitlane.engine.plan.planner import Planner
 from pitlane.engine.plan.registry import PluginRegistry
+from pitlane.engine.text.tokenizer import Tokenizer
 from pitlane.engine.variants import plan_kv, plan_weights
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "fetchable",
     "folder_of",
     "needs_decoding",
+    "open_tokenizer",
     "pull",
     "remove",
 ]
@@ -224,6 +226,11 @@ def folder_of(name: str, registry: PluginRegistry | None = None) -> Path:
     if folder is None:
         raise ModelError(f"{name} has random weights and no folder; name a model that has a folder")
     return folder
+
+
+def open_tokenizer(name: str, registry: PluginRegistry | None = None) -> Tokenizer:
+    """Return the tokenizer of a model, without its weights. Raises ModelError. registry: its plugins open the model too."""
+    return Tokenizer(resolve(name, registry))
 
 
 def pull(name: str, families: Families | None = None) -> Path:

@@ -1,7 +1,7 @@
 """A chat of 200 turns with attention sinks: python docs/endless_chat.py MODEL FILE [TURNS]. FILE.md is the shortened transcript.
 
 The questions go through `Desk`, the part of the page behind its buttons, so the plan, the sampling, the cache and the stored
-conversation are those of the page; attention sinks are switched on. Every answer has at most 120 tokens. FILE.json holds the counts
+conversation are those of the page; attention sinks are switched on. Every answer has at most 64 tokens. FILE.json holds the counts
 of every turn and all messages, and FILE.png a plot of the counts. `replayed` counts the prompt tokens of a turn that were computed
 again although they belong to earlier turns.
 """
@@ -22,27 +22,34 @@ from pitlane.ui.answering import Ask, Desk
 from pitlane.ui.sampling import Sampling
 
 TOPICS = (
-    "the sea, rain, bread, cats, the moon, trains, tea, gardens, winter, music, books, bicycles, bees, mountains, cooking rice, "
-    "sleep, rivers, birds, clocks, painting, apples, maps, football, volcanoes, letters, bridges, cheese, dogs, stars, libraries, "
+    "the sea, rain, bread, cats, the moon, trains, tea, gardens, winter, music, books, bicycles, bees, mountains, rice, sleep, "
+    "rivers, birds, clocks, painting, apples, maps, football, volcanoes, letters, bridges, cheese, dogs, stars, libraries, "
     "chess, boats, trees, markets, glass, horses, snow, photography, soup, holidays"
 ).split(", ")
-ABOUT = (
-    "Tell me something about {}.",
-    "Why is that?",
-    "Give me an example.",
-    "Explain it to a child in two sentences.",
-    "Write a short sentence with the word {last}.",
+QUESTIONS = (  # a number of questions that shares no factor with the step below
+    "What should I know about {}?",
+    "Give me a tip about {}.",
+    "Why do people like {}?",
+    "Tell me a short story about {}.",
+    "What is a common mistake with {}?",
+    "Name three things that go well with {}.",
+    "How would you explain {} to a child?",
+    "Write two lines of a poem about {}.",
+    "Where does the word for {} come up in daily life?",
+    "What is hard about {}?",
+    "Ask me a question about {}.",
+    "What would the world be without {}?",
+    "How do I begin with {}?",
 )
 SHOWN = ((0, 5), (99, 104), (195, 200))  # turns of the transcript, half-open
-MAX_TOKENS = 120
+MAX_TOKENS = 64
 COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "dropped_tokens", "replayed")
 
 
 def questions(count: int) -> Iterator[str]:
-    """Five questions about every topic; behind the last topic, the first topic comes again."""
+    """Five questions about a topic in a row. Neighbouring questions differ: the model copies its answers to equal questions."""
     for turn in range(count):
-        topic = TOPICS[turn // len(ABOUT) % len(TOPICS)]
-        yield ABOUT[turn % len(ABOUT)].format(topic, last=topic.split()[-1])
+        yield QUESTIONS[turn * 5 % len(QUESTIONS)].format(TOPICS[turn // 5 % len(TOPICS)])
 
 
 def talk(
@@ -76,8 +83,8 @@ def transcript(model: str, context: int, turns: list[dict[str, Any]]) -> str:
     lines = [
         f"# A chat of {len(turns)} turns",
         f"Written by `docs/endless_chat.py`: one conversation with `{model}` and attention sinks, through the code of the page,\n"
-        f"with the sampling of the page and at most {MAX_TOKENS} tokens an answer. The context of the model is {context:,} tokens;\n"
-        f"the chat ends with {total:,} tokens. No turn failed. Tokens of earlier turns that a turn computed again: median\n"
+        f"with the sampling of the page and at most {MAX_TOKENS} tokens an answer. The context of the model is {context:,}\n"
+        f"tokens; the chat ends with {total:,} tokens. No turn failed. Tokens of earlier turns that a turn computed again: median\n"
         f"{num_replayed:g}, at most {max(replayed)}. Facts in the answers are often wrong: the model has 135 million parameters.\n"
         "… marks an answer cut at its limit.",
         "| turn | prompt tokens | from cache | computed again | answer tokens | out of sight at the end |\n"

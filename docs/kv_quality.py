@@ -4,6 +4,9 @@
 folder), with the adapter for documents if the model has one, under the default plan and every format: the right answers, and the
 answers that differ from those over unquantized KV. Run it with PYTHONPATH=examples.
 
+--speed measures the time per token at 8,000 tokens of context instead, or at the longest context of the model: every format in
+turns with unquantized KV, in one process. Wants a quiet machine.
+
 For every format of `kv_quant`: the perplexity of a text, the KL divergence from the unquantized next-token distribution, the share
 of probability that moves, and the context that fits in 2 GB of KV. A table, then a line of JSON. Without --text: the pages of the
 bundled sample PDF. Every token is predicted once, from KV that was written in steps of 512 tokens.
@@ -12,6 +15,8 @@ bundled sample PDF. Every token is predicted once, from KV that was written in s
 from __future__ import annotations
 
 import json
+import random
+import statistics
 from dataclasses import replace
 from importlib.resources import files
 from math import exp
@@ -21,7 +26,7 @@ from typing import Any
 import click
 import torch
 
-from pitlane import Engine, KVState, Plan, Prompt, load_document
+from pitlane import Engine, KVState, Plan, Prompt, SamplingParams, load_document
 from pitlane.engine.run.batch import Chunk
 
 FORMATS = ("int8", "int4", "fp8")
@@ -89,7 +94,7 @@ def tokens_of(engine: Engine, text: str, limit: int) -> list[int]:
 
 
 def ask(model: str, folder: Path) -> dict[str, dict[str, int]]:
-    """By format: the right answers, all answers, and the answers that differ from those over unquantized KV."""
+    """By format: right answers, refusals of questions without an answer, and answers that differ from those over unquantized KV."""
     from bundled_model.evaluation import handwritten
     from document_adapter.evaluate import Answers
 
@@ -101,11 +106,39 @@ def ask(model: str, folder: Path) -> dict[str, dict[str, int]]:
             answers = Answers(engine, base if name is None else {**base, "kv_quant": {"format": name}}).answer(chats)
             marks = [handwritten.judge(*pair) for pair in zip(questions, answers, strict=True)]
             exact = exact or answers
-            right = sum(bool(mark.refused if mark.value is None else mark.value) for mark in marks)
-            differing = sum(answer != before for answer, before in zip(answers, exact, strict=True))
-            rows[name or "dense"] = {"right": right, "questions": len(questions), "differing": differing}
-            click.echo(f"{model}, {name or 'dense'}: {right} of {len(questions)} right, {differing} differ")
+            row = rows[name or "dense"] = {
+                "right": sum(bool(mark.value) for mark in marks),
+                "answerable": sum(mark.value is not None for mark in marks),
+                "refused": sum(bool(mark.refused) for mark in marks if mark.value is None),
+                "unanswerable": sum(mark.value is None for mark in marks),
+                "differing": sum(answer != before for answer, before in zip(answers, exact, strict=True)),
+            }
+            click.echo(f"{model}, {name or 'dense'}: {row}")
     return rows
+
+
+def speed(model: str, rounds: int) -> dict[str, Any]:
+    """Time per token in ms by format, medians over the rounds, and the ratio: time over unquantized KV / time of the format."""
+    count, times = 33, {}
+    with Engine(model) as engine:
+        roles = {name: engine.registry.get(name).role for name in engine.default_plan.settings}
+        base = {name: o for name, o in engine.default_plan.settings.items() if roles[name] != "drafter"}
+        plans = {"dense": engine.plan(base)} | {n: engine.plan({**base, "kv_quant": {"format": n}}) for n in FORMATS}
+        length = min(8000, engine.loader.context - count - 1)
+        rng = random.Random(0)
+        prompt = [rng.randrange(engine.tokenizer.vocab_size) for _ in range(length)]
+        for turn in range(rounds + 1):  # the first round fills the cache
+            for name, plan in plans.items() if turn % 2 else reversed(plans.items()):
+                stats = engine.generate(prompt, SamplingParams(max_tokens=count, ignore_eos=True), plan=plan).stats
+                assert turn == 0 or stats["cached_tokens"] > length - 64, "the prompt comes from the cache"
+                times.setdefault(name, []).append(stats["decode_ms"] / (count - 1))
+    rows = {}
+    for name, values in times.items():
+        ratios = [a / b for a, b in zip(times["dense"][1:], values[1:], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        rows[name] = {"ms": round(statistics.median(values[1:]), 3), "speed": round(middle, 4)}
+        click.echo(f"{name:6} {rows[name]['ms']:9.3f} ms   {middle:.3f} times dense ({low:.3f} to {high:.3f})")
+    return {"context": length, "rounds": rounds, "formats": rows}
 
 
 @click.command()
@@ -114,7 +147,20 @@ def ask(model: str, folder: Path) -> dict[str, dict[str, int]]:
 @click.option("--tokens", default=2048, show_default=True)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--questions", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def main(models: tuple[str, ...], file: Path | None, tokens: int, dtype: str, questions: Path | None) -> None:
+@click.option("--speed", "is_speed", is_flag=True)
+@click.option("--rounds", default=8, show_default=True, help="of --speed")
+def main(
+    models: tuple[str, ...],
+    file: Path | None,
+    tokens: int,
+    dtype: str,
+    questions: Path | None,
+    is_speed: bool,
+    rounds: int,
+) -> None:
+    if is_speed:
+        click.echo(json.dumps({model: speed(model, rounds) for model in models or ("bundled",)}))
+        return
     if questions is not None:
         click.echo(json.dumps({model: ask(model, questions) for model in models or ("bundled",)}))
         return

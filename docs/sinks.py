@@ -5,9 +5,14 @@ attention sinks, and with key-norm eviction. The window has 512 tokens and moves
 512 tokens too. Prints the perplexity by stretches of 1,024 positions and, as the last line, one JSON document. `positions >= 1024`
 is the figure of docs/exactness.md.
 
---book MODEL TEXT [N] [SAMPLES] [FILE]: perplexity over position of N tokens (30,000), by stretches of 1,024 tokens. Attention to
-all tokens runs 4,096 tokens beyond the context of the model. Window recomputation reads the last 512 tokens alone, at the positions
-from 0 on: once for each of SAMPLES positions (1,000), because every token costs a prefill. FILE.json and FILE.png hold the result.
+--book MODEL TEXT [N] [FILE]: perplexity over position of N tokens (30,000), by stretches of 1,024 tokens. Attention to all tokens
+runs 4,096 tokens beyond the context of the model. FILE.json and FILE.png hold the result.
+
+--recomputation MODEL TEXT [N] [SAMPLES]: sinks against window recomputation at SAMPLES positions (100) of N tokens (8,192).
+Recomputation reads the last 512 tokens alone, at the positions from 0 on: a prefill for every token.
+
+--speed MODEL [ROUNDS]: time per token with sinks against plain decode of as many visible tokens, in turns in one process, and
+against window recomputation: a prefill of the visible tokens for every new token. Wants a quiet machine.
 
 --endless MODEL COUNT [FILE]: the model generates COUNT tokens in one answer. Prints time and memory by tenths of the answer and, as
 the last line, one JSON document; FILE.json and FILE.png (if matplotlib is there) hold the same. Times: of the clock, and of the
@@ -18,7 +23,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
+import statistics
 import sys
 import time
 from itertools import pairwise
@@ -71,9 +78,8 @@ def perplexity(values: list[float]) -> float:
 
 def measure(model: str, text: str, num_tokens: int) -> dict[str, dict[str, float]]:
     """Perplexity by the name of a setting and by positions."""
-    without_cache = {"plugins": lambda default: {k: v for k, v in default.items() if k != "prefix_cache"}}
     rows = {}
-    with Engine(model, **without_cache) as engine:
+    with Engine(model, plugins=without_cache) as engine:
         token_ids = engine.tokenizer.encode(text)[:num_tokens]
         for name, settings in SETTINGS.items():
             values = nats(engine, settings, token_ids)
@@ -104,37 +110,41 @@ def recomputed(engine: Engine, token_ids: list[int], places: list[int]) -> list[
     return result
 
 
-def book(model: str, text: Path, num_tokens: int, num_samples: int, target: Path | None) -> None:
-    """Print and store the perplexity over position, and sinks against window recomputation at the same places."""
-    without_cache = {"plugins": lambda default: {k: v for k, v in default.items() if k != "prefix_cache"}}
-    with Engine(model, **without_cache, kv_memory=2**31) as engine:
+def without_cache(default: dict[str, Any]) -> dict[str, Any]:
+    return {name: options for name, options in default.items() if name != "prefix_cache"}
+
+
+def book(model: str, text: Path, num_tokens: int, target: Path | None) -> None:
+    """Print and store the perplexity over position."""
+    values = {}
+    with Engine(model, plugins=without_cache, kv_memory=2**31) as engine:
         context = engine.loader.context
         token_ids = engine.tokenizer.encode(text.read_text(encoding="utf-8"))[:num_tokens]
-        values, rows = {}, {}
         for name in BOOK:
-            values[name] = nats(
-                engine, SETTINGS[name], token_ids if name != "all tokens" else token_ids[: context + BEYOND]
-            )
-            rows[name] = by_stretch(values[name])
-            print(name, json.dumps(rows[name]), flush=True)
-        stride = max(1, (len(token_ids) - 1 - STRETCH) // num_samples)
-        places = list(range(STRETCH, len(token_ids) - 1, stride))[:num_samples]
-        again = recomputed(engine, token_ids, places)
-    sinks = [values["4 sinks"][place] for place in places]
-    ratios = torch.tensor(sinks) - torch.tensor(again)
-    against = {
-        "samples": len(places),
-        "recomputed": perplexity(again),
-        "sinks": perplexity(sinks),
-        "ratio": round(float(ratios.mean().exp()), 4),
-        "standard_error": round(float(ratios.std() / len(places) ** 0.5), 4),
-    }
-    result = {"model": model, "text": text.name, "tokens": len(token_ids), "context": context, "perplexity": rows}
-    result |= {"positions >= 1024": {name: perplexity(row[STRETCH:context]) for name, row in values.items()}}
-    result |= {"whole": {name: perplexity(row) for name, row in values.items()}, "window_recomputation": against}
+            read = token_ids[: context + BEYOND] if name == "all tokens" else token_ids
+            values[name] = nats(engine, SETTINGS[name], read)
+            print(name, json.dumps(by_stretch(values[name])), flush=True)
+    result = {"model": model, "text": text.name, "tokens": len(token_ids), "context": context}
+    result["perplexity"] = {name: by_stretch(row) for name, row in values.items()}
     if target is not None:
         target.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         plot_book(result, target.with_suffix(".png"))
+    print(json.dumps(result))
+
+
+def against_recomputation(model: str, text: Path, num_tokens: int, num_samples: int) -> None:
+    """Print the perplexity of sinks and of window recomputation at the same places, and the ratio with its standard error."""
+    with Engine(model, plugins=without_cache) as engine:
+        token_ids = engine.tokenizer.encode(text.read_text(encoding="utf-8"))[:num_tokens]
+        stride = max(1, (len(token_ids) - 1 - STRETCH) // num_samples)
+        places = list(range(STRETCH, len(token_ids) - 1, stride))[:num_samples]
+        values = nats(engine, SETTINGS["4 sinks"], token_ids)
+        sinks, again = [values[place] for place in places], recomputed(engine, token_ids, places)
+    ratios = torch.tensor(sinks) - torch.tensor(again)
+    result = {"model": model, "text": text.name, "tokens": len(token_ids), "samples": len(places)}
+    result |= {"sinks": perplexity(sinks), "recomputation": perplexity(again)}
+    result["ratio"] = round(float(ratios.mean().exp()), 4)
+    result["standard_error"] = round(float(ratios.std() / len(places) ** 0.5), 4)
     print(json.dumps(result))
 
 
@@ -175,6 +185,43 @@ def generate(model: str, num_tokens: int) -> list[dict[str, float]]:
                 print(*(f"{name} {value:,.3f}" for name, value in rows[-1].items()), flush=True)
                 clock, cpu = now, used
     return rows
+
+
+def speed(model: str, rounds: int) -> None:
+    """Print times per token in ms: medians over the rounds, and the ratios with their range over the middle half of the rounds.
+
+    The prompts are random tokens. A position sees 4 sinks and 993 to 1,024 tokens; plain decode sees as many on average.
+    """
+    num_sinks, window, count = 4, 1024, STRIDE + 1
+    rng = random.Random(0)
+    with Engine(model) as engine:
+        roles = {name: engine.registry.get(name).role for name in engine.default_plan.settings}
+        base = {name: o for name, o in engine.default_plan.settings.items() if roles[name] != "drafter"}
+        sinks = engine.plan({**base, "attention_sinks": {"num_sinks": num_sinks, "window": window, "stride": STRIDE}})
+        plans = {"plain": engine.plan(base), "sinks": sinks}
+        again = engine.plan({name: options for name, options in base.items() if name != "prefix_cache"})
+        vocab = engine.tokenizer.vocab_size
+        lengths = {"plain": num_sinks + window - STRIDE, "sinks": 3 * window}
+        prompts = {name: [rng.randrange(vocab) for _ in range(length)] for name, length in lengths.items()}
+        sampling = SamplingParams(max_tokens=count, ignore_eos=True)
+        rows: dict[str, list[float]] = {"plain": [], "sinks": [], "recomputation": []}
+        for turn in range(rounds + 1):  # the first round fills the cache
+            for name in ("plain", "sinks") if turn % 2 else ("sinks", "plain"):
+                stats = engine.generate(prompts[name], sampling, plan=plans[name]).stats
+                assert turn == 0 or stats["cached_tokens"] > lengths[name] - 64, "the prompt comes from the cache"
+                rows[name].append(stats["decode_ms"] / (count - 1))
+            stats = engine.generate(prompts["plain"], SamplingParams(max_tokens=1), plan=again).stats
+            rows["recomputation"].append(stats["prefill_ms"])
+    rows = {name: values[1:] for name, values in rows.items()}
+    ratios = {
+        "sinks / plain": [b / a for a, b in zip(rows["plain"], rows["sinks"], strict=True)],
+        "recomputation / sinks": [b / a for a, b in zip(rows["sinks"], rows["recomputation"], strict=True)],
+    }
+    for name, values in (*rows.items(), *ratios.items()):
+        low, middle, high = statistics.quantiles(values, n=4)
+        print(f"{name:22} {middle:9.3f}   ({low:.3f} to {high:.3f})")
+    medians = {name: round(statistics.median(values), 4) for name, values in (*rows.items(), *ratios.items())}
+    print(json.dumps({"model": model, "rounds": rounds, "torch": torch.__version__, **medians}))
 
 
 def resident_mb() -> float:
@@ -219,9 +266,13 @@ if __name__ == "__main__":
     first, *rest = sys.argv[1:]
     if first == "--endless":
         endless(rest[0], int(rest[1]), Path(rest[2]) if len(rest) > 2 else None)
+    elif first == "--speed":
+        speed(rest[0], int(rest[1]) if len(rest) > 1 else 12)
     elif first == "--book":
-        count, samples = (int(value) for value in (*rest[2:4], *("30000", "1000")[len(rest[2:4]) :]))
-        book(rest[0], Path(rest[1]), count, samples, Path(rest[4]) if len(rest) > 4 else None)
+        book(rest[0], Path(rest[1]), int([*rest, "30000"][2]), Path(rest[3]) if len(rest) > 3 else None)
+    elif first == "--recomputation":
+        numbers = [*map(int, rest[2:]), *(8192, 100)[len(rest) - 2 :]]
+        against_recomputation(rest[0], Path(rest[1]), *numbers)
     else:
         count = int(rest[1]) if len(rest) > 1 else 3072
         figures = measure(first, Path(rest[0]).read_text(encoding="utf-8"), count)

@@ -73,7 +73,7 @@ class Engine:
         self.tokenizer = self.loader.tokenizer
         self.planner = Planner(self.registry, self.loader.build_context)
         self.worker = Worker()
-        dispatch = Dispatcher(self.planner.resolve)
+        dispatch = Dispatcher(self.planner.resolve, self.registry.suspensions)
         self.lanes = Lanes(self.loader, dispatch, self.worker)
         self.roster = Roster(self.lanes, self.loader, dispatch, self.worker.post)
         self.loop = Loop(self.lanes, self.roster, dispatch, self.loader.vocab_size)

@@ -7,11 +7,14 @@ only through their hooks.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from time import perf_counter
 
 import torch
 
-from pitlane.engine.decode.draft import Draft, clean
+from pitlane.engine.border import shown
+from pitlane.engine.decode.draft import Draft, clean, fault
+from pitlane.engine.decode.drawing import drawn, is_wanted
 from pitlane.engine.decode.rows import Rows, split_rows
 from pitlane.engine.decode.verify import Verified, verify_rows
 from pitlane.engine.events import FinishReason, PrefillProgress, StepStats, TextDelta
@@ -62,11 +65,10 @@ class Loop:
         for drafting in lane.pacing.before(seqs, lane.draft_limit):
             started, drafting_seqs, asked = perf_counter(), list(drafting.seqs), drafting.asked
 
-            def check(_: Plugin, drafts: list[Draft | None], asked: list[int] = asked) -> list[Draft | None]:
-                return [clean(draft, limit, self.vocab_size) for draft, limit in zip(drafts, asked, strict=True)]
-
-            hooks = drafting_seqs[0].plan.hook("propose")
-            answer = self.dispatch.call(drafting_seqs, hooks, check, seqs=drafting_seqs, limits=Limits(asked, lane))
+            hooks, check = drafting_seqs[0].plan.hook("propose"), partial(self._checked, drafting_seqs, asked)
+            answer = self.dispatch.call(
+                drafting_seqs, hooks, check, None, seqs=drafting_seqs, limits=Limits(asked, lane)
+            )
             if answer is not None:
                 drafting.drafts = answer.value
                 for seq, draft in zip(drafting_seqs, drafting.drafts, strict=True):
@@ -74,6 +76,22 @@ class Loop:
             drafting.seconds = perf_counter() - started
             draftings.append(drafting)
         return draftings
+
+    def _checked(self, seqs: list[Sequence], asked: list[int], plugin: Plugin, drafts: object) -> list[Draft | None]:
+        """Cut drafts that are too long or invalid: any prefix of a draft is a draft. The notes of the sequence name the fault."""
+        if not isinstance(drafts, (list, tuple)) or len(drafts) != len(seqs):
+            raise TypeError(f"returned {shown(drafts)}, not a list of {len(seqs)} drafts")
+        wrong = next((draft for draft in drafts if not (draft is None or isinstance(draft, Draft))), None)
+        if wrong is not None:
+            raise TypeError(f"returned {shown(wrong)} in the list, not a Draft or None")
+        kept = [clean(draft, limit, self.vocab_size) for draft, limit in zip(drafts, asked, strict=True)]
+        for seq, limit, draft, part in zip(seqs, asked, drafts, kept, strict=True):
+            reason = fault(draft, limit, self.vocab_size, part)
+            if reason and limit > 0:  # a sequence that was not asked loses nothing
+                note = seq.notes.setdefault(plugin.name, {})
+                note["cut_drafts"] = note.get("cut_drafts", 0) + 1
+                note.setdefault("cut_reason", reason)
+        return kept
 
     def _run(self, lane: Lane, seqs: list[Sequence]) -> Flight | None:
         """Run the forward. Returns None if a plugin's part failed: the sequences then go on in another lane, or end."""
@@ -116,8 +134,19 @@ class Loop:
         lane.busy_seconds += stats.seconds
         self.forward_seconds += flight.seconds
         self.step_seconds += stats.seconds
-        hooks = {id(hook.plugin): hook for seq in seqs for hook in seq.plan.hook("step_finished")}
-        self.dispatch.tell(hooks.values(), stats=stats)
+        self._tell_finished(seqs, stats)
+        self.dispatch.check_times(seqs, perf_counter() - started)
+
+    def _tell_finished(self, seqs: list[Sequence], stats: StepStats) -> None:
+        """Call `step_finished` once for every plugin of the step."""
+        plans = {id(seq.plan): seq.plan for seq in seqs}
+        if len(plans) == 1:
+            self.dispatch.call(seqs, seqs[0].plan.hook("step_finished"), None, stats=stats)
+            return
+        hooks = {id(hook.plugin): hook for plan in plans.values() for hook in plan.hook("step_finished")}
+        for hook in hooks.values():
+            own_seqs = [seq for seq in seqs if hook.plugin in seq.plan.plugins]
+            self.dispatch.call(own_seqs, (hook,), None, stats=stats)
 
     def _verify_all(
         self, lane: Lane, seqs: list[Sequence], flight: Flight, drafting_of: dict[int, Drafting], plain: float
@@ -126,20 +155,33 @@ class Loop:
         verifiable = [seq for seq in seqs if seq.num_scheduled_tokens == seq.num_uncomputed_tokens]
         with torch.inference_mode():
             rows_by_plan = split_rows(flight.logits, verifiable)
-            pairs = [pair for rows in rows_by_plan for pair in self._verify(rows, drafting_of.get(rows.seqs[0].id))]
+            pairs = [
+                pair for rows in rows_by_plan for pair in self._verify(lane, rows, drafting_of.get(rows.seqs[0].id))
+            ]
         for seq, verified in pairs:
             with own_failure(seq):
                 self._accept(lane, seq, verified, drafting_of.get(seq.id), flight.seconds, plain)
         return {seq.id for seq, _ in pairs}
 
-    def _verify(self, rows: Rows, drafting: Drafting | None) -> list[tuple[Sequence, Verified]]:
+    def _verify(self, lane: Lane, rows: Rows, drafting: Drafting | None) -> list[tuple[Sequence, Verified]]:
         """Verify the sequences of one plan. For `after_verify` hooks, draw a token in every row, and tell pacing the time."""
         started = perf_counter()
         wants_targets = bool(rows.seqs[0].plan.hook("after_verify")) and len(rows.parents) > len(rows.seqs)
-        pairs = verify_rows(rows, self.dispatch, wants_targets)
+        pairs = verify_rows(rows, self.dispatch, wants_targets, partial(self._drawn, lane))
         if wants_targets and drafting is not None:
             drafting.num_rows, drafting.row_seconds = len(rows.parents), perf_counter() - started
         return pairs
+
+    def _drawn(self, lane: Lane, rows: Rows) -> list[int] | None:
+        """The token after every row, drawn by the operation of a plugin. None: there is none, or it failed; the host draws."""
+        answer = lane.built.sample
+        if answer is None or not is_wanted(rows):
+            return None
+        try:
+            return drawn(rows, answer.value)
+        except (Exception, SystemExit) as error:
+            self.dispatch.drop(rows.seqs, HookError(answer.plugin, "sample", error))
+            return None
 
     def _accept(
         self, lane: Lane, seq: Sequence, verified: Verified, drafting: Drafting | None, seconds: float, plain: float

@@ -13,11 +13,12 @@ from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Future
 from time import perf_counter
 
-from pitlane.engine.errors import PitlaneError
+from pitlane.engine.errors import PitlaneError, PluginFailed
 from pitlane.engine.events import Event, Finished, FinishReason, Result, TextDelta
 from pitlane.engine.lanes import Lanes
 from pitlane.engine.loader import Loader
 from pitlane.engine.plan.dispatch import Dispatcher, named, own_failure
+from pitlane.engine.plan.hooks import HookError
 from pitlane.engine.requests import check_length
 from pitlane.engine.run.lane import Lane
 from pitlane.engine.sequence import Sequence
@@ -46,6 +47,10 @@ class Roster:
         """Add a sequence to the lane of its plan. While the lane opens, the sequence waits."""
         for sample in (seq, *seq.forks):
             self.seqs[sample.id] = sample
+        self.dispatch.leave_out_suspended([seq, *seq.forks])
+        if seq.error is not None:
+            self.end(seq, "error")
+            return
         lane = self.lanes.ready(seq.plan)
         if lane is None:
             opening = self.lanes.open(seq.plan)
@@ -64,6 +69,11 @@ class Roster:
         if seq.id not in self.seqs:
             return  # the request was aborted
         error = opened.exception()
+        if isinstance(error, PluginFailed) and isinstance(error.__cause__, HookError):
+            self.dispatch.drop([seq, *seq.forks], error.__cause__)  # the request goes on without the plugin, if it can
+            if seq.error is None:
+                self.enter(seq)
+                return
         try:
             if error is not None:
                 raise error
@@ -105,6 +115,7 @@ class Roster:
             stats = self.loader.describe() | request_stats(seq, lane, kv_bytes)
             text = seq.detokenizer.flush()
         if seq.error is None:
+            self.dispatch.suspensions.ended_well(seq.plan.names)
             if text:
                 self.put(seq, TextDelta(text, (), seq.sample))
             logprobs = seq.logprobs if seq.request.sampling.logprobs is not None else None

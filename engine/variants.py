@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pitlane.engine.border import shown
 from pitlane.engine.errors import PitlaneError, PlanConflict
 from pitlane.engine.kv.capacity import BLOCK_SIZE, GroupNeeds
 from pitlane.engine.kv.state import KVGroup
@@ -28,7 +29,7 @@ from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.builder import Builder, Transform
 from pitlane.engine.models.decoder import Decoder, parts_of
 from pitlane.engine.models.layers import Ops
-from pitlane.engine.models.parts import LinearPlan, Part, Tensors
+from pitlane.engine.models.parts import EmbeddingPart, LinearPart, LinearPlan, Part, Tensors
 from pitlane.engine.models.source import ModelSource
 from pitlane.engine.models.weight_plan import WeightPlan
 from pitlane.engine.plan.changes import now
@@ -40,6 +41,8 @@ from pitlane.engine.run.attention import PlainAttention
 from pitlane.engine.run.batch import Attention
 from pitlane.engine.run.built_model import BuiltModel
 
+SAMPLE = "sample"  # the operation that draws tokens; no part of a model
+
 
 def plan_weights(plan: Plan, context: BuildContext) -> WeightPlan:
     """Return what every part of a model becomes under a plan. Reads no tensor."""
@@ -49,11 +52,13 @@ def plan_weights(plan: Plan, context: BuildContext) -> WeightPlan:
         answer = call(plan.hook(hook), None, refuse, partial(_linear_plan, hook), part=part, context=context)
         if answer is None:
             return None
-        return replace(answer.value, build=partial(_build_guarded, answer, hook)), answer.plugin
+        return replace(answer.value, build=partial(_build_guarded, answer, hook, part, context)), answer.plugin
 
     is_transformed = bool(plan.hook("transform_weights"))
     if is_transformed:
-        context = replace(context, packings={})  # the transformed weights are dense
+        context = replace(
+            context, packings={}, fingerprint=str
+        )  # the transformed weights are dense, and no longer known
     return WeightPlan.of(parts_of(context.config), context, ask, is_transformed)
 
 
@@ -94,13 +99,14 @@ class Variant:
     def for_lane(self, plan: Plan, context: BuildContext) -> BuiltModel:
         """Return the model with the operations and the attention that the plugins of a plan built."""
         answers = {
-            kind: _build(plan, "build_op", _operation, kind=kind, context=context)
-            for kind in (*self.model.op_kinds, *self.model.fused_kinds)
+            kind: _build(plan, "build_op", partial(_operation, kind, context), kind=kind, context=context)
+            for kind in (*self.model.op_kinds, *self.model.fused_kinds, SAMPLE)
         }
         norm, fused = answers["rms_norm"], answers["add_rms_norm"]
         if fused is not None and (norm is None or norm.plugin is not fused.plugin):
             answers["add_rms_norm"] = None  # the norm of another plugin must not be passed over
-        ops = Ops(**{name: answer.value for name, answer in answers.items() if answer is not None})
+        given = {kind: answer.value for kind, answer in answers.items() if answer is not None and kind != SAMPLE}
+        ops = Ops(**given)
         attention = _build(plan, "build_attention", _attention, context=context)
         built = [answer for answer in (*answers.values(), attention) if answer is not None]
         core: Attention = PlainAttention(context)
@@ -129,6 +135,7 @@ class Variant:
                 _guarded_store(store, parts) if store else _store_or_core(group, None, context)
                 for group, store, _ in kv
             ),
+            answers[SAMPLE],
         )
 
 
@@ -175,10 +182,35 @@ def _visibility(context: BuildContext, group: KVGroup, _: Plugin, result: Visibi
     return checked(result, context.config.max_position)
 
 
-def _operation(_: Plugin, result: object) -> object:
+def _operation(kind: str, context: BuildContext, _: Plugin, result: object) -> object:
     if not callable(result):
         raise TypeError(f"returned {result!r}, which is not callable")
+    size, config = {"dtype": context.dtype, "device": context.device}, context.config
+    if kind == "rms_norm":
+        x, weight = torch.ones(2, config.hidden_size, **size), torch.ones(config.hidden_size, **size)
+        _try_part(result, (x, weight, config.rms_norm_eps), tuple(x.shape), context)
+    elif kind.endswith("_mul"):
+        x = torch.ones(2, 2 * config.intermediate_size, **size)
+        _try_part(result, (x,), (2, config.intermediate_size), context)
     return result
+
+
+def _try_part(part: Any, inputs: tuple[Any, ...], shape: tuple[int, ...], context: BuildContext) -> None:
+    """Raise TypeError if a part returns another type, shape, dtype or device. In the model, the next part would fail instead.
+
+    An error inside the part is left to the first forward, which names the plugin too.
+    """
+    try:
+        with torch.inference_mode():
+            result = part(*inputs)
+    except (Exception, SystemExit):
+        return
+    if not isinstance(result, torch.Tensor) or tuple(result.shape) != shape:
+        got = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else shown(result)
+        raise TypeError(f"built a part that returns {got}, not a tensor of shape {shape}")
+    if result.dtype != context.dtype or result.device.type != context.device.type:
+        place = f"{context.dtype} on {context.device}"
+        raise TypeError(f"built a part that returns {result.dtype} on {result.device}, not {place}")
 
 
 def _store_plan(_: Plugin, result: object) -> KVStorePlan:
@@ -204,12 +236,18 @@ def _guarded_store(answer: Answer, parts: list[tuple[object, Plugin]]) -> KVStor
     return replace(plan, build=build)
 
 
-def _build_guarded(answer: Answer, hook: str, tensors: list[Tensors]) -> Any:
-    """Build a part from a plugin's plan. An error becomes PluginFailed with the plugin's name."""
+def _build_guarded(answer: Answer, hook: str, part: Part, context: BuildContext, tensors: list[Tensors]) -> Any:
+    """Build a part from a plugin's plan, and try it. An error becomes PluginFailed with the plugin's name."""
     try:
         built = answer.value.build(tensors)
         if not callable(built):
             raise TypeError(f"build returned {built!r}, which is not callable")
+        if isinstance(part, EmbeddingPart):
+            ids = torch.zeros(2, dtype=torch.int64, device=context.device)
+            _try_part(built, (ids,), (2, part.dim), context)
+        elif isinstance(part, LinearPart):
+            x = torch.zeros(2, part.in_features, dtype=context.dtype, device=context.device)
+            _try_part(built, (x,), (2, part.out_features), context)
         return built
     except PitlaneError:
         raise

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field, field_validator
 
-from pitlane import Plugin, PluginOptions, Sequence, hookimpl
+from pitlane import BLOCK_SIZE as BLOCK
+from pitlane import Plugin, PluginOptions, Sequence, hookimpl, in_blocks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from pitlane import BuildContext, KVGroup, Lane, Visibility
 
-BLOCK = 32  # tokens of a block of KV: the pool frees whole blocks
 CHANGING_ROPE = ("dynamic", "longrope")
 
 
@@ -52,10 +52,7 @@ class AttentionSinks(Plugin):
             description=f"tokens by which the window moves at a time, rounded up to blocks of {BLOCK} tokens",
         )
 
-        @field_validator("window", "stride")
-        @classmethod
-        def _in_blocks(cls, value: int) -> int:
-            return -(-value // BLOCK) * BLOCK
+        _rounded = field_validator("window", "stride")(in_blocks)
 
     @classmethod
     def unavailable(cls, context: BuildContext) -> str | None:

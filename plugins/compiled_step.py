@@ -5,8 +5,8 @@ Exactness: identical. The logits have the bits of the model without the plugin, 
 `packed_linear`, `int8` and `int4`: the linears, attention, norms and activations are their C functions, and residuals, norms of
 heads and RoPE round as the core does. KV may be quantized by `kv_quant`, and dropped by `attention_sinks` or `key_norm_eviction`.
 All other batches and models run as without the plugin: more than 64 tokens; linears, operations, attention or KV stores of other
-plugins; a step that completes a block of quantized KV; a head of bfloat16 beside linears of `int8` or `int4`; norms behind
-attention or MLP. `stats.notes` counts the steps of the lane by way, and names the reasons.
+plugins; a sequence that goes beyond a block of quantized KV; norms behind attention or MLP. `stats.notes` counts the steps of the
+lane by way, and names the reasons.
 Costs: memory for the intermediate results of a step, which stays allocated: with contexts up to 512 tokens about 0.3 MB per token
 for SmolLM2-135M, 0.6 MB for llama-1b; a table of angles. Helps small models and busy machines: a step has one wake-up instead of
 one per operation, Python's time per operation is gone, and a thread that the operating system has suspended stops no other thread.
@@ -92,7 +92,7 @@ class Step:
         if num_tokens > self.max_rows:
             return self._in_python(batch, f"more than {self.max_rows} tokens")
         if any(getattr(store, "is_closing", False) for store in self.stores):
-            return self._in_python(batch, "a block of quantized KV becomes complete")
+            return self._in_python(batch, "a sequence goes beyond a block of quantized KV")
         parts = []
         for group in range(len(batch.groups)):
             reads = self.attention.prepare(batch.seen_by(group), group)
@@ -105,9 +105,6 @@ class Step:
         x = self.model.embedding(batch.token_ids)
         if self.model.multiplier != 1.0:
             x *= self.model.multiplier
-        top = int(batch.positions.numpy().max())
-        if top >= self.num_angles:
-            self._grow(top)
         open_slots = _open_slots(self.stores)
         if open_slots != self.open_slots:  # a store of quantized KV has moved its open blocks
             self.program, self.open_slots = self.build(), open_slots
@@ -115,8 +112,8 @@ class Step:
             group.slots if store.format == "dense" else group.slots - self.first_open
             for group, store in zip(batch.groups, self.stores, strict=True)
         ]
-        second = [group.sink_positions for group in batch.groups]
-        logits = self.program.run(x, batch.positions, batch.logit_rows, slots, parts, self.angles, second)
+        positions, second, angles = self._rotations(batch)
+        logits = self.program.run(x, positions, batch.logit_rows, slots, parts, angles, second)
         self.counts["compiled"] += 1
         return self.output(logits, {})
 
@@ -124,14 +121,32 @@ class Step:
         self.counts[reason] += 1
         return self.forward(batch)
 
-    def _grow(self, top: int) -> None:
-        """Compute the angles of all positions up to `top` and beyond, as the decoder computes the angles of a step."""
+    def _rotations(self, batch: Batch) -> tuple[Tensor, list[Tensor | None], list[tuple[Tensor, Tensor]]]:
+        """Tables of angles, and the rows in them of the positions and, per group, of the second queries.
+
+        Without sinks, the tables hold all positions up to the context, and stay. A text with sinks has no end: then the tables hold
+        the positions of the step alone.
+        """
         import torch
 
-        self.num_angles = max(1024, 2 * top)
+        second = [group.sink_positions for group in batch.groups]
+        sinks = [positions for positions in second if positions is not None]
+        if sinks:
+            own = torch.arange(batch.num_tokens)
+            starts = iter(range(len(own), len(own) * (len(sinks) + 1), len(own)))
+            rows = [None if positions is None else own + next(starts) for positions in second]
+            return own, rows, self._angles_at(torch.cat((batch.positions, *sinks)))
+        top = int(batch.positions.numpy().max())
+        if top >= self.num_angles:
+            self.num_angles = max(1024, 2 * top)
+            self.angles = self._angles_at(torch.arange(self.num_angles))
+        return batch.positions, second, self.angles
+
+    def _angles_at(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Per rotary embedding, cos and sin [positions, D / 2], as the decoder computes them."""
         half = self.model.config.head_dim // 2
-        tables = [rope.angles(torch.arange(self.num_angles)) for rope in self.model.ropes]
-        self.angles = [(cos[:, 0, :half].contiguous(), sin[:, 0, half:].contiguous()) for cos, sin in tables]
+        tables = [rope.angles(positions) for rope in self.model.ropes]
+        return [(cos[:, 0, :half].contiguous(), sin[:, 0, half:].contiguous()) for cos, sin in tables]
 
 
 def _decoder(context: RunnerContext) -> tuple[Any, int]:

@@ -1,8 +1,8 @@
 """Fused operations: RMS norm and SiLU in one pass over memory each, instead of eight and three.
 
 Changes in the loop: `build_op` gives the model `rms_norm` and `silu_mul` in C (kernels/ops.py). On CUDA it gives these, `gelu_mul`,
-`add_rms_norm` (the sum of the residual stream and its norm) and `rope_store` (RoPE and the KV write) in Triton (kernels/cuda); no
-GPU has run them yet.
+`add_rms_norm` (the sum of the residual stream and its norm), `rope_store` (RoPE and the KV write) and `sample` (the tokens of a
+step) in Triton (kernels/cuda); no GPU has run them yet.
 Exactness: rounding. The kernels compute in float32 and round once: an output is within 2^-8 (relative) of the exact value. A row's
 result does not depend on the other rows. Costs: nothing. Helps small models and batches, where a step is more than matrix products.
 """
@@ -39,7 +39,7 @@ class FusedOps(Plugin):
 
         kernels: dict[str, Callable[..., Any]] = {"rms_norm": ops.rms_norm, "silu_mul": ops.silu_mul}
         if device.serves(context.device):
-            from pitlane.kernels.cuda import activations, norms, rope
+            from pitlane.kernels.cuda import activations, norms, rope, sampling
 
             kernels = {
                 "rms_norm": norms.rms_norm,
@@ -47,5 +47,6 @@ class FusedOps(Plugin):
                 "gelu_mul": activations.gelu_mul,
                 "add_rms_norm": norms.add_rms_norm,
                 "rope_store": rope.rope_store,
+                "sample": sampling.sample,
             }
         return kernels.get(kind)

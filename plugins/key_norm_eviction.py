@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import Field, field_validator
 
-from pitlane import Plugin, PluginOptions, Sequence, hookimpl
+from pitlane import BLOCK_SIZE as BLOCK
+from pitlane import Plugin, PluginOptions, Sequence, hookimpl, in_blocks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pitlane import BuildContext, KVGroup, Lane, Visibility
-
-BLOCK = 32  # tokens of a block of KV: the pool frees whole blocks
 
 
 class KeyNormEviction(Plugin):
@@ -61,10 +60,7 @@ class KeyNormEviction(Plugin):
             description=f"tokens between two evictions, rounded up to blocks of {BLOCK} tokens",
         )
 
-        @field_validator("budget", "recent", "interval")
-        @classmethod
-        def _in_blocks(cls, value: int) -> int:
-            return -(-value // BLOCK) * BLOCK
+        _rounded = field_validator("budget", "recent", "interval")(in_blocks)
 
     @classmethod
     def unavailable(cls, context: BuildContext) -> str | None:

@@ -1,13 +1,16 @@
 """Mixed: every linear gets the bits that its measured error asks for, within a budget of bytes.
 
-Changes in the loop: `build_linear` gives every linear one of several formats. The first use measures over the calibration text the
-error of every linear's outputs in every format, as a share of the outputs' size. Then the linears start in the smallest format, and
-the upgrade that takes away most error per byte comes next, until the budget `bits` is full. Codes are rounded to nearest, with the
-range of a group searched for the least error weighted by the inputs.
+Changes in the loop: `build_linear` gives every linear one of several formats. The first use measures over the calibration text how
+much every linear in every format moves the outputs of its layer, as a share of the residual stream. Then the linears start in the
+smallest format, and the upgrade that takes away most error per byte comes next, until the budget `bits` is full. Codes are rounded
+to nearest, with the range of a group searched for the least error weighted by the inputs.
 With `formats` = kernels, a linear has 4 bits in groups of 128, 64 or 32, or 8 bits, and runs on the kernels of int4 and int8. With
 `formats` = all, 2, 3, 5 and 6 bits come in too; they run as a dense weight, for quality only. `build_embedding` keeps head and
 embedding in 8 bits.
-Exactness: approximate. Metric and values: docs/quantization.md, measured with `pitlane eval`.
+Exactness: approximate.
+Metric: share of the next token's probability that moves, mean over all tokens; value: 12.3 % with 5 bits (int4 16.3 % at the same
+bytes; a perplexity of 82.3 becomes 83.5, with int4 87.4); model: bundled in bfloat16; text: its sample PDF (655 tokens). A test
+holds a bound of 16 %. docs/quantization.md has more.
 Costs: time at the first use, kept as a recipe under PITLANE_HOME; time to round at load.
 Paper: the budget and the greedy choice are those of HAWQ-V2, https://arxiv.org/abs/1911.03852, with a measured error for its traces
 """
@@ -105,7 +108,7 @@ class Mixed(Plugin):
     def prepare(self, context: BuildContext) -> None:
         if context.calibrator is None:
             raise BadOption("mixed needs the weights of a model to make its recipe")
-        context.calibrator.build(self, self._visit, hessians=True, depends=self._depends)
+        context.calibrator.build(self, self._visit, depends=self._depends)
 
     @hookimpl
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
@@ -115,7 +118,7 @@ class Mixed(Plugin):
         if part.fed_by is None:
             form = self._head if part.name == "lm_head" else None
             return form and LinearPlan(**linear_plan(*sizes, form, context.dtype, context.device)._asdict())
-        recipe = context.calibrator and context.calibrator.recipe(self, self._depends)
+        recipe = context.calibrator.recipe(self, self._depends) if context.calibrator else None
         choice = self._chosen(context, recipe).get(part.name)
         if choice is None:
             return None  # a member alone: the fused part was planned
@@ -149,18 +152,16 @@ class Mixed(Plugin):
     def _visit(self, layer: LayerInputs) -> LayerRecipe:
         import torch
 
-        from pitlane.kernels.quantize_math import InputStats, output_error
+        from pitlane.kernels.quantize_math import InputStats
 
         tensors, notes = dict[str, "Tensor"](), {}
         for part in layer.linears:
             names, stats = [member.name for member in part.members], InputStats(*layer.stats[part.members[0].name])
             weight = torch.cat([layer.weight(name) for name in names])
-            assert stats.hessian is not None
-            size = max(float(output_error(weight, stats.hessian).sum()), 1e-30)
-            errors = {}
+            sizes, errors = [member.out_features for member in part.members], {}
             for choice in self._choices(part):
-                rounded = _rounded(weight, choice, stats.mean_square).dequantized()
-                errors[str(choice)] = float(output_error(rounded - weight, stats.hessian).sum()) / size
+                rounded = _rounded(weight, choice, stats.mean_square).dequantized().split(sizes)
+                errors[str(choice)] = layer.error(dict(zip(names, rounded, strict=True)))
             notes[part.name] = errors
             tensors[f"{names[0]}.mean_square"] = stats.mean_square
         return LayerRecipe(tensors, notes)
@@ -197,7 +198,7 @@ class Mixed(Plugin):
 def spend(parts: list[LinearPart], choices: dict[str, list[Choice]], error: Any, bits: float) -> dict[str, Choice]:
     """Choose a format for every part: upgrade by the error taken away per byte, while the budget of bits per weight holds.
 
-    error: (part, choice) -> the share of the outputs' size that is lost.
+    error: (part, choice) -> the share of the residual stream that moves.
     """
     weights = {part.name: part.out_features * part.in_features for part in parts}
     left = bits * sum(weights.values())
@@ -241,7 +242,7 @@ def _codes(recipe: Recipe | None, part: LinearPart, choice: Choice, members: Any
     """Round the weight of a part to its format."""
     from pitlane.kernels.quantize_math import joined
 
-    mean_square = recipe and recipe.get(f"{part.members[0].name}.mean_square")
+    mean_square = recipe.get(f"{part.members[0].name}.mean_square") if recipe else None
     if mean_square is None:
         raise BadOption("mixed has no recipe for this model yet; load the model with an engine")
     return joined([_rounded(member["weight"].float(), choice, mean_square) for member in members])

@@ -63,6 +63,8 @@ class PackedCheckpoint(Plugin):
             return None  # the members are asked one by one
         if packing is None:
             return self._dense(part, context)
+        if packing.is_float:
+            return self._float8(part, packing, context)
         form = _form(packing, part.in_features, self.options.activations == "int8")
         if form is None:
             _warn(f"linears with {packing} have no kernel: they are decoded to the model's dtype")
@@ -84,6 +86,16 @@ class PackedCheckpoint(Plugin):
         numbers = 6 * part.num_values  # the stored numbers, and their codes while they are made
         build = partial(_build_packed, part, form, context)
         return LinearPlan(plan.num_bytes, plan.peak_bytes + numbers, build, batch_invariant=plan.batch_invariant)
+
+    def _float8(self, part: LinearPart, packing: Packing, context: BuildContext) -> LinearPlan:
+        from pitlane import LinearPlan
+        from pitlane.kernels.fp8 import chosen_level, num_bytes
+
+        inputs, group = part.in_features, packing.group_size
+        level = chosen_level(inputs, group, context.dtype, context.device)
+        kept = num_bytes(part.out_features, inputs, group) + 4 * part.bias * part.out_features
+        build = partial(_build_float8, part, packing, level, context)
+        return LinearPlan(kept, kept + 3 * part.num_values, build, batch_invariant=level is not None)
 
     def _dense(self, part: LinearPart, context: BuildContext) -> LinearPlan:
         from pitlane import LinearPlan
@@ -109,7 +121,7 @@ def summary(context: BuildContext) -> dict[str, Any]:
         for member in part.members if isinstance(part, LinearPart) else ():
             packing = context.packings.get(member.name)
             if packing is not None:
-                has_kernel = _form(packing, part.in_features, False) is not None
+                has_kernel = packing.is_float or _form(packing, part.in_features, False) is not None
                 counts[f"{packing}: {'kernel' if has_kernel else 'decoded'}"] += 1
     return dict(counts)
 
@@ -117,8 +129,6 @@ def summary(context: BuildContext) -> dict[str, Any]:
 def _form(packing: Packing, inputs: int, quantized: bool) -> Format | None:
     from pitlane.kernels.stored import kernel_form
 
-    if packing.is_float:
-        return None
     if packing.rows != 1:
         return None
     return kernel_form(packing.bits, packing.group_size, inputs, packing.symmetric, quantized)
@@ -135,6 +145,21 @@ def _build_packed(part: LinearPart, form: Format, context: BuildContext, tensors
     sizes = part.out_features, part.in_features
     linear = Quantized(*sizes, form, codes, _bias(part, tensors), level, device=context.device)
     return linear if order is None else Permuted(linear, order.to(context.device))
+
+
+def _build_float8(
+    part: LinearPart, packing: Packing, level: int | None, context: BuildContext, tensors: list[PackedTensors]
+) -> Any:
+    import torch
+
+    from pitlane.kernels.fp8 import Float8, Fp8Linear
+
+    parts = []
+    for member in tensors:
+        weight = member.packed
+        lines = torch.arange(len(weight.numbers)) // packing.rows
+        parts.append(Float8(weight.numbers, weight.scales.float()[lines], packing.group_size))
+    return Fp8Linear(parts, _bias(part, tensors), level, context.device)
 
 
 def _build_dense(part: LinearPart, context: BuildContext, tensors: list[Tensors]) -> Any:

@@ -10,7 +10,6 @@ Source: GotoBLAS, Goto and van de Geijn 2008
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -18,10 +17,7 @@ from pydantic import Field
 from pitlane import BadOption, Plugin, PluginOptions, hookimpl
 
 if TYPE_CHECKING:
-    import torch
-
-    from pitlane import BuildContext, LinearPart, LinearPlan, Tensors
-    from pitlane.kernels.linear import Packed
+    from pitlane import BuildContext, LinearPart, LinearPlan
 
 
 class PackedLinear(Plugin):
@@ -45,7 +41,8 @@ class PackedLinear(Plugin):
     @hookimpl
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
         from pitlane import LinearPlan
-        from pitlane.kernels.linear import has_amx, packed_bytes
+        from pitlane.kernels.integer_parts import bfloat16_plan
+        from pitlane.kernels.linear import has_amx
 
         amx = self.options.products != "vectors" and has_amx()
         if self.options.products == "amx" and not amx:
@@ -54,19 +51,5 @@ class PackedLinear(Plugin):
             )
         if part.in_features % 2:
             return None
-        num_bytes = packed_bytes(part.out_features, part.in_features) + 2 * part.bias * part.out_features
-        copies = (len(part.members) > 1) + (context.stored_dtype != context.dtype)  # the fused weight, the cast weights
-        return LinearPlan(
-            num_bytes, num_bytes + copies * 2 * part.num_values, partial(_build, part, context.dtype, amx)
-        )
-
-
-def _build(part: LinearPart, dtype: torch.dtype, amx: bool, tensors: list[Tensors]) -> Packed:
-    import torch
-
-    from pitlane.kernels.linear import Packed
-
-    weights = [member["weight"].to(dtype) for member in tensors]
-    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-    bias = torch.cat([member["bias"].to(dtype) for member in tensors]) if part.bias else None
-    return Packed(weight, bias, amx)
+        sizes = part.out_features, part.in_features, part.bias, len(part.members)
+        return LinearPlan(**bfloat16_plan(*sizes, context.stored_dtype, amx)._asdict())

@@ -23,7 +23,8 @@ from pitlane.engine.events import Result
 from pitlane.engine.plan.hookspecs import SPECS
 from pitlane.engine.plan.plan import Plan, Settings
 from pitlane.engine.plan.plugin import Plugin
-from pitlane.engine.plan.registry import BUILT_IN_SOURCE, PluginRegistry, hooks_of
+from pitlane.engine.plan.registry import BUILT_IN_SOURCE, PluginRegistry
+from pitlane.engine.plan.validation import hooks_of
 from pitlane.engine.sequence import Sequence
 from pitlane.testing.distributions import distributions, moved
 from pitlane.testing.outcome import Finding, PluginCheck
@@ -201,6 +202,8 @@ class _Check:
 
     def _check_hooks(self, plan: Plan, answers: list[Result]) -> None:
         failed = sorted({reason for answer in answers for reason in answer.stats["failed"].values()})
+        notes = [answer.stats["notes"].get(self.plugin.name, {}) for answer in answers]
+        failed += sorted({f"drafts are cut: {note['cut_reason']}" for note in notes if "cut_reason" in note})
         names = ", ".join(hooks_of(self.plugin)) or "none"
         self._add("hooks", "failed" if failed else "passed", "; ".join(failed) or names)
         num_drafts = sum(answer.stats["draft_tokens"] for answer in answers)

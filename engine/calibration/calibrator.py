@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from pitlane.storage.home import home
 log = logging.getLogger("pitlane")
 FORMAT = "1"  # increase it when the meaning of a recipe changes
 LENGTH = 512  # tokens of a calibration sequence
+SEQUENCES_OF_ERROR = 2  # sequences on which `LayerInputs.error` measures
 PAUSE = 10.0  # seconds between two lines of progress
 STATE = "hidden-{:03}.safetensors"  # the hidden states before a layer, while a recipe is built
 
@@ -164,7 +166,8 @@ class _Build:
             raise ModelError(
                 f"layer {index} of {self.source.name} gives numbers that are not finite; check its weights"
             )
-        made = visit(LayerInputs(index, walk.linears[index], stats, walk.weight))
+        error = partial(walk.error, index, hidden[:SEQUENCES_OF_ERROR], outputs[:SEQUENCES_OF_ERROR])
+        made = visit(LayerInputs(index, walk.linears[index], stats, walk.weight, error))
         del stats
         save(made.tensors, layer_file(self.folder, index))
         if made.weights:

@@ -43,13 +43,16 @@ class LayerInputs:
     """A layer of the dense model, for a plugin that makes a recipe.
 
     linears: the parts of the layer, fused as the model names them. stats: by the name of a part's first member. weight: returns the
-    weight of a member [out, in] or of a norm [size], its offset included, in float32, as the plugins before leave it.
+    weight of a member [out, in] or of a norm [size], its offset included, in float32, as the plugins before leave it. error: takes
+    other weights of some members; returns how much they move the layer's outputs on the residual stream. It is the squared
+    difference of a token by the square of the token, mean over the first two sequences.
     """
 
     index: int
     linears: tuple[LinearPart, ...]
     stats: Mapping[str, InputStats]
     weight: Callable[[str], Tensor]
+    error: Callable[[Mapping[str, Tensor]], float]
 
 
 @dataclass(frozen=True, slots=True)

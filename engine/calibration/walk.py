@@ -66,6 +66,11 @@ class LayerWalk:
         outputs = self._run(layer, hidden, tick)
         return outputs, {name: gatherer.stats() for name, gatherer in gatherers.items()}
 
+    def error(self, index: int, hidden: Tensor, outputs: Tensor, weights: Mapping[str, Tensor]) -> float:
+        """The error of a layer's outputs with other weights of some members: of a token, by its square; mean over tokens."""
+        difference = self.run_with(index, hidden, weights, lambda: None) - outputs
+        return float((difference.square().sum(-1) / outputs.square().sum(-1).clamp(min=1e-30)).mean())
+
     def run_with(self, index: int, hidden: Tensor, weights: Mapping[str, Tensor], tick: Callable[[], None]) -> Tensor:
         """Run a layer with other weights of some members."""
         layer = self._layer(index)

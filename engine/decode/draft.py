@@ -86,3 +86,19 @@ def clean(draft: Draft | None, limit: int, vocab_size: int) -> Draft | None:
     if parents is not None and parents[: len(tokens)] == list(range(-1, len(tokens) - 1)):
         parents = None
     return Draft(tokens, None if parents is None else parents[: len(tokens)])
+
+
+def fault(draft: Draft | None, limit: int, vocab_size: int, kept: Draft | None) -> str:
+    """Why `clean` cut a draft to `kept`, or ''. Of a draft of a wrong type, `clean` has raised."""
+    size, num_kept = (
+        (len(draft.token_ids) if draft is not None else 0),
+        (len(kept.token_ids) if kept is not None else 0),
+    )
+    if draft is None or size == num_kept:
+        return ""
+    if num_kept == max(0, limit):
+        return f"{size} tokens, where at most {max(0, limit)} were asked for"
+    token = int(draft.token_ids[num_kept])
+    if not 0 <= token < vocab_size:
+        return f"token {token}, which is not in [0, {vocab_size})"
+    return f"draft token {num_kept} has no parent before it"

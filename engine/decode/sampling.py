@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pitlane.engine.decode.params import SamplingParams
 
+NUM_REPEATED = 1024  # last tokens that the repetition penalty counts: in a long chat, all common words are old words
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -38,7 +39,11 @@ def noise_key(seed: int, sample_index: int, position: int) -> int:
 
 def gumbel(seed: int, sample_index: int, position: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """Gumbel noise [n] of tokens [n] at one position."""
-    key = noise_key(seed, sample_index, position)
+    return noise(noise_key(seed, sample_index, position), token_ids)
+
+
+def noise(key: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Gumbel noise [n] of tokens [n] from the hash of a position."""
     bits = token_ids.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(key)  # wraps around on purpose
     for _ in range(2):
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -49,13 +54,16 @@ def gumbel(seed: int, sample_index: int, position: int, token_ids: NDArray[np.in
 
 
 def penalise(logits: Tensor, prompt: Sequence[int], completion: Sequence[int], params: SamplingParams) -> Tensor:
-    """Repetition penalty over prompt and completion (Keskar et al. 2019); presence and frequency over the completion.
+    """Repetition penalty over the last `NUM_REPEATED` tokens of prompt and completion (Keskar et al. 2019); presence and frequency
+    over the completion.
 
     logits [V] -> a new tensor [V].
     """
     logits = logits.clone() if logits.dtype == torch.float64 else logits.to(torch.float32, copy=True)
     if params.repetition_penalty != 1:
-        seen = torch.tensor(sorted({*prompt, *completion}), device=logits.device)
+        num_prompt = max(0, NUM_REPEATED - len(completion))
+        last = {*prompt[max(0, len(prompt) - num_prompt) :], *completion[-NUM_REPEATED:]}
+        seen = torch.tensor(sorted(last), device=logits.device)
         values = logits[seen]
         logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
     if completion and (params.presence_penalty or params.frequency_penalty):

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
-from pitlane.engine.kv.pool import max_blocks_of
+from pitlane.engine.kv.reach import max_blocks_of
+from pitlane.engine.kv.state import BLOCK_SIZE as BLOCK_SIZE
 from pitlane.engine.kv.visibility import max_held_tokens
 
 if TYPE_CHECKING:
     from pitlane.engine.kv.store import KVStorePlan
     from pitlane.engine.kv.visibility import Visibility
 
-BLOCK_SIZE = 32
 MAX_STEP_TOKENS = 512
 # Assumed length of a sequence, as a fraction of the context. If sequences are longer, blocks of limited groups stay free; if they
 # are shorter, blocks of the other groups stay free.

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+BLOCK_SIZE = 32  # tokens of a block
+
+
+def in_blocks(num_tokens: int) -> int:
+    """Round a number of tokens up to whole blocks."""
+    return -(-num_tokens // BLOCK_SIZE) * BLOCK_SIZE
+
+
 @dataclass(frozen=True, slots=True)
 class KVGroup:
     """Layers that share one block table. window: number of tokens that a query sees, its own included; None = no limit."""

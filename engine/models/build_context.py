@@ -19,9 +19,9 @@ class BuildContext:
     """The model's config, its dtype, and the device that runs it.
 
     stored_name: canonical name of a tensor or a module -> its name in the checkpoint. fingerprint: returns a digest of the weights;
-    the first call may read them. packings: the linears that a quantized checkpoint stores packed, by canonical name. settings: of the
-    plan under which the model is built, by plugin. calibrator: makes and finds the recipes of plugins that need the inputs of
-    linears; None: no weights are at hand.
+    the first call may read them. packings: the linears that a quantized checkpoint stores packed, by canonical name.
+    settings: of the plan under which the model is built, by plugin. calibrator: makes and finds the recipes of plugins that need
+    the inputs of linears; None: no weights are at hand.
     """
 
     config: DecoderConfig

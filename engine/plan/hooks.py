@@ -1,7 +1,7 @@
 """The declaration of a hook, and the function that calls its implementations.
 
 `call` is the only place that runs a plugin's hook. It times every implementation and passes its result to `check`. It turns every
-error into a `HookError` that names the plugin. It knows no sequence: the caller passes `charge` to book the time, and `fail` to
+error into a `HookError` that names the plugin. It knows no sequence: the caller books the times in `spent`, and passes `fail` to
 handle an error.
 """
 
@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pitlane.engine.errors import PitlaneError, PluginFailed
+from pitlane.engine.plan import trace
 from pitlane.engine.plan.changes import explanation
 from pitlane.engine.plan.plugin import Plugin, Role
 
@@ -72,14 +73,14 @@ class Answer(NamedTuple):
     plugin: Plugin
 
 
-Charge: TypeAlias = Callable[[Plugin, float], None]
+Spent: TypeAlias = tuple[Hook, float]
 Fail: TypeAlias = Callable[[HookError], None]
 Check: TypeAlias = Callable[[Plugin, Any], Any]
 
 
 def call(
     hooks: Iterable[Hook],
-    charge: Charge | None,
+    spent: list[Spent] | None,
     fail: Fail,
     check: Check | None = None,
     /,
@@ -88,30 +89,35 @@ def call(
     """Call the implementations of one hook in order. Returns the answer of a `first` hook, or of the last plugin that
     changed the value of a `fold` hook; None if there is no answer.
 
-    charge(plugin, seconds): gets the time of every call. fail(error): gets every error, and may raise; if it returns, the next
+    spent: gets the hook and the seconds of every call. fail(error): gets every error, and may raise; if it returns, the next
     implementation is called. check(plugin, result): checks a result that is not None, and returns the value to use. In a `fold`
     hook it gets None too: the plugin changed its argument in place.
     """
     answer: Answer | None = None
+    started = perf_counter()
     for hook in hooks:
-        started = perf_counter()
+        error: BaseException | None = None
         try:
             result = hook.function(*[values[name] for name in hook.arguments])
             if check is not None and (result is not None or hook.spec.combine == "fold"):
                 result = check(hook.plugin, result)
-        except (Exception, SystemExit) as error:  # a plugin that calls sys.exit() would end the engine's thread
+        except (Exception, SystemExit) as reason:  # a plugin that calls sys.exit() would end the engine's thread
+            error, result = reason, None
+        now = perf_counter()
+        if spent is not None:
+            spent.append((hook, now - started))
+        if trace.IS_ON:
+            trace.print_call(hook.plugin.name, hook.spec.name, now - started, result if error is None else error)
+        started = now
+        if error is not None:
             if isinstance(error, PitlaneError) and hook.spec.kind != "step":
-                raise  # the caller who asked for the plan or the document gets it
+                raise error  # the caller who asked for the plan or the document gets it
             fail(HookError(hook.plugin, hook.spec.name, error))
+        elif result is None:
             continue
-        finally:
-            if charge is not None:
-                charge(hook.plugin, perf_counter() - started)
-        if result is None:
-            continue
-        if hook.spec.combine == "first":
+        elif hook.spec.combine == "first":
             return Answer(result, hook.plugin)
-        if hook.spec.folds is not None:
+        elif hook.spec.folds is not None:
             values[hook.spec.folds] = result
             answer = Answer(result, hook.plugin)
     return answer

@@ -114,8 +114,9 @@ def build_op(kind: str, context: BuildContext) -> Callable[..., Any] | None:
     [T, I]). The result is a new tensor. Then the fused kinds, which the model calls instead of plain operations:
     `add_rms_norm` (x, out [T, D], weight [D], eps -> x + out and its norm), used if the same plugin gives `rms_norm`; and
     `rope_store` (qk [T, H + Hkv, D], v [T, Hkv, D], cos, sin [T, 1, D], keys, values [Hkv, S, D], slots [T] -> qk rotated, a
-    new tensor; it also writes keys and v to the slots), used for layers with RoPE over the core's KV store. May change output
-    within the plugin's exactness.
+    new tensor; it also writes keys and v to the slots), used for layers with RoPE over the core's KV store. At last `sample`:
+    logits [R, V] and lists of R values (noise keys, temperatures, top_k, top_p, min_p) -> token ids [R]. May change output within
+    the plugin's exactness.
     """
 
 

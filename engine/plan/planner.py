@@ -21,7 +21,8 @@ from pitlane.engine.plan.hooks import Hook
 from pitlane.engine.plan.hookspecs import SPECS
 from pitlane.engine.plan.plan import Plan, Settings
 from pitlane.engine.plan.plugin import Plugin, PluginOptions
-from pitlane.engine.plan.registry import PluginRegistry, check_roles, hooks_of
+from pitlane.engine.plan.registry import PluginRegistry, check_roles
+from pitlane.engine.plan.validation import check_exactness, hooks_of
 
 log = logging.getLogger("pitlane")
 NUM_RECENT = 8
@@ -97,6 +98,7 @@ class Planner:
             return self._plugins[key]
         name = plugin_class.name
         try:
+            check_exactness(plugin_class, options)
             plugin = plugin_class(options)
             reason = plugin.refusal(self.context) if self.context else None
             if reason:
@@ -142,7 +144,10 @@ class Planner:
 
 def _key(plugin: type[Plugin], options: PluginOptions) -> str:
     try:
-        return plugin.key_of(options)
+        key = plugin.key_of(options)
+        if not isinstance(key, str):
+            raise TypeError(f"key_of returned {shown(key)}, not a text")
+        return key
     except PitlaneError:
         raise
     except Exception as error:

@@ -24,6 +24,7 @@ from pitlane.engine.plan.finder import Candidate, find_plugins, way_out
 from pitlane.engine.plan.hooks import Check, Fail, Hook, HookError, call
 from pitlane.engine.plan.hookspecs import SPECS
 from pitlane.engine.plan.plugin import Plugin
+from pitlane.engine.plan.suspension import Suspensions
 from pitlane.engine.plan.validation import Incompatible, check_api, hooks_of, validate
 
 log = logging.getLogger("pitlane")
@@ -37,6 +38,7 @@ BUILT_IN = (
     "pitlane.plugins.packed_linear",
     "pitlane.plugins.int8",
     "pitlane.plugins.int4",
+    "pitlane.plugins.fp8",
     "pitlane.plugins.gptq",
     "pitlane.plugins.mixed",
     "pitlane.plugins.awq",
@@ -89,6 +91,7 @@ class PluginRegistry:
     def __init__(self) -> None:
         self.entries: dict[str, PluginEntry] = {}
         self.families = Families(CORE_FAMILIES)
+        self.suspensions = Suspensions(self._suspended)
 
     @classmethod
     def load(cls, plugins_dir: str | Path | None = None) -> PluginRegistry:
@@ -185,6 +188,11 @@ class PluginRegistry:
             reason = f"{type(error).__name__}: {error}{way_out(error, candidate)}"
             log.warning("plugin %s (%s) did not load: %s", name, source, reason)
             self._keep(PluginEntry(name, source, None, reason, status))
+
+    def _suspended(self, name: str, reason: str) -> None:
+        entry = self.entries.get(name)
+        if entry is not None:
+            entry.status, entry.reason = "failed", reason
 
     def _keep(self, entry: PluginEntry) -> None:
         """Add the entry of a plugin that did not load. The entry that has its name stays."""

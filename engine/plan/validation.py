@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from functools import cache
 from typing import Any, get_args
 
 import pluggy
@@ -15,7 +16,7 @@ from pitlane.engine.plan import hookspecs
 from pitlane.engine.plan.changes import API_VERSION, now
 from pitlane.engine.plan.hooks import Hook
 from pitlane.engine.plan.hookspecs import SPECS
-from pitlane.engine.plan.plugin import EXACTNESS, Plugin, Role
+from pitlane.engine.plan.plugin import EXACTNESS, Plugin, PluginOptions, Role
 
 
 class Incompatible(ValueError):
@@ -42,11 +43,23 @@ def validate(plugin: Any) -> None:
     for field in ("requires", "conflicts"):
         if isinstance(getattr(plugin, field), str):
             raise TypeError(f"{name}.{field} must be a tuple of names, got a text")
-    plugin.parse_options({})
+        if not all(isinstance(other, str) for other in getattr(plugin, field)):
+            raise TypeError(f"{name}.{field} must be a tuple of names, got {getattr(plugin, field)!r}")
+    if not isinstance(plugin.stage, (int, float)):
+        raise TypeError(f"{name}.stage must be a number, got {plugin.stage!r}")
+    if not (inspect.isclass(plugin.Options) and issubclass(plugin.Options, PluginOptions)):
+        raise TypeError(f"{name}.Options must be a subclass of PluginOptions, got {plugin.Options!r}")
+    check_exactness(plugin, plugin.parse_options({}))
+    _check_methods(plugin)
+
+
+@cache
+def _check_methods(plugin: type[Plugin]) -> None:
+    """Check hooks and role, once for a class: this takes 4 ms, and every engine of a process loads the same classes."""
     _check_hooks(plugin)
     manager = pluggy.PluginManager("pitlane")
     manager.add_hookspecs(hookspecs)
-    manager.register(plugin.__new__(plugin), name)  # pluggy needs an object; it needs no `__init__`
+    manager.register(plugin.__new__(plugin), plugin.name)  # pluggy needs an object; it needs no `__init__`
     manager.check_pending()
     _check_role(plugin)
 
@@ -84,6 +97,13 @@ def _check_role(plugin: type[Plugin]) -> None:
     if plugin.role is not None and all(spec.role != plugin.role for spec in implemented):
         needed = " or ".join(spec.name for spec in SPECS.values() if spec.role == plugin.role)
         raise ValueError(f'{plugin.name} has role = "{plugin.role}" and must implement {needed}')
+
+
+def check_exactness(plugin: type[Plugin], options: PluginOptions) -> None:
+    """Raise ValueError unless `exactness_for` returns an exactness class."""
+    exactness = plugin.exactness_for(options)
+    if exactness not in EXACTNESS:
+        raise ValueError(f"{plugin.name}.exactness_for returned {exactness!r}, must be one of {', '.join(EXACTNESS)}")
 
 
 def check_api(name: str, version: object) -> None:

@@ -84,9 +84,13 @@ class Tokenizer:
         )
         return text
 
+    def to_json(self) -> str:
+        """Return the tokenizer in the format of `tokenizer.json`, for libraries that need the bytes of every token."""
+        return str(self._inner.backend_tokenizer.to_str())
+
     def fingerprint(self) -> str:
         """Hex digest of the serialised tokenizer and the chat template. Together they determine the ids of a prompt."""
-        text = self._inner.backend_tokenizer.to_str() + str(self._inner.chat_template)
+        text = self.to_json() + str(self._inner.chat_template)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def render_chat(

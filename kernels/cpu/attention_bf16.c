@@ -93,11 +93,14 @@ TARGET INLINE void turn(const __m512i *key, uint32_t *target) {
     }
 }
 
-/* Transpose the keys [low, high) of a piece into pairs, and prefetch this piece and the next. low is a multiple of KEYS. */
+/* Transpose the keys [low, high) of a piece into pairs, and prefetch this piece and the next. low is a multiple of KEYS. next: NULL
+ * for a decoded piece, which lies in the cache. */
 TARGET static void turn_keys(const Piece *piece, const Piece *next, long low, long high, long dim, uint32_t *target) {
     for (long at = low; at < high; at += LANES) {
-        fetch(next, at, LANES, dim);
-        fetch(piece, at + AHEAD, LANES, dim);
+        if (next) {
+            fetch(next, at, LANES, dim);
+            fetch(piece, at + AHEAD, LANES, dim);
+        }
         for (long d = 0; d < dim; d += 32) {
             __m512i key[LANES];
             UNROLLED for (int i = 0; i < LANES; i++)
@@ -235,12 +238,12 @@ TARGET void attention_item(const Attention *job, long item, long following) {
         low = minimum(low, members[i * 4 + 2]);
         high = maximum(high, members[i * 4 + 3]);
     }
-    Piece piece, next;
+    Piece piece, next = piece_of(job, following);
     if (job->quantized)
-        piece = next = decoded_piece(job, item, low / KEYS * KEYS, minimum((high + LANES - 1) / LANES * LANES, task[1]), scratch);
+        piece = decoded_piece(job, item, low / KEYS * KEYS, minimum((high + LANES - 1) / LANES * LANES, task[1]), scratch);
     else
-        piece = piece_of(job, item), next = piece_of(job, following);
-    turn_keys(&piece, &next, low / KEYS * KEYS, high, dim, scratch->keys);
+        piece = piece_of(job, item);
+    turn_keys(&piece, job->quantized ? NULL : &next, low / KEYS * KEYS, high, dim, scratch->keys);
     for (long begin = 0; begin < num_rows; begin += ROWS) {
         Row rows[ROWS];
         long count = minimum(ROWS, num_rows - begin);

@@ -4,6 +4,7 @@
 
 #define SUBJECTS(X) \
     X(attention)    \
+    X(fp8)          \
     X(linear)       \
     X(ops)          \
     X(probe)        \

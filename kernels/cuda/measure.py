@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import median
 from time import perf_counter
 from types import SimpleNamespace
@@ -110,14 +111,13 @@ class Bench:
         self,
         kernel: str,
         shape: str,
-        call: Callable[[], Tensor],
-        reference: Tensor,
+        error: float,
+        call: Call,
         num_bytes: float,
         operations: float = 0,
         peers: Mapping[str, Call] | None = None,
     ) -> None:
         """Measure a kernel. Its ceiling is the longer of the times for its bytes and for its operations."""
-        error = float((call().float() - reference.float()).abs().max() / reference.float().abs().max())
         times = self.times({"": call, **(peers or {})})
         seconds = times.pop("")
         limit = max(num_bytes / self.bytes_per_second, operations / self.operations_per_second)
@@ -130,39 +130,43 @@ class Bench:
     def ops(self) -> None:
         rows, dim = (3, 96) if self.tiny else (4096, 4096)
         x, out, weight = self.random(rows, dim), self.random(rows, dim), self.random(dim)
-        shape, size = f"{rows} x {dim}", 2 * rows * dim
-        self.add(
-            "rms_norm", shape, lambda: norms.rms_norm(x, weight, 1e-5), rms_norm_ref(x, weight, 1e-5), 2 * size,
-            peers={"torch": lambda: F.rms_norm(x, (dim,), weight, 1e-5)},
-        )  # fmt: skip
-        self.add(
-            "add_rms_norm", shape, lambda: norms.add_rms_norm(x, out, weight, 1e-5)[1],
-            norms.add_rms_norm_ref(x, out, weight, 1e-5)[1], 4 * size,
-            peers={"torch": lambda: F.rms_norm(x + out, (dim,), weight, 1e-5)},
-        )  # fmt: skip
-        self.add(
-            "silu_mul", shape, lambda: activations.silu_mul(x), silu_mul_ref(x), 1.5 * size,
-            peers={"torch": lambda: F.silu(x[:, : dim // 2]) * x[:, dim // 2 :]},
-        )  # fmt: skip
+        num_bytes = 2 * rows * dim
+
+        def normed() -> Tensor:
+            return norms.rms_norm(x, weight, 1e-5)
+
+        def summed() -> tuple[Tensor, Tensor]:
+            return norms.add_rms_norm(x, out, weight, 1e-5)
+
+        def active() -> Tensor:
+            return activations.silu_mul(x)
+
+        error = error_of(normed(), rms_norm_ref(x, weight, 1e-5))
+        peers: dict[str, Call] = {"torch": lambda: F.rms_norm(x, (dim,), weight, 1e-5)}
+        self.add("rms_norm", f"{rows} x {dim}", error, normed, 2 * num_bytes, peers=peers)
+        error = max(map(error_of, summed(), norms.add_rms_norm_ref(x, out, weight, 1e-5)))
+        peers = {"torch": lambda: F.rms_norm(x + out, (dim,), weight, 1e-5)}
+        self.add("add_rms_norm", f"{rows} x {dim}", error, summed, 4 * num_bytes, peers=peers)
+        peers = {"torch": lambda: F.silu(x[:, : dim // 2]) * x[:, dim // 2 :]}
+        error = error_of(active(), silu_mul_ref(x))
+        self.add("silu_mul", f"{rows} x {dim}", error, active, 1.5 * num_bytes, peers=peers)
+
+    def rope(self) -> None:
         tokens, heads, kv_heads, dim = (3, 4, 2, 32) if self.tiny else (4096, 32, 8, 128)
-        qkv = self.random(tokens, heads + 2 * kv_heads, dim)
+        qkv, angles = self.random(tokens, heads + 2 * kv_heads, dim), self.random(2, tokens, 1, dim)
         qk, v = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
-        cos, sin = self.random(tokens, 1, dim), self.random(tokens, 1, dim)
-        data, slots = self.random(2, kv_heads, tokens + BLOCK, dim), torch.randperm(tokens, device=self.device)
-        other = data.clone()
-        reference = rope.rope_store_ref(qk, v, cos, sin, *other, slots)
-        self.add(
-            "rope_store", f"{tokens} x ({heads} + 2 x {kv_heads}) x {dim}",
-            lambda: torch.cat((rope.rope_store(qk, v, cos, sin, *data, slots).flatten(), *(x[:, slots].flatten() for x in data))),
-            torch.cat((reference.flatten(), *(x[:, slots].flatten() for x in other))), 4 * qkv.numel(),
-        )  # fmt: skip
-        seconds = self.times({"": lambda: rope.rope_store(qk, v, cos, sin, *data, slots),
-                              "torch": lambda: rope.rope_store_ref(qk, v, cos, sin, *other, slots)})  # fmt: skip
-        row = self.rows.pop()
-        fraction = 4 * qkv.numel() / self.bytes_per_second / seconds[""]
-        self.rows.append(
-            Measured(row.kernel, row.shape, row.error, seconds[""] * 1e3, fraction, {"torch": seconds["torch"] * 1e3})
-        )
+        stores = [torch.zeros_like(self.random(2, kv_heads, tokens, dim)) for _ in range(2)]
+        slots = torch.randperm(tokens, device=self.device)
+
+        def by_triton() -> Tensor:
+            return rope.rope_store(qk, v, *angles, *stores[0], slots)
+
+        def by_torch() -> Tensor:
+            return rope.rope_store_ref(qk, v, *angles, *stores[1], slots)
+
+        error = max(error_of(by_triton(), by_torch()), error_of(*stores))
+        shape = f"{tokens} x ({heads} + 2 x {kv_heads}) x {dim}"
+        self.add("rope_store", shape, error, by_triton, 4 * qkv.numel(), peers={"torch": by_torch})
 
     def linears(self) -> None:
         outputs, inputs = (96, 128) if self.tiny else (14336, 4096)
@@ -171,35 +175,27 @@ class Bench:
         packed = {
             name: Quantized(outputs, inputs, form, [weight.cpu()], device=self.device) for name, form in forms.items()
         }
-        scales = weight.float().abs().amax(1) / 448
+        scales = weight.float().abs().amax(1) / linear_fp8.LARGEST
         small = (weight.float() / scales[:, None]).to(torch.float8_e4m3fn)
         blocks = torch.full((-(-outputs // 128), -(-inputs // 128)), 0.01, device=self.device)
+        cases = {"fp8 W8A16": (scales, False), "fp8 W8A8": (scales, True), "fp8 W8A8 blocks": (blocks, True)}
         for rows in (1, 16) if self.tiny else (1, 16, 512, 4096):
-            x = self.random(rows, inputs)
-            shape, moved, work = (
-                f"{rows} x {inputs} x {outputs}",
-                2 * rows * (inputs + outputs),
-                2 * rows * inputs * outputs,
-            )
-            cublas: dict[str, Call] = {"cuBLAS bf16": lambda x=x: F.linear(x, weight)}  # type: ignore[misc]
-            for name, quantized in packed.items():
-                self.add(
-                    name, shape, lambda x=x, quantized=quantized: linear.linear(x, quantized),  # type: ignore[misc]
-                    quantized.reference(x), quantized.packed.numel() + moved, work, cublas,
-                )  # fmt: skip
-            cases = (("fp8 W8A16", scales, False), ("fp8 W8A8", scales, True), ("fp8 W8A8 blocks", blocks, True))
-            for name, factors, is_quantized in cases:
-                peers = dict(cublas)
-                if name == "fp8 W8A8":
-                    numbers, row_scales = linear_fp8.quantize_ref(x, inputs)
-                    peers["torch fp8"] = lambda numbers=numbers, row_scales=row_scales: torch._scaled_mm(  # type: ignore[misc]
-                        numbers, small.t(), row_scales, scales[None], out_dtype=torch.bfloat16
-                    )
-                self.add(
-                    name, shape,
-                    lambda x=x, factors=factors, q=is_quantized: linear_fp8.linear(x, small, factors, quantized=q),  # type: ignore[misc]
-                    linear_fp8.linear_ref(x, small, factors, quantized=is_quantized), small.numel() + moved, work, peers,
-                )  # fmt: skip
+            x, shape = self.random(rows, inputs), f"{rows} x {inputs} x {outputs}"
+            moved, work = 2 * rows * (inputs + outputs), 2 * rows * inputs * outputs
+            numbers, factors = linear_fp8.quantize_ref(x, inputs)
+            by_cublas = partial(F.linear, x, weight)
+            by_torch = partial(
+                torch._scaled_mm, numbers, small.t(), factors, scales[None], out_dtype=torch.bfloat16
+            )  # products alone: without the rounding of x
+            for name, form in packed.items():
+                call = partial(linear.linear, x, form)
+                error = error_of(call(), form.reference(x))
+                self.add(name, shape, error, call, form.packed.numel() + moved, work, {"cuBLAS bf16": by_cublas})
+            for name, (unit, quantized) in cases.items():
+                call = partial(linear_fp8.linear, x, small, unit, quantized=quantized)
+                error = error_of(call(), linear_fp8.linear_ref(x, small, unit, quantized=quantized))
+                peers = {"cuBLAS bf16": by_cublas, **({"torch fp8": by_torch} if name == "fp8 W8A8" else {})}
+                self.add(name, shape, error, call, small.numel() + moved, work, peers)
 
     def attention(
         self, name: str, seqs: list[tuple[int, int]], heads: tuple[int, int], dim: int, bits: int = 16
@@ -240,31 +236,23 @@ class Bench:
         pairs = sum(count * total - (count * (count - 1)) // 2 for total, count in seqs)
         row_bytes = 2 * dim if bits == 16 else rows.shape[3]  # type: ignore[union-attr]
         num_bytes = 2 * row_bytes * kv_heads * sum(total for total, _ in seqs) + 4 * q.numel()
-        peers: dict[str, Call] = {"default": by_torch}
-        if self.device.type == "cuda":
-            peers = {backend: lambda backend=backend: _by_backend(backend, by_torch) for backend in BACKENDS}  # type: ignore[misc]
-        if len(seqs) > 1:
-            peers = {}
-        reference = by_torch()[0].transpose(0, 1)
-        error = float((by_triton()[:num_queries].float() - reference.float()).abs().max() / reference.abs().max())
-        self.add("attention", name, by_triton, by_triton(), num_bytes, 4 * dim * num_heads * pairs, peers)
-        row = self.rows.pop()
-        self.rows.append(Measured(row.kernel, row.shape, error, row.ms, row.fraction, row.peers))
+        peers: dict[str, Call] = {"default": by_torch} if self.device.type == "cpu" else {}
+        if self.device.type == "cuda" and len(seqs) == 1:
+            peers = {backend: partial(_by_backend, backend, by_torch) for backend in BACKENDS}
+        error = error_of(by_triton()[:num_queries], by_torch()[0].transpose(0, 1))
+        self.add("attention", name, error, by_triton, num_bytes, 4 * dim * num_heads * pairs, peers)
 
     def kv(self) -> None:
         kv_heads, blocks, dim = (2, 3, 32) if self.tiny else (8, 4096, 128)
         full, every = self.random(2, kv_heads, blocks * BLOCK, dim), torch.arange(blocks, device=self.device)
         for name, bits, width in (("int8", 8, dim + dim // 8), ("fp8", 0, dim)):
             rows = torch.empty(2, kv_heads, blocks * BLOCK, width, dtype=torch.uint8, device=self.device)
-            kv_quant.quantize_blocks(full, rows, every, every, bits)
+            call = partial(kv_quant.quantize_blocks, full, rows, every, every, bits)
+            call()
             expected = full if bits else full.to(torch.float8_e4m3fn)
-            error = float((torch.stack(decode_ref(rows, dim, bits)) - expected.float()).abs().max() / full.abs().max())
-            seconds = self.times(
-                {"": lambda rows=rows, bits=bits: kv_quant.quantize_blocks(full, rows, every, every, bits)}
-            )  # type: ignore[misc]
-            limit = (2 * full.numel() + rows.numel()) / self.bytes_per_second
+            error = error_of(torch.stack(decode_ref(rows, dim, bits)), expected)
             shape = f"{kv_heads} x {blocks} blocks x {dim}"
-            self.rows.append(Measured(f"quantize {name}", shape, error, seconds[""] * 1e3, limit / seconds[""], {}))
+            self.add(f"quantize {name}", shape, error, call, 2 * full.numel() + rows.numel())
 
     def sampling(self) -> None:
         vocabulary = 300 if self.tiny else 128_256
@@ -272,19 +260,16 @@ class Bench:
             logits = 4 * torch.randn(rows, vocabulary, device=self.device)
             for name, top_k, top_p in (("temperature", 0, 1.0), ("top-k, top-p", 50, 0.9), ("top-p", 0, 0.9)):
                 keys = [(row + 1) * 0x9E3779B97F4A7C15 % 2**64 for row in range(rows)]
-                wishes = sampling.Wishes(keys, [0.8] * rows, [top_k] * rows, [top_p] * rows, [0.0] * rows)
-                expected = sampling.sample_ref(logits, wishes)
-                call = lambda logits=logits, wishes=wishes: sampling.sample(logits, wishes)  # type: ignore[misc]  # noqa: E731
-                error = float((call() != expected).float().mean())
-                seconds = self.times(
-                    {"": call, "torch": lambda logits=logits, wishes=wishes: sampling.sample_ref(logits, wishes)}
-                )  # type: ignore[misc]
-                limit = 4 * logits.numel() / self.bytes_per_second
-                shape, peers = f"{rows} x {vocabulary}, {name}", {"torch": seconds["torch"] * 1e3}
-                self.rows.append(Measured("sample", shape, error, seconds[""] * 1e3, limit / seconds[""], peers))
+                lists = keys, [0.8] * rows, [top_k] * rows, [top_p] * rows, [0.0] * rows
+                call, peer = (partial(sample, logits, *lists) for sample in (sampling.sample, sampling.sample_ref))
+                error = float((call() != peer()).float().mean())
+                self.add(
+                    "sample", f"{rows} x {vocabulary}, {name}", error, call, 4 * logits.numel(), peers={"torch": peer}
+                )
 
     def run(self) -> None:
         self.ops()
+        self.rope()
         self.kv()
         self.sampling()
         self.linears()
@@ -297,6 +282,11 @@ class Bench:
             self.attention(f"prompt of 16,384, D 128{name}", [(16384, 16384)], (32, 8), 128, bits)
             self.attention(f"decode 1 x 32,768, D 128{name}", [(32768, 1)], (32, 8), 128, bits)
             self.attention(f"decode 32 x 8,192, D 128{name}", [(8192, 1)] * 32, (64, 8), 128, bits)
+
+
+def error_of(result: Tensor, reference: Tensor) -> float:
+    """The largest error, relative to the largest value of the reference."""
+    return float((result.float() - reference.float()).abs().max() / reference.float().abs().max())
 
 
 def _batch(seqs: list[tuple[int, int]], table: Tensor) -> Any:

@@ -5,12 +5,14 @@ all in float64. The survivors are the first tokens in the order of falling logit
 cut is a logit and a number of tokens that equal it. A program takes a row and finds the cut by bisection over the 32 bits of a
 logit: top-k counts the tokens above it, top-p sums their weights. Moves 4 R V bytes for each pass: 2 passes, 32 more for top-k, 32
 for top-p (with 8 bytes per weight). Rows must have a finite largest logit and no NaN; penalties come before.
+Reference: `sample_ref`.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +22,43 @@ BLOCK = 2048
 GOLDEN: tl.constexpr = tl.constexpr(0x9E3779B97F4A7C15)
 FIRST: tl.constexpr = tl.constexpr(0xBF58476D1CE4E5B9)
 SECOND: tl.constexpr = tl.constexpr(0x94D049BB133111EB)
+
+
+def gumbel_ref(keys: list[int], count: int) -> Tensor:
+    """Noise [R, count] of the tokens [0, count), float64."""
+    tokens = np.arange(count, dtype=np.uint64) * np.uint64(GOLDEN.value)
+    bits = tokens + np.array(keys, np.uint64)[:, None]
+    for _ in range(2):
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(FIRST.value)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(SECOND.value)
+        bits ^= bits >> np.uint64(31)
+    uniform = torch.from_numpy((bits >> np.uint64(11) | np.uint64(1)).astype(np.float64) * 2.0**-53)
+    return -(-uniform.log()).log()
+
+
+def sample_ref(
+    logits: Tensor,
+    keys: list[int],
+    temperatures: list[float],
+    top_ks: list[int],
+    top_ps: list[float],
+    min_ps: list[float],
+) -> Tensor:
+    """The reference: sort every row, cut it, add the noise. The arguments are those of `sample`."""
+    temperature, top_k, top_p, min_p = (
+        torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
+        for values in (temperatures, top_ks, top_ps, min_ps)
+    )
+    values = logits.double() - logits.double().amax(1, keepdim=True)
+    scaled, order = (values / torch.where(temperature == 0, 1.0, temperature)).sort(dim=1, descending=True, stable=True)
+    places = torch.arange(logits.shape[1], device=logits.device)[None]
+    kept = places < torch.where(top_k == 0, logits.shape[1], top_k)
+    weights = scaled.exp() * kept
+    kept &= (weights.cumsum(1) - weights < top_p * weights.sum(1, keepdim=True)) | (top_p >= 1)
+    kept &= scaled >= min_p.log()
+    noise = gumbel_ref(keys, logits.shape[1]).to(logits.device).gather(1, order)
+    scores = torch.where(kept, scaled + noise * (temperature > 0), float("-inf"))
+    return order.gather(1, scores.argmax(1, keepdim=True))[:, 0]
 
 
 @triton.jit
@@ -142,26 +181,25 @@ def sample_kernel(
     tl.store(out + row + tl.zeros([1], tl.int64), token)
 
 
-class Wishes(NamedTuple):
-    """How every row is sampled, as lists of R values; see engine/decode/params.py.
+def sample(
+    logits: Tensor,
+    keys: list[int],
+    temperatures: list[float],
+    top_ks: list[int],
+    top_ps: list[float],
+    min_ps: list[float],
+) -> Tensor:
+    """logits [R, V] in 16 or 32 bits, whose rows may be strided -> token ids [R] int64 on their device.
 
-    keys: hashes of seed, sample index and position, in [0, 2^64). top_k: 0 = all tokens. min_p: 0 = all tokens.
+    The lists hold a value per row. keys: hashes of seed, sample index and position, in [0, 2^64). Temperature 0 is greedy; top-k 0,
+    top-p 1 and min-p 0 are off.
     """
-
-    keys: list[int]
-    temperature: list[float]
-    top_k: list[int]
-    top_p: list[float]
-    min_p: list[float]
-
-
-def sample(logits: Tensor, wishes: Wishes) -> Tensor:
-    """logits [R, V] in 16 or 32 bits, whose rows may be strided -> token ids [R] int64 on their device."""
     rows, vocabulary = logits.shape
     if logits.dtype not in (torch.bfloat16, torch.float16, torch.float32) or not vocabulary:
         raise ValueError(f"logits must be of 16 or 32 bits [R, V], got {logits.dtype} {list(logits.shape)}")
-    if any(len(values) != rows for values in wishes):
-        raise ValueError(f"wishes must be of {rows} rows, got {[len(values) for values in wishes]}")
+    lengths = [len(values) for values in (keys, temperatures, top_ks, top_ps, min_ps)]
+    if any(length != rows for length in lengths):
+        raise ValueError(f"the lists must have {rows} values, one for each row, got {lengths}")
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     out = torch.empty(rows, dtype=torch.int64, device=logits.device)
     if not rows:
@@ -170,13 +208,12 @@ def sample(logits: Tensor, wishes: Wishes) -> Tensor:
     def moved(values: list[Any], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype).to(logits.device, non_blocking=True)
 
-    keys = moved([key - 2**64 if key >= 2**63 else key for key in wishes.keys], torch.int64)
-    min_ps = moved(wishes.min_p, torch.float64).log()
-    has_p = any(p < 1 for p in wishes.top_p)
+    signed = moved([key - 2**64 if key >= 2**63 else key for key in keys], torch.int64)
+    temperature, top_p = (moved(values, torch.float64) for values in (temperatures, top_ps))
+    has_p = any(p < 1 for p in top_ps)
     weights = torch.empty(rows * vocabulary if has_p else 0, dtype=torch.float64, device=logits.device)
     sample_kernel[(rows,)](
-        logits, keys, moved(wishes.temperature, torch.float64), moved(wishes.top_k, torch.int64),
-        moved(wishes.top_p, torch.float64), min_ps, weights, out, logits.stride(0), vocabulary,
-        TOP_K=any(0 < k < vocabulary for k in wishes.top_k), TOP_P=has_p, BLOCK=BLOCK, num_warps=8,
+        logits, signed, temperature, moved(top_ks, torch.int64), top_p, moved(min_ps, torch.float64).log(), weights, out,
+        logits.stride(0), vocabulary, TOP_K=any(0 < k < vocabulary for k in top_ks), TOP_P=has_p, BLOCK=BLOCK, num_warps=8,
     )  # fmt: skip
     return out

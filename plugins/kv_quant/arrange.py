@@ -3,6 +3,8 @@
 The tokens of a sequence are split at the ends of blocks. Every part becomes a sequence of its own in the batch: its block table
 names the open copy of its block, and the quantized form of all earlier blocks. So any attention serves, and a token's KV does not
 depend on the other tokens of the forward. A draft tree is one part: the engine cuts it at the end of the block of its first token.
+A block that a part completes is quantized within the forward if a later part reads it, else before its next reader or when it is
+sealed.
 
 A group may leave dropped blocks out of its block tables. There, the place of a token in the table is not its position. Whole blocks
 are left out, so a part ends at the same token in all groups. The second query of a token reads its sinks in the same way: in full
@@ -85,18 +87,17 @@ def _group(group: GroupBatch, store: QuantizedKV, parts: Sequence[Part]) -> Grou
     if group.places is not None:
         places = group.places.tolist()
         parts = [part._replace(first=places[part.begin]) for part in parts]
-    table = group.block_table[torch.tensor([part.row for part in parts])]
+    table = group.block_table.numpy()[[part.row for part in parts]]  # a copy
+    written = [table[row, part.blocks.start : part.blocks.stop].tolist() for row, part in enumerate(parts)]
+    store.quantize_read(table, {block for blocks in written for block in blocks})
     slots: list[int] = []
     closing = []
-    for row, part in enumerate(parts):
-        blocks = table[row, part.blocks.start : part.blocks.stop].tolist()
-        opened = [
-            store.open(block, index * TOKENS >= part.first) for index, block in zip(part.blocks, blocks, strict=True)
-        ]
-        table[row, part.blocks.start : part.blocks.stop] = torch.tensor(opened, dtype=table.dtype)
-        for index in range(part.first, part.stop):
-            slots.append(opened[index // TOKENS - part.blocks.start] * TOKENS + index % TOKENS)
-        if part.completes:
+    for row, (part, blocks) in enumerate(zip(parts, written, strict=True)):
+        start = part.blocks.start
+        opened = [store.open(block, index * TOKENS >= part.first) for index, block in enumerate(blocks, start)]
+        table[row, start : part.blocks.stop] = opened
+        slots += [opened[at // TOKENS - start] * TOKENS + at % TOKENS for at in range(part.first, part.stop)]
+        if part.completes and row + 1 < len(parts) and parts[row + 1].row == part.row:
             closing.append(blocks[-1])
     store.close_in_forward(closing)
-    return replace(group, slots=torch.tensor(slots), block_table=table)
+    return replace(group, slots=torch.tensor(slots), block_table=torch.from_numpy(table))

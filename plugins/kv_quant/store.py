@@ -3,8 +3,8 @@
 Layout: `data [2, L, Hkv, num_slots, B]` holds the rows of the quantized blocks, `full [2, L, Hkv, F * 32, D]` the open blocks. A
 block is open from its first token until it is sealed: then all of its tokens are committed. The slots of `full` have numbers of
 their own, from block OPEN on. `arranged` (arrange.py) translates a batch: tokens write into open blocks, a token reads its own
-block from `full` and earlier blocks from `data`. A block that a forward completes is quantized layer by layer, by `write`: so
-later tokens of the same forward read its quantized form.
+block from `full` and earlier blocks from `data`. If later tokens of the same forward read a block that the forward completes, the
+block is quantized layer by layer, by `write`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class QuantizedKV:
 
     @property
     def is_closing(self) -> bool:
-        """Whether the next forward completes a block, which `write` then quantizes."""
+        """Whether `write` quantizes blocks in the next forward. A runner that writes KV itself leaves this forward to the core."""
         return self._closing is not None
 
     # ---- open blocks
@@ -75,6 +75,13 @@ class QuantizedKV:
         """Name the open blocks that the next forward completes: `write` quantizes them in every layer."""
         self._unquantized.difference_update(blocks)
         self._closing = self._pairs(blocks) if blocks else None
+
+    def quantize_read(self, table: npt.NDArray[np.int32], written: set[int]) -> None:
+        """Quantize the complete blocks of a block table that are not quantized yet. written: the blocks that are to be opened."""
+        late = self._unquantized - written
+        late = late.intersection(table.ravel().tolist()) if late else late
+        if late:
+            self._quantize(sorted(late), slice(None))
 
     def seal(self, block: int) -> None:
         """Free the open copy of a block. All of its tokens are committed."""
@@ -135,6 +142,9 @@ class QuantizedKV:
             keys, values = self.full[:, layer, :, start - FIRST_OPEN : stop - FIRST_OPEN]
             return keys, values
         low = start // TOKENS * TOKENS
+        late = [block for block in self._unquantized if low <= block * TOKENS < stop]
+        if late:
+            self._quantize(late, slice(None))
         rows = self.data[:, layer, :, low : -(-stop // TOKENS) * TOKENS].unflatten(2, (-1, TOKENS))
         keys, values = (x.flatten(1, 2)[:, start - low : stop - low] for x in self.rows.decode(rows, self.dtype))
         return keys, values

@@ -23,6 +23,9 @@ SAMPLING: list[dict[str, Any]] = [
 ]
 OPTIONS: dict[str, dict[str, Any]] = {  # the defaults do not fit a model of two layers, or short prompts
     "attention_sinks": {"window": 64, "stride": 32},
+    **{
+        name: {"tokens": 256} for name in ("awq", "gptq", "mixed", "smoothquant")
+    },  # of calibration: a test waits for them
     "key_norm_eviction": {"budget": 64, "recent": 32, "interval": 32},
     "self_speculation": {"num_layers": 1},
     "speculative": {"model": "random:tiny-cut"},
@@ -34,6 +37,11 @@ BOUNDS = {  # mean share of the next token's probability that may move, on `rand
     "int8": 0.01,
     "int4": 0.06,
     "kv_quant": 0.001,
+    "awq": 0.08,
+    "gptq": 0.09,
+    "smoothquant": 0.01,
+    "mixed": 0.06,
+    "few_bits": 0.06,
     "attention_sinks": 0.15,
     "key_norm_eviction": 0.09,
 }
@@ -50,7 +58,8 @@ def prompts(count: int, vocab: int = 256) -> list[list[int]]:
 
 
 def settings_of(plugin: type[Plugin]) -> dict[str, Any]:
-    return {plugin.name: OPTIONS.get(plugin.name, {})}
+    """The plugin, and the plugins that it requires."""
+    return {name: OPTIONS.get(name, {}) for name in (*plugin.requires, plugin.name)}
 
 
 def engine_for(make_engine: Any, plugin: type[Plugin]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from pathlib import Path
@@ -273,11 +274,15 @@ def test_an_approximate_part_that_breaks_ends_its_requests_with_its_name(make_en
 def test_a_part_that_breaks_at_once_is_refused_with_its_name(make_engine: Any) -> None:
     engine = engine_with(make_engine, Fragile)
     plan = engine.plan({"fragile": {"num_good_calls": 0}})
-    for ask in (lambda: engine.lane_of(plan), lambda: engine.generate(PROMPT, PARAMS, plan=plan)):
-        with pytest.raises(
-            PluginFailed, match=r"fragile\.forward: RuntimeError: the part broke; take fragile out of the plan"
-        ):
-            ask()
+    message = r"fragile\.forward: RuntimeError: the part broke"
+    with pytest.raises(PluginFailed, match=f"{message}; take fragile out of the plan"):
+        engine.lane_of(plan)
+    result = engine.generate(PROMPT, PARAMS, plan=plan)  # an identical plugin: the request goes on without it
+    assert result.token_ids == engine.generate(PROMPT, PARAMS).token_ids
+    assert re.match(message, result.stats["failed"]["fragile"])
+    claiming = engine.plan({"fragile": {"num_good_calls": 0, "claims": "steering"}})
+    with pytest.raises(PluginFailed, match=f"{message}; take fragile out of the plan"):
+        engine.generate(PROMPT, PARAMS, plan=claiming)
     assert len(engine.generate(PROMPT, PARAMS).token_ids) == 24
 
 

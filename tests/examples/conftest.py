@@ -1,8 +1,9 @@
-"""Put examples/ on the import path: its packages are run from there and not installed."""
+"""Put examples/ and its plugin packages on the import path: they are run from there and not installed."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+sys.path[:0] = [str(EXAMPLES), *(str(folder) for folder in sorted(EXAMPLES.glob("pitlane-*/src")))]

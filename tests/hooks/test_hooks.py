@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import random
@@ -15,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-import pitlane
 from pitlane import (
     CORE_FAMILIES,
     BadOption,
@@ -103,10 +103,11 @@ def twin_folder(folder: Path) -> Path:
 
 def twin_plugin() -> type[Plugin]:
     """The plugin that docs/hooks.md shows."""
-    names: dict[str, Any] = {name: getattr(pitlane, name) for name in pitlane.__all__}
-    code = DOCS.read_text().split("```python\n")[1].split("```")[0]
-    exec("from __future__ import annotations\n" + code, names | {"Path": Path, "replace": replace}, names)
-    plugin: type[Plugin] = names["Twin"]
+    spec = importlib.util.spec_from_file_location("hook_examples", DOCS.parent / "hook_examples.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    plugin: type[Plugin] = module.Twin
     return plugin
 
 
@@ -322,7 +323,7 @@ def test_hook_build_op(make_engine: Any) -> None:
             return torch.nn.functional.rms_norm(x, tuple(weight.shape), weight, eps)
 
     result, plugin, engine = run(make_engine, Normer)
-    assert plugin.kinds == ["rms_norm", "silu_mul", "add_rms_norm", "rope_store"]
+    assert plugin.kinds == ["rms_norm", "silu_mul", "add_rms_norm", "rope_store", "sample"]
     assert (len(PROMPT), 128, 128) in plugin.shapes and (1, 128, 128) in plugin.shapes
     assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
     assert len(engine.lanes.all) == 2
@@ -519,8 +520,12 @@ def test_hook_lane_opened(make_engine: Any) -> None:
     for _ in range(2):  # a failed call is repeated
         with pytest.raises(BadOption, match="number must not be 13"):
             engine.generate(PROMPT, PARAMS, plan=engine.plan({"opener": {"number": 13}}))
+    broken = engine.plan({"opener": {"number": 666}})
     with pytest.raises(PluginFailed, match="opener.lane_opened: RuntimeError: broken; take opener out of the plan"):
-        engine.generate(PROMPT, PARAMS, plan=engine.plan({"opener": {"number": 666}}))
+        engine.lane_of(broken)
+    result = engine.generate(PROMPT, PARAMS, plan=broken)  # the request goes on without the plugin
+    assert result.token_ids == engine.generate(PROMPT, PARAMS, plan=engine.plan({})).token_ids
+    assert "opener.lane_opened: RuntimeError: broken" in result.stats["failed"]["opener"]
 
 
 def test_hook_match_prefix(make_engine: Any) -> None:

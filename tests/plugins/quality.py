@@ -17,6 +17,7 @@ from torch import Tensor
 from pitlane import BuildContext, Plugin, load_document
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.text.tokenizer import Tokenizer
+from pitlane.plugins.fp8 import Fp8
 from pitlane.plugins.int4 import Int4
 from pitlane.plugins.int8 import Int8
 from pitlane.plugins.packed_linear import PackedLinear
@@ -66,6 +67,8 @@ def plugins(groups: tuple[int, ...] = (32, 64)) -> dict[str, Plugin | None]:
     table: dict[str, Plugin | None] = {"default (bfloat16)": PackedLinear()}
     for inputs in ("int8", "bfloat16"):
         table[f"int8, inputs {inputs}"] = Int8(Int8.parse_options({"activations": inputs}))
+    for granularity in ("tensor", "channel", "block"):
+        table[f"fp8 by {granularity}"] = Fp8(Fp8.parse_options({"granularity": granularity}))
     for size in groups:
         for symmetric in (False, True):
             for inputs in ("int8", "bfloat16"):

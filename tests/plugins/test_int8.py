@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pitlane import BadOption, BuildContext, EmbeddingPart, LinearPart, Member, Plugin, SamplingParams
+from pitlane import (
+    BadOption,
+    BuildContext,
+    EmbeddingPart,
+    LinearPart,
+    Member,
+    Part,
+    Plugin,
+    PluginRegistry,
+    SamplingParams,
+    Tensors,
+    hookimpl,
+)
 from pitlane.engine.models.presets import preset
 from pitlane.kernels import linear, quantized
 from pitlane.plugins.int4 import Int4
 from pitlane.plugins.int8 import Int8
+from pitlane.storage import packed
+from pitlane.storage.home import home
 from tests.engine.models.harness import CPU
 from tests.plugins.quality import Text
 
@@ -95,9 +110,73 @@ def test_the_plan_follows_the_shape_alone(settings: dict[str, Any], head: str) -
     exact = torch.cat([x.float() @ t["weight"].float().T + t["bias"].float() for t in tensors], 1)
     assert float((made(x) - exact).norm() / exact.norm()) < (0.02 if settings is EIGHT else 0.12)
     lm_head = LinearPart((Member("lm_head", 64),), 96)
-    assert (built.build_linear(lm_head, context()) is None) == (head == "bfloat16")
+    head_plan = built.build_linear(lm_head, context())
+    if head == "bfloat16" and linear.unavailable() is not None:
+        assert head_plan is None
+    else:
+        assert head_plan is not None
+        weight = torch.randn(64, 96).bfloat16()
+        made = head_plan.build([{"weight": weight}])
+        assert type(made) is (linear.Packed if head == "bfloat16" else quantized.Quantized)
+        exact = x.float() @ weight.float().T
+        assert float((made(x) - exact).norm() / exact.norm()) < (0.004 if head == "bfloat16" else 0.02)
     embedding = built.build_embedding(EmbeddingPart("e", 300, 48, is_tied=True), context())
     assert (embedding is None) == (head == "bfloat16")
+
+
+@each_plan
+def test_a_second_load_packs_nothing_and_gives_the_same_ids(
+    make_engine: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    monkeypatch.setattr(packed, "SMALLEST_BYTES", 1)
+
+    def ids() -> list[int]:
+        return list(make_engine("bundled", dtype="bfloat16", plugins=settings).generate("a b c", params).token_ids)
+
+    first = ids()
+    folders = packed.packed_folders()
+    assert {folder.recipe for folder in folders} == (
+        {"8 bits"} if settings is EIGHT else {"4 bits, groups of 32", "8 bits"}
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(quantized.Quantized, "_pack", None)
+        assert ids() == first
+    changed = next(iter((home() / "cache" / "packed" / folders[0].name).glob("*proj*")))
+    changed.write_bytes(changed.read_bytes()[:-1])
+    assert ids() == first and "is damaged" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(quantized.Quantized, "_pack", None)
+        assert ids() == first
+
+
+class Shifted(Plugin):
+    """Moves the rows of a weight, so that another plan has other weights. Exactness: steering."""
+
+    name, exactness = "shifted", "steering"
+
+    @hookimpl
+    def transform_weights(self, part: Part, tensors: Tensors, context: BuildContext) -> Tensors:
+        return {name: tensor.roll(1, 0) for name, tensor in tensors.items()}
+
+
+def test_changed_weights_take_no_copy(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan with `transform_weights` has other weights than the checkpoint."""
+    monkeypatch.setattr(packed, "SMALLEST_BYTES", 1)
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+
+    registry = PluginRegistry.load()
+    registry.add(Shifted)
+
+    def ids(*names: str) -> list[int]:
+        plugins = {name: dict[str, Any]() for name in ("int8", *names)}
+        engine = make_engine("random:tiny", dtype="bfloat16", plugins=plugins, registry=registry)
+        return list(engine.generate([1, 2, 3], params).token_ids)
+
+    shifted = ids("shifted")
+    assert packed.packed_folders() == []
+    assert ids() != shifted
+    assert packed.packed_folders() and ids("shifted") == shifted
 
 
 def test_a_tied_head_shares_the_table() -> None:
@@ -141,6 +220,55 @@ def test_a_group_size_that_does_not_divide_is_refused(make_engine: Any, monkeypa
 
 
 # ---- the same ids
+
+PLANS = {
+    "int8": EIGHT,
+    "int4": FOUR,
+    "int8 weights only": {"int8": WEIGHTS_ONLY},
+    "int4 weights only": {"int4": WEIGHTS_ONLY | {"group_size": 64, "symmetric": True}},
+    "int8, bfloat16 head": {"int8": {"head": "bfloat16"}},
+}
+
+
+@here
+@pytest.mark.sizes(
+    "count, name",
+    sample=[(10, name) for name in PLANS],
+    whole=[(50, name) for name in PLANS],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_texts_give_the_same_ids_drafted_batched_chunked_preempted_and_from_the_cache(
+    make_engine: Any, count: int, name: str
+) -> None:
+    plan = PLANS[name] | KERNELS | {"compiled_step": {}}
+    text = (Path(__file__).parents[2] / "docs" / "hooks.md").read_text(encoding="utf-8")
+    prompts = [text[:400] + text[200 * i : 200 * i + 60 + 8 * i] for i in range(count)]
+    params = [SamplingParams(max_tokens=32, ignore_eos=True, temperature=0.7 * (i % 2), seed=i) for i in range(count)]
+    engine = make_engine("bundled", dtype="bfloat16", plugins=plan)
+    alone = [engine.generate(prompt, param) for prompt, param in zip(prompts, params, strict=True)]
+    expected = [result.token_ids for result in alone]
+    assert len({tuple(ids) for ids in expected}) > count // 2
+
+    def ids_of(engine: Any, extra: dict[str, Any]) -> tuple[list[list[int]], dict[str, int]]:
+        results = engine.generate(prompts, params, plan=engine.plan(plan | extra))
+        names = ("accepted_tokens", "cached_tokens", "preemptions")
+        return [result.token_ids for result in results], {
+            name: sum(result.stats[name] for result in results) for name in names
+        }
+
+    assert ids_of(engine, {})[0] == expected
+    for drafter, options in {"prompt_lookup": {"min_ngram": 1}, "lookahead": {}}.items():
+        ids, sums = ids_of(engine, {drafter: options})
+        assert ids == expected and sums["accepted_tokens"] > 0, drafter
+    cache = {"prefix_cache": {}, "prompt_lookup": {}}
+    for minimum in (0, 32 * count):
+        ids, sums = ids_of(engine, cache)
+        assert ids == expected and sums["cached_tokens"] >= minimum
+    memory = 6 * (max(result.stats["prompt_tokens"] for result in alone) + 64) * engine.loader.needs.kv_per_token
+    tight = make_engine("bundled", dtype="bfloat16", plugins=plan, max_step_tokens=16, kv_memory=memory)
+    for extra in ({}, {"prompt_lookup": {}}):
+        ids, sums = ids_of(tight, extra)
+        assert ids == expected and sums["preemptions"] > 0
 
 
 @here

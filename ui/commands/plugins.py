@@ -6,6 +6,7 @@ Only `check` runs a model and imports torch. `disable` and `enable` load no plug
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import click
 
@@ -67,6 +68,34 @@ def info(plugins_dir: str | None, as_json: bool, name: str) -> None:
     if row["options"]:
         cells = [[o["name"], o["type"], o["default"], o["range"], o["description"]] for o in row["options"]]
         print_table(["option", "type", "default", "range", "meaning"], cells)
+
+
+@plugins.command()
+@click.option("--into", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+              help="Write the package here instead of ./pitlane-NAME.")  # fmt: skip
+@click.argument("name")
+def new(into: Path | None, name: str) -> None:
+    """Write the package of a new plugin: pyproject.toml, module, tests, README, CI workflow.
+
+    The package holds a drafter that works. Install it, check it, and then change it.
+    """
+    from pitlane.ui import template
+
+    texts = template.files(name)
+    module = next(path for path in texts if path.startswith("pitlane_")).removesuffix(".py")
+    plugin = module.removeprefix("pitlane_")
+    folder = into or Path(module.replace("_", "-"))
+    if folder.exists() and any(folder.iterdir()):
+        raise PitlaneError(f"the folder {folder} is not empty; choose another with --into")
+    taken = [row for row in catalogue.rows() if row["name"] == plugin]
+    if taken:
+        raise PitlaneError(f"a plugin {plugin!r} is here already ({taken[0]['source']}); choose another name")
+    for path, text in texts.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    click.echo(f"wrote {folder}: {', '.join(texts)}")
+    click.echo(f"next: pip install -e {folder} && pitlane plugins check {plugin}")
 
 
 @plugins.command()

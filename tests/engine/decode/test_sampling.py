@@ -12,7 +12,7 @@ import torch
 
 from pitlane import BadOption, SamplingParams
 from pitlane.engine.decode import sampling
-from pitlane.engine.decode.sampling import gumbel, logprobs_of, penalise, ranked, sample, survivors
+from pitlane.engine.decode.sampling import NUM_REPEATED, gumbel, logprobs_of, penalise, ranked, sample, survivors
 
 LOGITS = torch.tensor([1.0, -0.5, 2.0, 0.3, 1.0, -3.0], dtype=torch.float64)
 MASK = (1 << 64) - 1
@@ -456,3 +456,17 @@ def test_parameters_at_their_bounds_are_taken() -> None:
     for name in ("presence_penalty", "frequency_penalty"):
         assert SamplingParams(**{name: -0.1}).has_penalties  # type: ignore[arg-type]
     assert SamplingParams(repetition_penalty=0.9).has_penalties
+
+
+def test_the_repetition_penalty_forgets_old_tokens() -> None:
+    """It counts the last tokens of prompt and completion together."""
+    logits, params = torch.ones(9, dtype=torch.float64), SamplingParams(repetition_penalty=2.0)
+
+    def penalised(prompt: list[int], completion: list[int]) -> list[int]:
+        return (penalise(logits, prompt, completion, params) < 1).nonzero()[:, 0].tolist()
+
+    assert penalised([1, 2], [3]) == [1, 2, 3]
+    assert penalised([1, *[2] * (NUM_REPEATED - 1)], []) == [1, 2]
+    assert penalised([1, *[2] * (NUM_REPEATED - 1)], [3]) == [2, 3]
+    assert penalised([1, 2], [3] * (NUM_REPEATED - 1)) == [2, 3]
+    assert penalised([1, 2], [4, *[3] * NUM_REPEATED]) == [3]

@@ -140,7 +140,9 @@ class NoNumbers(Plugin):
 
 
 @pytest.fixture
-def engine(make_engine: Any) -> Any:
+def engine(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """No plugin is suspended here: tests/contract/test_bad_plugins.py has the suspension."""
+    monkeypatch.setattr("pitlane.engine.plan.suspension.MAX_FAILURES", 1000)
     registry = PluginRegistry()
     for plugin in (Adjusts, Scales, Grammar, Guesses, Exits, NoNumbers):
         registry.add(plugin)

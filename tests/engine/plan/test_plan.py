@@ -21,7 +21,7 @@ from pitlane import (
     file_hash,
     hookimpl,
 )
-from pitlane.engine.plan.hooks import HookError, call
+from pitlane.engine.plan.hooks import Hook, HookError, call
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.planner import NUM_RECENT, Planner
 from pitlane.engine.plan.plugin import Exactness
@@ -279,14 +279,11 @@ def test_a_plan_is_as_exact_as_its_weakest_part(planner: Planner, settings: Any,
 
 def call_hook(plan: Plan, name: str, check: Any = None, **values: Any) -> tuple[Any, list[str], list[HookError]]:
     """The answer, the names of the plugins that were charged, and the failures."""
-    charged: list[str] = []
+    spent: list[tuple[Hook, float]] = []
     failures: list[HookError] = []
-
-    def charge(plugin: Plugin, seconds: float) -> None:
-        assert seconds > 0, "a failing call takes time too"
-        charged.append(plugin.name)
-
-    return call(plan.hook(name), charge, failures.append, check, **values), charged, failures
+    answer = call(plan.hook(name), spent, failures.append, check, **values)
+    assert all(seconds > 0 for _, seconds in spent), "a failing call takes time too"
+    return answer, [hook.plugin.name for hook, _ in spent], failures
 
 
 def test_a_hook_gets_the_arguments_that_it_names_and_its_plugin_is_charged(planner: Planner) -> None:

@@ -11,22 +11,18 @@ from torch import Tensor
 from pitlane import SamplingParams
 from pitlane.engine.decode.sampling import noise_key
 from pitlane.engine.decode.sampling import sample as sample_on_host
-from pitlane.kernels.cuda.sampling import Wishes, sample
+from pitlane.kernels.cuda.sampling import sample, sample_ref
 
 SEED = 2**63 + 11
 
 
 def same(logits: Tensor, params: list[SamplingParams], positions: list[int]) -> list[int]:
     keys = [noise_key(SEED, p.sample_index, position) for p, position in zip(params, positions, strict=True)]
-    wishes = Wishes(
-        keys,
-        [p.temperature for p in params],
-        [p.top_k for p in params],
-        [p.top_p for p in params],
-        [p.min_p for p in params],
-    )
+    filters = ([p.top_k for p in params], [p.top_p for p in params], [p.min_p for p in params])
+    wishes = (keys, [p.temperature for p in params], *filters)
     expected = [sample_on_host(row, p, SEED, at) for row, p, at in zip(logits, params, positions, strict=True)]
-    assert sample(logits, wishes).tolist() == expected
+    assert sample(logits, *wishes).tolist() == expected
+    assert sample_ref(logits, *wishes).tolist() == expected
     return expected
 
 
@@ -63,9 +59,10 @@ def test_filters_cut_where_the_host_cuts() -> None:
 
 
 def test_equal_logits_at_a_cut_survive_in_the_order_of_their_ids() -> None:
-    logits = torch.randint(0, 3, (16, 60)).float()  # three values, of both zeros
-    logits[logits == 0] = -0.0
-    logits[:, 7] = 0.0
+    zeros = torch.full((16, 10), -0.0)
+    zeros[:, 9] = 0.0
+    assert set(same(zeros, [SamplingParams(temperature=1.0, top_k=5)] * 16, list(range(16)))) == set(range(5))
+    logits = torch.randint(0, 3, (16, 60)).float()
     for params in (SamplingParams(temperature=9.0, top_k=25), SamplingParams(temperature=9.0, top_p=0.4, top_k=50)):
         drawn = same(logits, [params] * 16, list(range(16)))
         assert len(set(drawn)) > 3
@@ -82,9 +79,9 @@ def test_forbidden_tokens_are_not_drawn() -> None:
 
 
 def test_wrong_inputs_are_refused() -> None:
-    wishes = Wishes([0], [1.0], [0], [1.0], [0.0])
+    wishes = ([0], [1.0], [0], [1.0], [0.0])
     with pytest.raises(ValueError, match="logits must be of 16 or 32 bits"):
-        sample(torch.randn(1, 4, dtype=torch.float64), wishes)
-    with pytest.raises(ValueError, match=r"wishes must be of 2 rows, got \[1, 1, 1, 1, 1\]"):
-        sample(torch.randn(2, 4), wishes)
-    assert sample(torch.randn(0, 4), Wishes([], [], [], [], [])).shape == (0,)
+        sample(torch.randn(1, 4, dtype=torch.float64), *wishes)
+    with pytest.raises(ValueError, match=r"the lists must have 2 values, one for each row, got \[1, 1, 1, 1, 1\]"):
+        sample(torch.randn(2, 4), *wishes)
+    assert sample(torch.randn(0, 4), [], [], [], [], []).shape == (0,)

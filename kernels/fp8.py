@@ -1,0 +1,214 @@
+"""Linear with weights in float8 (e4m3): y [M, N] = x [M, K] W [N, K]^T + bias, with W = scale * e4m3.
+
+A scale serves a run of `group` inputs of an output. Rounding is torch's: to nearest, ties to even, 4 significant bits down to 2^-6
+and steps of 2^-9 below; a scale makes the largest weight 448, the largest number of e4m3. On a CPU the bytes are a storage format:
+a kernel in C widens them to bfloat16 in registers (AVX-512 BF16), or to float32 (plain C); other CPUs and dtypes compute in torch.
+Bytes moved: N K for the weights, once per 192 rows. A row's result has the same bits in any batch, in C. On CUDA, weights with a
+scale per output or less run as scaled products of e4m3 inputs (torch._scaled_mm), one scale per row of x; blocks are widened.
+Layout: linear_fp8.h.
+Source: FP8 Formats for Deep Learning, https://arxiv.org/abs/2209.05433
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pitlane.kernels.extension import MISSING, cpu
+from pitlane.kernels.linear import checked_inputs
+
+FLOAT8 = torch.float8_e4m3fn
+LARGEST, PANEL = 448.0, 32
+DTYPES = (torch.bfloat16, torch.float32)  # of the kernel
+CHUNK = 2**20  # weights that are rounded or widened at once
+PLAIN, VECTORS = range(2)  # levels of the kernel
+BLOCK = 128
+GRANULARITIES = ("tensor", "channel", "block")
+
+
+class Float8(NamedTuple):
+    """A weight in float8. numbers: e4m3 [N, K]. scales: float32 [N, G]; a scale serves `group` inputs, the last one the rest."""
+
+    numbers: Tensor
+    scales: Tensor
+    group: int
+
+    def widened(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight [N, K], computed in float32."""
+        inputs = self.numbers.shape[1]
+        scales = self.scales.repeat_interleave(self.group, 1)[:, :inputs]
+        return (self.numbers.float() * scales).to(dtype)
+
+
+def to_float8(x: Tensor) -> Tensor:
+    """Round to e4m3; values beyond 448 become 448."""
+    return x.clamp(-LARGEST, LARGEST).to(FLOAT8)
+
+
+def quantize(weight: Tensor, granularity: str) -> Float8:
+    """Round a weight [N, K]: with one scale, a scale per output (`channel`), or a scale per block of 128 x 128."""
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity must be {', '.join(GRANULARITIES)}, got {granularity!r}")
+    if not bool(weight.isfinite().all()):
+        raise ValueError("a weight is not finite; repair the checkpoint")
+    rows, inputs = weight.shape
+    group = BLOCK if granularity == "block" else inputs
+    largest = torch.stack([part.abs().float().amax(1) for part in weight.split(group, 1)], 1)  # [N, G]
+    if granularity == "tensor":
+        largest = largest.amax().expand(rows, 1)
+    elif granularity == "block":
+        blocks = [part.amax(0).expand(len(part), -1) for part in largest.split(BLOCK)]
+        largest = torch.cat(blocks)
+    scales = (largest / LARGEST).contiguous()
+    numbers = torch.empty(rows, inputs, dtype=FLOAT8)
+    step = max(1, CHUNK // inputs)
+    for row in range(0, rows, step):
+        factors = scales[row : row + step].where(scales[row : row + step] > 0, 1.0)
+        wide = factors.repeat_interleave(group, 1)[:, :inputs]
+        numbers[row : row + step] = to_float8(weight[row : row + step].float() / wide)
+    return Float8(numbers, scales, group)
+
+
+def num_bytes(outputs: int, inputs: int, group: int) -> int:
+    """Bytes of a packed weight [outputs, inputs] and its scales."""
+    return -(-outputs // PANEL) * PANEL * (inputs + 4 * -(-inputs // group))
+
+
+class Fp8Linear:
+    """A packed weight and its bias. Calling it with x [M, K] returns y [M, N] in x's dtype.
+
+    parts: weights, one below the other, with groups of one size. level: of the kernel in C; None: torch computes.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Float8],
+        bias: Tensor | None = None,
+        level: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        numbers = torch.cat([part.numbers.view(torch.uint8) for part in parts])
+        scales = torch.cat([part.scales.float() for part in parts])
+        self.num_outputs, self.num_inputs = numbers.shape
+        self.group, self.level = parts[0].group, level
+        if bool((numbers & 0x7F).eq(0x7F).any()):
+            raise ValueError("a weight is no number; repair the checkpoint")
+        self.bias = None if bias is None else bias.to(device, torch.float32, copy=True).contiguous()
+        self.scaled: ScaledProduct | None = None
+        if torch.device(device).type == "cuda" and self.group >= self.num_inputs and can_scale(*numbers.shape, device):
+            self.scaled = ScaledProduct(numbers.view(FLOAT8).to(device), scales[:, 0].to(device))
+        self.packed = pack(numbers).to(device) if self.scaled is None else numbers.new_empty(0)
+        self.scales = _by_panel(scales).to(device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.level is None:
+            return self.reference(x) if self.scaled is None else self.scaled(x, self.bias)
+        x = checked_inputs(x, self.num_inputs, DTYPES)
+        y = x.new_empty(len(x), self.num_outputs)
+        cpu.fp8_linear(
+            x.data_ptr(),
+            self.packed.data_ptr(),
+            self.scales.data_ptr(),
+            0 if self.bias is None else self.bias.data_ptr(),
+            y.data_ptr(),
+            len(x),
+            self.num_outputs,
+            self.num_inputs,
+            self.group + self.group % 2,
+            x.dtype == torch.float32,
+            self.level if x.dtype == torch.bfloat16 else PLAIN,
+            torch.get_num_threads(),
+        )
+        return y
+
+    def reference(self, x: Tensor) -> Tensor:
+        """The same in torch, in float32 or float64."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        step = max(1, CHUNK // (PANEL * self.num_inputs))
+        parts = [x.to(dtype) @ self._widened(panel, step).to(dtype).T for panel in range(0, len(self.packed), step)]
+        y = torch.cat(parts, 1)[:, : self.num_outputs]
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+    def _widened(self, panel: int, step: int) -> Tensor:
+        """The weights of panels [panel, panel + step) in float32."""
+        numbers = unpack(self.packed[panel : panel + step]).view(FLOAT8)[:, : self.num_inputs]
+        scales = self.scales[panel : panel + step].transpose(1, 2).flatten(0, 1)
+        return Float8(numbers, scales, self.group).widened()
+
+
+class ScaledProduct:
+    """Products of e4m3 inputs and weights on CUDA: x is rounded with a scale per row. weight: e4m3 [N, K]; scales: [N]."""
+
+    def __init__(self, weight: Tensor, scales: Tensor) -> None:
+        self.weight, self.scales = weight, scales.view(1, -1).contiguous()
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        largest = x.abs().amax(1, keepdim=True).float()
+        factors = (largest / LARGEST).clamp_min(1e-12)
+        rounded = to_float8(x.float() / factors)
+        y = torch._scaled_mm(
+            rounded, self.weight.T, scale_a=factors, scale_b=self.scales, out_dtype=torch.bfloat16, use_fast_accum=False
+        )
+        return (y if bias is None else y + bias).to(x.dtype)
+
+
+def can_scale(outputs: int, inputs: int, device: torch.device | str) -> bool:
+    """Whether the device multiplies float8, and the sizes are multiples of 16."""
+    return torch.cuda.get_device_capability(device) >= (8, 9) and outputs % 16 == 0 and inputs % 16 == 0
+
+
+def pack(numbers: Tensor) -> Tensor:
+    """Bytes [N, K] -> packed [P, ceil(K / 2), 32, 2], zeros beyond N and K."""
+    rows, inputs = numbers.shape
+    padded = torch.nn.functional.pad(numbers, (0, inputs % 2, 0, -rows % PANEL))
+    return padded.view(-1, PANEL, padded.shape[1] // 2, 2).transpose(1, 2).contiguous()
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """The inverse of `pack`: bytes [32 P, K]."""
+    return packed.transpose(1, 2).flatten(2).flatten(0, 1).contiguous()
+
+
+def _by_panel(scales: Tensor) -> Tensor:
+    """Scales [N, G] -> [P, G, 32], zeros beyond N."""
+    padded = torch.nn.functional.pad(scales, (0, 0, 0, -len(scales) % PANEL))
+    return padded.view(-1, PANEL, scales.shape[1]).transpose(1, 2).contiguous()
+
+
+def chosen_level(inputs: int, group: int, dtype: torch.dtype, device: torch.device) -> int | None:
+    """The level of the kernel in C to use; None: torch computes."""
+    if device.type != "cpu" or dtype not in DTYPES or unavailable() is not None:
+        return None
+    if inputs % 2 or (group < inputs and group % 2):
+        return None
+    vectors = dtype == torch.bfloat16 and cpu.has_fp8_vectors()
+    return VECTORS if vectors and os.environ.get("PITLANE_CPU_KERNELS", "avx512") == "avx512" else PLAIN
+
+
+@cache
+def unavailable() -> str | None:
+    """Why no kernel in C runs; None if it does. Compares it with the reference, once per process."""
+    if cpu is None:
+        return MISSING
+    levels = [(torch.float32, PLAIN), (torch.bfloat16, PLAIN)]
+    levels += [(torch.bfloat16, VECTORS)] if cpu.has_fp8_vectors() else []
+    agrees = all(_agrees(dtype, level) for dtype, level in levels)
+    return None if agrees else "its result differs from the reference on this machine; please report it"
+
+
+def _agrees(dtype: torch.dtype, level: int) -> bool:
+    """Whether kernel and reference agree on a small linear with an incomplete panel and an incomplete group."""
+    generator = torch.Generator().manual_seed(0)
+    weight = quantize(torch.randn(75, 300, generator=generator), "block")
+    linear = Fp8Linear([weight], torch.randn(75, generator=generator), level)
+    for rows in (1, 5, 9, 50):
+        x = torch.randn(rows, 300, generator=generator).to(dtype)
+        rtol = 2**-7 if dtype == torch.bfloat16 else 1e-5
+        if not torch.allclose(linear(x).float(), linear.reference(x).float(), rtol=rtol, atol=1e-3):
+            return False
+    return True
