@@ -1,4 +1,4 @@
-"""`pitlane quantize` without its command line: read a model linear by linear, round it, write it in a format that other programs read.
+"""`pitlane quantize` without its command line: read a model linear by linear, round it, write it in a format of other programs.
 
 Memory does not depend on the number of layers: a shard holds the tensors of one layer. Linears of the layers are quantized;
 embedding and head stay as they are.
@@ -94,12 +94,12 @@ def quantize(
     """
     layout, groups, weights = check(settings), _groups(source.config), Weights(source, calibrated)
     linears = [part for parts in groups for part in parts if is_quantized(part)]
-    for part in linears:
-        for member in part.members:
-            check_linear(member.name, member.out_features, part.in_features, settings)
+    for linear in linears:
+        for member in linear.members:
+            check_linear(member.name, member.out_features, linear.in_features, settings)
     identity = {"model": source.name, "weights": source.weights.fingerprint(), "settings": asdict(settings)}
     journal, started = Journal(out, identity, resume), time.monotonic()
-    count = sum(len(part.members) for part in linears)
+    count = sum(len(linear.members) for linear in linears)
     done = dense_bytes = 0
     for number, parts in enumerate(groups, 1):
         shard = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
