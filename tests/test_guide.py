@@ -39,17 +39,31 @@ class Reader:
 
     folder: Path
     bin: Path
+    packages: str  # names of the plugin packages to load
     outputs: list[tuple[str, str]] = field(default_factory=list)  # shown in the guide, and real
 
-    def follow(self) -> None:
+    @classmethod
+    def settle(cls, folder: Path, packages: str) -> Reader:
+        """Make a virtual environment that sees the packages of this environment, with pip, pytest and pitlane in its PATH."""
+        venv.create(folder / "venv", symlinks=True)
+        site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
+        (site / "outer.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+        binaries = folder / "venv" / "bin"
+        for name in ("pip", "pytest", "pitlane"):
+            (binaries / name).write_text(f"#!{binaries / 'python'}\n{SCRIPTS.get(name, SCRIPT.format(name))}")
+            (binaries / name).chmod(0o755)
+        return cls(folder, binaries, packages)
+
+    def follow(self, blocks: list[tuple[str, str, str]]) -> None:
+        """Write the files, run the commands, keep the outputs."""
         here, output = self.folder, ""
         state = self.folder / "state.sh"
         state.write_text(f"cd {self.folder}\n")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PITLANE_")}
-        environment |= OFFLINE | {"PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}", "PITLANE_LOAD": "pitlane-echo"}
+        environment |= OFFLINE | {"PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}", "PITLANE_LOAD": self.packages}
         environment |= {"PITLANE_HOME": str(self.folder / "home"), "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
         environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # half a second per run
-        for language, name, text in BLOCKS:
+        for language, name, text in blocks:
             if language == "text":
                 self.outputs.append((text, output))
             elif name:
@@ -67,16 +81,8 @@ class Reader:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    folder = tmp_path_factory.mktemp("guide")
-    venv.create(folder / "venv", symlinks=True)
-    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
-    (site / "outer.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-    binaries = folder / "venv" / "bin"
-    for name in ("pip", "pytest", "pitlane"):
-        (binaries / name).write_text(f"#!{binaries / 'python'}\n{SCRIPTS.get(name, SCRIPT.format(name))}")
-        (binaries / name).chmod(0o755)
-    reader = Reader(folder, binaries)
-    reader.follow()
+    reader = Reader.settle(tmp_path_factory.mktemp("guide"), "pitlane-echo")
+    reader.follow(BLOCKS)
     return reader
 
 
@@ -94,7 +100,7 @@ def test_the_commands_print_what_the_guide_shows(reader: Reader) -> None:
 
 
 def test_the_files_of_the_guide_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last version of each file, its tests in one process, and two of the commands; no shell, and nothing is installed."""
+    """The last version of each file, its tests in one process, and two of the commands; no shell, nothing is installed."""
     for _, name, text in BLOCKS:
         if name:
             (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -103,9 +109,13 @@ def test_the_files_of_the_guide_do_what_it_says(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("PITLANE_PLUGINS_DIR", ".")
     shown = {before[2].strip(): block[2] for before, block in pairwise(BLOCKS) if block[0] == "text"}
-    for command in ("pitlane plugins check echo --model random:tiny", "pitlane plugins info echo"):
-        result = CliRunner().invoke(main, command.split()[1:])
-        assert result.exit_code == 0 and comparable(result.stdout) == comparable(shown[command]), result.output
+    result = CliRunner().invoke(main, ["plugins", "info", "echo"])
+    assert result.exit_code == 0 and comparable(result.stdout) == comparable(shown["pitlane plugins info echo"]), (
+        result.output
+    )
+    result = CliRunner().invoke(main, ["plugins", "check", "echo", "-o", "echo.match=1", "--tokens", "24"])
+    assert result.exit_code == 0 and result.stdout.startswith("echo declares identical: proved"), result.output
+    monkeypatch.delenv("PITLANE_PLUGINS_DIR")  # as the guide does before the tests
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     run = subprocess.run([sys.executable, "-m", "pytest", "-q"], capture_output=True, text=True, check=False)

@@ -55,6 +55,7 @@ class JsonSchema(Plugin):
     """Let answers match a JSON schema, a regular expression or a grammar; without options, any JSON object."""
 
     name, exactness = "json_schema", "steering"
+    api_version = "1.0"
     Options = GrammarOptions
 
     @hookimpl

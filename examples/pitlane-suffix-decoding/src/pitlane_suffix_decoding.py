@@ -34,6 +34,7 @@ class SuffixDecoding(Plugin):
     """Draft what followed the longest match of the last tokens in earlier answers."""
 
     name, role, exactness = "suffix_decoding", "drafter", "identical"
+    api_version = "1.0"
 
     class Options(PluginOptions):
         num_draft_tokens: int = Field(16, ge=1, le=64, title="Draft length", description="maximum tokens per draft")

@@ -47,6 +47,7 @@ class Watermark(Plugin):
     """Let the answer prefer the tokens of a secret green list."""
 
     name, exactness = "watermark", "steering"
+    api_version = "1.0"
     Options = WatermarkOptions
 
     def __init__(self, options: PluginOptions | None = None) -> None:
