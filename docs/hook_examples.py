@@ -78,13 +78,13 @@ class Twin(Plugin):
         registry.add(replace(llama, architecture="TwinForCausalLM", model_type="twin", models="Twin"))
 
     @hookimpl
-    def load_model(self, source: str) -> ModelSource | None:
+    def load_model(self, name: str) -> ModelSource | None:
         from pitlane import ModelSource
 
-        scheme, _, folder = source.partition(":")
+        scheme, _, folder = name.partition(":")
         families = Families(CORE_FAMILIES)
         self.register_models(families)
-        return ModelSource.open(source, Path(folder), families) if scheme == "twin" else None
+        return ModelSource.open(name, Path(folder), families) if scheme == "twin" else None
 
 
 class RoundWeights(Plugin):

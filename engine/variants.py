@@ -185,7 +185,8 @@ def _visibility(context: BuildContext, group: KVGroup, _: Plugin, result: Visibi
 def _operation(kind: str, context: BuildContext, _: Plugin, result: object) -> object:
     if not callable(result):
         raise TypeError(f"returned {result!r}, which is not callable")
-    size, config = {"dtype": context.dtype, "device": context.device}, context.config
+    size: dict[str, Any] = {"dtype": context.dtype, "device": context.device}
+    config = context.config
     if kind == "rms_norm":
         x, weight = torch.ones(2, config.hidden_size, **size), torch.ones(config.hidden_size, **size)
         _try_part(result, (x, weight, config.rms_norm_eps), tuple(x.shape), context)

@@ -79,8 +79,9 @@ def describe(entry: PluginEntry) -> dict[str, Any]:
 
 def _state(plugins_dir: str | Path | None) -> str:
     """Everything that a record depends on."""
-    folders = [*pitlane.plugins.__path__, Path(find_plugins.__code__.co_filename).parent]
-    files = [path for folder in folders for path in sorted(Path(folder).rglob("*.py"))]
+    plans = Path(str(sys.modules[find_plugins.__module__].__file__)).parent
+    folders = [*map(Path, pitlane.plugins.__path__), plans]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     own = [(str(path), path.stat().st_mtime_ns) for path in files]
     others = [candidate.state() for candidate in find_plugins(plugins_dir)]
     return json.dumps([__version__, sys.version, os.environ.get("PITLANE_LOAD"), own, others])

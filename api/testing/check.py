@@ -77,7 +77,9 @@ def check_plugin(
         registry.add(plugin, plugin.__module__)
     values = dict(options or {})
     parsed = plugin.parse_options(values)
-    settings = {name: {} for name in plugin.requires} | {name: dict(value) for name, value in (base or {}).items()}
+    settings: dict[str, dict[str, Any]] = {name: {} for name in plugin.requires} | {
+        name: dict(value) for name, value in (base or {}).items()
+    }
     outcome = PluginCheck(
         plugin.name,
         registry.entries[plugin.name].source,
@@ -134,17 +136,19 @@ class _Check:
         num_closed = [0]
         with engine:
             try:
-                plan = engine.plan(self.settings)
-                instances += [_watched(item, num_closed) for item in plan.plugins if type(item) is self.plugin]
-                self._run(engine, plan)
+                self._run_planned(engine, instances, num_closed)
             except PitlaneError as error:
                 self._add("plan", "failed", str(error))
                 return self.outcome
-            finally:
-                plan = None
         del engine
         self._check_freed(instances, num_closed[0], threads)
         return self.outcome
+
+    def _run_planned(self, engine: Engine, instances: list[weakref.ref[Plugin]], num_closed: list[int]) -> None:
+        """Make the plan and run the clauses. The plan, and with it the plugin's instance, is held here alone."""
+        plan = engine.plan(self.settings)
+        instances += [_watched(item, num_closed) for item in plan.plugins if type(item) is self.plugin]
+        self._run(engine, plan)
 
     def _add(self, clause: str, status: Any, detail: str, **changes: Any) -> None:
         self.outcome = _found(self.outcome, Finding(clause, status, detail), **changes)

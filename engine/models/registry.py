@@ -58,7 +58,7 @@ def resolve(
     if path is not None and path.is_dir():
         return ModelSource.open(model, path, families)
     if plugins is not None:
-        source: ModelSource | None = plugins.first("load_model", _refuse, _checked, source=model)
+        source: ModelSource | None = plugins.first("load_model", _refuse, _checked, name=model)
         if source is not None:
             return source
     if path is None:

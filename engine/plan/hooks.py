@@ -8,8 +8,8 @@ handle an error.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -30,7 +30,7 @@ class HookSpec:
     called, and gets the result of the implementation before it. folds: the argument that takes this result; None = the
     implementations change an argument in place. kind: when the hook is called: host (outside plans), variant (weights are built),
     lane (a lane is built), opening (before a plan's first request in a lane), step (while requests run). role: only a plugin of
-    this role may implement the hook; None = any plugin.
+    this role may implement the hook; None = any plugin. renamed: former names of arguments, and their names now.
     """
 
     name: str
@@ -38,11 +38,12 @@ class HookSpec:
     kind: Kind
     role: Role | None
     folds: str | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """One plugin's implementation of one hook. arguments: names of the arguments that the implementation takes."""
+    """One plugin's implementation of one hook. arguments: names of the arguments that the implementation takes, as of now."""
 
     plugin: Plugin
     spec: HookSpec
@@ -54,7 +55,7 @@ class Hook:
         function = getattr(plugin, spec.name)
         parameters = inspect.signature(function).parameters.values()
         taken = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty)
-        return cls(plugin, spec, function, taken)
+        return cls(plugin, spec, function, tuple(spec.renamed.get(name, name) for name in taken))
 
 
 class HookError(Exception):

@@ -6,8 +6,9 @@ in the order of `Plugin.stage`, then of the plugins' names.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
@@ -39,13 +40,25 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def hookspec(
-    combine: Combine, kind: Kind = "step", role: Role | None = None, folds: str | None = None
+    combine: Combine,
+    kind: Kind = "step",
+    role: Role | None = None,
+    folds: str | None = None,
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable[[Function], Function]:
-    """Declare a hook."""
+    """Declare a hook. renamed: former names of arguments, and their names now; a plugin with a former name runs with a warning.
+
+    pluggy knows a former name as one more argument of the signature, which follows the others.
+    """
 
     def declare(function: Function) -> Function:
-        SPECS[function.__name__] = HookSpec(function.__name__, combine, kind, role, folds)
-        return _MARKER(function)
+        name = function.__name__
+        SPECS[name] = HookSpec(name, combine, kind, role, folds, renamed)
+        warnings = {
+            former: DeprecationWarning(f"{name}({former}) is now {name}({now}); it goes with version 2.0 of the API")
+            for former, now in renamed.items()
+        }
+        return _MARKER(function, warn_on_impl_args=warnings)
 
     return declare
 
@@ -67,9 +80,9 @@ def register_models(registry: Families) -> None:
     """
 
 
-@hookspec("first", kind="host")
-def load_model(source: str) -> ModelSource | None:
-    """Open a model by its name, or a file by its path.
+@hookspec("first", kind="host", renamed={"source": "name"})
+def load_model(name: str, source: str) -> ModelSource | None:
+    """Open a model by its name, or a file by its path. `source` is the former name of `name`.
 
     Called for every name except `bundled`, `bundled-drafter`, `smollm2`, `pip:...`, `random:<preset>` and folders. Returns a
     ModelSource, or None for a name that the plugin does not know. If all return None, the core opens a `.gguf` file, and takes any

@@ -176,7 +176,7 @@ class PluginRegistry:
         try:
             check_api(name, candidate.api_version())
             loaded = candidate.load()
-            classes = _classes_of(loaded) if isinstance(loaded, ModuleType) else [loaded]
+            classes: list[Any] = [*_classes_of(loaded)] if isinstance(loaded, ModuleType) else [loaded]
             if not classes:
                 raise TypeError("it holds no Plugin class")
             for plugin in classes:

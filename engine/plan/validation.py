@@ -50,7 +50,7 @@ def validate(plugin: Any) -> None:
     if not (inspect.isclass(plugin.Options) and issubclass(plugin.Options, PluginOptions)):
         raise TypeError(f"{name}.Options must be a subclass of PluginOptions, got {plugin.Options!r}")
     check_exactness(plugin, plugin.parse_options({}))
-    _check_methods(plugin)
+    _check_methods(plugin)  # type: ignore[arg-type]  # mypy takes no class for hashable
 
 
 @cache

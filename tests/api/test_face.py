@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,24 @@ def test_every_name_can_be_imported(name: str) -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'pitlane' has no attribute 'Engin'"):
         pitlane.Engin  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_the_version_of_the_face_is_major_and_minor() -> None:
+    assert re.fullmatch(r"[1-9]\d*\.\d+", pitlane.api_version)
+
+
+def test_importing_the_face_takes_less_than_50_ms_and_no_large_library() -> None:
+    """CPU time of the import, so that other processes of the machine do not count. Best of five."""
+    code = (
+        "import sys, time; started = time.process_time(); import pitlane; print(time.process_time() - started, "
+        "*({'torch', 'numpy', 'transformers', 'pydantic', 'pluggy', 'importlib.metadata'} & set(sys.modules)))"
+    )
+    outputs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(5)
+    ]
+    assert all(len(output) == 1 for output in outputs), outputs[0]
+    assert min(float(seconds) for (seconds,) in outputs) < 0.05
 
 
 @pytest.mark.slow

@@ -167,11 +167,11 @@ def test_names_that_load_model_sees(tmp_path: Path) -> None:
         name, exactness = "sees", "identical"
 
         @hookimpl
-        def load_model(self, source: str) -> Any:
-            sources.append(source)
-            if source == "text":
-                return source
-            raise RuntimeError("broken") if source == "broken" else ModelError("no; give yes")
+        def load_model(self, name: str) -> Any:
+            sources.append(name)
+            if name == "text":
+                return name
+            raise RuntimeError("broken") if name == "broken" else ModelError("no; give yes")
 
     registry = PluginRegistry()
     registry.add(Sees)

@@ -392,8 +392,8 @@ def test_a_file_that_a_plugin_loads_itself_is_not_decoded(gguf: Path, tmp_path: 
         '    """own: Loads .gguf files as random weights."""\n'
         '    name, exactness = "own", "identical"\n'
         "    @hookimpl\n"
-        "    def load_model(self, source):\n"
-        '        return resolve("random:tiny") if source.endswith(".gguf") else None\n'
+        "    def load_model(self, name):\n"
+        '        return resolve("random:tiny") if name.endswith(".gguf") else None\n'
     )
     result = invoke(*RUN, "--model", str(gguf), "--plugins-dir", str(tmp_path / "plugins"), "hello")
     assert model_of(result) == "random:tiny" and result.stderr == "" and not (own_home / "cache" / "gguf").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 import pitlane
-from pitlane import Plugin, PluginFailed, SamplingParams, hookimpl
+from pitlane import ModelError, Plugin, PluginFailed, SamplingParams, hookimpl
+from pitlane.engine.models.registry import resolve
 from pitlane.engine.plan.changes import CHANGES
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.ui.cli import main
@@ -186,3 +189,53 @@ def test_a_former_attribute_is_explained(make_engine: Any, call: Callable[[Any, 
     failed = engine.generate(list(range(40)), SamplingParams(max_tokens=2, ignore_eos=True)).stats["failed"]
     owner, _, name = former.partition(".")
     assert failed["reaches"].endswith(message(f"{owner!r} object has no attribute {name!r}", former))
+
+
+# ---- a renamed argument: the former name runs until the next major version
+
+
+class Former(Plugin):
+    """Written when `load_model` had the argument `source`."""
+
+    name, exactness = "former", "identical"
+
+    @hookimpl
+    def load_model(self, source: str) -> Any:
+        raise ModelError(f"asked for {source}")
+
+
+class Current(Plugin):
+    name, exactness = "current", "identical"
+
+    @hookimpl
+    def load_model(self, name: str) -> Any:
+        raise ModelError(f"asked for {name}")
+
+
+def test_a_plugin_with_the_former_name_of_an_argument_runs_with_a_warning() -> None:
+    registry = PluginRegistry()
+    with pytest.warns(
+        DeprecationWarning, match=r"load_model\(source\) is now load_model\(name\).*version 2.0"
+    ) as warned:
+        registry.add(Former)
+    assert len(warned) == 1 and warned[0].filename == __file__, "the warning points at the plugin"
+    assert registry.entries["former"].status == "ok"
+    with pytest.raises(ModelError, match="asked for somewhere/else"):
+        resolve("somewhere/else", registry)
+
+
+def test_the_name_of_now_gives_no_warning() -> None:
+    registry = PluginRegistry()
+    registry.add(Current)  # warnings are errors in this project's tests
+    with pytest.raises(ModelError, match="asked for somewhere/else"):
+        resolve("somewhere/else", registry)
+
+
+def test_a_plugin_with_a_former_name_loads_from_a_file(tmp_path: Path) -> None:
+    """In a process without pytest's filters: the plugin is ok, and Python shows the warning to developers."""
+    text = "from pitlane import Plugin, hookimpl\nclass Old(Plugin):\n    name, exactness = 'old', 'identical'\n"
+    (tmp_path / "old.py").write_text(text + "    @hookimpl\n    def load_model(self, source): return None\n")
+    code = f"from pitlane import PluginRegistry; print(PluginRegistry.load({str(tmp_path)!r}).entries['old'].status)"
+    command = [sys.executable, "-W", "default::DeprecationWarning", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.stdout == "ok\n" and "load_model(source) is now load_model(name)" in result.stderr

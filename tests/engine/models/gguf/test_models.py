@@ -130,9 +130,9 @@ def test_names_of_files(tmp_path: Path) -> None:
         name, exactness = "opens", "identical"
 
         @hookimpl
-        def load_model(self, source: str) -> Any:
-            opened.append(source)
-            return resolve("random:tiny") if source.endswith("own.gguf") else None
+        def load_model(self, name: str) -> Any:
+            opened.append(name)
+            return resolve("random:tiny") if name.endswith("own.gguf") else None
 
     registry = PluginRegistry()
     registry.add(Opens)
