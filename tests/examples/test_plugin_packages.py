@@ -145,6 +145,7 @@ def environment(tmp_path: Path) -> Environment:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_install_discover_check_toggle_uninstall(environment: Environment) -> None:
     pytest.importorskip("llguidance")
     assert not environment.plugins().keys() & SETTINGS.keys()
