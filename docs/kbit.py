@@ -1,6 +1,6 @@
 """Quality over the bits of a whole model, for 2 to 8 bits and models of several sizes (Dettmers and Zettlemoyer 2022, figure 1).
 
-    python docs/kbit.py TEXT [MODEL ...] [--skip N] [--tokens N] [--out FILE.png]
+    python docs/kbit.py TEXT [MODEL ...] [--skip N] [--tokens N] [--bits B ...] [--out FILE.png]
 
 Every model is rounded to nearest in groups of 64 (`few_bits`). Quality is bits per byte of TEXT: it compares models with different
 tokenizers, where perplexity does not. The bits of a model are those of its linears, with a scale of 16 bits per group, and 16 bits
@@ -18,21 +18,21 @@ from typing import Any
 from pitlane import Engine, LinearPart, parts_of
 from pitlane.ui.bench.quality import measure
 
-GROUP, BITS = 64, range(2, 9)
+GROUP = 64
 
 
-def points(model: str, text: str, tokens: int) -> list[dict[str, Any]]:
+def points(model: str, text: str, tokens: int, widths: list[int]) -> list[dict[str, Any]]:
     """For every number of bits, and 16: the bits of the model, and the bits per byte of the text."""
     with Engine(model, plugins={}) as engine:
         ids = engine.tokenizer.encode(text[: 8 * tokens], add_special_tokens=False)[:tokens]
         num_bytes = len(engine.tokenizer.decode(ids).encode())
-        methods = [f"few_bits:bits={bits},group_size={GROUP}" for bits in BITS]
+        methods = [f"few_bits:bits={bits},group_size={GROUP}" for bits in widths]
         results = measure(engine, ids, methods, 512, lambda done, total: None)
         parts = parts_of(engine.loader.config)
         rounded = sum(part.num_parameters for part in parts if isinstance(part, LinearPart) and part.fed_by)
         kept = engine.loader.num_parameters - rounded
     rows = []
-    for bits, result in zip((16, *BITS), results, strict=True):
+    for bits, result in zip((16, *widths), results, strict=True):
         size = rounded * (bits + (16 / GROUP if bits < 16 else 0)) + 16 * kept
         loss = log(result.perplexity) * result.num_tokens / log(2) / num_bytes
         rows.append({"model": model, "bits": bits, "model_bits": size, "bits_per_byte": loss, "kl": result.kl})
@@ -46,7 +46,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, panel = pyplot.subplots(figsize=(7, 4.5))
-    for bits in (*BITS, 16):
+    for bits in sorted({row["bits"] for row in rows}):
         line = sorted((row["model_bits"], row["bits_per_byte"]) for row in rows if row["bits"] == bits)
         panel.plot(*zip(*line, strict=True), marker="o", markersize=4, label=f"{bits} bits")
     panel.set_xscale("log")
@@ -64,10 +64,11 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["bundled-drafter", "bundled", "smollm2"])
     parser.add_argument("--skip", type=int, default=30000, help="characters")
     parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--bits", type=int, nargs="*", default=list(range(2, 9)))
     parser.add_argument("--out", type=Path, default=Path("docs/kbit.png"))
     options = parser.parse_args()
     text = options.text.read_text(encoding="utf-8")[options.skip :]
-    rows = [row for model in options.models for row in points(model, text, options.tokens)]
+    rows = [row for model in options.models for row in points(model, text, options.tokens, options.bits)]
     print("| model | bits | bits of the model | bits per byte | KL |\n|---|---|---|---|---|")
     for row in rows:
         size = f"{row['model_bits'] / 1e6:,.1f} M (2^{log2(row['model_bits']):.1f})"

@@ -5,9 +5,11 @@ attention sinks, and with key-norm eviction. The window has 512 tokens and moves
 512 tokens too. Prints the perplexity by stretches of 1,024 positions and, as the last line, one JSON document. `positions >= 1024`
 is the figure of docs/exactness.md.
 
---book MODEL TEXT [N] [SAMPLES] [FILE]: perplexity over position of N tokens (30,000), by stretches of 1,024 tokens. Attention to
-all tokens runs 4,096 tokens beyond the context of the model. Window recomputation reads the last 512 tokens alone, at the positions
-from 0 on: once for each of SAMPLES positions (1,000), because every token costs a prefill. FILE.json and FILE.png hold the result.
+--book MODEL TEXT [N] [FILE]: perplexity over position of N tokens (30,000), by stretches of 1,024 tokens. Attention to all tokens
+runs 4,096 tokens beyond the context of the model. FILE.json and FILE.png hold the result.
+
+--recomputation MODEL TEXT [N] [SAMPLES]: sinks against window recomputation at SAMPLES positions (100) of N tokens (8,192).
+Recomputation reads the last 512 tokens alone, at the positions from 0 on: a prefill for every token.
 
 --speed MODEL [ROUNDS]: time per token with sinks against plain decode of as many visible tokens, in turns in one process, and
 against window recomputation: a prefill of the visible tokens for every new token. Wants a quiet machine.
@@ -76,9 +78,8 @@ def perplexity(values: list[float]) -> float:
 
 def measure(model: str, text: str, num_tokens: int) -> dict[str, dict[str, float]]:
     """Perplexity by the name of a setting and by positions."""
-    without_cache = {"plugins": lambda default: {k: v for k, v in default.items() if k != "prefix_cache"}}
     rows = {}
-    with Engine(model, **without_cache) as engine:
+    with Engine(model, plugins=without_cache) as engine:
         token_ids = engine.tokenizer.encode(text)[:num_tokens]
         for name, settings in SETTINGS.items():
             values = nats(engine, settings, token_ids)
@@ -109,37 +110,41 @@ def recomputed(engine: Engine, token_ids: list[int], places: list[int]) -> list[
     return result
 
 
-def book(model: str, text: Path, num_tokens: int, num_samples: int, target: Path | None) -> None:
-    """Print and store the perplexity over position, and sinks against window recomputation at the same places."""
-    without_cache = {"plugins": lambda default: {k: v for k, v in default.items() if k != "prefix_cache"}}
-    with Engine(model, **without_cache, kv_memory=2**31) as engine:
+def without_cache(default: dict[str, Any]) -> dict[str, Any]:
+    return {name: options for name, options in default.items() if name != "prefix_cache"}
+
+
+def book(model: str, text: Path, num_tokens: int, target: Path | None) -> None:
+    """Print and store the perplexity over position."""
+    values = {}
+    with Engine(model, plugins=without_cache, kv_memory=2**31) as engine:
         context = engine.loader.context
         token_ids = engine.tokenizer.encode(text.read_text(encoding="utf-8"))[:num_tokens]
-        values, rows = {}, {}
         for name in BOOK:
-            values[name] = nats(
-                engine, SETTINGS[name], token_ids if name != "all tokens" else token_ids[: context + BEYOND]
-            )
-            rows[name] = by_stretch(values[name])
-            print(name, json.dumps(rows[name]), flush=True)
-        stride = max(1, (len(token_ids) - 1 - STRETCH) // num_samples)
-        places = list(range(STRETCH, len(token_ids) - 1, stride))[:num_samples]
-        again = recomputed(engine, token_ids, places)
-    sinks = [values["4 sinks"][place] for place in places]
-    ratios = torch.tensor(sinks) - torch.tensor(again)
-    against = {
-        "samples": len(places),
-        "recomputed": perplexity(again),
-        "sinks": perplexity(sinks),
-        "ratio": round(float(ratios.mean().exp()), 4),
-        "standard_error": round(float(ratios.std() / len(places) ** 0.5), 4),
-    }
-    result = {"model": model, "text": text.name, "tokens": len(token_ids), "context": context, "perplexity": rows}
-    result |= {"positions >= 1024": {name: perplexity(row[STRETCH:context]) for name, row in values.items()}}
-    result |= {"whole": {name: perplexity(row) for name, row in values.items()}, "window_recomputation": against}
+            read = token_ids[: context + BEYOND] if name == "all tokens" else token_ids
+            values[name] = nats(engine, SETTINGS[name], read)
+            print(name, json.dumps(by_stretch(values[name])), flush=True)
+    result = {"model": model, "text": text.name, "tokens": len(token_ids), "context": context}
+    result["perplexity"] = {name: by_stretch(row) for name, row in values.items()}
     if target is not None:
         target.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         plot_book(result, target.with_suffix(".png"))
+    print(json.dumps(result))
+
+
+def against_recomputation(model: str, text: Path, num_tokens: int, num_samples: int) -> None:
+    """Print the perplexity of sinks and of window recomputation at the same places, and the ratio with its standard error."""
+    with Engine(model, plugins=without_cache) as engine:
+        token_ids = engine.tokenizer.encode(text.read_text(encoding="utf-8"))[:num_tokens]
+        stride = max(1, (len(token_ids) - 1 - STRETCH) // num_samples)
+        places = list(range(STRETCH, len(token_ids) - 1, stride))[:num_samples]
+        values = nats(engine, SETTINGS["4 sinks"], token_ids)
+        sinks, again = [values[place] for place in places], recomputed(engine, token_ids, places)
+    ratios = torch.tensor(sinks) - torch.tensor(again)
+    result = {"model": model, "text": text.name, "tokens": len(token_ids), "samples": len(places)}
+    result |= {"sinks": perplexity(sinks), "recomputation": perplexity(again)}
+    result["ratio"] = round(float(ratios.mean().exp()), 4)
+    result["standard_error"] = round(float(ratios.std() / len(places) ** 0.5), 4)
     print(json.dumps(result))
 
 
@@ -264,8 +269,10 @@ if __name__ == "__main__":
     elif first == "--speed":
         speed(rest[0], int(rest[1]) if len(rest) > 1 else 12)
     elif first == "--book":
-        count, samples = (int(value) for value in (*rest[2:4], *("30000", "1000")[len(rest[2:4]) :]))
-        book(rest[0], Path(rest[1]), count, samples, Path(rest[4]) if len(rest) > 4 else None)
+        book(rest[0], Path(rest[1]), int([*rest, "30000"][2]), Path(rest[3]) if len(rest) > 3 else None)
+    elif first == "--recomputation":
+        numbers = [*map(int, rest[2:]), *(8192, 100)[len(rest) - 2 :]]
+        against_recomputation(rest[0], Path(rest[1]), *numbers)
     else:
         count = int(rest[1]) if len(rest) > 1 else 3072
         figures = measure(first, Path(rest[0]).read_text(encoding="utf-8"), count)

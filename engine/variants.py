@@ -56,7 +56,9 @@ def plan_weights(plan: Plan, context: BuildContext) -> WeightPlan:
 
     is_transformed = bool(plan.hook("transform_weights"))
     if is_transformed:
-        context = replace(context, packings={})  # the transformed weights are dense
+        context = replace(
+            context, packings={}, fingerprint=str
+        )  # the transformed weights are dense, and no longer known
     return WeightPlan.of(parts_of(context.config), context, ask, is_transformed)
 
 

@@ -1,8 +1,8 @@
 """Write a model as one GGUF file with blocks of 4 or 8 bits (Q4_0, Q8_0), resumable tensor by tensor.
 
-A block is 32 inputs of an output: a float16 scale d, then 32 int8 q (Q8_0, W = d q), or 16 bytes with n of inputs j and j + 16 in the low
-and the high half (Q4_0, W = d (n - 8)). Embedding and head are Q8_0, vectors are float32. The package `gguf` writes header, metadata and
-the places of the tensors; the blocks follow. Source: ggml's block_q4_0 and block_q8_0.
+A block is 32 inputs of an output: a float16 scale d, then 32 int8 q (Q8_0, W = d q), or 16 bytes with n of inputs j and j + 16 in
+the low and the high half (Q4_0, W = d (n - 8)). Embedding and head are Q8_0, vectors are float32. The package `gguf` writes header,
+metadata and the places of the tensors; the blocks follow. Source: ggml's block_q4_0 and block_q8_0.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from pitlane import EmbeddingPart, LinearPart, ModelSource, NormPart, Part, part
 from pitlane.export.errors import ExportError
 from pitlane.export.gguf_tokenizer import write_tokenizer
 from pitlane.export.layouts import Settings, unsigned
-from pitlane.export.quantize import Done, Report, Result, StatsOf, rounded
+from pitlane.export.quantize import Done, Report, Result, Weights, rounded
 from pitlane.export.shards import PART, Journal
-from pitlane.formats import ARCHITECTURES, PER_LAYER, ROPE_FREQS, WHOLE, is_query_or_key
+from pitlane.formats import ARCHITECTURES, PER_LAYER, ROPE_FREQS, WHOLE, Calibrated, is_query_or_key
 from pitlane.kernels.quantize_math import Codes
 
 FILE, BLOCK, ALIGNMENT = "model.gguf", 32, 32
@@ -38,10 +38,10 @@ GGUF_LAYER_NAMES = {canonical: name for name, canonical in PER_LAYER.items()}
 
 
 class Job(NamedTuple):
-    """A tensor to write. stored: its name in the checkpoint. bits: of its blocks; 0: float32."""
+    """A tensor to write. part: of the model; None: the factors of RoPE. bits: of its blocks; 0: float32."""
 
     canonical: str
-    stored: str
+    part: Part | None
     shape: tuple[int, ...]
     bits: int = 0
     offset: float = 0.0
@@ -63,18 +63,18 @@ def quantize_gguf(
     out: Path,
     report: Report,
     resume: bool = False,
-    stats_of: StatsOf = lambda name: None,
+    calibrated: Calibrated | None = None,
 ) -> Result:
-    """Write `model.gguf` into the folder `out`. Raises ExportError. resume: as in `quantize`."""
+    """Write `model.gguf` into the folder `out`. Raises ExportError. resume, calibrated: as in `quantize`."""
     if settings.bits not in FILE_TYPES or settings.group_size != BLOCK or not settings.symmetric:
         raise ExportError(
             f"gguf holds 4 or 8 bits in symmetric groups of 32 (Q4_0, Q8_0), got {settings.bits} bits, --group-size "
             f"{settings.group_size}{'' if settings.symmetric else ', asymmetric'}; change them, or choose another --format"
         )
-    architecture = _architecture(source)
-    jobs = [job for part in parts_of(source.config) for job in _jobs(part, source, settings, architecture)]
+    architecture, weights = _architecture(source), Weights(source, calibrated)
+    jobs = [job for part in parts_of(source.config) for job in _jobs(part, settings, architecture)]
     if source.config.rope.kind == "llama3":
-        jobs.append(Job(ROPE_FREQS, "", (source.config.head_dim // 2,)))
+        jobs.append(Job(ROPE_FREQS, None, (source.config.head_dim // 2,)))
     identity = {"model": source.name, "weights": source.weights.fingerprint(), "settings": asdict(settings)}
     journal, started = Journal(out, identity, resume), time.monotonic()
     part_file = out / (FILE + PART)
@@ -90,7 +90,7 @@ def quantize_gguf(
                 if job.canonical not in journal.done:
                     file.truncate(end)
                     file.seek(end)
-                    file.write(_blocks(job, source, settings, stats_of))
+                    file.write(_blocks(job, weights, settings))
                     file.flush()
                     os.fsync(file.fileno())
                     journal.finish(job.canonical, {job.canonical: job.num_bytes})
@@ -120,7 +120,7 @@ def _architecture(source: ModelSource) -> str:
     return name
 
 
-def _jobs(part: Part, source: ModelSource, settings: Settings, architecture: str) -> Iterator[Job]:
+def _jobs(part: Part, settings: Settings, architecture: str) -> Iterator[Job]:
     for name, shape in part.shapes.items():
         bits, offset = 0, 0.0
         if isinstance(part, NormPart):
@@ -133,7 +133,7 @@ def _jobs(part: Part, source: ModelSource, settings: Settings, architecture: str
             raise ExportError(
                 f"gguf needs inputs that are a multiple of 32, got {shape[-1]} ({name}); choose another --format"
             )
-        yield Job(name, source.stored_name(name), shape, bits, offset)
+        yield Job(name, part, shape, bits, offset)
 
 
 def gguf_name(canonical: str) -> str:
@@ -147,21 +147,27 @@ def gguf_name(canonical: str) -> str:
     return f"blk.{layer}.{GGUF_LAYER_NAMES[inner]}.{last}"
 
 
-def _blocks(job: Job, source: ModelSource, settings: Settings, stats_of: StatsOf) -> bytes:
+def _blocks(job: Job, weights: Weights, settings: Settings) -> bytes:
     """The bytes of a tensor."""
-    if job.canonical == ROPE_FREQS:
-        return bytes(rope_factors(source).astype("<f4").tobytes())
-    weight = source.weights.get(job.stored)
-    config = source.config
-    if ARCHITECTURES[_architecture(source)].permutes and is_query_or_key(job.canonical):
-        weight = permuted(weight, config.head_dim)
+    if job.part is None:
+        return bytes(rope_factors(weights.source).astype("<f4").tobytes())
+    part = job.part
+    if isinstance(part, LinearPart):
+        part = part.alone(next(member for member in part.members if job.canonical.startswith(f"{member.name}.")))
+    weight, head_dim = weights.tensors(part)[job.canonical], 0
+    if ARCHITECTURES[_architecture(weights.source)].permutes and is_query_or_key(job.canonical):
+        head_dim = weights.source.config.head_dim
     if not job.bits:
+        weight = permuted(weight, head_dim) if head_dim else weight
         return (weight.float() + job.offset).numpy().astype("<f4").tobytes()
     name = job.canonical.removesuffix(".weight")
-    how = (
-        settings if job.bits == settings.bits and ".layers." in name else replace(settings, method="rtn", bits=job.bits)
-    )
-    return blocks(rounded(name, weight, how, weight.dtype, stats_of(name)), job.bits)
+    if job.bits == settings.bits and ".layers." in name:
+        codes = weights.codes(name, weight, settings)
+    else:
+        codes = rounded(name, weight, replace(settings, method="rtn", bits=job.bits), weight.dtype)
+    if head_dim:
+        codes = codes._replace(codes=permuted(codes.codes, head_dim), scales=permuted(codes.scales, head_dim))
+    return blocks(codes, job.bits)
 
 
 def permuted(rows: Tensor, head_dim: int) -> Tensor:

@@ -33,7 +33,8 @@ class Layout:
     """A format of checkpoints.
 
     bits: that it holds. tensors: of a linear, by the last part of their names; gets codes and the dtype of the model. config: the
-    `quantization_config`; gets the settings and the names of the linears that stay dense. unit: outputs and inputs must be a multiple.
+    `quantization_config`; gets the settings and the names of the linears that stay dense. unit: outputs and inputs must be a
+    multiple.
     """
 
     bits: tuple[int, ...]
@@ -148,6 +149,9 @@ def _awq_config(settings: Settings, dense: Sequence[str]) -> dict[str, Any]:
     }
 
 
+METHODS = ("rtn", "gptq", "awq")
+
+
 FORMATS: Mapping[str, Layout] = {
     "compressed-tensors": Layout((2, 3, 4, 5, 6, 7, 8), _compressed_tensors, _compressed_tensors_config),
     "gptq": Layout((2, 3, 4, 8), _gptq, _gptq_config, unit=32),
@@ -156,7 +160,7 @@ FORMATS: Mapping[str, Layout] = {
 
 
 def scale_dtype(settings: Settings, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of stored scales: float16 in GPTQ and AWQ; in compressed-tensors that of the model, to which its library casts them."""
+    """The dtype of stored scales: float16 in GPTQ and AWQ; the model's in compressed-tensors, whose library casts them to it."""
     return dtype if settings.format == "compressed-tensors" else torch.float16
 
 
@@ -164,6 +168,8 @@ def check(settings: Settings) -> Layout:
     """Return the layout of the settings. Raises ExportError."""
     if settings.format not in FORMATS:
         raise ExportError(f"unknown format {settings.format!r}; known: {', '.join([*FORMATS, 'gguf'])}")
+    if settings.method not in METHODS:
+        raise ExportError(f"unknown method {settings.method!r}; known: {', '.join(METHODS)}")
     layout = FORMATS[settings.format]
     if settings.bits not in layout.bits:
         known = ", ".join(map(str, layout.bits))
@@ -187,3 +193,21 @@ def check_linear(name: str, outputs: int, inputs: int, settings: Settings) -> No
             f"{settings.format} needs outputs and inputs that are multiples of {unit}, got {outputs} and {inputs} ({name}); "
             "choose --format compressed-tensors"
         )
+
+
+def plugins_of(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The plugins that make a method's recipe, with their options; {}: the method needs none. Raises ExportError."""
+    if settings.method == "rtn":
+        return {}
+    if settings.group_size not in (32, 64, 128):
+        raise ExportError(
+            f"{settings.method} needs groups of 32, 64 or 128, got {settings.group_size}; change --group-size"
+        )
+    grid = {"group_size": settings.group_size, "symmetric": settings.symmetric}
+    if settings.method == "gptq":
+        return {"gptq": {"bits": settings.bits, **grid}}
+    if settings.bits != 4 and not (settings.symmetric and settings.bits < 4):
+        raise ExportError(
+            f"awq makes 4 bits, or 2 and 3 symmetric bits, got {settings.bits}; choose another --bits or --method"
+        )
+    return {"int4": grid, "awq": {"bits": settings.bits}}

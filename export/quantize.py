@@ -1,7 +1,7 @@
 """`pitlane quantize` without its command line: read a model linear by linear, round it, write it in a format that others read.
 
-Memory does not depend on the number of layers: a shard holds the tensors of one layer. Linears of the layers are quantized; embedding
-and head stay as they are.
+Memory does not depend on the number of layers: a shard holds the tensors of one layer. Linears of the layers are quantized;
+embedding and head stay as they are.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,14 @@ from pitlane import CORE_FAMILIES, DecoderConfig, LinearPart, ModelSource, Part,
 from pitlane.export.errors import ExportError
 from pitlane.export.layouts import Layout, Settings, check, check_linear, scale_dtype
 from pitlane.export.shards import Journal, replace, write_shard
-from pitlane.formats import INDEX, QUANTIZATION_KEYS, byte_tokenizer, read_json
-from pitlane.kernels.quantize_math import Codes, Grid, InputStats, quantize_linear
+from pitlane.formats import INDEX, QUANTIZATION_KEYS, Calibrated, byte_tokenizer, read_json, resolve
+from pitlane.kernels.quantize_math import Codes, Grid, joined, quantize_linear
 from pitlane.models import config_json
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
           "chat_template.jinja", "generation_config.json", "vocab.json", "merges.txt")  # fmt: skip
-CHUNK = 2**22  # weights that are rounded at once by a method that treats every output alone
+CHUNK = 2**22  # weights that are rounded at once
 RANDOM = "random:"
-StatsOf = Callable[[str], InputStats | None]  # canonical name of a linear -> statistics of its inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +55,45 @@ class Result:
     seconds: float
 
 
+class Weights:
+    """The weights of a model as they are to be written. calibrated: what the plugins of a method make of them."""
+
+    def __init__(self, source: ModelSource, calibrated: Calibrated | None = None) -> None:
+        self.source, self.calibrated = source, calibrated
+
+    def tensors(self, part: Part) -> dict[str, Tensor]:
+        """The tensors of one part of the checkpoint, by their canonical names."""
+        names = {name.rpartition(".")[2]: name for name in part.shapes}
+        tensors: Any = {last: self.source.weights.get(self.source.stored_name(name)) for last, name in names.items()}
+        if self.calibrated is not None:
+            tensors = self.calibrated.transform(part, tensors)
+        return {name: tensors[last] for last, name in names.items()}
+
+    def codes(self, name: str, weight: Tensor, settings: Settings) -> Codes:
+        """The codes of a linear: those of the method's recipe, or the weight rounded to nearest."""
+        recipe = self.calibrated.recipes.get(settings.method) if self.calibrated is not None else None
+        codes, scales = (recipe.get(f"{name}.{last}") if recipe else None for last in ("codes", "scales"))
+        if recipe is None or codes is None or scales is None:
+            return rounded(name, weight, settings, _dtype(self.source))
+        chosen = Codes(codes, scales, recipe.get(f"{name}.zeros"))
+        return stored(chosen, scale_dtype(settings, _dtype(self.source)), settings)
+
+
 def quantize(
     source: ModelSource,
     settings: Settings,
     out: Path,
     report: Report,
     resume: bool = False,
-    stats_of: StatsOf = lambda name: None,
+    calibrated: Calibrated | None = None,
 ) -> Result:
     """Write the quantized model into the folder `out`. Raises ExportError, or ModelError for a damaged source.
 
-    resume: go on with the folder of a run that was killed; the result has the bytes of an uninterrupted run.
+    resume: go on with the folder of a run that was killed; the result has the bytes of an uninterrupted run. calibrated: of the
+    plugins of `settings.method`; rtn needs none.
     """
-    layout, groups = check(settings), dict(_groups(source.config))
-    linears = [part for parts in groups.values() for part in parts if is_quantized(part)]
+    layout, groups, weights = check(settings), _groups(source.config), Weights(source, calibrated)
+    linears = [part for parts in groups for part in parts if is_quantized(part)]
     for part in linears:
         for member in part.members:
             check_linear(member.name, member.out_features, part.in_features, settings)
@@ -77,14 +101,14 @@ def quantize(
     journal, started = Journal(out, identity, resume), time.monotonic()
     count = sum(len(part.members) for part in linears)
     done = dense_bytes = 0
-    for number, (group, parts) in enumerate(groups.items(), 1):
+    for number, parts in enumerate(groups, 1):
         shard = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         members = sum(len(part.members) for part in parts if is_quantized(part))
         dense_bytes += sum(part.num_parameters for part in parts) * _dtype(source).itemsize
         if shard not in journal.done:
             tensors: dict[str, Tensor] = {}
             for part in parts:
-                tensors |= _tensors(part, source, layout, settings, stats_of)
+                tensors |= _tensors(part, weights, layout, settings)
             write_shard(out / shard, tensors)
             journal.finish(shard, {name: tensor.nbytes for name, tensor in tensors.items()})
             del tensors
@@ -94,12 +118,18 @@ def quantize(
     return Result(out, count, _num_bytes(journal), dense_bytes, time.monotonic() - started)
 
 
+def quantize_folder(folder: Path, settings: Settings, out: Path) -> Result:
+    """Quantize the model in a folder."""
+    with torch.inference_mode():
+        return quantize(resolve(str(folder)), settings, out, lambda done: None)
+
+
 def is_quantized(part: Part) -> bool:
     """Whether a part is a linear of the layers. Embedding and head stay dense."""
     return isinstance(part, LinearPart) and ".layers." in part.name
 
 
-def _groups(config: DecoderConfig) -> Iterator[tuple[str, list[Part]]]:
+def _groups(config: DecoderConfig) -> list[list[Part]]:
     """The parts of every layer, and the other parts together, in the order of the model."""
     groups: dict[str, list[Part]] = {}
     for part in parts_of(config):
@@ -107,60 +137,50 @@ def _groups(config: DecoderConfig) -> Iterator[tuple[str, list[Part]]]:
             pieces = next(iter(part.shapes)).split(".")
             layer = ".".join(pieces[:3]) if "layers" in pieces[:2] else ""
             groups.setdefault(layer, []).append(part)
-    yield from groups.items()
+    return list(groups.values())
 
 
-def _tensors(
-    part: Part, source: ModelSource, layout: Layout, settings: Settings, stats_of: StatsOf
-) -> dict[str, Tensor]:
+def _tensors(part: Part, weights: Weights, layout: Layout, settings: Settings) -> dict[str, Tensor]:
     """The tensors of a part as they are written, by their names in the checkpoint."""
-    names = {name: source.stored_name(name) for name in part.shapes}
+    source = weights.source
     if not isinstance(part, LinearPart) or not is_quantized(part):
-        return {stored: source.weights.get(stored).clone() for stored in names.values()}
+        return {source.stored_name(name): tensor.clone() for name, tensor in weights.tensors(part).items()}
     tensors: dict[str, Tensor] = {}
     for member in part.members:
-        weight = source.weights.get(names[f"{member.name}.weight"])
+        stored = weights.tensors(part.alone(member))
         module = source.stored_name(member.name)
-        codes = rounded(member.name, weight, settings, _dtype(source), stats_of(member.name))
+        codes = weights.codes(member.name, stored[f"{member.name}.weight"], settings)
         packed = layout.tensors(codes, settings, _dtype(source))
         tensors |= {f"{module}.{last}": tensor for last, tensor in packed.items()}
         if part.bias:
-            tensors[f"{module}.bias"] = source.weights.get(names[f"{member.name}.bias"]).clone()
+            tensors[f"{module}.bias"] = stored[f"{member.name}.bias"].clone()
     return tensors
 
 
-def rounded(
-    name: str, weight: Tensor, settings: Settings, dtype: torch.dtype, stats: InputStats | None = None
-) -> Codes:
-    """Round a weight [N, K]. The scales of the codes are those of the file, so nothing is rounded twice."""
+def rounded(name: str, weight: Tensor, settings: Settings, dtype: torch.dtype) -> Codes:
+    """Round a weight [N, K] to nearest. The scales of the codes are those of the file, so nothing is rounded twice."""
+    rows = max(1, CHUNK // weight.shape[1])
+    kinds = settings.bits, settings.group_size, settings.symmetric
+    kept = scale_dtype(settings, dtype)
     try:
-        alone = settings.method == "rtn"
-        rows = max(1, CHUNK // weight.shape[1]) if alone else len(weight)
-        kinds = settings.bits, settings.group_size, settings.symmetric, settings.method
-        parts = [
-            _stored(
-                piece.float(), quantize_linear(piece.float(), *kinds, stats), settings, scale_dtype(settings, dtype)
-            )
-            for piece in weight.split(rows)
-        ]
+        return joined(
+            [
+                stored(quantize_linear(piece.float(), *kinds), kept, settings, piece.float())
+                for piece in weight.split(rows)
+            ]
+        )
     except ValueError as error:
         raise ExportError(f"{name} cannot be quantized: {error}") from None
-    zeros = [part.zeros for part in parts if part.zeros is not None]
-    return Codes(
-        torch.cat([part.codes for part in parts]),
-        torch.cat([part.scales for part in parts]),
-        torch.cat(zeros) if zeros else None,
-    )
 
 
-def _stored(weight: Tensor, codes: Codes, settings: Settings, dtype: torch.dtype) -> Codes:
-    """The codes with scales that the file's dtype holds. Round to nearest then chooses the codes for these scales."""
+def stored(codes: Codes, dtype: torch.dtype, settings: Settings, weight: Tensor | None = None) -> Codes:
+    """The codes with scales that a file's dtype holds. weight: is rounded to nearest again, for these scales."""
     scales = codes.scales.to(dtype).float()
     if torch.equal(scales, codes.scales):
         return codes
     if not bool(scales.isfinite().all()):
-        raise ValueError(f"a scale does not fit into {dtype}")
-    if settings.method != "rtn":
+        raise ValueError(f"a scale does not fit into {str(dtype).removeprefix('torch.')}")
+    if weight is None:
         return codes._replace(scales=scales)
     grid = Grid(settings.bits, settings.group_size or weight.shape[1], settings.symmetric)
     zeros = None if codes.zeros is None else codes.zeros[..., None]

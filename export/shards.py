@@ -1,7 +1,7 @@
 """A folder of safetensors shards that a killed run can complete: `quantize.json` lists the finished shards.
 
-A shard is written under another name, synced and renamed. The journal holds what the shards depend on, so that a run goes on only with
-the same model and settings. The last step writes the index and config.json and removes the journal.
+A shard is written under another name, synced and renamed. The journal holds what the shards depend on, so that a run goes on only
+with the same model and settings. The last step writes the index and config.json and removes the journal.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Linear with weights in float8 (e4m3): y [M, N] = x [M, K] W [N, K]^T + bias, with W = scale * e4m3.
 
-A scale serves a run of `group` inputs of an output. Rounding is torch's: to nearest, ties to even, 4 significant bits down to 2^-6 and
-steps of 2^-9 below; a scale makes the largest weight 448, the largest number of e4m3. On a CPU the bytes are a storage format: a kernel
-in C widens them to bfloat16 in registers (AVX-512 BF16), or to float32 (plain C); other CPUs and dtypes compute in torch. Bytes moved:
-N K for the weights, once per 192 rows. A row's result has the same bits in any batch, in C. On CUDA, weights with a scale per output or
-less run as scaled products of e4m3 inputs (torch._scaled_mm), one scale per row of x; blocks are widened. Layout: linear_fp8.h.
+A scale serves a run of `group` inputs of an output. Rounding is torch's: to nearest, ties to even, 4 significant bits down to 2^-6
+and steps of 2^-9 below; a scale makes the largest weight 448, the largest number of e4m3. On a CPU the bytes are a storage format:
+a kernel in C widens them to bfloat16 in registers (AVX-512 BF16), or to float32 (plain C); other CPUs and dtypes compute in torch.
+Bytes moved: N K for the weights, once per 192 rows. A row's result has the same bits in any batch, in C. On CUDA, weights with a
+scale per output or less run as scaled products of e4m3 inputs (torch._scaled_mm), one scale per row of x; blocks are widened.
+Layout: linear_fp8.h.
 Source: FP8 Formats for Deep Learning, https://arxiv.org/abs/2209.05433
 """
 

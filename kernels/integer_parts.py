@@ -7,6 +7,7 @@ keeps bfloat16 is packed for the kernel of bfloat16, as `packed_linear` packs it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -71,26 +72,62 @@ class Context(Protocol):
     device: torch.device
 
 
+class Copies(Protocol):
+    """Packed tensors of parts, kept from an earlier load."""
+
+    def load(self, part: str) -> dict[str, Tensor] | None: ...
+
+    def save(self, part: str, tensors: Mapping[str, Tensor]) -> None: ...
+
+
 class Recipe(NamedTuple):
-    """How a model's linears are stored, and its head and embedding; None: they keep the model's dtype."""
+    """How a model's linears are stored, and its head and embedding; None: they keep the model's dtype.
+
+    copies: makes the store of packed copies of a model, from a text that says how its parts are packed; None: there is no store.
+    """
 
     form: Format
     head: Format | None
+    copies: Callable[[str], Copies | None] = lambda recipe: None
 
     def linear(self, part: Linear, context: Context) -> Planned | None:
         """Plan a linear; None leaves it to the core."""
         sizes = part.out_features, part.in_features, part.bias
         form = self.head if part.name == "lm_head" else self.form
         if form is not None:
-            return linear_plan(*sizes, form, context.dtype, context.device)
+            plan = linear_plan(*sizes, form, context.dtype, context.device)
+            return plan._replace(build=self._kept(part.name, form, plan, context))
         if unsupported(context.dtype, context.device) or linear.unavailable() or part.in_features % 2:
             return None
         return bfloat16_plan(*sizes, 1, context.stored_dtype, linear.has_amx())
 
     def embedding(self, part: Table, context: Context) -> Planned | None:
         """Plan an embedding; None leaves it to the core."""
-        sizes = part.num_embeddings, part.dim, part.is_tied
-        return None if self.head is None else embedding_plan(*sizes, self.head, context.dtype, context.device)
+        if self.head is None:
+            return None
+        plan = linear_plan(part.num_embeddings, part.dim, False, self.head, context.dtype, context.device)
+        build = partial(_embedding, self._kept(part.name, self.head, plan, context), context.dtype)
+        return plan._replace(build=build, has_head=part.is_tied)
+
+    def _kept(self, name: str, form: Format, plan: Planned, context: Context) -> Callable[[Members], Any]:
+        """A function that builds a part from its packed copy, or packs it and keeps a copy under a name."""
+        linear = plan.build
+        if context.device.type != "cpu" or not isinstance(linear, _Linear):
+            return linear
+        recipe = f"{form.bits} bits" + (f", groups of {form.group_size}" if form.group_size else "")
+        recipe += ", symmetric" if form.bits == 4 and form.symmetric else ""
+
+        def build(members: Members) -> Any:
+            copies = self.copies(recipe)
+            tensors = None if copies is None else copies.load(name)
+            made = None if tensors is None else linear.of_copy(tensors, members)
+            if made is None:
+                made = linear(members)
+                if copies is not None:
+                    copies.save(name, made.tensors)
+            return made
+
+        return build
 
 
 def bfloat16_plan(outputs: int, inputs: int, bias: bool, members: int, stored_dtype: torch.dtype, amx: bool) -> Planned:
@@ -106,7 +143,7 @@ def linear_plan(
     """Plan a linear [outputs, inputs] of a model in a dtype."""
     level = chosen_level(form, inputs, dtype, device)
     num_bytes = form.num_bytes(outputs, inputs) + 4 * bias * outputs
-    build = partial(_linear, outputs, inputs, form, level, device)
+    build = _Linear(outputs, inputs, form, level, device)
     return Planned(num_bytes, num_bytes + peak_bytes(inputs), build, False, level is not None or form.quantized)
 
 
@@ -134,12 +171,28 @@ def embedding_plan(
     return plan._replace(build=partial(_embedding, plan.build, dtype), has_head=is_tied)
 
 
-def _linear(
-    outputs: int, inputs: int, form: Format, level: int | None, device: torch.device, members: Members
-) -> Quantized:
+@dataclass(slots=True, frozen=True)
+class _Linear:
+    """Builds a linear from its members, or from a packed copy."""
+
+    outputs: int
+    inputs: int
+    form: Format
+    level: int | None
+    device: torch.device
+
+    def __call__(self, members: Members) -> Quantized:
+        weights = [member["weight"] for member in members]
+        return Quantized(self.outputs, self.inputs, self.form, weights, _bias(members), self.level, device=self.device)
+
+    def of_copy(self, tensors: Mapping[str, Tensor], members: Members) -> Quantized | None:
+        """None if the copy has other shapes or dtypes."""
+        return Quantized.filled(self.outputs, self.inputs, self.form, tensors, _bias(members), self.level)
+
+
+def _bias(members: Members) -> Tensor | None:
     biases = [member["bias"].float() for member in members if "bias" in member]
-    weights = [member["weight"] for member in members]
-    return Quantized(outputs, inputs, form, weights, torch.cat(biases) if biases else None, level, device=device)
+    return torch.cat(biases) if biases else None
 
 
 def _coded(
@@ -151,11 +204,11 @@ def _coded(
     codes: Callable[[Members], Codes],
     members: Members,
 ) -> Quantized:
-    biases = [member["bias"].float() for member in members if "bias" in member]
     chosen = codes(members)
     if device.type != "cpu":
-        chosen = Codes(*(part if part is None else part.to(device) for part in chosen))
-    return Quantized(outputs, inputs, form, chosen, torch.cat(biases) if biases else None, level, device=device)
+        zeros = chosen.zeros if chosen.zeros is None else chosen.zeros.to(device)
+        chosen = Codes(chosen.codes.to(device), chosen.scales.to(device), zeros)
+    return Quantized(outputs, inputs, form, chosen, _bias(members), level, device=device)
 
 
 def _embedding(build: Callable[[Members], Any], dtype: torch.dtype, members: Members) -> Embedding:

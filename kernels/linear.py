@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pitlane.kernels.extension import MISSING, cpu
+from pitlane.kernels.pages import in_huge_pages
 
 PANEL = 32  # outputs
 AMX_INPUTS = 32  # per AMX instruction
@@ -40,12 +41,13 @@ def pack(weight: Tensor) -> Tensor:
     rows, inputs = weight.shape
     if weight.dtype != torch.bfloat16 or inputs % 2:
         raise ValueError(f"a packed weight is bfloat16 with even inputs, got {weight.dtype} [{rows}, {inputs}]")
-    packed = weight.new_zeros(-(-rows // PANEL), inputs // 2, PANEL, 2).view(torch.int32).squeeze(-1)
+    packed = in_huge_pages(weight.new_empty(-(-rows // PANEL), inputs // 2, PANEL, 2)).view(torch.int32).squeeze(-1)
     weight = weight.contiguous()
     pairs = (weight.clone() if weight.storage_offset() % 2 else weight).view(torch.int32)
     num_full = rows // PANEL
     packed[:num_full] = pairs[: num_full * PANEL].view(num_full, PANEL, inputs // 2).transpose(1, 2)
     if rows % PANEL:
+        packed[num_full] = 0
         packed[num_full, :, : rows % PANEL] = pairs[num_full * PANEL :].T
     return packed.view(torch.bfloat16).view(*packed.shape[:2], 2, PANEL // 2, 2)
 

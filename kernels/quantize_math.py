@@ -27,7 +27,7 @@ SHRINKS = [1 - 0.05 * i for i in range(11)]  # shares of a group's range that a 
 SMALLEST = (
     1e-3  # channels below this share of the largest count as this large: factors stay within what scales can hold
 )
-POWERS = [i / 10 for i in range(11)]  # exponents that the searches of AWQ and SmoothQuant try
+POWERS = [i / 20 for i in range(21)]  # exponents that the search of AWQ tries; that of SmoothQuant tries every second
 
 
 class InputStats(NamedTuple):
@@ -60,7 +60,7 @@ class Codes(NamedTuple):
         """The weight [N, K] in float32."""
         groups = self.codes.unflatten(1, (self.scales.shape[1], -1)).float()
         groups = groups if self.zeros is None else groups - self.zeros[..., None]
-        weight = (groups * self.scales[..., None]).flatten(1)
+        weight: Tensor = (groups * self.scales[..., None]).flatten(1)
         return weight if self.order is None else weight[:, self.order.argsort()]
 
     def rows(self, begin: int, end: int) -> Codes:
@@ -260,7 +260,8 @@ def inverse_factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
     del damped, diagonal
     inverse = torch.cholesky_inverse(lower)
     del lower
-    return torch.linalg.cholesky(inverse, upper=True)
+    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return upper
 
 
 # ---- AWQ
@@ -325,11 +326,12 @@ def clip_shares(
 
 
 def clipped(weight: Tensor, shares: Tensor | float, size: int) -> Tensor:
-    """Clip the groups of a weight to a share of their range: lows by the lowest weight, highs by the highest weight."""
+    """Clip every group of a weight to a share of the group's largest weight, on both sides of zero."""
     groups = weight.unflatten(1, (-1, size))
     lows, highs = groups.aminmax(dim=2)
     largest = torch.maximum(-lows, highs) * shares
-    return groups.clamp(-largest[..., None], largest[..., None]).flatten(1)
+    within: Tensor = groups.clamp(-largest[..., None], largest[..., None]).flatten(1)
+    return within
 
 
 # ---- SmoothQuant
@@ -354,7 +356,7 @@ def smooth_scales(
     of_weights = shared(weight.abs().amax(0))
     of_weights = of_weights.clamp(min=max(float(of_weights.amax()) * SMALLEST, 1e-8))
     results = []
-    for power in [None, *POWERS]:
+    for power in [None, *POWERS[::2]]:
         factors = torch.ones_like(of_inputs) if power is None else of_inputs**power / of_weights ** (1 - power)
         factors = factors.clamp(1e-4, 1e4)
         error = float((rounded_inputs(sample / factors) @ rounded(weight * factors).T - exact).square().sum())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 
 import torch
@@ -33,11 +33,12 @@ from pitlane.kernels.packing import (
     unpack_rows,
 )
 from pitlane.kernels.packing import Format as Format
+from pitlane.kernels.pages import in_huge_pages
 from pitlane.kernels.quantize_math import Codes
 
 log = logging.getLogger("pitlane")
 DTYPES = (torch.bfloat16, torch.float32)  # of the kernel
-LEVELS = ("plain", "avx2", "avx512")  # of the kernel; PITLANE_CPU_KERNELS names the highest level to use
+LEVELS = ("plain", "avx2", "avx512", "amx")  # of the kernel; PITLANE_CPU_KERNELS names the highest level to use
 MAX_INPUTS = 2**20  # of the kernel
 CHUNK = 2**19  # weights that are packed or unpacked at once
 
@@ -65,18 +66,7 @@ class Quantized:
         level: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if form.bits == 4 and (form.group_size not in GROUP_SIZES or num_inputs % form.group_size):
-            raise ValueError(f"group_size must be 32, 64 or 128 and divide {num_inputs} inputs, got {form.group_size}")
-        if level is not None and num_inputs > MAX_INPUTS:
-            raise ValueError(f"the kernel takes up to {MAX_INPUTS} inputs, got {num_inputs}")
-        self.num_outputs, self.num_inputs, self.form, self.level = num_outputs, num_inputs, form, level
-        panels = -(-num_outputs // PANEL)
-        self.by_triton = level is None and triton.serves(torch.device(device)) and triton.is_installed()
-        self.by_triton = self.by_triton and panels * form.panel_bytes(num_inputs) < 2**31  # the kernel counts in int32
-        self.packed = torch.empty(panels, form.panel_bytes(num_inputs), dtype=torch.uint8, device=device)
-        self.scales = torch.empty(num_outputs, device=device) if form.bits == 8 else None
-        self.bias = None if bias is None else bias.to(device, torch.float32, copy=True).contiguous()
-        self.panels_per_chunk = max(1, CHUNK // (PANEL * num_inputs))
+        self._prepare(num_outputs, num_inputs, form, bias, level, device)
         row, step = 0, self.panels_per_chunk * PANEL
         if isinstance(weights, Codes):
             row = self._pack_codes(weights, step)
@@ -88,6 +78,55 @@ class Quantized:
             row += len(piece)
         if row != num_outputs or (bias is not None and bias.shape != (num_outputs,)):
             raise ValueError(f"weight and bias must have {num_outputs} outputs, got {row}")
+
+    def _prepare(
+        self,
+        num_outputs: int,
+        num_inputs: int,
+        form: Format,
+        bias: Tensor | None,
+        level: int | None,
+        device: torch.device | str,
+    ) -> None:
+        """Check the sizes and make room for the packed weight."""
+        if form.bits == 4 and (form.group_size not in GROUP_SIZES or num_inputs % form.group_size):
+            raise ValueError(f"group_size must be 32, 64 or 128 and divide {num_inputs} inputs, got {form.group_size}")
+        if level is not None and num_inputs > MAX_INPUTS:
+            raise ValueError(f"the kernel takes up to {MAX_INPUTS} inputs, got {num_inputs}")
+        self.num_outputs, self.num_inputs, self.form, self.level = num_outputs, num_inputs, form, level
+        panels = -(-num_outputs // PANEL)
+        self.by_triton = level is None and triton.serves(torch.device(device)) and triton.is_installed()
+        self.by_triton = self.by_triton and panels * form.panel_bytes(num_inputs) < 2**31  # the kernel counts in int32
+        self.packed = in_huge_pages(torch.empty(panels, form.panel_bytes(num_inputs), dtype=torch.uint8, device=device))
+        self.scales = torch.empty(num_outputs, device=device) if form.bits == 8 else None
+        self.bias = None if bias is None else bias.to(device, torch.float32, copy=True).contiguous()
+        self.panels_per_chunk = max(1, CHUNK // (PANEL * num_inputs))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The packed weight and its scales."""
+        return {"packed": self.packed} | ({} if self.scales is None else {"scales": self.scales})
+
+    @classmethod
+    def filled(
+        cls,
+        num_outputs: int,
+        num_inputs: int,
+        form: Format,
+        tensors: Mapping[str, Tensor],
+        bias: Tensor | None,
+        level: int | None,
+    ) -> Quantized | None:
+        """A linear from the tensors of an equal linear, which are copied; None if their shapes or dtypes do not fit."""
+        made = cls.__new__(cls)
+        made._prepare(num_outputs, num_inputs, form, bias, level, "cpu")
+        if {name: (x.shape, x.dtype) for name, x in tensors.items()} != {
+            name: (x.shape, x.dtype) for name, x in made.tensors.items()
+        }:
+            return None
+        for name, tensor in made.tensors.items():
+            tensor.copy_(tensors[name])
+        return made
 
     def _pack(self, weight: Tensor, row: int) -> None:
         weight = torch.nn.functional.pad(weight.float(), (0, 0, 0, -len(weight) % PANEL))
@@ -112,9 +151,10 @@ class Quantized:
             raise ValueError("codes and format must both be symmetric, or both have zeros")
         for row in range(0, rows, step):
             piece = codes.rows(row, row + step)
-            pad = -len(piece.codes) % PANEL
-            padded = [None if x is None else torch.nn.functional.pad(x, (0, 0, 0, pad)) for x in piece[:3]]
-            packed, scales = pack_codes(Codes(*padded), form)
+            pad = (0, 0, 0, -len(piece.codes) % PANEL)
+            zeros = piece.zeros if piece.zeros is None else torch.nn.functional.pad(piece.zeros, pad)
+            numbers, factors = torch.nn.functional.pad(piece.codes, pad), torch.nn.functional.pad(piece.scales, pad)
+            packed, scales = pack_codes(Codes(numbers, factors, zeros), form)
             self.packed[row // PANEL : row // PANEL + len(packed)] = packed
             if self.scales is not None and scales is not None:
                 self.scales[row : row + step] = scales[: rows - row]

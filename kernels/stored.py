@@ -1,7 +1,7 @@
 """Linears from the numbers of a quantized checkpoint: on the kernels for 4 and 8 bits where their layouts hold them, else dense.
 
-A checkpoint has W = scale * (n - zero), n in [0, 2^bits). Scales of float16 and bfloat16 are kept exactly. A kernel for 4 bits keeps
-the product scale * zero in float16, so it is off by at most 2^-12 of itself; symmetric weights have no such product.
+A checkpoint has W = scale * (n - zero), n in [0, 2^bits). Scales of float16 and bfloat16 are kept exactly. A kernel for 4 bits
+keeps the product scale * zero in float16, so it is off by at most 2^-12 of itself; symmetric weights have no such product.
 Shapes: N outputs, K inputs, G groups, M rows.
 """
 
@@ -33,7 +33,7 @@ class StoredWeight(NamedTuple):
 
 
 def kernel_form(bits: int, group_size: int, inputs: int, symmetric: bool, quantized: bool) -> Format | None:
-    """The format of the kernel that holds a stored weight; None: no kernel does. A kernel's group may be a part of a stored group."""
+    """The format of the kernel that holds a stored weight; None: no kernel does. A kernel's group may be part of a stored group."""
     if bits == 8:
         return Format(8, quantized) if symmetric and group_size == inputs else None
     sizes = [size for size in GROUP_SIZES if group_size % size == 0 and inputs % size == 0]

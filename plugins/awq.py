@@ -7,7 +7,9 @@ error of a linear's outputs over the calibration text. They never end worse than
 The first use makes a recipe (some minutes for a small model), kept under PITLANE_HOME. It belongs to the model, to the options of
 this plugin and of `int4`, and to the plugins that change weights before.
 Exactness: approximate. The model's function stays until `int4` rounds: a factor on a column is taken out again before it.
-Metric and values: docs/quantization.md, measured with `pitlane eval`.
+Metric: share of the next token's probability that moves, mean over all tokens; value: 19.9 % with int4 in symmetric groups of 64
+(28.3 % without awq; a perplexity of 82.3 becomes 89.3, without awq 105.2); model: bundled in bfloat16; text: its sample PDF (655
+tokens). A test holds a bound of 23 %. docs/quantization.md has more.
 Costs: time at the first use and at load; a step takes no longer.
 Paper: AWQ, https://arxiv.org/abs/2306.00978
 """
@@ -94,7 +96,7 @@ class Awq(Plugin):
                 else:
                     tensors[f"{feed.name}.rows"] = row_divisors(factors, feed.groups, feed.repeats)
                 tensors |= {f"{name}.columns": factors for name in names}
-            if self.options.clip:
+            if self.options.clip and stats.hessian is not None:
                 hessian = stats.hessian / factors[:, None] / factors
                 shares, before, after = clip_shares(weight * factors, hessian, form.group_size, rounded)
                 note |= {"before_clip": float(before.sum()), "after_clip": float(after.sum())}
@@ -106,7 +108,7 @@ class Awq(Plugin):
         return LayerRecipe(tensors, notes)
 
     def _recipe(self, context: BuildContext) -> Recipe:
-        recipe = context.calibrator and context.calibrator.recipe(self, self._depends(context))
+        recipe = context.calibrator.recipe(self, self._depends(context)) if context.calibrator else None
         if recipe is None:
             raise BadOption("awq has no recipe for this model yet; load the model with an engine")
         return recipe

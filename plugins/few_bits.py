@@ -4,7 +4,8 @@ Changes in the loop: `transform_weights` replaces the weights of the linears by 
 `group_size` inputs. Head and embedding stay. Any plugin of the role linear, or the core, then builds the rounded weights. It draws
 the curve of quality over bits; int8 and int4 are the plugins that save bytes.
 Exactness: approximate. A weight is off by at most half a step of its group, with `symmetric` by a step at the end of the range.
-Metric and values: docs/quantization.md, measured with `pitlane eval`.
+Metric: share of the next token's probability that moves, mean over all tokens; value: 28.3 % with 4 bits, 44.0 % with 3 bits, in
+symmetric groups of 64; model: bundled in bfloat16; text: its sample PDF (655 tokens). A test holds bounds of 32 and 50 %.
 Costs: time to round at load. It saves no memory and no time.
 Paper: Dettmers and Zettlemoyer 2022, the case for 4-bit precision, https://arxiv.org/abs/2212.09720
 """

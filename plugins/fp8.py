@@ -1,10 +1,10 @@
 """Fp8: weights in float8 (e4m3), rounded to nearest; half the memory of bfloat16, with an exponent for every weight.
 
 Changes in the loop: `build_linear` keeps W / scale in e4m3: 4 significant bits, down to 2^-9 of a scale's unit. `granularity` says
-what shares a scale: a weight (`tensor`), an output (`channel`) or a block of 128 x 128 (`block`); the largest weight becomes 448. On a
-CPU it is a storage format: a kernel in C widens the bytes to bfloat16 in registers (AVX-512 BF16) or to float32 (plain C), and the
-inputs stay as they are. On CUDA, `tensor` and `channel` run as scaled products, which round the inputs to e4m3 with a scale per row;
-this path has not run on a GPU yet. The embedding stays in the model's dtype.
+what shares a scale: a weight (`tensor`), an output (`channel`) or a block of 128 x 128 (`block`); the largest weight becomes 448.
+On a CPU it is a storage format: a kernel in C widens the bytes to bfloat16 in registers (AVX-512 BF16) or to float32 (plain C), and
+the inputs stay as they are. On CUDA, `tensor` and `channel` run as scaled products, which round the inputs to e4m3 with a scale per
+row; this path has not run on a GPU yet. The embedding stays in the model's dtype.
 Exactness: approximate. A weight is off by at most 1/16 of itself, or by 2^-10 of the scale's unit if it is below 2^-6 of it.
 Metric: share of the next token's probability that moves, mean over all tokens; value: 5.4 % (a perplexity of 78.58 becomes 80.19;
 7.1 % and 78.39 with one scale per weight, 6.6 % and 78.61 in blocks; the default plan in bfloat16 moves 1.2 %); model: bundled in

@@ -6,7 +6,10 @@ on the kernel of int4, at its bytes: 3 and 2 bits show their quality, and save n
 for quality only. `build_embedding` keeps head and embedding in 8 bits, rounded to nearest.
 With `act_order`, columns of large inputs come first, and groups keep the order of the inputs, so the kernel needs no permutation.
 The first use makes a recipe, kept under PITLANE_HOME: a byte per weight.
-Exactness: approximate. Metric and values: docs/quantization.md, measured with `pitlane eval`.
+Exactness: approximate.
+Metric: share of the next token's probability that moves, mean over all tokens; value: 13.7 % with symmetric groups of 64 (int4
+28.3 %; a perplexity of 82.3 becomes 82.9, with int4 105.2); model: bundled in bfloat16; text: its sample PDF (655 tokens). A test
+holds a bound of 17 %. docs/quantization.md has more.
 Costs: time at the first use, more than awq; memory at the first use: a layer in float32 and its Hessians.
 Helps where int4 loses too much: larger groups, symmetric grids, 3 bits.
 Paper: GPTQ, https://arxiv.org/abs/2210.17323
@@ -91,7 +94,7 @@ class Gptq(Plugin):
         if part.fed_by is None:
             form = self._head if part.name == "lm_head" else None
             return form and LinearPlan(**linear_plan(*sizes, form, context.dtype, context.device)._asdict())
-        recipe = context.calibrator and context.calibrator.recipe(self)
+        recipe = context.calibrator.recipe(self) if context.calibrator else None
         codes = partial(_codes, recipe, [member.name for member in part.members])
         if self.options.bits <= 4:
             return LinearPlan(**codes_plan(*sizes, self._form, context.dtype, context.device, codes)._asdict())

@@ -10,8 +10,9 @@ by at most 1/8 of the group's largest weight. Scales and lows are float16.
 Metric: share of the next token's probability that moves, mean over all tokens; value: 16.5 % (a perplexity of 78.6 becomes 84.2;
 21.7 % and 87.8 with groups of 64; 25.6 % and 103.4 with `symmetric`; the default plan in bfloat16 moves 1.2 %); model: bundled in
 bfloat16, against itself in float32; text: its sample PDF (655 tokens). Tests hold bounds of 20, 26 and 30 %.
-Costs: time to round at load; answers of small models get worse. Helps where a step is bound by reading weights: a decode step reads
-5 bits per weight (4.5 with `symmetric`, less with larger groups), where bfloat16 has 16.
+Costs: time to round at the first load; a packed copy of large parts is kept for later loads in `cache/packed` of the data folder.
+Answers of small models get worse. Helps where a step is bound by reading weights: a decode step reads 5 bits per weight (4.5 with
+`symmetric`, less with larger groups), where bfloat16 has 16.
 Paper: GPTQ, https://arxiv.org/abs/2210.17323 (its baseline: round to nearest in groups)
 """
 
@@ -73,21 +74,25 @@ class Int4(Plugin):
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
         from pitlane import LinearPlan
 
-        plan = self._recipe.linear(part, context)
+        plan = self._recipe(context).linear(part, context)
         return plan and LinearPlan(**plan._asdict())
 
     @hookimpl
     def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
         from pitlane import LinearPlan
 
-        plan = self._recipe.embedding(part, context)
+        plan = self._recipe(context).embedding(part, context)
         return plan and LinearPlan(**plan._asdict())
 
-    @property
-    def _recipe(self) -> Recipe:
+    def _recipe(self, context: BuildContext) -> Recipe:
         from pitlane.kernels.integer_parts import Recipe
         from pitlane.kernels.packing import Format
+        from pitlane.storage.packed import PackedCopies
+
+        def copies(recipe: str) -> PackedCopies | None:
+            fingerprint = context.fingerprint()
+            return PackedCopies(fingerprint, recipe) if fingerprint else None
 
         options, quantized = self.options, self.options.activations == "int8"
         head = Format(8, quantized) if options.head == "int8" else None
-        return Recipe(Format(4, quantized, options.group_size, options.symmetric), head)
+        return Recipe(Format(4, quantized, options.group_size, options.symmetric), head, copies)

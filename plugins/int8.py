@@ -9,7 +9,8 @@ Exactness: approximate. A weight is off by at most half the scale of its row, th
 Metric: share of the next token's probability that moves, mean over all tokens; value: 4.4 % (a perplexity of 78.58 becomes 78.64;
 4.1 % and 78.33 with `activations` = bfloat16; the default plan in bfloat16 moves 1.2 %); model: bundled in bfloat16, against itself
 in float32; text: its sample PDF (655 tokens). A test holds a bound of 6 %.
-Costs: time to round at load. Helps where a step is bound by reading weights: a decode step reads half the bytes.
+Costs: time to round at the first load; a packed copy of large parts is kept for later loads in `cache/packed` of the data folder.
+Helps where a step is bound by reading weights: a decode step reads half the bytes.
 Paper: LLM.int8(), https://arxiv.org/abs/2208.07339 (scales by row and token, without its treatment of outliers)
 """
 
@@ -46,21 +47,25 @@ class Int8(Plugin):
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
         from pitlane import LinearPlan
 
-        plan = self._recipe.linear(part, context)
+        plan = self._recipe(context).linear(part, context)
         return plan and LinearPlan(**plan._asdict())
 
     @hookimpl
     def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
         from pitlane import LinearPlan
 
-        plan = self._recipe.embedding(part, context)
+        plan = self._recipe(context).embedding(part, context)
         return plan and LinearPlan(**plan._asdict())
 
-    @property
-    def _recipe(self) -> Recipe:
+    def _recipe(self, context: BuildContext) -> Recipe:
         from pitlane.kernels.integer_parts import Recipe
         from pitlane.kernels.packing import Format
+        from pitlane.storage.packed import PackedCopies
+
+        def copies(recipe: str) -> PackedCopies | None:
+            fingerprint = context.fingerprint()
+            return PackedCopies(fingerprint, recipe) if fingerprint else None
 
         options, quantized = self.options, self.options.activations == "int8"
         head = Format(8, quantized) if options.head == "int8" else None
-        return Recipe(Format(8, quantized), head)
+        return Recipe(Format(8, quantized), head, copies)

@@ -7,7 +7,10 @@ to nearest, with the range of a group searched for the least error weighted by t
 With `formats` = kernels, a linear has 4 bits in groups of 128, 64 or 32, or 8 bits, and runs on the kernels of int4 and int8. With
 `formats` = all, 2, 3, 5 and 6 bits come in too; they run as a dense weight, for quality only. `build_embedding` keeps head and
 embedding in 8 bits.
-Exactness: approximate. Metric and values: docs/quantization.md, measured with `pitlane eval`.
+Exactness: approximate.
+Metric: share of the next token's probability that moves, mean over all tokens; value: 12.3 % with 5 bits (int4 16.3 % at the same
+bytes; a perplexity of 82.3 becomes 83.5, with int4 87.4); model: bundled in bfloat16; text: its sample PDF (655 tokens). A test
+holds a bound of 16 %. docs/quantization.md has more.
 Costs: time at the first use, kept as a recipe under PITLANE_HOME; time to round at load.
 Paper: the budget and the greedy choice are those of HAWQ-V2, https://arxiv.org/abs/1911.03852, with a measured error for its traces
 """
@@ -115,7 +118,7 @@ class Mixed(Plugin):
         if part.fed_by is None:
             form = self._head if part.name == "lm_head" else None
             return form and LinearPlan(**linear_plan(*sizes, form, context.dtype, context.device)._asdict())
-        recipe = context.calibrator and context.calibrator.recipe(self, self._depends)
+        recipe = context.calibrator.recipe(self, self._depends) if context.calibrator else None
         choice = self._chosen(context, recipe).get(part.name)
         if choice is None:
             return None  # a member alone: the fused part was planned
@@ -239,7 +242,7 @@ def _codes(recipe: Recipe | None, part: LinearPart, choice: Choice, members: Any
     """Round the weight of a part to its format."""
     from pitlane.kernels.quantize_math import joined
 
-    mean_square = recipe and recipe.get(f"{part.members[0].name}.mean_square")
+    mean_square = recipe.get(f"{part.members[0].name}.mean_square") if recipe else None
     if mean_square is None:
         raise BadOption("mixed has no recipe for this model yet; load the model with an engine")
     return joined([_rounded(member["weight"].float(), choice, mean_square) for member in members])

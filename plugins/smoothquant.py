@@ -5,8 +5,10 @@ by the same factors; the plugin `int8` then rounds weights and inputs. The facto
 channel, with a in [0, 1] searched for every layer, on the squared error of the outputs with both roundings. A layer that smoothing
 does not help stays as it is. The first use makes a recipe, kept under PITLANE_HOME.
 Exactness: approximate. The model's function stays until `int8` rounds: a factor on a column is taken out again before it.
-Metric and values: docs/quantization.md, measured with `pitlane eval`. int8 rounds inputs in groups of 64 channels, so outliers hurt
-less than with a scale per token; models without outliers gain nothing.
+Metric: share of the next token's probability that moves, mean over all tokens; value: 4.3 % (int8 alone 4.6 %); model: bundled in
+bfloat16; text: its sample PDF (655 tokens). On the same model with outlier channels made on purpose, the KL divergence is 0.005
+nats a token, with int8 alone 1.6; tests hold bounds of 6 % and of a tenth. int8 rounds inputs in groups of 64 channels, so
+outliers hurt less than with a scale per token; a model without outliers gains nothing.
 Costs: time at the first use and at load; a step takes no longer.
 Paper: SmoothQuant, https://arxiv.org/abs/2211.10438
 """
@@ -53,7 +55,7 @@ class Smoothquant(Plugin):
 
         if not isinstance(part, (LinearPart, NormPart)):
             return None
-        recipe = context.calibrator and context.calibrator.recipe(self, f"{self.key} {context.dtype}")
+        recipe = context.calibrator.recipe(self, f"{self.key} {context.dtype}") if context.calibrator else None
         if recipe is None:
             raise BadOption("smoothquant has no recipe for this model yet; load the model with an engine")
         return scaled(part.name, tensors, recipe.get, part.offset if isinstance(part, NormPart) else 0.0)

@@ -38,7 +38,8 @@ class Settings:
     None: `lr`. warmup: share of the steps. final_lr: share of the peak rate at the end. compile: fuse forward and backward; takes
     a minute at the start, needs a C++ compiler, and changes only the rounding. recompute: keep no activations of a layer for the
     backward pass; compute the layer again there, which takes less memory and more time. products: dtype of the products, `auto`,
-    `bfloat16` or `float32`; `auto` takes the faster dtype of the device (some CPUs multiply bfloat16 slower than float32).
+    `bfloat16` or `float32`; `auto` takes the faster dtype of the device (some CPUs multiply bfloat16 slower than float32). qat:
+    int4 or int8: train with rounded weights (qat.py); qat_group_size: inputs that share a scale with int4.
     """
 
     steps: int | None = None
@@ -58,6 +59,8 @@ class Settings:
     compile: bool = False
     recompute: bool = False
     products: str = "auto"
+    qat: str | None = None
+    qat_group_size: int = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,10 @@ def train_adapter(
 
     model_name: the model's name in the adapter's config. first: folder of an adapter to go on from, with other data or rates.
     """
+    if settings.qat:
+        raise TrainingError(
+            "--qat trains the weights of a model, and --lora leaves them as they are; leave one of them out"
+        )
     output.prepare()
     config = adapter.config(model_name)
     if output.goes_on:

@@ -94,11 +94,16 @@ def read_model(folder: Path) -> Model:
     if not (folder / "config.json").is_file():
         raise TrainingError(f"no config.json in {folder}; give the folder of a model")
     try:
-        family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        family, is_quantized = values.get("model_type"), bool(values.get("quantization_config"))
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise TrainingError(f"cannot read {folder / 'config.json'} ({error}); download the model again") from None
     if family not in FAMILIES:
         raise TrainingError(f"{folder} holds a {family!r} model; trained are {', '.join(FAMILIES)}")
+    if is_quantized:
+        raise TrainingError(
+            f"{folder} holds a quantized model, whose weights cannot be trained; train the unquantized model"
+        )
     try:
         model: Model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     except Exception as error:  # transformers raises many types when config and tensors do not fit

@@ -24,6 +24,7 @@ from pitlane.training.errors import TrainingError
 from pitlane.training.loop import Progress, Report, Settings, Trainer
 from pitlane.training.losses import LabelLoss, Loss
 from pitlane.training.models import Shape, build, read_model, read_tokenizer, write_model
+from pitlane.training.qat import fake_quantize, format_of, write_quantized
 from pitlane.training.tokenizer import save_tokenizer, train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -126,17 +127,27 @@ def fit(
 ) -> Progress:
     """Train a model with a loss; write model, state and loss curve (JSON and PNG) to the output folder.
 
-    export: writes the result of the training after each saved state. None: the whole model is written.
+    export: writes the result of the training after each saved state. None: the whole model is written. With `settings.qat`, the
+    quantized model is written too, at the end.
     """
     rows, held_out = data.rows(tokenizer_from, settings.seed)
     export = export or partial(
         write_model, tokenizer_from=tokenizer_from, folder=output.folder, dtype=DTYPES[output.dtype]
     )
+    form = format_of(settings.qat, settings.qat_group_size) if settings.qat else None
+    if form is not None:
+        if settings.compile:
+            raise TrainingError(
+                "--qat rounds weights in every step, which --compile cannot fuse; leave one of them out"
+            )
+        fake_quantize(model, form, DTYPES[output.dtype])
     trainer = Trainer(model.to(output.device), rows, held_out, loss, settings, output.folder, export, report)
     if output.goes_on:
         trainer.resume()
     last = trainer.run()
     curve.draw(trainer.curve, output.folder)
+    if form is not None:
+        log.warning("%s holds the rounded weights", write_quantized(output.folder, form))
     return last
 
 

@@ -36,6 +36,27 @@ class Reading(NamedTuple):
 
 
 @dataclass(slots=True)
+class Load:
+    """The load of weights for a question, by the clock of `time.perf_counter`.
+
+    began: 0 if nothing was loaded. ended: 0 until the end.
+    """
+
+    began: float = 0.0
+    ended: float = 0.0
+
+    def stats(self, submitted: float, queue_ms: float) -> dict[str, float]:
+        """`load_ms`, and `waited_ms`: the time in the queue without the load. submitted: the engine took the question."""
+        if not self.ended:
+            return {}
+        in_queue = 1e3 * max(0.0, self.ended - submitted)
+        return {
+            "load_ms": round(1e3 * (self.ended - self.began), 3),
+            "waited_ms": round(max(0.0, queue_ms - in_queue), 3),
+        }
+
+
+@dataclass(slots=True)
 class Running:
     """A request of the page. It has no stream until the engine has accepted it."""
 
@@ -123,6 +144,18 @@ class Desk(Answers):
         if self.engine.is_loaded(plan):
             Thread(target=open_lane, daemon=True).start()
 
+    def _timed_load(self, plan: Plan) -> Load:
+        """Take the time until the lane of a plan is open. A thread of its own waits, so that a stop need not."""
+        load = Load(time.perf_counter())
+
+        def wait() -> None:
+            with suppress(PitlaneError):  # the question itself raises it
+                self.engine.lane_of(plan)
+                load.ended = time.perf_counter()
+
+        Thread(target=wait, name="pitlane-load", daemon=True).start()
+        return load
+
     # ---- conversations
 
     def used_tokens(
@@ -146,11 +179,13 @@ class Desk(Answers):
             chat = self._chat(conversation.document_ids, turns(ask.messages(conversation)), ask.system, ask.thinking)
             plan = self.engine.plan(ask.settings)
             live = Live(loading=not self.engine.is_loaded(plan))
+            load = self._timed_load(plan) if live.loading else Load()
             yield live
             plan, left_out = document_plugins.load(self.engine, ask.settings)
             prompt = _begun(chat.prompt(), ask.continued)
             sampling = _seeded(ask.sampling.params(self.engine.loader.source.sampling, is_chat=not chat.documents))
             stream = self.engine.submit(prompt, sampling, plan=plan)
+            submitted = time.perf_counter()
             running.follow(stream)
             live.total, live.segments = len(prompt.token_ids), prompt.segments
             kept = time.perf_counter()
@@ -173,6 +208,7 @@ class Desk(Answers):
             if live.result is not None:
                 reuse = self.reuse(prompt.token_ids)
                 live.result.stats.update({"reuse": reuse} if reuse else {})
+                live.result.stats.update(load.stats(submitted, live.result.stats["queue_ms"]))
                 self.remember(prompt.token_ids, live.result)
                 self.save(conversation, ask, sampling, live.result, left_out, live.accepted)
 

@@ -15,7 +15,7 @@ from pitlane.testing import first_difference
 from pitlane.ui.bench.summary import MIN_COMPARED_TOKENS
 from pitlane.ui.effects import SMALL_MS, Roles, Stats, cost_ms, drafter_of, reason_html, replayed_tokens, work
 from pitlane.ui.render import milliseconds, short_name, size
-from pitlane.ui.waterfall import accepted_html, reuse_html, waterfall_html
+from pitlane.ui.waterfall import accepted_html, reuse_html, times, waterfall_html
 
 UP_TO_TIES = "except where two tokens are nearly equally likely: a draft changes the order of sums in its rows"
 NEAR_TIE = (
@@ -146,10 +146,12 @@ def _ending(stats: Stats) -> str:
 
 def lap_html(stats: Stats) -> str:
     """The time of an answer as a bar: waiting, reading, writing; behind them, hatched, the time that plugins saved."""
+    load, queue, read, write = times(stats)
     spans = (
-        ("queue", stats["queue_ms"], "waited"),
-        ("read", stats["prefill_ms"], "read the prompt"),
-        ("write", stats["decode_ms"], "wrote the answer"),
+        ("queue", load, "loaded the weights"),
+        ("queue", queue, "waited"),
+        ("read", read, "read the prompt"),
+        ("write", write, "wrote the answer"),
         ("saved", bought_ms(stats), "saved by plugins (modelled)"),
     )
     total = sum(ms for _, ms, _ in spans) or 1.0

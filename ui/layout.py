@@ -37,8 +37,8 @@ def model_menu() -> dict[str, Any]:
         models = acting("", elem_id="model-list")
         with gr.Row(elem_id="other-model"):
             other = gr.Textbox(
-                placeholder="Folder, .gguf file or Hugging Face id", show_label=False, container=False, max_lines=1,
-                elem_id="other-name", max_length=4096,
+                placeholder="Folder, .gguf file or Hugging Face id", label="Another model", show_label=False,
+                container=False, max_lines=1, elem_id="other-name", max_length=4096,
             )  # fmt: skip
             use = gr.Button("Use", elem_id="use-other", size="sm", min_width=0)
     return {"models": models, "other_model": other, "use_other": use}
@@ -48,7 +48,14 @@ def left_column() -> dict[str, Any]:
     with gr.Row(elem_classes=["titlebar"]):
         _html("<h3>Conversations</h3>")
         new = gr.Button("New", elem_id="new", size="sm", min_width=0)
-    search = gr.Textbox(placeholder="Search", show_label=False, container=False, elem_id="search", max_lines=1)
+    search = gr.Textbox(
+        placeholder="Search",
+        label="Search conversations",
+        show_label=False,
+        container=False,
+        elem_id="search",
+        max_lines=1,
+    )
     conversations = acting("", elem_id="conversations")
     with gr.Row(elem_classes=["titlebar"]):
         _html("<h3>Documents</h3>")
@@ -76,8 +83,8 @@ def middle_column() -> dict[str, Any]:
     with gr.Column(elem_id="composer"):
         with gr.Row(elem_id="ask"):
             box = gr.Textbox(
-                placeholder="Ask something", show_label=False, container=False, lines=1, max_lines=8, elem_id="box",
-                autofocus=True, max_length=200_000,
+                placeholder="Ask something", label="Question", show_label=False, container=False, lines=1, max_lines=8,
+                elem_id="box", autofocus=True, max_length=200_000,
             )  # fmt: skip
             send = gr.Button("Ask", variant="primary", elem_id="send", min_width=0)
             stop = gr.Button("Stop", elem_id="stop", min_width=0, visible="hidden")

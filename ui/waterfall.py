@@ -1,9 +1,10 @@
 """Where the time of an answer went, as HTML that unfolds below it: a row per stage, and the accepted draft tokens in the text.
 
 Pure functions of the stats record (engine/stats.py). The engine measures three stages that follow each other: waiting, reading the
-prompt, writing. `plugin_ms` is the time of a plugin's hooks in the whole answer. The hooks of a drafter run while the answer is
-written, so the writing stage is divided into its drafter and the rest: forwards, sampling and scheduling. The hooks of other
-plugins run in both stages, and have rows of their own without a place in time.
+prompt, writing. The page measures the load of weights before them (ui/answering.py). `plugin_ms` is the time of a plugin's hooks in
+the whole answer. The hooks of a drafter run while the answer is written, so the writing stage is divided into its drafter and the
+rest: forwards, sampling and scheduling. The hooks of other plugins run in both stages, and have rows of their own without a place
+in time.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ class Stage(NamedTuple):
 
 def stages(stats: Stats, roles: Roles) -> list[Stage]:
     """The rows of an answer."""
-    queue, read, write = (float(stats[name]) for name in ("queue_ms", "prefill_ms", "decode_ms"))
+    load, queue, read, write = times(stats)
     computed = stats["prompt_tokens"] - stats["cached_tokens"]
     rate = f", {1e3 * computed / read:,.0f} tok/s" if read >= 1 and computed else ""
-    rows = [Stage("waited", 0.0, queue, kind="queue")] if queue >= SMALL_MS else []
+    rows = [Stage("loaded the weights", 0.0, load, kind="queue")] if load >= SMALL_MS else []
+    rows += [Stage("waited", load, queue, kind="queue")] if queue >= SMALL_MS else []
+    queue += load
     rows.append(Stage("read the prompt", queue, read, kind="read"))
     if stats["cached_tokens"]:
         rows.append(Stage("from cache", queue, 0.0, f"{stats['cached_tokens']:,} tokens", "read", 1))
@@ -54,6 +57,12 @@ def stages(stats: Stats, roles: Roles) -> list[Stage]:
     return rows
 
 
+def times(stats: Stats) -> tuple[float, float, float, float]:
+    """Milliseconds of the load of weights (0 if none were loaded), of waiting, of reading the prompt, and of writing."""
+    queue = stats.get("waited_ms", stats["queue_ms"])
+    return float(stats.get("load_ms", 0.0)), float(queue), float(stats["prefill_ms"]), float(stats["decode_ms"])
+
+
 def _per_token(stats: Stats) -> str:
     tokens, tpot = stats["completion_tokens"], stats.get("tpot_ms") or {}
     words = f"{tokens:,} token{'' if tokens == 1 else 's'}"
@@ -65,7 +74,7 @@ def _per_token(stats: Stats) -> str:
 def waterfall_html(stats: Stats, roles: Roles) -> str:
     """The rows as a table of bars."""
     rows = stages(stats, roles)
-    total = float(stats["queue_ms"]) + float(stats["prefill_ms"]) + float(stats["decode_ms"]) or 1.0
+    total = sum(times(stats)) or 1.0
     lines = []
     for row in rows:
         place = 100 * (row.start or 0.0) / total

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from itertools import groupby, pairwise
+from itertools import pairwise
 from math import inf, isfinite
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,9 +22,11 @@ from pitlane.engine.decode.sampling import logprobs_of, penalise, sample
 from pitlane.engine.errors import ModelError
 from pitlane.engine.plan.dispatch import Dispatcher, own_failure
 from pitlane.engine.plan.hooks import Hook, HookError
+from pitlane.engine.plan.plan import Plan
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.sequence import Sequence
 
+Largest: TypeAlias = tuple[list[float], list[int]]  # of every row: the largest logit, and its token
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -96,9 +98,9 @@ def verify_rows(
                 f"the model's logits hold {peaks[place]} after token {seq.num_tokens}; try another --dtype, or check the weights"
             )
     _penalise(rows)
-    adjust_logits(rows, dispatch)
-    if rows.logits is not raw:
-        peaks, greedy = _largest(rows.logits)
+    largest = adjust_logits(rows, dispatch)
+    if largest is not None or rows.logits is not raw:
+        peaks, greedy = largest or _largest(rows.logits)
     tokens = draw(rows)
     pairs = []
     for seq, (begin, end) in zip(rows.seqs, pairwise(bounds), strict=True):
@@ -116,7 +118,7 @@ def verify_rows(
     return pairs
 
 
-def _largest(logits: Tensor) -> tuple[list[float], list[int]]:
+def _largest(logits: Tensor) -> Largest:
     """The largest logit of every row, and its token. Equal logits: the first token. NaN is the largest logit.
 
     `max` gives both in one pass. `amax` of one row of 49,152 logits starts OpenMP's threads, and they spin beside the kernels'
@@ -138,24 +140,26 @@ def _penalise(rows: Rows) -> None:
         rows.logits[i] = penalise(rows.logits[i], prompt, completion + rows.path(i), seq.request.sampling)
 
 
-def adjust_logits(rows: Rows, dispatch: Dispatcher) -> None:
+def adjust_logits(rows: Rows, dispatch: Dispatcher) -> Largest | None:
     """Fold `adjust_logits` over the rows of one plan. If a plugin breaks a row, it fails for the sequence of this row alone.
 
     All plugins work on one copy of the logits, and the values are checked once, after the last plugin. If a plugin fails or the
     values are wrong, the fold starts again from the logits before it, with a copy and a check for every plugin: then the plugin is
-    known. So in a step with a failure, a plugin may be called twice.
+    known. So in a step with a failure, a plugin may be called twice. Returns the largest logits, if they are known.
     """
-    hooks = rows.seqs[0].plan.hook("adjust_logits")
-    if not hooks:
-        return
+    plan = rows.seqs[0].plan
+    if not plan.hook("adjust_logits"):
+        return None
     before = rows.logits
-    if not _fold_at_once(rows, hooks, dispatch):
+    largest = _fold_at_once(rows, plan, dispatch)
+    if largest is None:
         rows.logits = before
-        _fold_one_by_one(rows, hooks, dispatch)
+        _fold_one_by_one(rows, plan.hook("adjust_logits"), dispatch)
+    return largest
 
 
-def _fold_at_once(rows: Rows, hooks: SequenceOf[Hook], dispatch: Dispatcher) -> bool:
-    """The fold on one copy of the logits. Returns whether no plugin failed, and every next token can be drawn."""
+def _fold_at_once(rows: Rows, plan: Plan, dispatch: Dispatcher) -> Largest | None:
+    """The fold on one copy of the logits. Returns None if a plugin failed, or if a next token cannot be drawn."""
     failed: list[HookError] = []
     unchanged: Tensor | None = rows.logits  # a tensor with the values of `rows.logits`, or None
     rows.logits = rows.logits.clone()
@@ -164,19 +168,18 @@ def _fold_at_once(rows: Rows, hooks: SequenceOf[Hook], dispatch: Dispatcher) -> 
         if result is not None and result is not rows.logits:
             rows.logits = _checked(result, rows.logits, plugin)
 
-    def claims(hook: Hook) -> bool:
-        return hook.plugin.exactness_for(hook.plugin.options) == "identical"
-
-    for is_identical, run in groupby(hooks, key=claims):
+    for is_identical, hooks in plan.logit_runs:
         if is_identical and unchanged is None:
             unchanged = rows.logits.clone()
-        dispatch.call(rows.seqs, run, keep, failed.append, rows=rows)
+        dispatch.call(rows.seqs, hooks, keep, failed.append, rows=rows)
         if failed or (is_identical and unchanged is not None and not _equal(rows.logits, unchanged)):
-            return False
+            return None
         unchanged = unchanged if is_identical else None
-    places = [place for place, parent in enumerate(rows.parents) if parent < 0]
-    peaks = rows.logits[places].amax(-1).tolist()
-    return all(isfinite(peak) or seq.error for seq, peak in zip(rows.seqs, peaks, strict=True))
+    largest = _largest(rows.logits)
+    firsts = (peak for peak, parent in zip(largest[0], rows.parents, strict=True) if parent < 0)
+    if all(isfinite(peak) or seq.error for seq, peak in zip(rows.seqs, firsts, strict=True)):
+        return largest
+    return None
 
 
 def _fold_one_by_one(rows: Rows, hooks: SequenceOf[Hook], dispatch: Dispatcher) -> None:
@@ -221,4 +224,6 @@ def _checked(logits: object, before: Tensor, plugin: Plugin) -> Tensor:
 
 
 def _equal(logits: Tensor, before: Tensor) -> bool:
+    if logits.dtype == before.dtype and torch.equal(logits, before):
+        return True
     return torch.equal(logits.to(before.dtype).nan_to_num(), before.nan_to_num())

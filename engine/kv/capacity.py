@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
-from pitlane.engine.kv.pool import max_blocks_of
+from pitlane.engine.kv.reach import max_blocks_of
 from pitlane.engine.kv.state import BLOCK_SIZE as BLOCK_SIZE
 from pitlane.engine.kv.visibility import max_held_tokens
 

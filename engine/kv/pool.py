@@ -11,19 +11,17 @@ knows no tensors: its changes of KV wait in `queue` for the next forward.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from math import inf
 
-import numpy as np
-
 from pitlane.engine.kv.allocator import BlockAllocator
 from pitlane.engine.kv.operations import Copy, OperationQueue
+from pitlane.engine.kv.reach import DROPPED as DROPPED
+from pitlane.engine.kv.reach import Reach
 from pitlane.engine.kv.state import Column, KVGroup, KVState
-from pitlane.engine.kv.visibility import Visibility, evicts, max_held_tokens, num_sinks_of, visibility_of
+from pitlane.engine.kv.visibility import Visibility, visibility_of
 
-DROPPED = -1
 # Dropped blocks leave the table of a batch in multiples of so many blocks (2,048 tokens). Kernels sum the keys in pieces of 512
 # places; with whole multiples, a key keeps its place in a piece, so sums keep their order and their bits.
 NUM_LEFT_OUT = 64
@@ -55,14 +53,11 @@ class Pool:
         self.saved_dims = tuple(saved_dims or (group.head_dim for group in groups))
         self.fingerprint = fingerprint  # KV may be shared or saved only under an equal fingerprint
         self.allocators = [BlockAllocator(count) for count in num_blocks]
-        # Per group, the most blocks that a sequence holds; None = no limit.
-        self.max_blocks = [
-            max_blocks_of(max_held_tokens(v, block_size), max_step_tokens, block_size) for v in self.visibilities
-        ]
-        # Per group, the first blocks of every sequence that hold its sinks. They are never dropped.
-        self.num_sink_blocks = [-(-num_sinks_of(v) // block_size) for v in self.visibilities]
+        self.reaches = [Reach.of(v, max_step_tokens, block_size) for v in self.visibilities]
+        self.max_blocks = [reach.max_blocks for reach in self.reaches]
+        self.num_sink_blocks = [reach.num_sink_blocks for reach in self.reaches]
         # Per group with an `Eviction`: tokens between two evictions.
-        self.intervals = {group: v.interval for group, v in enumerate(self.visibilities) if evicts(v)}
+        self.intervals = {g: reach.interval for g, reach in enumerate(self.reaches) if reach.interval is not None}
         self.withheld = [0] * len(groups)
         self.queue = OperationQueue()
 
@@ -112,7 +107,7 @@ class Pool:
     def num_missing(self, kv: KVState, num_tokens: int) -> list[int]:
         """Blocks to take per group before a sequence can hold `num_tokens`: new blocks, and copies of blocks to write into."""
         return [
-            max(0, self._end(group, self._num_dropped(group, table), num_tokens) - len(table))
+            max(0, self.reaches[group].end(self.reaches[group].num_dropped(table), num_tokens) - len(table))
             + len(self._shared(kv, group))
             for group, table in enumerate(kv.block_tables or [[] for _ in self.groups])
         ]
@@ -122,11 +117,12 @@ class Pool:
 
         Its first `num_cached_tokens` tokens come from a cache: it shares `num_blocks` full blocks, and gets the rest as a copy.
         """
-        gaps = [self._gap(group, num_cached_tokens) for group in range(len(self.groups))]
+        gaps = [reach.gap(num_cached_tokens) for reach in self.reaches]
         return [
-            max(0, self._end(group, len(gap), num_tokens) - max(gap.stop, num_blocks)) + max(0, gap.start - num_blocks)
+            max(0, self.reaches[group].end(len(gap), num_tokens) - max(gap.stop, num_blocks))
+            + max(0, gap.start - num_blocks)
             if gap
-            else max(0, self._end(group, 0, num_tokens) - num_blocks)
+            else max(0, self.reaches[group].end(0, num_tokens) - num_blocks)
             for group, gap in enumerate(gaps)
         ]
 
@@ -149,37 +145,19 @@ class Pool:
         for group, (table, allocator) in enumerate(zip(self._tables(kv), self.allocators, strict=True)):
             for index in self._shared(kv, group):
                 self._copy_block(kv, group, index)
-            missing = self._end(group, self._num_dropped(group, table), num_tokens) - len(table)
+            missing = self.reaches[group].end(self.reaches[group].num_dropped(table), num_tokens) - len(table)
             if missing > 0:
                 after = table[-1] if table and table[-1] != DROPPED else None
                 table += allocator.take(missing, after, self.max_blocks[group] is not None)
         return True
 
-    def _gap(self, group: int, num_tokens: int) -> range:
-        """The blocks between sinks and window that no token behind the full blocks of `num_tokens` tokens sees."""
-        first = self.first_seen(group, num_tokens // self.block_size * self.block_size) // self.block_size
-        return range(self.num_sink_blocks[group], max(first, self.num_sink_blocks[group]))
-
     def kept(self, group: int, num_tokens: int) -> tuple[range, range]:
-        """The tokens that a saved prefix of `num_tokens` tokens must hold: those of the sinks, and the last tokens.
-
-        A group keeps whole blocks. If no token between is dropped, the first range is empty.
-        """
-        gap, size = self._gap(group, num_tokens), self.block_size
-        return range(gap.start * size if gap else 0), range(gap.stop * size if gap else 0, num_tokens)
-
-    def first_loaded(self, group: int, num_tokens: int) -> int:
-        """Index of the first of the last tokens that a saved prefix of `num_tokens` tokens must hold, behind its sinks."""
-        return self.kept(group, num_tokens)[1].start
+        """The tokens of a group that a saved prefix of `num_tokens` tokens must hold: see `Reach.kept`."""
+        return self.reaches[group].kept(num_tokens)
 
     def num_reusable(self, num_tokens: int) -> int:
         """Return how many of the first `num_tokens` tokens of a cached or saved prefix a sequence can use."""
         return num_tokens // self.block_size * self.block_size if self.whole_blocks else num_tokens
-
-    def _end(self, group: int, num_dropped: int, num_tokens: int) -> int:
-        """Number of blocks, dropped blocks included, that the table of a sequence needs to hold `num_tokens`."""
-        count, limit = -(-num_tokens // self.block_size), self.max_blocks[group]
-        return count if limit is None else min(count, num_dropped + limit)
 
     def fork(self, kv: KVState, child: KVState) -> None:
         """Share the blocks of all computed tokens with a sequence that has none."""
@@ -201,7 +179,7 @@ class Pool:
     def _adopt(self, kv: KVState, columns: SequenceOf[Column], num_tokens: int) -> None:
         assert not kv.block_tables, "only an empty sequence adopts a prefix"
         for group, (table, allocator) in enumerate(zip(self._tables(kv), self.allocators, strict=True)):
-            gap = self._gap(group, num_tokens)
+            gap = self.reaches[group].gap(num_tokens)
             for index, column in enumerate(columns):
                 block = DROPPED if index in gap else column[group]
                 table.append(block)
@@ -218,7 +196,7 @@ class Pool:
         if not kv.block_tables:
             return []
         table, counts = kv.block_tables[group], self.allocators[group].counts
-        start, num_dropped = kv.num_computed_tokens // self.block_size, self._num_dropped(group, table)
+        start, num_dropped = kv.num_computed_tokens // self.block_size, self.reaches[group].num_dropped(table)
         if num_dropped:
             start = max(start, self.num_sink_blocks[group] + num_dropped)
         return [index for index in range(start, len(table)) if counts[table[index]] > 1]
@@ -261,9 +239,7 @@ class Pool:
 
     def first_seen(self, group: int, position: int) -> int:
         """Index of the first token that a position sees in a group; 0 if the pool drops no block of the group."""
-        if self.max_blocks[group] is None:
-            return 0
-        return int(self.visibilities[group].starts(np.array([position]))[0])
+        return self.reaches[group].first_seen(position)
 
     def release(self, kv: KVState) -> None:
         """Give back every block of a sequence."""
@@ -315,17 +291,9 @@ class Pool:
             return held, len(table) - len(held)
         if not self.is_endless or kv.num_computed_tokens < max(v.max_tokens or 0 for v in self.visibilities):
             return table, 0
-        first, count = self.num_sink_blocks[group], self._num_dropped(group, table) // NUM_LEFT_OUT * NUM_LEFT_OUT
-        return (table[:first] + table[first + count :], count) if count else (table, 0)
-
-    def _num_dropped(self, group: int, table: list[int]) -> int:
-        """Dropped blocks follow the blocks of the sinks. Evicted blocks may be anywhere."""
-        if group in self.intervals:
-            return table.count(DROPPED)
         first = self.num_sink_blocks[group]
-        if len(table) <= first or table[first] != DROPPED:
-            return 0
-        return bisect_left(table, True, first, key=lambda block: block != DROPPED) - first
+        count = self.reaches[group].num_dropped(table) // NUM_LEFT_OUT * NUM_LEFT_OUT
+        return (table[:first] + table[first + count :], count) if count else (table, 0)
 
     @property
     def groups_with_lost_blocks(self) -> list[int]:
@@ -337,14 +305,3 @@ class Pool:
         if not kv.block_tables:
             kv.block_tables = [[] for _ in self.groups]
         return kv.block_tables
-
-
-def max_blocks_of(max_tokens: int | None, max_step_tokens: int | None, block_size: int) -> int | None:
-    """Return the most blocks that a sequence holds in a group whose positions see at most `max_tokens` tokens; None = no limit.
-
-    The blocks hold the visible tokens and the tokens of a forward. Two more blocks are needed, because `drop` keeps whole blocks,
-    and a forward may begin within a block.
-    """
-    if max_tokens is None or max_step_tokens is None:
-        return None
-    return -(-(max_tokens + max_step_tokens) // block_size) + 2

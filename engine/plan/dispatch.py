@@ -24,6 +24,8 @@ log = logging.getLogger("pitlane")
 # A plugin is too slow if its hooks take this share of a step, and this many seconds, in so many steps with the plugin in a row.
 # The seconds are far beyond any built-in plugin; a single slow step, such as one that builds an index, is no failure.
 SLOW_SHARE, SLOW_SECONDS, SLOW_STEPS = 0.8, 0.2, 4
+# A drafter must save time. Pacing pauses it for the time of `propose` and `after_verify`, but its other hooks run in a pause too.
+DRAFTER_SHARE, DRAFTER_SECONDS, DRAFTER_STEPS = 0.5, 0.02, 8
 
 
 class Dispatcher:
@@ -59,15 +61,18 @@ class Dispatcher:
 
     def _charge(self, seqs: list[Sequence], spent: list[Spent]) -> None:
         """Book the time of hooks. Runs after the hooks, so that its own time is no plugin's."""
-        totals, share = self.seconds, 1 / max(1, len(seqs))
-        for hook, seconds in spent:
-            if hook.spec.name != "propose":
-                totals[hook.plugin.name] = totals.get(hook.plugin.name, 0.0) + seconds
+        if not spent:
+            return
+        totals = self.seconds
+        if spent[0][0].spec.name != "propose":
+            for hook, seconds in spent:
+                name = hook.plugin.name
+                totals[name] = totals.get(name, 0.0) + seconds
         for seq in seqs:
             times = seq.timing.plugin_seconds
             for hook, seconds in spent:
                 name = hook.plugin.name
-                times[name] = times.get(name, 0.0) + seconds * share
+                times[name] = times.get(name, 0.0) + seconds / len(seqs)
 
     def tell(self, hooks: Iterable[Hook], /, **values: Any) -> None:
         """Call hooks that belong to no sequence; failures are logged and counted."""
@@ -76,16 +81,24 @@ class Dispatcher:
     def check_times(self, seqs: Iterable[Sequence], step_seconds: float) -> None:
         """Drop the plugins that took most of this step and of the steps before. seqs: of the step. Starts `seconds` anew."""
         times, self.seconds = self.seconds, {}
-        slow = {name for name, seconds in times.items() if seconds >= max(SLOW_SECONDS, SLOW_SHARE * step_seconds)}
-        for name in [name for name in self._num_slow if name in times and name not in slow]:
-            del self._num_slow[name]
-        for name in slow:
+        if max(times.values(), default=0.0) < min(SLOW_SECONDS, DRAFTER_SECONDS):
+            self._num_slow.clear()
+            return
+        seqs = list(seqs)
+        drafters = {seq.plan.drafter.name for seq in seqs if seq.plan.drafter is not None}
+        for name, seconds in times.items():
+            share, least, num_steps = SLOW_SHARE, SLOW_SECONDS, SLOW_STEPS
+            if name in drafters:
+                share, least, num_steps = DRAFTER_SHARE, DRAFTER_SECONDS, DRAFTER_STEPS
+            if seconds < max(least, share * step_seconds):
+                self._num_slow.pop(name, None)
+                continue
             self._num_slow[name] += 1
-            if self._num_slow[name] < SLOW_STEPS:
+            if self._num_slow[name] < num_steps:
                 continue
             del self._num_slow[name]
             share = 100 * times[name] / max(step_seconds, times[name])
-            cause = TimeoutError(f"took {times[name]:.2g} s, {share:.0f} % of a step, {SLOW_STEPS} steps in a row")
+            cause = TimeoutError(f"took {times[name]:.2g} s, {share:.0f} % of a step, {num_steps} steps in a row")
             owners: dict[Plugin, list[Sequence]] = {}
             for seq in seqs:
                 for plugin in seq.plan.plugins:

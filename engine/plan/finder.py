@@ -74,9 +74,9 @@ class Candidate:
 def find_plugins(plugins_dir: str | Path | None = None) -> Iterator[Candidate]:
     """The plugins of installed packages, then of the files of a folder (None: of PITLANE_PLUGINS_DIR)."""
     packages = os.environ.get("PITLANE_LOAD")
-    names = None if packages is None else {name.strip() for name in packages.split(",")}
+    names = None if packages is None else {name.strip() for name in packages.split(",")} - {""}
     disabled = disabled_names()
-    for point in importlib.metadata.entry_points(group=GROUP):
+    for point in importlib.metadata.entry_points(group=GROUP) if names != set() else ():
         package = point.dist
         if package is None or (names is not None and package.name not in names):
             continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any, TypeAlias
 
 from pitlane.engine.models.build_context import BuildContext
@@ -41,6 +42,12 @@ class Plan:
     def drafter(self) -> Plugin | None:
         """The plugin that proposes drafts."""
         return next((plugin for plugin in self.plugins if plugin.role == "drafter"), None)
+
+    @cached_property
+    def logit_runs(self) -> tuple[tuple[bool, tuple[Hook, ...]], ...]:
+        """The `adjust_logits` hooks in call order, as runs: whether the plugins of a run are `identical`, and the hooks."""
+        runs = groupby(self.hook("adjust_logits"), key=lambda hook: _is_identical(hook.plugin))
+        return tuple((is_identical, tuple(hooks)) for is_identical, hooks in runs)
 
     @cached_property
     def variant_key(self) -> tuple[str, ...]:
@@ -88,3 +95,7 @@ class Plan:
     def _key(self, *kinds: Kind) -> tuple[str, ...]:
         builders = {hook.plugin.name for hooks in self.hooks.values() for hook in hooks if hook.spec.kind in kinds}
         return tuple(plugin.key for plugin in self.plugins if plugin.name in builders)
+
+
+def _is_identical(plugin: Plugin) -> bool:
+    return plugin.exactness_for(plugin.options) == "identical"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from functools import cache
 from typing import Any, get_args
 
 import pluggy
@@ -49,10 +50,16 @@ def validate(plugin: Any) -> None:
     if not (inspect.isclass(plugin.Options) and issubclass(plugin.Options, PluginOptions)):
         raise TypeError(f"{name}.Options must be a subclass of PluginOptions, got {plugin.Options!r}")
     check_exactness(plugin, plugin.parse_options({}))
+    _check_methods(plugin)
+
+
+@cache
+def _check_methods(plugin: type[Plugin]) -> None:
+    """Check hooks and role, once for a class: this takes 4 ms, and every engine of a process loads the same classes."""
     _check_hooks(plugin)
     manager = pluggy.PluginManager("pitlane")
     manager.add_hookspecs(hookspecs)
-    manager.register(plugin.__new__(plugin), name)  # pluggy needs an object; it needs no `__init__`
+    manager.register(plugin.__new__(plugin), plugin.name)  # pluggy needs an object; it needs no `__init__`
     manager.check_pending()
     _check_role(plugin)
 

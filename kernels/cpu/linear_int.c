@@ -3,6 +3,7 @@
  * A thread takes chunks of panels from its own contiguous share of the weights, then from the shares of the other threads. So each
  * thread reads one stream. With more rows than a tile has, a chunk of panels stays in the second cache for all tiles of a block.
  */
+#include "linear_bf16.h"
 #include "linear_int_parts.h"
 #include "threads.h"
 
@@ -27,7 +28,7 @@ static int supported(void) {
 #if defined(__x86_64__) && defined(__GNUC__)
     if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq"))
-        return LEVEL_AVX512;
+        return has_amx_int8() ? LEVEL_AMX : LEVEL_AVX512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         return LEVEL_AVX2;
 #endif
@@ -35,7 +36,7 @@ static int supported(void) {
 }
 
 int int_level(void) {
-    static const char *const names[NUM_LEVELS] = {"plain", "avx2", "avx512"};
+    static const char *const names[NUM_LEVELS] = {"plain", "avx2", "avx512", "amx"};
     int best = supported();
     const char *forced = getenv("PITLANE_CPU_KERNELS");
     for (int level = 0; forced && level < best; level++)
@@ -65,14 +66,16 @@ long prefetch_distance(int bits, long rows) {
     return bits == 8 ? 8192 : 4096;
 }
 
-static const IntLevel *level_of(const IntLinear *job) {
+static const IntLevel *level_of(const IntLinear *job, long rows) {
 #if defined(__x86_64__) && defined(__GNUC__)
-    if (job->level == LEVEL_AVX512)
+    if (job->level == LEVEL_AMX && int_amx_serves(job, rows))
+        return &int_amx;
+    if (job->level >= LEVEL_AVX512)
         return &int_avx512;
     if (job->level == LEVEL_AVX2)
         return &int_avx2;
 #endif
-    (void)job;
+    (void)job, (void)rows;
     return &int_plain;
 }
 
@@ -99,17 +102,17 @@ size_t int_scratch_bytes(const IntLinear *job, long rows) {
     return (size_t)(rows * (at.row_bytes + 8 * at.groups));
 }
 
-static long number_of_tiles(const IntLinear *job, long rows) { return ceil_divide(rows, level_of(job)->rows); }
+static long number_of_tiles(const IntLinear *job, long rows) { return ceil_divide(rows, level_of(job, rows)->rows); }
 
 static void prepare_tile(const IntLinear *job, const Prepared *to, const void *x, long rows, long tiles, long tile) {
     long first = share(rows, tiles, tile);
-    level_of(job)->prepare(job, to, x, first, share(rows, tiles, tile + 1) - first);
+    level_of(job, rows)->prepare(job, to, x, first, share(rows, tiles, tile + 1) - first);
 }
 
 /* The panels [panel, end) for the tiles [tile, last) of all rows. */
 static void multiply(const IntLinear *job, const Prepared *from, void *y, long rows, long tiles, long tile, long last, long panel,
                      long end) {
-    const IntLevel *level = level_of(job);
+    const IntLevel *level = level_of(job, rows);
     long pairs = (end - panel) / 2 * 2;
     if (level->wide && job->quantized && job->ins % 8 == 0 && last - tile > 1 && pairs) {
         level->wide(job, from, y, rows, tiles, tile, last, panel, panel + pairs);

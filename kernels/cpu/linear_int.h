@@ -17,7 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { LEVEL_PLAIN, LEVEL_AVX2, LEVEL_AVX512, NUM_LEVELS };
+enum { LEVEL_PLAIN, LEVEL_AVX2, LEVEL_AVX512, LEVEL_AMX, NUM_LEVELS };
 enum { INT_PANEL = 16 };
 
 typedef struct {
@@ -35,7 +35,7 @@ typedef struct {
 
 #define MAX_INT_INPUTS 1048576
 
-/* The best level that this CPU and the environment variable PITLANE_CPU_KERNELS (plain, avx2, avx512) allow. */
+/* The best level that this CPU and the environment variable PITLANE_CPU_KERNELS (plain, avx2, avx512, amx) allow. */
 int int_level(void);
 
 /* A message on sizes that `int_linear` cannot run, or NULL. */

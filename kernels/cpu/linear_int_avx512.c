@@ -52,10 +52,9 @@ TARGET INLINE VF load(const float *p) { return _mm512_loadu_ps(p); }
 TARGET INLINE void save_line(uint8_t *p, VI v) { _mm512_storeu_si512(p, v); }
 TARGET INLINE void save(float *p, VF v) { _mm512_storeu_ps(p, v); }
 
-/* Write the outputs of a panel, sums * scales + bias: sums [count][stride], of the rows from `first` on. bfloat16 is rounded half to
- * even; NaN stays NaN. */
-#define FINISHES_PANELS
-TARGET static void finish_panel(const IntLinear *job, const float *sums, long stride, void *y, long first, long count, long panel) {
+/* bfloat16 is rounded half to even; NaN stays NaN. */
+#define finish_panel int_finish_panel
+TARGET void int_finish_panel(const IntLinear *job, const float *sums, long stride, void *y, long first, long count, long panel) {
     long from = panel * INT_PANEL, left = job->outs - from;
     __mmask16 mask = left < INT_PANEL ? (__mmask16)((1 << left) - 1) : 0xffff;
     VF scales = job->bits == 4 ? floats(job->unit) : _mm512_maskz_loadu_ps(mask, job->scales + from);

@@ -37,6 +37,12 @@ typedef struct {
     void (*wide)(const IntLinear *job, const Prepared *from, void *y, long rows, long tiles, long tile, long last, long panel, long end);
 } IntLevel;
 
-extern const IntLevel int_plain, int_avx2, int_avx512;
+extern const IntLevel int_plain, int_avx2, int_avx512, int_amx;
+
+/* Whether AMX's tiles compute a job with some rows; AVX-512 computes the other jobs of its level, to the same bits. */
+int int_amx_serves(const IntLinear *job, long rows);
+
+/* Write the outputs of a panel, sums * scales + bias: sums [count][stride], of the rows from `first` on. By AVX-512. */
+void int_finish_panel(const IntLinear *job, const float *sums, long stride, void *y, long first, long count, long panel);
 
 #endif

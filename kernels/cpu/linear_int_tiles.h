@@ -242,7 +242,7 @@ TARGET static void prepare(const IntLinear *job, const Prepared *to, const void 
                     to->scales + first * to->groups, m, count);
 }
 
-#ifndef FINISHES_PANELS
+#ifndef finish_panel
 /* Write the first `count` of 16 outputs of a row: sums * scales + bias, where bias may be NULL. The compiler turns loops of 16 turns
  * into vectors; gcc 12 does so with the rounding only if it does not unroll that loop first. In vectors, a linear of 8 bits with 576
  * inputs takes 0.6 to 0.85 of the time for 8 to 64 rows (Xeon, one thread). */

@@ -24,22 +24,29 @@
 #define REQUEST 0x1023  /* ARCH_REQ_XCOMP_PERM: Linux lets a process use the tiles after this request */
 #define TILE_DATA 18    /* the tiles' bit in XCR0 */
 
+enum { AMX_BF16 = 1, AMX_INT8 = 2, KNOWN = 4 };
+
+/* The kinds of products that this process may use. */
 static int look_up(void) {
     unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) /* AMX-BF16, AMX-TILE */
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & 1)) /* AMX-TILE */
         return 0;
+    int kinds = (d >> 22 & 1 ? AMX_BF16 : 0) | (d >> 25 & 1 ? AMX_INT8 : 0);
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) /* OSXSAVE */
         return 0;
     __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
-    return (a >> 17 & 3) == 3 && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+    return (a >> 17 & 3) == 3 && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0 ? kinds : 0;
 }
 
-int has_amx_bf16(void) {
-    static atomic_int known; /* 1 for no, 2 for yes */
+static int has(int kind) {
+    static atomic_int known;
     if (!atomic_load(&known))
-        atomic_store(&known, 1 + (has_vectors() && look_up()));
-    return atomic_load(&known) - 1;
+        atomic_store(&known, KNOWN | (has_vectors() ? look_up() : 0));
+    return (atomic_load(&known) & kind) != 0;
 }
+
+int has_amx_bf16(void) { return has(AMX_BF16); }
+int has_amx_int8(void) { return has(AMX_INT8); }
 
 /* Set the shapes of the tiles. Sums: tiles 0 and 1 for the upper rows, 2 and 3 for the lower. Inputs: 4, 5. Weights: 6, 7. */
 static void configure(long count) {
@@ -136,6 +143,7 @@ TARGET void by_tiles(const Job *job, long first, long rows, long panel, long end
 #else
 
 int has_amx_bf16(void) { return 0; }
+int has_amx_int8(void) { return 0; }
 
 #if defined(PITLANE_VECTORS)
 void by_tiles(const Job *job, long first, long rows, long panel, long end) { (void)job, (void)first, (void)rows, (void)panel, (void)end; }

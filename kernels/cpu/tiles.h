@@ -1,4 +1,4 @@
-/* AMX: eight tiles of up to 16 rows of up to 64 bytes, and the instruction that sums products of bfloat16 pairs. */
+/* AMX: eight tiles of up to 16 rows of up to 64 bytes, and the instructions that sum products of bfloat16 pairs and of bytes. */
 #ifndef PITLANE_TILES_H
 #define PITLANE_TILES_H
 
@@ -14,6 +14,8 @@
 #define tile_load(t, from, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(from), "r"((long)(stride)) : "memory")
 #define tile_store(t, to, stride) __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(to), "r"((long)(stride)) : "memory")
 #define tile_dot(sums, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sums ::) /* sums[m][n] += a[m][k] b[k][n] */
+/* sums[m][n] += a[m][k] b[k][n], a of signed and b of unsigned bytes */
+#define tile_dot_bytes(sums, a, b) __asm__ volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #sums ::)
 #define tiles_configure(shapes) __asm__ volatile("ldtilecfg %0" : : "m"(*(shapes)))
 #endif
 

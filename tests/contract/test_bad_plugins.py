@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -229,6 +230,33 @@ def test_a_single_slow_step_is_no_failure(engine_with: Any, monkeypatch: pytest.
     engine = engine_with(bad_plugin("identical", {"step_finished": lambda stats: time.sleep(next(steps))}))
     result = engine.generate(PROMPT, GREEDY, plan=engine.plan({"bad": {}}))
     assert result.stats["failed"] == {}
+
+
+@pytest.mark.parametrize("hook", ["propose", "after_verify", "adjust_logits", "step_finished"])
+def test_a_drafter_that_sleeps_in_any_hook_is_paused_or_taken_out(engine_with: Any, hook: str) -> None:
+    """Its own clock counts. Of 40 steps, it slows at most 12; without this rule, it slowed them all outside of `propose`."""
+
+    def sleep(result: Any = None) -> Any:
+        time.sleep(0.03)
+        return result
+
+    hooks: Hooks = drafts(lambda limit: Draft([1] * limit) if limit else None)
+    propose = hooks["propose"]
+    naps: Hooks = {
+        "propose": lambda seqs, limits: sleep(propose(seqs, limits)),
+        "after_verify": lambda seq, draft, targets, accepted: sleep(),
+        "adjust_logits": lambda rows: sleep(),
+        "step_finished": lambda stats: sleep(),
+    }
+    engine = engine_with(bad_plugin("identical", hooks | {hook: naps[hook]}))
+    params = SamplingParams(max_tokens=40, ignore_eos=True)
+    result = engine.generate(PROMPT, params, plan=engine.plan({"bad": {}}))
+    assert result.token_ids == engine.generate(PROMPT, params).token_ids
+    assert result.stats["plugin_ms"]["bad"] < 12 * 60, "with a loaded machine in mind"
+    if hook in ("propose", "after_verify"):
+        assert "cost more than they saved" in result.stats["paused"]["bad"]
+    else:
+        assert re.search(r"bad\.hooks: TimeoutError: took .* 8 steps in a row", result.stats["failed"]["bad"])
 
 
 # ---- suspension

@@ -1,8 +1,9 @@
 """The formats' own libraries read what Pitlane writes, and Pitlane reads what they write.
 
-compressed-tensors is read through transformers, which decodes it on a CPU. compressed-tensors 0.20 cannot load packed zero points through
-transformers (it expects them unpacked), so they are compared with its compressor. transformers decodes FP8 in blocks on a CPU. It reads
-GPTQ and AWQ through gptqmodel alone, which has no wheel: `tests/engine/models/quantized/` packs these formats from their description.
+compressed-tensors is read through transformers, which decodes it on a CPU. compressed-tensors 0.20 cannot load packed zero points
+through transformers (it expects them unpacked), so they are compared with its compressor. transformers decodes FP8 in blocks on a
+CPU. It reads GPTQ and AWQ through gptqmodel alone, which has no wheel: `tests/engine/models/quantized/` packs these formats from
+their description.
 """
 
 from __future__ import annotations

@@ -78,14 +78,14 @@ def test_the_files_hold_the_rounded_weights(settings: Settings, tmp_path: Path) 
     assert not (tmp_path / "out" / JOURNAL).exists()
 
 
-@pytest.mark.parametrize("settings", GGUF, ids=name_of)
+@pytest.mark.parametrize("settings", [pytest.param(GGUF[0], marks=pytest.mark.slow), GGUF[1]], ids=["4 bits", "8 bits"])
 def test_a_gguf_file_holds_the_rounded_weights(settings: Settings, tmp_path: Path) -> None:
     """Read by the package gguf, and by Pitlane. Rows of q and k are permuted back."""
     source = write(settings, tmp_path / "out", "bundled")
     reader = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
     stored = {tensor.name: tensor for tensor in reader.tensors}
     loaded = resolve(str(tmp_path / "out" / "model.gguf"))
-    assert len(stored) == len(list(name for part in parts_of(source.config) for name in part.shapes))
+    assert len(stored) == sum(len(part.shapes) for part in parts_of(source.config))
     for part in parts_of(source.config):
         for name in part.shapes:
             weight, tensor = source.weights.get(name), stored[gguf_name(name)]
@@ -125,8 +125,17 @@ def kill_after(linears: int) -> Callable[[Done], None]:
     return report
 
 
-@pytest.mark.parametrize("settings", [CASES[0], CASES[5], CASES[9], GGUF[0]], ids=name_of)
-@pytest.mark.parametrize("linears", [1, 8])
+@pytest.mark.parametrize(
+    ("settings", "linears"),
+    [
+        (CASES[0], 1),
+        pytest.param(CASES[0], 8, marks=pytest.mark.slow),
+        pytest.param(CASES[5], 8, marks=pytest.mark.slow),
+        (CASES[9], 8),
+        pytest.param(GGUF[0], 1, marks=pytest.mark.slow),
+        (GGUF[0], 8),
+    ],
+)
 def test_a_killed_run_is_completed_to_the_same_bytes(settings: Settings, linears: int, tmp_path: Path) -> None:
     model = "bundled" if settings.format == "gguf" else "random:tiny"
     write(settings, tmp_path / "whole", model)
@@ -164,7 +173,7 @@ def test_a_run_goes_on_with_the_same_settings_alone(tmp_path: Path) -> None:
             Settings(group_size=48),
             r"must divide the inputs of every linear, got 48 and 128 .*q_proj\); try 128 or 64 or 32",
         ),
-        (Settings(method="novel"), "unknown method 'novel'; known: rtn"),
+        (Settings(method="novel"), "unknown method .novel.; known: rtn, gptq, awq"),
         (Settings(format="novel"), "unknown format 'novel'; known: compressed-tensors, gptq, awq, gguf"),
         (Settings(bits=3, format="gguf"), "gguf holds 4 or 8 bits in symmetric groups of 32"),
     ],

@@ -49,7 +49,7 @@ static void store_(int tile, char *to, long stride) {
         memcpy(to + row * stride, tiles.data[tile][row], bytes_of(tile));
 }
 
-static float widen(const float *pairs, int half) {
+static inline float widen(const float *pairs, int half) {
     unsigned bits;
     float value;
     memcpy(&bits, pairs, 4);
@@ -58,7 +58,7 @@ static float widen(const float *pairs, int half) {
     return value;
 }
 
-static void dot(int sums, int a, int b) {
+static inline void dot(int sums, int a, int b) {
     demand(rows_of(sums) > 0 && rows_of(sums) == rows_of(a) && bytes_of(sums) == bytes_of(b) && bytes_of(a) == 4 * rows_of(b));
     for (long m = 0; m < rows_of(sums); m++)
         for (long n = 0; n < bytes_of(sums) / 4; n++) {
@@ -70,7 +70,22 @@ static void dot(int sums, int a, int b) {
         }
 }
 
-#define tiles_configure(shapes) tiles_configure_(shapes)
+/* a: signed bytes, b: unsigned bytes; the sums are of int32. */
+static inline void dot_bytes(int sums, int a, int b) {
+    demand(rows_of(sums) > 0 && rows_of(sums) == rows_of(a) && bytes_of(sums) == bytes_of(b) && bytes_of(a) == 4 * rows_of(b));
+    for (long m = 0; m < rows_of(sums); m++)
+        for (long n = 0; n < bytes_of(sums) / 4; n++) {
+            int sum;
+            memcpy(&sum, &tiles.data[sums][m][n], 4);
+            for (long k = 0; k < rows_of(b); k++)
+                for (int i = 0; i < 4; i++)
+                    sum += ((const signed char *)tiles.data[a][m])[4 * k + i] * ((const unsigned char *)tiles.data[b][k])[4 * n + i];
+            memcpy(&tiles.data[sums][m][n], &sum, 4);
+        }
+}
+
+#define tiles_configure(shapes) tiles_configure_((const void *)(shapes))
+#define tile_dot_bytes(sums, a, b) dot_bytes(sums, a, b)
 #define tiles_release() release()
 #define tile_zero(t) zero(t)
 #define tile_load(t, from, stride) load(t, (const char *)(from), (long)(stride))

@@ -228,7 +228,7 @@ def test_says_why_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not for float16 on cpu" in str(quantized.unavailable(form, torch.float16, CPU))
     assert "on cuda" in str(quantized.unavailable(form, torch.bfloat16, torch.device("cuda")))
     monkeypatch.setenv("PITLANE_CPU_KERNELS", "avx9")
-    assert "avx9 is unknown; use plain, avx2, avx512" in str(quantized.unavailable(form, torch.bfloat16, CPU))
+    assert "avx9 is unknown; use plain, avx2, avx512, amx" in str(quantized.unavailable(form, torch.bfloat16, CPU))
     monkeypatch.delenv("PITLANE_CPU_KERNELS")
     monkeypatch.setattr(quantized, "cpu", None)
     assert "built without a C compiler" in str(quantized.unavailable(form, torch.bfloat16, CPU))

@@ -1,8 +1,8 @@
 """A model with outlier channels, and SmoothQuant on it: `python -m tests.plugins.outliers` prints a table.
 
 Channels of the norms are scaled up, and the columns of the linears behind them down by as much: the function stays, and the inputs
-of the linears get outliers. Outliers of this kind, in the same few channels for all tokens, are what large models have (SmoothQuant,
-section 3). The scaled channels lie in different groups of 64, so each spoils the rounding of 63 others.
+of the linears get outliers. Large models have outliers of this kind, in the same few channels for all tokens (SmoothQuant, section
+3). The scaled channels lie in different groups of 64, so each spoils the rounding of 63 others.
 """
 
 from __future__ import annotations

@@ -263,18 +263,26 @@ def test_few_bits_puts_weights_on_their_grid(bits: int) -> None:
 
 @pytest.mark.slow
 def test_the_methods_come_in_their_published_order(make_engine: Callable[..., Any]) -> None:
-    """On the bundled model and its sample PDF, 3 bits in groups of 64: KL of round to nearest > awq > gptq."""
+    """On the bundled model and its sample PDF: round to nearest > awq > gptq, and the bounds of the docstrings."""
     from importlib.resources import files
 
     from pitlane import load_document
     from pitlane.ui.bench.quality import measure
 
-    engine = make_engine("bundled", dtype="float32", plugins=None)
+    engine = make_engine("bundled", dtype="bfloat16", plugins=None)
     pages = load_document(str(files("pitlane.storage.bundled") / "sample.pdf")).pages
     ids = engine.tokenizer.encode("\n".join(page.text for page in pages), add_special_tokens=False)
-    methods = ["few_bits:bits=3", "int4:group_size=64,symmetric=true+awq:bits=3", "gptq:bits=3"]
-    _, nearest, awq, gptq = measure(engine, ids, methods, 512, lambda done, total: None)
-    assert gptq.kl < awq.kl < nearest.kl
+    awq = "int4:group_size=64,symmetric=true+awq"
+    three = ["few_bits:bits=3", f"{awq}:bits=3", "gptq:bits=3"]
+    four = ["few_bits:bits=4", awq, "gptq", "int4", "mixed:bits=5", "int8+smoothquant"]
+    _, *results = measure(engine, ids, three + four, 512, lambda done, total: None)
+    moved = {result.method: result.moved for result in results}
+    for methods in (three, four[:3], ["int4", "mixed:bits=5"]):
+        values = [moved[method] for method in methods]
+        assert values == sorted(values, reverse=True), moved
+    bounds = {"few_bits:bits=3": 0.5, "few_bits:bits=4": 0.32, awq: 0.23, "gptq": 0.17, "mixed:bits=5": 0.16}
+    assert all(moved[method] < bound for method, bound in bounds.items()), moved
+    assert moved["int8+smoothquant"] < 0.06
 
 
 @pytest.mark.slow

@@ -8,11 +8,25 @@ from typing import Any
 import pytest
 import torch
 
-from pitlane import BadOption, BuildContext, EmbeddingPart, LinearPart, Member, Plugin, SamplingParams
+from pitlane import (
+    BadOption,
+    BuildContext,
+    EmbeddingPart,
+    LinearPart,
+    Member,
+    Part,
+    Plugin,
+    PluginRegistry,
+    SamplingParams,
+    Tensors,
+    hookimpl,
+)
 from pitlane.engine.models.presets import preset
 from pitlane.kernels import linear, quantized
 from pitlane.plugins.int4 import Int4
 from pitlane.plugins.int8 import Int8
+from pitlane.storage import packed
+from pitlane.storage.home import home
 from tests.engine.models.harness import CPU
 from tests.plugins.quality import Text
 
@@ -108,6 +122,61 @@ def test_the_plan_follows_the_shape_alone(settings: dict[str, Any], head: str) -
         assert float((made(x) - exact).norm() / exact.norm()) < (0.004 if head == "bfloat16" else 0.02)
     embedding = built.build_embedding(EmbeddingPart("e", 300, 48, is_tied=True), context())
     assert (embedding is None) == (head == "bfloat16")
+
+
+@each_plan
+def test_a_second_load_packs_nothing_and_gives_the_same_ids(
+    make_engine: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    monkeypatch.setattr(packed, "SMALLEST_BYTES", 1)
+
+    def ids() -> list[int]:
+        return list(make_engine("bundled", dtype="bfloat16", plugins=settings).generate("a b c", params).token_ids)
+
+    first = ids()
+    folders = packed.packed_folders()
+    assert {folder.recipe for folder in folders} == (
+        {"8 bits"} if settings is EIGHT else {"4 bits, groups of 32", "8 bits"}
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(quantized.Quantized, "_pack", None)
+        assert ids() == first
+    changed = next(iter((home() / "cache" / "packed" / folders[0].name).glob("*proj*")))
+    changed.write_bytes(changed.read_bytes()[:-1])
+    assert ids() == first and "is damaged" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(quantized.Quantized, "_pack", None)
+        assert ids() == first
+
+
+class Shifted(Plugin):
+    """Moves the rows of a weight, so that another plan has other weights. Exactness: steering."""
+
+    name, exactness = "shifted", "steering"
+
+    @hookimpl
+    def transform_weights(self, part: Part, tensors: Tensors, context: BuildContext) -> Tensors:
+        return {name: tensor.roll(1, 0) for name, tensor in tensors.items()}
+
+
+def test_changed_weights_take_no_copy(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan with `transform_weights` has other weights than the checkpoint."""
+    monkeypatch.setattr(packed, "SMALLEST_BYTES", 1)
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+
+    registry = PluginRegistry.load()
+    registry.add(Shifted)
+
+    def ids(*names: str) -> list[int]:
+        plugins = {name: dict[str, Any]() for name in ("int8", *names)}
+        engine = make_engine("random:tiny", dtype="bfloat16", plugins=plugins, registry=registry)
+        return list(engine.generate([1, 2, 3], params).token_ids)
+
+    shifted = ids("shifted")
+    assert packed.packed_folders() == []
+    assert ids() != shifted
+    assert packed.packed_folders() and ids("shifted") == shifted
 
 
 def test_a_tied_head_shares_the_table() -> None:

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from pitlane import BadOption
-from pitlane.ui.bench.quality import measure, method_settings, plot
+from pitlane.ui.bench.quality import measure, method_settings, plot, read_questions
 from pitlane.ui.cli import main
 from tests.engine.models.harness import Harness, load
 
@@ -92,6 +92,28 @@ def test_the_command_prints_a_table_a_document_and_a_plot(tmp_path: Path) -> Non
     assert picture.read_bytes().startswith(b"\x89PNG")
     again = CliRunner().invoke(main, [*arguments, "-M", "", "--json"])
     assert [method["method"] for method in json.loads(again.output)["methods"]] == ["none"]
+
+
+def test_questions_about_documents_are_asked(make_engine: Any, tmp_path: Path) -> None:
+    """The bundled model answers questions about its sample PDF; a wrong answer is not right."""
+    file = tmp_path / "questions.json"
+    lines = [
+        {"question": "When does the workshop open?", "answer": "9:40"},
+        {"question": "When is the track open?", "answer": "nowhere", "accept": ["10:00 to 21:30"]},
+        {"question": "Where is the club?", "answer": "on the moon"},
+    ]
+    file.write_text(json.dumps(lines))
+    questions = read_questions(file)
+    assert questions[0].is_answered("The workshop  opens at 9:40 [p. 1].") and not questions[2].is_answered(
+        "27 Quarry Lane"
+    )
+    engine = make_engine("bundled", dtype="bfloat16", plugins=None)
+    (result,) = measure(engine, list(range(20)), [], 32, nothing, questions)
+    assert result.questions_right == 2
+    for text in ("{", "[]", '[{"question": "Who?"}]', '[{"question": 1, "answer": "x"}]', "[1]"):
+        file.write_text(text)
+        with pytest.raises(BadOption, match="questions.json holds no questions .* it must be a JSON list"):
+            read_questions(file)
 
 
 @pytest.mark.parametrize(

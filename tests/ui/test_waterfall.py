@@ -8,7 +8,7 @@ import pytest
 
 from pitlane import Finished, Result, TextDelta
 from pitlane.ui import chat_flow
-from pitlane.ui.answering import _followed
+from pitlane.ui.answering import Load, _followed
 from pitlane.ui.panels import Live
 from pitlane.ui.waterfall import accepted_html, first_difference_of, reuse_html, stages, waterfall_html
 from tests.ui.page_harness import TAB, last, new_tab, values
@@ -34,6 +34,30 @@ def test_hooks_that_run_in_both_stages_have_no_place_in_time() -> None:
     assert "prompt_lookup" not in [row.label for row in rows], "noise of the clock"
     html = waterfall_html(stats(prefill_ms=0.0, decode_ms=0.0, queue_ms=0.0, plugin_ms={"<b>": 3.0}), {})
     assert "&lt;b&gt;" in html and "width:100.00%" in html, "no bar is wider than the table"
+
+
+def test_the_load_of_weights_is_no_waiting() -> None:
+    rows = stages(stats(queue_ms=5000.0, load_ms=4800.0, waited_ms=300.0), ROLES)
+    assert [(row.label, row.start, row.ms) for row in rows[:2]] == [
+        ("loaded the weights", 0.0, 4800.0),
+        ("waited", 4800.0, 300.0),
+    ]
+    assert rows[2].start == 5100.0
+    assert "loaded the weights: 4.8 s" in chat_flow.lap_html(stats(queue_ms=5000.0, load_ms=4800.0, waited_ms=300.0))
+    during, before = Load(10.0, 14.0), Load(10.0, 12.0)
+    assert during.stats(11.0, 3100.0) == {"load_ms": 4000.0, "waited_ms": 100.0}, (
+        "the question was with the engine meanwhile"
+    )
+    assert before.stats(12.5, 70.0) == {"load_ms": 2000.0, "waited_ms": 70.0} and Load().stats(1.0, 9.0) == {}
+
+
+def test_the_page_takes_the_time_of_a_load(page: Any) -> None:
+    def stats_of(*plugins: str) -> Any:
+        changes = last(page.handlers.ask(TAB, "Hello", new_tab(), *values(page, plugins, max_tokens=3)))
+        return page.store.conversations.get(changes[page.handlers.ui.tab]["conversation"]).messages[-1].stats
+
+    first, again = stats_of("int8"), stats_of("int8")
+    assert first["load_ms"] > 0 and first["waited_ms"] <= first["queue_ms"] and "load_ms" not in again
 
 
 def test_the_folded_line_has_the_figures_and_whatever_went_wrong() -> None:

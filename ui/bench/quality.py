@@ -7,16 +7,18 @@ serve requests. The log-probabilities of the first plan lie in a temporary file,
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
 from math import exp
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from pitlane import BadOption, Forward, Output, Plugin, RunnerContext, SamplingParams, hookimpl
+from pitlane import BadOption, Document, Forward, Output, Plugin, RunnerContext, SamplingParams, hookimpl, load_document
 from pitlane.ui.plugin_text import parse_settings
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from pitlane import Batch, Engine, Plan
 
 DECODED = 32  # tokens that measure the speed of a plan
+ANSWER = 64  # tokens of an answer to a question, at most
 DEFAULT_METHODS = (
     "int8",
     "int4",
@@ -40,7 +43,8 @@ class Quality:
     """A method's measures. moved: share of probability that moves, mean over tokens. kl: of the first plan from this, in nats.
 
     top1: share of tokens where both plans have the same likeliest token. weight_bytes: of the loaded weights. tokens_per_second: of
-    one request that decodes. prepare_seconds: to open the plan, the making of a recipe included.
+    one request that decodes. prepare_seconds: to open the plan, the making of a recipe included. questions_right: of the document
+    questions; None: none were asked.
     """
 
     method: str
@@ -53,11 +57,45 @@ class Quality:
     prefill_tokens_per_second: float | None
     prepare_seconds: float
     num_tokens: int
+    questions_right: int | None
     exactness: str
     settings: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class Question(NamedTuple):
+    """A question about a document. answers: a reply is right if it holds one of them."""
+
+    document: Document
+    text: str
+    answers: tuple[str, ...]
+
+    def is_answered(self, reply: str) -> bool:
+        words = " ".join(reply.casefold().split())
+        return any(" ".join(answer.casefold().split()) in words for answer in self.answers)
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Read a JSON list of {"question", "answer"}, and optionally "accept" (more answers) and "document" (a file beside PATH).
+
+    Without "document", the question is about the sample PDF. Raises BadOption.
+    """
+    shape = 'a JSON list of {"question": ..., "answer": ...}, with "document": a file, and "accept": more answers'
+    try:
+        lines = json.loads(path.read_text(encoding="utf-8"))
+        given = [(line.get("document"), line["question"], (line["answer"], *line.get("accept", ()))) for line in lines]
+        if not given or not all(
+            isinstance(text, str) for _, question, answers in given for text in (question, *answers)
+        ):
+            raise TypeError("a question or an answer is no text, or the list is empty")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadOption(f"{path} holds no questions ({type(error).__name__}: {error}); it must be {shape}") from None
+    sample = Path(str(files("pitlane.storage.bundled") / "sample.pdf"))
+    places = {name: path.parent / name if name else sample for name, _, _ in given}
+    documents = {name: load_document(str(place)) for name, place in places.items()}
+    return [Question(documents[name], question, answers) for name, question, answers in given]
 
 
 class AllRows(Plugin):
@@ -97,9 +135,14 @@ def method_settings(engine: Engine, method: str) -> dict[str, Any]:
 
 
 def measure(
-    engine: Engine, ids: Sequence[int], methods: Sequence[str], window: int, advance: Callable[[int, int], None]
+    engine: Engine,
+    ids: list[int],
+    methods: Sequence[str],
+    window: int,
+    advance: Callable[[int, int], None],
+    questions: Sequence[Question] = (),
 ) -> list[Quality]:
-    """Measure the default plan, then every method, on the tokens `ids` in windows."""
+    """Measure the default plan, then every method, on the tokens `ids` in windows, and on questions."""
     windows = [ids[i : i + window] for i in range(0, len(ids), window)]
     windows = [list(part) for part in windows if len(part) > 1]
     plans = {"none": engine.default_plan.settings} | {method: method_settings(engine, method) for method in methods}
@@ -110,7 +153,7 @@ def measure(
             for index, part in enumerate(windows):
                 report.read(index, part)
                 advance(number * len(windows) + index + 1, total)
-            results.append(report.result())
+            results.append(report.result(report.right(questions) if questions else None))
     return results
 
 
@@ -156,7 +199,14 @@ class _Measured:
         self.moved += float((probabilities - table.exp()).abs().sum(1, dtype=torch.float64).sum() / 2)
         self.agreeing += int((first.argmax(1) == table.argmax(1)).sum())
 
-    def result(self) -> Quality:
+    def right(self, questions: Sequence[Question]) -> int:
+        """Ask the questions, and count the right answers."""
+        tokenizer, sampling = self.engine.tokenizer, SamplingParams(max_tokens=ANSWER)
+        prompts = [tokenizer.render_chat([{"role": "user", "content": q.text}], [q.document]) for q in questions]
+        replies = self.engine.generate(prompts, sampling, plan=self.plan, salt="eval questions")
+        return sum(question.is_answered(reply.text) for question, reply in zip(questions, replies, strict=True))
+
+    def result(self, questions_right: int | None) -> Quality:
         count = self.num_tokens
         sampling = SamplingParams(max_tokens=DECODED, ignore_eos=True)
         stats = self.engine.generate([1] * 16, sampling, plan=self.plan, salt="eval speed").stats
@@ -171,6 +221,7 @@ class _Measured:
             sorted(self.prefill)[len(self.prefill) // 2] if self.prefill else None,
             round(self.prepare_seconds, 2),
             count,
+            questions_right,
             self.base.exactness,
             self.base.settings,
         )
@@ -192,14 +243,14 @@ def plot(results: Sequence[Quality], path: Path, title: str) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    for panel, label, value in (
-        (panels[0], "weights, MB", lambda result: result.weight_bytes / 1e6),
-        (panels[1], "decode, tokens per second", lambda result: result.tokens_per_second or 0),
+    for panel, label, places in (
+        (panels[0], "weights, MB", [result.weight_bytes / 1e6 for result in results]),
+        (panels[1], "decode, tokens per second", [result.tokens_per_second or 0 for result in results]),
     ):
-        for result in results:
-            panel.scatter(value(result), result.perplexity, s=30)
+        for result, place in zip(results, places, strict=True):
+            panel.scatter(place, result.perplexity, s=30)
             panel.annotate(
-                result.method, (value(result), result.perplexity), fontsize=7, xytext=(4, 3), textcoords="offset points"
+                result.method, (place, result.perplexity), fontsize=7, xytext=(4, 3), textcoords="offset points"
             )
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)

@@ -48,6 +48,12 @@ HEADERS = ["method", "perplexity", "KL", "moved", "same top token", "weights", "
     metavar="N",
     help="Tokens of context: the text is cut into such pieces.",
 )
+@click.option(
+    "--questions",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE.json",
+    help='Also ask document questions: a list of {"question", "answer"}, with "document": a file.',
+)
 @click.option("--plot", type=click.Path(dir_okay=False), metavar="FILE.png", help="Draw bytes, speed and quality.")
 @as_json
 @click.argument("name", metavar="[MODEL]", required=False)
@@ -58,6 +64,7 @@ def eval_(
     skip: int,
     tokens: int,
     window: int,
+    questions: str | None,
     plot: str | None,
     as_json: bool,
     name: str | None,
@@ -71,7 +78,7 @@ def eval_(
     pitlane eval smollm2 -M int4:group_size=64,symmetric=true+awq -M gptq:bits=3
     """
     from pitlane.ui.bench.machine import commit, machine, versions
-    from pitlane.ui.bench.quality import DEFAULT_METHODS, measure
+    from pitlane.ui.bench.quality import DEFAULT_METHODS, measure, read_questions
     from pitlane.ui.bench.quality import plot as draw
     from pitlane.ui.commands.model_choice import fetch
 
@@ -80,18 +87,20 @@ def eval_(
         raise click.BadParameter(f"no such folder: {Path(plot).parent}", param_hint="--plot")
     fetch(options.model, options.plugins_dir)
     chosen = DEFAULT_METHODS if not methods else tuple(method for method in methods if method.strip())
+    asked = read_questions(Path(questions)) if questions else []
     with options.build() as engine:
         ids = _tokens(engine, text, skip, tokens)
         window = min(window, engine.loader.context - 1)
         if not methods:
             chosen = _serving(engine, chosen)
         with progress("Measuring") as advance:
-            results = measure(engine, ids, chosen, window, advance)
+            results = measure(engine, ids, chosen, window, advance, asked)
         report: dict[str, Any] = engine.loader.describe() | {
             "text": text or "sample PDF",
             "skip": skip,
             "tokens": len(ids),
             "window": window,
+            "questions": len(asked),
             "methods": [result.to_json() for result in results],
             "machine": machine(),
             "versions": versions(),
@@ -102,8 +111,9 @@ def eval_(
     if as_json:
         print_json(report)
         return
+    headers = [*HEADERS, f"right of {len(asked)}"] if asked else HEADERS
     print_table(
-        HEADERS, [_row(result) for result in results], f"{report['model']}, {report['dtype']}, {len(ids)} tokens"
+        headers, [_row(result) for result in results], f"{report['model']}, {report['dtype']}, {len(ids)} tokens"
     )
     say(json.dumps(report))
 
@@ -153,4 +163,5 @@ def _row(result: Quality) -> list[Any]:
         size(result.weight_bytes),
         speed,
         f"{result.prepare_seconds:.1f} s",
+        *([] if result.questions_right is None else [result.questions_right]),
     ]

@@ -26,19 +26,22 @@ def ls(as_json: bool) -> None:
     from pitlane import PluginRegistry
     from pitlane.models import PRESETS, cached_models
     from pitlane.sources import decoded_models, wheel_models
+    from pitlane.storage.packed import packed_folders
 
     cached: list[dict[str, Any]] = [
         {"name": model.name, "path": str(model.path), "bytes": model.num_bytes, "reason": model.reason}
         for model in cached_models(PluginRegistry.load().families)
     ]
-    fetched, decoded = wheel_models(), decoded_models()
+    fetched, decoded, packed = wheel_models(), decoded_models(), packed_folders()
     if as_json:
         rows = {"package_index": list(map(_wheel_row, fetched)), "decoded": list(map(_decoded_row, decoded))}
+        rows["packed"] = [folder._asdict() for folder in packed]
         print_json({"cached": cached} | rows | {"presets": [f"random:{name}" for name in PRESETS]})
         return
     cells = [[model.name, size(model.num_bytes), _status(model)] for model in fetched]
     cells += [[row["name"], size(row["bytes"]), row["reason"] or "ready"] for row in cached]
     cells += [[model.name, size(model.num_bytes), f"decoded copy of {model.source}"] for model in decoded]
+    cells += [[folder.name, size(folder.num_bytes), f"packed copy: {folder.recipe}"] for folder in packed]
     print_table(["model", "size", "status"], cells)
     note("bundled: comes with Pitlane. random:NAME (random weights): " + ", ".join(PRESETS))
 
@@ -62,20 +65,24 @@ def pull(name: str) -> None:
 def rm(yes: bool, name: str) -> None:
     """Delete a model: smollm2, pip:<distribution>==<version>, or a Hugging Face id.
 
-    The first two go with their decoded copies; `ls` shows the name of a decoded copy, which can be deleted alone. Other programs
-    may use the Hugging Face cache too.
+    The first two go with their decoded copies; `ls` shows the names of decoded and of packed copies, which can be deleted alone.
+    Other programs may use the Hugging Face cache too.
     """
     from pitlane.sources import decoded_models, find_pin, remove_decoded_model, remove_wheel_model
+    from pitlane.storage.packed import packed_folders, remove_packed
 
     pin = find_pin(name)
     is_decoded = any(model.name == name for model in decoded_models())
+    is_packed = any(folder.name == name for folder in packed_folders())
     if not yes and sys.stdin.isatty():
-        place = "" if pin or is_decoded else " from the Hugging Face cache"
+        place = "" if pin or is_decoded or is_packed else " from the Hugging Face cache"
         click.confirm(f"Delete {name}{place}?", abort=True)
     if pin is not None:
         freed = remove_wheel_model(pin)
     elif is_decoded:
         freed = remove_decoded_model(name)
+    elif is_packed:
+        freed = remove_packed(name)
     else:
         from pitlane.models import remove
 

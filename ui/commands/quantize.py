@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from pitlane.export.quantize import Done
 
 FORMATS = ("compressed-tensors", "gptq", "awq", "gguf")
-METHODS = ("rtn",)
+METHODS = ("rtn", "gptq", "awq")
 GROUP_SIZES = {"gguf": 32}
 DEFAULT_GROUP = 128
 
@@ -29,7 +30,7 @@ DEFAULT_GROUP = 128
     metavar="DIR",
     help="Folder for the checkpoint; with gguf for model.gguf.",
 )
-@click.option("--method", type=click.Choice(METHODS), default="rtn", show_default=True, help="rtn: round to nearest.")
+@click.option("--method", type=click.Choice(METHODS), default="rtn", show_default=True, help="rtn: to nearest.")
 @click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True, metavar="N", help="Of a weight.")
 @click.option(
     "--group-size",
@@ -70,19 +71,25 @@ def quantize(
 
     from pitlane import PluginRegistry
     from pitlane.export.gguf_file import quantize_gguf
-    from pitlane.export.layouts import Settings
+    from pitlane.export.layouts import Settings, plugins_of
     from pitlane.export.quantize import quantize as write
-    from pitlane.formats import resolve
+    from pitlane.formats import calibrated, resolve
 
     if threads:
         torch.set_num_threads(threads)
     if group_size is None:
         group_size = GROUP_SIZES.get(layout, 0 if bits == 8 else DEFAULT_GROUP)
-    source = resolve(model, PluginRegistry.load())
+    registry = PluginRegistry.load()
+    source = resolve(model, registry)
     settings = Settings(method, bits, group_size, symmetric, layout)
     function = quantize_gguf if layout == "gguf" else write
+    plugins = plugins_of(settings)
+    started = time.monotonic()
     with torch.inference_mode():
-        result = function(source, settings, out, _line, resume)
+        made = calibrated(source, plugins, registry) if plugins else None
+        if made is not None:
+            note(f"recipe of {method} in {time.monotonic() - started:.1f} s")
+        result = function(source, settings, out, _line, resume, made)
     if as_json:
         print_json(asdict(result) | {"folder": str(result.folder), "settings": asdict(settings)})
         return

@@ -63,6 +63,8 @@ OPTIONS = (
     click.option("--compile", is_flag=True, help="Fuse the steps first: a minute, needs a C++ compiler."),
     click.option("--recompute", is_flag=True, help="Compute layers twice: less memory, more time."),
     click.option("--products", type=click.Choice(PRODUCTS), default="auto", show_default=True, help="auto: the faster."),
+    click.option("--qat", type=click.Choice(["int4", "int8"]), help="Train with rounded weights, and write them too."),
+    click.option("--qat-group-size", type=click.Choice([32, 64, 128]), default=64, show_default=True, help="Of int4."),
     click.option("--save-dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True),
     click.option("--device", metavar="D", help="cpu, cuda or cuda:N.  [default: cuda if there is one]"),
     click.option("--threads", type=THREADS, metavar="N", help="CPU threads.  [default: all cores]"),

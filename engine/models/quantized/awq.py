@@ -1,7 +1,7 @@
 """AWQ checkpoints, as AutoAWQ writes them (`version` gemm).
 
-qweight int32 [K, N / 8] and qzeros int32 [G, N / 8], packed along the outputs: bits 4 i to 4 i + 3 of a word hold output ORDER[i] of
-the eight outputs of the word. scales [G, N]. Source: AWQ, https://arxiv.org/abs/2306.00978
+qweight int32 [K, N / 8] and qzeros int32 [G, N / 8], packed along the outputs: bits 4 i to 4 i + 3 of a word hold output ORDER[i]
+of the eight outputs of the word. scales [G, N]. Source: AWQ, https://arxiv.org/abs/2306.00978
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checkpoints of compressed-tensors (llm-compressor): integers in words, integers in bytes, and float8.
 
-pack-quantized: weight_packed int32 [N, ceil(K bits / 32)] with n = q + 2^(bits - 1), weight_scale [N, G], weight_shape [2]; with zero
-points weight_zero_point int32 [ceil(N bits / 32), G], packed along the outputs; with `actorder` group weight_g_idx [K].
+pack-quantized: weight_packed int32 [N, ceil(K bits / 32)] with n = q + 2^(bits - 1), weight_scale [N, G], weight_shape [2]; with
+zero points weight_zero_point int32 [ceil(N bits / 32), G], packed along the outputs; with `actorder` group weight_g_idx [K].
 int-quantized and naive-quantized: weight int8 [N, K], weight_scale, weight_zero_point int8. float-quantized: weight float8 [N, K],
 weight_scale. A scale serves the whole weight, an output (`channel`), a group, or a block. Activations stay in the model's dtype,
 also where the config rounds them. Source: the package compressed-tensors.
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from pitlane.engine.models.config_file import JsonFile
@@ -46,7 +47,7 @@ class Group(JsonFile):
 
 class Config(JsonFile):
     format: str = "dense"
-    config_groups: dict[str, dict[str, Any]] = {}
+    config_groups: dict[str, dict[str, Any]] = Field(default_factory=dict)
     ignore: list[str] | None = None
     sparsity_config: dict[str, Any] | None = None
     transform_config: dict[str, Any] | None = None

@@ -1,7 +1,7 @@
 """A folder of safetensors files with quantized linears. Its names and shapes are those of the dense model.
 
-A packed linear is served as one tensor `weight`, decoded by `get`; `tensors` serves the stored numbers. Headers are compared with the
-config when the folder is opened, so that `read` meets only wrong values. An error names tensor and file.
+A packed linear is served as one tensor `weight`, decoded by `get`; `tensors` serves the stored numbers. Headers are compared with
+the config when the folder is opened, so that `read` meets only wrong values. An error names tensor and file.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ FLOAT8 = torch.float8_e4m3fn
 class Packing:
     """How one linear is stored. Known from the config and the headers of the files, before a tensor is read.
 
-    method: the format. bits: of a number; 8 for float8. rows, group_size: outputs and inputs that share a scale. symmetric: all zeros
-    are 2^(bits - 1). is_float: the numbers are float8 (e4m3). is_permuted: an input may belong to any group (act-order).
+    method: the format. bits: of a number; 8 for float8. rows, group_size: outputs and inputs that share a scale. symmetric: all
+    zeros are 2^(bits - 1). is_float: the numbers are float8 (e4m3). is_permuted: an input may belong to any group (act-order).
     """
 
     method: str

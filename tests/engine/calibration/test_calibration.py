@@ -7,13 +7,27 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from pitlane import BadOption, BuildContext, EngineClosed, LayerInputs, LayerRecipe, PitlaneError, Plugin, PluginOptions
+from pitlane import (
+    BadOption,
+    BuildContext,
+    Engine,
+    EngineClosed,
+    LayerInputs,
+    LayerRecipe,
+    PitlaneError,
+    Plugin,
+    PluginFailed,
+    PluginOptions,
+    PluginRegistry,
+    SamplingParams,
+    hookimpl,
+)
 from pitlane.engine.calibration.calibrator import ModelCalibrator
 from pitlane.engine.calibration.inputs import InputGatherer
 from pitlane.engine.calibration.text import calibration_hash, calibration_text
@@ -219,6 +233,36 @@ def test_a_recipe_depends_on_model_text_options_and_earlier_plugins(
     assert len(set(folders)) == 5 and folder() == folders[0]
     text.write_text("other " * 300)
     assert folder(text=str(text)) != folders[2]
+
+
+class Preparing(Plugin):
+    """Changes weights, and fails or notes a call in `prepare`."""
+
+    name, exactness = "preparing", "approximate"
+    calls: ClassVar[list[Any]] = []
+
+    class Options(PluginOptions):
+        fails: bool = False
+
+    def prepare(self, context: BuildContext) -> None:
+        if self.options.fails:
+            raise ValueError("no recipe")
+        self.calls.append((dict(context.settings), context.calibrator is not None))
+
+    @hookimpl
+    def transform_weights(self, part: Any, tensors: Any, context: BuildContext) -> None:
+        assert self.calls and context.calibrator is not None
+
+
+def test_prepare_is_called_before_weights_are_read_and_a_failure_names_the_plugin() -> None:
+    registry = PluginRegistry()
+    registry.add(Preparing)
+    with Engine("random:tiny", dtype="float32", plugins={}, registry=registry) as engine:
+        for settings in ({"preparing": {}}, {"preparing": {}}, {}):
+            assert engine.generate([1, 2, 3], SamplingParams(max_tokens=1), plan=engine.plan(settings)).token_ids
+        assert Preparing.calls == [({"preparing": {"fails": False}}, True)]
+        with pytest.raises(PluginFailed, match=r"preparing.prepare: ValueError: no recipe; take preparing out"):
+            engine.lane_of(engine.plan({"preparing": {"fails": True}}))
 
 
 def test_texts(tmp_path: Path) -> None:

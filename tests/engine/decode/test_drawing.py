@@ -13,7 +13,7 @@ from torch import Tensor
 from pitlane import BuildContext, Plugin, PluginOptions, PluginRegistry, SamplingParams, hookimpl
 from pitlane.engine.decode.sampling import noise, survivors
 
-PROMPT = [*range(10, 30), *range(10, 30)]  # prompt lookup drafts from it
+PROMPT = list(range(10, 50))
 PARAMS = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.9, top_k=60, top_p=0.95, seed=5)
 BOTH = [PARAMS, replace(PARAMS, sample_index=1)]
 CALLS: list[int] = []
@@ -60,9 +60,9 @@ def registry() -> PluginRegistry:
     return registry
 
 
-@pytest.mark.parametrize("plugins", [{}, {"prompt_lookup": {}}], ids=["plain", "drafts"])
+@pytest.mark.parametrize("plugins", [{}, {"self_speculation": {"num_layers": 1}}], ids=["plain", "drafts"])
 def test_the_tokens_are_those_of_the_host(make_engine: Any, registry: PluginRegistry, plugins: dict[str, Any]) -> None:
-    engine = make_engine(registry=registry, plugins=plugins)
+    engine = make_engine(dtype="float32", registry=registry, plugins=plugins)
     on_host = [result.token_ids for result in engine.generate([PROMPT] * 2, BOTH)]
     assert not CALLS
     drawn = engine.generate([PROMPT] * 2, BOTH, plan=engine.plan({**plugins, "draws": {}}))
@@ -71,7 +71,7 @@ def test_the_tokens_are_those_of_the_host(make_engine: Any, registry: PluginRegi
 
 
 def test_greedy_rows_are_not_drawn(make_engine: Any, registry: PluginRegistry) -> None:
-    engine = make_engine(registry=registry, plugins={"draws": {}})
+    engine = make_engine(dtype="float32", registry=registry, plugins={"draws": {}})
     engine.generate(PROMPT, SamplingParams(max_tokens=3, ignore_eos=True))
     assert not CALLS
 
@@ -87,7 +87,7 @@ def test_greedy_rows_are_not_drawn(make_engine: Any, registry: PluginRegistry) -
 def test_if_the_operation_fails_the_host_draws(
     make_engine: Any, registry: PluginRegistry, fault: str, message: str
 ) -> None:
-    engine = make_engine(registry=registry, plugins={})
+    engine = make_engine(dtype="float32", registry=registry, plugins={})
     params = SamplingParams(max_tokens=5, ignore_eos=True, temperature=0.9, seed=5)
     expected = engine.generate(PROMPT, params)
     result = engine.generate(PROMPT, params, plan=engine.plan({"draws": {"fault": fault}}))

@@ -36,7 +36,7 @@ def words(rows: Array, bits: int) -> Tensor:
 
 @dataclass
 class Case:
-    """A format with settings. make: (numbers [N, K], scales [N, G], zeros [N, G], groups [K]) -> tensors by last part of the name."""
+    """A format with settings. make: numbers [N, K], scales [N, G], zeros [N, G], groups [K] -> tensors by last part of the name."""
 
     config: dict[str, Any]
     bits: int = 4

@@ -62,7 +62,7 @@ def test_logits_are_those_of_the_dense_model(name: str, tmp_path: Path) -> None:
 
 
 def test_a_kernel_keeps_more_than_bfloat16(tmp_path: Path) -> None:
-    """With scales of float16, packed weights are exact: against the weights in float32 the kernel errs less than decoded weights."""
+    """With scales of float16, packed weights are exact: the kernel is nearer to the weights in float32 than decoded weights."""
     dense = write(tmp_path, CASES["gptq"])
     source = opened(tmp_path)
     part = next(part for part in parts_of(source.config) if isinstance(part, LinearPart) and "o_proj" in part.name)

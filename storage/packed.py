@@ -1,0 +1,147 @@
+"""Packed weights on the disk, so that a model in 8 or 4 bits loads without packing: `<home>/cache/packed/<key>/<part>.safetensors`.
+
+The key is a digest of the weights' fingerprint and of a recipe, a text that says how they are packed. A file is written under a
+temporary name and renamed. Its metadata hold the SHA-256 of its tensors; a file that does not match is deleted, and a line in the
+log says so. When all folders together take more than `CAP_BYTES`, the folders that were used longest ago are deleted. Small parts
+are not kept: packing takes less time than opening a file. Knows nothing of layouts and models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pitlane.storage import blobs
+from pitlane.storage.errors import StorageError
+from pitlane.storage.home import home
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("pitlane")
+FORMAT = 1  # increase it when a layout changes: all copies are made again
+CAP_BYTES = 8 * 2**30
+SMALLEST_BYTES = 2**16  # of a part that is kept
+DIGEST, RECIPE = "sha256", "recipe"
+
+
+class PackedFolder(NamedTuple):
+    """The copies of one model and recipe. name: its folder. last_used: seconds since 1970."""
+
+    name: str
+    recipe: str
+    num_bytes: int
+    last_used: float
+
+
+class PackedCopies:
+    """The packed parts of one model. fingerprint: of its weights. recipe: how they are packed, for people too."""
+
+    def __init__(self, fingerprint: str, recipe: str) -> None:
+        key = hashlib.sha256(f"{FORMAT} {fingerprint} {recipe}".encode()).hexdigest()[:32]
+        self.recipe, self.folder = recipe, _root() / key
+
+    def load(self, part: str) -> dict[str, torch.Tensor] | None:
+        """The tensors of a part, mapped from its file; None if there is no copy. A damaged copy is deleted."""
+        path = self._path(part)
+        if not path.exists():
+            return None
+        try:
+            tensors, metadata = blobs.read(path)
+            if metadata.get(DIGEST) != _digest(tensors):
+                raise StorageError("its checksum differs")
+        except StorageError as error:
+            log.warning("the packed copy of %s in %s is damaged (%s); it is made again", part, self.folder, error)
+            blobs.remove(path)
+            return None
+        with suppress(OSError):
+            os.utime(self.folder)
+        return tensors
+
+    def save(self, part: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Keep the tensors of a part. If the disk is full or read-only, a line in the log says so, and no copy is kept."""
+        size = blobs.tensor_bytes(tensors)
+        if size < SMALLEST_BYTES or size > CAP_BYTES // 2:
+            return
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _trim(CAP_BYTES - size, self.folder)
+            metadata = {DIGEST: _digest(tensors), RECIPE: self.recipe}
+            os.replace(blobs.write(self.folder, tensors, metadata), self._path(part))
+        except (OSError, StorageError) as error:
+            log.warning("no packed copy of %s is kept: %s", part, error)
+
+    def _path(self, part: str) -> Path:
+        return self.folder / f"{part.replace('/', '_')}.safetensors"
+
+
+def packed_folders() -> list[PackedFolder]:
+    """All copies, the latest used first."""
+    folders = [_folder(path) for path in _root().glob("*") if path.is_dir()]
+    return sorted(folders, key=lambda folder: folder.last_used, reverse=True)
+
+
+def remove_packed(name: str) -> int:
+    """Delete the copies of one folder; return the number of bytes freed. 0 for an unknown name."""
+    folders = {folder.name: folder for folder in packed_folders()}
+    if name not in folders:
+        return 0
+    shutil.rmtree(_root() / name, ignore_errors=True)
+    return folders[name].num_bytes
+
+
+def _root() -> Path:
+    return home() / "cache" / "packed"
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.contiguous().numpy()).cast("B"))
+    return digest.hexdigest()
+
+
+def _folder(path: Path) -> PackedFolder:
+    files = [file for file in path.glob("*.safetensors") if not blobs.temporary(file)]
+    recipe = ""
+    if files:
+        with suppress(StorageError):
+            recipe = blobs.read(files[0])[1].get(RECIPE, "")
+    return PackedFolder(path.name, recipe, sum(map(_size, path.glob("*"))), _last_used(path))
+
+
+def _trim(limit: int, keep: Path) -> None:
+    """Delete the folders that were used longest ago until all take at most `limit` bytes. Leftover temporary files go too."""
+    for file in keep.glob(f"*{blobs.TEMPORARY}"):
+        if blobs.stale(file):
+            blobs.remove(file)
+    sizes = {path: sum(_size(file) for file in path.glob("*")) for path in _root().glob("*") if path.is_dir()}
+    for path in sorted(sizes, key=_last_used):
+        if sum(sizes.values()) <= limit:
+            return
+        if path != keep:
+            shutil.rmtree(path, ignore_errors=True)
+            sizes[path] = 0
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # another process has deleted it
+        return 0
+
+
+def _last_used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return time.time()
