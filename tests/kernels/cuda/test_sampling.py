@@ -37,11 +37,11 @@ def random_params(generator: random.Random) -> SamplingParams:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("vocabulary", [1, 7, 2048, 2500])
+@pytest.mark.parametrize("vocabulary", [1, 7, 2100])
 def test_tokens_are_those_of_the_host(vocabulary: int, dtype: torch.dtype) -> None:
     generator = random.Random(vocabulary)
-    params = [random_params(generator) for _ in range(10)]
-    logits = (4 * torch.randn(10, vocabulary + 3)).to(dtype)[:, :vocabulary]
+    params = [random_params(generator) for _ in range(8)]
+    logits = (4 * torch.randn(8, vocabulary + 3)).to(dtype)[:, :vocabulary]
     same(logits, params, [generator.randrange(10_000) for _ in params])
 
 
