@@ -1,7 +1,7 @@
 """Compiled step: a decode or verify step of up to 64 tokens runs in one C call, and its threads walk it as equals.
 
 Changes in the loop: `build_runner` makes a program of operations from the model (kernels/step.py), and runs it for small batches.
-Exactness: identical. The logits have the bits of the model without the plugin, with `paged_attention`, `fused_ops`, and one of
+Exactness: identical. The logits have the bits of the model without the plugin, with `flash_attention`, `fused_ops`, and one of
 `packed_linear`, `int8` and `int4`: the linears, attention, norms and activations are their C functions, and residuals, norms of
 heads and RoPE round as the core does. KV may be quantized by `kv_quant`, and dropped by `attention_sinks` or `key_norm_eviction`.
 All other batches and models run as without the plugin: more than 64 tokens; linears, operations, attention or KV stores of other
@@ -184,7 +184,7 @@ def _unsupported(forward: Forward, context: RunnerContext, model: Any) -> str | 
         "another plugin wraps the forward": type(forward) is ModelForward,
         "linears that no kernel in C computes": all(step.has_kernel(linear) for linear in linears),
         "a head that no kernel in C computes": step.has_kernel(model.head),
-        "attention other than paged_attention": getattr(context.attention, "attend", None) is attention.attend,
+        "attention other than flash_attention": getattr(context.attention, "attend", None) is attention.attend,
         "operations other than those of fused_ops": model.ops.rms_norm is ops.rms_norm
         and getattr(model.ops, model.op_kinds[1]) is ops.silu_mul
         and not model.ops.has_fused,

@@ -115,6 +115,7 @@ class Planner:
 
     def _parse(self, name: str, options: dict[str, Any]) -> PluginOptions:
         plugin_class = self.registry.get(name)
+        name = plugin_class.name
         if self.registry.entries[name].serves_host:
             raise BadOption(f"{name} is always on and belongs to no plan; take it out of the plan")
         parsed = plugin_class.parse_options(options)
@@ -162,6 +163,8 @@ def _check(plugins: Sequence[type[Plugin]]) -> None:
     """Raise PlanConflict if the plugins cannot be in one plan. plugins: in the order of the settings."""
     check_roles(plugins)
     names = {plugin.name for plugin in plugins}
+    if len(names) < len(plugins):
+        raise PlanConflict(f"a plugin is named twice, by its present and by a former name: {', '.join(sorted(names))}")
     for plugin in plugins:
         for other in plugin.conflicts:
             if other in names:

@@ -43,6 +43,7 @@ class Plugin:
     role: a plan has at most one plugin of a role. is_default: in the default plan; only for built-in plugins.
     api_version: the version of the face that the plugin was written for (`pitlane.api_version`); write it as a text, because it is
     read before the module is imported. With another major version, or with a higher minor version, the plugin does not load.
+    former_names: names that the plugin had; settings may still use them, with a warning.
     batch_invariant: in every part that the plugin builds, the result of a row does not depend on other rows of the batch.
     """
 
@@ -52,6 +53,7 @@ class Plugin:
     stage: ClassVar[int] = 0  # order within a hook: lower first, then by name
     requires: ClassVar[tuple[str, ...]] = ()
     conflicts: ClassVar[tuple[str, ...]] = ()
+    former_names: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[str] = "1"
     api_version: ClassVar[str] = ""
     is_default: ClassVar[bool] = False

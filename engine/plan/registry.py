@@ -44,7 +44,7 @@ BUILT_IN = (
     "pitlane.plugins.awq",
     "pitlane.plugins.smoothquant",
     "pitlane.plugins.few_bits",
-    "pitlane.plugins.paged_attention",
+    "pitlane.plugins.flash_attention",
     "pitlane.plugins.span_attention",
     "pitlane.plugins.kv_quant",
     "pitlane.plugins.fused_ops",
@@ -121,7 +121,7 @@ class PluginRegistry:
 
     def get(self, name: str) -> type[Plugin]:
         """Return the class of a name. Raises UnknownPlugin: it lists the known names, or says why the plugin did not load."""
-        entry = self.entries.get(name)
+        entry = self.entries.get(name) or self._renamed(name)
         if entry is None:
             failed = [f"{other.name} ({other.reason})" for other in self if other.plugin is None]
             not_loaded = f"; not loaded: {', '.join(failed)}" if failed else ""
@@ -129,6 +129,14 @@ class PluginRegistry:
         if entry.plugin is None:
             raise UnknownPlugin(f"plugin {name!r} ({entry.source}) did not load: {entry.reason}")
         return entry.plugin
+
+    def _renamed(self, name: str) -> PluginEntry | None:
+        """The plugin that had a name before."""
+        for entry in self.entries.values():
+            if entry.plugin and name in entry.plugin.former_names:
+                log.warning("plugin %s is now called %s; use the new name", name, entry.name)
+                return entry
+        return None
 
     def togglable(self) -> list[str]:
         return [entry.name for entry in self.entries.values() if entry.plugin and not entry.serves_host]

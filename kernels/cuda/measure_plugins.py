@@ -19,13 +19,13 @@ FIRST_TOKENS = 8
 PROMPT = "Name a colour, and write a sentence about it."
 SETS = (
     "fused_ops",
-    "paged_attention",
+    "flash_attention",
     "int8",
     "int4",
-    "fused_ops,paged_attention,kv_quant",
-    "fused_ops,paged_attention,int8,kv_quant,prompt_lookup",
+    "fused_ops,flash_attention,kv_quant",
+    "fused_ops,flash_attention,int8,kv_quant,prompt_lookup",
 )
-DECODE = ("fused_ops,paged_attention", "fused_ops,paged_attention,int8", "fused_ops,paged_attention,int4")
+DECODE = ("fused_ops,flash_attention", "fused_ops,flash_attention,int8", "fused_ops,flash_attention,int4")
 COMMAND = (sys.executable, "-c", "from pitlane.ui.cli import main; main()", "run", "--json", "--offline")
 
 

@@ -9,7 +9,7 @@ Exactness: approximate. A value of int8 or int4 is off by at most half a scale: 
 fp8 by 6 %. Metric: share of the next token's probability that moves, mean over all tokens; value: 0.13 % (int8), 2.4 % (int4),
 2.7 % (fp8), and a perplexity of 78.6 becomes 78.6, 78.5 and 78.4; model: bundled in float32; text: its sample PDF (655 tokens). A
 test holds bounds of 0.3 %, 5 % and 5 %.
-Costs: time to quantize a block and to read it. `paged_attention` reads the format where it lies, in C or Triton; with others,
+Costs: time to quantize a block and to read it. `flash_attention` reads the format where it lies, in C or Triton; with others,
 PyTorch's operations turn the blocks that a step reads into the model's dtype. Helps where KV is short: long contexts, many
 sequences, many saved documents.
 Paper: KIVI, https://arxiv.org/abs/2402.02750 (its full-precision part is the open block: at most 32 tokens, not the last 128)

@@ -31,7 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # the defaults do not fit a model of two
     "speculative": {"model": "random:tiny-cut"},
 }
 # compiled_step serves bfloat16 alone, with these kernels; it is compared with the same plan without it
-KERNELS: dict[str, dict[str, Any]] = {"packed_linear": {}, "paged_attention": {}, "fused_ops": {}}
+KERNELS: dict[str, dict[str, Any]] = {"packed_linear": {}, "flash_attention": {}, "fused_ops": {}}
 BASES = {"compiled_step": KERNELS}
 BOUNDS = {  # mean share of the next token's probability that may move, on `random:tiny` with the options above
     "int8": 0.01,

@@ -265,7 +265,7 @@ def test_all_tokens_are_plain_tokens_in_bfloat16_by_the_kernels_in_c(
 ) -> None:
     """The same 200 prompts on the bundled model; the kernels sum a row in the same order in any batch."""
     engine, settings = make_bench("bundled", dtype="bfloat16")
-    kernels: Settings = {"packed_linear": {}, "paged_attention": {}, "fused_ops": {}}
+    kernels: Settings = {"packed_linear": {}, "flash_attention": {}, "fused_ops": {}}
     prompts = prompts_of_piece(engine, shared_data, piece)
     plain = answers(engine, prompts, lambda i: kernels, BATCH, 256, **MODES[mode])
     chosen = all_shifts([kernels | drafter for drafter in settings])

@@ -14,7 +14,7 @@ from pitlane.engine.models.registry import resolve
 from pitlane.kernels import attention, linear
 
 CPU = torch.device("cpu")
-KERNELS = ("packed_linear", "paged_attention", "fused_ops")
+KERNELS = ("packed_linear", "flash_attention", "fused_ops")
 SMALL = resolve("random:tiny").config
 here = pytest.mark.skipif(bool(linear.unavailable() or attention.unavailable(64)), reason="no kernels here")
 
@@ -41,7 +41,7 @@ def test_taking_a_plugin_out_changes_nothing_else(make_engine: Any, absent: str 
 @here
 def test_a_draft_model_is_built_with_the_kernels_that_can_serve_it(make_engine: Any) -> None:
     from pitlane.kernels.linear import Packed
-    from pitlane.plugins.paged_attention import Paged
+    from pitlane.plugins.flash_attention import Paged
 
     engine = make_engine("bundled", dtype="bfloat16", plugins=KERNELS)
     runner = engine.lane_of(engine.default_plan).open_drafter("bundled-drafter").runner

@@ -118,7 +118,7 @@ def test_is_on_by_default_where_it_serves_and_refused_with_a_reason_where_not(ma
         engine.plan({"packed_linear": {}})
     if linear.unavailable() is None:
         names = make_engine("random:tiny", dtype="bfloat16", plugins=None).default_plan.names
-        assert names == ["fused_ops", "packed_linear", "paged_attention", "prefix_cache", "compiled_step"]
+        assert names == ["fused_ops", "packed_linear", "flash_attention", "prefix_cache", "compiled_step"]
 
 
 def test_without_a_compiler_it_is_left_out_and_says_why(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_without_a_compiler_it_is_left_out_and_says_why(make_engine: Any, monkey
         monkeypatch.setattr(module, "unavailable", module.unavailable.__wrapped__)
     engine = make_engine("random:tiny", dtype="bfloat16", plugins=None)
     assert engine.default_plan.names == ["prefix_cache", "span_attention"]
-    for name in ("packed_linear", "paged_attention", "fused_ops", "compiled_step"):
+    for name in ("packed_linear", "flash_attention", "fused_ops", "compiled_step"):
         with pytest.raises(BadOption, match=f"{name} is unavailable: the package was built without a C compiler"):
             engine.plan({name: {}})
 

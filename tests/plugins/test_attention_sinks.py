@@ -177,7 +177,7 @@ def test_kernels_in_c_keep_their_bits_when_blocks_are_left_out(
 ) -> None:
     """In bfloat16. Blocks are left out in multiples of a piece of 512 keys, so sums keep their order."""
     engine = make_engine("random:tiny-short", dtype="bfloat16")
-    kernels = ("paged_attention", "packed_linear", "fused_ops", "compiled_step")
+    kernels = ("flash_attention", "packed_linear", "fused_ops", "compiled_step")
     for name in kernels:
         reason = PluginRegistry.load().get(name).unavailable(engine.loader.build_context)
         if reason:

@@ -191,7 +191,7 @@ def test_gptq_of_other_bits_runs(make_engine: Any, bits: int) -> None:
 
 
 def test_gptq_on_the_kernel_gives_the_same_ids_in_any_batch(make_engine: Any) -> None:
-    engine = make_engine("random:tiny", dtype="bfloat16", plugins={"gptq": FEW, "paged_attention": {}, "fused_ops": {}})
+    engine = make_engine("random:tiny", dtype="bfloat16", plugins={"gptq": FEW, "flash_attention": {}, "fused_ops": {}})
     prompts = [[(7 * i + 3 * j) % 250 for j in range(20 + 9 * i)] for i in range(4)]
     params = SamplingParams(max_tokens=24, ignore_eos=True)
     alone = [engine.generate(prompt, params).token_ids for prompt in prompts]

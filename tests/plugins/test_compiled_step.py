@@ -37,7 +37,7 @@ from pitlane.kernels.quantized import LEVELS, Quantized
 from pitlane.plugins import compiled_step
 
 pytestmark = pytest.mark.skipif(step.unavailable(64) is not None, reason=str(step.unavailable(64)))
-EXACT: dict[str, dict[str, Any]] = {"packed_linear": {}, "paged_attention": {}, "fused_ops": {}}
+EXACT: dict[str, dict[str, Any]] = {"packed_linear": {}, "flash_attention": {}, "fused_ops": {}}
 COMPILED = EXACT | {"compiled_step": {}}
 LLAMA = DecoderConfig(
     model_type="llama",
@@ -325,7 +325,7 @@ REFUSED: dict[str, tuple[DecoderConfig, dict[str, Any], str]] = {
         {**COMPILED, "packed_linear": None, "int8": {"head": "bfloat16"}},
         "a head that no kernel in C computes",
     ),
-    "attention": (LLAMA, {**COMPILED, "paged_attention": None}, "attention other than paged_attention"),
+    "attention": (LLAMA, {**COMPILED, "flash_attention": None}, "attention other than flash_attention"),
     "ops": (LLAMA, {**COMPILED, "fused_ops": None}, "operations other than those of fused_ops"),
     "gelu": (replace(LLAMA, activation="gelu_tanh"), COMPILED, "operations other than those of fused_ops"),
     "norms": (replace(LLAMA, output_norms=True), COMPILED, "norms behind attention or MLP"),

@@ -52,7 +52,7 @@ def test_the_head_may_stay_as_it_is(make_engine: Any) -> None:
 @pytest.mark.skipif(fp8.unavailable() is not None, reason=str(fp8.unavailable()))
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_ids_do_not_depend_on_the_batch(make_engine: Any, dtype: str) -> None:
-    plugins = {"fp8": {}, **({"paged_attention": {}, "fused_ops": {}} if dtype == "bfloat16" else {})}
+    plugins = {"fp8": {}, **({"flash_attention": {}, "fused_ops": {}} if dtype == "bfloat16" else {})}
     engine = make_engine(dtype=dtype, plugins=plugins)
     params = SamplingParams(max_tokens=24, ignore_eos=True)
     prompts = [[5, 9, 200, 41] * 3, [77, 8, 130] * 9, [1, 2, 3]]

@@ -32,7 +32,7 @@ from tests.plugins.quality import Text
 
 EIGHT, FOUR = {"int8": {}}, {"int4": {}}
 each_plan = pytest.mark.parametrize("settings", [EIGHT, FOUR], ids=["int8", "int4"])
-KERNELS = {"paged_attention": {}, "fused_ops": {}}
+KERNELS = {"flash_attention": {}, "fused_ops": {}}
 WEIGHTS_ONLY = {"activations": "bfloat16"}
 here = pytest.mark.skipif(linear.unavailable() is not None, reason=str(linear.unavailable()))
 

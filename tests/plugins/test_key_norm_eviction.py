@@ -220,7 +220,7 @@ def test_a_policy_that_fails_ends_its_request_and_is_named(
 def test_kernels_and_compiled_steps_give_the_same_bits(make_engine: Any) -> None:
     """In bfloat16, with the kernels in C: any chunks, and a runner that walks attention itself leaves the steps to the core."""
     engine = make_engine(dtype="bfloat16")
-    names = ("paged_attention", "packed_linear", "fused_ops", "compiled_step")
+    names = ("flash_attention", "packed_linear", "fused_ops", "compiled_step")
     for name in names:
         reason = PluginRegistry.load().get(name).unavailable(engine.loader.build_context)
         if reason:

@@ -22,10 +22,10 @@ from pitlane.engine.run.batch import BatchBuilder, Chunk
 from pitlane.kernels import attention_quant as kernel
 from pitlane.kernels import linear
 from pitlane.plugins.attention_sinks import SinkWindow
+from pitlane.plugins.flash_attention import Paged
 from pitlane.plugins.kv_quant.arrange import arranged
 from pitlane.plugins.kv_quant.formats import format_of, row_bytes
 from pitlane.plugins.kv_quant.store import QuantizedKV
-from pitlane.plugins.paged_attention import Paged
 from pitlane.plugins.span_attention.attention import SpanAttention
 from pitlane.ui.cli import main
 from tests.plugins.document_prompts import chat, tokens
@@ -373,7 +373,7 @@ def test_in_bfloat16_the_kernels_give_equal_tokens_in_any_chunk_draft_or_batch(m
     """To the bit, with linears and attention in C: also after a load of saved blocks."""
     if kernel.unavailable(64) or linear.unavailable():
         pytest.skip(str(kernel.unavailable(64) or linear.unavailable()))
-    built: dict[str, Any] = {"packed_linear": {}, "paged_attention": {}, "fused_ops": {}}
+    built: dict[str, Any] = {"packed_linear": {}, "flash_attention": {}, "fused_ops": {}}
     exact = built | {"kv_quant": {"format": name}}
     prompts = [chat((1, 100), question=2), chat((1, 100), question=3), chat((4, 40))]
     alone = make_engine("bundled", dtype="bfloat16", plugins=exact, kv_memory=2**28)

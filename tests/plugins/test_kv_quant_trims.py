@@ -142,7 +142,7 @@ def test_a_long_document_is_saved_in_the_format_and_hit_after_a_restart(make_eng
 @each_trim
 def test_the_kernels_in_c_give_equal_bits_in_any_chunk_draft_or_batch(make_engine: Any, name: str, trim: str) -> None:
     """In bfloat16, with linears, operations and attention in C."""
-    kernels = ("paged_attention", "packed_linear", "fused_ops", "compiled_step")
+    kernels = ("flash_attention", "packed_linear", "fused_ops", "compiled_step")
     engine = make_engine(dtype="bfloat16")
     for kernel in kernels:
         reason = PluginRegistry.load().get(kernel).unavailable(engine.loader.build_context)

@@ -59,7 +59,7 @@ def test_a_plugin_that_changes_weights_works_on_decoded_weights(
 def test_ids_do_not_depend_on_the_batch(folder: Path, make_engine: Callable[..., Any], dtype: str) -> None:
     plugins = {"packed_checkpoint": {}}
     if dtype == "bfloat16":
-        plugins |= {"paged_attention": {}, "fused_ops": {}}
+        plugins |= {"flash_attention": {}, "fused_ops": {}}
     engine = make_engine(str(folder), dtype=dtype, plugins=plugins)
     prompts = [PROMPT, PROMPT[1:8] * 5, [1, 2, 3]]
     alone = [engine.generate(prompt, PARAMS).token_ids for prompt in prompts]

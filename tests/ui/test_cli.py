@@ -142,7 +142,7 @@ def test_plugins_off_and_options() -> None:
         "--plugins", "+prompt_lookup,-prefix_cache", "-o", "prompt_lookup.num_draft_tokens=3", "abcabcabc"
     )
     plugins = document["stats"]["plugins"]  # type: ignore[index]
-    kernels = {"packed_linear", "paged_attention", "fused_ops", "compiled_step"}
+    kernels = {"packed_linear", "flash_attention", "fused_ops", "compiled_step"}
     assert set(plugins) - kernels == {"prompt_lookup"} and plugins["prompt_lookup"]["num_draft_tokens"] == 3
 
 

@@ -122,11 +122,11 @@ def test_an_attention_that_cannot_read_the_store_is_refused(
         "take dense_only or int8_kv out of the plan$",
     ):
         engine.generate(TOKENS, PARAMS, plan=engine.plan({"int8_kv": {}, "dense_only": {}}))
-    if dtype == "bfloat16" and registry.get("paged_attention").unavailable(engine.loader.build_context) is None:
+    if dtype == "bfloat16" and registry.get("flash_attention").unavailable(engine.loader.build_context) is None:
         with pytest.raises(
-            PlanConflict, match="paged_attention reads KV as dense or .*, and int8_kv stores it as int8"
+            PlanConflict, match="flash_attention reads KV as dense or .*, and int8_kv stores it as int8"
         ):
-            engine.generate(TOKENS, PARAMS, plan=engine.plan({"int8_kv": {}, "paged_attention": {}}))
+            engine.generate(TOKENS, PARAMS, plan=engine.plan({"int8_kv": {}, "flash_attention": {}}))
     assert engine.generate(TOKENS, PARAMS).token_ids == expected
     assert engine.generate(TOKENS, PARAMS, plan=engine.plan({"dense_only": {}})).token_ids == expected
 

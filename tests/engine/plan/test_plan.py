@@ -400,3 +400,12 @@ def test_an_instance_may_refuse_a_model(tmp_path: Path) -> None:
     assert planner.resolve(settings).names == ["reads"]
     path.write_text("")
     assert Planner(registry).resolve(settings).names == ["reads"], "without a model, nothing is refused"
+
+
+def test_settings_may_use_a_former_name(caplog: pytest.LogCaptureFixture) -> None:
+    registry = PluginRegistry.load()
+    planner = Planner(registry)
+    assert planner.resolve({"paged_attention": {}}) is planner.resolve({"flash_attention": {}})
+    assert "plugin paged_attention is now called flash_attention" in caplog.text
+    with pytest.raises(PlanConflict, match="named twice"):
+        planner.resolve({"paged_attention": {}, "flash_attention": {}})

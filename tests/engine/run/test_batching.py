@@ -25,7 +25,7 @@ GREEDY: dict[str, Any] = {}
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_k": 20}
 MODES = pytest.mark.parametrize("mode", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 SIZES = pytest.mark.sizes("count, max_tokens", default=[(6, 40)], sample=[(16, 40)], whole=[(200, 64)])
-KERNELS: dict[str, dict[str, Any]] = {"packed_linear": {}, "paged_attention": {}, "fused_ops": {}}
+KERNELS: dict[str, dict[str, Any]] = {"packed_linear": {}, "flash_attention": {}, "fused_ops": {}}
 TIE = 1e-4  # in logits; float32 batch shapes differ by about 1e-5 here
 
 

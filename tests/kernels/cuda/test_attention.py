@@ -10,7 +10,7 @@ import torch
 from pitlane import Draft
 from pitlane.kernels.cuda import attention
 from pitlane.plugins.attention_sinks import SinkWindow
-from pitlane.plugins.paged_attention import PagedOnCuda
+from pitlane.plugins.flash_attention import PagedOnCuda
 from tests.engine.run.attention_setting import MIXED, TREE, Setting, assert_near, make_setting
 
 HEADS = [(4, 4), (6, 2), (5, 1), (9, 3)]

@@ -13,14 +13,14 @@ PROMPT = list(range(3, 73))  # two blocks, and tokens behind them
 PARAMS = SamplingParams(max_tokens=4, ignore_eos=True)
 PLUGINS = {
     "fused_ops": {"fused_ops": {}},
-    "paged_attention": {"paged_attention": {}},
+    "flash_attention": {"flash_attention": {}},
     "int8": {"int8": {}},
     "int4": {"int4": {}},
-    "kv_quant int8": {"kv_quant": {"format": "int8"}, "paged_attention": {}},
-    "kv_quant fp8": {"kv_quant": {"format": "fp8"}, "paged_attention": {}},
-    "all": {"fused_ops": {}, "paged_attention": {}, "int8": {}, "kv_quant": {}, "prompt_lookup": {}},
+    "kv_quant int8": {"kv_quant": {"format": "int8"}, "flash_attention": {}},
+    "kv_quant fp8": {"kv_quant": {"format": "fp8"}, "flash_attention": {}},
+    "all": {"fused_ops": {}, "flash_attention": {}, "int8": {}, "kv_quant": {}, "prompt_lookup": {}},
 }
-WITHOUT = ("fused_ops", "paged_attention")  # no kernels in C for float32
+WITHOUT = ("fused_ops", "flash_attention")  # no kernels in C for float32
 
 
 def tokens(plugins: dict[str, dict[str, Any]], model: str, prompt: list[int] | None) -> list[int]:
@@ -46,6 +46,6 @@ def test_the_tokens_of_a_tiny_model_are_those_of_torch(name: str, monkeypatch: p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fused_ops", "paged_attention"])
+@pytest.mark.parametrize("name", ["fused_ops", "flash_attention"])
 def test_the_tokens_of_the_bundled_model_are_those_of_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check(name, monkeypatch, "bundled", None)

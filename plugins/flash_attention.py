@@ -1,7 +1,7 @@
-"""Paged attention: attention in C over paged KV, without a copy, for decode, drafts and prefill.
+"""Flash attention: tiles with an online softmax over paged KV, read where it lies, for decode, drafts and prefill.
 
-Changes in the loop: `build_attention` plans the reads of each step as lists of slots (kernels/attention.py). On CUDA, a kernel in
-Triton reads the block tables (kernels/cuda/attention.py); no GPU has run it yet.
+Changes in the loop: `build_attention` plans the reads of each step as lists of slots, for kernels in C (kernels/attention.py). On
+CUDA, a kernel in Triton reads the block tables (kernels/cuda/attention.py); no GPU has run it yet.
 Exactness: rounding. Scores and softmax weights are float32. An output differs from the exact value by at most 2^-8 (relative), plus
 1e-5 for values of about 1. On a CPU, a token's result depends only on the visible keys and their order. So with `packed_linear`,
 the result has the same bits in any draft, batch or chunk of a prompt, and after a cache hit.
@@ -30,8 +30,9 @@ MAX_PARTS = 2048  # per kernel call; bounds the memory of partial results: 8 kB 
 MAX_SHORT_TOKENS = 72  # most tokens of a short query: room for a token with a draft of 64
 
 
-class PagedAttention(Plugin):
-    name, role, exactness = "paged_attention", "attention", "rounding"
+class FlashAttention(Plugin):
+    name, role, exactness = "flash_attention", "attention", "rounding"
+    former_names = ("paged_attention",)
     is_default = batch_invariant = True
 
     @classmethod

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
     bool(linear.unavailable() or attention.unavailable(64)), reason="needs a CPU with AVX-512 BF16 and a C compiler"
 )
 TEXT = (Path(__file__).resolve().parents[2] / "LICENSE").read_text()
-EXACT: dict[str, dict[str, Any]] = {"packed_linear": {}, "paged_attention": {}}
+EXACT: dict[str, dict[str, Any]] = {"packed_linear": {}, "flash_attention": {}}
 DRAFTERS: list[dict[str, dict[str, Any]]] = [
     {},
     {"prompt_lookup": {"min_ngram": 1}},

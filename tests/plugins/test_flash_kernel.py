@@ -10,7 +10,7 @@ from torch import Tensor
 from pitlane import Draft
 from pitlane.kernels import attention as kernel
 from pitlane.plugins.attention_sinks import SinkWindow
-from pitlane.plugins.paged_attention import Paged
+from pitlane.plugins.flash_attention import Paged
 from tests.engine.run.attention_setting import MIXED, TREE, make_setting, share
 
 pytestmark = pytest.mark.skipif(kernel.unavailable(64) is not None, reason=str(kernel.unavailable(64)))
