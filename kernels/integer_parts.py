@@ -48,28 +48,48 @@ class Planned(NamedTuple):
 
 
 class Linear(Protocol):
-    """The sizes of a linear part."""
+    """A linear part: its name and sizes."""
 
-    name: str
-    out_features: int
-    in_features: int
-    bias: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def out_features(self) -> int: ...
+
+    @property
+    def in_features(self) -> int: ...
+
+    @property
+    def bias(self) -> bool: ...
 
 
 class Table(Protocol):
-    """The sizes of an embedding part."""
+    """An embedding part: its name and sizes."""
 
-    num_embeddings: int
-    dim: int
-    is_tied: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def num_embeddings(self) -> int: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def is_tied(self) -> bool: ...
 
 
 class Context(Protocol):
     """The model that is built: its dtype, the dtype of the stored tensors, its device."""
 
-    dtype: torch.dtype
-    stored_dtype: torch.dtype
-    device: torch.device
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def stored_dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
 
 class Copies(Protocol):

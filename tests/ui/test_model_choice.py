@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from pitlane import ModelError
@@ -24,6 +25,7 @@ from pitlane.engine.models import local, pip_download, wheel
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.models.wheel import Pin, cached, fetch
 from pitlane.engine.text.byte_tokenizer import byte_tokenizer
+from pitlane.storage.packed import PackedCopies
 from pitlane.ui.cli import main
 from pitlane.ui.commands import model_choice
 from pitlane.ui.session import EngineOptions
@@ -342,8 +344,11 @@ def test_models_are_listed_fetched_and_removed(index: Index, pin: Pin, own_home:
     folder = own_home / "cache" / "gguf" / "0123abcd"
     folder.mkdir(parents=True)
     (folder / "gguf.json").write_text(json.dumps({"files": ["/books/other.gguf"], "sha256": ["0"]}))
+    PackedCopies("weights", "8 bits").save("q", {"packed": torch.zeros(100_000, dtype=torch.uint8)})
     document = json.loads(invoke("models", "ls", "--json").stdout)
-    assert set(document) == {"cached", "package_index", "decoded", "presets"}
+    assert set(document) == {"cached", "package_index", "decoded", "packed", "presets"}
+    (packed,) = document["packed"]
+    assert packed["recipe"] == "8 bits" and packed["num_bytes"] > 100_000
     facts = {"licence": "Apache-2.0", "description": ""}
     assert document["package_index"] == [{"name": "smollm2", "path": file, "bytes": len(GGUF)} | facts]
     (decoded,) = document["decoded"]
@@ -351,6 +356,9 @@ def test_models_are_listed_fetched_and_removed(index: Index, pin: Pin, own_home:
     assert "ready" in invoke("models", "ls").stdout and "other.gguf" in invoke("models", "ls").stdout
     assert invoke("models", "rm", "smollm2").stdout == "removed smollm2, freed 1.0 MB\n"
     assert "removed 0123abcd" in invoke("models", "rm", "0123abcd").stdout
+    assert "packed copy: 8 bits" in invoke("models", "ls").stdout
+    assert f"removed {packed['name']}, freed 100.2 kB" in invoke("models", "rm", packed["name"]).stdout
+    assert "packed copy" not in invoke("models", "ls").stdout
     (row,) = json.loads(invoke("models", "ls", "--json").stdout)["package_index"]
     assert row["path"] is None
     assert "smollm2 is not on this machine; fetched: none" in invoke("models", "rm", "smollm2").stderr
