@@ -86,7 +86,9 @@ class Parts(NamedTuple):
     @classmethod
     def _of_one_token(cls, runs: list[Seen]) -> Parts:
         """The same for a batch of one token: the decode step of one sequence, where numpy's calls would count."""
-        tasks, members, offset = [], [], 0
+        tasks: list[tuple[int, int, int, int]] = []
+        members: list[tuple[int, int, int, int]] = []
+        offset = 0
         for run in runs:
             low, high, num_keys = int(run.lows[0]) - run.first, int(run.highs[0]) - run.first, len(run.slots)
             for at in range(0, num_keys, PIECE):
