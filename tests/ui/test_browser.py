@@ -205,7 +205,7 @@ def test_upload_ask_stream_toggle_ask_again_reload(tab: Any, home: Path, tmp_pat
     tab.wait_for_selector("#documents [aria-checked=true]")
     tab.wait_for_selector("#documents :text('KV saved')")
 
-    limit(tab, 400)  # long enough to be seen growing: a token takes 2 ms
+    limit(tab, 900)  # long enough to be seen growing: a token takes 2 ms
     tab.fill("#box textarea", "What is the lap record?")
     tab.keyboard.press("Enter")
     lengths = []
