@@ -53,7 +53,7 @@ __all__ = [
 
 
 class Calibrated(NamedTuple):
-    """What plugins make of a model's weights. transform: changes the tensors of a part; recipes: by plugin."""
+    """The work of plugins on the weights of a model. transform: changes the tensors of a part; recipes: by plugin."""
 
     transform: Callable[[Part, Tensors], Tensors]
     recipes: Mapping[str, Recipe]
@@ -77,7 +77,7 @@ def calibrated(source: ModelSource, plugins: Mapping[str, Mapping[str, Any]], re
     context = replace(context, calibrator=calibrator)
     for plugin in plan.plugins:
         plugin.prepare(context)
-    found = {plugin.name: calibrator.recipe(plugin) for plugin in plan.plugins if hasattr(plugin.options, "text")}
+    named = {plugin.name: calibrator.recipe(plugin) for plugin in plan.plugins if hasattr(plugin.options, "text")}
     transform = transform_of(plan, context)
-    recipes = {name: recipe for name, recipe in found.items() if recipe is not None}
+    recipes = {name: recipe for name, recipe in named.items() if recipe is not None}
     return Calibrated(transform or (lambda part, tensors: tensors), recipes)

@@ -133,6 +133,7 @@ def main(model: str, target: Path, count: int) -> None:
             print(*(turn[name] for name in ("turn", *COUNTS, "end")), flush=True)
             target.with_suffix(".json").write_text(json.dumps(turns, indent=1) + "\n", encoding="utf-8")
         text = transcript(model, engine.loader.context, turns)
+    text += f"\n## Counts of every turn\n\n![tokens of the prompt, from the cache, dropped and computed]({target.stem}.png)\n"
     target.with_suffix(".md").write_text(text, encoding="utf-8")
     plot(turns, target.with_suffix(".png"))
 

@@ -161,7 +161,8 @@ def plot_book(result: dict[str, Any], target: Path) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("position, thousand tokens")
     axes.set_ylabel("perplexity")
-    axes.legend()
+    axes.set_ylim(25, 250)
+    axes.legend(loc="upper right", ncol=2)
     figure.tight_layout()
     figure.savefig(target, dpi=80)
 

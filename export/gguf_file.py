@@ -172,7 +172,8 @@ def _blocks(job: Job, weights: Weights, settings: Settings) -> bytes:
 
 def permuted(rows: Tensor, head_dim: int) -> Tensor:
     """Rows of whole heads [n D, ...] in the order of llama.cpp's RoPE: row j D / 2 + i of a head becomes row 2 i + j."""
-    return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
+    heads: Tensor = rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2)
+    return heads.flatten(0, 2)
 
 
 def blocks(codes: Codes, bits: int) -> bytes:

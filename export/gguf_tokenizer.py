@@ -81,7 +81,7 @@ def _write_settings(writer: GGUFWriter, folder: Path, ids: Mapping[str, int]) ->
     for key, name in NAMED.items():
         token = settings.get(key)
         text = token.get("content") if isinstance(token, dict) else token
-        if text in ids:
+        if isinstance(text, str) and text in ids:
             getattr(writer, f"add_{name}_token_id")(ids[text])
     for name in ("bos", "eos"):
         getattr(writer, f"add_add_{name}_token")(bool(settings.get(f"add_{name}_token", False)))

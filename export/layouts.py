@@ -135,7 +135,8 @@ def _awq(codes: Codes, settings: Settings, dtype: torch.dtype) -> dict[str, Tens
 
 def _interleaved(numbers: Tensor) -> Tensor:
     """[R, N] -> [R, N], every eight outputs in the order of AWQ's words."""
-    return numbers.unflatten(1, (-1, 8))[..., list(AWQ_ORDER)].flatten(1).contiguous()
+    words: Tensor = numbers.unflatten(1, (-1, 8))[..., list(AWQ_ORDER)]
+    return words.flatten(1).contiguous()
 
 
 def _awq_config(settings: Settings, dense: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`pitlane quantize` without its command line: read a model linear by linear, round it, write it in a format that others read.
+"""`pitlane quantize` without its command line: read a model linear by linear, round it, write it in a format of other programs.
 
 Memory does not depend on the number of layers: a shard holds the tensors of one layer. Linears of the layers are quantized;
 embedding and head stay as they are.
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ Report = Callable[[Done], None]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """folder: what was written. num_bytes: its tensors; dense_bytes: those of the model. seconds: of this run."""
+    """folder: the checkpoint, or the file. num_bytes: its tensors; dense_bytes: those of the model. seconds: of this run."""
 
     folder: Path
     linears: int
@@ -56,7 +56,7 @@ class Result:
 
 
 class Weights:
-    """The weights of a model as they are to be written. calibrated: what the plugins of a method make of them."""
+    """The weights of a model as they are to be written. calibrated: the work of the plugins of a method; None: round to nearest."""
 
     def __init__(self, source: ModelSource, calibrated: Calibrated | None = None) -> None:
         self.source, self.calibrated = source, calibrated
@@ -94,12 +94,12 @@ def quantize(
     """
     layout, groups, weights = check(settings), _groups(source.config), Weights(source, calibrated)
     linears = [part for parts in groups for part in parts if is_quantized(part)]
-    for part in linears:
-        for member in part.members:
-            check_linear(member.name, member.out_features, part.in_features, settings)
+    for linear in linears:
+        for member in linear.members:
+            check_linear(member.name, member.out_features, linear.in_features, settings)
     identity = {"model": source.name, "weights": source.weights.fingerprint(), "settings": asdict(settings)}
     journal, started = Journal(out, identity, resume), time.monotonic()
-    count = sum(len(part.members) for part in linears)
+    count = sum(len(linear.members) for linear in linears)
     done = dense_bytes = 0
     for number, parts in enumerate(groups, 1):
         shard = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
@@ -124,7 +124,7 @@ def quantize_folder(folder: Path, settings: Settings, out: Path) -> Result:
         return quantize(resolve(str(folder)), settings, out, lambda done: None)
 
 
-def is_quantized(part: Part) -> bool:
+def is_quantized(part: Part) -> TypeGuard[LinearPart]:
     """Whether a part is a linear of the layers. Embedding and head stay dense."""
     return isinstance(part, LinearPart) and ".layers." in part.name
 

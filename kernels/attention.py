@@ -58,8 +58,8 @@ class Parts(NamedTuple):
     def of(cls, seen: Iterable[Seen], num_tokens: int) -> Parts:
         """Cut runs of keys into tasks for query tokens `[0, num_tokens)`. The runs of a token come in the order of its keys."""
         runs = list(seen)
-        if num_tokens == 1 and len(runs) == 1 and len(runs[0].tokens) == 1:
-            return cls._of_one_token(runs[0])
+        if num_tokens == 1 and all(len(run.tokens) == 1 for run in runs):
+            return cls._of_one_token(runs)
         num_parts = np.zeros(num_tokens, np.int64)
         pieces: dict[bytes, tuple[Slots, list[Members]]] = {}
         for run in runs:
@@ -84,17 +84,20 @@ class Parts(NamedTuple):
         return cls(*map(torch.from_numpy, (slots, np.array(tasks), members, rows)))
 
     @classmethod
-    def _of_one_token(cls, run: Seen) -> Parts:
-        """The same for a batch of one token with one run: the decode step of one sequence, where numpy's calls would count."""
-        low, high, num_keys = int(run.lows[0]) - run.first, int(run.highs[0]) - run.first, len(run.slots)
-        pieces = [at for at in range(0, num_keys, PIECE) if low < at + PIECE and high > at]
-        tasks = [(at, min(PIECE, num_keys - at), i, 1) for i, at in enumerate(pieces)]
-        members = [
-            (run.tokens[0], i, max(low - at, 0), min(high - at, length))
-            for (at, length, i, _), at in zip(tasks, pieces, strict=True)
-        ]
-        rows = [(0, 0, len(pieces))]
-        return cls(torch.from_numpy(run.slots), torch.tensor(tasks), torch.tensor(members), torch.tensor(rows))
+    def _of_one_token(cls, runs: list[Seen]) -> Parts:
+        """The same for a batch of one token: the decode step of one sequence, where numpy's calls would count."""
+        tasks, members, offset = [], [], 0
+        for run in runs:
+            low, high, num_keys = int(run.lows[0]) - run.first, int(run.highs[0]) - run.first, len(run.slots)
+            for at in range(0, num_keys, PIECE):
+                length = min(PIECE, num_keys - at)
+                if low < at + length and high > at:
+                    tasks.append((offset + at, length, len(members), 1))
+                    members.append((int(run.tokens[0]), len(members), max(low - at, 0), min(high - at, length)))
+            offset += num_keys
+        slots = runs[0].slots if len(runs) == 1 else np.concatenate([run.slots for run in runs])
+        rows = [(0, 0, len(members))]
+        return cls(torch.from_numpy(slots), torch.tensor(tasks), torch.tensor(members), torch.tensor(rows))
 
 
 def _members(run: Seen, start: int, stop: int, num_parts: Indices) -> Members:

@@ -100,7 +100,11 @@ class Fp8Linear:
             raise ValueError("a weight is no number; repair the checkpoint")
         self.bias = None if bias is None else bias.to(device, torch.float32, copy=True).contiguous()
         self.scaled: ScaledProduct | None = None
-        if torch.device(device).type == "cuda" and self.group >= self.num_inputs and can_scale(*numbers.shape, device):
+        if (
+            torch.device(device).type == "cuda"
+            and self.group >= self.num_inputs
+            and can_scale(self.num_outputs, self.num_inputs, device)
+        ):
             self.scaled = ScaledProduct(numbers.view(FLOAT8).to(device), scales[:, 0].to(device))
         self.packed = pack(numbers).to(device) if self.scaled is None else numbers.new_empty(0)
         self.scales = _by_panel(scales).to(device)

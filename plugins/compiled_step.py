@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pitlane.kernels.step import Op, Program
 
 
+MOVING, MAX_MOVING = 2**12, 2**16  # positions whose angles are computed at a time: at least, and half of at most
+
+
 class CompiledStep(Plugin):
     name, exactness, stage = "compiled_step", "identical", -10  # other plugins wrap it
     is_default = batch_invariant = True
@@ -83,6 +86,8 @@ class Step:
         self.program, self.open_slots = self.build(), _open_slots(self.stores)
         self.angles: list[tuple[Tensor, Tensor]] = []
         self.num_angles = 0
+        self.moving: list[tuple[Tensor, Tensor]] = []
+        self.num_first = self.base = self.num_moving = 0
         self.counts: Counter[str] = Counter()
 
     def __call__(self, batch: Batch) -> Output:
@@ -125,22 +130,28 @@ class Step:
         """Tables of angles, and the rows in them of the positions and, per group, of the second queries.
 
         Without sinks, the tables hold all positions up to the context, and stay. A text with sinks has no end: then the tables hold
-        the positions of the step alone.
+        the first positions, where the second queries lie, and `MOVING` positions from `base` on.
         """
         import torch
 
         second = [group.sink_positions for group in batch.groups]
-        sinks = [positions for positions in second if positions is not None]
-        if sinks:
-            own = torch.arange(batch.num_tokens)
-            starts = iter(range(len(own), len(own) * (len(sinks) + 1), len(own)))
-            rows = [None if positions is None else own + next(starts) for positions in second]
-            return own, rows, self._angles_at(torch.cat((batch.positions, *sinks)))
-        top = int(batch.positions.numpy().max())
-        if top >= self.num_angles:
-            self.num_angles = max(1024, 2 * top)
-            self.angles = self._angles_at(torch.arange(self.num_angles))
-        return batch.positions, second, self.angles
+        positions = batch.positions.numpy()
+        low, top = int(positions.min()), int(positions.max())
+        if all(place is None for place in second):
+            if top >= self.num_angles:
+                self.num_angles = max(1024, 2 * top)
+                self.angles = self._angles_at(torch.arange(self.num_angles))
+            return batch.positions, second, self.angles
+        num_first = max(int(place.numpy().max()) for place in second if place is not None) + 1
+        if top - low > MAX_MOVING:  # sequences of very different lengths
+            own = torch.cat((torch.arange(num_first), batch.positions))
+            return torch.arange(num_first, len(own)), second, self._angles_at(own)
+        if num_first > self.num_first or low < self.base or top >= self.base + self.num_moving:
+            self.num_first, self.base = max(num_first, self.num_first, 1024), low
+            self.num_moving = max(MOVING, 2 * (top + 1 - low))
+            wanted = torch.cat((torch.arange(self.num_first), torch.arange(low, low + self.num_moving)))
+            self.moving = self._angles_at(wanted)
+        return batch.positions + (self.num_first - self.base), second, self.moving
 
     def _angles_at(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Per rotary embedding, cos and sin [positions, D / 2], as the decoder computes them."""

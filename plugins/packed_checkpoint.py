@@ -60,7 +60,7 @@ class PackedCheckpoint(Plugin):
         packings = {context.packings.get(member.name) for member in part.members}
         packing = packings.pop()
         if packings or (packing is not None and packing.is_permuted and len(part.members) > 1):
-            return None  # the members are asked one by one
+            return None  # the hook then asks for every member
         if packing is None:
             return self._dense(part, context)
         if packing.is_float:
@@ -118,7 +118,9 @@ def summary(context: BuildContext) -> dict[str, Any]:
 
     counts: Counter[str] = Counter()
     for part in parts_of(context.config):
-        for member in part.members if isinstance(part, LinearPart) else ():
+        if not isinstance(part, LinearPart):
+            continue
+        for member in part.members:
             packing = context.packings.get(member.name)
             if packing is not None:
                 has_kernel = packing.is_float or _form(packing, part.in_features, False) is not None

@@ -54,10 +54,10 @@ def noise(key: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def penalise(logits: Tensor, prompt: Sequence[int], completion: Sequence[int], params: SamplingParams) -> Tensor:
-    """Repetition penalty over the last `NUM_REPEATED` tokens of prompt and completion (Keskar et al. 2019); presence and frequency
-    over the completion.
+    """Apply the penalties to logits [V] -> a new tensor [V].
 
-    logits [V] -> a new tensor [V].
+    Repetition: over the last `NUM_REPEATED` tokens of prompt and completion (Keskar et al. 2019). Presence and frequency: over the
+    completion.
     """
     logits = logits.clone() if logits.dtype == torch.float64 else logits.to(torch.float32, copy=True)
     if params.repetition_penalty != 1:

@@ -35,6 +35,7 @@ KERNELS: dict[str, dict[str, Any]] = {"packed_linear": {}, "paged_attention": {}
 BASES = {"compiled_step": KERNELS}
 BOUNDS = {  # mean share of the next token's probability that may move, on `random:tiny` with the options above
     "int8": 0.01,
+    "fp8": 0.03,
     "int4": 0.06,
     "kv_quant": 0.001,
     "awq": 0.08,

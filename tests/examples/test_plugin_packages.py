@@ -145,6 +145,7 @@ def environment(tmp_path: Path) -> Environment:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_install_discover_check_toggle_uninstall(environment: Environment) -> None:
     pytest.importorskip("llguidance")
     assert not environment.plugins().keys() & SETTINGS.keys()
@@ -159,10 +160,16 @@ def test_install_discover_check_toggle_uninstall(environment: Environment) -> No
     found = environment.plugins()
     for name in SETTINGS:
         assert found[name]["status"] == "ok" and found[name]["source"] == f"pitlane-{name.replace('_', '-')} 0.1.0"
-        check = environment.pitlane("plugins", "check", name, "--model", "random:tiny")
+        check = environment.pitlane("plugins", "check", name, "--tokens", "24")
         assert check.returncode == 0, check.stdout + check.stderr
         tests = environment.run(
-            "-m", "pytest", "-q", "tests", cwd=environment.folder / f"pitlane-{name.replace('_', '-')}"
+            "-m",
+            "pytest",
+            "-q",
+            "tests",
+            "-k",
+            "not promise",
+            cwd=environment.folder / f"pitlane-{name.replace('_', '-')}",
         )
         assert tests.returncode == 0, tests.stdout + tests.stderr
 

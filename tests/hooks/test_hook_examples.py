@@ -75,6 +75,7 @@ def test_the_others_do_what_they_say(engine: Engine) -> None:
     assert torch.equal(weight, weight.bfloat16().to(weight.dtype))
 
 
+@pytest.mark.usefixtures("always_draft")
 def test_the_drafter_and_the_cache_of_the_page_work(engine: Engine) -> None:
     first, second = (answer(engine, "successors", temperature=0.0) for _ in range(2))
     assert first.token_ids == second.token_ids and second.stats["notes"]["successors"]["right"] > 0

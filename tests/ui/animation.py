@@ -17,7 +17,8 @@ from typing import Any
 PLUGIN = "prompt_lookup"
 SIZE, WIDTH = (1180, 720), 940  # of the browser, and of the picture
 FRAME_SECONDS, HOLD_SECONDS = 0.12, 2.5
-QUALITY, MAX_BYTES = 60, 1_500_000
+QUALITY, MAX_BYTES = 80, 1_500_000
+MAX_FRAME_MS = 2500  # a busy machine takes few frames, and the picture would stand still
 # A headless browser draws no pointer.
 POINTER = """() => {
     const dot = document.createElement('div');
@@ -66,9 +67,9 @@ class Film:
         images, lengths = [], list[int]()
         ends = [*self.times[1:], self.times[-1] + HOLD_SECONDS]
         for index, (frame, start, end) in enumerate(zip(self.frames, self.times, ends, strict=True)):
-            length = max(20, round(1e3 * (end - start)))
+            length = min(max(20, round(1e3 * (end - start))), MAX_FRAME_MS)
             if index and frame == self.frames[index - 1]:
-                lengths[-1] += length
+                lengths[-1] = min(lengths[-1] + length, MAX_FRAME_MS)
                 continue
             image = Image.open(io.BytesIO(frame)).convert("RGB")
             images.append(image.resize((WIDTH, WIDTH * image.height // image.width), Image.Resampling.LANCZOS))

@@ -55,8 +55,7 @@ def slow_schedule(scheduler):
     time.sleep(pause)
     return schedule(scheduler)
 
-if pause or steps:
-    Scheduler.schedule = slow_schedule
+Scheduler.schedule = slow_schedule
 options = EngineOptions(model=sys.argv[1], dtype="float32", plugins="prefix_cache")
 with (
     Store() as store,

@@ -157,7 +157,8 @@ class Reader:
         if stored.dtype == torch.int32:
             return unpack(stored.T.contiguous(), packing.bits, outputs).T.to(torch.int16)
         zeros = stored.reshape(-1, stored.shape[-1] if stored.dim() == 2 else 1).to(torch.int16)
-        return zeros.expand(outputs, -1) + 2 ** (packing.bits - 1)
+        shifted: Tensor = zeros.expand(outputs, -1) + 2 ** (packing.bits - 1)
+        return shifted
 
 
 def _groups(packing: Packing, inputs: int, get: Get) -> Tensor | None:

@@ -72,8 +72,8 @@ class QuantizedFolder(SafetensorsFolder):
         linear = self.linears.get(f"{module}.{WEIGHT}")
         if linear is None:
             return None
-        others = {name: self.get(f"{module}.{name}") for name in names if name != WEIGHT}
-        return PackedTensors(partial(self._read, module, linear), self._dtype, others)
+        plain = {name: self.get(f"{module}.{name}") for name in names if name != WEIGHT}
+        return PackedTensors(partial(self._read, module, linear), self._dtype, plain)
 
     def get(self, name: str) -> Tensor:
         linear = self.linears.get(name)

@@ -18,7 +18,7 @@ FLOAT8 = torch.float8_e4m3fn
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How one linear is stored. Known from the config and the headers of the files, before a tensor is read.
+    """How a linear is stored. Known from the config and the headers of the files, before a tensor is read.
 
     method: the format. bits: of a number; 8 for float8. rows, group_size: outputs and inputs that share a scale. symmetric: all
     zeros are 2^(bits - 1). is_float: the numbers are float8 (e4m3). is_permuted: an input may belong to any group (act-order).
@@ -71,23 +71,23 @@ class PackedWeight(NamedTuple):
 
 
 class PackedTensors(Mapping[str, Tensor]):
-    """The tensors of one linear of a quantized checkpoint: `packed`, and by name what other tensors hold.
+    """The tensors of one linear of a quantized checkpoint: `packed`, and by name the tensors that are not packed.
 
     `["weight"]` decodes the weight to the dtype of the checkpoint. Every access decodes anew, so that no dense copy stays.
     """
 
-    def __init__(self, packed: Callable[[], PackedWeight], dtype: torch.dtype, others: Mapping[str, Tensor]) -> None:
-        self._packed, self._dtype, self._others = packed, dtype, others
+    def __init__(self, packed: Callable[[], PackedWeight], dtype: torch.dtype, plain: Mapping[str, Tensor]) -> None:
+        self._packed, self._dtype, self._plain = packed, dtype, plain
 
     @property
     def packed(self) -> PackedWeight:
         return self._packed()
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._packed().dense(self._dtype) if name == "weight" else self._others[name]
+        return self._packed().dense(self._dtype) if name == "weight" else self._plain[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(["weight", *self._others])
+        return iter(["weight", *self._plain])
 
     def __len__(self) -> int:
-        return 1 + len(self._others)
+        return 1 + len(self._plain)

@@ -28,35 +28,34 @@ if TYPE_CHECKING:
 ANY_OBJECT = '{"type": "object"}'
 FIXED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", UserWarning)  # pydantic's models have a deprecated method named `schema`
-
-    class GrammarOptions(PluginOptions):
-        schema: str = Field("", title="JSON schema", description="the JSON schema of the answer, as text")  # type: ignore[assignment]
-        regex: str = Field("", title="Regular expression", description="the regular expression of the whole answer")
-        grammar: str = Field("", title="Grammar", description="the grammar of the answer, in Lark's syntax")
-        whitespace: Literal["fixed", "free"] = Field(
-            "fixed",
-            title="Whitespace",
-            description="in JSON: a space after every comma and colon (fixed), or any whitespace (free)",
-        )
-
-        @model_validator(mode="after")
-        def _compiles(self) -> GrammarOptions:
-            names = [name for name in ("schema", "regex", "grammar") if getattr(self, name)]
-            if len(names) > 1:
-                raise BadOption(f"json_schema takes one of schema, regex and grammar, got {' and '.join(names)}")
-            if names:  # without a grammar, nothing imports llguidance here: every command makes default options
-                check_grammar(names[0], self)
-            return self
-
 
 class JsonSchema(Plugin):
     """Let answers match a JSON schema, a regular expression or a grammar; without options, any JSON object."""
 
     name, exactness = "json_schema", "steering"
     api_version = "1.0"
-    Options = GrammarOptions
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # pydantic's models have a deprecated method named `schema`
+
+        class Options(PluginOptions):
+            schema: str = Field("", title="JSON schema", description="the JSON schema of the answer, as text")  # type: ignore[assignment]
+            regex: str = Field("", title="Regular expression", description="the regular expression of the whole answer")
+            grammar: str = Field("", title="Grammar", description="the grammar of the answer, in Lark's syntax")
+            whitespace: Literal["fixed", "free"] = Field(
+                "fixed",
+                title="Whitespace",
+                description="in JSON: a space after every comma and colon (fixed), or any whitespace (free)",
+            )
+
+            @model_validator(mode="after")
+            def _compiles(self) -> JsonSchema.Options:
+                names = [name for name in ("schema", "regex", "grammar") if getattr(self, name)]
+                if len(names) > 1:
+                    raise BadOption(f"json_schema takes one of schema, regex and grammar, got {' and '.join(names)}")
+                if names:  # without a grammar, nothing imports llguidance here: every command makes default options
+                    check_grammar(names[0], self)
+                return self
 
     @hookimpl
     def lane_opened(self, lane: Lane) -> None:
@@ -64,10 +63,8 @@ class JsonSchema(Plugin):
         matcher = vocabulary.matcher(grammar_of(self.options))
         if matcher.is_error():
             raise BadOption(f"json_schema cannot compile its grammar for this model: {first_line(matcher.get_error())}")
-        self.start, self.vocabulary = (
-            matcher,
-            vocabulary,
-        )  # an engine has one tokenizer, so all its lanes give an equal matcher
+        # An engine has one tokenizer, so all its lanes give equal matchers.
+        self.start, self.vocabulary = matcher, vocabulary
 
     @hookimpl
     def adjust_logits(self, rows: Rows) -> Any:
@@ -175,7 +172,7 @@ class Vocabulary:
         """Nothing to release: matchers of running sequences keep the tokens alive."""
 
 
-def grammar_of(options: GrammarOptions) -> str:
+def grammar_of(options: JsonSchema.Options) -> str:
     """Translate the options to llguidance's own form of a grammar."""
     from llguidance import LLMatcher
 
@@ -187,7 +184,7 @@ def grammar_of(options: GrammarOptions) -> str:
     return LLMatcher.grammar_from_json_schema(options.schema or ANY_OBJECT, overrides=overrides)
 
 
-def check_grammar(name: str, options: GrammarOptions) -> None:
+def check_grammar(name: str, options: JsonSchema.Options) -> None:
     """Raise BadOption if the grammar of an option does not compile. name: `schema`, `regex` or `grammar`."""
     from llguidance import LLMatcher
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from math import erfc, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import Field
 
@@ -33,28 +33,25 @@ MAX_LISTS = 256  # green lists to keep; a list takes a byte per token of the voc
 Z_LIMIT = 4.0  # a text without the watermark reaches this score once in 30,000 times
 
 
-class WatermarkOptions(PluginOptions):
-    key: str = Field(
-        "pitlane", min_length=1, title="Key", description="the secret of the watermark; the detector needs it"
-    )
-    gamma: float = Field(
-        0.25, ge=0.01, le=0.99, title="Green share", description="share of the vocabulary that is green"
-    )
-    delta: float = Field(2.0, ge=0, le=20, title="Strength", description="logits to add to green tokens")
-
-
 class Watermark(Plugin):
     """Let the answer prefer the tokens of a secret green list."""
 
     name, exactness = "watermark", "steering"
     api_version = "1.0"
-    Options = WatermarkOptions
+
+    class Options(PluginOptions):
+        key: str = Field(
+            "pitlane", min_length=1, title="Key", description="the secret of the watermark; the detector needs it"
+        )
+        gamma: float = Field(
+            0.25, ge=0.01, le=0.99, title="Green share", description="share of the vocabulary that is green"
+        )
+        delta: float = Field(2.0, ge=0, le=20, title="Strength", description="logits to add to green tokens")
 
     def __init__(self, options: PluginOptions | None = None) -> None:
         super().__init__(options)
-        self.lists: OrderedDict[int, NDArray[np.bool_]] = (
-            OrderedDict()
-        )  # by the token before; the least recently used first
+        # By the token before; the least recently used list comes first.
+        self.lists: OrderedDict[int, NDArray[np.bool_]] = OrderedDict()
 
     @hookimpl
     def adjust_logits(self, rows: Rows) -> Any:
@@ -79,6 +76,9 @@ class Watermark(Plugin):
         if len(self.lists) > MAX_LISTS:
             self.lists.popitem(last=False)
         return green
+
+
+WatermarkOptions: TypeAlias = Watermark.Options
 
 
 def is_green(before: NDArray[np.int64], tokens: NDArray[np.int64], options: WatermarkOptions) -> NDArray[np.bool_]:
@@ -124,12 +124,12 @@ def detect(token_ids: SequenceOf[int], options: WatermarkOptions | None = None) 
     """
     import numpy as np
 
-    options = options or WatermarkOptions()
+    scoring: WatermarkOptions = options or Watermark().options
     pairs = sorted(set(pairwise(token_ids)))
     if not pairs:
         return Detection(0, 0, 0.0, 1.0)
     before, tokens = np.array(pairs, dtype=np.int64).T
-    num_green, gamma = int(is_green(before, tokens, options).sum()), options.gamma
+    num_green, gamma = int(is_green(before, tokens, scoring).sum()), scoring.gamma
     z = (num_green - gamma * len(pairs)) / sqrt(len(pairs) * gamma * (1 - gamma))
     return Detection(len(pairs), num_green, z, erfc(z / sqrt(2)) / 2)
 

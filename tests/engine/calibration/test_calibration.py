@@ -280,7 +280,10 @@ def test_texts(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_is_bounded_by_a_layer(tmp_path: Path) -> None:
-    """GPTQ on the first two layers of a model of 1.1 billion parameters: 2.2 GB in bfloat16, 4.4 GB in float32."""
+    """GPTQ on the first layer of a model of 1.1 billion parameters: 2.2 GB in bfloat16, 4.4 GB in float32.
+
+    All layers have one shape. More tokens take more memory for the hidden states alone: 134 MB with 8,192 tokens.
+    """
     code = """
 import resource
 from pitlane import EngineClosed, Engine
@@ -291,15 +294,15 @@ from pitlane.engine.plan.plan import Plan
 from pitlane.plugins.gptq import Gptq
 import torch
 source = resolve("random:llama-1b")
-plugin, layers = Gptq(), []
+plugin, layers = Gptq(Gptq.parse_options({'tokens': 1024})), []
 def visit(layer):
     layers.append(layer.index)
     return plugin._visit(layer)
 context = BuildContext(source.config, torch.bfloat16, torch.device("cpu"), source.stored_name, source.weights.fingerprint)
 try:
-    ModelCalibrator(source, Plan((), {}), context, lambda: len(layers) == 2).build(plugin, visit, hessians=True)
+    ModelCalibrator(source, Plan((), {}), context, lambda: len(layers) == 1).build(plugin, visit, hessians=True)
 except EngineClosed:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert int(done.stdout) < 2 * 2**30
+    assert int(done.stdout) < 2 * 10**9 - 134 * 10**6

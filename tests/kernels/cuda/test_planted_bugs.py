@@ -54,7 +54,7 @@ BUGS = [
             ("place[None, :] < high[:, None]", "place[None, :] <= high[:, None]"),
             ("place[None, :] >= low[:, None]", "place[None, :] > low[:, None]"),
             ("place % SIZE\n        held", "(place + 1) % SIZE\n        held"),
-            ("kv_head * GROUP + row % GROUP", "kv_head * GROUP + (row + 1) % GROUP"),
+            ("* q_stride + head[:, None] * DIM", "* q_stride + kv_head * GROUP * DIM"),
         )
     ),
     Bug("attention", "place[None, :] >= draft)", "place[None, :] > draft)", "test_attention.test_random_trees", {}),
@@ -94,7 +94,7 @@ BUGS = [
             ("int8", torch.float32, "bits + 0xFFFF, bits)", "bits, bits)"),
             ("int8", torch.float32, "rest > 0.5, low + 1.0", "rest > 0.6, low + 1.0"),
             ("int4", torch.float32, "group + GROUPS, part", "group, part"),
-            ("fp8", torch.float32, "tl.maximum(x, -448.0), 448.0", "tl.maximum(x, -448.0), 440.0"),
+            ("fp8", torch.float32, "tl.maximum(x, -448.0), 448.0", "tl.maximum(x, -448.0), 400.0"),
         )
     ),
     Bug("linear", "byte.to(tl.int16) - 128", "byte.to(tl.int16) - 127", RESULT, {"form": Format(8, False)}),
@@ -135,7 +135,7 @@ BUGS = [
         for old, new, test in (
             ("above < k, low, middle + 1", "above <= k, low, middle + 1", "test_filters_cut_where_the_host_cuts"),
             ("bits >> 27", "bits >> 28", "test_filters_cut_where_the_host_cuts"),
-            ("limit = p * total", "limit = p * total * 0.9", "test_filters_cut_where_the_host_cuts"),
+            ("limit = p * total", "limit = p * total * 0.5", "test_filters_cut_where_the_host_cuts"),
             (", 0) <= ties", ", 0) < ties", "test_equal_logits_at_a_cut_survive_in_the_order_of_their_ids"),
             ("(value + 0.0)", "value", "test_equal_logits_at_a_cut_survive_in_the_order_of_their_ids"),
         )

@@ -1,0 +1,83 @@
+"""`pitlane quantize`: what it writes and prints, errors in one line, a process that is killed and goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from pitlane.ui.cli import main
+
+PITLANE = [sys.executable, "-c", "from pitlane.ui.cli import main; main(prog_name='pitlane')"]
+
+
+def invoke(*args: str) -> Result:
+    return CliRunner().invoke(main, ["quantize", *args, "--threads", str(torch.get_num_threads())])
+
+
+def test_it_prints_the_way_to_try_it(tmp_path: Path) -> None:
+    result = invoke("random:tiny", "--out", str(tmp_path / "out"), "--group-size", "64")
+    assert result.exit_code == 0, result.output
+    assert f"pitlane chat --model {tmp_path / 'out'}" in result.stdout
+    assert "14 linears in" in result.stderr and "in place of" in result.stderr
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "compressed-tensors"
+    assert config["config_groups"]["group_0"]["weights"]["group_size"] == 64
+
+
+def test_json_has_the_settings_and_the_bytes(tmp_path: Path) -> None:
+    result = invoke("random:tiny", "--out", str(tmp_path / "out"), "--bits", "8", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["settings"] == {
+        "method": "rtn", "bits": 8, "group_size": 0, "symmetric": True, "format": "compressed-tensors"
+    }  # fmt: skip
+    shards = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
+    assert document["linears"] == 14 and 0 < shards - document["num_bytes"] < 20_000
+    assert document["num_bytes"] < document["dense_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["random:tiny", "--group-size", "48"], "--group-size must divide the inputs of every linear, got 48 and 128"),
+        (["random:tiny", "--format", "awq", "--bits", "3"], "awq holds 4 bits, got 3"),
+        (["random:tiny", "--format", "gguf"], "random:tiny has no tokenizer, which gguf needs"),
+        (["random:tiny", "--method", "awq", "--bits", "8"], "awq needs groups of 32, 64 or 128, got 0"),
+        (["no-such-folder/"], "is no folder and no Hugging Face id"),
+        (["random:tiny", "--resume"], "nothing to resume"),
+    ],
+)
+def test_errors_are_one_line(args: list[str], words: str, tmp_path: Path) -> None:
+    result = invoke(*args, "--out", str(tmp_path / "out"))
+    assert result.exit_code == 2 and result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and words in lines[0], result.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    """SIGKILL after the first shard of `random:smollm2-135m`; then --resume."""
+    args = ["quantize", "random:smollm2-135m", "--group-size", "32", "--threads", "1"]
+    subprocess.run([*PITLANE, *args, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    killed = subprocess.Popen([*PITLANE, *args, "--out", str(tmp_path / "killed")], stderr=subprocess.PIPE, text=True)
+    assert killed.stderr is not None
+    for line in killed.stderr:
+        if line.startswith("28 of 210"):
+            killed.send_signal(signal.SIGKILL)
+            break
+    assert killed.wait() == -signal.SIGKILL
+    killed.stderr.close()
+    assert not (tmp_path / "killed" / "config.json").exists()
+    subprocess.run([*PITLANE, *args, "--out", str(tmp_path / "killed"), "--resume"], check=True, capture_output=True)
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    kept = [path.name for path in (tmp_path / "killed").iterdir() if not path.name.endswith(".part")]
+    assert sorted(kept) == names
+    for name in names:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
