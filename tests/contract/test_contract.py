@@ -43,7 +43,6 @@ BOUNDS = {  # mean share of the next token's probability that may move, on `rand
     "smoothquant": 0.01,
     "mixed": 0.06,
     "few_bits": 0.06,
-    "fp8": 0.025,
     "attention_sinks": 0.15,
     "key_norm_eviction": 0.09,
 }
