@@ -50,7 +50,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Multiply:
         pytest.skip("no compiler, or no sources")
     library = tmp_path_factory.mktemp("tiles") / "linear.so"
     tiles = f'-DEMULATED_TILES="{Path(__file__).with_name("emulated_tiles.h")}"'
-    flags = ["-std=c11", "-O2", "-ffp-contract=off", "-mfma", "-shared", "-fPIC", tiles]
+    flags = ["-std=c11", "-O1", "-ffp-contract=off", "-mfma", "-shared", "-fPIC", tiles]
     sources = [str(CPU / name) for name in SOURCES]
     subprocess.run([COMPILER, *flags, *sources, "-o", str(library), "-lm"], check=True)
     run = ctypes.CDLL(str(library)).int_linear
