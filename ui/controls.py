@@ -18,6 +18,7 @@ from pitlane.ui.catalogue import certificate, certificate_text
 from pitlane.ui.chat_flow import badge
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.plugin_about import ORDER, bound, costs_text, exactness_text, group_of, option_unit
+from pitlane.ui.plugin_text import unavailable
 
 DRAFTER = "drafter"
 MAX_STEPS = 1000  # with more values, a slider cannot be set by hand
@@ -76,7 +77,7 @@ class PluginControls:
         for_documents: Sequence[str],
     ) -> None:
         """Make the cards of a group: drafters first, unavailable plugins last."""
-        reasons = {plugin.name: plugin.unavailable(context) for plugin in plugins}
+        reasons = {plugin.name: unavailable(plugin, context) for plugin in plugins}
         ordered = sorted(plugins, key=lambda plugin: (plugin.role != DRAFTER, bool(reasons[plugin.name]), plugin.name))
         with gr.Column(elem_classes=["plugin-group"], min_width=0):
             gr.HTML(f"<h4>{escape(group)}</h4>", apply_default_css=False)

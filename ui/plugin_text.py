@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pitlane import BadOption
 
 if TYPE_CHECKING:
-    from pitlane import Plugin, PluginRegistry, Settings
+    from pitlane import BuildContext, Plugin, PluginRegistry, Settings
 
 
 class Replacement(NamedTuple):
@@ -63,6 +63,14 @@ def parse_settings(
     for option in options:
         _set_option(settings, option)
     return ParsedSettings(settings, tuple(replaced))
+
+
+def unavailable(plugin: type[Plugin], context: BuildContext) -> str | None:
+    """Why a plugin cannot serve a model, also if the plugin's own check fails; None if it can."""
+    try:
+        return plugin.unavailable(context)
+    except Exception as error:
+        return f"its check failed: {type(error).__name__}: {error}"
 
 
 def _add(settings: dict[str, dict[str, Any]], plugin: type[Plugin], registry: PluginRegistry) -> list[Replacement]:

@@ -15,7 +15,7 @@ from pitlane import PitlaneError, SamplingParams
 from pitlane.ui.bench import comparison
 from pitlane.ui.bench.results import Comparison
 from pitlane.ui.bench.turns import Advance, Turns
-from pitlane.ui.plugin_text import parse_settings
+from pitlane.ui.plugin_text import parse_settings, unavailable
 
 if TYPE_CHECKING:
     from pitlane import Engine, Plan, Prompt
@@ -31,7 +31,7 @@ def single_changes(engine: Engine, first: Plan) -> tuple[dict[str, Plan], dict[s
     plans: dict[str, Plan] = {}
     reasons: dict[str, str] = {}
     for name in engine.registry.togglable():
-        reason = engine.registry.get(name).unavailable(engine.loader.build_context)
+        reason = unavailable(engine.registry.get(name), engine.loader.build_context)
         sign = "-" if name in first.settings else "+"
         try:
             if reason:
