@@ -1,7 +1,8 @@
-"""The next-token distributions of a plan along given texts, and how far two plans are apart.
+"""The next-token distributions of a plan along a given text, and the distance between two plans.
 
-`Recorder` is a plugin of no registry. It is added to a plan for one request and makes the model write a given text, so two plans
-are asked behind the same tokens, by the forwards that they decode with. Drafters are left out: they change no distribution.
+`Recorder` is a plugin outside every registry. Added to a plan for a request, it makes the model write a given text. So two plans
+show their distributions after the same tokens, computed by their own decode steps. Drafters are left out: they change no
+distribution.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Recorder(Plugin):
-    """Records the distribution behind every token of a text, and makes the model write the next token of the text."""
+    """Records the distribution before every token of a text, and makes the model write this token."""
 
     name, exactness, stage = "testing_recorder", "steering", 1 << 20
 

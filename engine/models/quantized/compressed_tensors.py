@@ -166,7 +166,7 @@ def _groups(packing: Packing, inputs: int, get: Get) -> Tensor | None:
         return None
     groups, in_order = get("weight_g_idx").to(torch.int64), torch.arange(inputs) // packing.group_size
     if not torch.equal(groups.sort().values, in_order):
-        raise BadTensor("weight_g_idx must name every group equally often; download the model again")
+        raise BadTensor("weight_g_idx must name each group equally often; download the model again")
     return None if torch.equal(groups, in_order) else groups
 
 
