@@ -98,7 +98,7 @@ class Fp8Linear:
         self.num_outputs, self.num_inputs = numbers.shape
         self.group, self.level = parts[0].group, level
         if bool((numbers & 0x7F).eq(0x7F).any()):
-            raise ValueError("a weight is not a number; repair the checkpoint")
+            raise ValueError("a weight is no number; repair the checkpoint")
         self.bias = None if bias is None else bias.to(device, torch.float32, copy=True).contiguous()
         self.scaled: ScaledProduct | None = None
         if (
