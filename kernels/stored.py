@@ -1,4 +1,4 @@
-"""Linears from the numbers of a quantized checkpoint. The kernels for 4 and 8 bits serve the layouts that fit; others are dense.
+"""Linears from the numbers of a quantized checkpoint. The kernels for 4 and 8 bits serve the layouts that fit; the rest is dense.
 
 A checkpoint has W = scale * (n - zero), n in [0, 2^bits). Scales of float16 and bfloat16 are kept exactly. A kernel for 4 bits
 keeps the product scale * zero in float16: the product is off by at most 2^-12 of itself. Symmetric weights have no such product.

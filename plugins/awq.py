@@ -122,7 +122,7 @@ class Awq(Plugin):
         options = context.settings["int4"]
         if self.options.bits < 4 and not options["symmetric"]:
             raise BadOption(
-                f"awq.bits = {self.options.bits} needs int4.symmetric = true, whose grid holds that of fewer bits"
+                f"awq.bits = {self.options.bits} needs int4.symmetric = true: only this grid includes the grid of fewer bits"
             )
         return Format(4, False, options["group_size"], options["symmetric"])
 

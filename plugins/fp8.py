@@ -39,7 +39,7 @@ class Fp8(Plugin):
         granularity: Literal["tensor", "channel", "block"] = Field(
             "channel",
             title="Granularity",
-            description="weights that share a scale: all of a linear, those of an output, or a block of 128 x 128",
+            description="weights that share a scale: a whole linear, an output, or a block of 128 x 128",
         )
         head: Literal["fp8", "bfloat16"] = Field(
             "fp8", title="Head", description="the head; bfloat16 keeps it in the model's dtype"
@@ -55,12 +55,10 @@ class Fp8(Plugin):
         inputs, granularity = part.in_features, self.options.granularity
         group = BLOCK if granularity == "block" else inputs
         level = chosen_level(inputs, group, context.dtype, context.device)
-        kept = num_bytes(part.out_features, inputs, group) + 4 * part.bias * part.out_features
+        size = num_bytes(part.out_features, inputs, group) + 4 * part.bias * part.out_features
         build = partial(_build, part, granularity, level, context.device)
-        rounding = (
-            16 * max(CHUNK, inputs) + 2 * part.num_values
-        )  # a chunk in float32, and the bytes before they are packed
-        return LinearPlan(kept, kept + rounding, build, batch_invariant=level is not None)
+        rounding = 16 * max(CHUNK, inputs) + 2 * part.num_values  # a chunk in float32, and the bytes before packing
+        return LinearPlan(size, size + rounding, build, batch_invariant=level is not None)
 
 
 def _build(

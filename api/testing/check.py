@@ -191,7 +191,7 @@ class _Check:
             self._check_drafters(engine, plan, answers)
         after = engine.generate(*probe, plan=engine.plan(undrafted))
         same = after.token_ids == before.token_ids and after.logprobs == before.logprobs
-        detail = "the engine answers as before, bit by bit" if same else "answers or logprobs are not those of before"
+        detail = "the engine answers as before, bit by bit" if same else "answers or logprobs differ from those before"
         self._add("off again", "passed" if same else "failed", detail)
         self._check_sequences(engine, plan)
 
@@ -352,9 +352,9 @@ class _Check:
         engine.worker.call(lambda: None).result()
         lost = [group for lane in engine.lanes.all for group in lane.pool.groups_with_lost_blocks]
         gc.collect()
-        kept = [item for item in gc.get_objects() if type(item) is Sequence and item.plan is plan]
+        leaked = [item for item in gc.get_objects() if type(item) is Sequence and item.plan is plan]
         faults = [f"KV blocks of groups {lost} are lost"] if lost else []
-        faults += [f"{len(kept)} sequences of finished requests are still held"] if kept else []
+        faults += [f"{len(leaked)} sequences of finished requests are still held"] if leaked else []
         self._add("state of requests", "failed" if faults else "passed", "; ".join(faults) or "freed, also of an abort")
 
     def _check_freed(self, instances: list[weakref.ref[Plugin]], num_closed: int, threads: set[Any]) -> None:

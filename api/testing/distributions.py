@@ -28,12 +28,12 @@ class Recorder(Plugin):
     def __init__(self, token_ids: Sequence[int]) -> None:
         super().__init__()
         self.token_ids = token_ids
-        self.kept: list[Tensor] = []  # probabilities [V] in float64
+        self.probabilities: list[Tensor] = []  # [V] in float64
 
     @hookimpl
     def adjust_logits(self, rows: Rows) -> None:
         token = self.token_ids[rows.seqs[0].num_completion_tokens]
-        self.kept.append(rows.logits[0].double().softmax(-1))
+        self.probabilities.append(rows.logits[0].double().softmax(-1))
         rows.logits.fill_(float("-inf"))
         rows.logits[0, token] = 0.0
 
@@ -47,7 +47,7 @@ def distributions(engine: Engine, plan: Plan, prompt: Sequence[int], token_ids: 
     recorder = Recorder(token_ids)
     params = SamplingParams(max_tokens=len(token_ids), ignore_eos=True)
     engine.generate(list(prompt), params, plan=engine.planner.extended(base, recorder))
-    return recorder.kept
+    return recorder.probabilities
 
 
 def moved(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float:

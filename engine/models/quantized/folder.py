@@ -132,7 +132,7 @@ class QuantizedFolder(SafetensorsFolder):
         name = f"{module}.{part}"
         if name not in self.owner:
             if spec.is_needed:
-                file = next(self.owner[known] for known in self.owner if known.startswith(f"{module}."))
+                file = next(self.owner[other] for other in self.owner if other.startswith(f"{module}."))
                 raise ModelError(f"{file} lacks {escaped(name)}, which {packing.method} needs; {WAY_OUT}")
             return
         shape, dtype = self.shape(name), self.dtype(name)
