@@ -4,7 +4,7 @@ pack-quantized: weight_packed int32 [N, ceil(K bits / 32)] with n = q + 2^(bits 
 zero points weight_zero_point int32 [ceil(N bits / 32), G], packed along the outputs; with `actorder` group weight_g_idx [K].
 int-quantized and naive-quantized: weight int8 [N, K], weight_scale, weight_zero_point int8. float-quantized: weight float8 [N, K],
 weight_scale. A scale serves the whole weight, an output (`channel`), a group, or a block. Activations stay in the model's dtype,
-also where the config rounds them. Source: the package compressed-tensors.
+even if the config asks for rounded activations. Source: the package compressed-tensors.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Config(JsonFile):
 
 
 class Scheme:
-    """The scheme of the linears that the targets of a config group name."""
+    """How a config group stores its linears; `targets` names these linears."""
 
     def __init__(self, method: str, name: str, group: Group, default_format: str) -> None:
         where = f"quantization_config.config_groups.{name}"
@@ -171,7 +171,7 @@ def _groups(packing: Packing, inputs: int, get: Get) -> Tensor | None:
 
 
 def _is_named(name: str, targets: Iterable[str]) -> bool:
-    """Whether targets name a linear: by `Linear`, its name, the end of its name, or `re:` and a regular expression."""
+    """Whether a target matches a linear: `Linear`, its name, the end of its name, or `re:` and a regular expression."""
     for target in targets:
         if target.startswith("re:"):
             if re.match(target.removeprefix("re:"), name):

@@ -2,7 +2,7 @@
 
 qweight int32 [K bits / 32, N], packed along the inputs. qzeros int32 [G, N bits / 32], packed along the outputs. scales [G, N].
 g_idx int32 [K]: the group of every input; with `desc_act` an input may belong to any group. Version 1 (`checkpoint_format` gptq)
-stores every zero less one, version 2 (gptq_v2) stores the zero. Source: GPTQ, https://arxiv.org/abs/2210.17323
+stores zero - 1, version 2 (gptq_v2) stores the zero. Source: GPTQ, https://arxiv.org/abs/2210.17323
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Reader:
 
     def packing_of(self, name: str, inputs: int) -> Packing | None:
         config = self.config
-        for pattern, changes in (config.dynamic or {}).items():  # GPTQModel: rules for modules by regular expression
+        for pattern, changes in (config.dynamic or {}).items():  # rules of GPTQModel: regular expression -> changes
             if re.match(pattern.removeprefix("+:").removeprefix("-:"), name):
                 if pattern.startswith("-:"):
                     return None
@@ -75,7 +75,7 @@ class Reader:
 
 
 def _groups(packing: Packing, inputs: int, get: Get) -> torch.Tensor | None:
-    """The group of every input; None if the inputs lie in the order of their groups."""
+    """Return the group of every input; None if the inputs are in the order of their groups."""
     try:
         groups = get("g_idx").to(torch.int64)
     except KeyError:
