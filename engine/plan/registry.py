@@ -92,6 +92,7 @@ class PluginRegistry:
         self.entries: dict[str, PluginEntry] = {}
         self.families = Families(CORE_FAMILIES)
         self.suspensions = Suspensions(self._suspended)
+        self._warned: set[str] = set()  # former names
 
     @classmethod
     def load(cls, plugins_dir: str | Path | None = None) -> PluginRegistry:
@@ -134,7 +135,9 @@ class PluginRegistry:
         """The plugin that had a name before."""
         for entry in self.entries.values():
             if entry.plugin and name in entry.plugin.former_names:
-                log.warning("plugin %s is now called %s; use the new name", name, entry.name)
+                if name not in self._warned:
+                    log.warning("plugin %s is now called %s; use the new name", name, entry.name)
+                self._warned.add(name)
                 return entry
         return None
 

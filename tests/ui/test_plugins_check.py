@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 import pitlane
 from pitlane.storage import certificates
+from pitlane.testing import PluginCheck
 from pitlane.ui.cli import main
 
 LOOSE = str(Path(__file__).parent / "test_cli_plugins")
@@ -69,6 +71,20 @@ def test_an_approximate_plugin_is_proved_by_a_bound() -> None:
     assert measured.stdout.startswith("int8 declares approximate: not proved on this machine")
     assert proved.stdout.startswith("int8 declares approximate: proved on this machine")
     assert check("int8", "--tokens", "16", "--bound", "0.00001").exit_code == 1
+
+
+def test_a_former_name_checks_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    def checked(name: str, options: Any, **_: Any) -> PluginCheck:
+        return PluginCheck(name, "built-in", "rounding", options, "random:tiny", "float64", 8)
+
+    monkeypatch.setattr("pitlane.testing.check_plugin", checked)
+    result = check("paged_attention")
+    assert result.exit_code == 0 and result.stdout.startswith("flash_attention declares"), result.output
+
+
+def test_a_bound_that_every_plugin_keeps_is_refused() -> None:
+    result = check("int8", "--bound", "1.0")
+    assert result.exit_code == 2 and "'--bound'" in result.stderr
 
 
 def test_what_cannot_be_checked_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

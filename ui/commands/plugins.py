@@ -131,8 +131,8 @@ def enable(name: str) -> None:
 )
 @click.option("--option", "-o", "plugin_options", multiple=True, metavar="PLUGIN.KEY=VALUE",
               help="Set an option of a plugin. Repeatable.")  # fmt: skip
-@click.option("--bound", type=click.FloatRange(0, 1), metavar="SHARE",
-              help="Largest mean share of the next token's probability that the plugin may move.")  # fmt: skip
+@click.option("--bound", type=click.FloatRange(0, 1, max_open=True), metavar="SHARE",
+              help="Largest mean share of the next token's probability that the plugin may move, below 1.")  # fmt: skip
 @click.option("--tokens", type=click.IntRange(8, 1024), default=64, show_default=True, help="Tokens of an answer.")
 @offline_option
 @click.argument("name")
@@ -158,6 +158,7 @@ def check(
     from pitlane.ui.plugin_text import parse_settings
 
     registry = PluginRegistry.load(plugins_dir)
+    name = registry.get(name).name  # `name` may be a former name
     names = ",".join([name, *registry.get(name).requires])
     settings = dict(
         parse_settings(names, plugin_options, {}, registry).settings

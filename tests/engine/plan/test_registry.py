@@ -297,6 +297,17 @@ def test_what_serves_the_host_is_not_togglable() -> None:
     assert registry.togglable() == ["quiet"]
 
 
+def test_a_former_name_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    registry = PluginRegistry()
+    registry.add(type("Renamed", (Quiet,), {"former_names": ("loud", "noisy")}))
+    with caplog.at_level(logging.WARNING, "pitlane"):
+        for name in ("loud", "noisy", "loud"):
+            assert registry.get(name).name == "quiet"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"plugin {name} is now called quiet; use the new name" for name in ("loud", "noisy")
+    ]
+
+
 def test_hooks_are_listed_in_call_order() -> None:
     class Both(Plugin):
         name, exactness = "both", "identical"
