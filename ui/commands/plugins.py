@@ -172,7 +172,8 @@ def check(
     options = settings.pop(name)
     outcome = check_plugin(name, options, bound=bound, base=settings, registry=registry, model=model, num_tokens=tokens)
     checked_at = datetime.now(UTC).isoformat(timespec="seconds")
-    record = outcome.to_json() | {"pitlane": __version__, "checked_at": checked_at, "machine": machine()}
+    code = catalogue.code_hash(registry.get(name))
+    record = outcome.to_json() | {"pitlane": __version__, "code": code, "checked_at": checked_at, "machine": machine()}
     certificates.save(name, record)
     if as_json:
         print_json(record)
