@@ -99,18 +99,18 @@ def new(into: Path | None, name: str) -> None:
 
 
 @plugins.command()
+@plugins_dir
 @click.argument("name")
-def disable(name: str) -> None:
+def disable(plugins_dir: str | None, name: str) -> None:
     """Load a plugin no more: by its name, or by the name of its package or file.
 
-    This command loads no plugin, so it works if a plugin breaks all other commands.
+    This command loads no plugin, so it works if a plugin breaks all other commands. A plugin that shares its module with other
+    plugins is disabled after the module is imported: disable the package if the import fails. A built-in plugin cannot be disabled.
     """
-    from pitlane import disable_plugin, find_plugins
+    from pitlane import disable_plugin
 
-    known = {word for plugin in find_plugins() for word in (plugin.name, plugin.source.rpartition(" ")[0])}
-    disable_plugin(name)
-    note = "" if name in known else "; no installed package has a plugin of this name now"
-    click.echo(f"disabled {name}{note}; to load it again: pitlane plugins enable {name}")
+    disable_plugin(name, plugins_dir)
+    click.echo(f"disabled {name}; to load it again: pitlane plugins enable {name}")
 
 
 @plugins.command()
