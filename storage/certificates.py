@@ -1,7 +1,7 @@
 """Certificates of plugins: the last outcome of `pitlane plugins check` for every plugin, as JSON files in PITLANE_HOME.
 
-A certificate is valid for one source (distribution and version) of a plugin and one version of Pitlane. `load` returns None for any
-other certificate, and for a file that it cannot read.
+A certificate is valid for one source (distribution and version) of a plugin, the code of its files, and one version of Pitlane.
+`load` returns None for any other certificate, and for a file that it cannot read.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ def save(name: str, record: dict[str, Any]) -> Path:
     return path
 
 
-def load(name: str, source: str, version: str) -> dict[str, Any] | None:
-    """Return the certificate of a plugin from this source under this version of Pitlane, or None."""
+def load(name: str, source: str, version: str, code: str) -> dict[str, Any] | None:
+    """Return the certificate of a plugin from this source, with this hash of its code, under this version of Pitlane, or None."""
     try:
         record = json.loads((home() / FOLDER / f"{_checked(name)}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(record, dict) or (record.get("source"), record.get("pitlane")) != (source, version):
+    if not isinstance(record, dict):
         return None
-    return record
+    holds = (record.get("source"), record.get("pitlane"), record.get("code")) == (source, version, code)
+    return record if holds else None
 
 
 def _checked(name: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import builtins
 import json
-from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from pitlane.storage.types import UnfinishedAnswer, storable
@@ -25,13 +24,17 @@ class Unfinished:
 
     def keep(self, answer: UnfinishedAnswer) -> None:
         """Store an unfinished answer; it replaces the row of its conversation. For a deleted conversation, store nothing."""
-        key, writer, text, token_ids, stats, changed, question, continued = astuple(answer)
-        row = (key, writer, storable(text), json.dumps(token_ids), json.dumps(stats, default=str), changed, question)
+        key, token_ids, stats = (
+            answer.conversation_id,
+            json.dumps(answer.token_ids),
+            json.dumps(answer.stats, default=str),
+        )
+        row = (key, answer.writer, storable(answer.text), token_ids, stats, answer.changed, answer.question)
         with self._file.transaction() as db:
             db.execute(
                 "INSERT OR REPLACE INTO unfinished SELECT ?, ?, ?, ?, ?, ?, ?, ? WHERE EXISTS "
                 "(SELECT 1 FROM conversations WHERE id = ?)",
-                (*row, continued, key),
+                (*row, answer.continued, key),
             )
 
     def forget(self, conversation_id: str) -> None:

@@ -64,7 +64,7 @@ def launch(
         address = server.url if login is None else login.link(server.url)
         print(f"Pitlane is at {address} (Ctrl-C ends it)", flush=True)
         if open_browser:
-            webbrowser.open(address)
+            webbrowser.open(server.url)  # without the password: every user of this machine can list arguments
         try:
             server.wait()
         except KeyboardInterrupt:

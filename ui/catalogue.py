@@ -7,6 +7,7 @@ outside its files.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from pitlane.storage import certificates
 from pitlane.storage.home import home, home_path
 
 if TYPE_CHECKING:
-    from pitlane import PluginEntry
+    from pitlane import Plugin, PluginEntry
 
 FILE = "plugins.json"
 
@@ -36,30 +37,60 @@ def rows(plugins_dir: str | Path | None = None) -> list[dict[str, Any]]:
         if all(record["status"] in ("ok", "always on", "disabled") for record in records):
             _keep(state, records)
     for record in records:
-        record["certificate"] = certificate(record["name"], record["source"])
+        record["certificate"] = certificate(record["name"], record["source"], record.pop("code"))
     return records
 
 
-def certificate(name: str, source: str) -> dict[str, Any] | None:
-    """What `pitlane plugins check` found for this source of a plugin on this machine, or None."""
+def code_hash(plugin: type[Plugin]) -> str:
+    """A hash of the source files of a loaded plugin: of its built-in module, its installed package, or its loose file.
+
+    The core is left out: a certificate names the version of Pitlane. Empty if there is no file.
+    """
+    parts = plugin.__module__.split(".")
+    root = sys.modules.get(".".join(parts[:3]) if parts[:2] == ["pitlane", "plugins"] else parts[0])
+    path = Path(getattr(root, "__file__", None) or "")
+    files = sorted(path.parent.rglob("*.py")) if hasattr(root, "__path__") else [path]
+    digest = hashlib.sha256()
     try:
-        record = certificates.load(name, source, __version__)
+        for file in files:
+            text = file.read_bytes()
+            digest.update(f"{file.relative_to(path.parent).as_posix()} {len(text)}\n".encode() + text)
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
+def certificate(name: str, source: str, code: str) -> dict[str, Any] | None:
+    """The outcome of `pitlane plugins check` for this source and code of a plugin on this machine, or None."""
+    try:
+        record = certificates.load(name, source, __version__, code)
     except ValueError:  # an entry point may have any name
         return None
-    keys = ("declared", "passed", "proved", "model", "dtype", "checked_at", "broken")
+    keys = ("declared", "passed", "proved", "model", "dtype", "bound", "num_tokens", "options", "checked_at", "broken")
     return None if record is None else {key: record.get(key) for key in keys}
 
 
 def certificate_text(certificate: dict[str, Any]) -> str:
-    """`identical, proved on this machine`, or the reason why it is not proved."""
-    declared, place = certificate["declared"], f"{certificate['model']}, {certificate['dtype']}"
+    """`identical, proved on this machine (CONDITIONS)`, or the reason why it is not proved.
+
+    Conditions: model, dtype, bound, tokens of an answer, and the options that the user set for the check.
+    """
+    options = certificate["options"] or {}
+    set_options = f", with {', '.join(f'{key}={value}' for key, value in options.items())}" if options else ""
+    declared = certificate["declared"]
     if not certificate["passed"]:
-        return f"declares {declared}, broken on this machine: {'; '.join(certificate['broken'])}"
-    return f"{declared}, {'proved' if certificate['proved'] else 'not proved'} on this machine ({place})"
+        return f"declares {declared}, broken on this machine{set_options}: {'; '.join(certificate['broken'])}"
+    conditions = f"{certificate['model']}, {certificate['dtype']}"
+    if certificate["bound"] is not None:
+        conditions += f", bound {certificate['bound']:.2g}"
+    if certificate["num_tokens"]:
+        conditions += f", {certificate['num_tokens']} tokens"
+    proof = "proved" if certificate["proved"] else "not proved"
+    return f"{declared}, {proof} on this machine ({conditions}{set_options})"
 
 
 def describe(entry: PluginEntry) -> dict[str, Any]:
-    """All facts about a plugin, as JSON."""
+    """All facts about a plugin, as JSON. code: the hash that a certificate must have."""
     plugin = entry.plugin
     return {
         "name": entry.name,
@@ -74,6 +105,7 @@ def describe(entry: PluginEntry) -> dict[str, Any]:
         "requires": list(plugin.requires) if plugin else [],
         "conflicts": list(plugin.conflicts) if plugin else [],
         "options": _options(plugin.Options.model_json_schema()) if plugin else [],
+        "code": code_hash(plugin) if plugin else "",
     }
 
 
@@ -82,7 +114,7 @@ def _state(plugins_dir: str | Path | None) -> str:
     plans = Path(str(sys.modules[find_plugins.__module__].__file__)).parent
     folders = [*map(Path, pitlane.plugins.__path__), plans]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
-    own = [(str(path), path.stat().st_mtime_ns) for path in files]
+    own = [(str(path), path.stat().st_mtime_ns) for path in [*files, Path(__file__)]]
     others = [candidate.state() for candidate in find_plugins(plugins_dir)]
     return json.dumps([__version__, sys.version, os.environ.get("PITLANE_LOAD"), own, others])
 

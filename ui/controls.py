@@ -14,7 +14,7 @@ from html import escape
 from typing import Any
 
 from pitlane import BuildContext, Plan, Plugin, PluginEntry, PluginRegistry
-from pitlane.ui.catalogue import certificate, certificate_text
+from pitlane.ui.catalogue import certificate, certificate_text, code_hash
 from pitlane.ui.chat_flow import badge
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.plugin_about import ORDER, bound, costs_text, exactness_text, group_of, option_unit
@@ -232,13 +232,13 @@ def default_options(plugin: type[Plugin]) -> list[Any]:
 def about_html(plugin: type[Plugin], source: str = "built-in") -> str:
     """The summary of a plugin; it unfolds to the bound of its exactness, the proof on this machine, and its costs.
 
-    source: a certificate of another source or version of the plugin does not count.
+    source: a certificate of another source, version or code of the plugin does not count.
     """
     role = f" <em>{escape(plugin.role.replace('_', ' '))}</em>" if plugin.role and plugin.role != DRAFTER else ""
     text = f"{with_code(escape(_sentence(plugin.summary())))}{role}"
-    found = certificate(plugin.name, source)
+    last_check = certificate(plugin.name, source, code_hash(plugin))
     command = f"declared {plugin.exactness}, not checked on this machine: pitlane plugins check {plugin.name}"
-    proof = certificate_text(found) if found else command
+    proof = certificate_text(last_check) if last_check else command
     details = [("Exactness", exactness_text(plugin)), ("Proof", proof), ("", costs_text(plugin))]
     lines = "".join(
         f"<p>{f'<b>{heading}:</b> ' if heading else ''}{with_code(escape(detail))}</p>"

@@ -1,7 +1,8 @@
 """The login of the page: one password for the server, asked for before anything else is served.
 
 A browser that gave the password holds a cookie with a random token of this server. A link with `?key=PASSWORD` logs in too, as the
-terminal prints it. Knows no Gradio. `PageServer` asks `Login` about every request.
+terminal prints it; the browser is redirected, so that the password leaves its address line. Knows no Gradio. `PageServer` asks
+`Login` about every request.
 """
 
 from __future__ import annotations
@@ -62,31 +63,47 @@ class Login:
         if scope["type"] != "http":
             return bool(scope["type"] == "lifespan")  # Gradio serves no websockets
         request = Request(scope, receive)
-        if self._knows(request.cookies.get(COOKIE)):
+        if self._knows(request.cookies.get(_cookie(request))) and not self._has_key(request):
             return True
         await (await self._answer(request))(scope, receive, send)
         return False
 
     async def _answer(self, request: Request) -> Response:
-        given = parse_qs(request.url.query).get("key", [""])[0]
+        given = _key(request)
         is_form = request.method == "POST" and request.url.path.endswith(LOGIN_PATH)
         if is_form:
             given = await _password_of(request)
         if not given:
             return self._page(request, "")
-        if not hmac.compare_digest(given.encode(), self._password.encode()):
+        if not self._is_password(given):
             await asyncio.sleep(WRONG_SECONDS)
             return self._page(request, '<p class="wrong" role="alert">This is not the password.</p>')
         response = RedirectResponse("../" if is_form else "./", 303)
-        response.set_cookie(COOKIE, self._token, httponly=True, samesite="strict", path="/")
+        response.set_cookie(_cookie(request), self._token, httponly=True, samesite="strict", path="/")
         return response
 
     def _page(self, request: Request, reason: str) -> Response:
         action = "login" if request.url.path.endswith(LOGIN_PATH) else f".{LOGIN_PATH}"
         return HTMLResponse(_PAGE.format(reason=reason, action=action), 401, {"Cache-Control": "no-store"})
 
+    def _has_key(self, request: Request) -> bool:
+        return request.method == "GET" and self._is_password(_key(request))
+
+    def _is_password(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), self._password.encode())
+
     def _knows(self, token: str | None) -> bool:
         return token is not None and hmac.compare_digest(token.encode(), self._token.encode())
+
+
+def _cookie(request: Request) -> str:
+    """The name of the cookie: browsers send a cookie to all ports of a host, so the port of the address is in the name."""
+    port = request.headers.get("host", "").rpartition(":")[2]
+    return f"{COOKIE}_{port}" if port.isdecimal() else COOKIE
+
+
+def _key(request: Request) -> str:
+    return parse_qs(request.url.query).get("key", [""])[0]
 
 
 async def _password_of(request: Request) -> str:

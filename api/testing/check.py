@@ -18,7 +18,7 @@ from typing import Any
 
 from pitlane.engine.decode.params import SamplingParams
 from pitlane.engine.engine import Engine
-from pitlane.engine.errors import PitlaneError, PlanConflict
+from pitlane.engine.errors import BadOption, PitlaneError, PlanConflict
 from pitlane.engine.events import Result
 from pitlane.engine.plan.hookspecs import SPECS
 from pitlane.engine.plan.plan import Plan, Settings
@@ -59,17 +59,19 @@ def check_plugin(
 ) -> PluginCheck:
     """Check a plugin against its contract. The outcome names every broken clause; a broken clause raises no error.
 
-    plugin: a class, or the name of an installed plugin. bound: the largest mean share, in [0, 1], of the next token's probability
+    plugin: a class, or the name of an installed plugin. bound: the largest mean share, in [0, 1), of the next token's probability
     that a `rounding` or an `approximate` plugin may move. Without a bound, a rounding plugin must stay within twice the rounding
     error of the core in this dtype, and an approximate plugin is measured, not proved. effect: returns whether an answer shows the
     declared effect of a `steering` plugin. All answers with the plugin must show it, and some answer without the plugin must not.
     Without `effect`, some answer must change. base: settings of other plugins in both plans; required plugins are added.
     registry: the plugins to choose from (None: all installed plugins). model: any model of `Engine`. drafters: also check the
     plugin with every built-in drafter.
-    Raises UnknownPlugin for an unknown name, BadOption for wrong options.
+    Raises UnknownPlugin for an unknown name, BadOption for wrong options or a wrong bound.
     """
     if isinstance(plugin, Engine):
         raise TypeError("check_plugin takes a plugin class or a name: check_plugin(MyPlugin, {'option': value})")
+    if bound is not None and not 0 <= bound < 1:
+        raise BadOption(f"bound must be at least 0 and below 1, got {bound:g}; every plugin stays within 1")
     registry = registry or PluginRegistry.load()
     if isinstance(plugin, str):
         plugin = registry.get(plugin)
@@ -129,9 +131,9 @@ class _Check:
 
     def run(self) -> PluginCheck:
         threads = set(threading.enumerate())
-        engine, reason = self._engine()
+        engine, obstacle = self._engine()
         if engine is None:
-            return _found(self.outcome, Finding("exactness", "skipped", reason))
+            return _found(self.outcome, obstacle)
         instances: list[weakref.ref[Plugin]] = []
         num_closed = [0]
         with engine:
@@ -153,21 +155,26 @@ class _Check:
     def _add(self, clause: str, status: Any, detail: str, **changes: Any) -> None:
         self.outcome = _found(self.outcome, Finding(clause, status, detail), **changes)
 
-    def _engine(self) -> tuple[Engine | None, str]:
-        """An engine of the first dtype that the plugin serves, or None and the reason."""
+    def _engine(self) -> tuple[Engine | None, Finding]:
+        """An engine of the first dtype that the plugin serves, or None. The finding says why there is no engine."""
         reason: str | None = None
         for dtype in DTYPES:
             engine = Engine(self.outcome.model, dtype=dtype, plugins={}, registry=self.registry)
-            try:
-                names = [self.plugin, *(self.registry.get(name) for name in self.base)]
-                reason = next(filter(None, (item.unavailable(engine.loader.build_context) for item in names)), None)
-            except Exception as error:
-                reason = f"unavailable() failed: {type(error).__name__}: {error}"
-            if reason is None:
+            plugins = [self.plugin, *(self.registry.get(name) for name in self.base)]
+            for plugin in plugins:
+                try:
+                    reason = plugin.unavailable(engine.loader.build_context)
+                except Exception as error:
+                    engine.close()
+                    detail = f"{plugin.name}.unavailable() failed in {dtype}: {type(error).__name__}: {error}"
+                    return None, Finding("unavailable", "failed", detail)
+                if reason is not None:
+                    break
+            else:
                 self.outcome = replace(self.outcome, dtype=dtype)
-                return engine, ""
+                return engine, Finding("unavailable", "passed", "")
             engine.close()
-        return None, f"{self.plugin.name} is unavailable here: {reason}"
+        return None, Finding("exactness", "skipped", f"{self.plugin.name} is unavailable here: {reason}")
 
     def _run(self, engine: Engine, plan: Plan) -> None:
         core, size = engine.plan(self.base), self.outcome.num_tokens
@@ -264,7 +271,7 @@ class _Check:
         prompt, text, bound = self.requests[-1][0], plain[-len(SAMPLINGS)].token_ids, self.bound
         reference = distributions(engine, core, prompt, text)
         share = moved(reference, distributions(engine, plan, prompt, text))
-        changes = {"moved": share}
+        changes: dict[str, Any] = {"moved": share}
         if bound is None and self.outcome.declared == "rounding":
             bound = ROUNDING_64
             if self.outcome.dtype != DTYPES[0]:
@@ -276,6 +283,7 @@ class _Check:
         if bound is None:
             self._add("exactness", "measured", f"{detail}; give a bound to prove it", **changes)
             return
+        changes["bound"] = bound
         self._add("exactness", "passed" if share <= bound else "failed", f"{detail}; bound {bound:.2g}", **changes)
 
     def _check_requests(

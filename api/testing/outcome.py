@@ -28,7 +28,8 @@ class PluginCheck:
     declared: the exactness class under the checked options. num_answers: answers with the plugin.
     num_draft_tokens: draft tokens that the engine verified. overhead_us: microseconds per step in the plugin's hooks, or None
     without a hook that runs in steps. moved: mean share of the next token's probability that moves, compared with the plan
-    without the plugin; None if it was not measured.
+    without the plugin; None if it was not measured. bound: the largest share that passes: the bound of the caller or, for a rounding
+    plugin without such a bound, the bound of the check; None if no share was compared with a bound.
     """
 
     name: str
@@ -42,6 +43,7 @@ class PluginCheck:
     num_draft_tokens: int = 0
     overhead_us: float | None = None
     moved: float | None = None
+    bound: float | None = None
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -69,7 +71,8 @@ class PluginCheck:
         if not self.passed:
             return f"{self.name} declares {self.declared}: does not keep its promise"
         proof = "proved" if self.proved else "not proved"
-        return f"{self.name} declares {self.declared}: {proof} on this machine ({self.model}, {self.dtype})"
+        bound = "" if self.bound is None else f", bound {self.bound:.2g}"
+        return f"{self.name} declares {self.declared}: {proof} on this machine ({self.model}, {self.dtype}{bound})"
 
     def table(self) -> str:
         """The findings as lines of text, with the verdict first."""

@@ -13,18 +13,17 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
-from pitlane.engine.errors import BadOption
+from pitlane.engine.errors import BadOption, UnknownPlugin
+from pitlane.engine.plan.source import class_texts, spec_of
 from pitlane.storage.home import home, home_path
 
 GROUP = "pitlane"
 DISABLED = "disabled-plugins.txt"
-_API_LINE = re.compile(r"""^\s+api_version\s*(?::[^=]*)?=\s*["'](\d+\.\d+)["']""", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class Candidate:
     """A plugin that can be loaded. name: of its entry point or file, known before its class is.
 
     load: imports it, and returns a class or a module. distribution: None for a file. module: dotted name, or the path of a file.
-    disabled: the reason if it is not to be loaded.
+    disabled: the reason if it is not to be loaded. attribute: the class in the module; empty for all classes.
     """
 
     name: str
@@ -41,12 +40,13 @@ class Candidate:
     distribution: importlib.metadata.Distribution | None = None
     module: str = ""
     disabled: str = ""
+    attribute: str = ""
 
     def files(self) -> list[Path]:
         """The source files: of the package or the module of the plugin. Imports nothing."""
         if self.module.endswith(".py"):
             return [Path(self.module)]
-        spec = _spec(self.module.partition(".")[0]) if self.module else None
+        spec = spec_of(self.module.partition(".")[0]) if self.module else None
         if spec is None:
             return []
         folders = spec.submodule_search_locations
@@ -55,20 +55,26 @@ class Candidate:
         return [Path(spec.origin)] if spec.origin else []
 
     def api_version(self) -> str:
-        """The version of the face that the source declares, read as text. Empty if it declares none, or cannot be read."""
-        for path in self.files() if self.module else ():
-            try:
-                match = _API_LINE.search(path.read_text(encoding="utf-8", errors="replace"))
-            except OSError:
-                continue
-            if match:
-                return match[1]
-        return ""
+        """The version of the face that a plugin class declares, read as text. Empty if the source declares none."""
+        return next((texts["api_version"] for texts in self._classes() if "api_version" in texts), "")
+
+    def class_names(self) -> list[str]:
+        """The names of the plugin classes, read as text. Empty if the source assigns no name."""
+        return [texts["name"] for texts in self._classes() if "name" in texts]
+
+    def _classes(self) -> list[dict[str, str]]:
+        """The texts that the bodies of the plugin classes assign. Imports nothing.
+
+        A plugin class is a class of the module that assigns `name`; without such a class, every class counts. If the entry point
+        names a class, this class alone counts.
+        """
+        classes = class_texts(self.module, self.attribute) if self.module else []
+        return [texts for texts in classes if "name" in texts] or classes
 
     def state(self) -> list[object]:
         """What a stored description of the plugin depends on: version, files, and whether it is disabled."""
         stats = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in self.files() if path.is_file()]
-        return [self.name, self.source, self.module, self.disabled, stats]
+        return [self.name, self.source, self.module, self.disabled, disabled_names(), stats]
 
 
 def find_plugins(plugins_dir: str | Path | None = None) -> Iterator[Candidate]:
@@ -80,15 +86,16 @@ def find_plugins(plugins_dir: str | Path | None = None) -> Iterator[Candidate]:
         package = point.dist
         if package is None or (names is not None and package.name not in names):
             continue
-        reason = _disabled(disabled, point.name, package.name)
         source = f"{package.name} {package.version}"
-        yield Candidate(point.name, source, point.load, package, point.value.partition(":")[0].strip(), reason)
+        module, _, attribute = (part.strip() for part in point.value.partition("[")[0].partition(":"))
+        candidate = Candidate(point.name, source, point.load, package, module, attribute=attribute)
+        yield replace(candidate, disabled=_disabled(disabled, candidate, package.name))
     folder = plugins_dir or os.environ.get("PITLANE_PLUGINS_DIR")
     if folder and not Path(folder).is_dir():
         raise BadOption(f"plugins folder {folder} is not a folder; make it, or leave --plugins-dir out")
     for path in sorted(Path(folder).glob("*.py")) if folder else ():
-        reason = _disabled(disabled, path.stem, str(path))
-        yield Candidate(path.stem, str(path), partial(_import_file, path), None, str(path), reason)
+        candidate = Candidate(path.stem, str(path), partial(_import_file, path), None, str(path))
+        yield replace(candidate, disabled=_disabled(disabled, candidate, str(path)))
 
 
 def disabled_names() -> list[str]:
@@ -100,8 +107,22 @@ def disabled_names() -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def disable_plugin(name: str) -> None:
-    """Load a plugin no more: by the name of the plugin, its package or its file. Loads no plugin."""
+def disable_plugin(name: str, plugins_dir: str | Path | None = None) -> None:
+    """Load a plugin no more: by the name of the plugin, its package or its file. Loads no plugin.
+
+    plugins_dir: as for `find_plugins`. Raises BadOption for a built-in plugin, and UnknownPlugin for a name of no plugin.
+    """
+    names: dict[str, None] = {}
+    for candidate in find_plugins(plugins_dir):
+        holder = candidate.distribution.name if candidate.distribution else candidate.source
+        names.update(dict.fromkeys([candidate.name, *candidate.class_names(), holder]))
+    if name not in names:
+        if name.isidentifier() and spec_of(f"pitlane.plugins.{name}"):
+            raise BadOption(
+                f"plugin {name} is built-in and cannot be disabled; leave it out of a plan: --plugins=-{name}"
+            )
+        known = ", ".join(sorted(names)) or "none; give the folder of a plugin file with --plugins-dir"
+        raise UnknownPlugin(f"no package or file has a plugin {name!r}; known: {known}")
     _write_disabled([*(other for other in disabled_names() if other != name), name])
 
 
@@ -130,21 +151,26 @@ def way_out(error: BaseException, candidate: Candidate) -> str:
     return f"; install it: pip install {quoted}"
 
 
-def _disabled(disabled: list[str], *names: str) -> str:
-    name = next((name for name in names if name in disabled), None)
-    return f"disabled; to load it again: pitlane plugins enable {name}" if name else ""
+def disabled_reason(name: str) -> str:
+    return f"disabled; to load it again: pitlane plugins enable {name}"
+
+
+def _disabled(disabled: list[str], candidate: Candidate, holder: str) -> str:
+    """The reason why a candidate is not loaded, or ''. holder: its package or file.
+
+    A candidate is disabled by its name, by its holder, or by the names of all its classes.
+    """
+    if not disabled:
+        return ""
+    name = next((name for name in (candidate.name, holder) if name in disabled), None)
+    classes = candidate.class_names() if name is None else []
+    if classes and set(classes) <= set(disabled):
+        name = classes[0]
+    return disabled_reason(name) if name else ""
 
 
 def _write_disabled(names: list[str]) -> None:
     (home() / DISABLED).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-
-
-def _spec(package: str) -> ModuleSpec | None:
-    """Where a top-level module lies. Imports nothing."""
-    try:
-        return importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # ValueError: a module in sys.modules without a spec
-        return PathFinder.find_spec(package)
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -20,7 +20,7 @@ from pitlane.engine.errors import PlanConflict, UnknownPlugin
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.families.core import CORE_FAMILIES
 from pitlane.engine.models.families.family import Families
-from pitlane.engine.plan.finder import Candidate, find_plugins, way_out
+from pitlane.engine.plan.finder import Candidate, disabled_names, disabled_reason, find_plugins, way_out
 from pitlane.engine.plan.hooks import Check, Fail, Hook, HookError, call
 from pitlane.engine.plan.hookspecs import SPECS
 from pitlane.engine.plan.plugin import Plugin
@@ -92,6 +92,7 @@ class PluginRegistry:
         self.entries: dict[str, PluginEntry] = {}
         self.families = Families(CORE_FAMILIES)
         self.suspensions = Suspensions(self._suspended)
+        self._warned: set[str] = set()  # former names
 
     @classmethod
     def load(cls, plugins_dir: str | Path | None = None) -> PluginRegistry:
@@ -134,7 +135,9 @@ class PluginRegistry:
         """The plugin that had a name before."""
         for entry in self.entries.values():
             if entry.plugin and name in entry.plugin.former_names:
-                log.warning("plugin %s is now called %s; use the new name", name, entry.name)
+                if name not in self._warned:
+                    log.warning("plugin %s is now called %s; use the new name", name, entry.name)
+                self._warned.add(name)
                 return entry
         return None
 
@@ -187,8 +190,13 @@ class PluginRegistry:
             classes: list[Any] = [*_classes_of(loaded)] if isinstance(loaded, ModuleType) else [loaded]
             if not classes:
                 raise TypeError("it holds no Plugin class")
+            disabled = disabled_names() if source != BUILT_IN_SOURCE else []
             for plugin in classes:
-                self.add(plugin, source)
+                class_name = getattr(plugin, "name", None)
+                if class_name in disabled:
+                    self._keep(PluginEntry(class_name, source, None, disabled_reason(class_name), "disabled"))
+                else:
+                    self.add(plugin, source)
         except KeyboardInterrupt:
             raise
         except BaseException as error:

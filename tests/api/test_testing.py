@@ -12,7 +12,7 @@ import pytest
 import torch
 from pydantic import Field
 
-from pitlane import Draft, Limits, Plugin, PluginOptions, Rows, Sequence, UnknownPlugin, hookimpl
+from pitlane import BadOption, Draft, Limits, Plugin, PluginOptions, Rows, Sequence, UnknownPlugin, hookimpl
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.testing import PluginCheck, check_plugin
 from pitlane.testing.check import _always_drafting
@@ -81,7 +81,9 @@ def test_an_approximate_plugin_is_measured_and_proved_by_its_bound_alone() -> No
     share = outcome.moved
     assert share is not None and 1e-5 < share < 0.05
     plugin = documented("approximate", adjust_logits=fold(lambda self, rows: rows.logits * 1.01))
-    assert check(plugin, bound=1.1 * share).proved
+    proved = check(plugin, bound=1.1 * share)
+    assert proved.proved and proved.bound == 1.1 * share and f"bound {1.1 * share:.2g})" in proved.verdict
+    assert outcome.bound is None and "bound" not in outcome.verdict
     assert failed(check(plugin, bound=0.9 * share)) == ["exactness"]
 
 
@@ -116,6 +118,23 @@ def test_a_rounding_plugin_is_compared_with_the_rounding_of_the_core() -> None:
     outcome = check(InBfloat16)
     assert outcome.proved and outcome.dtype == "bfloat16", outcome.table()
     assert failed(check(InBfloat16, {"scale": 1.5})) == ["exactness"], "another function"
+
+
+@pytest.mark.parametrize("bound", [1.0, 1.5, -0.1, float("nan")])
+def test_a_bound_that_every_plugin_keeps_is_refused(bound: float) -> None:
+    with pytest.raises(BadOption, match="bound must be at least 0 and below 1, got"):
+        check(documented("approximate"), bound=bound)
+
+
+def test_a_plugin_whose_unavailable_raises_fails() -> None:
+    def unavailable(cls: Any, context: Any) -> str | None:
+        raise KeyError("capability")
+
+    outcome = check(documented("identical", unavailable=classmethod(unavailable)))
+    assert not outcome.passed and not outcome.proved
+    assert outcome.broken == ["unavailable: made.unavailable() failed in float64: KeyError: 'capability'"]
+    absent = check(documented("identical", unavailable=classmethod(lambda cls, context: "no such device")))
+    assert absent.passed and absent.status_of("exactness") == "skipped" and "no such device" in absent.table()
 
 
 def test_the_outcome_as_json_and_as_a_table() -> None:

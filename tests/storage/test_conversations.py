@@ -10,7 +10,7 @@ import pytest
 from pitlane.storage.conversations import turns
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound
-from pitlane.storage.types import Document, Page, Refusal
+from pitlane.storage.types import Document, Page, Refusal, UnfinishedAnswer
 
 
 @pytest.fixture
@@ -28,6 +28,16 @@ def test_append_and_get(store: Store) -> None:
     assert conversation.messages[1] == answer
     assert (answer.token_ids, answer.stats) == ((1, 2, 300), {"steps": 3})
     assert conversation.messages[0].token_ids is None
+
+
+def test_an_unfinished_answer_is_kept_without_a_copy_of_its_tokens(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = store.conversations.create("bundled").id
+    answer = UnfinishedAnswer(key, "writer", "Half", (1, 2, 300), {"steps": 3}, question="Why?", continued=4)
+    monkeypatch.setattr("copy.deepcopy", lambda *_: pytest.fail("copied"))
+    store.unfinished.keep(answer)
+    assert store.unfinished.list() == [answer]
 
 
 def test_default_title_is_the_first_words_only(store: Store) -> None:

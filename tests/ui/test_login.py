@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -18,14 +19,15 @@ PASSWORD = "open sesame & more"
 class Browser:
     """Sends requests to a login as a browser would, with its cookie, and counts the requests that pass."""
 
-    def __init__(self, login: Login) -> None:
-        self.login, self.cookie, self.passed = login, "", 0
+    def __init__(self, login: Login, host: str = "") -> None:
+        self.login, self.host, self.cookie, self.passed = login, host, "", 0
 
     def get(self, path: str = "/", query: str = "", body: bytes | None = None) -> tuple[int, str]:
         return asyncio.run(self._send(path, query, body))
 
     async def _send(self, path: str, query: str, body: bytes | None) -> tuple[int, str]:
         headers = [(b"cookie", self.cookie.encode())] if self.cookie else []
+        headers += [(b"host", self.host.encode())] if self.host else []
         scope = {
             "type": "http", "method": "GET" if body is None else "POST", "path": path, "query_string": query.encode(),
             "headers": headers, "scheme": "http", "server": ("test", 80), "root_path": "",
@@ -71,6 +73,41 @@ def test_the_form_and_the_link_log_in_for_good(browser: Browser) -> None:
     link = browser.login.link("http://host:1")
     assert other.get("/", link.partition("?")[2])[0] == 303 and other.get("/")[0] == 200
     assert Browser(Login(PASSWORD)).get("/")[0] == 401, "the cookie of one server is not known to the next"
+
+
+def test_two_pages_of_a_host_do_not_log_each_other_out() -> None:
+    logins = {port: Login(PASSWORD) for port in (7860, 7861)}
+    jar: dict[str, str] = {}
+    for port, login in logins.items():
+        browser = Browser(login, f"host:{port}")
+        assert browser.get(LOGIN_PATH, body=b"password=open+sesame+%26+more")[0] == 303
+        name, _, token = browser.cookie.partition("=")
+        jar[name] = token
+    for port, login in logins.items():
+        browser = Browser(login, f"host:{port}")
+        browser.cookie = "; ".join(f"{name}={token}" for name, token in jar.items())
+        assert browser.get("/")[0] == 200
+
+
+def test_the_password_leaves_the_address_of_a_browser_that_is_logged_in(browser: Browser) -> None:
+    query = browser.login.link("").partition("?")[2]
+    assert [browser.get("/", query)[0] for _ in range(2)] == [303, 303] and not browser.passed
+    assert browser.get("/", "key=another")[0] == 200, "a parameter of the page"
+
+
+def test_the_browser_is_opened_without_the_password(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    opened: list[str] = []
+    server = MagicMock()
+    server.__enter__.return_value.url = "http://127.0.0.1:1"
+    monkeypatch.setattr(app, "PageServer", lambda *_: server)
+    for name in ("ModelSwitch", "Store"):
+        monkeypatch.setattr(app, name, MagicMock())
+    for name in ("serve", "note"):
+        monkeypatch.setattr(app, name, lambda *_: None)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # so that the value of `launch` is taken back
+    monkeypatch.setattr(app.webbrowser, "open", opened.append)
+    app.launch(MagicMock(), port=0, password="open-sesame")
+    assert opened == ["http://127.0.0.1:1"] and "?key=open-sesame" in capsys.readouterr().out
 
 
 def test_a_websocket_does_not_pass(browser: Browser) -> None:

@@ -10,6 +10,7 @@ from pitlane import PluginEntry, PluginRegistry
 from pitlane.storage import certificates
 from pitlane.storage.db import Store
 from pitlane.ui.advice import advice, advice_html, gains_ms, replaced_by
+from pitlane.ui.catalogue import code_hash
 from pitlane.ui.chat_flow import badge
 from pitlane.ui.controls import about_html, default_options, option_widget, others_html
 from pitlane.ui.effects import effect_html
@@ -46,12 +47,16 @@ def test_a_card_says_what_was_proved_on_this_machine() -> None:
     plugin = PluginRegistry.load().get("int8")
     assert "declared approximate, not checked on this machine: pitlane plugins check int8" in about_html(plugin)
     record = {"source": "built-in", "pitlane": pitlane.__version__, "declared": "approximate", "passed": True}
-    record |= {"proved": True, "model": "random:tiny", "dtype": "float64"}
+    record |= {"proved": True, "model": "random:tiny", "dtype": "float64", "code": code_hash(plugin), "bound": 0.05}
+    record |= {"num_tokens": 64, "options": {"group_size": 32}}
     certificates.save("int8", record)
-    assert "approximate, proved on this machine (random:tiny, float64)" in about_html(plugin, "built-in")
+    conditions = "(random:tiny, float64, bound 0.05, 64 tokens, with group_size=32)"
+    assert f"approximate, proved on this machine {conditions}" in about_html(plugin, "built-in")
     assert "not checked" in about_html(plugin, "pitlane-int8 2.0"), "a certificate of another source"
     certificates.save("int8", record | {"passed": False, "proved": False, "broken": ["exactness: <b>"]})
-    assert "broken on this machine: exactness: &lt;b&gt;" in about_html(plugin)
+    assert "broken on this machine, with group_size=32: exactness: &lt;b&gt;" in about_html(plugin)
+    certificates.save("int8", record | {"code": "0"})
+    assert "not checked" in about_html(plugin), "a certificate of other code"
 
 
 def test_plugins_that_are_not_ok_are_shown_with_status_and_reason() -> None:

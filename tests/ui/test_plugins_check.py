@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 import pitlane
 from pitlane.storage import certificates
+from pitlane.testing import Finding, PluginCheck
+from pitlane.ui.catalogue import code_hash
 from pitlane.ui.cli import main
 
 LOOSE = str(Path(__file__).parent / "test_cli_plugins")
@@ -39,9 +42,11 @@ def test_an_honest_claim_is_proved_and_the_certificate_is_kept() -> None:
     assert {key: outcome[key] for key in expected} == expected
     clauses = [finding["clause"] for finding in outcome["findings"]]
     assert {"docs", "options", "exactness", "off again", "two requests", "instance", "overhead"} <= set(clauses)
-    assert certificates.load("prompt_lookup", "built-in", pitlane.__version__) == outcome
-    assert certificates.load("prompt_lookup", "pitlane-other 1.0", pitlane.__version__) is None
-    assert certificates.load("prompt_lookup", "built-in", "0.0.1") is None
+    code = code_hash(pitlane.PluginRegistry.load().get("prompt_lookup"))
+    assert certificates.load("prompt_lookup", "built-in", pitlane.__version__, code) == outcome
+    assert certificates.load("prompt_lookup", "pitlane-other 1.0", pitlane.__version__, code) is None
+    assert certificates.load("prompt_lookup", "built-in", "0.0.1", code) is None
+    assert certificates.load("prompt_lookup", "built-in", pitlane.__version__, "0") is None
 
 
 def test_options_reach_the_plugin() -> None:
@@ -69,6 +74,52 @@ def test_an_approximate_plugin_is_proved_by_a_bound() -> None:
     assert measured.stdout.startswith("int8 declares approximate: not proved on this machine")
     assert proved.stdout.startswith("int8 declares approximate: proved on this machine")
     assert check("int8", "--tokens", "16", "--bound", "0.00001").exit_code == 1
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every check passes without a run."""
+
+    def check_plugin(name: str, options: Any, *, registry: Any, **_: Any) -> PluginCheck:
+        plugin, source = registry.get(name), registry.entries[name].source
+        finding = Finding("exactness", "passed", "")
+        return PluginCheck(
+            name, source, plugin.exactness, options, "random:tiny", "float64", 8, bound=0.05, findings=[finding]
+        )
+
+    monkeypatch.setattr("pitlane.testing.check_plugin", check_plugin)
+
+
+def info(name: str, folder: Path) -> str:
+    return CliRunner().invoke(main, ["plugins", "info", name, "--plugins-dir", str(folder)]).stdout
+
+
+@pytest.mark.usefixtures("passes")
+def test_a_certificate_ends_when_the_code_changes(tmp_path: Path) -> None:
+    file = tmp_path / "liar.py"
+    file.write_text((Path(LOOSE) / "liar.py").read_text())
+    assert CliRunner().invoke(main, ["plugins", "check", "liar", "--plugins-dir", str(tmp_path)]).exit_code == 0
+    assert "checked: identical, proved on this machine (random:tiny, float64, " in info("liar", tmp_path)
+    file.write_text(file.read_text() + "# changed\n")
+    assert "checked:" not in info("liar", tmp_path)
+
+
+@pytest.mark.usefixtures("passes")
+def test_a_certificate_names_its_conditions(tmp_path: Path) -> None:
+    assert check("prompt_lookup", "-o", "prompt_lookup.max_ngram=3").exit_code == 0
+    conditions = "(random:tiny, float64, bound 0.05, 8 tokens, with max_ngram=3)"
+    assert f"checked: identical, proved on this machine {conditions}" in info("prompt_lookup", tmp_path)
+
+
+@pytest.mark.usefixtures("passes")
+def test_a_former_name_checks_the_plugin() -> None:
+    result = check("paged_attention")
+    assert result.exit_code == 0 and result.stdout.startswith("flash_attention declares"), result.output
+
+
+def test_a_bound_that_every_plugin_keeps_is_refused() -> None:
+    result = check("int8", "--bound", "1.0")
+    assert result.exit_code == 2 and "'--bound'" in result.stderr
 
 
 def test_what_cannot_be_checked_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

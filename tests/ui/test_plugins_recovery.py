@@ -86,8 +86,25 @@ def test_a_plugin_that_ends_the_process_is_disabled_without_being_loaded(site: P
     assert row["status"] == "disabled" and "pitlane plugins enable pitlane-exits" in row["reason"]
     assert run(site, own_home, "plugins", "enable", "pitlane-exits")[0].stdout == "enabled pitlane-exits\n"
     assert run(site, own_home, "plugins", "list")[0].returncode == 7
-    unknown = run(site, own_home, "plugins", "disable", "pitlane-exit")[0]
-    assert "no installed package has a plugin of this name now" in unknown.stdout
+
+
+def test_a_name_that_cannot_be_disabled_is_refused(site: Path, own_home: Path) -> None:
+    unknown, modules, _ = run(site, own_home, "plugins", "disable", "pitlane-exit")
+    assert unknown.returncode == 2 and "imported_3" not in modules
+    assert "no package or file has a plugin 'pitlane-exit'; known: " in unknown.stderr
+    assert ", pitlane_good_3, " in unknown.stderr
+    built_in = run(site, own_home, "plugins", "disable", "prefix_cache")[0]
+    assert built_in.returncode == 2 and "prefix_cache is built-in and cannot be disabled" in built_in.stderr
+    assert not (own_home / "disabled-plugins.txt").exists()
+
+
+def test_the_name_of_a_class_disables_it(site: Path, own_home: Path) -> None:
+    disabled, modules, _ = run(site, own_home, "plugins", "disable", "good_3")
+    assert disabled.returncode == 0 and "imported_3" not in modules
+    listed, modules, _ = run(site, own_home, "plugins", "list", "--json")
+    statuses = {row["source"]: row["status"] for row in json.loads(listed.stdout)}
+    assert statuses["pitlane-good-3 1.0"] == "disabled" and statuses["pitlane-good-4 1.0"] == "ok"
+    assert "imported_3" not in modules, "all classes of the module are disabled"
 
 
 @pytest.mark.slow

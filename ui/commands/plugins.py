@@ -99,18 +99,18 @@ def new(into: Path | None, name: str) -> None:
 
 
 @plugins.command()
+@plugins_dir
 @click.argument("name")
-def disable(name: str) -> None:
+def disable(plugins_dir: str | None, name: str) -> None:
     """Load a plugin no more: by its name, or by the name of its package or file.
 
-    This command loads no plugin, so it works if a plugin breaks all other commands.
+    This command loads no plugin, so it works if a plugin breaks all other commands. A plugin that shares its module with other
+    plugins is disabled after the module is imported: disable the package if the import fails. A built-in plugin cannot be disabled.
     """
-    from pitlane import disable_plugin, find_plugins
+    from pitlane import disable_plugin
 
-    known = {word for plugin in find_plugins() for word in (plugin.name, plugin.source.rpartition(" ")[0])}
-    disable_plugin(name)
-    note = "" if name in known else "; no installed package has a plugin of this name now"
-    click.echo(f"disabled {name}{note}; to load it again: pitlane plugins enable {name}")
+    disable_plugin(name, plugins_dir)
+    click.echo(f"disabled {name}; to load it again: pitlane plugins enable {name}")
 
 
 @plugins.command()
@@ -131,8 +131,8 @@ def enable(name: str) -> None:
 )
 @click.option("--option", "-o", "plugin_options", multiple=True, metavar="PLUGIN.KEY=VALUE",
               help="Set an option of a plugin. Repeatable.")  # fmt: skip
-@click.option("--bound", type=click.FloatRange(0, 1), metavar="SHARE",
-              help="Largest mean share of the next token's probability that the plugin may move.")  # fmt: skip
+@click.option("--bound", type=click.FloatRange(0, 1, max_open=True), metavar="SHARE",
+              help="Largest mean share of the next token's probability that the plugin may move, below 1.")  # fmt: skip
 @click.option("--tokens", type=click.IntRange(8, 1024), default=64, show_default=True, help="Tokens of an answer.")
 @offline_option
 @click.argument("name")
@@ -158,6 +158,7 @@ def check(
     from pitlane.ui.plugin_text import parse_settings
 
     registry = PluginRegistry.load(plugins_dir)
+    name = registry.get(name).name  # `name` may be a former name
     names = ",".join([name, *registry.get(name).requires])
     settings = dict(
         parse_settings(names, plugin_options, {}, registry).settings
@@ -171,7 +172,8 @@ def check(
     options = settings.pop(name)
     outcome = check_plugin(name, options, bound=bound, base=settings, registry=registry, model=model, num_tokens=tokens)
     checked_at = datetime.now(UTC).isoformat(timespec="seconds")
-    record = outcome.to_json() | {"pitlane": __version__, "checked_at": checked_at, "machine": machine()}
+    code = catalogue.code_hash(registry.get(name))
+    record = outcome.to_json() | {"pitlane": __version__, "code": code, "checked_at": checked_at, "machine": machine()}
     certificates.save(name, record)
     if as_json:
         print_json(record)

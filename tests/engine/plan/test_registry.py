@@ -297,6 +297,17 @@ def test_what_serves_the_host_is_not_togglable() -> None:
     assert registry.togglable() == ["quiet"]
 
 
+def test_a_former_name_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    registry = PluginRegistry()
+    registry.add(type("Renamed", (Quiet,), {"former_names": ("loud", "noisy")}))
+    with caplog.at_level(logging.WARNING, "pitlane"):
+        for name in ("loud", "noisy", "loud"):
+            assert registry.get(name).name == "quiet"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"plugin {name} is now called quiet; use the new name" for name in ("loud", "noisy")
+    ]
+
+
 def test_hooks_are_listed_in_call_order() -> None:
     class Both(Plugin):
         name, exactness = "both", "identical"
@@ -363,6 +374,37 @@ def test_a_plugin_for_another_version_is_incompatible_and_not_imported(
         registry.get("other")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "client = dict(\n    api_version = '2.0',\n)\n" + good("fine"),
+        "def connect(\n    api_version = '2.0',\n): pass\n" + good("fine"),
+        "class Client:\n    api_version = '2.0'\n" + good("fine"),
+        '"""Usage:\n    api_version = "2.0"\n"""\n' + good("fine"),
+    ],
+    ids=["call", "default", "other class", "docstring"],
+)
+def test_only_the_class_of_the_plugin_declares_its_version(load: Callable[..., PluginRegistry], text: str) -> None:
+    assert load(fine=text).entries["fine"].status == "ok"
+
+
+@pytest.mark.parametrize("value", ["pitlane_trial:Two", "pitlane_trial.inner", "pitlane_trial.inner:Three"])
+def test_only_the_module_of_the_entry_point_declares_the_version(
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str
+) -> None:
+    install("pitlane-two", "1", value)
+    folder = tmp_path / "site-pitlane-two" / "pitlane_trial"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from .inner import Three as Two\n")
+    inner = "raise RuntimeError('imported')\nclass Three:\n    name: str = 'three'\n    api_version: str = '2.0'\n"
+    (folder / "inner.py").write_text(inner)
+    (folder / "aaa.py").write_text("class Other:\n    name = 'other'\n    api_version = '3.0'\n")
+    monkeypatch.delenv("PITLANE_LOAD")
+    (candidate,) = find_plugins()
+    assert (candidate.api_version(), candidate.class_names()) == ("2.0", ["three"])
+    assert PluginRegistry.load().entries[candidate.name].status == "incompatible"
+
+
 @pytest.mark.parametrize(("version", "status"), [("1.0", "ok"), ("2.0", "incompatible"), ("two", "failed")])
 def test_the_version_of_a_class_counts(version: str, status: str) -> None:
     plugin = type("Versioned", (Plugin,), {"name": "versioned", "exactness": "identical", "api_version": version})
@@ -407,6 +449,27 @@ def test_a_disabled_plugin_is_not_imported(install: Callable[..., None], monkeyp
         assert "pitlane_trial_one" not in sys.modules and registry.entries["two"].status == "ok"
         assert enable_plugin(name) and not enable_plugin(name)
     assert PluginRegistry.load().entries["entry_of_pitlane_one"].status == "failed"
+
+
+def test_a_class_is_disabled_by_its_name(
+    load: Callable[..., PluginRegistry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "plugins"
+    assert load(pair=good("first") + good("second")).entries["first"].status == "ok"
+    disable_plugin("first", folder)
+    entries = PluginRegistry.load(folder).entries
+    assert (entries["first"].status, entries["second"].status) == ("disabled", "ok")
+    assert entries["first"].reason == "disabled; to load it again: pitlane plugins enable first"
+    disable_plugin("second", folder)
+    assert PluginRegistry.load(folder).entries["pair"].status == "disabled", "not imported"
+    assert enable_plugin("first") and enable_plugin("second")
+
+
+def test_only_a_plugin_that_is_here_and_not_built_in_can_be_disabled(load: Callable[..., PluginRegistry]) -> None:
+    with pytest.raises(BadOption, match="plugin prefix_cache is built-in and cannot be disabled; leave it out"):
+        disable_plugin("prefix_cache")
+    with pytest.raises(UnknownPlugin, match="no package or file has a plugin 'prefix_cash'; known: none; give"):
+        disable_plugin("prefix_cash")
 
 
 def test_finding_plugins_imports_none_and_tells_of_changes(
