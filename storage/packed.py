@@ -2,8 +2,9 @@
 
 The key is a digest of the weights' fingerprint and of a recipe, a text that says how they are packed. A file is written under a
 temporary name and renamed. Its metadata hold the SHA-256 of its tensors; a file that does not match is deleted, and a line in the
-log says so. When all folders together take more than `CAP_BYTES`, the folders that were used longest ago are deleted. Small parts
-are not kept: packing takes less time than opening a file. Knows nothing of layouts and models.
+log says so. When all folders together take more than `CAP_BYTES`, the folders that were used longest ago are deleted. The folder of
+one model never takes more than `CAP_BYTES`: its last parts are then packed at every load. Small parts are not kept: packing takes
+less time than opening a file. Knows nothing of layouts and models.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -72,6 +74,9 @@ class PackedCopies:
             return
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if sum(_size(file) for file in self.folder.glob("*.safetensors")) + size > CAP_BYTES:
+                _warn_full(self.folder)
+                return
             _trim(CAP_BYTES - size, self.folder)
             metadata = {DIGEST: _digest(tensors), RECIPE: self.recipe}
             os.replace(blobs.write(self.folder, tensors, metadata), self._path(part))
@@ -95,6 +100,14 @@ def remove_packed(name: str) -> int:
         return 0
     shutil.rmtree(_root() / name, ignore_errors=True)
     return folders[name].num_bytes
+
+
+@cache
+def _warn_full(folder: Path) -> None:
+    limit = CAP_BYTES / 1e9
+    log.warning(
+        "the packed copies in %s reach the limit of %.1f GB: other parts are packed at every load", folder, limit
+    )
 
 
 def _root() -> Path:
