@@ -1,7 +1,7 @@
-"""Fixtures for tests of plugin packages. pytest loads them wherever Pitlane is installed (entry point `pytest11`).
+"""Fixtures for the tests of plugin packages. If Pitlane is installed, pytest loads them (entry point `pytest11`).
 
-Importing this module imports neither torch nor an engine: a fixture imports what it needs when a test asks for it. No fixture is
-used without being named.
+This module imports neither torch nor an engine: a fixture imports them when a test uses it. No fixture is automatic: a test names
+the fixtures that it uses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def pitlane_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty PITLANE_HOME, no network, no PITLANE_* setting of the user, and no installed plugin package."""
+    """An empty PITLANE_HOME, without the network, the user's PITLANE_* settings, and installed plugin packages."""
     for name in [name for name in os.environ if name.startswith("PITLANE_")]:
         monkeypatch.delenv(name)
     home = tmp_path / "pitlane-home"
@@ -31,7 +31,7 @@ def pitlane_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def pitlane_registry(pitlane_home: Path) -> PluginRegistry:
-    """The built-in plugins alone. A test adds a class with `registry.add(MyPlugin)`."""
+    """A registry of the built-in plugins. A test adds a class with `pitlane_registry.add(MyPlugin)`."""
     from pitlane import PluginRegistry
 
     return PluginRegistry.load()
@@ -39,7 +39,7 @@ def pitlane_registry(pitlane_home: Path) -> PluginRegistry:
 
 @pytest.fixture
 def pitlane_engine(pitlane_registry: PluginRegistry) -> Iterator[Callable[..., Engine]]:
-    """Engines over a tiny model of random weights with a tokenizer of bytes, closed at the end.
+    """A function that makes engines of a tiny model, with random weights and a byte tokenizer. The test's end closes them.
 
     `pitlane_engine(MyPlugin, OtherPlugin, dtype="float64", **options)` adds the classes to the registry. The default plan is
     empty: use `engine.plan({"my_plugin": {}})`.

@@ -1,5 +1,5 @@
-"""Quantized checkpoints to write: layouts that other programs read, streamed part by part, resumable. Knows no plugin and no flag.
+"""Writes quantized checkpoints in formats of other programs, part by part. A killed run can resume. Knows no plugin and no flag.
 
-A room of its own, because `training/` imports transformers and this room needs none of it: a model of any size passes in little
-memory.
+This folder is not part of `training/`, because `training/` imports transformers. Export does not need transformers, and the memory
+that it needs does not grow with the number of layers.
 """

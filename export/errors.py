@@ -1,4 +1,4 @@
-"""The error that a user of `pitlane quantize` can cause. Messages name the value and the way out."""
+"""The error that a user of `pitlane quantize` can cause. A message names the value and says what to do."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from pitlane.storage.errors import PitlaneError
 
 
 class ExportError(PitlaneError):
-    """A model cannot be quantized or written: method, format, model, folder or disk do not allow it."""
+    """A model cannot be quantized or written, because of the method, the format, the model, the folder or the disk."""

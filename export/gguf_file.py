@@ -1,8 +1,8 @@
-"""Write a model as one GGUF file with blocks of 4 or 8 bits (Q4_0, Q8_0), resumable tensor by tensor.
+"""Write a model as one GGUF file with blocks of 4 or 8 bits (Q4_0, Q8_0). A killed run resumes at its unfinished tensor.
 
 A block is 32 inputs of an output: a float16 scale d, then 32 int8 q (Q8_0, W = d q), or 16 bytes with n of inputs j and j + 16 in
-the low and the high half (Q4_0, W = d (n - 8)). Embedding and head are Q8_0, vectors are float32. The package `gguf` writes header,
-metadata and the places of the tensors; the blocks follow. Source: ggml's block_q4_0 and block_q8_0.
+the low and the high half (Q4_0, W = d (n - 8)). Embedding and head are Q8_0, vectors are float32. The package `gguf` writes the
+header, the metadata and the places of the tensors. This module writes the blocks. Source: ggml's block_q4_0 and block_q8_0.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GGUF_LAYER_NAMES = {canonical: name for name, canonical in PER_LAYER.items()}
 
 
 class Job(NamedTuple):
-    """A tensor to write. part: of the model; None: the factors of RoPE. bits: of its blocks; 0: float32."""
+    """A tensor to write. part: the part that owns it; None: the tensor is the factors of RoPE. bits: of its blocks; 0: float32."""
 
     canonical: str
     part: Part | None
@@ -135,7 +135,7 @@ def _written(journal: Journal, jobs: list[Job], starts: list[int], part_file: Pa
 
 
 def _architecture(source: ModelSource) -> str:
-    """The name of the model's architecture in GGUF. Raises ExportError for a model that GGUF files of this writer cannot hold."""
+    """The name of the model's architecture in GGUF. Raises ExportError for a model that this module cannot write."""
     config = source.config
     model_type = "llama" if config.model_type == "mistral" else config.model_type
     name = next((name for name, known in ARCHITECTURES.items() if known.model_type == model_type), None)

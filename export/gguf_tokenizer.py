@@ -1,4 +1,4 @@
-"""The tokenizer of a model as metadata of a GGUF file: byte-level BPE whose way to cut words llama.cpp knows by a name."""
+"""The tokenizer of a model as metadata of a GGUF file: a byte-level BPE whose pre-tokenizer has a name in llama.cpp."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WAY_OUT = "choose --format compressed-tensors"
 
 
 def write_tokenizer(writer: GGUFWriter, source: ModelSource) -> None:
-    """Raises ExportError for a tokenizer that is no byte-level BPE of a known kind."""
+    """Write the tokenizer. Raises ExportError unless it is a byte-level BPE with a pre-tokenizer that llama.cpp knows."""
     if source.folder is None:
         raise ExportError(f"{source.name} has no tokenizer, which gguf needs; {WAY_OUT}")
     file = source.folder / "tokenizer.json"
@@ -46,7 +46,7 @@ def _type(index: int, tokens: Mapping[int, str], added: Mapping[int, Mapping[str
 
 
 def _pre_name(file: Path, values: Mapping[str, Any]) -> str:
-    """The name of the way in which the tokenizer cuts words."""
+    """The name in llama.cpp of the tokenizer's pre-tokenizer."""
     model = values["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         raise ExportError(f"{file} holds a tokenizer of another kind than byte-level BPE; {WAY_OUT}")

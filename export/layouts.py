@@ -1,6 +1,6 @@
-"""The tensors of a quantized linear and the `quantization_config` of its checkpoint, per format.
+"""For each format: the tensors of a quantized linear, and the `quantization_config` of the checkpoint.
 
-Shapes: N outputs, K inputs, G groups. `engine/models/quantized/` describes the layouts and reads them.
+Shapes: N outputs, K inputs, G groups. `engine/models/quantized/` describes and reads the layouts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pitlane.kernels.quantize_math import Codes
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to quantize. group_size 0: a scale serves all inputs of an output. format: an entry of FORMATS, or gguf."""
+    """How to quantize. group_size 0: a scale serves all inputs of an output. format: a key of FORMATS, or gguf."""
 
     method: str = "rtn"
     bits: int = 4
@@ -32,9 +32,9 @@ class Settings:
 class Layout:
     """A format of checkpoints.
 
-    bits: that it holds. tensors: of a linear, by the last part of their names; gets codes and the dtype of the model. config: the
-    `quantization_config`; gets the settings and the names of the linears that stay dense. unit: outputs and inputs must be a
-    multiple.
+    bits: the widths that the format can hold. tensors: takes codes, settings and the dtype of the model; returns the tensors of a
+    linear by the last part of their names. config: takes the settings and the names of the dense linears; returns the
+    `quantization_config`. unit: outputs and inputs must be a multiple of it.
     """
 
     bits: tuple[int, ...]
@@ -134,7 +134,7 @@ def _awq(codes: Codes, settings: Settings, dtype: torch.dtype) -> dict[str, Tens
 
 
 def _interleaved(numbers: Tensor) -> Tensor:
-    """[R, N] -> [R, N], every eight outputs in the order of AWQ's words."""
+    """[R, N] -> [R, N]: orders every eight outputs as AWQ's words do."""
     words: Tensor = numbers.unflatten(1, (-1, 8))[..., list(AWQ_ORDER)]
     return words.flatten(1).contiguous()
 
@@ -161,7 +161,7 @@ FORMATS: Mapping[str, Layout] = {
 
 
 def scale_dtype(settings: Settings, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of stored scales: float16 in GPTQ and AWQ; the model's in compressed-tensors, whose library casts them to it."""
+    """The dtype of stored scales: float16 in GPTQ and AWQ. The library of compressed-tensors casts scales to the model's dtype."""
     return dtype if settings.format == "compressed-tensors" else torch.float16
 
 
@@ -197,7 +197,7 @@ def check_linear(name: str, outputs: int, inputs: int, settings: Settings) -> No
 
 
 def plugins_of(settings: Settings) -> dict[str, dict[str, Any]]:
-    """The plugins that make a method's recipe, with their options; {}: the method needs none. Raises ExportError."""
+    """The plugins that make the recipe of a method, with their options; {}: the method needs no recipe. Raises ExportError."""
     if settings.method == "rtn":
         return {}
     if settings.group_size not in (32, 64, 128):

@@ -1,7 +1,7 @@
-"""`pitlane quantize` without its command line: read a model linear by linear, round it, write it in a format of other programs.
+"""The work of `pitlane quantize`: read a model linear by linear, round the weights, write them in a format of other programs.
 
-Memory does not depend on the number of layers: a shard holds the tensors of one layer. Linears of the layers are quantized;
-embedding and head stay as they are.
+A shard holds the tensors of one layer, so memory does not grow with the number of layers. The linears of the layers are quantized;
+embedding and head are copied.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pitlane.models import config_json
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
           "chat_template.jinja", "generation_config.json", "vocab.json", "merges.txt")  # fmt: skip
-CHUNK = 2**22  # weights that are rounded at once
+CHUNK = 2**22  # number of weights to round at once
 RANDOM = "random:"
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A report: finished and all linears, finished bytes of the written checkpoint, seconds so far."""
+    """Progress. linears: finished, `of` all linears. num_bytes: written so far. seconds: since the run began."""
 
     linears: int
     of: int
@@ -46,7 +46,7 @@ Report = Callable[[Done], None]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """folder: the checkpoint, or the file. num_bytes: its tensors; dense_bytes: those of the model. seconds: of this run."""
+    """folder: the checkpoint, or the GGUF file. num_bytes, dense_bytes: bytes of the tensors, written and of the model."""
 
     folder: Path
     linears: int
@@ -56,7 +56,7 @@ class Result:
 
 
 class Weights:
-    """The weights of a model as they are to be written. calibrated: the work of the plugins of a method; None: round to nearest."""
+    """The weights to write. calibrated: recipes and transform of the plugins of a method; None: round to nearest."""
 
     def __init__(self, source: ModelSource, calibrated: Calibrated | None = None) -> None:
         self.source, self.calibrated = source, calibrated
@@ -70,13 +70,13 @@ class Weights:
         return {name: tensors[last] for last, name in names.items()}
 
     def codes(self, name: str, weight: Tensor, settings: Settings) -> Codes:
-        """The codes of a linear: those of the method's recipe, or the weight rounded to nearest."""
+        """The codes of a linear, from the method's recipe. Without a recipe, the weight is rounded to nearest."""
         recipe = self.calibrated.recipes.get(settings.method) if self.calibrated is not None else None
         codes, scales = (recipe.get(f"{name}.{last}") if recipe else None for last in ("codes", "scales"))
         if recipe is None or codes is None or scales is None:
             return rounded(name, weight, settings, _dtype(self.source))
-        chosen = Codes(codes, scales, recipe.get(f"{name}.zeros"))
-        return stored(chosen, scale_dtype(settings, _dtype(self.source)), settings)
+        calibrated = Codes(codes, scales, recipe.get(f"{name}.zeros"))
+        return stored(calibrated, scale_dtype(settings, _dtype(self.source)), settings)
 
 
 def quantize(
@@ -89,8 +89,8 @@ def quantize(
 ) -> Result:
     """Write the quantized model into the folder `out`. Raises ExportError, or ModelError for a damaged source.
 
-    resume: go on with the folder of a run that was killed; the result has the bytes of an uninterrupted run. calibrated: of the
-    plugins of `settings.method`; rtn needs none.
+    resume: complete the folder of a killed run; the result has the bytes of an uninterrupted run. calibrated: recipes of the
+    plugins of `settings.method`; the method rtn needs none.
     """
     layout, groups, weights = check(settings), _groups(source.config), Weights(source, calibrated)
     linears = [part for parts in groups for part in parts if is_quantized(part)]
@@ -120,7 +120,7 @@ def quantize(
 
 
 def quantize_folder(folder: Path, settings: Settings, out: Path) -> Result:
-    """Quantize the model in a folder."""
+    """Quantize the model in `folder` into the folder `out`."""
     with torch.inference_mode():
         return quantize(resolve(str(folder)), settings, out, lambda done: None)
 
@@ -131,7 +131,7 @@ def is_quantized(part: Part) -> TypeGuard[LinearPart]:
 
 
 def _groups(config: DecoderConfig) -> list[list[Part]]:
-    """The parts of every layer, and the other parts together, in the order of the model."""
+    """The parts of the model in groups: a group for every layer, and a group for all other parts."""
     groups: dict[str, list[Part]] = {}
     for part in parts_of(config):
         if part.shapes:
@@ -142,7 +142,7 @@ def _groups(config: DecoderConfig) -> list[list[Part]]:
 
 
 def _tensors(part: Part, weights: Weights, layout: Layout, settings: Settings) -> dict[str, Tensor]:
-    """The tensors of a part as they are written, by their names in the checkpoint."""
+    """The tensors to write for a part, by their names in the checkpoint."""
     source = weights.source
     if not isinstance(part, LinearPart) or not is_quantized(part):
         return {source.stored_name(name): tensor.clone() for name, tensor in weights.tensors(part).items()}
@@ -159,14 +159,14 @@ def _tensors(part: Part, weights: Weights, layout: Layout, settings: Settings) -
 
 
 def rounded(name: str, weight: Tensor, settings: Settings, dtype: torch.dtype) -> Codes:
-    """Round a weight [N, K] to nearest. The scales of the codes are those of the file, so nothing is rounded twice."""
+    """Round a weight [N, K] to nearest. The scales already have the file's dtype, so writing does not round them again."""
     rows = max(1, CHUNK // weight.shape[1])
-    kinds = settings.bits, settings.group_size, settings.symmetric
-    kept = scale_dtype(settings, dtype)
+    grid = settings.bits, settings.group_size, settings.symmetric
+    file_dtype = scale_dtype(settings, dtype)
     try:
         return joined(
             [
-                stored(quantize_linear(piece.float(), *kinds), kept, settings, piece.float())
+                stored(quantize_linear(piece.float(), *grid), file_dtype, settings, piece.float())
                 for piece in weight.split(rows)
             ]
         )
@@ -175,7 +175,7 @@ def rounded(name: str, weight: Tensor, settings: Settings, dtype: torch.dtype) -
 
 
 def stored(codes: Codes, dtype: torch.dtype, settings: Settings, weight: Tensor | None = None) -> Codes:
-    """The codes with scales that a file's dtype holds. weight: is rounded to nearest again, for these scales."""
+    """The codes with their scales rounded to a file's dtype. weight: if given, it is rounded to nearest again with these scales."""
     scales = codes.scales.to(dtype).float()
     if torch.equal(scales, codes.scales):
         return codes
@@ -217,7 +217,7 @@ def source_config(source: ModelSource) -> Mapping[str, Any]:
 
 
 def _dense_linears(source: ModelSource) -> list[str]:
-    """The linears that stay dense, by their names in the checkpoint."""
+    """The names in the checkpoint of the linears that stay dense."""
     linears = [part for part in parts_of(source.config) if isinstance(part, LinearPart) and not is_quantized(part)]
     return [source.stored_name(member.name) for part in linears for member in part.members]
 

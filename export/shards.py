@@ -1,6 +1,6 @@
-"""A folder of safetensors shards that a killed run can complete: `quantize.json` lists the finished shards.
+"""A folder of safetensors shards. The journal `quantize.json` lists the finished shards, so that a killed run can resume.
 
-A shard is written under another name, synced and renamed. The journal holds what the shards depend on, so that a run goes on only
+A shard is written under a temporary name, synced and renamed. The journal also holds the model and the settings: a run resumes only
 with the same model and settings. The last step writes the index and config.json and removes the journal.
 """
 
@@ -22,7 +22,7 @@ JOURNAL, PART = "quantize.json", ".part"
 
 
 class Journal:
-    """What a run depends on, and its finished shards with their tensors: {shard: {name: bytes}}."""
+    """The journal of a run. identity: the model and the settings. done: the finished shards, {shard: {name: bytes}}."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], resume: bool) -> None:
         self.folder, self.identity, self.file = folder, dict(identity), folder / JOURNAL
@@ -52,7 +52,7 @@ class Journal:
         changed = [key for key in self.identity if identity.get(key) != self.identity[key]]
         if changed:
             raise ExportError(
-                f"{self.folder} was begun with another {', '.join(changed)}; go on with the same, or choose another --out"
+                f"{self.folder} was begun with another {', '.join(changed)}; use the same values, or choose another --out"
             )
         self.done = done
 
@@ -74,7 +74,7 @@ class Journal:
 
 
 def replace(file: Path, content: bytes) -> None:
-    """Write a file under another name, sync it, and rename it."""
+    """Write a file under a temporary name, sync it, and rename it."""
     part = file.with_name(file.name + PART)
     try:
         with open(part, "wb") as handle:

@@ -1,10 +1,11 @@
 """Linear with weights in float8 (e4m3): y [M, N] = x [M, K] W [N, K]^T + bias, with W = scale * e4m3.
 
-A scale serves a run of `group` inputs of an output. Rounding is torch's: to nearest, ties to even, 4 significant bits down to 2^-6
-and steps of 2^-9 below; a scale makes the largest weight 448, the largest number of e4m3. On a CPU the bytes are a storage format:
-a kernel in C widens them to bfloat16 in registers (AVX-512 BF16), or to float32 (plain C); other CPUs and dtypes compute in torch.
+A scale serves `group` inputs of an output. torch rounds to nearest, ties to even: 4 significant bits down to 2^-6, steps of 2^-9
+below. A scale makes the largest weight 448, the largest number of e4m3. On a CPU, e4m3 is a storage format: a kernel in C widens
+the bytes to bfloat16 in registers (AVX-512 BF16), or to float32 (plain C). Without the kernel, torch computes.
 Bytes moved: N K for the weights, once per 192 rows. A row's result has the same bits in any batch, in C. On CUDA, weights with a
-scale per output or less run as scaled products of e4m3 inputs (torch._scaled_mm), one scale per row of x; blocks are widened.
+scale per tensor or per output run as scaled products of e4m3 inputs (torch._scaled_mm), with a scale per row of x. Weights with a
+scale per block are widened.
 Layout: linear_fp8.h.
 Source: FP8 Formats for Deep Learning, https://arxiv.org/abs/2209.05433
 """
@@ -25,14 +26,14 @@ from pitlane.kernels.linear import checked_inputs
 FLOAT8 = torch.float8_e4m3fn
 LARGEST, PANEL = 448.0, 32
 DTYPES = (torch.bfloat16, torch.float32)  # of the kernel
-CHUNK = 2**20  # weights that are rounded or widened at once
+CHUNK = 2**20  # number of weights to round or widen at once
 PLAIN, VECTORS = range(2)  # levels of the kernel
 BLOCK = 128
 GRANULARITIES = ("tensor", "channel", "block")
 
 
 class Float8(NamedTuple):
-    """A weight in float8. numbers: e4m3 [N, K]. scales: float32 [N, G]; a scale serves `group` inputs, the last one the rest."""
+    """A weight in float8. numbers: e4m3 [N, K]. scales: float32 [N, G]; a scale serves `group` inputs, the last scale the rest."""
 
     numbers: Tensor
     scales: Tensor
@@ -46,12 +47,12 @@ class Float8(NamedTuple):
 
 
 def to_float8(x: Tensor) -> Tensor:
-    """Round to e4m3; values beyond 448 become 448."""
+    """Round to e4m3. Values beyond 448 become 448."""
     return x.clamp(-LARGEST, LARGEST).to(FLOAT8)
 
 
 def quantize(weight: Tensor, granularity: str) -> Float8:
-    """Round a weight [N, K]: with one scale, a scale per output (`channel`), or a scale per block of 128 x 128."""
+    """Round a weight [N, K]. Weights that share a scale: all (`tensor`), an output (`channel`), or 128 x 128 (`block`)."""
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity must be {', '.join(GRANULARITIES)}, got {granularity!r}")
     if not bool(weight.isfinite().all()):
@@ -75,14 +76,14 @@ def quantize(weight: Tensor, granularity: str) -> Float8:
 
 
 def num_bytes(outputs: int, inputs: int, group: int) -> int:
-    """Bytes of a packed weight [outputs, inputs] and its scales."""
+    """Number of bytes of a packed weight [outputs, inputs] and its scales."""
     return -(-outputs // PANEL) * PANEL * (inputs + 4 * -(-inputs // group))
 
 
 class Fp8Linear:
     """A packed weight and its bias. Calling it with x [M, K] returns y [M, N] in x's dtype.
 
-    parts: weights, one below the other, with groups of one size. level: of the kernel in C; None: torch computes.
+    parts: the weights to join along the outputs, with the same group. level: of the kernel in C; None: torch computes.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class Fp8Linear:
         return y
 
     def reference(self, x: Tensor) -> Tensor:
-        """The same in torch, in float32 or float64."""
+        """The same computation in torch, in float32 or float64."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         step = max(1, CHUNK // (PANEL * self.num_inputs))
         parts = [x.to(dtype) @ self._widened(panel, step).to(dtype).T for panel in range(0, len(self.packed), step)]
@@ -162,7 +163,7 @@ class ScaledProduct:
 
 
 def can_scale(outputs: int, inputs: int, device: torch.device | str) -> bool:
-    """Whether the device multiplies float8, and the sizes are multiples of 16."""
+    """Whether the device can multiply float8, and the sizes are multiples of 16."""
     return torch.cuda.get_device_capability(device) >= (8, 9) and outputs % 16 == 0 and inputs % 16 == 0
 
 
@@ -185,7 +186,7 @@ def _by_panel(scales: Tensor) -> Tensor:
 
 
 def chosen_level(inputs: int, group: int, dtype: torch.dtype, device: torch.device) -> int | None:
-    """The level of the kernel in C to use; None: torch computes."""
+    """The level of the kernel in C; None: torch computes."""
     if device.type != "cpu" or dtype not in DTYPES or unavailable() is not None:
         return None
     if inputs % 2 or (group < inputs and group % 2):
@@ -196,7 +197,7 @@ def chosen_level(inputs: int, group: int, dtype: torch.dtype, device: torch.devi
 
 @cache
 def unavailable() -> str | None:
-    """Why no kernel in C runs; None if it does. Compares it with the reference, once per process."""
+    """The reason why the kernel in C cannot run, or None. Compares the kernel with the reference, once per process."""
     if cpu is None:
         return MISSING
     levels = [(torch.float32, PLAIN), (torch.bfloat16, PLAIN)]

@@ -1,7 +1,7 @@
-"""Huge pages for weights: one entry of the processor's address cache then serves 2 MB instead of 4 kB.
+"""Huge pages for weights: an entry of the processor's address cache (TLB) then serves 2 MB instead of 4 kB.
 
-Linux gives huge pages to memory that a program has asked for and not yet touched, where its administrator allows that. Elsewhere
-the memory stays as it is.
+Linux gives huge pages to memory that a program has allocated and not yet written, if the administrator allows huge pages. On other
+systems nothing changes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ADVICE = 14  # MADV_HUGEPAGE
 
 
 def in_huge_pages(tensor: Tensor) -> Tensor:
-    """Ask for huge pages for the memory of a new tensor on a CPU, and return the tensor. Its first write then takes them."""
+    """Ask for huge pages for the memory of a new tensor on a CPU; return the tensor. The first write takes the pages."""
     advise = _advise()
     if advise is None or tensor.device.type != "cpu" or tensor.nbytes < HUGE_PAGE:
         return tensor

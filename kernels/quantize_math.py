@@ -1,11 +1,11 @@
-"""Quantize the weight of a linear: round to nearest, GPTQ, and the searches of AWQ and SmoothQuant. Torch only, no packing.
+"""Quantize the weight of a linear: round to nearest, GPTQ, and the searches of AWQ and SmoothQuant. In torch, without packing.
 
-Symmetric codes stand for W = scale * code, with codes in [-2^(b-1), 2^(b-1) - 1] as int8. The weight of largest size in a group
-becomes the lowest code, so a scale may be negative. With 8 bits, codes are in [-127, 127] and scales are positive. Asymmetric codes
-stand for W = scale * (code - zero), with codes in [0, 2^b - 1] as uint8 and a whole zero. `group_size` 0: a row is a group.
+Symmetric codes mean W = scale * code, with int8 codes in [-2^(b-1), 2^(b-1) - 1]. The weight of largest size in a group becomes the
+lowest code, so a scale may be negative. With 8 bits, codes are in [-127, 127] and scales are positive. Asymmetric codes mean
+W = scale * (code - zero), with uint8 codes in [0, 2^b - 1] and an integer zero. `group_size` 0: a row is a group.
 Scales have 11 significant bits, as in float16 (`UNIT`), so packed weights keep them exactly.
-Shapes: N outputs, K inputs, G groups of S inputs. Errors are sum (D H) D with D = W' - W and H = X^T X, the squared error of all
-outputs over the calibration tokens.
+Shapes: N outputs, K inputs, G groups of S inputs. The error is sum (D H) D with D = W' - W and H = X^T X: the squared error of
+all outputs over the calibration tokens.
 Papers: GPTQ, https://arxiv.org/abs/2210.17323; AWQ, https://arxiv.org/abs/2306.00978; SmoothQuant, https://arxiv.org/abs/2211.10438
 """
 
@@ -17,17 +17,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-UNIT = 2.0**-10  # float16 holds scales and lows in this unit: weights of up to 64, and groups of weights of 1e-6
+UNIT = 2.0**-10  # float16 holds scales and lows in this unit: values up to 64, and small values down to 1e-6
 METHODS = ("rtn", "gptq")
 BLOCK = 128  # columns that GPTQ updates together
-WIDE = (
-    4096  # inputs from which the Cholesky factors of GPTQ are float32: in float64 they would take 1.5 GB at 8192 inputs
-)
-SHRINKS = [1 - 0.05 * i for i in range(11)]  # shares of a group's range that a search of clipping tries
-SMALLEST = (
-    1e-3  # channels below this share of the largest count as this large: factors stay within what scales can hold
-)
-POWERS = [i / 20 for i in range(21)]  # exponents that the search of AWQ tries; that of SmoothQuant tries every second
+# From this number of inputs, the Cholesky factors of GPTQ are float32: in float64 they take 1.5 GB at 8192 inputs.
+WIDE = 4096
+SHRINKS = [1 - 0.05 * i for i in range(11)]  # shares of a group's range that the search for clipping tries
+# Channels below this share of the largest channel count as this large: so scales can hold the factors.
+SMALLEST = 1e-3
+POWERS = [
+    i / 20 for i in range(21)
+]  # exponents that the search of AWQ tries; the search of SmoothQuant tries every second exponent
 
 
 class InputStats(NamedTuple):
@@ -47,8 +47,8 @@ class InputStats(NamedTuple):
 class Codes(NamedTuple):
     """A quantized weight. codes: [N, K]. scales: float32 [N, G]. zeros: float32 [N, G], or None if symmetric.
 
-    order: the permutation [K] of the inputs, if codes and groups are in that order. It is None for all methods here: GPTQ with
-    `act_order` keeps the groups of the original order.
+    order: the permutation [K] of the inputs, if codes and groups have another order than the inputs. All methods here return None:
+    GPTQ with `act_order` keeps the original groups.
     """
 
     codes: Tensor
@@ -87,8 +87,8 @@ def quantize_linear(
 ) -> Codes:
     """Quantize a weight [N, K].
 
-    bits: 2 to 8. stats: needed by `gptq`, and by `clip`. act_order, damping: of GPTQ. clip: search the range of every group, for
-    the least squared error weighted by the mean square of the inputs. Raises ValueError with the value and the way out.
+    bits: 2 to 8. stats: needed by `gptq`, and by `clip`. act_order, damping: of GPTQ. clip: search the range of every group for
+    the least squared error, weighted by the mean square of the inputs. Raises ValueError; the message says what to do.
     """
     rows, inputs = weight.shape
     size = group_size or inputs
@@ -117,16 +117,16 @@ def quantize_linear(
 
 
 def joined(pieces: list[Codes]) -> Codes:
-    """The codes of several weights with the same inputs, one after another."""
+    """Join the codes of several weights with the same inputs along the outputs."""
     zeros = [piece.zeros for piece in pieces if piece.zeros is not None]
     codes, scales = torch.cat([piece.codes for piece in pieces]), torch.cat([piece.scales for piece in pieces])
     return Codes(codes, scales, torch.cat(zeros) if zeros else None)
 
 
 class Grid(NamedTuple):
-    """The grid of numbers of a weight: bits, inputs of a group, whether zero is the middle.
+    """The grid on which a weight is rounded. size: inputs of a group. symmetric: zero is the middle of the grid.
 
-    importance: weights [K] of the squared errors in the search of a group's range. None: the range is that of the weights.
+    importance: factors [K] of the squared errors in the search for a group's range. None: no search, the range covers all weights.
     """
 
     bits: int
@@ -143,7 +143,7 @@ class Grid(NamedTuple):
         return (-127, 127) if self.bits == 8 else (-half, half - 1)
 
     def fitted(self, groups: Tensor, first: int = 0) -> tuple[Tensor, Tensor | None]:
-        """The scales and zeros [N, G] of groups [N, G, S]. first: the input at which the groups begin."""
+        """Return the scales and zeros [N, G] of groups [N, G, S]. first: the index of the first input."""
         best_scales, best_zeros = self._for_range(groups, 1.0)
         if self.importance is None:
             return best_scales, best_zeros
@@ -177,22 +177,22 @@ class Grid(NamedTuple):
         return ((values(codes, scales[..., None], offsets) - groups).square() * importance).sum(2)
 
     def rounded(self, weights: Tensor, scales: Tensor, zeros: Tensor | None) -> Tensor:
-        """The codes of weights, as floating numbers. scales, zeros: broadcast."""
+        """The codes of weights, in a floating dtype. scales, zeros: broadcast to the weights."""
         numbers = (weights / scales.where(scales != 0, 1.0)).round()
         return (numbers if zeros is None else numbers + zeros).clamp(*self.limits)
 
     def codes(self, numbers: Tensor, scales: Tensor, zeros: Tensor | None) -> Codes:
-        kind = torch.int8 if self.symmetric else torch.uint8
-        return Codes(numbers.to(kind), scales.float(), None if zeros is None else zeros.float())
+        dtype = torch.int8 if self.symmetric else torch.uint8
+        return Codes(numbers.to(dtype), scales.float(), None if zeros is None else zeros.float())
 
 
 def values(codes: Tensor, scales: Tensor, zeros: Tensor | None) -> Tensor:
-    """The weights that codes stand for."""
+    """The weights of codes."""
     return (codes if zeros is None else codes - zeros) * scales
 
 
 def significant(scales: Tensor) -> Tensor:
-    """Round scales to 11 significant bits, as the packed weights keep them."""
+    """Round scales to 11 significant bits, as packed weights store them."""
     rounded = (scales.float() / UNIT).half().float() * UNIT
     if not bool(rounded.isfinite().all()):
         raise ValueError("scales hold weights of up to 64 per code; a weight is larger")
@@ -200,7 +200,7 @@ def significant(scales: Tensor) -> Tensor:
 
 
 def output_error(difference: Tensor, hessian: Tensor) -> Tensor:
-    """The squared error of every output [N] for a difference of weights [N, K]: d H d^T."""
+    """The squared error [N] of every output for a difference of weights [N, K]: d H d^T."""
     return ((difference @ hessian) * difference).sum(1)
 
 
@@ -208,10 +208,10 @@ def output_error(difference: Tensor, hessian: Tensor) -> Tensor:
 
 
 def gptq(weight: Tensor, grid: Grid, hessian: Tensor, act_order: bool, damping: float) -> Codes:
-    """Round column by column; move the columns that are left so that they make up for the error of the rounded column.
+    """Round column by column. After every column, adjust the columns not rounded yet to make up for its error.
 
-    act_order: columns of large inputs come first. Scales are then those of the original weights, and groups stay in the original
-    order. Else the scales of a group are fitted to its moved weights. damping: share of the mean of H's diagonal added to it.
+    act_order: round the columns of large inputs first. The scales then fit the original weights, in the original groups. Without
+    act_order, the scales of a group fit its adjusted weights. damping: share of the mean of H's diagonal to add to the diagonal.
     """
     inputs = weight.shape[1]
     diagonal = hessian.diagonal()
@@ -242,7 +242,7 @@ def gptq(weight: Tensor, grid: Grid, hessian: Tensor, act_order: bool, damping: 
 
 
 def inverse_factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
-    """The upper Cholesky factor of the inverse of the damped Hessian, in a given order of the inputs."""
+    """The upper Cholesky factor of the inverse of the damped Hessian. order: of the inputs."""
     if not bool(hessian.isfinite().all()):
         raise ValueError("the Hessian is not finite; calibrate on another text")
     dtype = torch.float32 if len(hessian) >= WIDE else torch.float64
@@ -268,7 +268,7 @@ def inverse_factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
 
 
 class Search(NamedTuple):
-    """The result of a search. scales: factors [K] of the inputs' columns. start, error: before and after. power: the exponent."""
+    """The result of a search. scales: factors [K] of the columns. start, error: the error before and after. power: the exponent."""
 
     scales: Tensor
     start: float
@@ -282,9 +282,9 @@ def awq_scales(
     rounded: Callable[[Tensor], Tensor],
     shared: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Search:
-    """Search factors s [K] with the least error of W' = Q(W s) / s, for s = rms(x)^power. Power 0 is round to nearest.
+    """Search the factors s [K] = rms(x)^power for the least error of W' = Q(W s) / s. Power 0 is round to nearest.
 
-    rounded: the weight [N, K] as the kernel will keep it. shared: makes channels equal that must have one factor.
+    rounded: rounds a weight [N, K] as the kernel will. shared: sets channels that must have the same factor to the same value.
     """
     assert stats.hessian is not None, "the search needs the Hessian"
     hessian = stats.hessian.to(weight.dtype)
@@ -303,9 +303,9 @@ def awq_scales(
 def clip_shares(
     weight: Tensor, hessian: Tensor, size: int, rounded: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Search the share of its range to which every group is clipped, for the least error of the group's outputs.
+    """Search how far to clip every group, as a share of its range, for the least error of the group's outputs.
 
-    Returns shares [N, G], and the errors of the rows [N] before and after. A row is clipped only if its error over all groups
+    Returns the shares [N, G], and the errors [N] of the rows before and after. A row is clipped only if its error over all groups
     falls.
     """
     rows, inputs = weight.shape
@@ -344,9 +344,9 @@ def smooth_scales(
     rounded_inputs: Callable[[Tensor], Tensor],
     shared: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Search:
-    """Search factors s [K] with the least error of Q(X / s) Q(W s)^T, for s = absmax(x)^power / absmax(w)^(1 - power).
+    """Search the factors s [K] = absmax(x)^power / absmax(w)^(1 - power) for the least error of Q(X / s) Q(W s)^T.
 
-    The start is s = 1. The error is that of the outputs of `stats.sample`.
+    The search begins at s = 1. It measures the error of the outputs for the inputs `stats.sample`.
     """
     assert stats.sample is not None, "the search needs a sample of the inputs"
     sample = stats.sample.to(weight.dtype)

@@ -1,6 +1,6 @@
-"""Factors that move between the inputs of a linear and the part that feeds it, so that the model's function stays.
+"""Move factors between a linear and the part before it. The model's function stays the same.
 
-Columns of the linear are multiplied by a factor s [K]; the outputs of the part before it, a norm or a linear, are divided by it.
+The columns of the linear are multiplied by factors s [K]. The outputs of the part before it, a norm or a linear, are divided by s.
 Knows no model: names are keys. A recipe holds `NAME.columns` [K], `NAME.rows` [N] (divisors), `NAME.norm` [N] (the new weight of a
 norm, offset included) and `NAME.clip` (`quantize_math.clip_shares`) for the parts NAME that change.
 """
@@ -18,29 +18,29 @@ Get = Callable[[str], "Tensor | None"]
 
 
 def shared(x: Tensor, groups: int, repeats: int) -> Tensor:
-    """The mean [K] over the channels that must have one factor: `groups` runs feed `repeats` runs each."""
+    """The mean [K] over the channels that must have the same factor. Each of `groups` runs of channels feeds `repeats` runs."""
     runs = x.view(groups, repeats, -1)
     return runs.mean(1, keepdim=True).expand_as(runs).reshape(-1)
 
 
 def norm_factors(norm: Tensor, factors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The new weight of a norm for wanted factors, in the model's dtype, and the factors that it has exactly.
+    """Return the new weight of a norm, rounded to the model's dtype, and the factors that fit the rounded weight exactly.
 
-    norm: the weight, offset included. A rounded norm would change the model; so the factors take up the rounding.
+    norm: the weight with its offset. factors: the wanted factors. Rounding the norm alone would change the model's function.
     """
-    before = norm.to(dtype).float()
-    after = (before / factors).to(dtype).float()
-    is_alive = (before != 0) & (after != 0)
-    return torch.where(is_alive, after, before), torch.where(is_alive, before / after, 1.0)
+    old = norm.to(dtype).float()
+    new = (old / factors).to(dtype).float()
+    is_divisible = (old != 0) & (new != 0)
+    return torch.where(is_divisible, new, old), torch.where(is_divisible, old / new, 1.0)
 
 
 def row_divisors(factors: Tensor, groups: int, repeats: int) -> Tensor:
-    """The divisors of the rows of the linear that feeds channels with these factors [K]."""
+    """The divisors of the rows of a linear. factors: of the channels [K] that the linear feeds."""
     return factors.view(groups, repeats, -1)[:, 0].reshape(-1)
 
 
 def scaled(name: str, tensors: Mapping[str, Tensor], get: Get, offset: float = 0.0) -> dict[str, Tensor] | None:
-    """The tensors of a part with the factors of a recipe; None if it has none. offset: of a norm."""
+    """Apply the factors of a recipe to the tensors of a part; None if the recipe has no factors for it. offset: of a norm."""
     norm = get(f"{name}.norm")
     if norm is not None:
         return {**tensors, "weight": norm - offset}

@@ -1,7 +1,7 @@
-"""Linears from the numbers of a quantized checkpoint: on the kernels for 4 and 8 bits where their layouts hold them, else dense.
+"""Linears from the numbers of a quantized checkpoint. The kernels for 4 and 8 bits serve the layouts that fit; the rest is dense.
 
 A checkpoint has W = scale * (n - zero), n in [0, 2^bits). Scales of float16 and bfloat16 are kept exactly. A kernel for 4 bits
-keeps the product scale * zero in float16, so it is off by at most 2^-12 of itself; symmetric weights have no such product.
+keeps the product scale * zero in float16: the product is off by at most 2^-12 of itself. Symmetric weights have no such product.
 Shapes: N outputs, K inputs, G groups, M rows.
 """
 
@@ -33,7 +33,7 @@ class StoredWeight(NamedTuple):
 
 
 def kernel_form(bits: int, group_size: int, inputs: int, symmetric: bool, quantized: bool) -> Format | None:
-    """The format of the kernel that holds a stored weight; None: no kernel does. A kernel's group may be part of a stored group."""
+    """The format of the kernel for a stored weight; None: no kernel serves it. A kernel's group may be part of a stored group."""
     if bits == 8:
         return Format(8, quantized) if symmetric and group_size == inputs else None
     sizes = [size for size in GROUP_SIZES if group_size % size == 0 and inputs % size == 0]
@@ -41,7 +41,7 @@ def kernel_form(bits: int, group_size: int, inputs: int, symmetric: bool, quanti
 
 
 def codes_of(weights: Sequence[StoredWeight], form: Format) -> tuple[Codes, Tensor | None]:
-    """The weights, one below the other, in the codes of a format, and the order of the inputs [K] (None: as they are).
+    """The codes of the weights, joined along the outputs, and the order of the inputs [K] (None: unchanged).
 
     Only a single weight may have `groups`. Raises ValueError for scales that float16 cannot hold.
     """
@@ -73,7 +73,7 @@ def _codes(weight: StoredWeight, form: Format) -> tuple[Codes, Tensor | None]:
 
 
 class Permuted:
-    """A linear whose inputs lie in another order: x [M, K] -> linear(x[:, order])."""
+    """A linear that permutes its inputs first: x [M, K] -> linear(x[:, order])."""
 
     def __init__(self, linear: Callable[[Tensor], Tensor], order: Tensor) -> None:
         self.linear, self.order = linear, order
@@ -83,7 +83,7 @@ class Permuted:
 
 
 class Dense:
-    """A linear in torch, for dtypes and devices that no kernel serves."""
+    """A linear in torch, for dtypes and devices without a kernel."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
@@ -98,7 +98,7 @@ def is_packed(inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def dense_bytes(outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Bytes of the weight of `dense_linear`."""
+    """Number of bytes of the weight in `dense_linear`."""
     return packed_bytes(outputs, inputs) if is_packed(inputs, dtype, device) else outputs * inputs * dtype.itemsize
 
 

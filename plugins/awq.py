@@ -1,12 +1,12 @@
 """AWQ: scale the weights that large inputs meet before int4 rounds them, and clip the range of every group.
 
 Changes in the loop: `transform_weights` multiplies the columns of a linear by factors, divides the norm or the linear before it by
-the same factors, and clips weights; the plugin `int4` then rounds them. The factors are rms(input)^a per channel, with a in [0, 1]
-searched for every layer; the range of every group and output is searched between 50 % and 100 %. Both searches measure the squared
-error of a linear's outputs over the calibration text. They never end worse than round to nearest on that text.
-The first use makes a recipe (some minutes for a small model), kept under PITLANE_HOME. It belongs to the model, to the options of
-this plugin and of `int4`, and to the plugins that change weights before.
-Exactness: approximate. The model's function stays until `int4` rounds: a factor on a column is taken out again before it.
+the same factors, and clips weights. The plugin `int4` then rounds the weights. The factors are rms(input)^a per channel. A search
+chooses a in [0, 1] for every linear, and the range of every group and output between 50 % and 100 %. It measures the squared error
+of a linear's outputs over the calibration text. On this text, the error is never above the error of round to nearest.
+The first use makes a recipe (some minutes for a small model) and keeps it under PITLANE_HOME. The recipe depends on the model, the
+options of this plugin and of `int4`, and the plugins that change weights before.
+Exactness: approximate. Before `int4` rounds, the model's function is the same: the norm or linear before undoes every factor.
 Metric: share of the next token's probability that moves, mean over all tokens; value: 19.9 % with int4 in symmetric groups of 64
 (28.3 % without awq; a perplexity of 82.3 becomes 89.3, without awq 105.2); model: bundled in bfloat16; text: its sample PDF (655
 tokens). A test holds a bound of 23 %. docs/quantization.md has more.
@@ -42,7 +42,7 @@ class Awq(Plugin):
             ge=2,
             le=4,
             title="Bits",
-            description="below 4, weights have the coarser grid and keep the bytes of int4: for quality only; needs int4.symmetric",
+            description="below 4, weights have a coarser grid but take the bytes of int4: for quality only; needs int4.symmetric",
         )
         clip: bool = Field(True, title="Clip", description="search the range of every group")
         text: str = Field("", title="Text", description="file of calibration text; empty: the text that Pitlane brings")
@@ -122,12 +122,12 @@ class Awq(Plugin):
         options = context.settings["int4"]
         if self.options.bits < 4 and not options["symmetric"]:
             raise BadOption(
-                f"awq.bits = {self.options.bits} needs int4.symmetric = true, whose grid holds that of fewer bits"
+                f"awq.bits = {self.options.bits} needs int4.symmetric = true: only this grid includes the grid of fewer bits"
             )
         return Format(4, False, options["group_size"], options["symmetric"])
 
     def _rounding(self, form: Format) -> Callable[[Tensor], Tensor]:
-        """The weight that int4 will keep for a weight [N, K]."""
+        """The function that rounds a weight [N, K] as int4 will."""
         from pitlane.kernels.packing import UNIT, quantize_groups
         from pitlane.kernels.quantize_math import quantize_linear
 

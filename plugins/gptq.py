@@ -1,11 +1,11 @@
-"""GPTQ: round weights one column after another; the columns that are left make up for the error.
+"""GPTQ: round weights column by column; the columns not rounded yet make up for the error.
 
-Changes in the loop: `build_linear` packs codes that were chosen with the second moments of a linear's inputs, H = X^T X, over the
-calibration text. A layer is calibrated on the outputs of the layers before it with their rounded weights. Codes of up to 4 bits run
-on the kernel of int4, at its bytes: 3 and 2 bits show their quality, and save nothing. Codes of 5 to 8 bits run as a dense weight,
-for quality only. `build_embedding` keeps head and embedding in 8 bits, rounded to nearest.
-With `act_order`, columns of large inputs come first, and groups keep the order of the inputs, so the kernel needs no permutation.
-The first use makes a recipe, kept under PITLANE_HOME: a byte per weight.
+Changes in the loop: `build_linear` packs the codes of a recipe. The recipe chooses codes by the second moments H = X^T X of a
+linear's inputs over the calibration text. The inputs of a layer come from the layers before it with their rounded weights. Codes of
+2 to 4 bits run on the kernel of int4 and take its bytes, so 2 and 3 bits show their quality and save nothing. Codes of 5 to 8 bits
+run as a dense weight, for quality only. `build_embedding` keeps head and embedding in 8 bits, rounded to nearest.
+With `act_order`, GPTQ rounds the columns of large inputs first. Groups keep the order of the inputs, so the kernel needs no
+permutation. The first use makes a recipe of a byte per weight, kept under PITLANE_HOME.
 Exactness: approximate.
 Metric: share of the next token's probability that moves, mean over all tokens; value: 13.7 % with symmetric groups of 64 (int4
 28.3 %; a perplexity of 82.3 becomes 82.9, with int4 105.2); model: bundled in bfloat16; text: its sample PDF (655 tokens). A test
@@ -139,10 +139,10 @@ class Gptq(Plugin):
             }
             row = 0
             for name, size in part.members:
-                own = codes.rows(row, row + size)
-                tensors |= {f"{name}.codes": own.codes, f"{name}.scales": own.scales}
-                if own.zeros is not None:
-                    tensors[f"{name}.zeros"] = own.zeros
+                piece = codes.rows(row, row + size)
+                tensors |= {f"{name}.codes": piece.codes, f"{name}.scales": piece.scales}
+                if piece.zeros is not None:
+                    tensors[f"{name}.zeros"] = piece.zeros
                 weights[name] = rounded[row : row + size]
                 row += size
         return LayerRecipe(tensors, notes, weights)
@@ -171,7 +171,9 @@ def _codes(recipe: Recipe | None, names: list[str], members: Any) -> Codes:
     for name in names:
         codes, scales = recipe.get(f"{name}.codes"), recipe.get(f"{name}.scales")
         if codes is None or scales is None:
-            raise BadOption(f"the recipe {recipe.folder} lacks {name}; delete this folder, and it is made again")
+            raise BadOption(
+                f"the recipe {recipe.folder} lacks {name}; delete this folder: the next load builds it again"
+            )
         pieces.append(Codes(codes, scales, recipe.get(f"{name}.zeros")))
     return joined(pieces)
 

@@ -1,18 +1,18 @@
-"""Mixed: every linear gets the bits that its measured error asks for, within a budget of bytes.
+"""Mixed: choose the bits of every linear by its measured error, within a budget of bytes.
 
-Changes in the loop: `build_linear` gives every linear one of several formats. The first use measures over the calibration text how
-much every linear in every format moves the outputs of its layer, as a share of the residual stream. Then the linears start in the
-smallest format, and the upgrade that takes away most error per byte comes next, until the budget `bits` is full. Codes are rounded
-to nearest, with the range of a group searched for the least error weighted by the inputs.
+Changes in the loop: `build_linear` builds every linear in a format of its own. The first use measures the error of every linear in
+every format over the calibration text: the change of its layer's outputs, as a share of the residual stream. Every linear begins in
+the smallest format. Then the plugin takes the upgrade with the largest drop of error per byte, again and again, until the budget
+`bits` is full. Codes are rounded to nearest. The range of a group has the least error weighted by the inputs.
 With `formats` = kernels, a linear has 4 bits in groups of 128, 64 or 32, or 8 bits, and runs on the kernels of int4 and int8. With
-`formats` = all, 2, 3, 5 and 6 bits come in too; they run as a dense weight, for quality only. `build_embedding` keeps head and
-embedding in 8 bits.
+`formats` = all, a linear may also have 2, 3, 5 or 6 bits: it then runs as a dense weight, for quality only. `build_embedding` keeps
+head and embedding in 8 bits.
 Exactness: approximate.
 Metric: share of the next token's probability that moves, mean over all tokens; value: 12.3 % with 5 bits (int4 16.3 % at the same
 bytes; a perplexity of 82.3 becomes 83.5, with int4 87.4); model: bundled in bfloat16; text: its sample PDF (655 tokens). A test
 holds a bound of 16 %. docs/quantization.md has more.
 Costs: time at the first use, kept as a recipe under PITLANE_HOME; time to round at load.
-Paper: the budget and the greedy choice are those of HAWQ-V2, https://arxiv.org/abs/1911.03852, with a measured error for its traces
+Paper: HAWQ-V2, https://arxiv.org/abs/1911.03852: the budget and the greedy choice. The measured error replaces its Hessian traces
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Mixed(Plugin):
         recipe = context.calibrator.recipe(self, self._depends) if context.calibrator else None
         choice = self._chosen(context, recipe).get(part.name)
         if choice is None:
-            return None  # a member alone: the fused part was planned
+            return None  # a single member: the plan has the fused part
         codes = partial(_codes, recipe, part, choice)
         if choice.on_kernel:
             form = self._form(choice)
@@ -140,11 +140,11 @@ class Mixed(Plugin):
 
     @property
     def _depends(self) -> str:
-        """The recipe serves every budget."""
+        """The text for the recipe's digest. It has no budget: a recipe serves every budget."""
         return f"{self.name}@{self.version} {self.options.formats}"
 
     def _choices(self, part: LinearPart) -> list[Choice]:
-        """The formats that fit a part, from the fewest bytes on."""
+        """The formats that fit a part, the smallest format first."""
         table = ON_KERNELS if self.options.formats == "kernels" else ALL
         fitting = [choice for choice in table if not choice.group_size or part.in_features % choice.group_size == 0]
         return sorted(fitting, key=lambda choice: choice.cost(part.in_features))
@@ -167,7 +167,7 @@ class Mixed(Plugin):
         return LayerRecipe(tensors, notes)
 
     def _chosen(self, context: BuildContext, recipe: Recipe | None) -> dict[str, Choice]:
-        """The format of every part, by name. Without a recipe, all errors count as those of 2^-bits: for an estimate of bytes."""
+        """The format of every part, by name. Without a recipe, the error is taken as 4^-bits: enough to estimate the bytes."""
         name = recipe.name if recipe else ""
         if name not in self._by_recipe:
             self._by_recipe[name] = self._choose(context, recipe)
@@ -178,8 +178,8 @@ class Mixed(Plugin):
         table = {name: errors for note in recipe.notes() for name, errors in note.items()} if recipe else {}
 
         def error(part: LinearPart, choice: Choice) -> float:
-            known: float = table[part.name][str(choice)] if table else 4.0**-choice.bits
-            return known
+            share: float = table[part.name][str(choice)] if table else 4.0**-choice.bits
+            return share
 
         return spend(parts, {part.name: self._choices(part) for part in parts}, error, self.options.bits)
 
@@ -196,7 +196,7 @@ class Mixed(Plugin):
 
 
 def spend(parts: list[LinearPart], choices: dict[str, list[Choice]], error: Any, bits: float) -> dict[str, Choice]:
-    """Choose a format for every part: upgrade by the error taken away per byte, while the budget of bits per weight holds.
+    """Choose a format for every part: take the upgrade with the largest drop of error per byte, while the budget `bits` allows it.
 
     error: (part, choice) -> the share of the residual stream that moves.
     """

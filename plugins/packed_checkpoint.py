@@ -1,15 +1,16 @@
 """Packed checkpoint: the linears of a quantized checkpoint run on Pitlane's kernels, from the numbers in its files.
 
-Changes in the loop: `build_linear` takes the stored numbers of GPTQ, AWQ, compressed-tensors and FP8 checkpoints (docs/formats.md).
-4 bits in groups of 32 inputs or a multiple, and 8 bits with a scale per output run on the kernels of `int4` and `int8`; float8 runs
-on the kernel of `fp8`. The inputs of a layer with act-order are permuted first. Any other linear is decoded to the model's dtype,
-and `stats.notes` and a warning say so. Without the plugin every linear is decoded. Inputs stay in the model's dtype, also where the
-checkpoint asks for rounded inputs; with `activations` = int8 the kernels of integers round them, with a scale per token and group.
-Exactness: rounding. The weights are those of the files, and sums are in float32 in another order, so an output differs by rounding.
-Decoded weights are rounded to the model's dtype (2^-9 in bfloat16); the kernels do without that. With zero points, the kernel for 4
-bits keeps scale * zero in float16, within 2^-12. With `activations` = int8 it is approximate, as `int8` and `int4` are.
-Costs: time to repack at load. Helps where a step is bound by reading weights: a decode step reads 4.5 or 8 bits per weight.
-Source: the formats' own libraries (AutoGPTQ, AutoAWQ, compressed-tensors)
+Changes in the loop: `build_linear` uses the stored numbers of GPTQ, AWQ, compressed-tensors and FP8 checkpoints (docs/formats.md).
+Linears of 4 bits in groups of 32 inputs or a multiple run on the kernel of `int4`. Linears of 8 bits with a scale per output run on
+the kernel of `int8`, and float8 on the kernel of `fp8`. A linear with act-order permutes its inputs first. All other linears are
+decoded to the model's dtype; `stats.notes` and a warning say so. Without the plugin, all linears are decoded. Inputs stay in the
+model's dtype, even if the checkpoint asks for rounded inputs. With `activations` = int8, the integer kernels round the inputs, with
+a scale per token and group.
+Exactness: rounding. The kernels compute with the weights of the files, and add in float32 in another order. Decoded weights are
+also rounded to the model's dtype (2^-9 in bfloat16). With zero points, the kernel for 4 bits keeps scale * zero in float16, within
+2^-12. With `activations` = int8 the plugin is approximate, as `int8` and `int4` are.
+Costs: time to repack at load. Helps if a step waits for the reading of weights: a decode step reads 4.5 or 8 bits per weight.
+Source: the libraries of the formats (AutoGPTQ, AutoAWQ, compressed-tensors)
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class PackedCheckpoint(Plugin):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        self.known: tuple[BuildContext, dict[str, Any]] | None = None  # the last summary
+        self.last_summary: tuple[BuildContext, dict[str, Any]] | None = None
 
     @classmethod
     def exactness_for(cls, options: PluginOptions) -> Exactness:
@@ -60,7 +61,7 @@ class PackedCheckpoint(Plugin):
         packings = {context.packings.get(member.name) for member in part.members}
         packing = packings.pop()
         if packings or (packing is not None and packing.is_permuted and len(part.members) > 1):
-            return None  # the hook then asks for every member
+            return None  # the engine then calls the hook for every member
         if packing is None:
             return self._dense(part, context)
         if packing.is_float:
@@ -74,16 +75,16 @@ class PackedCheckpoint(Plugin):
     @hookimpl
     def sequence_finished(self, seq: Sequence, lane: Lane) -> None:
         context = lane.built.context
-        if self.known is None or self.known[0] is not context:
-            self.known = context, summary(context)
-        seq.notes[self.name] = self.known[1]
+        if self.last_summary is None or self.last_summary[0] is not context:
+            self.last_summary = context, summary(context)
+        seq.notes[self.name] = self.last_summary[1]
 
     def _packed(self, part: LinearPart, packing: Packing, form: Format, context: BuildContext) -> LinearPlan:
         from pitlane import LinearPlan
         from pitlane.kernels.integer_parts import linear_plan
 
         plan = linear_plan(part.out_features, part.in_features, part.bias, form, context.dtype, context.device)
-        numbers = 6 * part.num_values  # the stored numbers, and their codes while they are made
+        numbers = 6 * part.num_values  # the stored numbers and their codes, both in memory during the build
         build = partial(_build_packed, part, form, context)
         return LinearPlan(plan.num_bytes, plan.peak_bytes + numbers, build, batch_invariant=plan.batch_invariant)
 
@@ -93,9 +94,9 @@ class PackedCheckpoint(Plugin):
 
         inputs, group = part.in_features, packing.group_size
         level = chosen_level(inputs, group, context.dtype, context.device)
-        kept = num_bytes(part.out_features, inputs, group) + 4 * part.bias * part.out_features
+        size = num_bytes(part.out_features, inputs, group) + 4 * part.bias * part.out_features
         build = partial(_build_float8, part, packing, level, context)
-        return LinearPlan(kept, kept + 3 * part.num_values, build, batch_invariant=level is not None)
+        return LinearPlan(size, size + 3 * part.num_values, build, batch_invariant=level is not None)
 
     def _dense(self, part: LinearPart, context: BuildContext) -> LinearPlan:
         from pitlane import LinearPlan
@@ -113,7 +114,10 @@ class PackedCheckpoint(Plugin):
 
 
 def summary(context: BuildContext) -> dict[str, Any]:
-    """The number of linears by the way they run. A context without packings is of a plan with a plugin that changes weights."""
+    """The number of linears per packing that run on a kernel, and that are decoded.
+
+    Without packings in the context, a plugin changes the weights, and all linears are dense.
+    """
     from pitlane import LinearPart, parts_of
 
     counts: Counter[str] = Counter()

@@ -1,7 +1,7 @@
 """Certificates of plugins: the last outcome of `pitlane plugins check` for every plugin, as JSON files in PITLANE_HOME.
 
-A certificate holds for one source (distribution and version) of a plugin and one version of Pitlane. `load` leaves out any other
-certificate, and a file that cannot be read.
+A certificate is valid for one source (distribution and version) of a plugin and one version of Pitlane. `load` returns None for any
+other certificate, and for a file that it cannot read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOLDER = "certificates"
 
 
 def save(name: str, record: dict[str, Any]) -> Path:
-    """Write the certificate of a plugin in the place of the former certificate."""
+    """Write the certificate of a plugin; it replaces the former certificate."""
     folder = home() / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{_checked(name)}.json"
@@ -40,7 +40,7 @@ def load(name: str, source: str, version: str) -> dict[str, Any] | None:
 
 
 def _checked(name: str) -> str:
-    """Return the name of a plugin, or raise ValueError: a certificate lies in its folder."""
+    """Return the name of a plugin. Raises ValueError for other texts: the name becomes a file name."""
     if not re.fullmatch(r"\w+", name):
-        raise ValueError(f"{name!r} is no name of a plugin")
+        raise ValueError(f"{name!r} is not the name of a plugin")
     return name

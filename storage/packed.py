@@ -1,10 +1,10 @@
-"""Packed weights on the disk, so that a model in 8 or 4 bits loads without packing: `<home>/cache/packed/<key>/<part>.safetensors`.
+"""Copies of packed weights on the disk, so that a model in 8 or 4 bits loads without packing.
 
-The key is a digest of the weights' fingerprint and of a recipe, a text that says how they are packed. A file is written under a
-temporary name and renamed. Its metadata hold the SHA-256 of its tensors; a file that does not match is deleted, and a line in the
-log says so. When all folders together take more than `CAP_BYTES`, the folders that were used longest ago are deleted. The folder of
-one model never takes more than `CAP_BYTES`: its last parts are then packed at every load. Small parts are not kept: packing takes
-less time than opening a file. Knows nothing of layouts and models.
+A part has the file `<home>/cache/packed/<key>/<part>.safetensors`. The key is a digest of the weights' fingerprint and of a recipe:
+a text that names the way of packing. A file is written under a temporary name and renamed. Its metadata hold the SHA-256 of its
+tensors. A file with another SHA-256 is deleted, and the log says so. If all folders together take more than `CAP_BYTES`, the least
+recently used folders are deleted. A folder that reaches `CAP_BYTES` takes no more parts: they are packed at every load. Small parts
+have no copy: packing takes less time than opening a file. Knows no layout and no model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("pitlane")
 FORMAT = 1  # increase it when a layout changes: all copies are made again
 CAP_BYTES = 8 * 2**30
-SMALLEST_BYTES = 2**16  # of a part that is kept
+SMALLEST_BYTES = 2**16  # smaller parts have no copy
 DIGEST, RECIPE = "sha256", "recipe"
 
 
@@ -44,7 +44,7 @@ class PackedFolder(NamedTuple):
 
 
 class PackedCopies:
-    """The packed parts of one model. fingerprint: of its weights. recipe: how they are packed, for people too."""
+    """The copies of the packed parts of one model. fingerprint: of its weights. recipe: the way of packing, as a readable text."""
 
     def __init__(self, fingerprint: str, recipe: str) -> None:
         key = hashlib.sha256(f"{FORMAT} {fingerprint} {recipe}".encode()).hexdigest()[:32]
@@ -60,7 +60,9 @@ class PackedCopies:
             if metadata.get(DIGEST) != _digest(tensors):
                 raise StorageError("its checksum differs")
         except StorageError as error:
-            log.warning("the packed copy of %s in %s is damaged (%s); it is made again", part, self.folder, error)
+            log.warning(
+                "the packed copy of %s in %s is damaged (%s); packing the weights again", part, self.folder, error
+            )
             blobs.remove(path)
             return None
         with suppress(OSError):
@@ -68,7 +70,7 @@ class PackedCopies:
         return tensors
 
     def save(self, part: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Keep the tensors of a part. If the disk is full or read-only, a line in the log says so, and no copy is kept."""
+        """Write a copy of a part. If the disk is full or read-only, the log says so, and the part has no copy."""
         size = blobs.tensor_bytes(tensors)
         if size < SMALLEST_BYTES or size > CAP_BYTES // 2:
             return
@@ -88,7 +90,7 @@ class PackedCopies:
 
 
 def packed_folders() -> list[PackedFolder]:
-    """All copies, the latest used first."""
+    """All folders of copies, the most recently used first."""
     folders = [_folder(path) for path in _root().glob("*") if path.is_dir()]
     return sorted(folders, key=lambda folder: folder.last_used, reverse=True)
 
@@ -133,7 +135,7 @@ def _folder(path: Path) -> PackedFolder:
 
 
 def _trim(limit: int, keep: Path) -> None:
-    """Delete the folders that were used longest ago until all take at most `limit` bytes. Leftover temporary files go too."""
+    """Delete the least recently used folders until all take at most `limit` bytes. Delete leftover temporary files too."""
     for file in keep.glob(f"*{blobs.TEMPORARY}"):
         if blobs.stale(file):
             blobs.remove(file)

@@ -1,7 +1,7 @@
-"""Answers that are being written, in the store: so much of an answer survives a process that is killed.
+"""Stores answers while they are being written. If the process is killed, the stored part of the answer survives.
 
-A conversation has at most one row. The writer replaces the row while the answer grows, and removes it when the answer is stored.
-A row whose writer no longer runs is an answer that was interrupted.
+A conversation has at most one row. The writer replaces the row while the answer grows, and removes the row when it stores the
+finished answer. If the writer of a row no longer runs, the answer was interrupted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Unfinished:
         self._file = file
 
     def keep(self, answer: UnfinishedAnswer) -> None:
-        """Store an answer so far, in the place of the row of its conversation. A deleted conversation keeps nothing."""
+        """Store an unfinished answer; it replaces the row of its conversation. For a deleted conversation, store nothing."""
         key, writer, text, token_ids, stats, changed, question, continued = astuple(answer)
         row = (key, writer, storable(text), json.dumps(token_ids), json.dumps(stats, default=str), changed, question)
         with self._file.transaction() as db:
@@ -35,7 +35,7 @@ class Unfinished:
             )
 
     def forget(self, conversation_id: str) -> None:
-        """Remove the row of a conversation, if there is one."""
+        """Remove the row of a conversation, if the row exists."""
         with self._file.transaction() as db:
             db.execute("DELETE FROM unfinished WHERE conversation_id = ?", (conversation_id,))
 

@@ -1,8 +1,8 @@
-"""The contract kit: does a plugin keep what it declares?
+"""The contract kit: it checks whether a plugin does what it declares.
 
-`check_plugin` runs every check of the contract on a plugin, on a tiny model that needs no download, and returns a `PluginCheck`.
-`first_difference`, `clearness`, `choice_gap` and `assert_only_ties_differ` compare answers. The fixtures of
-`pitlane.pytest_plugin` serve tests of plugin packages.
+`check_plugin` runs all checks of the contract on a plugin and returns a `PluginCheck`. It uses a tiny model without a download.
+`first_difference`, `clearness`, `choice_gap` and `assert_only_ties_differ` compare answers. The fixtures in
+`pitlane.pytest_plugin` serve the tests of plugin packages.
 """
 
 from pitlane.testing.check import check_plugin as check_plugin

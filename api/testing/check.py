@@ -1,8 +1,8 @@
-"""`check_plugin`: every clause of the contract, on one plugin.
+"""`check_plugin` checks every clause of the contract on a plugin.
 
-A check runs the plugin on a small model, beside the same plan without it. In float64 rounding changes no token, so there equal ids
-prove `identical`, and drafters can be compared token by token. The first dtype that the plugin serves is used: float64, float32,
-bfloat16.
+A check runs a plan with the plugin and the same plan without it, on a small model. In float64, rounding changes no token, so equal
+ids prove `identical`, and answers with drafters can be compared token by token. The check uses the first dtype that the plugin
+serves: float64, float32, bfloat16.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from pitlane.testing.static import check_docs, check_options
 from pitlane.testing.ties import first_difference
 
 DTYPES = ("float64", "float32", "bfloat16")
-DRAFT_LENGTH = 16  # tokens that a check asks a drafter for
+DRAFT_LENGTH = 16  # tokens of a draft in a check
 NUM_PROMPTS = 4
 SAMPLINGS: tuple[dict[str, Any], ...] = (
     {},
     {"temperature": 0.8, "top_k": 20},
     {"temperature": 1.2, "top_p": 0.95, "presence_penalty": 0.5},
 )
-ROUNDING_64 = 1e-6  # mean share of probability that a rounding plugin may move in float64
+ROUNDING_64 = 1e-6  # largest mean share of probability that a rounding plugin moves in float64
 DRAFTER_OPTIONS: dict[str, dict[str, Any]] = {"self_speculation": {"num_layers": 1}}  # the tiny model has two layers
 
 Effect = Callable[[Result], bool]
@@ -57,15 +57,15 @@ def check_plugin(
     num_tokens: int = 64,
     drafters: bool = True,
 ) -> PluginCheck:
-    """Check a plugin against its contract. Never raises for a plugin that breaks it: the outcome names every broken clause.
+    """Check a plugin against its contract. The outcome names every broken clause; a broken clause raises no error.
 
     plugin: a class, or the name of an installed plugin. bound: the largest mean share, in [0, 1], of the next token's probability
-    that a `rounding` or an `approximate` plugin may move. Without it, a rounding plugin must stay within twice the rounding error
-    of the core in this dtype, and an approximate plugin is measured, not proved. effect: whether an answer shows the declared
-    effect of a `steering` plugin. Every answer under the plugin must show it, and an answer without the plugin must not. Without
-    it, an answer must change. base: settings of other plugins that both plans have; required plugins are added. registry: the
-    plugins to choose from (None: all installed plugins). model: any model of `Engine`. drafters: also run every built-in drafter
-    beside the plugin.
+    that a `rounding` or an `approximate` plugin may move. Without a bound, a rounding plugin must stay within twice the rounding
+    error of the core in this dtype, and an approximate plugin is measured, not proved. effect: returns whether an answer shows the
+    declared effect of a `steering` plugin. All answers with the plugin must show it, and some answer without the plugin must not.
+    Without `effect`, some answer must change. base: settings of other plugins in both plans; required plugins are added.
+    registry: the plugins to choose from (None: all installed plugins). model: any model of `Engine`. drafters: also check the
+    plugin with every built-in drafter.
     Raises UnknownPlugin for an unknown name, BadOption for wrong options.
     """
     if isinstance(plugin, Engine):
@@ -91,7 +91,7 @@ def check_plugin(
         findings=[check_docs(plugin, plugin.exactness_for(parsed)), check_options(plugin)],
     )
     if registry.entries[plugin.name].serves_host:
-        return _found(outcome, Finding("exactness", "skipped", "it serves the host and is in no plan"))
+        return _found(outcome, Finding("exactness", "skipped", "the plugin serves the host and is in no plan"))
     return _Check(plugin, outcome, registry, settings, bound, effect, drafters).run()
 
 
@@ -100,7 +100,7 @@ def _found(outcome: PluginCheck, *findings: Finding, **changes: Any) -> PluginCh
 
 
 def prompts(vocab_size: int, count: int = NUM_PROMPTS) -> list[list[int]]:
-    """Prompts of 20 tokens and more. Every second prompt repeats a passage, for drafters and caches."""
+    """Prompts of at least 20 tokens. Every second prompt repeats a passage, for drafters and caches."""
     result = []
     for seed in range(count):
         generator = random.Random(seed)
@@ -110,7 +110,7 @@ def prompts(vocab_size: int, count: int = NUM_PROMPTS) -> list[list[int]]:
 
 
 class _Check:
-    """A check under way. base: the settings of both plans."""
+    """A running check. base: the settings that both plans have."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class _Check:
         return self.outcome
 
     def _run_planned(self, engine: Engine, instances: list[weakref.ref[Plugin]], num_closed: list[int]) -> None:
-        """Make the plan and run the clauses. The plan, and with it the plugin's instance, is held here alone."""
+        """Make the plan and check the clauses. Only this call holds the plan and the plugin's instance."""
         plan = engine.plan(self.settings)
         instances += [_watched(item, num_closed) for item in plan.plugins if type(item) is self.plugin]
         self._run(engine, plan)
@@ -178,7 +178,9 @@ class _Check:
         ]
         probe = self.requests[3][0], SamplingParams(max_tokens=min(size, 64), ignore_eos=True, logprobs=5)
         undrafted = {name: value for name, value in self.base.items() if self.registry.get(name).role != "drafter"}
-        before = engine.generate(*probe, plan=engine.plan(undrafted))  # the length of drafts changes bits
+        before = engine.generate(
+            *probe, plan=engine.plan(undrafted)
+        )  # without a drafter: the length of drafts changes bits
         plain = self._answers(engine, core)
         answers = self._answers(engine, plan)
         again = self._answers(engine, plan, min(size, 64))  # with warm caches
@@ -189,12 +191,12 @@ class _Check:
             self._check_drafters(engine, plan, answers)
         after = engine.generate(*probe, plan=engine.plan(undrafted))
         same = after.token_ids == before.token_ids and after.logprobs == before.logprobs
-        detail = "the engine answers as before, bit by bit" if same else "answers or logprobs are not those of before"
+        detail = "the engine answers as before, bit by bit" if same else "answers or logprobs differ from those before"
         self._add("off again", "passed" if same else "failed", detail)
         self._check_sequences(engine, plan)
 
     def _answers(self, engine: Engine, plan: Plan, num_tokens: int | None = None) -> list[Result]:
-        """All requests at once. A drafter drafts in every step, also if its drafts cost more than they save."""
+        """The answers of all requests at once. A drafter drafts in every step, even if a draft costs more than it saves."""
         with _always_drafting(engine, plan):
             streams = [
                 engine.submit(tokens, replace(params, max_tokens=num_tokens or params.max_tokens), plan=plan)
@@ -213,7 +215,9 @@ class _Check:
         num_drafts = sum(answer.stats["draft_tokens"] for answer in answers)
         changes: dict[str, Any] = {"num_answers": len(answers), "num_draft_tokens": num_drafts}
         if self.plugin.role == "drafter":
-            detail = f"{num_drafts} draft tokens" if num_drafts else "no draft came, so the drafter shows nothing"
+            detail = (
+                f"{num_drafts} draft tokens" if num_drafts else "the drafter returned no draft, so nothing is checked"
+            )
             self._add("drafts", "passed" if num_drafts else "failed", detail)
         if any(SPECS[name].kind == "step" for name in hooks_of(self.plugin)):
             seconds = sum(answer.stats["plugin_ms"].get(self.plugin.name, 0.0) for answer in answers) / 1e3
@@ -256,7 +260,7 @@ class _Check:
         self._add("exactness", "passed" if is_shown else "failed", detail)
 
     def _check_bound(self, engine: Engine, core: Plan, plan: Plan, plain: list[Result]) -> None:
-        """Compare distributions behind the tokens of the longest prompt and its greedy answer."""
+        """Compare the next-token distributions along the greedy answer to the longest prompt."""
         prompt, text, bound = self.requests[-1][0], plain[-len(SAMPLINGS)].token_ids, self.bound
         reference = distributions(engine, core, prompt, text)
         share = moved(reference, distributions(engine, plan, prompt, text))
@@ -277,11 +281,11 @@ class _Check:
     def _check_requests(
         self, engine: Engine, core: Plan, plan: Plan, plain: list[Result], answers: list[Result]
     ) -> None:
-        """A request alone, and a request of the plan beside a request of the core: the same answers as in the batch."""
+        """Run a request alone, and beside a request of the core plan. Both answers must equal the answer in the batch."""
         if self.outcome.dtype != DTYPES[0]:
             self._add("two requests", "skipped", f"{self.outcome.dtype}: answers of two batches may differ at ties")
             return
-        number = len(self.requests) - 2  # sampled, behind the longest prompt
+        number = len(self.requests) - 2  # sampled, with the longest prompt
         prompt, params = self.requests[number]
         with _always_drafting(engine, plan):
             alone = engine.generate(prompt, params, plan=plan)
@@ -297,7 +301,7 @@ class _Check:
         self._add("two requests", "failed" if wrong else "passed", "; ".join(wrong) or "alone, in a batch, mixed")
 
     def _check_drafters(self, engine: Engine, plan: Plan, answers: list[Result]) -> None:
-        """The plan with every built-in drafter: the same tokens, or a refusal with a reason."""
+        """Check the plan with every built-in drafter. It must give the same tokens, or refuse with a reason."""
         if self.plugin.role == "drafter":
             self._add("drafters", "skipped", "a plan has one drafter")
             return
@@ -305,10 +309,10 @@ class _Check:
         for entry in self.registry:
             if entry.source != BUILT_IN_SOURCE or entry.plugin is None or entry.plugin.role != "drafter":
                 continue
-            own = {"model": self.outcome.model} if "model" in entry.plugin.Options.model_fields else {}
-            own |= DRAFTER_OPTIONS.get(entry.name, {})
+            options = {"model": self.outcome.model} if "model" in entry.plugin.Options.model_fields else {}
+            options |= DRAFTER_OPTIONS.get(entry.name, {})
             try:
-                with_drafter = engine.plan({**self.settings, entry.name: own})
+                with_drafter = engine.plan({**self.settings, entry.name: options})
                 engine.lane_of(with_drafter)
             except PlanConflict as error:
                 refused.append(f"{entry.name} is refused: {error}")
@@ -325,7 +329,7 @@ class _Check:
         self._add("drafters", status, detail if is_exact or wrong else f"{detail} (up to ties in {self.outcome.dtype})")
 
     def _beside(self, engine: Engine, plan: Plan, drafter: str, answers: list[Result]) -> list[str]:
-        """Faults of three answers of a plan with a drafter: greedy, sampled and penalised, behind the longest prompt."""
+        """The faults of three answers of a plan with a drafter: greedy, sampled and penalised, for the longest prompt."""
         size = min(48, self.outcome.num_tokens)
         first = len(self.requests) - len(SAMPLINGS)
         with _always_drafting(engine, plan):
@@ -342,15 +346,15 @@ class _Check:
         return faults
 
     def _check_sequences(self, engine: Engine, plan: Plan) -> None:
-        """Abort a request too. Then no block is lost, and no sequence of a finished request is alive."""
+        """Abort a request. Afterwards no block may be lost, and no sequence of a finished request may be alive."""
         with engine.submit(*self.requests[0], plan=plan) as stream:
             next(iter(stream))
         engine.worker.call(lambda: None).result()
         lost = [group for lane in engine.lanes.all for group in lane.pool.groups_with_lost_blocks]
         gc.collect()
-        kept = [item for item in gc.get_objects() if type(item) is Sequence and item.plan is plan]
+        leaked = [item for item in gc.get_objects() if type(item) is Sequence and item.plan is plan]
         faults = [f"KV blocks of groups {lost} are lost"] if lost else []
-        faults += [f"{len(kept)} sequences of finished requests are still held"] if kept else []
+        faults += [f"{len(leaked)} sequences of finished requests are still held"] if leaked else []
         self._add("state of requests", "failed" if faults else "passed", "; ".join(faults) or "freed, also of an abort")
 
     def _check_freed(self, instances: list[weakref.ref[Plugin]], num_closed: int, threads: set[Any]) -> None:
@@ -368,7 +372,7 @@ class _Check:
 
 @contextmanager
 def _always_drafting(engine: Engine, plan: Plan) -> Iterator[None]:
-    """The governor of the plan's lane asks for `DRAFT_LENGTH` tokens in every step."""
+    """Let the governor of the plan's lane ask for `DRAFT_LENGTH` tokens in every step."""
     governor = engine.lane_of(plan).pacing.governor
     governor.fixed = DRAFT_LENGTH
     try:

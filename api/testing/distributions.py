@@ -1,7 +1,8 @@
-"""The next-token distributions of a plan along given texts, and how far two plans are apart.
+"""The next-token distributions of a plan along a given text, and the distance between two plans.
 
-`Recorder` is a plugin of no registry. It is added to a plan for one request and makes the model write a given text, so two plans
-are asked behind the same tokens, by the forwards that they decode with. Drafters are left out: they change no distribution.
+`Recorder` is a plugin outside every registry. Added to a plan for a request, it makes the model write a given text. So two plans
+show their distributions after the same tokens, computed by their own decode steps. Drafters are left out: they change no
+distribution.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ if TYPE_CHECKING:
 
 
 class Recorder(Plugin):
-    """Records the distribution behind every token of a text, and makes the model write the next token of the text."""
+    """Records the distribution before every token of a text, and makes the model write this token."""
 
     name, exactness, stage = "testing_recorder", "steering", 1 << 20
 
     def __init__(self, token_ids: Sequence[int]) -> None:
         super().__init__()
         self.token_ids = token_ids
-        self.kept: list[Tensor] = []  # probabilities [V] in float64
+        self.probabilities: list[Tensor] = []  # [V] in float64
 
     @hookimpl
     def adjust_logits(self, rows: Rows) -> None:
         token = self.token_ids[rows.seqs[0].num_completion_tokens]
-        self.kept.append(rows.logits[0].double().softmax(-1))
+        self.probabilities.append(rows.logits[0].double().softmax(-1))
         rows.logits.fill_(float("-inf"))
         rows.logits[0, token] = 0.0
 
@@ -46,7 +47,7 @@ def distributions(engine: Engine, plan: Plan, prompt: Sequence[int], token_ids: 
     recorder = Recorder(token_ids)
     params = SamplingParams(max_tokens=len(token_ids), ignore_eos=True)
     engine.generate(list(prompt), params, plan=engine.planner.extended(base, recorder))
-    return recorder.kept
+    return recorder.probabilities
 
 
 def moved(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float:

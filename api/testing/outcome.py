@@ -1,4 +1,4 @@
-"""The outcome of a check: a finding for every clause of the contract, readable as a table and as JSON. Imports no torch."""
+"""The outcome of a check: a finding for every clause of the contract, as a table or as JSON. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Status: TypeAlias = Literal["passed", "failed", "measured", "skipped"]
 class Finding:
     """One clause of the contract.
 
-    status: `measured` = a figure without a bound, so nothing is proved; `skipped` = the clause does not apply, or cannot be checked
-    on this machine. detail: the figures or the reasons.
+    status: `measured`: a figure without a bound, which proves nothing. `skipped`: the clause does not apply, or this machine cannot
+    check it. detail: the figures or the reasons.
     """
 
     clause: str
@@ -25,10 +25,10 @@ class Finding:
 class PluginCheck:
     """The outcome of `check_plugin`: the certificate of a plugin on this machine.
 
-    declared: the exactness class under the checked options. num_answers: answers that were made under the plugin.
+    declared: the exactness class under the checked options. num_answers: answers with the plugin.
     num_draft_tokens: draft tokens that the engine verified. overhead_us: microseconds per step in the plugin's hooks, or None
-    without a hook that runs in steps. moved: mean share of the next token's probability that moves against the plan without the
-    plugin; None if it was not measured.
+    without a hook that runs in steps. moved: mean share of the next token's probability that moves, compared with the plan
+    without the plugin; None if it was not measured.
     """
 
     name: str
@@ -60,7 +60,7 @@ class PluginCheck:
         return [f"{finding.clause}: {finding.detail}" for finding in self.findings if finding.status == "failed"]
 
     def status_of(self, clause: str) -> Status | None:
-        """The status of a clause. None if it was not reached."""
+        """The status of a clause; None if the check did not reach it."""
         return next((finding.status for finding in self.findings if finding.clause == clause), None)
 
     @property

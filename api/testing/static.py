@@ -13,7 +13,7 @@ PARTS = ("Changes in the loop:", "Changes outside the loop:")
 
 
 def check_docs(plugin: type[Plugin], exactness: str) -> Finding:
-    """Whether the docstring of the module or the class says what changes, how exact it is, and what it costs."""
+    """Check that the docstring of the module or the class has its lines: the changes in the loop, the exactness, the costs."""
     doc = sys.modules[plugin.__module__].__doc__ or plugin.__doc__ or ""
     lines = [line.strip() for line in doc.strip().splitlines()]
     missing = []
@@ -32,7 +32,7 @@ def check_docs(plugin: type[Plugin], exactness: str) -> Finding:
 
 
 def check_options(plugin: type[Plugin]) -> Finding:
-    """Whether every option has a description and a default, bounds are checked, and values survive a round trip."""
+    """Check that every option has a description and a default, that bounds hold, and that values survive a round trip."""
     faults = []
     for name, field in plugin.Options.model_fields.items():
         if not field.description:
@@ -60,7 +60,7 @@ def _faults_of_defaults(plugin: type[Plugin]) -> list[str]:
 
 
 def _accepted(plugin: type[Plugin]) -> list[str]:
-    """Wrong values that the options take: an unknown name, and numbers outside the bounds of their schema."""
+    """The wrong values that the options accept: an unknown name, and numbers outside the bounds of their schema."""
     wrong: list[tuple[str, object]] = [("no_such_option", 1)]
     for name, schema in plugin.Options.model_json_schema().get("properties", {}).items():
         if "minimum" in schema:

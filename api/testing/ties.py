@@ -1,7 +1,7 @@
-"""Do two answers differ only at ties?
+"""Functions that decide whether two answers differ only at ties.
 
-Make reference answers with `logprobs=50`. With temperature they need a `top_k` below 50, so that the logprobs reach beyond the
-truncation.
+Make reference answers with `logprobs=50`. With temperature, also set `top_k` below 50: then the logprobs include tokens that top-k
+cuts.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def assert_only_ties_differ(
 
 
 def choice_gap(logit_gap: float, tokens: tuple[int, int], sampling: SamplingParams, seed: int, position: int) -> float:
-    """How far the first of two tokens was ahead at a position, in logits. Near 0, the choice is a tie that rounding can tip.
+    """The lead of the first of two tokens at a position, in logits. Near 0, the choice is a tie that rounding can tip.
 
     logit_gap: logit of the first token less logit of the second. With temperature, a choice is the argmax of
     logit / T + noise, so the difference of their noise counts, times T.

@@ -1,8 +1,8 @@
-"""Builds recipes: walks a text through a model, asks a plugin to make a recipe of every layer, and keeps it under PITLANE_HOME.
+"""Builds recipes: runs a text through a model, asks a plugin for the recipe of every layer, and keeps it under PITLANE_HOME.
 
-A build that is killed goes on at the layer that was not finished, with the same result bit for bit: the hidden states before a
-layer are kept beside the recipe. The folder `recipes/<digest>` depends on the weights, the config, the tokens, the plugin with its
-options, and the plugins that change weights before it.
+A build keeps the hidden states before the next layer beside the recipe. So a build that was killed resumes at its unfinished layer,
+and the result is the same bit for bit. The folder `recipes/<plugin>-<digest>` depends on the weights, the config, the tokens, the
+plugin with its options, and the plugins that change weights before it.
 """
 
 from __future__ import annotations
@@ -50,14 +50,17 @@ STATE = "hidden-{:03}.safetensors"  # the hidden states before a layer, while a 
 
 
 class ModelCalibrator:
-    """See `recipe.Calibrator`. is_stopped: ends a build between two sequences; the recipe stays half built."""
+    """The `Calibrator` of a model under a plan.
+
+    is_stopped: asked between two sequences; if it returns True, the build ends, and a later build resumes it.
+    """
 
     def __init__(
         self, source: ModelSource, plan: Plan, context: BuildContext, is_stopped: Callable[[], bool] = lambda: False
     ) -> None:
         self.source, self.plan, self.context, self.is_stopped = source, plan, context, is_stopped
         self._recipes: dict[Path, Recipe] = {}
-        self._folders: dict[tuple[str, str], Path] = {}  # by key of the plugin and `depends`
+        self._folders: dict[tuple[str, str], Path] = {}  # by the plugin's key and `depends`
 
     def build(
         self, plugin: Any, visit: Callable[[LayerInputs], LayerRecipe], hessians: bool = False, depends: str = ""
@@ -82,20 +85,20 @@ class ModelCalibrator:
 
     def _before(self, plugin: Any) -> Plan:
         """The plan of the plugins that change weights before a plugin."""
-        mine = (plugin.stage, plugin.name)
+        place = (plugin.stage, plugin.name)
         hooks = [hook for hook in self.plan.hook("transform_weights") if hook.plugin.name != plugin.name]
-        if plugin.role != "linear":  # its `transform_weights` is one of a fold; a linear comes after all of them
-            hooks = [hook for hook in hooks if (hook.plugin.stage, hook.plugin.name) < mine]
+        if plugin.role != "linear":  # a linear plugin builds after all hooks `transform_weights`
+            hooks = [hook for hook in hooks if (hook.plugin.stage, hook.plugin.name) < place]
         return Plan(tuple(hook.plugin for hook in hooks), {"transform_weights": tuple(hooks)} if hooks else {})
 
     def _transform(self, plugin: Any) -> Transform | None:
         return transform_of(self._before(plugin), self.context)
 
     def _folder(self, plugin: Any, depends: str) -> Path:
-        known = (plugin.key, depends)
-        if known not in self._folders:
-            self._folders[known] = self._folder_of(plugin, depends)
-        return self._folders[known]
+        key = (plugin.key, depends)
+        if key not in self._folders:
+            self._folders[key] = self._folder_of(plugin, depends)
+        return self._folders[key]
 
     def _folder_of(self, plugin: Any, depends: str) -> Path:
         parts = [
@@ -114,7 +117,7 @@ class ModelCalibrator:
         return home() / "recipes" / f"{plugin.name}-{digest.hexdigest()[:24]}"
 
     def _tokens(self, plugin: Any) -> Tensor:
-        """Calibration tokens [S, T]: the first tokens of the text in sequences of equal length."""
+        """Calibration tokens [S, T]: the first tokens of the text, cut into sequences of equal length."""
         ids = Tokenizer(self.source).encode(calibration_text(plugin.options.text), add_special_tokens=False)
         ids = ids[: plugin.options.tokens]
         length = min(LENGTH, self.source.config.max_position, len(ids))
@@ -139,7 +142,9 @@ class _Build:
             walk = LayerWalk(self.source, transform)
             first, hidden, notes = self._state()
             if hidden is None:
-                log.warning("%s: makes its recipe for %s, once", self.label, self.source.name)
+                log.warning(
+                    "%s: building its recipe for %s; later loads read this recipe", self.label, self.source.name
+                )
                 hidden = walk.embed(ids)
             layers = walk.config.num_layers
             for index in range(first, layers):
@@ -165,19 +170,19 @@ class _Build:
         outputs, stats = walk.gather(index, hidden, self.hessians, self._check)
         if not bool(outputs.isfinite().all()):
             raise ModelError(
-                f"layer {index} of {self.source.name} gives numbers that are not finite; check its weights"
+                f"layer {index} of {self.source.name} computes outputs that are not finite; check its weights"
             )
         error = partial(walk.error, index, hidden[:SEQUENCES_OF_ERROR], outputs[:SEQUENCES_OF_ERROR])
-        made = visit(LayerInputs(index, walk.linears[index], stats, walk.weight, error))
+        layer_recipe = visit(LayerInputs(index, walk.linears[index], stats, walk.weight, error))
         del stats
-        save(made.tensors, layer_file(self.folder, index))
-        if made.weights:
+        save(layer_recipe.tensors, layer_file(self.folder, index))
+        if layer_recipe.weights:
             del outputs
-            outputs = walk.run_with(index, hidden, made.weights, self._check)
-        return outputs, dict(made.notes)
+            outputs = walk.run_with(index, hidden, layer_recipe.weights, self._check)
+        return outputs, dict(layer_recipe.notes)
 
     def _state(self) -> tuple[int, Tensor | None, list[dict[str, Any]]]:
-        """The layer to go on with, the hidden states before it, and the notes of the layers before it."""
+        """The next layer to build, the hidden states before it, and the notes of the finished layers."""
         from safetensors import SafetensorError, safe_open
 
         for file in sorted(self.folder.glob("hidden-*.safetensors"), reverse=True):

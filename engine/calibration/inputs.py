@@ -1,4 +1,4 @@
-"""Gathers the inputs of a linear over many calls: sums, not rows, so memory does not grow with the text. Knows no model."""
+"""Statistics of the inputs of a linear over many calls. Keeps sums and a sample of rows. Knows no model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from pitlane.engine.calibration.recipe import InputStats
 
-SAMPLE_ROWS = 16  # of a call
+SAMPLE_ROWS = 16  # rows to keep of every call, about
 
 
 class InputGatherer:
-    """A linear that notes its inputs. Calls of one token sequence each: x [T, K]."""
+    """Stands in the place of a linear and gathers its inputs. Every call has the tokens of one sequence: x [T, K]."""
 
     def __init__(self, linear: Any, num_inputs: int, hessian: bool) -> None:
         self.linear = linear

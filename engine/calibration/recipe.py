@@ -1,7 +1,8 @@
-"""What calibration gives to a plugin: the statistics of a linear's inputs, the weights of a layer, and finished recipes.
+"""The data of a calibration: the statistics of a linear's inputs, the weights of a layer, and finished recipes.
 
-A recipe is a folder of safetensors, a file per layer, and `recipe.json`. It is complete if `recipe.json` is there. Its folder is
-named for a digest of everything that its tensors depend on. Knows no model class, no engine and no plugin.
+A recipe is a folder with a safetensors file per layer and `recipe.json`. The build writes `recipe.json` last, so a folder with this
+file is complete. The folder's name has a digest of everything that the tensors depend on. Knows no model class, no engine and no
+plugin.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ class InputStats(NamedTuple):
 class LayerInputs:
     """A layer of the dense model, for a plugin that makes a recipe.
 
-    linears: the parts of the layer, fused as the model names them. stats: by the name of a part's first member. weight: returns the
-    weight of a member [out, in] or of a norm [size], its offset included, in float32, as the plugins before leave it. error: takes
-    other weights of some members; returns how much they move the layer's outputs on the residual stream. It is the squared
-    difference of a token by the square of the token, mean over the first two sequences.
+    linears: the parts of the layer, fused as the model fuses them. stats: by the name of a part's first member. weight: returns the
+    weight of a member [out, in] or of a norm [size] with its offset, in float32, after the plugins that change weights before this
+    plugin. error: takes new weights for some members, and returns how much they change the layer's outputs on the residual stream:
+    the squared difference of a token divided by the squared norm of this token, mean over the tokens of the first two sequences.
     """
 
     index: int
@@ -59,10 +60,10 @@ class LayerInputs:
 
 @dataclass(frozen=True, slots=True)
 class LayerRecipe:
-    """What a plugin makes of a layer.
+    """The part of a recipe that a plugin makes for a layer.
 
-    tensors: go into the recipe. notes: numbers for `recipe.json`. weights: by member, [out, in]; the following layers are
-    calibrated on the outputs of a layer with these weights. Empty: on those of the dense layer.
+    tensors: stored in the recipe. notes: numbers for `recipe.json`. weights: new weights [out, in] by member. The next layers are
+    calibrated on the outputs of the layer with these weights; without them, on the outputs of the dense layer.
     """
 
     tensors: Mapping[str, Tensor]
@@ -78,8 +79,9 @@ class Calibrator(Protocol):
     ) -> Recipe:
         """Return the recipe of a plugin; build it first if it is missing.
 
-        visit: makes the recipe of a layer; called once per layer, in order. hessians: the statistics have them. depends: names all
-        that the recipe depends on beside the model, the text and the plugins before; '': the plugin's key, with all its options.
+        visit: makes the recipe of a layer; called once per layer, in order. hessians: whether the statistics include Hessians.
+        depends: a text for the digest of the recipe, beside the model, the calibration text and the plugins that change weights
+        before; '': the plugin's key, which covers all its options.
         """
 
     def recipe(self, plugin: Any, depends: str = "") -> Recipe | None:
@@ -98,7 +100,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """The digest of all that the recipe depends on."""
+        """The plugin's name and the digest of everything that the recipe depends on."""
         return self.folder.name
 
     @property
@@ -149,13 +151,13 @@ def save(tensors: Mapping[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    alone = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    save_file(alone, partial)  # tensors that share memory are refused
+    copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    save_file(copies, partial)  # safetensors refuses tensors that share memory
     put_in_place(partial, path)
 
 
 def put_in_place(partial: Path, path: Path) -> None:
-    """Sync a written file and give it its name."""
+    """Sync a written file and rename it to `path`."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)
@@ -176,4 +178,4 @@ def is_leftover(file: Path) -> bool:
 
 def _damaged(folder: Path, error: Exception) -> PitlaneError:
     reason = " ".join(str(error).split())[:200]
-    return PitlaneError(f"the recipe {folder} is damaged ({reason}); delete this folder, and it is built again")
+    return PitlaneError(f"the recipe {folder} is damaged ({reason}); delete this folder: the next load builds it again")

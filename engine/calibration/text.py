@@ -1,4 +1,4 @@
-"""The calibration text: a file that the user names, or the text that Pitlane brings (storage/calibration.txt, 74 kB, its own)."""
+"""The calibration text: a file of the user, or the text in Pitlane (storage/calibration.txt, 74 kB, written for Pitlane)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pitlane.engine.errors import BadOption
 
 
 def calibration_text(name: str) -> str:
-    """The text of a file; without a name, the text that Pitlane brings. Raises BadOption."""
+    """The text of a file; for an empty name, the text in Pitlane. Raises BadOption."""
     if not name:
         return files("pitlane.storage").joinpath("calibration.txt").read_text(encoding="utf-8")
     try:

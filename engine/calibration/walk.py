@@ -1,6 +1,6 @@
-"""Runs a dense model layer by layer over a text in float32. One layer is in memory, and the hidden states of the text.
+"""Runs a dense model layer by layer over a text in float32. The memory holds one layer and the hidden states of the text.
 
-The layer's forward is the decoder's own (`Decoder.run_layer`), with an attention that sees one whole sequence and stores no KV.
+`Decoder.run_layer` computes the layer. Its attention sees one whole sequence and stores no KV.
 Shapes: S sequences of T tokens, hidden states [S, T, hidden].
 """
 
@@ -29,13 +29,13 @@ PLACES = ("qkv", "output", "gate_up", "down")  # attributes of a layer
 
 
 class LayerWalk:
-    """A model of which one layer at a time is built. transform: changes the tensors of a part before it is built."""
+    """A model that builds one layer at a time. transform: changes the tensors of a part before the build."""
 
     def __init__(self, source: ModelSource, transform: Transform | None) -> None:
         config = source.config
         self.source, self.config, self.transform = source, config, transform
         recorder = Recorder()
-        self.skeleton = Decoder(config, recorder)  # rotary embeddings and the places of the layers; no weight
+        self.skeleton = Decoder(config, recorder)  # has rotary embeddings and the places of the layers, but no weights
         self.parts = recorder.parts
         self.linears = [self._linears_of(layer) for layer in range(config.num_layers)]
         context = BuildContext(config, torch.float32, torch.device("cpu"), source.stored_name)
@@ -49,7 +49,7 @@ class LayerWalk:
         return table[ids].float() * self.skeleton.multiplier
 
     def weight(self, name: str) -> Tensor:
-        """The weight of a member [out, in] or of a norm [size], its offset included, in float32, transformed."""
+        """The transformed weight of a member [out, in], or of a norm [size] with its offset, in float32."""
         part = next(part for part in self._weights if part.name == name)
         weight = self._tensor(part, f"{name}.weight").float()
         return weight + part.offset if isinstance(part, NormPart) else weight
@@ -57,7 +57,10 @@ class LayerWalk:
     def gather(
         self, index: int, hidden: Tensor, hessians: bool, tick: Callable[[], None]
     ) -> tuple[Tensor, dict[str, InputStats]]:
-        """Run a layer. Returns its outputs, and the statistics of its linears by the name of the first member."""
+        """Run a layer. Returns its outputs, and the statistics of its linears by the name of the linear's first member.
+
+        tick: called before every sequence.
+        """
         layer = self._layer(index)
         gatherers = {}
         for place, part in zip(PLACES, self.linears[index], strict=True):
@@ -67,21 +70,23 @@ class LayerWalk:
         return outputs, {name: gatherer.stats() for name, gatherer in gatherers.items()}
 
     def error(self, index: int, hidden: Tensor, outputs: Tensor, weights: Mapping[str, Tensor]) -> float:
-        """The error of a layer's outputs with other weights of some members: of a token, by its square; mean over tokens."""
+        """The error of a layer's outputs with new weights: squared difference by squared norm of a token, mean over tokens."""
         difference = self.run_with(index, hidden, weights, lambda: None) - outputs
         return float((difference.square().sum(-1) / outputs.square().sum(-1).clamp(min=1e-30)).mean())
 
     def run_with(self, index: int, hidden: Tensor, weights: Mapping[str, Tensor], tick: Callable[[], None]) -> Tensor:
-        """Run a layer with other weights of some members."""
+        """Run a layer with new weights for some members."""
         layer = self._layer(index)
         for place, part in zip(PLACES, self.linears[index], strict=True):
-            alone = [part.alone(member) for member in part.members]
-            if any(member.name in weights for member in alone):
-                kept = [
-                    weights[member.name] if member.name in weights else self.weight(member.name) for member in alone
+            members = [part.alone(member) for member in part.members]
+            if any(member.name in weights for member in members):
+                pieces = [
+                    weights[member.name] if member.name in weights else self.weight(member.name) for member in members
                 ]
-                biases = [self._tensor(member, f"{member.name}.bias").float() for member in alone] if part.bias else []
-                setattr(layer, place, _Plain(torch.cat(kept), torch.cat(biases) if biases else None))
+                biases = (
+                    [self._tensor(member, f"{member.name}.bias").float() for member in members] if part.bias else []
+                )
+                setattr(layer, place, _Plain(torch.cat(pieces), torch.cat(biases) if biases else None))
         return self._run(layer, hidden, tick)
 
     def _run(self, layer: Layer, hidden: Tensor, tick: Callable[[], None]) -> Tensor:
@@ -130,7 +135,7 @@ class _Plain:
 
 
 class _WholeSequence:
-    """Causal attention over one sequence of `length` tokens, without KV. window: tokens that a query sees (None: all)."""
+    """Causal attention over one sequence of `length` tokens, without stored KV. window: tokens that a query sees (None: all)."""
 
     def __init__(self, scale: float, length: int, window: int | None) -> None:
         self.scale = scale

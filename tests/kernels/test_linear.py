@@ -118,7 +118,7 @@ def test_is_on_by_default_where_it_serves_and_refused_with_a_reason_where_not(ma
         engine.plan({"packed_linear": {}})
     if linear.unavailable() is None:
         names = make_engine("random:tiny", dtype="bfloat16", plugins=None).default_plan.names
-        assert names == ["fused_ops", "packed_linear", "flash_attention", "prefix_cache", "compiled_step"]
+        assert names == ["compiled_step", "flash_attention", "fused_ops", "packed_linear", "prefix_cache"]
 
 
 def test_without_a_compiler_it_is_left_out_and_says_why(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,6 @@ def test_a_finger_can_edit_rename_and_hit_every_target(open_page: Open) -> None:
     tab.fill(".inline-editor", "Another question")
     tab.tap(".editor .save")
     tab.wait_for_selector(".message.user :text('Another question')")
-    tab.tap("#stop")
     tab.context.close()
 
 

@@ -295,7 +295,7 @@ def test_an_empty_plugin_set_in_the_environment_is_the_bare_core() -> None:
         ("model = 'x'\n", ["line 1: model stands outside a table", "[defaults]"]),
         ("[run]\nmodle = 'x'\n", ["line 2: [run] has no option 'modle'", "did you mean model?"]),
         ("# top\n[defaults]\n\nmax-tokes = 3\n", ["line 4: [defaults] has no option 'max-tokes'", "did you mean max-tokens?"]),
-        ("[defaults]\nzzz = 3\n", ["line 2: [defaults] has no option 'zzz'; known: ", "model", "port"]),
+        ("[defaults]\nzzz = 3\n", ["line 2: [defaults] has no option 'zzz'; `pitlane COMMAND --help` lists the options"]),
         ("[defualts]\nmodel = 'x'\n", ["line 1: there is no command 'defualts'; did you mean defaults?"]),
         ("[caht]\n", ["line 1", "did you mean chat?"]),
         ('[run]\nsystem = """\nmax-tokens = 1\n"""\nmax-tokens = "many"\n', ["line 5, max-tokens: 'many' is not a valid integer"]),

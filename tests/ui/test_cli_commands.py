@@ -252,4 +252,4 @@ def test_ui_passes_the_options_to_the_page(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "pitlane.ui.app", page)
     invoke("ui", "--model", "random:tiny", "--plugins", "", "--context", "1k", "--port", "0", "--no-open")
     options = EngineOptions(model="random:tiny", plugins="", context=1024)
-    assert called == [(options, {"host": "127.0.0.1", "port": 0, "open_browser": False})]
+    assert called == [(options, {"host": "127.0.0.1", "port": 0, "open_browser": False, "password": ""})]

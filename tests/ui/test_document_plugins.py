@@ -229,7 +229,8 @@ def test_a_change_of_documents_draws_the_plan_again(page: Any) -> None:
     ui = page.handlers.ui
     events = [fn for fn in page.blocks.fns.values() if (ui.tab._id, "change") in fn.targets]
     after_reading = [fn for fn in page.blocks.fns.values() if any(name == "then" for _, name in fn.targets)]
-    assert len(events) == 1 and sum(fn.name == "replan" for fn in after_reading) == 3, "when the weights are loaded"
+    # documents are read in three places; after them, and after the weights of the plan are loaded, the plan is drawn
+    assert len(events) == 1 and sum(fn.name == "replan" for fn in after_reading) == 4
     assert events[0].inputs == [ui.tab, *ui.controls.inputs]
     assert set(events[0].outputs) == {*ui.planned, ui.document_plugins, card_of(page, "lora").state}
 

@@ -105,6 +105,8 @@ CALLS: list[tuple[Sequence[str], str | Sequence[str]]] = [
     (("memory", "--context", BIG, "random:tiny"), "context"),
     (("memory", "--batch", "0", "random:tiny"), "--batch"),
     (("ui", "--port", "70000"), "70000"),
+    (("eval", "random:tiny", "-M", "turbo"), "'turbo'"),
+    (("quantize", "random:tiny", "--method", "magic", "--out", "o"), "'magic'"),
     # two that contradict each other
     ((*RUN, "--plugins", "prompt_lookup,jacobi", "x"), ("drafter", "prompt_lookup", "jacobi")),
     ((*RUN, "--plugins", "+prompt_lookup,-prompt_lookup", "x"), "prompt_lookup"),

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 PREFIX = "PITLANE_"
 SETTINGS = tuple(PREFIX + name for name in ("HOME", "DEBUG", "LOAD", "CPU_KERNELS"))  # variables that are not options
 SHORTEST = 3  # characters; a shorter value in a message may be there by chance
+MAX_NAMES = 30  # of a list of known words in a message
 
 
 class Given(NamedTuple):
@@ -96,10 +97,12 @@ def places(message: str, values: Iterable[Given]) -> list[str]:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """`did you mean ...?`, or the list of known words."""
+    """`did you mean ...?`, or the known words; for a list that is too long, where it stands."""
     names = sorted(set(known))
     close = get_close_matches(word, names, 1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known: {', '.join(names)}" if len(names) <= MAX_NAMES else "`pitlane COMMAND --help` lists the options"
 
 
 # ---- the environment

@@ -1,1 +1,1 @@
-"""Quantized checkpoints: their config, their tensors, and the weights in them. A format is a module; its name is the method's."""
+"""Quantized checkpoints: config, tensors and weights. A module reads one format; its name is the `quant_method` of the format."""

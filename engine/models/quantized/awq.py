@@ -1,7 +1,7 @@
 """AWQ checkpoints, as AutoAWQ writes them (`version` gemm).
 
 qweight int32 [K, N / 8] and qzeros int32 [G, N / 8], packed along the outputs: bits 4 i to 4 i + 3 of a word hold output ORDER[i]
-of the eight outputs of the word. scales [G, N]. Source: AWQ, https://arxiv.org/abs/2306.00978
+of eight outputs. scales [G, N]. Source: AWQ, https://arxiv.org/abs/2306.00978
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pitlane.engine.models.quantized.spec import FLOATS, BadTensor, Get, Spec, c
 
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-PLACES = tuple(ORDER.index(output) for output in range(8))  # output -> its place in the word
+PLACES = tuple(ORDER.index(output) for output in range(8))  # output -> place in the word
 
 
 class Config(JsonFile):

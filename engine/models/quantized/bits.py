@@ -1,4 +1,4 @@
-"""Integers of 1 to 8 bits in words of 32 bits, without gaps: the first integer in the lowest bits, some across two words."""
+"""Integers of 1 to 8 bits in 32-bit words, without gaps. The first integer has the lowest bits; an integer may span two words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def words_for(count: int, bits: int) -> int:
-    """Number of words that hold `count` integers."""
+    """Number of 32-bit words for `count` integers."""
     return -(-count * bits // 32)
 
 
@@ -27,7 +27,7 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
 
 
 def pack(numbers: Tensor, bits: int) -> Tensor:
-    """uint8 [R, count], each below 2^bits -> int32 [R, W]."""
+    """uint8 [R, count], all below 2^bits -> int32 [R, W]."""
     rows, count = numbers.shape
     wide = torch.nn.functional.pad(numbers, (0, -count % 32)).view(rows, -1, 32).to(torch.int64)
     words = torch.zeros(rows, wide.shape[1], bits, dtype=torch.int64)

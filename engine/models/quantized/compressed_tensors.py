@@ -4,7 +4,7 @@ pack-quantized: weight_packed int32 [N, ceil(K bits / 32)] with n = q + 2^(bits 
 zero points weight_zero_point int32 [ceil(N bits / 32), G], packed along the outputs; with `actorder` group weight_g_idx [K].
 int-quantized and naive-quantized: weight int8 [N, K], weight_scale, weight_zero_point int8. float-quantized: weight float8 [N, K],
 weight_scale. A scale serves the whole weight, an output (`channel`), a group, or a block. Activations stay in the model's dtype,
-also where the config rounds them. Source: the package compressed-tensors.
+even if the config asks for rounded activations. Source: the package compressed-tensors.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Targets:
 
 
 class Scheme:
-    """The scheme of the linears that the targets of a config group name."""
+    """How a config group stores its linears; `targets` names these linears."""
 
     def __init__(self, method: str, name: str, group: Group, default_format: str) -> None:
         where = f"quantization_config.config_groups.{name}"

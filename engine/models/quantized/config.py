@@ -1,6 +1,6 @@
-"""The `quantization_config` of a `config.json`: finds the reader of its method. Reads no tensor.
+"""Finds the reader for the `quantization_config` of a `config.json`. Reads no tensor.
 
-The name of a method is the name of its module, with - for _. The module is imported for such a checkpoint alone: it needs torch.
+A method has the name of its module, with - for _. The module needs torch, so it is imported only for a checkpoint of its method.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ METHODS = ("awq", "compressed-tensors", "fp8", "gptq")
 
 
 def reader_of(raw: Mapping[str, Any]) -> Reader | None:
-    """The reader for a `config.json`; None: the checkpoint is not quantized. Raises UnsupportedModel or ModelError."""
+    """Return the reader for a `config.json`; None: the checkpoint is not quantized. Raises UnsupportedModel or ModelError."""
     quantization = next((raw[key] for key in KEYS if raw.get(key)), None)
     if quantization is None:
         return None
@@ -38,7 +38,7 @@ def reader_of(raw: Mapping[str, Any]) -> Reader | None:
 
 
 def reader_in(folder: Path) -> Reader | None:
-    """The reader for the `config.json` of a folder."""
+    """Return the reader for the `config.json` of a folder; None: the checkpoint is not quantized."""
     file = folder / "config.json"
     try:
         return reader_of(read_json(file))

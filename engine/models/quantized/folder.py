@@ -1,7 +1,7 @@
-"""A folder of safetensors files with quantized linears. Its names and shapes are those of the dense model.
+"""A folder of safetensors files with quantized linears. It shows the names and shapes of the dense model.
 
-A packed linear is served as one tensor `weight`, decoded by `get`; `tensors` serves the stored numbers. Headers are compared with
-the config when the folder is opened, so that `read` meets only wrong values. An error names tensor and file.
+`get` decodes a packed linear to one tensor `weight`; `tensors` returns the stored numbers. Opening the folder compares all headers
+with the config. So only wrong values can make `read` fail. An error names the tensor and the file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NOT_USED = (
 
 
 class Linear(NamedTuple):
-    """A packed linear of the checkpoint. packing: how it is stored; tensors: last part of a name -> name in the file."""
+    """A packed linear of the checkpoint. tensors: last part of a tensor's name -> name in the file."""
 
     packing: Packing
     outputs: int
@@ -50,7 +50,7 @@ class Linear(NamedTuple):
 
 
 class QuantizedFolder(SafetensorsFolder):
-    """Serves a quantized checkpoint as a dense model. packings: canonical name of a linear -> how it is stored."""
+    """Shows a quantized checkpoint as a dense model. packings: by the canonical name of a linear."""
 
     def __init__(self, path: Path, reader: Reader, config: DecoderConfig, stored_name: StoredName) -> None:
         super().__init__(path)
@@ -68,7 +68,7 @@ class QuantizedFolder(SafetensorsFolder):
             del self.owner[name]
 
     def tensors(self, module: str, names: Iterable[str]) -> PackedTensors | None:
-        """The tensors of a linear by its stored name; None if it is dense. names: last parts of the names, `weight` included."""
+        """The tensors of a linear; None if it is dense. names: last parts of the tensors' names, with `weight`."""
         linear = self.linears.get(f"{module}.{WEIGHT}")
         if linear is None:
             return None
@@ -99,7 +99,7 @@ class QuantizedFolder(SafetensorsFolder):
         return {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}[self.dtype_name]
 
     def fingerprint(self) -> str:
-        """The numbers depend on the files and on the config of the quantization."""
+        """A digest of the files and of the quantization config: the weights depend on both."""
         raw = read_json(self.folder / "config.json")
         method = repr([raw.get(key) for key in KEYS])
         return hashlib.sha256(f"{super().fingerprint()} {method}".encode()).hexdigest()
@@ -110,7 +110,7 @@ class QuantizedFolder(SafetensorsFolder):
         return dtype
 
     def _packed(self, module: str, outputs: int, inputs: int) -> Linear | None:
-        """How a linear is stored; None if the files hold a dense weight. Raises ModelError for tensors that do not fit."""
+        """The linear, if the files hold packed tensors for it, else None. Raises ModelError for tensors that do not fit."""
         weight = f"{module}.{WEIGHT}"
         if weight in self.owner and self.dtype(weight) in DENSE_DTYPES:
             return None
@@ -132,7 +132,7 @@ class QuantizedFolder(SafetensorsFolder):
         name = f"{module}.{part}"
         if name not in self.owner:
             if spec.is_needed:
-                file = next(self.owner[known] for known in self.owner if known.startswith(f"{module}."))
+                file = next(self.owner[other] for other in self.owner if other.startswith(f"{module}."))
                 raise ModelError(f"{file} lacks {escaped(name)}, which {packing.method} needs; {WAY_OUT}")
             return
         shape, dtype = self.shape(name), self.dtype(name)
@@ -147,7 +147,7 @@ class QuantizedFolder(SafetensorsFolder):
             )
 
     def _take(self, module: str, linear: Linear, has_bias: bool) -> None:
-        """Serve the weight in the place of the packed tensors. A bias of zeros that the model does not have is dropped."""
+        """Replace the packed tensors by the name of the weight. Drop a bias of zeros if the model has no bias."""
         weight, bias = f"{module}.{WEIGHT}", f"{module}.bias"
         file = self.owner[next(iter(linear.tensors.values()))]
         for stored in linear.tensors.values():
@@ -170,7 +170,7 @@ class QuantizedFolder(SafetensorsFolder):
             raise ModelError(f"{self.owner[f'{module}.{WEIGHT}']}: {escaped(module)}.{error}") from None
         if not bool(packed.scales.isfinite().all()):
             raise ModelError(
-                f"{self.owner[f'{module}.{WEIGHT}']}: a scale of {escaped(module)} is no finite number; download the model again"
+                f"{self.owner[f'{module}.{WEIGHT}']}: a scale of {escaped(module)} is not finite; download the model again"
             )
         return packed
 

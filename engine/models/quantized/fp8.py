@@ -1,8 +1,8 @@
 """FP8 checkpoints: weights in float8 (e4m3), W = scale * n.
 
-weight float8 [N, K], with `weight_scale_inv` [ceil(N / rows), ceil(K / columns)] for blocks of `weight_block_size`, or with
+The weight is float8 [N, K], with `weight_scale_inv` [ceil(N / rows), ceil(K / columns)] for blocks of `weight_block_size`, or with
 `weight_scale` for the whole weight ([] or [1]) or for every output ([N], [N, 1]). Despite its name, `weight_scale_inv` multiplies.
-Activations stay in the model's dtype: a stored `input_scale` is not used. Source: FP8 formats, https://arxiv.org/abs/2209.05433
+Activations stay in the model's dtype: Pitlane ignores a stored `input_scale`. Source: FP8 formats, https://arxiv.org/abs/2209.05433
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Reader:
 
 
 def float8(get: Get) -> torch.Tensor:
-    """The stored weight. Raises BadTensor for values that are no numbers."""
+    """The stored weight. Raises BadTensor for NaN."""
     weight = get("weight")
     if bool((weight.view(torch.uint8) & 0x7F).eq(0x7F).any()):
         raise BadTensor("weight holds values that are no numbers; download the model again")

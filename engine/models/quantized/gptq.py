@@ -2,7 +2,7 @@
 
 qweight int32 [K bits / 32, N], packed along the inputs. qzeros int32 [G, N bits / 32], packed along the outputs. scales [G, N].
 g_idx int32 [K]: the group of every input; with `desc_act` an input may belong to any group. Version 1 (`checkpoint_format` gptq)
-stores every zero less one, version 2 (gptq_v2) stores the zero. Source: GPTQ, https://arxiv.org/abs/2210.17323
+stores zero - 1, version 2 (gptq_v2) stores the zero. Source: GPTQ, https://arxiv.org/abs/2210.17323
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Reader:
         if version not in versions:
             raise refuse(method, "checkpoint_format", version, ", ".join(versions))
         self.zero_offset = int(version == method)
-        self.rules = [  # GPTQModel: rules for modules by regular expression; the first that matches counts
+        self.rules = [  # of GPTQModel; the first match counts
             (pattern(method, "dynamic", key, "+:", "-:"), key.startswith("-:"), changes)
             for key, changes in (self.config.dynamic or {}).items()
         ]
@@ -87,7 +87,7 @@ class Reader:
 
 
 def _groups(packing: Packing, inputs: int, get: Get) -> torch.Tensor | None:
-    """The group of every input; None if the inputs lie in the order of their groups."""
+    """Return the group of every input; None if the inputs are in the order of their groups."""
     try:
         groups = get("g_idx").to(torch.int64)
     except KeyError:

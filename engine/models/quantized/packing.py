@@ -1,4 +1,4 @@
-"""How the weight of a linear is stored in a quantized checkpoint, and the stored numbers in one form for all formats.
+"""How a quantized checkpoint stores the weight of a linear (`Packing`), and the stored numbers (`PackedWeight`), for all formats.
 
 Integers: W = scale * (n - zero), with n in [0, 2^bits). Float8: W = scale * n. A scale serves `rows` outputs and `group_size`
 inputs. Shapes: N outputs, K inputs, G groups of inputs. Knows no file and no format.
@@ -18,9 +18,9 @@ FLOAT8 = torch.float8_e4m3fn
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How a linear is stored. Known from the config and the headers of the files, before a tensor is read.
+    """How a linear is stored. Known from the config and the headers of the files alone.
 
-    method: the format. bits: of a number; 8 for float8. rows, group_size: outputs and inputs that share a scale. symmetric: all
+    method: the format. bits: per number; 8 for float8. rows, group_size: outputs and inputs that share a scale. symmetric: all
     zeros are 2^(bits - 1). is_float: the numbers are float8 (e4m3). is_permuted: an input may belong to any group (act-order).
     """
 
@@ -53,7 +53,7 @@ class PackedWeight(NamedTuple):
     groups: Tensor | None = None
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight [N, K]: computed in float32, then rounded to a dtype."""
+        """Decode the weight [N, K] in float32, then round it to a dtype."""
         packing = self.packing
         rows, inputs = self.numbers.shape
         groups = torch.arange(inputs) // packing.group_size if self.groups is None else self.groups
@@ -71,9 +71,9 @@ class PackedWeight(NamedTuple):
 
 
 class PackedTensors(Mapping[str, Tensor]):
-    """The tensors of one linear of a quantized checkpoint: `packed`, and by name the tensors that are not packed.
+    """The tensors of a linear of a quantized checkpoint: the packed weight, and by name the tensors that are not packed.
 
-    `["weight"]` decodes the weight to the dtype of the checkpoint. Every access decodes anew, so that no dense copy stays.
+    `["weight"]` decodes the weight to the dtype of the checkpoint. Every access decodes again, so no dense copy stays in memory.
     """
 
     def __init__(self, packed: Callable[[], PackedWeight], dtype: torch.dtype, plain: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
-"""What a format declares: the tensors of a linear with their dtypes and shapes, and how they are read.
+"""The interface of a format: the tensors of a linear with their dtypes and shapes, and the function that reads them.
 
-A reader module has a class with `packing_of`, `specs` and `read`. `folder.py` compares files with the specs before it reads.
+The module of a format has a class `Reader`. `folder.py` compares the files with its specs before it reads a tensor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Get: TypeAlias = Callable[[str], Tensor]  # last part of a tensor's name -> the 
 
 
 class Spec(NamedTuple):
-    """A tensor of a linear. dtypes: in the spelling of safetensors. shapes: the shapes that it may have."""
+    """A tensor of a linear. dtypes: the allowed dtypes, as safetensors spells them. shapes: the allowed shapes."""
 
     dtypes: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -28,16 +28,16 @@ class Spec(NamedTuple):
 
 
 class Reader(Protocol):
-    """A format with the values of one `quantization_config`."""
+    """Reads a format, under the values of one `quantization_config`."""
 
     def packing_of(self, name: str, inputs: int) -> Packing | None:
-        """How a linear of the checkpoint is stored; None: dense. Raises ModelError for sizes that do not fit."""
+        """Return how a linear is stored; None: dense. Raises ModelError for sizes that do not fit."""
 
     def specs(self, packing: Packing, outputs: int, inputs: int) -> Mapping[str, Spec]:
-        """The tensors of a linear, by the last part of their names. The first holds the numbers."""
+        """Return the specs of a linear's tensors, by the last part of their names. The first tensor holds the numbers."""
 
     def read(self, packing: Packing, outputs: int, inputs: int, get: Get) -> PackedWeight:
-        """The stored numbers. get: reads a tensor whose dtype and shape fit its spec; KeyError for an absent tensor."""
+        """Return the stored numbers. get: reads a tensor that fits its spec; raises KeyError for an absent tensor."""
 
 
 class BadTensor(ModelError):
@@ -45,7 +45,7 @@ class BadTensor(ModelError):
 
 
 def whole_groups(method: str, size: int, inputs: int, name: str) -> int:
-    """The inputs per scale. size -1: a scale serves all inputs."""
+    """Return the number of inputs per scale. size -1: a scale serves all inputs. Raises ModelError."""
     if size == -1:
         return inputs
     if size < 1 or inputs % size:

@@ -1,8 +1,8 @@
 """JSON schema: answers that match a JSON schema, a regular expression or a grammar.
 
-Changes in the loop: `adjust_logits` forbids every token that the grammar does not allow after the tokens before it. The matcher
-follows the path of every row, so drafts and draft trees are masked as plain decoding would be.
-Exactness: steering. Any drafter gives the same tokens as constrained decoding without a drafter, seed by seed.
+Changes in the loop: `adjust_logits` forbids every token that the grammar does not allow next. The matcher follows the path of every
+row, so a row of a draft or a draft tree has the mask that plain decoding gives it.
+Exactness: steering. With any drafter, the tokens are the same as without a drafter, at any seed.
 Costs: one mask of the vocabulary per row, computed by llguidance. Helps when a program reads the answer.
 Source: llguidance, https://github.com/guidance-ai/llguidance; constrained decoding: Willard and Louf 2023, arXiv:2307.09702
 """
@@ -96,9 +96,9 @@ class JsonSchema(Plugin):
 class Matching:
     """The state of a sequence: a matcher that has read the answer so far, and then a path of draft tokens.
 
-    end: the token that ends a text. The matcher never reads it: behind it, `end` alone is allowed. path: draft tokens that the
-    matcher has read. is_reachable: whether the grammar allows every token of the present path. Verification never gets behind a
-    token that is not allowed, so a row there keeps its logits.
+    end: the token that ends a text. The matcher never reads it. After `end`, only `end` is allowed. path: draft tokens that the
+    matcher has read. is_reachable: whether the grammar allows every token of the present path. Verification stops before a
+    token that is not allowed, so the rows after it keep their logits.
     """
 
     matcher: LLMatcher
@@ -110,7 +110,7 @@ class Matching:
     is_reachable: bool = True
 
     def know(self, answer: list[int]) -> None:
-        """Leave the path, and read the new tokens of the answer."""
+        """Roll back the path, and read the new tokens of the answer."""
         self._leave(len(self.path))
         new, self.num_known = answer[self.num_known :], len(answer)
         text = new[: new.index(self.end)] if self.end in new else new
@@ -119,9 +119,9 @@ class Matching:
         self.has_ended = self.has_ended or len(text) < len(new)
 
     def move(self, path: list[int]) -> None:
-        """Go from the present path to another path."""
+        """Roll back and read tokens until the matcher has read `path`."""
         pairs = zip(self.path, path, strict=False)
-        num_common = next((i for i, (own, other) in enumerate(pairs) if own != other), min(len(self.path), len(path)))
+        num_common = next((i for i, (old, new) in enumerate(pairs) if old != new), min(len(self.path), len(path)))
         self._leave(len(self.path) - num_common)
         rest = path[num_common:]
         text = rest[: rest.index(self.end)] if self.end in rest else rest
@@ -151,7 +151,7 @@ class Matching:
 
 
 class Vocabulary:
-    """The tokens of a lane's model as bytes. It outlives the options, because it takes a second to build for 50,000 tokens."""
+    """The tokens of a lane's model as bytes. The lane keeps it when options change: a build takes a second for 50,000 tokens."""
 
     def __init__(self, lane: Lane) -> None:
         from llguidance import LLTokenizer
@@ -169,11 +169,11 @@ class Vocabulary:
         return LLMatcher(self.tokens, grammar, log_level=0)
 
     def close(self) -> None:
-        """Nothing to release: matchers of running sequences keep the tokens alive."""
+        """Release nothing: the matchers of running sequences need the tokens."""
 
 
 def grammar_of(options: JsonSchema.Options) -> str:
-    """Translate the options to llguidance's own form of a grammar."""
+    """Translate the options to a grammar of llguidance."""
     from llguidance import LLMatcher
 
     if options.regex:
@@ -200,5 +200,5 @@ def check_grammar(name: str, options: JsonSchema.Options) -> None:
 
 
 def first_line(reason: str) -> str:
-    """The part of a message of llguidance that fits in a line."""
+    """A message of llguidance as one line of at most 300 characters."""
     return " ".join(reason.split())[:300]

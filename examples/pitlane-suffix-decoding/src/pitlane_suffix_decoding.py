@@ -1,7 +1,7 @@
-"""Suffix decoding: draft what followed the longest match of the last tokens in earlier answers, by frequency.
+"""Suffix decoding: find the last tokens in earlier answers, and draft their most frequent continuations.
 
-Changes in the loop: `propose` drafts a chain or a tree from two suffix automata: over the user's earlier answers, and over the
-sequence itself. The draft is longer after a longer match.
+Changes in the loop: `propose` drafts a chain or a tree from two suffix automata: of the user's earlier answers, and of the
+sequence itself. A longer match gives a longer draft.
 Exactness: identical. Costs: microseconds per token to index and to match; no model; about 0.8 kB per remembered token. Helps when
 answers resemble earlier answers: agents, edits of a text, the same form filled again and again.
 Paper: Oliaro et al. 2024, https://arxiv.org/abs/2411.04975
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from pitlane import Lane, Limits
 
 MAX_USERS = 32  # users with remembered answers, per lane
-MAX_INDEXED = 512  # tokens of a prompt to index per step: about 2 ms, and no request waits longer
+MAX_INDEXED = 512  # tokens of a prompt to index per step, in about 2 ms: other requests wait no longer
 MAX_FIRST = 64  # tokens of a prompt to match with earlier answers
 MAX_COUNTED = 64  # suffixes to count per token; only a text that repeats itself has more
 ROOT = 0
 
 
 class SuffixDecoding(Plugin):
-    """Draft what followed the longest match of the last tokens in earlier answers."""
+    """Draft the tokens that followed the longest match of the last tokens in earlier answers."""
 
     name, role, exactness = "suffix_decoding", "drafter", "identical"
     api_version = "1.0"
@@ -91,7 +91,7 @@ class SuffixDecoding(Plugin):
 
 
 class Guess(NamedTuple):
-    """A tree of tokens. score: the number of tokens that are accepted on average, if frequencies are probabilities."""
+    """A tree of draft tokens. score: the mean number of accepted tokens, if frequencies are probabilities."""
 
     token_ids: list[int]
     parents: list[int]
@@ -101,8 +101,9 @@ class Guess(NamedTuple):
 class Automaton:
     """A suffix automaton of texts: its nodes stand for all substrings, and count the occurrences of each substring.
 
-    A node holds the substrings with the same end positions. lengths: of its longest substring. links: the node of the longest
-    suffix with other end positions, -1 for the root. follow: the node after a further token. It has at most two nodes per token.
+    A node holds the substrings with the same end positions. lengths: tokens of a node's longest substring. links: the node of its
+    longest suffix with other end positions, -1 for the root. follow: the node after one more token. An automaton has at most two
+    nodes per token.
     """
 
     def __init__(self) -> None:
@@ -112,11 +113,11 @@ class Automaton:
         self.num_tokens = 0
 
     def begin(self) -> None:
-        """Begin a further text."""
+        """Begin another text."""
         self.last = ROOT
 
     def extend(self, token_ids: Iterable[int]) -> None:
-        """Append tokens to the text. Blumer et al. 1985, with several texts."""
+        """Append tokens to the text. Algorithm: Blumer et al. 1985, for several texts."""
         for token in token_ids:
             self.num_tokens += 1
             self.last = self._step(token)
@@ -162,7 +163,7 @@ class Automaton:
         return Match(self, node, self.lengths[node])
 
     def guess(self, node: int, limit: int, options: SuffixDecoding.Options) -> Guess:
-        """Return the likeliest continuations of a node: a tree grows by its likeliest next token until it has `limit` tokens."""
+        """Return the likeliest continuations of a node. The tree takes the likeliest next token until it has `limit` tokens."""
         tokens: list[int] = []
         parents: list[int] = []
         score, parent, probability = 0.0, -1, 1.0
@@ -183,10 +184,10 @@ class Automaton:
         return Guess(tokens, parents, score)
 
     def _next(self, node: int) -> list[tuple[int, int, float]]:
-        """The tokens that may follow a node, their nodes and their shares. At the end of a text, a shorter suffix goes on."""
+        """The tokens that followed a node, their nodes and their shares. At the end of a text, a shorter suffix counts."""
         while node > ROOT and not self.follow[node]:
             node = self.links[node]
-        if node <= ROOT:  # any token may follow nothing
+        if node <= ROOT:  # the root matches no token, so it predicts nothing
             return []
         total = sum(self.counts[target] for target in self.follow[node].values())
         return [(token, target, self.counts[target] / total) for token, target in self.follow[node].items()]
@@ -194,7 +195,7 @@ class Automaton:
 
 @dataclass(slots=True)
 class Match:
-    """A suffix of a growing text that the automaton knows. length: its number of tokens. num_read: tokens of the text so far."""
+    """A suffix of a growing text that the automaton knows. length: its number of tokens. num_read: tokens read so far."""
 
     automaton: Automaton
     node: int = ROOT
@@ -202,9 +203,9 @@ class Match:
     num_read: int = 0
 
     def read(self, token_ids: list[int]) -> Match:
-        """Read the new tokens of the text; keep the longest suffix that the automaton knows. Returns the match itself."""
+        """Read the new tokens of the text; find the longest suffix that the automaton knows. Returns self."""
         automaton = self.automaton
-        if self.num_read == 0:  # of a prompt, the last tokens are enough
+        if self.num_read == 0:  # the last tokens of a prompt are enough
             self.num_read = max(0, len(token_ids) - MAX_FIRST)
         for token in token_ids[self.num_read :]:
             self._correct()
@@ -225,7 +226,7 @@ class Match:
 
 @dataclass(slots=True)
 class State:
-    """State of a sequence: the automaton of its own text, and its matches in earlier answers."""
+    """State of a sequence: the automaton of its text, and its matches in earlier answers."""
 
     own: Automaton = field(default_factory=Automaton)
     matches: list[Match] = field(default_factory=list)
@@ -240,7 +241,7 @@ class State:
 class Histories:
     """The earlier answers of a lane, by user (salt). A user has at most two automata, the newer first.
 
-    An automaton forgets nothing. So a full newer automaton replaces the older automaton.
+    An automaton forgets nothing. When the newer automaton is full, it replaces the older automaton, and an empty automaton begins.
     """
 
     def __init__(self) -> None:
@@ -250,7 +251,7 @@ class Histories:
         return self.by_salt.get(salt, [])
 
     def add(self, salt: str, answer: list[int], capacity: int) -> None:
-        """Remember an answer. capacity: tokens of a user; both automata hold about half of them."""
+        """Remember an answer. capacity: tokens to keep per user; each of the two automata holds about half of them."""
         half = max(1, capacity // 2)
         automata = self.by_salt.setdefault(salt, [Automaton()])
         if automata[0].num_tokens >= half:

@@ -1,7 +1,7 @@
 """Watermark: the answer prefers the tokens of a secret green list, and a detector finds the preference in the text.
 
-Changes in the loop: `adjust_logits` adds `delta` to the logits of green tokens. A hash of the key, the token before and the token
-itself decides which tokens are green: a share `gamma` of the vocabulary.
+Changes in the loop: `adjust_logits` adds `delta` to the logits of green tokens. A hash of the key, the last token and the next
+token decides whether the next token is green. A share `gamma` of the vocabulary is green.
 Exactness: steering. The green list of a row depends on the last token of its path alone, so drafters change no token.
 Costs: a hash of the vocabulary for every new last token: 1 ms for 50,000 tokens. Helps to tell later which texts this model wrote.
 Paper: Kirchenbauer et al. 2023, https://arxiv.org/abs/2301.10226
@@ -50,7 +50,7 @@ class Watermark(Plugin):
 
     def __init__(self, options: PluginOptions | None = None) -> None:
         super().__init__(options)
-        # By the token before; the least recently used list comes first.
+        # Green lists by the token before; the least recently used list comes first.
         self.lists: OrderedDict[int, NDArray[np.bool_]] = OrderedDict()
 
     @hookimpl
@@ -60,13 +60,13 @@ class Watermark(Plugin):
 
         vocab_size = rows.logits.shape[1]
         green = np.stack([self.green_list(token, vocab_size) for token in rows.token_ids])
-        for row, index in enumerate(rows.seq_index):  # the end of a text has no colour: the watermark changes no length
+        for row, index in enumerate(rows.seq_index):  # a token that ends a text is never green: lengths stay
             green[row, list(rows.seqs[index].request.stop_token_ids)] = False
         bonus = torch.from_numpy(green).to(rows.logits.device, rows.logits.dtype) * self.options.delta
         return rows.logits + bonus
 
     def green_list(self, before: int, vocab_size: int) -> NDArray[np.bool_]:
-        """Which tokens are green after the token `before`. [V]"""
+        """The mask [V] of the tokens that are green after the token `before`."""
         import numpy as np
 
         green = self.lists.get(before)
@@ -82,7 +82,7 @@ WatermarkOptions: TypeAlias = Watermark.Options
 
 
 def is_green(before: NDArray[np.int64], tokens: NDArray[np.int64], options: WatermarkOptions) -> NDArray[np.bool_]:
-    """Whether each token is green after the token before it. The hash is that of SplitMix64 (Steele et al. 2014)."""
+    """Whether each token is green after the token before it. The hash function is SplitMix64 (Steele et al. 2014)."""
     import numpy as np
 
     key = np.frombuffer(hashlib.sha256(options.key.encode()).digest()[:8], dtype="<u8")
@@ -104,7 +104,7 @@ class Detection:
     """The verdict on a text.
 
     num_scored: different pairs of neighbouring tokens. num_green: pairs whose second token is green. z: standard deviations above
-    the number of green tokens in a text without the watermark. p_value: share of such texts with this score or a higher score.
+    the number of green tokens in a text without the watermark. p_value: share of texts without the watermark that score at least z.
     """
 
     num_scored: int
@@ -151,16 +151,16 @@ def main(arguments: SequenceOf[str] | None = None) -> int:
     parser.add_argument("--key", default="pitlane", help="the key of the watermark (default: pitlane)")
     parser.add_argument("--gamma", type=float, default=0.25, help="the green share of the watermark (default: 0.25)")
     parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
-    given = parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
     try:
-        text = sys.stdin.read() if given.file == "-" else Path(given.file).read_text(encoding="utf-8")
-        options = Watermark.parse_options({"key": given.key, "gamma": given.gamma})
+        text = sys.stdin.read() if parsed.file == "-" else Path(parsed.file).read_text(encoding="utf-8")
+        options = Watermark.parse_options({"key": parsed.key, "gamma": parsed.gamma})
         assert isinstance(options, WatermarkOptions)
-        verdict = detect_text(text, given.model, options)
+        verdict = detect_text(text, parsed.model, options)
     except (OSError, UnicodeDecodeError, PitlaneError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if given.json:
+    if parsed.json:
         print(json.dumps(asdict(verdict) | {"is_watermarked": verdict.is_watermarked}))
     else:
         answer = "has the watermark" if verdict.is_watermarked else "shows no watermark"

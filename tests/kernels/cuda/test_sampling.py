@@ -51,7 +51,7 @@ def test_filters_cut_where_the_host_cuts() -> None:
     for params in (
         SamplingParams(temperature=50.0, top_k=3),
         SamplingParams(temperature=50.0, top_p=0.1),
-        SamplingParams(temperature=1.0, min_p=0.6),
+        SamplingParams(temperature=1.0, min_p=0.2),
         SamplingParams(temperature=50.0, top_k=10, top_p=0.5, min_p=0.9),
     ):
         drawn = same(logits, [params] * 16, list(range(16)))
