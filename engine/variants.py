@@ -54,12 +54,13 @@ def plan_weights(plan: Plan, context: BuildContext) -> WeightPlan:
             return None
         return replace(answer.value, build=partial(_build_guarded, answer, hook, part, context)), answer.plugin
 
-    is_transformed = bool(plan.hook("transform_weights"))
-    if is_transformed:
-        context = replace(
-            context, packings={}, fingerprint=str
-        )  # the transformed weights are dense, and no longer known
-    return WeightPlan.of(parts_of(context.config), context, ask, is_transformed)
+    context = _with_weights_of(plan, context)
+    return WeightPlan.of(parts_of(context.config), context, ask, bool(plan.hook("transform_weights")))
+
+
+def _with_weights_of(plan: Plan, context: BuildContext) -> BuildContext:
+    """The context of the weights under a plan: weights that a plugin changes are dense, and their fingerprint is unknown."""
+    return replace(context, packings={}, fingerprint=str) if plan.hook("transform_weights") else context
 
 
 def plan_kv(plan: Plan, context: BuildContext) -> list[GroupNeeds]:
@@ -98,6 +99,7 @@ class Variant:
 
     def for_lane(self, plan: Plan, context: BuildContext) -> BuiltModel:
         """Return the model with the operations and the attention that the plugins of a plan built."""
+        context = _with_weights_of(plan, context)
         answers = {
             kind: _build(plan, "build_op", partial(_operation, kind, context), kind=kind, context=context)
             for kind in (*self.model.op_kinds, *self.model.fused_kinds, SAMPLE)

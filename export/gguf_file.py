@@ -8,6 +8,7 @@ header, the metadata and the places of the tensors. This module writes the block
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -75,35 +76,62 @@ def quantize_gguf(
     jobs = [job for part in parts_of(source.config) for job in _jobs(part, settings, architecture)]
     if source.config.rope.kind == "llama3":
         jobs.append(Job(ROPE_FREQS, None, (source.config.head_dim // 2,)))
+    header = _header(source, jobs, architecture, settings)  # before the journal: a refused tokenizer leaves no journal
     identity = {"model": source.name, "weights": source.weights.fingerprint(), "settings": asdict(settings)}
     journal, started = Journal(out, identity, resume), time.monotonic()
-    part_file = out / (FILE + PART)
-    header = _header(source, jobs, architecture, settings, out / (FILE + ".header"))
+    part_file, starts = out / (FILE + PART), _starts(len(header), jobs)
     count = sum(bool(job.bits) for job in jobs)
-    done = 0
+    done, end = 0, starts[-1] + jobs[-1].num_bytes
+    size = end + -end % ALIGNMENT
     try:
-        with open(part_file, "r+b" if part_file.is_file() else "w+b") as file:
-            end = len(header)
-            file.write(header)
-            for job in jobs:
-                end += -end % ALIGNMENT
-                if job.canonical not in journal.done:
-                    file.truncate(end)
-                    file.seek(end)
-                    file.write(_blocks(job, weights, settings))
-                    file.flush()
-                    os.fsync(file.fileno())
-                    journal.finish(job.canonical, {job.canonical: job.num_bytes})
-                end += job.num_bytes
-                done += bool(job.bits)
-                report(Done(done, count, end, time.monotonic() - started))
-            file.truncate(end + -end % ALIGNMENT)
-        os.replace(part_file, out / FILE)
+        if not _is_finished(journal, jobs, out, size):
+            journal.keep(_written(journal, jobs, starts, part_file))
+            with open(part_file, "r+b" if part_file.is_file() else "w+b") as file:
+                file.write(header)
+                for job, start in zip(jobs, starts, strict=True):
+                    if job.canonical not in journal.done:
+                        file.truncate(start)
+                        file.seek(start)
+                        file.write(_blocks(job, weights, settings))
+                        file.flush()
+                        os.fsync(file.fileno())
+                        journal.finish(job.canonical, {job.canonical: job.num_bytes})
+                    done += bool(job.bits)
+                    report(Done(done, count, start + job.num_bytes, time.monotonic() - started))
+                file.truncate(size)
+            os.replace(part_file, out / FILE)
     except OSError as error:
         raise ExportError(f"cannot write {out / FILE}: {error}; make room, then go on with --resume") from None
     journal.remove()
     dense = sum(int(np.prod(job.shape)) for job in jobs) * getattr(torch, source.config.dtype).itemsize
     return Result(out / FILE, count, end, dense, time.monotonic() - started)
+
+
+def _starts(first: int, jobs: list[Job]) -> list[int]:
+    """The places of the tensors in the file. first: the end of the header."""
+    starts, end = [], first
+    for job in jobs:
+        starts.append(end + -end % ALIGNMENT)
+        end = starts[-1] + job.num_bytes
+    return starts
+
+
+def _is_finished(journal: Journal, jobs: list[Job], out: Path, size: int) -> bool:
+    """Whether an earlier run ended after it renamed its file and before it removed its journal."""
+    file = out / FILE
+    has_all = all(job.canonical in journal.done for job in jobs) and not (out / (FILE + PART)).is_file()
+    return has_all and file.is_file() and file.stat().st_size == size
+
+
+def _written(journal: Journal, jobs: list[Job], starts: list[int], part_file: Path) -> list[str]:
+    """The finished tensors whose bytes are in the unfinished file: the first tensors, without a gap."""
+    size = part_file.stat().st_size if part_file.is_file() else 0
+    names = []
+    for job, start in zip(jobs, starts, strict=True):
+        if job.canonical not in journal.done or size < start + job.num_bytes:
+            break
+        names.append(job.canonical)
+    return names
 
 
 def _architecture(source: ModelSource) -> str:
@@ -187,19 +215,20 @@ def blocks(codes: Codes, bits: int) -> bytes:
     return np.concatenate([scales, numbers], 1).tobytes()
 
 
-def _header(source: ModelSource, jobs: list[Job], architecture: str, settings: Settings, scratch: Path) -> bytes:
-    """Header, metadata and places of all tensors, padded. scratch: a temporary file for the package `gguf`."""
-    writer = GGUFWriter(scratch, architecture)
-    _write_keys(writer, source, settings)
-    write_tokenizer(writer, source)
-    for job in jobs:
-        writer.add_tensor_info(gguf_name(job.canonical), job.shape, np.dtype(np.float32), job.num_bytes, job.kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    content = scratch.read_bytes()
-    scratch.unlink()
+def _header(source: ModelSource, jobs: list[Job], architecture: str, settings: Settings) -> bytes:
+    """Header, metadata and places of all tensors, padded. Raises ExportError for a tokenizer that GGUF does not hold."""
+    with tempfile.TemporaryDirectory(prefix="pitlane-gguf-") as folder:
+        file = Path(folder) / "header"  # the package writes to files alone
+        writer = GGUFWriter(file, architecture)
+        _write_keys(writer, source, settings)
+        write_tokenizer(writer, source)
+        for job in jobs:
+            writer.add_tensor_info(gguf_name(job.canonical), job.shape, np.dtype(np.float32), job.num_bytes, job.kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        content = file.read_bytes()
     return content + bytes(-len(content) % ALIGNMENT)
 
 

@@ -99,6 +99,7 @@ def quantize(
             check_linear(member.name, member.out_features, linear.in_features, settings)
     identity = {"model": source.name, "weights": source.weights.fingerprint(), "settings": asdict(settings)}
     journal, started = Journal(out, identity, resume), time.monotonic()
+    journal.keep([shard for shard in journal.done if (out / shard).is_file()])
     count = sum(len(linear.members) for linear in linears)
     done = dense_bytes = 0
     for number, parts in enumerate(groups, 1):

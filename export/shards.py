@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,11 @@ class Journal:
 
     def finish(self, name: str, entry: Any) -> None:
         self.done[name] = entry
+        self.write()
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Forget the finished parts whose bytes are not on the disk. names: the parts with bytes on the disk."""
+        self.done = {name: self.done[name] for name in names}
         self.write()
 
     def remove(self) -> None:

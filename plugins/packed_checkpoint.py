@@ -114,16 +114,21 @@ class PackedCheckpoint(Plugin):
 
 
 def summary(context: BuildContext) -> dict[str, Any]:
-    """The number of linears per packing that run on a kernel, and that are decoded."""
+    """The number of linears per packing that run on a kernel, and that are decoded.
+
+    Without packings in the context, a plugin changes the weights, and all linears are dense.
+    """
     from pitlane import LinearPart, parts_of
 
     counts: Counter[str] = Counter()
     for part in parts_of(context.config):
-        if not isinstance(part, LinearPart):
+        if not isinstance(part, LinearPart) or part.tied_to is not None:
             continue
         for member in part.members:
             packing = context.packings.get(member.name)
-            if packing is not None:
+            if not context.packings:
+                counts["dense, because a plugin changes weights"] += 1
+            elif packing is not None:
                 has_kernel = packing.is_float or _form(packing, part.in_features, False) is not None
                 counts[f"{packing}: {'kernel' if has_kernel else 'decoded'}"] += 1
     return dict(counts)

@@ -3,8 +3,8 @@
 A part has the file `<home>/cache/packed/<key>/<part>.safetensors`. The key is a digest of the weights' fingerprint and of a recipe:
 a text that names the way of packing. A file is written under a temporary name and renamed. Its metadata hold the SHA-256 of its
 tensors. A file with another SHA-256 is deleted, and the log says so. If all folders together take more than `CAP_BYTES`, the least
-recently used folders are deleted. Small parts have no copy: packing takes less time than opening a file. Knows no layout and no
-model.
+recently used folders are deleted. A folder that reaches `CAP_BYTES` takes no more parts: they are packed at every load. Small parts
+have no copy: packing takes less time than opening a file. Knows no layout and no model.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -75,6 +76,9 @@ class PackedCopies:
             return
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if sum(_size(file) for file in self.folder.glob("*.safetensors")) + size > CAP_BYTES:
+                _warn_full(self.folder)
+                return
             _trim(CAP_BYTES - size, self.folder)
             metadata = {DIGEST: _digest(tensors), RECIPE: self.recipe}
             os.replace(blobs.write(self.folder, tensors, metadata), self._path(part))
@@ -98,6 +102,14 @@ def remove_packed(name: str) -> int:
         return 0
     shutil.rmtree(_root() / name, ignore_errors=True)
     return folders[name].num_bytes
+
+
+@cache
+def _warn_full(folder: Path) -> None:
+    limit = CAP_BYTES / 1e9
+    log.warning(
+        "the packed copies in %s reach the limit of %.1f GB: other parts are packed at every load", folder, limit
+    )
 
 
 def _root() -> Path:

@@ -1,7 +1,12 @@
-"""The slow tier runs a sample of every long proof; with `--whole` it runs the full proof. Collected here, not run."""
+"""The slow tier runs a sample of every long proof; with `--whole` it runs the full proof. Collected here, not run.
+
+The package of a test that is skipped without its package is in an extra, so that `.ci/run` skips no such test.
+"""
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,7 @@ CASES = {
     "test_all_drafters_on_a_random_gemma_give_plain_tokens",
     "test_no_fake_drafter_changes_a_token",
 }
+BUILT_BY_HAND = {"llama_cpp"}  # has no wheel
 
 
 class Items:
@@ -52,3 +58,13 @@ def test_a_long_proof_has_a_sample_and_a_full_size() -> None:
     assert len(whole["test_only_ties_below_the_measured_rounding_differ"]) == 7 * 18
     assert {"200-64-greedy", "200-64-sampled"} <= whole["test_the_same_tokens_in_every_way_to_run_them"]
     assert whole["test_many_kills_lose_and_double_no_line"] == {"1500-25"}
+
+
+def test_the_packages_of_skipped_tests_are_in_an_extra() -> None:
+    project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = " ".join(project["optional-dependencies"]["test"] + project["optional-dependencies"]["docs"])
+    texts = [file.read_text(encoding="utf-8") for file in TESTS.rglob("test_*.py")]
+    packages = {name for text in texts for name in re.findall(r'importorskip\("(\w+)', text)}
+    own = {path.stem for path in TESTS.parent.glob("examples/*/src/*")}
+    missing = {name for name in packages - own - BUILT_BY_HAND if name.replace("_", "-") not in extras}
+    assert not missing and "compressed_tensors" in packages

@@ -25,6 +25,7 @@ from pitlane.engine.calibration.recipe import (
     LayerInputs,
     LayerRecipe,
     Recipe,
+    is_leftover,
     layer_file,
     put_in_place,
     save,
@@ -160,7 +161,7 @@ class _Build:
             "notes": notes,
         }
         _write_json(info, self.folder / INFO)
-        for file in self.folder.glob("hidden-*"):
+        for file in (*self.folder.glob("hidden-*"), *filter(is_leftover, self.folder.glob(".*"))):
             file.unlink(missing_ok=True)
 
     def _layer(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pitlane.engine.models.parts import LinearPart
 
 INFO = "recipe.json"
+STALE = 3600.0  # seconds after which no process writes to a temporary file of safetensors
 
 
 class InputStats(NamedTuple):
@@ -159,6 +161,19 @@ def put_in_place(partial: Path, path: Path) -> None:
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def is_leftover(file: Path) -> bool:
+    """Whether a temporary file belongs to no running process. Its name is `.<name>.<process>`, or `.tmp...` by safetensors."""
+    import psutil
+
+    process = file.suffix.removeprefix(".")
+    if not process.isdecimal():
+        try:
+            return file.name.startswith(".tmp") and time.time() - file.stat().st_mtime > STALE
+        except OSError:  # a running process has renamed it
+            return False
+    return int(process) == os.getpid() or not psutil.pid_exists(int(process))
 
 
 def _damaged(folder: Path, error: Exception) -> PitlaneError:

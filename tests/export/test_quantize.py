@@ -20,7 +20,7 @@ from pitlane.export.errors import ExportError
 from pitlane.export.gguf_file import gguf_name, quantize_gguf
 from pitlane.export.layouts import Settings
 from pitlane.export.quantize import Done, is_quantized, quantize, rounded
-from pitlane.export.shards import JOURNAL
+from pitlane.export.shards import JOURNAL, Journal
 
 CASES = [
     Settings(bits=4, group_size=128),
@@ -154,6 +154,38 @@ def test_a_killed_run_is_completed_to_the_same_bytes(settings: Settings, linears
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
 
 
+def test_a_finished_gguf_file_outlives_its_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill before the journal is removed leaves a whole file. A part that is gone is written again."""
+    out = tmp_path / "out"
+
+    def kill(journal: Journal) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Journal, "remove", kill)
+        write(GGUF[1], out, "bundled")
+    whole, journal = (out / "model.gguf").read_bytes(), (out / JOURNAL).read_bytes()
+    write(GGUF[1], out, "bundled", resume=True)
+    assert [file.name for file in out.iterdir()] == ["model.gguf"] and (out / "model.gguf").read_bytes() == whole
+    for rest in (None, len(whole) // 2):
+        (out / "model.gguf").unlink()
+        (out / JOURNAL).write_bytes(journal)
+        if rest is not None:
+            (out / "model.gguf.part").write_bytes(whole[:rest])
+        write(GGUF[1], out, "bundled", resume=True)
+        assert [file.name for file in out.iterdir()] == ["model.gguf"] and (out / "model.gguf").read_bytes() == whole
+
+
+def test_a_shard_that_is_gone_is_written_again(tmp_path: Path) -> None:
+    write(CASES[0], tmp_path / "whole")
+    with pytest.raises(Killed):
+        write(CASES[0], tmp_path / "out", report=kill_after(8))
+    shard = sorted((tmp_path / "out").glob("*.safetensors"))[0]
+    shard.unlink()
+    write(CASES[0], tmp_path / "out", resume=True)
+    assert shard.read_bytes() == (tmp_path / "whole" / shard.name).read_bytes()
+
+
 def test_a_run_goes_on_with_the_same_settings_alone(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         write(CASES[0], tmp_path / "out", report=kill_after(1))
@@ -186,6 +218,8 @@ def test_settings_that_no_format_holds(settings: Settings, words: str, tmp_path:
 def test_gguf_needs_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="random:tiny has no tokenizer, which gguf needs"):
         write(GGUF[0], tmp_path / "out")
+    assert not (tmp_path / "out").exists(), "the same folder serves another --format"
+    write(CASES[0], tmp_path / "out")
 
 
 def test_a_folder_with_a_model_is_not_overwritten(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ def test_a_plugin_that_changes_weights_works_on_decoded_weights(
     )
     assert with_plugin.stats["failed"] == {} and with_plugin.token_ids == decoded.token_ids
     assert with_plugin.stats["weight_bytes"] > packed.stats["weight_bytes"]
+    assert with_plugin.stats["notes"]["packed_checkpoint"] == {"dense, because a plugin changes weights": 15}
+    assert packed.stats["notes"]["packed_checkpoint"] == {"4 bits, groups of 32: kernel": 14}
     assert with_plugin.token_ids != packed.token_ids
 
 

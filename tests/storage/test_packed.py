@@ -65,6 +65,19 @@ def test_the_copies_used_longest_ago_make_room(monkeypatch: pytest.MonkeyPatch) 
     assert [copies.load("q") is not None for copies in models] == [True, False, True, True]
 
 
+def test_a_model_larger_than_the_cap_stops_at_the_cap(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(packed, "CAP_BYTES", 250_000)
+    copies = PackedCopies("large", "8 bits")
+    for i in range(6):
+        PackedCopies("large", "8 bits").save(f"part {i}", tensors(i))
+    (folder,) = packed_folders()
+    assert 200_000 < folder.num_bytes <= 250_000
+    assert [copies.load(f"part {i}") is not None for i in range(6)] == [True] * 3 + [False] * 3
+    assert caplog.text.count("packed at every load") == 1
+
+
 def test_a_disk_that_takes_no_copy_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

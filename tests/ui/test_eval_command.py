@@ -78,6 +78,16 @@ def test_methods_add_to_the_default_set(make_engine: Any) -> None:
             method_settings(engine, method)
 
 
+def test_methods_that_measure_the_same_plan(make_engine: Any) -> None:
+    """A drafter is left out of the measured plan, a spelling changes no option, and `int8` is in the default set here."""
+    engine = make_engine("random:tiny", dtype="float32", plugins={"int8": {}, "prefix_cache": {}})
+    first, *others = measure(engine, list(range(80)), ["prompt_lookup", "int8", " int8"], 50, nothing)
+    assert [other.method for other in others] == ["prompt_lookup", "int8", " int8"]
+    for other in others:
+        assert other.num_tokens == first.num_tokens == 78 and other.top1 == 1 and other.kl == other.moved == 0
+        assert other.perplexity == first.perplexity
+
+
 def test_the_command_prints_a_table_a_document_and_a_plot(tmp_path: Path) -> None:
     text, picture = tmp_path / "text.txt", tmp_path / "plot.png"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 10)

@@ -146,10 +146,10 @@ def measure(
     windows = [ids[i : i + window] for i in range(0, len(ids), window)]
     windows = [list(part) for part in windows if len(part) > 1]
     plans = {"none": engine.default_plan.settings} | {method: method_settings(engine, method) for method in methods}
-    total, results = len(plans) * len(windows), []
+    total, results, rows = len(plans) * len(windows), [], AllRows()
     with tempfile.TemporaryDirectory(prefix="pitlane-eval-") as folder:
         for number, (method, settings) in enumerate(plans.items()):
-            report = _Measured(engine, method, settings, Path(folder), is_first=number == 0)
+            report = _Measured(engine, rows, number, method, settings, Path(folder))
             for index, part in enumerate(windows):
                 report.read(index, part)
                 advance(number * len(windows) + index + 1, total)
@@ -158,16 +158,19 @@ def measure(
 
 
 class _Measured:
-    """One plan on all windows."""
+    """One plan on all windows. rows: shared by all plans, because equal plans share a lane. number: 0 for the first plan."""
 
-    def __init__(self, engine: Engine, method: str, settings: dict[str, Any], folder: Path, is_first: bool) -> None:
+    def __init__(
+        self, engine: Engine, rows: AllRows, number: int, method: str, settings: dict[str, Any], folder: Path
+    ) -> None:
         from time import perf_counter
 
-        self.engine, self.method, self.folder, self.is_first = engine, method, folder, is_first
+        self.engine, self.rows, self.number, self.method, self.folder = engine, rows, number, method, folder
+        self.is_first = number == 0
         plan = engine.plan(settings)
         if plan.drafter is not None:
             plan = engine.plan({name: values for name, values in settings.items() if name != plan.drafter.name})
-        self.base, self.rows = plan, AllRows()
+        self.base = plan
         self.plan: Plan = engine.planner.extended(plan, self.rows)
         began = perf_counter()
         engine.lane_of(self.plan)
@@ -179,7 +182,9 @@ class _Measured:
     def read(self, index: int, ids: list[int]) -> None:
         """Compare the distributions behind the tokens of a window with those of the first plan."""
         self.rows.is_on, self.rows.pieces = True, []
-        result = self.engine.generate(ids, SamplingParams(max_tokens=1), plan=self.plan, salt=f"eval {index}")
+        result = self.engine.generate(
+            ids, SamplingParams(max_tokens=1), plan=self.plan, salt=f"eval {self.number} {index}"
+        )
         self.rows.is_on = False
         table = torch.cat(self.rows.pieces)[: len(ids) - 1].log_softmax(-1)
         self.rows.pieces = []
@@ -203,13 +208,13 @@ class _Measured:
         """Ask the questions, and count the right answers."""
         tokenizer, sampling = self.engine.tokenizer, SamplingParams(max_tokens=ANSWER)
         prompts = [tokenizer.render_chat([{"role": "user", "content": q.text}], [q.document]) for q in questions]
-        replies = self.engine.generate(prompts, sampling, plan=self.plan, salt="eval questions")
+        replies = self.engine.generate(prompts, sampling, plan=self.plan, salt=f"eval {self.number} questions")
         return sum(question.is_answered(reply.text) for question, reply in zip(questions, replies, strict=True))
 
     def result(self, questions_right: int | None) -> Quality:
         count = self.num_tokens
         sampling = SamplingParams(max_tokens=DECODED, ignore_eos=True)
-        stats = self.engine.generate([1] * 16, sampling, plan=self.plan, salt="eval speed").stats
+        stats = self.engine.generate([1] * 16, sampling, plan=self.plan, salt=f"eval {self.number} speed").stats
         return Quality(
             self.method,
             exp(min(700.0, self.loss / count)),

@@ -9,7 +9,6 @@ even if the config asks for rounded activations. Source: the package compressed-
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,12 +20,22 @@ from pitlane.engine.models.config_file import JsonFile
 from pitlane.engine.models.quantized.bits import unpack, words_for
 from pitlane.engine.models.quantized.fp8 import float8
 from pitlane.engine.models.quantized.packing import PackedWeight, Packing
-from pitlane.engine.models.quantized.spec import FLOATS, BadTensor, Get, Spec, checked_bits, refuse, whole_groups
+from pitlane.engine.models.quantized.spec import (
+    FLOATS,
+    BadTensor,
+    Get,
+    Spec,
+    checked_bits,
+    pattern,
+    refuse,
+    whole_groups,
+)
 
 PACKED = "pack-quantized"
 FORMATS = (PACKED, "int-quantized", "naive-quantized", "float-quantized")
 STRATEGIES = ("tensor", "channel", "group", "block")
 BITS = (2, 3, 4, 5, 6, 7, 8)
+EXPRESSION = "re:"  # before a regular expression
 
 
 class Weights(JsonFile):
@@ -53,12 +62,27 @@ class Config(JsonFile):
     transform_config: dict[str, Any] | None = None
 
 
+class Targets:
+    """Names linears: by `Linear`, the name, the end of the name, or `re:` and a regular expression."""
+
+    def __init__(self, method: str, key: str, targets: Iterable[str]) -> None:
+        self.names = [target for target in targets if not target.startswith(EXPRESSION)]
+        self.patterns = [
+            pattern(method, key, target, EXPRESSION) for target in targets if target.startswith(EXPRESSION)
+        ]
+
+    def names_linear(self, name: str) -> bool:
+        has_name = any(target in ("Linear", name) or name.endswith(f".{target}") for target in self.names)
+        return has_name or any(expression.match(name) for expression in self.patterns)
+
+
 class Scheme:
     """How a config group stores its linears; `targets` names these linears."""
 
     def __init__(self, method: str, name: str, group: Group, default_format: str) -> None:
         where = f"quantization_config.config_groups.{name}"
-        self.targets, self.weights = group.targets, Weights.of(group.weights or {}, f"{where}.weights")
+        self.targets = Targets(method, "targets", group.targets)
+        self.weights = Weights.of(group.weights or {}, f"{where}.weights")
         self.format = group.format or default_format
         weights = self.weights
         if self.format not in FORMATS:
@@ -71,8 +95,9 @@ class Scheme:
             self.strategy = "channel"
         if self.strategy not in STRATEGIES:
             raise refuse(method, "strategy", self.strategy, ", ".join(STRATEGIES))
-        if self.strategy == "block" and len(weights.block_structure or ()) != 2:
-            raise refuse(method, "block_structure", weights.block_structure, "two numbers")
+        block = weights.block_structure or []
+        if self.strategy == "block" and (len(block) != 2 or min(block) < 1):
+            raise refuse(method, "block_structure", weights.block_structure, "two numbers above 0")
 
 
 class Reader:
@@ -86,12 +111,13 @@ class Reader:
             raise refuse(method, "transform_config", self.config.transform_config, "no transforms")
         groups = {name: Group.of(group, f"config_groups.{name}") for name, group in self.config.config_groups.items()}
         self.schemes = [Scheme(method, name, group, self.config.format) for name, group in groups.items()]
+        self.ignored = Targets(method, "ignore", self.config.ignore or ())
         self.by_packing: dict[Packing, Scheme] = {}
 
     def packing_of(self, name: str, inputs: int) -> Packing | None:
-        if _is_named(name, self.config.ignore or ()):
+        if self.ignored.names_linear(name):
             return None
-        scheme = next((scheme for scheme in self.schemes if _is_named(name, scheme.targets)), None)
+        scheme = next((scheme for scheme in self.schemes if scheme.targets.names_linear(name)), None)
         if scheme is None:
             return None
         weights, size, rows = scheme.weights, inputs, 1
@@ -150,15 +176,19 @@ class Reader:
         else:
             numbers = (get("weight").to(torch.int16) + middle).to(torch.uint8)
         if not packing.symmetric:
-            zeros = self._zeros(packing, scheme, outputs, get("weight_zero_point"))
+            zeros = _zeros(packing, outputs, get("weight_zero_point"))
         return PackedWeight(packing, numbers, scales, zeros, _groups(packing, inputs, get))
 
-    def _zeros(self, packing: Packing, scheme: Scheme, outputs: int, stored: Tensor) -> Tensor:
-        if stored.dtype == torch.int32:
-            return unpack(stored.T.contiguous(), packing.bits, outputs).T.to(torch.int16)
-        zeros = stored.reshape(-1, stored.shape[-1] if stored.dim() == 2 else 1).to(torch.int16)
-        shifted: Tensor = zeros.expand(outputs, -1) + 2 ** (packing.bits - 1)
-        return shifted
+
+def _zeros(packing: Packing, outputs: int, stored: Tensor) -> Tensor:
+    """The zeros of every output [N, G]. stored: a zero per weight, per output, per group or per block."""
+    if stored.dtype == torch.int32:
+        return unpack(stored.T.contiguous(), packing.bits, outputs).T.to(torch.int16)
+    zeros = stored.reshape(-1, stored.shape[-1] if stored.dim() == 2 else 1).to(torch.int16)
+    if packing.rows > 1:
+        zeros = zeros[torch.arange(outputs) // packing.rows]
+    shifted: Tensor = zeros.expand(outputs, -1) + 2 ** (packing.bits - 1)
+    return shifted
 
 
 def _groups(packing: Packing, inputs: int, get: Get) -> Tensor | None:
@@ -168,14 +198,3 @@ def _groups(packing: Packing, inputs: int, get: Get) -> Tensor | None:
     if not torch.equal(groups.sort().values, in_order):
         raise BadTensor("weight_g_idx must name each group equally often; download the model again")
     return None if torch.equal(groups, in_order) else groups
-
-
-def _is_named(name: str, targets: Iterable[str]) -> bool:
-    """Whether a target matches a linear: `Linear`, its name, the end of its name, or `re:` and a regular expression."""
-    for target in targets:
-        if target.startswith("re:"):
-            if re.match(target.removeprefix("re:"), name):
-                return True
-        elif target == "Linear" or name == target or name.endswith(f".{target}"):
-            return True
-    return False

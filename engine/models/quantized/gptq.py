@@ -7,7 +7,6 @@ stores zero - 1, version 2 (gptq_v2) stores the zero. Source: GPTQ, https://arxi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,16 @@ import torch
 from pitlane.engine.models.config_file import JsonFile
 from pitlane.engine.models.quantized.bits import unpack
 from pitlane.engine.models.quantized.packing import PackedWeight, Packing
-from pitlane.engine.models.quantized.spec import FLOATS, BadTensor, Get, Spec, checked_bits, refuse, whole_groups
+from pitlane.engine.models.quantized.spec import (
+    FLOATS,
+    BadTensor,
+    Get,
+    Spec,
+    checked_bits,
+    pattern,
+    refuse,
+    whole_groups,
+)
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 
@@ -41,12 +49,16 @@ class Reader:
         if version not in versions:
             raise refuse(method, "checkpoint_format", version, ", ".join(versions))
         self.zero_offset = int(version == method)
+        self.rules = [  # of GPTQModel; the first match counts
+            (pattern(method, "dynamic", key, "+:", "-:"), key.startswith("-:"), changes)
+            for key, changes in (self.config.dynamic or {}).items()
+        ]
 
     def packing_of(self, name: str, inputs: int) -> Packing | None:
         config = self.config
-        for pattern, changes in (config.dynamic or {}).items():  # rules of GPTQModel: regular expression -> changes
-            if re.match(pattern.removeprefix("+:").removeprefix("-:"), name):
-                if pattern.startswith("-:"):
+        for expression, is_dense, changes in self.rules:
+            if expression.match(name):
+                if is_dense:
                     return None
                 config = Config.of({**config.model_dump(), **changes}, "quantization_config.dynamic")
                 break

@@ -5,6 +5,7 @@ The module of a format has a class `Reader`. `folder.py` compares the files with
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -62,6 +63,17 @@ def checked_bits(method: str, bits: int | None, known: tuple[int, ...]) -> int:
             f"known bits: {', '.join(map(str, known))}"
         )
     return bits
+
+
+def pattern(method: str, key: str, value: str, *prefixes: str) -> re.Pattern[str]:
+    """The regular expression behind the prefix of a value. Raises UnsupportedModel for a text that is no regular expression."""
+    text = value
+    for prefix in prefixes:
+        text = text.removeprefix(prefix)
+    try:
+        return re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise refuse(method, key, value, f"regular expressions ({' '.join(str(error).split())})") from None
 
 
 def refuse(method: str, key: str, value: Any, known: str) -> UnsupportedModel:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -174,8 +176,21 @@ def test_a_killed_build_goes_on_with_the_same_result(tmp_path: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         calibrator(tmp_path / "b", monkeypatch).build(killed, killed.visit)
     assert calibrator(tmp_path / "b", monkeypatch).recipe(killed) is None
+    (state,) = (tmp_path / "b" / "recipes").rglob("hidden-*")
     resumed = Maker()
-    recipe = calibrator(tmp_path / "b", monkeypatch).build(resumed, resumed.visit)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as running:
+        with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+            pass
+        for process in (ended.pid, running.pid):
+            for name in (state.name, "layer-003.safetensors", "recipe.json"):
+                (state.parent / f".{name}.{process}").write_bytes(b"half a file")
+        for name, age in ((".tmpOld", 7200), (".tmpNew", 0)):
+            (state.parent / name).write_bytes(b"half a file")
+            os.utime(state.parent / name, (time.time() - age, time.time() - age))
+        recipe = calibrator(tmp_path / "b", monkeypatch).build(resumed, resumed.visit)
+        running.communicate(b"\n")
+    suffixes = {file.suffix or file.name for file in recipe.folder.glob(".*")}
+    assert suffixes == {f".{running.pid}", ".tmpNew"}, "a running process keeps its files"
     assert killed.visited == [0, 1, 2] and resumed.visited == [3, 4, 5, 6, 7]
     assert recipe.name == whole.name and recipe.notes() == whole.notes()
     for file in sorted(whole.folder.glob("*.safetensors")):

@@ -216,16 +216,16 @@ def linear(case: Case, outputs: int, inputs: int, generator: np.random.Generator
     groups = np.arange(inputs) // group
     if case.permuted:
         groups = generator.permutation(groups)
+    lines = np.arange(outputs) // rows
     if case.is_float:
         scales = (scales / 16).to(case.scale_dtype)
         if rows == outputs and case.rows > 1000:
             scales = scales[:1, :1].expand(shape)
         numbers = torch.from_numpy(generator.normal(0, 100, (outputs, inputs))).to(torch.float8_e4m3fn)
-        lines = torch.arange(outputs) // rows
         return case.make(numbers=numbers, scales=scales.contiguous()), numbers.float() * scales[lines][:, groups]
     scales = scales.to(case.scale_dtype)
     top = 2**case.bits
     integers = generator.integers(0, top, (outputs, inputs))
     zeros = np.full(shape, top // 2) if case.symmetric else generator.integers(1, top, shape)
-    weight = torch.from_numpy(integers - zeros[:, groups]).float() * scales.float()[:, groups]
+    weight = torch.from_numpy(integers - zeros[lines][:, groups]).float() * scales.float()[lines][:, groups]
     return case.make(numbers=integers, scales=scales, zeros=zeros, groups=groups), weight

@@ -192,10 +192,22 @@ def test_other_bits_than_those_of_the_files(name: str, tmp_path: Path) -> None:
         ("compressed-tensors", "format", "marlin-24", ["format", "'marlin-24'", "pack-quantized"]),
         ("compressed-tensors", "strategy", "tensor_group", ["strategy", "'tensor_group'"]),
         ("compressed-tensors", "type", "complex", ["type", "'complex'"]),
+        ("compressed-tensors of float8 in blocks", "block_structure", [0, 0], ["block_structure [0, 0]", "above 0"]),
+        ("compressed-tensors of float8 in blocks", "block_structure", [64, -1], ["block_structure [64, -1]"]),
+        ("compressed-tensors", "targets", ["re:("], ["targets 're:('", "regular expressions (missing )"]),
+        ("compressed-tensors", "ignore", ["lm_head", "re:*"], ["ignore 're:*'", "regular expressions (nothing"]),
     ],
 )
 def test_what_no_reader_knows(name: str, key: str, value: Any, words: list[str], tmp_path: Path) -> None:
     refused(with_config(tmp_path, name, key, value), *words, kind=UnsupportedModel)
+
+
+@pytest.mark.parametrize("key", ["+:(", "-:a{99999999999}", "*"])
+def test_a_rule_of_gptq_that_is_no_regular_expression(key: str, tmp_path: Path) -> None:
+    case = copy.deepcopy(CASES["gptq"])
+    case.config["dynamic"] = {key: {"bits": 8}}
+    write(tmp_path, case)
+    refused(tmp_path, f"dynamic '{key}'", "known: regular expressions (", kind=UnsupportedModel)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -12,11 +12,12 @@ from pitlane.engine.models.builder import Builder
 from pitlane.engine.models.decoder import Decoder
 from pitlane.engine.models.families.core import CORE_FAMILIES
 from pitlane.engine.models.families.family import Families
+from pitlane.engine.models.quantized import gptq
 from pitlane.engine.models.source import ModelSource
 from pitlane.engine.models.weight_plan import WeightPlan
 from pitlane.plugins.packed_checkpoint import PackedCheckpoint, summary
 from tests.engine.models.harness import CPU, Harness
-from tests.engine.models.quantized.checkpoints import CASES, write
+from tests.engine.models.quantized.checkpoints import CASES, Case, compressed, write
 
 TOKENS = [5, 77, 300, 41, 8, 8, 130, 251, 499]
 
@@ -44,6 +45,20 @@ def logits(source: ModelSource, dtype: torch.dtype, plugin: PackedCheckpoint | N
 @pytest.mark.parametrize("name", CASES)
 def test_decoded_weights(name: str, tmp_path: Path) -> None:
     dense = write(tmp_path, CASES[name])
+    source = opened(tmp_path)
+    for tensor, expected in dense.items():
+        assert torch.equal(source.weights.get(tensor), expected.to(torch.bfloat16)), tensor
+    assert len(dense) == len(source.packings) == 14
+
+
+@pytest.mark.parametrize("rows", [64, 48])
+def test_zero_points_of_blocks(rows: int, tmp_path: Path) -> None:
+    """A block has a scale and a zero. The last block of 48 outputs is smaller."""
+    whole = compressed(8, "block", "int-quantized", symmetric=False, block_structure=[rows, 32])
+    blocks = Case(
+        whole, 8, 32, symmetric=False, rows=rows, make=CASES["compressed-tensors in bytes with zero points"].make
+    )
+    dense = write(tmp_path, blocks)
     source = opened(tmp_path)
     for tensor, expected in dense.items():
         assert torch.equal(source.weights.get(tensor), expected.to(torch.bfloat16)), tensor
@@ -102,6 +117,18 @@ def test_the_summary_says_what_runs_how(name: str, way: str, tmp_path: Path) -> 
     assert summary(context) == {way: 14}
     assert PackedCheckpoint.unavailable(context) is None
     assert PackedCheckpoint.unavailable(BuildContext(source.config, torch.float32, CPU)) is not None
+
+
+def test_rules_of_gptq_change_the_modules_that_they_match() -> None:
+    rules = {"-:.*o_proj": {}, "+:.*mlp": {"bits": 8, "group_size": 64}, ".*down_proj": {"bits": 2}}
+    reader = gptq.Reader("gptq", CASES["gptq"].config | {"dynamic": rules})
+    assert reader.packing_of("model.layers.0.self_attn.o_proj", 128) is None
+    sizes = {}
+    for name in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj"):
+        packing = reader.packing_of(f"model.layers.0.{name}", 128)
+        assert packing is not None
+        sizes[name] = packing.bits, packing.group_size
+    assert sizes == {"self_attn.q_proj": (4, 32), "mlp.up_proj": (8, 64), "mlp.down_proj": (8, 64)}
 
 
 def test_the_config_is_part_of_the_fingerprint(tmp_path: Path) -> None:
