@@ -28,8 +28,8 @@ class PluginCheck:
     declared: the exactness class under the checked options. num_answers: answers with the plugin.
     num_draft_tokens: draft tokens that the engine verified. overhead_us: microseconds per step in the plugin's hooks, or None
     without a hook that runs in steps. moved: mean share of the next token's probability that moves, compared with the plan
-    without the plugin; None if it was not measured. bound: the largest share that passes: the bound of the caller or, for a rounding
-    plugin without such a bound, the bound of the check; None if no share was compared with a bound.
+    without the plugin; None if it was not measured. bound: the largest share that passes: the bound of the caller, or that of
+    the check for a rounding plugin without a bound; None if no share was compared with a bound.
     """
 
     name: str
