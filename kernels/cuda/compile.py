@@ -1,4 +1,6 @@
-"""Compiles the Triton kernels ahead of time for a GPU that is not there: `python -m pitlane.kernels.cuda.compile [CAPABILITY ...]`.
+"""Compiles the Triton kernels ahead of time for a GPU that is not there.
+
+`python -m pitlane.kernels.cuda.compile [--quick] [CAPABILITY ...]`. --quick: every third configuration.
 
 For each kernel and configuration: registers, spilled bytes and shared memory, as `ptxas` and Triton tell them. Needs no GPU.
 CAPABILITY: 80, 90, 100. Prints a table and, as the last line, one JSON document. The exit status is 1 if a kernel spills
@@ -15,9 +17,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+QUICK = "--quick"
 SHARED_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}  # largest shared memory of a block
 
 
@@ -207,13 +211,13 @@ def _of_fp8(capability: int) -> Iterator[Configuration]:
                 yield name, linear_fp8.fp8_kernel, types, constants, *linear_fp8.launch(rows).values()
 
 
-def compile_for(capability: int, half: str = "bf16") -> Iterator[Compiled]:
-    """Compile all configurations for a GPU of this capability (90: Hopper). half: the type of 16 bits, bf16 or fp16."""
+def compile_for(capability: int, half: str = "bf16", step: int = 1) -> Iterator[Compiled]:
+    """Compile every `step`-th configuration for a GPU of this capability (90: Hopper). half: the type of 16 bits, bf16 or fp16."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    for name, kernel, types, constants, num_warps, num_stages in configurations(capability):
+    for name, kernel, types, constants, num_warps, num_stages in islice(configurations(capability), 0, None, step):
         types = {parameter: kind.replace("bf16", half) for parameter, kind in types.items()}
         signature = {parameter: types.get(parameter, "constexpr") for parameter in kernel.arg_names}
         attributes = {
@@ -246,7 +250,9 @@ def _ptxas(ptx: str, capability: int) -> tuple[int, int]:
 
 def main() -> int:
     """Run the command line."""
-    rows = [row for capability in map(int, sys.argv[1:] or ("80", "90", "100")) for row in compile_for(capability)]
+    wanted = [argument for argument in sys.argv[1:] if argument != QUICK]
+    step = 3 if QUICK in sys.argv[1:] else 1
+    rows = [row for capability in map(int, wanted or ("80", "90", "100")) for row in compile_for(capability, step=step)]
     for row in rows:
         mark = "" if row.fits else "  DOES NOT FIT"
         place = f"sm_{row.capability} {row.kernel:30} {row.configuration:32}"

@@ -47,24 +47,24 @@ def test_tokens_are_those_of_the_host(vocabulary: int, dtype: torch.dtype) -> No
 
 def test_filters_cut_where_the_host_cuts() -> None:
     """At a high temperature every survivor is likely, so a cut at another place changes tokens."""
-    logits = torch.randn(1, 50).repeat(16, 1)
+    logits = torch.randn(1, 50).repeat(8, 1)
     for params in (
         SamplingParams(temperature=50.0, top_k=3),
         SamplingParams(temperature=50.0, top_p=0.1),
         SamplingParams(temperature=1.0, min_p=0.2),
         SamplingParams(temperature=50.0, top_k=10, top_p=0.5, min_p=0.9),
     ):
-        drawn = same(logits, [params] * 16, list(range(16)))
+        drawn = same(logits, [params] * 8, list(range(8)))
         assert 1 < len(set(drawn)) <= 10
 
 
 def test_equal_logits_at_a_cut_survive_in_the_order_of_their_ids() -> None:
-    zeros = torch.full((16, 10), -0.0)
+    zeros = torch.full((8, 10), -0.0)
     zeros[:, 9] = 0.0
-    assert set(same(zeros, [SamplingParams(temperature=1.0, top_k=5)] * 16, list(range(16)))) <= set(range(5))
-    logits = torch.randint(0, 3, (16, 60)).float()
+    assert set(same(zeros, [SamplingParams(temperature=1.0, top_k=5)] * 8, list(range(8)))) <= set(range(5))
+    logits = torch.randint(0, 3, (8, 60)).float()
     for params in (SamplingParams(temperature=9.0, top_k=25), SamplingParams(temperature=9.0, top_p=0.4, top_k=50)):
-        drawn = same(logits, [params] * 16, list(range(16)))
+        drawn = same(logits, [params] * 8, list(range(8)))
         assert len(set(drawn)) > 3
 
 
