@@ -42,7 +42,7 @@ class Planned(NamedTuple):
 
     num_bytes: int
     peak_bytes: int
-    build: Callable[[Members], Quantized | Embedding | linear.Packed]
+    build: Callable[[Members], Any]
     has_head: bool
     batch_invariant: bool
 
@@ -183,6 +183,14 @@ def codes_plan(
     return plan._replace(peak_bytes=peak, build=partial(_coded, outputs, inputs, form, level, device, codes))
 
 
+def rounded_plan(
+    num_values: int, dtype: torch.dtype, device: torch.device, codes: Callable[[Members], Codes]
+) -> Planned:
+    """Plan a linear whose codes no kernel runs: its rounded weight is dense, for quality only."""
+    num_bytes = num_values * dtype.itemsize
+    return Planned(num_bytes, num_bytes + 6 * num_values, partial(_rounded, codes, dtype, device), False, False)
+
+
 def embedding_plan(
     rows: int, dim: int, is_tied: bool, form: Format, dtype: torch.dtype, device: torch.device
 ) -> Planned:
@@ -229,6 +237,12 @@ def _coded(
         zeros = chosen.zeros if chosen.zeros is None else chosen.zeros.to(device)
         chosen = Codes(chosen.codes.to(device), chosen.scales.to(device), zeros)
     return Quantized(outputs, inputs, form, chosen, _bias(members), level, device=device)
+
+
+def _rounded(codes: Callable[[Members], Codes], dtype: torch.dtype, device: torch.device, members: Members) -> Any:
+    weight = codes(members).dequantized().to(device, dtype)
+    biases = [member["bias"].to(device, dtype) for member in members if "bias" in member]
+    return partial(torch.nn.functional.linear, weight=weight, bias=torch.cat(biases) if biases else None)
 
 
 def _embedding(build: Callable[[Members], Any], dtype: torch.dtype, members: Members) -> Embedding:

@@ -25,7 +25,6 @@ from pydantic import Field
 from pitlane import BadOption, LayerRecipe, LinearPart, LinearPlan, Plugin, PluginOptions, calibration_hash, hookimpl
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from pitlane import BuildContext, EmbeddingPart, LayerInputs, Recipe
@@ -88,7 +87,7 @@ class Gptq(Plugin):
 
     @hookimpl
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
-        from pitlane.kernels.integer_parts import codes_plan, linear_plan
+        from pitlane.kernels.integer_parts import codes_plan, linear_plan, rounded_plan
 
         sizes = part.out_features, part.in_features, part.bias
         if part.fed_by is None:
@@ -98,9 +97,7 @@ class Gptq(Plugin):
         codes = partial(_codes, recipe, [member.name for member in part.members])
         if self.options.bits <= 4:
             return LinearPlan(**codes_plan(*sizes, self._form, context.dtype, context.device, codes)._asdict())
-        num_bytes = part.num_values * context.dtype.itemsize
-        build = partial(_dense, codes, context.dtype, context.device)
-        return LinearPlan(num_bytes, num_bytes + 6 * part.num_values, build, batch_invariant=False)
+        return LinearPlan(**rounded_plan(part.num_values, context.dtype, context.device, codes)._asdict())
 
     @hookimpl
     def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
@@ -176,12 +173,3 @@ def _codes(recipe: Recipe | None, names: list[str], members: Any) -> Codes:
             )
         pieces.append(Codes(codes, scales, recipe.get(f"{name}.zeros")))
     return joined(pieces)
-
-
-def _dense(codes: Any, dtype: torch.dtype, device: torch.device, members: Any) -> Any:
-    import torch
-    import torch.nn.functional as F
-
-    weight = codes(members).dequantized().to(device, dtype)
-    biases = [member["bias"].to(device, dtype) for member in members if "bias" in member]
-    return partial(F.linear, weight=weight, bias=torch.cat(biases) if biases else None)

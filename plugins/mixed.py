@@ -25,7 +25,6 @@ from pydantic import Field
 from pitlane import BadOption, LayerRecipe, LinearPart, LinearPlan, Plugin, PluginOptions, calibration_hash, hookimpl
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from pitlane import BuildContext, EmbeddingPart, LayerInputs, Recipe
@@ -112,7 +111,7 @@ class Mixed(Plugin):
 
     @hookimpl
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
-        from pitlane.kernels.integer_parts import codes_plan, linear_plan
+        from pitlane.kernels.integer_parts import codes_plan, linear_plan, rounded_plan
 
         sizes = part.out_features, part.in_features, part.bias
         if part.fed_by is None:
@@ -126,9 +125,7 @@ class Mixed(Plugin):
         if choice.on_kernel:
             form = self._form(choice)
             return LinearPlan(**codes_plan(*sizes, form, context.dtype, context.device, codes)._asdict())
-        num_bytes = part.num_values * context.dtype.itemsize
-        build = partial(_dense, codes, context.dtype, context.device)
-        return LinearPlan(num_bytes, num_bytes + 6 * part.num_values, build, batch_invariant=False)
+        return LinearPlan(**rounded_plan(part.num_values, context.dtype, context.device, codes)._asdict())
 
     @hookimpl
     def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
@@ -246,12 +243,3 @@ def _codes(recipe: Recipe | None, part: LinearPart, choice: Choice, members: Any
     if mean_square is None:
         raise BadOption("mixed has no recipe for this model yet; load the model with an engine")
     return joined([_rounded(member["weight"].float(), choice, mean_square) for member in members])
-
-
-def _dense(codes: Any, dtype: torch.dtype, device: torch.device, members: Any) -> Any:
-    import torch
-    import torch.nn.functional as F
-
-    weight = codes(members).dequantized().to(device, dtype)
-    biases = [member["bias"].to(device, dtype) for member in members if "bias" in member]
-    return partial(F.linear, weight=weight, bias=torch.cat(biases) if biases else None)
