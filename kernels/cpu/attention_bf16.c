@@ -19,12 +19,12 @@
 #define LINE 64     /* bytes */
 #define AHEAD 128   /* keys between a key in use and the key prefetched */
 
-/* Buffers of a thread. keys: per 32 keys [dim / 2 pairs][32]. q: [dim / 2 pairs][rows]. scores: [rows][keys]. decoded: the keys and
- * the values of a quantized piece. order: 0, 1, 2, ..., their slots. */
+/* Buffers of a thread. keys: per 32 keys [dim / 2 pairs][32]. q: [dim / 2 pairs][rows]. scores: [rows][keys]. decoded_keys: KEYS
+ * keys of a quantized piece. values: its values. order: 0, 1, 2, ..., their slots. */
 typedef struct {
     uint32_t keys[MAX_KEYS * MAX_DIM / 2], q[ROWS * MAX_DIM / 2];
     float scores[ROWS * MAX_KEYS];
-    uint16_t decoded[2][MAX_KEYS * MAX_DIM];
+    uint16_t decoded_keys[KEYS * MAX_DIM], values[MAX_KEYS * MAX_DIM];
     int32_t order[MAX_KEYS];
 } __attribute__((aligned(LINE))) Scratch;
 
@@ -51,14 +51,9 @@ INLINE Piece piece_of(const Attention *job, long item) {
     return (Piece){job->keys + head, job->values + head, job->slots + task[0], task[1]};
 }
 
-/* Decode the keys and values [low, high) of a quantized piece of one KV head. */
-static Piece decoded_piece(const Attention *job, long item, long low, long high, Scratch *scratch) {
+INLINE Slots slots_of(const Attention *job, long item) {
     const int64_t *task = job->tasks + item / job->kv_heads * 4;
-    for (long i = 0; i < task[1]; i++)
-        scratch->order[i] = (int32_t)i;
-    decode_piece(job->quantized, item % job->kv_heads, job->slots + task[0], low, high, job->dim, scratch->decoded[0],
-                 scratch->decoded[1]);
-    return (Piece){scratch->decoded[0], scratch->decoded[1], scratch->order, task[1]};
+    return (Slots){item % job->kv_heads, job->slots + task[0], task[1]};
 }
 
 /* Prefetch `count` keys and values, from key `at` on, into the second cache. */
@@ -108,6 +103,24 @@ TARGET static void turn_keys(const Piece *piece, const Piece *next, long low, lo
             turn(key, target + at / KEYS * (KEYS * dim / 2) + d / 2 * KEYS + at % KEYS);
         }
     }
+}
+
+/* Decode the keys and values [low, high) of a quantized piece, and transpose the keys into pairs. Works on KEYS keys at a time, so
+ * that decoded keys stay in the first cache. low is a multiple of KEYS. Returns the piece that holds the decoded values. */
+TARGET static Piece decoded_piece(const Attention *job, long item, long following, long low, long high, Scratch *scratch) {
+    Slots slots = slots_of(job, item), next = slots_of(job, following);
+    long dim = job->dim;
+    high = minimum((high + LANES - 1) / LANES * LANES, slots.num_keys);
+    for (long i = 0; i < slots.num_keys; i++)
+        scratch->order[i] = (int32_t)i;
+    for (long at = low; at < high; at += KEYS) {
+        long count = minimum(KEYS, high - at);
+        decode_keys_values(job->quantized, &slots, following == item ? NULL : &next, at, at + count, dim, scratch->decoded_keys,
+                           scratch->values + at * dim);
+        Piece keys = {scratch->decoded_keys, NULL, scratch->order, count};
+        turn_keys(&keys, NULL, 0, count, dim, scratch->keys + at * dim / 2);
+    }
+    return (Piece){NULL, scratch->values, scratch->order, slots.num_keys};
 }
 
 typedef void (*Score)(const uint32_t *q, const uint32_t *keys, long pairs, float *scores, float scale);
@@ -173,6 +186,13 @@ TARGET static void weigh(float *scores, const Row *row, long low, long high, lon
 
 typedef void (*Sum)(const float *weights, const Piece *piece, long low, long high, long dim, long d, const Row *rows);
 
+/* Write 32 sums from those of even and those of odd dimensions. */
+TARGET INLINE void put_pairs(float *target, __m512 even, __m512 odd) {
+    __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    _mm512_storeu_ps(target, _mm512_permutex2var_ps(even, low, odd));
+    _mm512_storeu_ps(target + LANES, _mm512_permutex2var_ps(even, _mm512_add_epi32(low, _mm512_set1_epi32(8)), odd));
+}
+
 /* Weighted sums of the values [low, high), key after key: WIDTH vectors of dimensions from d on. weights: [rows][MAX_KEYS]. */
 #define DEFINE_SUM(COUNT, WIDTH)                                                                                                     \
     TARGET static void sum_##COUNT##_##WIDTH(const float *weights, const Piece *piece, long low, long high, long dim, long d,        \
@@ -183,9 +203,12 @@ typedef void (*Sum)(const float *weights, const Piece *piece, long low, long hig
                 sum[r][i] = _mm512_setzero_ps();                                                                                     \
         for (long k = low; k < high; k++) {                                                                                          \
             const uint16_t *value = piece->values + (long)piece->slots[k] * dim + d;                                                 \
-            __m512 part[WIDTH];                                                                                                      \
-            UNROLLED for (int i = 0; i < WIDTH; i++)                                                                                 \
-                part[i] = widened(value + i * LANES);                                                                                \
+            __m512 part[WIDTH]; /* even dimensions, odd dimensions, ... */                                                           \
+            UNROLLED for (int i = 0; i < WIDTH; i += 2) {                                                                            \
+                __m512i both = _mm512_loadu_si512(value + i * LANES);                                                                \
+                part[i] = (__m512)_mm512_slli_epi32(both, 16);                                                                       \
+                part[i + 1] = (__m512)_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000));                                    \
+            }                                                                                                                        \
             UNROLLED for (int r = 0; r < COUNT; r++) {                                                                               \
                 __m512 weight = _mm512_set1_ps(weights[r * MAX_KEYS + k]);                                                           \
                 UNROLLED for (int i = 0; i < WIDTH; i++)                                                                             \
@@ -193,8 +216,8 @@ typedef void (*Sum)(const float *weights, const Piece *piece, long low, long hig
             }                                                                                                                        \
         }                                                                                                                            \
         UNROLLED for (int r = 0; r < COUNT; r++)                                                                                     \
-            UNROLLED for (int i = 0; i < WIDTH; i++)                                                                                 \
-                _mm512_storeu_ps(rows[r].sums + d + i * LANES, sum[r][i]);                                                           \
+            UNROLLED for (int i = 0; i < WIDTH; i += 2)                                                                              \
+                put_pairs(rows[r].sums + d + i * LANES, sum[r][i], sum[r][i + 1]);                                                   \
     }
 #define DEFINE_SUMS(COUNT) DEFINE_SUM(COUNT, 2) DEFINE_SUM(COUNT, 4)
 DEFINE_SUMS(1)
@@ -238,12 +261,14 @@ TARGET void attention_item(const Attention *job, long item, long following) {
         low = minimum(low, members[i * 4 + 2]);
         high = maximum(high, members[i * 4 + 3]);
     }
-    Piece piece, next = piece_of(job, following);
-    if (job->quantized)
-        piece = decoded_piece(job, item, low / KEYS * KEYS, minimum((high + LANES - 1) / LANES * LANES, task[1]), scratch);
-    else
+    Piece piece;
+    if (job->quantized) {
+        piece = decoded_piece(job, item, following, low / KEYS * KEYS, high, scratch);
+    } else {
+        Piece next = piece_of(job, following);
         piece = piece_of(job, item);
-    turn_keys(&piece, job->quantized ? NULL : &next, low / KEYS * KEYS, high, dim, scratch->keys);
+        turn_keys(&piece, &next, low / KEYS * KEYS, high, dim, scratch->keys);
+    }
     for (long begin = 0; begin < num_rows; begin += ROWS) {
         Row rows[ROWS];
         long count = minimum(ROWS, num_rows - begin);

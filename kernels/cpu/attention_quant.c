@@ -118,56 +118,63 @@ static long run_of(const int32_t *slots, long count) {
     return n;
 }
 
-/* Prefetch `count` rows of keys and of values into the second cache. */
-INLINE void fetch_rows(const uint8_t *keys, const uint8_t *values, long count, long width) {
-    for (long at = 0; at < count * width; at += LINE) {
-        _mm_prefetch((const char *)keys + at, _MM_HINT_T1);
-        _mm_prefetch((const char *)values + at, _MM_HINT_T1);
+/* Prefetch the keys and values of a run of slots from key `at` on, at most `count`, into the second cache. */
+INLINE void fetch_run(const Quantized *store, const Slots *piece, long at, long count) {
+    count = count < piece->num_keys - at ? count : piece->num_keys - at;
+    if (count <= 0 || piece->slots[at] >= store->first_open)
+        return;
+    long start = piece->head * store->head_stride + piece->slots[at] * store->row_bytes;
+    for (long byte = start, stop = start + run_of(piece->slots + at, count) * store->row_bytes; byte < stop; byte += LINE) {
+        _mm_prefetch((const char *)store->keys + byte, _MM_HINT_T1);
+        _mm_prefetch((const char *)store->values + byte, _MM_HINT_T1);
     }
 }
 
-TARGET void decode_piece(const Quantized *store, long head, const int32_t *slots, long low, long high, long dim, uint16_t *keys,
-                         uint16_t *values) {
-    const uint8_t *key_rows = store->keys + head * store->head_stride, *value_rows = store->values + head * store->head_stride;
-    const uint16_t *open_keys = store->open_keys + head * store->open_stride;
-    const uint16_t *open_values = store->open_values + head * store->open_stride;
+TARGET void decode_keys_values(const Quantized *store, const Slots *piece, const Slots *next, long low, long high, long dim,
+                               uint16_t *keys, uint16_t *values) {
+    const uint8_t *key_rows = store->keys + piece->head * store->head_stride;
+    const uint8_t *value_rows = store->values + piece->head * store->head_stride;
+    const uint16_t *open_keys = store->open_keys + piece->head * store->open_stride;
+    const uint16_t *open_values = store->open_values + piece->head * store->open_stride;
+    const int32_t *slots = piece->slots;
     uint32_t pairs[MAX_DIM];
     long width = store->row_bytes, num_codes = dim * store->bits / 8, share = dim / TOKENS, count;
-    for (long k = low; k < high; k += count) {
-        long slot = slots[k];
+    for (long k = low; k < high; k += count, keys += count * dim, values += count * dim) {
+        long slot = slots[k], ahead = k + AHEAD;
         count = run_of(slots + k, high - k);
+        if (ahead < piece->num_keys)
+            fetch_run(store, piece, ahead, TOKENS);
+        else if (next)
+            fetch_run(store, next, ahead - piece->num_keys, TOKENS);
         if (slot >= store->first_open) {
-            memcpy(keys + k * dim, open_keys + (slot - store->first_open) * dim, (size_t)(count * dim) * 2);
-            memcpy(values + k * dim, open_values + (slot - store->first_open) * dim, (size_t)(count * dim) * 2);
+            memcpy(keys, open_keys + (slot - store->first_open) * dim, (size_t)(count * dim) * 2);
+            memcpy(values, open_values + (slot - store->first_open) * dim, (size_t)(count * dim) * 2);
             continue;
         }
         const uint8_t *key = key_rows + slot * width, *value = value_rows + slot * width;
-        long ahead = k + AHEAD;
-        if (ahead < high && slots[ahead] < store->first_open)
-            fetch_rows(key_rows + slots[ahead] * width, value_rows + slots[ahead] * width, run_of(slots + ahead, high - ahead), width);
         if (store->bits == 0) {
-            decode_fp8(key, width, count, dim, keys + k * dim);
-            decode_fp8(value, width, count, dim, values + k * dim);
+            decode_fp8(key, width, count, dim, keys);
+            decode_fp8(value, width, count, dim, values);
             continue;
         }
         for (long t = 0; t < TOKENS; t++)
             for (long i = 0; i < share; i++)
                 pairs[t * share + i] = word_at(key_rows + (slot / TOKENS * TOKENS + t) * width + num_codes, i);
         if (store->bits == 8) {
-            decode_keys(key, width, count, pairs, 8, dim, keys + k * dim);
-            decode_values(value, width, count, 8, dim, values + k * dim);
+            decode_keys(key, width, count, pairs, 8, dim, keys);
+            decode_values(value, width, count, 8, dim, values);
         } else {
-            decode_keys(key, width, count, pairs, 4, dim, keys + k * dim);
-            decode_values(value, width, count, 4, dim, values + k * dim);
+            decode_keys(key, width, count, pairs, 4, dim, keys);
+            decode_values(value, width, count, 4, dim, values);
         }
     }
 }
 
 #else
 
-void decode_piece(const Quantized *store, long head, const int32_t *slots, long low, long high, long dim, uint16_t *keys,
-                  uint16_t *values) {
-    (void)store, (void)head, (void)slots, (void)low, (void)high, (void)dim, (void)keys, (void)values;
+void decode_keys_values(const Quantized *store, const Slots *piece, const Slots *next, long low, long high, long dim, uint16_t *keys,
+                        uint16_t *values) {
+    (void)store, (void)piece, (void)next, (void)low, (void)high, (void)dim, (void)keys, (void)values;
 }
 
 #endif

@@ -11,8 +11,16 @@ typedef struct {
     int bits; /* 8 or 4: codes with scales and zero points; 0: fp8 (e4m3) */
 } Quantized;
 
-/* Write the keys and values [low, high) of a piece of one head to keys, values [num_keys][dim] in bfloat16. */
-void decode_piece(const Quantized *store, long head, const int32_t *slots, long low, long high, long dim, uint16_t *keys,
-                  uint16_t *values);
+/* The keys and values of one KV head in `slots`. */
+typedef struct {
+    long head;
+    const int32_t *slots;
+    long num_keys;
+} Slots;
+
+/* Write the keys and values [low, high) of a piece to keys, values [high - low][dim] in bfloat16. next: the piece to prefetch behind
+ * the end of this piece. */
+void decode_keys_values(const Quantized *store, const Slots *piece, const Slots *next, long low, long high, long dim, uint16_t *keys,
+                        uint16_t *values);
 
 #endif
