@@ -51,8 +51,11 @@ def to_float8(x: Tensor) -> Tensor:
     return x.clamp(-LARGEST, LARGEST).to(FLOAT8)
 
 
-def quantize(weight: Tensor, granularity: str) -> Float8:
-    """Round a weight [N, K]. Weights that share a scale: all (`tensor`), an output (`channel`), or 128 x 128 (`block`)."""
+def quantize(weight: Tensor, granularity: str, scale_dtype: torch.dtype = torch.float32) -> Float8:
+    """Round a weight [N, K]. Weights that share a scale: all (`tensor`), an output (`channel`), or 128 x 128 (`block`).
+
+    scale_dtype: the scales are rounded to it before the weights are rounded.
+    """
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity must be {', '.join(GRANULARITIES)}, got {granularity!r}")
     if not bool(weight.isfinite().all()):
@@ -65,7 +68,7 @@ def quantize(weight: Tensor, granularity: str) -> Float8:
     elif granularity == "block":
         blocks = [part.amax(0).expand(len(part), -1) for part in largest.split(BLOCK)]
         largest = torch.cat(blocks)
-    scales = (largest / LARGEST).contiguous()
+    scales = (largest / LARGEST).to(scale_dtype).float().contiguous()
     numbers = torch.empty(rows, inputs, dtype=FLOAT8)
     step = max(1, CHUNK // inputs)
     for row in range(0, rows, step):

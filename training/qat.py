@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel as Model
 
-from pitlane.export.layouts import Settings as Format
 from pitlane.export.quantize import quantize_folder, rounded
+from pitlane.export.settings import Settings as Format
 from pitlane.training.errors import TrainingError
 
 BITS = {"int4": 4, "int8": 8}

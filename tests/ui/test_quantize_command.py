@@ -44,12 +44,36 @@ def test_json_has_the_settings_and_the_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("args", "settings"),
+    [
+        (["fp8", "--granularity", "block"], {"bits": 8, "group_size": 0, "granularity": "block"}),
+        (["smoothquant"], {"bits": 8, "group_size": 0}),
+        (["mixed", "--bits", "4.5"], {"budget": 4.5}),
+    ],
+)
+def test_methods_of_the_command(args: list[str], settings: dict[str, object], tmp_path: Path) -> None:
+    result = invoke("random:tiny", "--out", str(tmp_path / "out"), "--json", "--method", *args)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["settings"].items() >= settings.items() and document["linears"] == 14
+    assert document["num_bytes"] < document["dense_bytes"]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    groups = [group["weights"]["num_bits"] for group in config["config_groups"].values()]
+    assert groups == [8] if args[0] != "mixed" else set(groups) <= {4, 8}
+
+
+@pytest.mark.parametrize(
     ("args", "words"),
     [
         (["random:tiny", "--group-size", "48"], "--group-size must divide the inputs of every linear, got 48 and 128"),
         (["random:tiny", "--format", "awq", "--bits", "3"], "awq holds 4 bits, got 3"),
         (["random:tiny", "--format", "gguf"], "random:tiny has no tokenizer, which gguf needs"),
         (["random:tiny", "--method", "awq", "--bits", "8"], "awq needs groups of 32, 64 or 128, got 0"),
+        (["random:tiny", "--bits", "4.5"], "--bits must be a whole number with rtn, got 4.5; --method mixed takes 4.5"),
+        (["random:tiny", "--method", "mixed", "--group-size", "64"], "mixed chooses the groups of every linear"),
+        (["random:tiny", "--granularity", "block"], "--granularity is for --method fp8, and rtn has none"),
+        (["random:tiny", "--method", "fp8", "--bits", "4"], "fp8 has 8 bits, got 4; leave --bits out"),
+        (["random:tiny", "--method", "mixed", "--bits", "2"], "mixed.bits"),
         (["no-such-folder/"], "is no folder and no Hugging Face id"),
         (["random:tiny", "--resume"], "nothing to resume"),
     ],
