@@ -29,8 +29,6 @@ from pitlane.engine.variants import transform_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pitlane.kernels.quantize_math import Codes
-
 __all__ = [
     "ARCHITECTURES",
     "AWQ_ORDER",
@@ -61,11 +59,12 @@ __all__ = [
 class Rounding(NamedTuple):
     """How a plugin rounds a linear.
 
-    grid: bits, group size (0: a row is a group), and 1 if it is symmetric. codes: takes a weight [N, K], returns its codes.
+    grid: bits, group size (0: a row is a group), and 1 if it is symmetric. codes: takes a weight [N, K]; returns its `Codes`, as
+    `kernels/quantize_math.py` defines them.
     """
 
     grid: tuple[int, int, int]
-    codes: Callable[[Tensor], Codes]
+    codes: Callable[[Tensor], Any]
 
 
 class Calibrated(NamedTuple):

@@ -22,7 +22,7 @@ from pitlane.export.compressed import compressed_tensors_config
 from pitlane.export.errors import ExportError
 from pitlane.export.layouts import Layout, check, check_linear
 from pitlane.export.settings import Settings, of_linear, scale_dtype
-from pitlane.export.shards import Journal, replace, write_shard
+from pitlane.export.shards import Journal, write, write_shard
 from pitlane.formats import INDEX, QUANTIZATION_KEYS, Calibrated, byte_tokenizer, read_json, resolve
 from pitlane.kernels import fp8
 from pitlane.kernels.quantize_math import Codes, Grid, joined, quantize_linear
@@ -226,10 +226,10 @@ def _finish(weights: Weights, layout: Layout, settings: Settings, out: Path, jou
         byte_tokenizer(source.config.vocab_size).save_pretrained(str(out))
     places = {name: shard for shard, names in journal.done.items() for name in names}
     index = {"metadata": {"total_size": _num_bytes(journal)}, "weight_map": dict(sorted(places.items()))}
-    replace(out / INDEX, json.dumps(index, indent=1).encode())
+    write(out / INDEX, json.dumps(index, indent=1).encode())
     values = {key: value for key, value in source_config(source).items() if key not in QUANTIZATION_KEYS}
     values["quantization_config"] = _config(weights, layout, settings)
-    replace(out / "config.json", json.dumps(values, indent=1).encode())
+    write(out / "config.json", json.dumps(values, indent=1).encode())
     journal.remove()
 
 
