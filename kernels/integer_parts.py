@@ -110,6 +110,12 @@ class Recipe(NamedTuple):
     head: Format | None
     copies: Callable[[str], Copies | None] = lambda recipe: None
 
+    @classmethod
+    def of_ends(cls, is_int8: bool, quantized: bool) -> Recipe:
+        """For plugins that plan the linears of the layers themselves: embedding and head in 8 bits, or in the model's dtype."""
+        form = Format(8, quantized)
+        return cls(form, form if is_int8 else None)
+
     def linear(self, part: Linear, context: Context) -> Planned | None:
         """Plan a linear; None leaves it to the core."""
         sizes = part.out_features, part.in_features, part.bias
@@ -189,14 +195,6 @@ def rounded_plan(
     """Plan a linear whose codes no kernel runs: its rounded weight is dense, for quality only."""
     num_bytes = num_values * dtype.itemsize
     return Planned(num_bytes, num_bytes + 6 * num_values, partial(_rounded, codes, dtype, device), False, False)
-
-
-def embedding_plan(
-    rows: int, dim: int, is_tied: bool, form: Format, dtype: torch.dtype, device: torch.device
-) -> Planned:
-    """Plan an embedding [rows, dim] in 8 bits; if it is tied, it holds the head."""
-    plan = linear_plan(rows, dim, False, form, dtype, device)
-    return plan._replace(build=partial(_embedding, plan.build, dtype), has_head=is_tied)
 
 
 @dataclass(slots=True, frozen=True)
