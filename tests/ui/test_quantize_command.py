@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -105,3 +107,36 @@ def test_a_killed_process_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     assert sorted(kept) == names
     for name in names:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_billion_parameters_in_two_gigabytes(tmp_path: Path) -> None:
+    """`random:llama-1b` has 2.2 GB in bfloat16. A run, a killed run and its end stay below 2 GB, and write the same bytes."""
+    args = ["quantize", "random:llama-1b", "--threads", "1"]
+
+    def run(out: str, *more: str, kill_at: str = "") -> tuple[int, str]:
+        process = subprocess.Popen(
+            [*PITLANE, *args, "--out", str(tmp_path / out), *more], stderr=subprocess.PIPE, text=True
+        )
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if kill_at and line.startswith(kill_at):
+                process.send_signal(signal.SIGKILL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        process.stderr.close()
+        assert process.returncode == (-signal.SIGKILL if kill_at else 0), lines[-3:]
+        assert 10**8 < usage.ru_maxrss * 1024 < 2 * 10**9
+        return usage.ru_maxrss * 1024, lines[-1]
+
+    peak, last = run("whole")
+    killed, _ = run("killed", kill_at="49 of 112")
+    resumed, _ = run("killed", "--resume")
+    print(f"peak {peak / 1e9:.2f} GB, killed {killed / 1e9:.2f} GB, resumed {resumed / 1e9:.2f} GB; {last.strip()}")
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir() if path.suffix != ".part") == names
+    for name in names:
+        with open(tmp_path / "whole" / name, "rb") as one, open(tmp_path / "killed" / name, "rb") as other:
+            assert hashlib.file_digest(one, "sha256").digest() == hashlib.file_digest(other, "sha256").digest(), name
