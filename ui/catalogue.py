@@ -96,6 +96,7 @@ def describe(entry: PluginEntry) -> dict[str, Any]:
         "name": entry.name,
         "status": "always on" if entry.serves_host and entry.status == "ok" else entry.status,
         "reason": entry.reason,
+        "notes": entry.notes,
         "source": entry.source,
         "role": plugin.role if plugin else None,
         "exactness": plugin.exactness if plugin and not entry.serves_host else None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -37,8 +38,14 @@ def list_plugins(plugins_dir: str | None, as_json: bool) -> None:
         print_json(rows)
         return
     columns = ("name", "role", "exactness", "status", "source")
-    cells = [[*(row[column] or "" for column in columns), row["reason"] or row["summary"]] for row in rows]
+    cells = [[*(row[column] or "" for column in columns), _about(row)] for row in rows]
     print_table([*columns, "summary"], cells)
+
+
+def _about(row: dict[str, Any]) -> str:
+    """The reason for which a plugin did not load; or its summary, with the notes in brackets."""
+    notes = f" ({'; '.join(row['notes'])})" if row["notes"] else ""
+    return row["reason"] or f"{row['summary']}{notes}"
 
 
 @plugins.command()
@@ -61,6 +68,8 @@ def info(plugins_dir: str | None, as_json: bool, name: str) -> None:
         value = row[label]
         if value:
             click.echo(f"  {label}: {', '.join(value) if isinstance(value, list) else value}")
+    for note in row["notes"]:
+        click.echo(f"  note: {note}")
     if row["exactness"]:
         click.echo(f"  exactness: {row['exactness']} ({EXACTNESS[row['exactness']]})")
     if row["certificate"]:
