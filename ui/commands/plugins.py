@@ -74,6 +74,8 @@ def info(plugins_dir: str | None, as_json: bool, name: str) -> None:
         click.echo(f"  exactness: {row['exactness']} ({EXACTNESS[row['exactness']]})")
     if row["certificate"]:
         click.echo(f"  checked: {catalogue.certificate_text(row['certificate'])}")
+    if row["outdated_check"]:
+        click.echo(f"  note: not checked on this machine {row['outdated_check']}; type: pitlane plugins check {name}")
     if row["options"]:
         cells = [[o["name"], o["type"], o["default"], o["range"], o["description"]] for o in row["options"]]
         print_table(["option", "type", "default", "range", "meaning"], cells)
@@ -178,10 +180,9 @@ def check(
     from pitlane.ui.commands.model_choice import fetch
 
     fetch(model)
-    options = settings.pop(name)
+    options, code = settings.pop(name), catalogue.code_hash(registry.get(name))
     outcome = check_plugin(name, options, bound=bound, base=settings, registry=registry, model=model, num_tokens=tokens)
     checked_at = datetime.now(UTC).isoformat(timespec="seconds")
-    code = catalogue.code_hash(registry.get(name))
     record = outcome.to_json() | {"pitlane": __version__, "code": code, "checked_at": checked_at, "machine": machine()}
     certificates.save(name, record)
     if as_json:
