@@ -56,6 +56,13 @@ class PackedCheckpoint(Plugin):
     def unavailable(cls, context: BuildContext) -> str | None:
         return None if context.packings else "the checkpoint is not quantized"
 
+    @classmethod
+    def key_of(cls, options: PluginOptions) -> str:
+        """Add the products of dense linears, because KV depends on them."""
+        from pitlane.kernels.linear import fastest_products
+
+        return f"{super().key_of(options)} {fastest_products()}"
+
     @hookimpl
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
         packings = {context.packings.get(member.name) for member in part.members}
