@@ -101,7 +101,7 @@ class PackedCheckpoint(Plugin):
 
         inputs, group = part.in_features, packing.group_size
         level = chosen_level(inputs, group, context.dtype, context.device)
-        size = num_bytes(part.out_features, inputs, group) + 4 * part.bias * part.out_features
+        size = num_bytes(part.out_features, inputs, group, context.device) + 4 * part.bias * part.out_features
         build = partial(_build_float8, part, packing, level, context)
         return LinearPlan(size, size + 3 * part.num_values, build, batch_invariant=level is not None)
 
