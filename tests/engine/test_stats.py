@@ -9,6 +9,7 @@ import pytest
 
 from pitlane import SamplingParams
 from pitlane.engine.pacing.pacing import Pacing
+from pitlane.engine.sequence import Timing
 
 PARAMS = SamplingParams(max_tokens=48, ignore_eos=True)
 
@@ -42,3 +43,12 @@ def test_a_prefix_hit_claims_no_more_than_its_tokens_would_have_taken_in_this_ru
     assert (
         0 < stats["bought_ms"]["prefix_cache"]["ms"] <= stats["cached_tokens"] * stats["prefill_ms"] / computed * 1.01
     )
+
+
+def test_tokens_of_one_step_have_no_gap_and_steps_keep_their_length_late_in_a_long_answer() -> None:
+    timing = Timing(submitted=0.0)
+    timing.add_tokens(2, 1e6)
+    timing.add_tokens(3, 1e6 + 0.001)
+    timing.add_tokens(1, 1e6 + 0.003)
+    assert list(timing.gaps) == pytest.approx([0, 0.001, 0, 0, 0.002], rel=1e-5, abs=0)
+    assert timing.gaps.itemsize == 4
