@@ -125,7 +125,7 @@ class Recipe(NamedTuple):
             return plan._replace(build=self._kept(part.name, form, plan, context))
         if unsupported(context.dtype, context.device) or linear.unavailable() or part.in_features % 2:
             return None
-        return bfloat16_plan(*sizes, 1, context.stored_dtype, linear.has_amx())
+        return bfloat16_plan(*sizes, 1, context.stored_dtype, linear.fastest_products())
 
     def embedding(self, part: Table, context: Context) -> Planned | None:
         """Plan an embedding; None leaves it to the core."""
@@ -156,11 +156,13 @@ class Recipe(NamedTuple):
         return build
 
 
-def bfloat16_plan(outputs: int, inputs: int, bias: bool, members: int, stored_dtype: torch.dtype, amx: bool) -> Planned:
+def bfloat16_plan(
+    outputs: int, inputs: int, bias: bool, members: int, stored_dtype: torch.dtype, products: str
+) -> Planned:
     """Plan a linear [outputs, inputs] of some members in bfloat16, for the kernel in C."""
     num_bytes = linear.packed_bytes(outputs, inputs) + 2 * bias * outputs
     copies = (members > 1) + (stored_dtype != torch.bfloat16)  # the fused weight, the cast weights
-    return Planned(num_bytes, num_bytes + copies * 2 * outputs * inputs, partial(_packed, amx), False, True)
+    return Planned(num_bytes, num_bytes + copies * 2 * outputs * inputs, partial(_packed, products), False, True)
 
 
 def linear_plan(
@@ -247,8 +249,8 @@ def _embedding(build: Callable[[Members], Any], dtype: torch.dtype, members: Mem
     return Embedding(build(members), dtype)
 
 
-def _packed(amx: bool, members: Members) -> linear.Packed:
+def _packed(products: str, members: Members) -> linear.Packed:
     weights = [member["weight"].to(torch.bfloat16) for member in members]
     biases = [member["bias"].to(torch.bfloat16) for member in members if "bias" in member]
     weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-    return linear.Packed(weight, torch.cat(biases) if biases else None, amx)
+    return linear.Packed(weight, torch.cat(biases) if biases else None, products)

@@ -28,14 +28,19 @@ def save(name: str, record: dict[str, Any]) -> Path:
 
 def load(name: str, source: str, version: str, code: str) -> dict[str, Any] | None:
     """Return the certificate of a plugin from this source, with this hash of its code, under this version of Pitlane, or None."""
+    record = latest(name)
+    if record is None or (record.get("source"), record.get("pitlane"), record.get("code")) != (source, version, code):
+        return None
+    return record
+
+
+def latest(name: str) -> dict[str, Any] | None:
+    """Return the last certificate of a plugin, valid or not; None without a readable file."""
     try:
         record = json.loads((home() / FOLDER / f"{_checked(name)}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(record, dict):
-        return None
-    holds = (record.get("source"), record.get("pitlane"), record.get("code")) == (source, version, code)
-    return record if holds else None
+    return record if isinstance(record, dict) else None
 
 
 def _checked(name: str) -> str:
