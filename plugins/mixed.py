@@ -144,7 +144,8 @@ class Mixed(Plugin):
     def roundings(self, context: BuildContext) -> dict[str, tuple[tuple[int, int, int], Callable[[Tensor], Codes]]]:
         """The grid of every linear and the function that rounds its weight, for `pitlane quantize`."""
         recipe = context.calibrator.recipe(self, self._depends) if context.calibrator else None
-        chosen, made = self._chosen(context, recipe), {}
+        chosen = self._chosen(context, recipe)
+        made: dict[str, tuple[tuple[int, int, int], Callable[[Tensor], Codes]]] = {}
         for part in _linears(context):
             choice = chosen[part.name]
             codes = partial(_member_codes, recipe, part, choice)
