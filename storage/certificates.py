@@ -7,11 +7,11 @@ A certificate is valid for one source (distribution and version) of a plugin, th
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
+from pitlane.storage.files import write_whole
 from pitlane.storage.home import home
 
 FOLDER = "certificates"
@@ -22,9 +22,7 @@ def save(name: str, record: dict[str, Any]) -> Path:
     folder = home() / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{_checked(name)}.json"
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(record, indent=1))
     return path
 
 

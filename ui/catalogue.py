@@ -19,6 +19,7 @@ import pitlane
 import pitlane.plugins
 from pitlane import __version__, find_plugins
 from pitlane.storage import certificates
+from pitlane.storage.files import write_whole
 from pitlane.storage.home import home, home_path
 
 if TYPE_CHECKING:
@@ -155,10 +156,7 @@ def _kept(state: str) -> list[dict[str, Any]] | None:
 
 def _keep(state: str, records: list[dict[str, Any]]) -> None:
     try:
-        path = home() / FILE
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({"state": state, "rows": records}), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(home() / FILE, json.dumps({"state": state, "rows": records}))
     except (OSError, pitlane.PitlaneError):  # without a home, every list loads the plugins
         return
 
