@@ -122,6 +122,10 @@ def test_the_files_of_the_guide_do_what_it_says(tmp_path: Path, monkeypatch: pyt
     assert run.returncode == 0 and "6 passed" in run.stdout, run.stdout
 
 
+def _a_linear(config: Any) -> Any:
+    return next(part for part in pitlane.parts_of(config) if isinstance(part, pitlane.LinearPart))
+
+
 @pytest.fixture(scope="module")
 def watched() -> dict[str, Any]:
     """The objects that hooks get, by the name in the tables of the guide."""
@@ -133,6 +137,14 @@ def watched() -> dict[str, Any]:
         @hookimpl
         def build_runner(self, forward: Any, context: Any) -> Any:
             return lambda batch: (objects.update(batch=batch), forward(batch))[1]
+
+        @hookimpl
+        def build_op(self, kind: str, context: Any) -> None:
+            objects.update(context=context, part=_a_linear(context.config), group=context.config.kv_groups[0])
+
+        @hookimpl
+        def step_finished(self, stats: Any) -> None:
+            objects.update(stats=stats)
 
         @hookimpl
         def propose(self, seqs: Any, limits: Any) -> Any:
@@ -169,12 +181,13 @@ def test_the_fields_of_the_tables_exist(watched: dict[str, Any], table: str, fie
         assert kind.endswith(" or None")
     elif ("[" in kind and "64" in kind) or "32" in kind:
         assert f"{value.dtype}".removeprefix("torch.") == kind.split()[0] and value.dim() == kind.count(",") + 1
-    elif kind.split("[")[0] in ("int", "bool", "str", "list", "tuple", "dict"):
+    elif kind.split("[")[0] in ("int", "bool", "str", "float", "list", "tuple", "dict"):
         assert type(value).__name__ == kind.split("[")[0]
 
 
-def test_the_tables_have_all_five_objects() -> None:
-    assert [table for table, _ in TABLES] == ["seq", "limits", "rows", "lane", "batch"] and len(FIELDS) > 40
+def test_the_tables_have_all_objects() -> None:
+    names = ["seq", "limits", "rows", "lane", "batch", "context", "part", "group", "stats"]
+    assert [table for table, _ in TABLES] == names and len(FIELDS) > 65
 
 
 def test_attributes_of_a_plugin_are_listed() -> None:

@@ -45,13 +45,17 @@ def rows(plugins_dir: str | Path | None = None) -> list[dict[str, Any]]:
     return records
 
 
-@lru_cache(maxsize=1024)
 def code_hash(plugin: type[Plugin]) -> str:
     """A hash of the source files of a loaded plugin: of its built-in module, its installed package, or its loose file.
 
     Call it soon after the plugin is loaded: the first hash counts for this process, even if the files change later. The core is
     left out: a certificate names the version of Pitlane. Empty if there is no file.
     """
+    return _code_hash(plugin)  # type: ignore[arg-type]  # mypy takes no class for hashable
+
+
+@lru_cache(maxsize=1024)
+def _code_hash(plugin: type[Plugin]) -> str:
     parts = plugin.__module__.split(".")
     root = sys.modules.get(".".join(parts[:3]) if parts[:2] == ["pitlane", "plugins"] else parts[0])
     path = Path(getattr(root, "__file__", None) or "")

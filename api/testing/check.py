@@ -118,7 +118,7 @@ class _Check:
                 return self.outcome
         del engine
         detail = "; ".join(changes) or "no global setting changes"
-        self._add(Finding("process", "failed" if changes else "passed", detail), watch.check())
+        self._add(Finding.of("process", not changes, detail), watch.check())
         return self.outcome
 
     def _run_planned(self, engine: Engine, watch: Watch) -> None:
@@ -166,7 +166,7 @@ class _Check:
         detail = (
             "the engine answers as before, bit by bit" if is_same else "answers or logprobs differ from those before"
         )
-        self._add(Finding("off again", "passed" if is_same else "failed", detail))
+        self._add(Finding.of("off again", is_same, detail))
         self._add(check_sequences(run))
 
     def _probe(self, run: Run) -> Result:
@@ -183,7 +183,7 @@ class _Check:
         detail = "; ".join(failed) or ", ".join(hooks) or "none"
         num_drafts = sum(answer.stats["draft_tokens"] for answer in answers)
         self._add(
-            Finding("hooks", "failed" if failed else "passed", detail),
+            Finding.of("hooks", not failed, detail),
             num_answers=len(answers),
             num_draft_tokens=num_drafts,
         )
@@ -191,7 +191,7 @@ class _Check:
             detail = (
                 f"{num_drafts} draft tokens" if num_drafts else "the drafter returned no draft, so nothing is checked"
             )
-            self._add(Finding("drafts", "passed" if num_drafts else "failed", detail))
+            self._add(Finding.of("drafts", num_drafts > 0, detail))
         if any(SPECS[name].kind == "step" for name in hooks):
             seconds = sum(answer.stats["plugin_ms"].get(self.plugin.name, 0.0) for answer in answers) / 1e3
             steps = [max(answer.stats["steps"] for answer in results) for results in (run.answers, run.again)]

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from pitlane.engine.engine import Engine
 from pitlane.engine.events import Result
-from pitlane.engine.plan.plugin import Exactness
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.testing.distributions import distributions, moved
 from pitlane.testing.outcome import Finding
@@ -37,7 +36,7 @@ def check_identical(run: Run) -> Finding:
             differing.append(f"answer {number + 1} differs at token {index + 1}")
     count = sum(len(result.token_ids) for result in results)
     detail = "; ".join(differing) or f"{count} tokens of {len(results)} answers are equal in {run.dtype}"
-    return Finding("exactness", "failed" if differing else "passed", detail)
+    return Finding.of("exactness", not differing, detail)
 
 
 def check_steering(run: Run, effect: Effect | None) -> Finding:
@@ -49,14 +48,14 @@ def check_steering(run: Run, effect: Effect | None) -> Finding:
     num_changed = sum(a.token_ids != b.token_ids for a, b in zip(plain, answers, strict=True))
     if effect is None:
         detail = f"{num_changed} of {len(answers)} answers change"
-        return Finding("exactness", "passed" if num_changed else "failed", detail)
+        return Finding.of("exactness", num_changed > 0, detail)
     num_shown, num_plain = (sum(map(effect, results)) for results in (answers, plain))
     is_shown = num_shown == len(answers) and num_plain < len(plain)
     detail = f"the effect shows in {num_shown} of {len(answers)} answers, and in {num_plain} without the plugin"
-    return Finding("exactness", "passed" if is_shown else "failed", detail)
+    return Finding.of("exactness", is_shown, detail)
 
 
-def check_share(run: Run, declared: Exactness, bound: float | None, model: str, registry: PluginRegistry) -> Share:
+def check_share(run: Run, declared: str, bound: float | None, model: str, registry: PluginRegistry) -> Share:
     """Compare the next-token distributions along the greedy answer to the longest prompt."""
     engine, prompt, text = run.engine, run.longest[0][0], run.plain[-len(SAMPLINGS)].token_ids
     reference = distributions(engine, run.core, prompt, text)
@@ -72,5 +71,4 @@ def check_share(run: Run, declared: Exactness, bound: float | None, model: str, 
     detail = f"{share:.2g} of the probability moves, mean over {len(text)} tokens"
     if bound is None:
         return Share(Finding("exactness", "measured", f"{detail}; give a bound to prove it"), total, None)
-    status = "passed" if share <= bound else "failed"
-    return Share(Finding("exactness", status, f"{detail}; bound {bound:.2g}"), total, bound)
+    return Share(Finding.of("exactness", share <= bound, f"{detail}; bound {bound:.2g}"), total, bound)

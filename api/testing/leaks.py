@@ -24,8 +24,7 @@ def check_sequences(run: Run) -> Finding:
     leaked = [item for item in gc.get_objects() if type(item) is Sequence and item.plan is run.plan]
     faults = [f"KV blocks of groups {lost} are lost"] if lost else []
     faults += [f"{len(leaked)} sequences of finished requests are still held"] if leaked else []
-    status = "failed" if faults else "passed"
-    return Finding("state of requests", status, "; ".join(faults) or "freed, also of an abort")
+    return Finding.of("state of requests", not faults, "; ".join(faults) or "freed, also of an abort")
 
 
 @dataclass(slots=True)
@@ -59,4 +58,4 @@ class Watch:
             faults.append(f"close() was called {self.num_closed} times for {len(self.instances)} instances")
         if any(instance() is not None for instance in self.instances):
             faults.append("the instance is still held after the engine has closed")
-        return Finding("instance", "failed" if faults else "passed", "; ".join(faults) or "closed and freed")
+        return Finding.of("instance", not faults, "; ".join(faults) or "closed and freed")

@@ -30,7 +30,7 @@ def check_requests(run: Run) -> Finding:
         wrong.append("a request beside a request without the plugin has another answer")
     if core_answer.token_ids != run.plain[number].token_ids:
         wrong.append("the plugin changes the answer of a request without it")
-    return Finding("two requests", "failed" if wrong else "passed", "; ".join(wrong) or "alone, in a batch, mixed")
+    return Finding.of("two requests", not wrong, "; ".join(wrong) or "alone, in a batch, mixed")
 
 
 def check_drafters(run: Run, role: str | None, settings: Settings, model: str, registry: PluginRegistry) -> Finding:

@@ -20,6 +20,11 @@ class Finding:
     status: Status
     detail: str
 
+    @classmethod
+    def of(cls, clause: str, is_kept: bool, detail: str) -> Finding:
+        """The finding of a clause that is kept or broken."""
+        return cls(clause, "passed" if is_kept else "failed", detail)
+
 
 @dataclass(frozen=True, slots=True)
 class PluginCheck:

@@ -34,8 +34,10 @@ class Visibility(Protocol):
     A visibility with sinks also has an attribute `num_sinks`: the first tokens that a position sees besides its window.
     """
 
-    @property
-    def max_tokens(self) -> int | None: ...
+    if TYPE_CHECKING:  # at run time, a subclass may set the attribute
+
+        @property
+        def max_tokens(self) -> int | None: ...
 
     def starts(self, positions: Positions) -> Positions:
         """Return the index of the first token that each position sees."""
@@ -49,9 +51,11 @@ class Eviction(Visibility, Protocol):
     a text.
     """
 
-    @property
-    def interval(self) -> int:
-        """Tokens between two evictions, in whole blocks."""
+    if TYPE_CHECKING:
+
+        @property
+        def interval(self) -> int:
+            """Tokens between two evictions, in whole blocks."""
 
     def score(self, keys: Tensor) -> float:
         """Score a full block by its keys [L, Hkv, N, D], as stored, in all layers of the group. Called once per block."""

@@ -10,7 +10,6 @@ import importlib
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -193,8 +192,7 @@ class PluginRegistry:
             check_api(name, candidate.api_version())
             if trace.IS_ON:
                 trace.print_load(name, source)
-            with nullcontext([]) if source == BUILT_IN_SOURCE else watched(name, source) as notes:
-                loaded = candidate.load()
+            loaded, notes = _imported(candidate)
             classes: list[Any] = [*_classes_of(loaded)] if isinstance(loaded, ModuleType) else [loaded]
             if not classes:
                 raise TypeError("it holds no Plugin class")
@@ -240,6 +238,15 @@ def check_roles(plugins: Sequence[type[Plugin]]) -> None:
         holder = holders.setdefault(plugin.role, plugin.name) if plugin.role else plugin.name
         if holder != plugin.name:
             raise PlanConflict(f"{plugin.role} is held by {holder}; take it out to enable {plugin.name}")
+
+
+def _imported(candidate: Candidate) -> tuple[object, list[str]]:
+    """Import a plugin. Returns its class or module, and what its import did beside."""
+    if candidate.source == BUILT_IN_SOURCE:
+        return candidate.load(), []
+    with watched(candidate.name, candidate.source) as notes:
+        loaded = candidate.load()
+    return loaded, notes
 
 
 def _raise_cause(error: HookError) -> None:

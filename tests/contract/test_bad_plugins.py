@@ -398,3 +398,16 @@ def test_a_visibility_that_is_none(engine_with: Any) -> None:
         assert answer.token_ids == engine.generate(PROMPT, GREEDY).token_ids
         assert answer.stats["failed"]["bad"].startswith("bad.trim_cache: ")
         engine.close()
+
+
+def test_a_visibility_may_set_its_limit_in_its_constructor(engine_with: Any) -> None:
+    class Own(Visibility):
+        def __init__(self, limit: int) -> None:
+            self.max_tokens = limit  # type: ignore[misc]  # a type checker wants a property; Python does not
+
+        def starts(self, positions: Any) -> Any:
+            return (positions - 63).clip(min=0)
+
+    engine = engine_with(bad_plugin("approximate", {"trim_cache": lambda group, context: Own(64)}))
+    answer = engine.generate(PROMPT, GREEDY, plan=engine.plan({"bad": {}}))
+    assert answer.stats["failed"] == {} and len(answer.token_ids) == 12
