@@ -27,7 +27,7 @@ from pitlane.engine.kv.visibility import (
 )
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.builder import Builder, Transform
-from pitlane.engine.models.decoder import Decoder, parts_of
+from pitlane.engine.models.decoder import Decoder, parts_of, residual_dtype
 from pitlane.engine.models.layers import Ops
 from pitlane.engine.models.parts import EmbeddingPart, LinearPart, LinearPlan, Part, Tensors
 from pitlane.engine.models.source import ModelSource
@@ -190,8 +190,9 @@ def _operation(kind: str, context: BuildContext, _: Plugin, result: object) -> o
     size: dict[str, Any] = {"dtype": context.dtype, "device": context.device}
     config = context.config
     if kind == "rms_norm":
-        x, weight = torch.ones(2, config.hidden_size, **size), torch.ones(config.hidden_size, **size)
-        _try_part(result, (x, weight, config.rms_norm_eps), tuple(x.shape), context)
+        rows, weight = torch.ones(2, config.hidden_size, **size), torch.ones(config.hidden_size, **size)
+        for x in (rows.to(residual_dtype(context.dtype)), rows):
+            _try_part(result, (x, weight, config.rms_norm_eps), tuple(x.shape), context)
     elif kind.endswith("_mul"):
         x = torch.ones(2, 2 * config.intermediate_size, **size)
         _try_part(result, (x,), (2, config.intermediate_size), context)

@@ -24,10 +24,11 @@ static void work(void *arg) {
 
 int has_linear_bf16(void) { return has_vectors(); }
 
-void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, uint16_t *y, uint16_t *scratch, long rows, long outs,
-                 long ins, int amx, int threads) {
+void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, void *y, uint16_t *scratch, long rows, long outs, long ins,
+                 int amx, int threads, int wide) {
     Job job = {.x = (const uint32_t *)x, .w = (const char *)w, .bias = bias, .y = y, .rows = rows, .outs = outs, .amx = amx};
     job.packed = rows > 1 && !amx ? (uint32_t *)scratch : 0;
+    job.wide = wide;
     job.pairs = ins / 2;
     job.parts = minimum(4 * threads, ceil_divide(job.pairs, LINE));
     job.panels = ceil_divide(outs, OUTS);
@@ -40,9 +41,9 @@ void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, uin
 
 int has_linear_bf16(void) { return 0; }
 
-void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, uint16_t *y, uint16_t *scratch, long rows, long outs,
-                 long ins, int amx, int threads) {
-    (void)x, (void)w, (void)bias, (void)y, (void)scratch, (void)rows, (void)outs, (void)ins, (void)amx, (void)threads;
+void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, void *y, uint16_t *scratch, long rows, long outs, long ins,
+                 int amx, int threads, int wide) {
+    (void)x, (void)w, (void)bias, (void)y, (void)scratch, (void)rows, (void)outs, (void)ins, (void)amx, (void)threads, (void)wide;
 }
 
 #endif
