@@ -1,8 +1,8 @@
 """rms_norm and silu_mul over rows, computed in float32, in one pass over memory. The results are bfloat16.
 
-rms_norm: y [T, D] = x / sqrt(mean(x^2) + eps) * w, where x is float32 or bfloat16; moves 6 or 4 T D bytes, ATen needs eight passes. silu_mul: y [T, I] =
-silu(gate) * up, where x [T, 2 I] = gate, up; moves 6 T I bytes, ATen needs three passes. A row's result does not depend
-on the other rows.
+rms_norm: y [T, D] = x / sqrt(mean(x^2) + eps) * w, where x is float32 or bfloat16; moves 6 or 4 T D bytes, ATen needs eight
+passes. silu_mul: y [T, I] = silu(gate) * up, where x [T, 2 I] = gate, up; moves 6 T I bytes, ATen needs three passes. A row's
+result does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     is_fitting = weight.dtype == torch.bfloat16 and weight.shape == (dim,) and weight.is_contiguous()
     if x.dtype not in (torch.float32, torch.bfloat16) or not is_fitting:
         raise ValueError(
-            f"x must be float32 or bfloat16 [T, {dim}] and weight bfloat16 [{dim}], got {x.dtype}, {_described(weight)}"
+            f"x must be float32 or bfloat16 and weight bfloat16, [T, {dim}] and [{dim}], got {x.dtype}, {_described(weight)}"
         )
     y = torch.empty_like(x, dtype=torch.bfloat16)
     addresses = x.data_ptr(), weight.data_ptr(), y.data_ptr()

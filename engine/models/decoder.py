@@ -3,9 +3,9 @@
 Per layer: x + o(attention(rope(norm(q)), rope(norm(k)), v)), then x + down(act(gate) * up); with output norms, both sums add
 the normed output. The module reads no tensor: it names its parts to a builder. The names below are canonical, those of a Llama
 checkpoint and of two norms that a Llama does not have; a family maps them to the names in its checkpoints. Knows no
-sequences and no plugins; the caller runs it under `torch.inference_mode`. The residual stream x and the logits are float32 also where
-the weights and the inputs of the linears are bfloat16 or float16. Shapes: T tokens flat, R logit rows, H query heads
-and Hkv KV heads of size D; q, k and v are views of one tensor, so their rows are strided.
+sequences and no plugins; the caller runs it under `torch.inference_mode`. In bfloat16 and float16, the residual stream x and the
+logits are float32; weights, the inputs of linears and KV have the model's dtype. Shapes: T tokens flat, R logit rows, H query
+heads and Hkv KV heads of size D; q, k and v are views of one tensor, so their rows are strided.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class Decoder:
 def residual_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the residual stream and of the logits in a model of `dtype`: float32 for bfloat16 and float16, else `dtype`.
 
-    Beside float32, SmolLM2 then loses about a third as much to bfloat16 (docs/exactness.md).
+    The divergence of SmolLM2 in bfloat16 from float32 is then a quarter of what it is otherwise (docs/exactness.md).
     """
     return torch.promote_types(dtype, torch.float32)
 

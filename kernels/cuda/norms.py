@@ -50,7 +50,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add_rms_norm(x: Tensor, out: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x, out [T, D], weight [D] -> x + out in x's dtype and its norm in the weight's dtype, new tensors [T, D]."""
     if x.shape != out.shape:
-        raise ValueError(f"x and out must have one shape, got {list(x.shape)} and {list(out.shape)}")
+        raise ValueError(f"x and out must be alike in shape, got {list(x.shape)} and {list(out.shape)}")
     return _normed(x, out, weight, eps)
 
 

@@ -46,6 +46,9 @@ def test_is_within_a_rounding_of_the_exact_value(rows: int, outputs: int, inputs
     result = linear.Packed(weight, offset)(x)
     assert result.shape == (rows, outputs) and result.dtype == torch.bfloat16
     assert bool(((result.double() - exact).abs() <= BF16_STEP * exact.abs() + 1e-6 * size).all())
+    wide = linear.Packed(weight, offset).wide(x)
+    assert wide.dtype == torch.float32 and torch.equal(wide.bfloat16(), result)
+    assert bool(((wide.double() - exact).abs() <= 1e-6 * size + 1e-6).all())
 
 
 @here
@@ -55,6 +58,7 @@ def test_a_row_is_the_same_in_any_batch() -> None:
     whole = weight(x)
     for first, last in [(0, 1), (7, 8), (0, 2), (5, 17), (3, 16), (0, 25), (100, 293), (299, 300)]:
         assert torch.equal(weight(x[first:last]), whole[first:last])
+        assert torch.equal(weight.wide(x[first:last]).bfloat16(), whole[first:last])
 
 
 @here
