@@ -141,7 +141,10 @@ class TorchNorm(Plugin):
     def build_op(self, kind: str) -> Callable[..., Any] | None:
         from torch.nn.functional import rms_norm
 
-        return (lambda x, weight, eps: rms_norm(x, weight.shape, weight, eps)) if kind == "rms_norm" else None
+        def norm(x: Any, weight: Any, eps: float) -> Any:
+            return rms_norm(x, weight.shape, weight.to(x.dtype), eps).to(weight.dtype)
+
+        return norm if kind == "rms_norm" else None
 
 
 class CountedAttention(Plugin):

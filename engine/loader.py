@@ -20,7 +20,7 @@ from pitlane.engine.errors import BadOption, PitlaneError
 from pitlane.engine.kv.capacity import BLOCK_SIZE, LaneLimits
 from pitlane.engine.kv.memory import Needs, available, check_fit, gib
 from pitlane.engine.models.build_context import BuildContext
-from pitlane.engine.models.decoder import parts_of
+from pitlane.engine.models.decoder import parts_of, residual_dtype
 from pitlane.engine.models.mapping import trim_heap
 from pitlane.engine.models.recorder import num_parameters
 from pitlane.engine.models.registry import resolve
@@ -204,7 +204,7 @@ class Loader:
         parts = [
             KV_FORMAT,
             self.source.weights.fingerprint(),
-            str(self.dtype),
+            _computed_in(self.dtype),
             repr(self.config),
             self.tokenizer.fingerprint(),
             *plan.kv_key,
@@ -213,6 +213,12 @@ class Loader:
         for part in parts:
             digest.update(len(part).to_bytes(4, "little") + part.encode())
         return digest.hexdigest()
+
+
+def _computed_in(dtype: torch.dtype) -> str:
+    """The dtype of the weights, and that of the residual stream where it differs: stored KV depends on both."""
+    stream = residual_dtype(dtype)
+    return str(dtype) if stream == dtype else f"{dtype}, residuals {stream}"
 
 
 def kv_share(kv_memory: int | None, needs: Needs, context: int, device: torch.device) -> int:

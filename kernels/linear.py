@@ -86,9 +86,16 @@ class Packed:
         self.bias = None if bias is None else bias.contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
+        return self._product(x, torch.bfloat16)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """The same with y in float32: the sums are not rounded."""
+        return self._product(x, torch.float32)
+
+    def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         x = checked_inputs(x, self.num_inputs, (torch.bfloat16,))
         rows, inputs = x.shape
-        y = x.new_empty(rows, self.num_outputs)
+        y = x.new_empty(rows, self.num_outputs, dtype=dtype)
         scratch = x.new_empty(rows, inputs, dtype=torch.float32 if self.products == "float32" else x.dtype)
         cpu.linear_bf16(
             x.data_ptr(),
@@ -101,6 +108,7 @@ class Packed:
             inputs,
             PRODUCTS.index(self.products),
             torch.get_num_threads(),
+            dtype == torch.float32,
         )
         return y
 

@@ -1,8 +1,8 @@
-"""rms_norm and silu_mul over rows of bfloat16, computed in float32, in one pass over memory.
+"""rms_norm and silu_mul over rows, computed in float32, in one pass over memory. The results are bfloat16.
 
-rms_norm: y [T, D] = x / sqrt(mean(x^2) + eps) * w; moves 4 T D bytes, ATen needs eight passes. silu_mul: y [T, I] =
-silu(gate) * up, where x [T, 2 I] = gate, up; moves 6 T I bytes, ATen needs three passes. A row's result does not depend
-on the other rows.
+rms_norm: y [T, D] = x / sqrt(mean(x^2) + eps) * w, where x is float32 or bfloat16; moves 6 or 4 T D bytes, ATen needs eight
+passes. silu_mul: y [T, I] = silu(gate) * up, where x [T, 2 I] = gate, up; moves 6 T I bytes, ATen needs three passes. A row's
+result does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pitlane.kernels.extension import MISSING, cpu
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The reference in float32."""
+    """The reference in float32. The result has the dtype of the weight."""
     value = x.float()
-    return (value * (value.pow(2).mean(-1, keepdim=True) + eps).rsqrt() * weight.float()).to(x.dtype)
+    return (value * (value.pow(2).mean(-1, keepdim=True) + eps).rsqrt() * weight.float()).to(weight.dtype)
 
 
 def silu_mul_ref(gate_up: Tensor) -> Tensor:
@@ -28,13 +28,17 @@ def silu_mul_ref(gate_up: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [T, D], weight [D] -> y [T, D], a new tensor."""
+    """x [T, D] in float32 or bfloat16, weight [D] in bfloat16 -> y [T, D] in bfloat16, a new tensor."""
     x = x.contiguous()
-    y = torch.empty_like(x)
     rows, dim = x.shape
-    if not x.dtype == weight.dtype == torch.bfloat16 or weight.shape != (dim,) or not weight.is_contiguous():
-        raise ValueError(f"x and weight must be bfloat16 [T, {dim}] and [{dim}], got {x.dtype}, {_described(weight)}")
-    cpu.rms_norm_bf16(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, dim, torch.get_num_threads(), eps)
+    is_fitting = weight.dtype == torch.bfloat16 and weight.shape == (dim,) and weight.is_contiguous()
+    if x.dtype not in (torch.float32, torch.bfloat16) or not is_fitting:
+        raise ValueError(
+            f"x must be float32 or bfloat16 and weight bfloat16, [T, {dim}] and [{dim}], got {x.dtype}, {_described(weight)}"
+        )
+    y = torch.empty_like(x, dtype=torch.bfloat16)
+    addresses = x.data_ptr(), weight.data_ptr(), y.data_ptr()
+    cpu.rms_norm_bf16(*addresses, rows, dim, torch.get_num_threads(), x.dtype == torch.float32, eps)
     return y
 
 
@@ -61,7 +65,12 @@ def unavailable() -> str | None:
     if not cpu.has_ops_bf16():
         return "this CPU has no AVX-512 BF16"
     x = torch.randn(3, 74, generator=torch.Generator().manual_seed(0)).bfloat16()
-    pairs = (rms_norm(x, x[0], 1e-5), rms_norm_ref(x, x[0], 1e-5)), (silu_mul(x), silu_mul_ref(x))
+    wide = x.float() * 1.001
+    pairs = (
+        (rms_norm(x, x[0], 1e-5), rms_norm_ref(x, x[0], 1e-5)),
+        (rms_norm(wide, x[0], 1e-5), rms_norm_ref(wide, x[0], 1e-5)),
+        (silu_mul(x), silu_mul_ref(x)),
+    )
     if not all(torch.allclose(result.float(), expected.float(), rtol=2**-7, atol=1e-6) for result, expected in pairs):
         return "their results differ from the references on this machine; please report it"
     return None

@@ -38,6 +38,7 @@ from pitlane.kernels.quantize_math import Codes
 
 log = logging.getLogger("pitlane")
 DTYPES = (torch.bfloat16, torch.float32)  # of the kernel
+BF16, FLOATS, FLOAT_OUTPUTS = range(3)  # dtypes of x and y in the kernel, INT_... in linear_int.h
 LEVELS = ("plain", "avx2", "avx512", "amx")  # of the kernel; PITLANE_CPU_KERNELS names the highest level to use
 MAX_INPUTS = 2**20  # of the kernel
 CHUNK = 2**19  # weights that are packed or unpacked at once
@@ -161,13 +162,19 @@ class Quantized:
         return rows
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.level is None:
-            return self._without_c(x)
+        return self._in_c(x, x.dtype) if self.level is not None else self._without_c(x)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """The same with y in float32: it is not rounded to x's dtype."""
+        return self._in_c(x, torch.float32) if self.level is not None else self._without_c(x, torch.float32)
+
+    def _in_c(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """dtype: of y. float32, or that of x."""
         x = checked_inputs(x, self.num_inputs, DTYPES)
         rows, inputs = x.shape
         form = self.form
         words = -(-inputs // 4) * (1 if form.quantized else 4) + 2 * -(-inputs // form.input_group)
-        y, scratch = x.new_empty(rows, self.num_outputs), torch.empty(rows, words)
+        y, scratch = x.new_empty(rows, self.num_outputs, dtype=dtype), torch.empty(rows, words)
         cpu.int_linear(
             x.data_ptr(),
             self.packed.data_ptr(),
@@ -182,28 +189,31 @@ class Quantized:
             form.input_group,
             form.symmetric,
             form.quantized,
-            x.dtype == torch.float32,
+            FLOATS if x.dtype == torch.float32 else FLOAT_OUTPUTS if dtype == torch.float32 else BF16,
             self.level,
             torch.get_num_threads(),
             UNIT,
         )
         return y
 
-    def _without_c(self, x: Tensor) -> Tensor:
+    def _without_c(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         if not self.by_triton or x.dtype not in triton.DTYPES:
-            return self.reference(x)
+            return self.reference(x, dtype)
         from pitlane.kernels.cuda.linear import linear
 
-        return linear(x, self)
+        return linear(x, self, dtype)
 
-    def reference(self, x: Tensor) -> Tensor:
-        """The same in torch, in float32 or float64. With rounded inputs, sums of a group are exact: rows are independent."""
+    def reference(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        """The same in torch, in float32 or float64. With rounded inputs, sums of a group are exact: rows are independent.
+
+        out_dtype: of y; None: that of x.
+        """
         dtype = torch.promote_types(x.dtype, torch.float32)
         y = torch.cat(
             [self._product(x, first, dtype) for first in range(0, len(self.packed), self.panels_per_chunk)], 1
         )
         y = y[:, : self.num_outputs] * (UNIT if self.scales is None else self.scales)
-        return (y if self.bias is None else y + self.bias).to(x.dtype)
+        return (y if self.bias is None else y + self.bias).to(out_dtype or x.dtype)
 
     def _product(self, x: Tensor, first: int, dtype: torch.dtype) -> Tensor:
         """x [M, K] times the numbers of the panels of a chunk, and with 4 bits their scales and lows."""

@@ -1,9 +1,10 @@
 """A decode or verify step of a decoder in one C call: embedding rows in, logits out.
 
 A program is a list of operations (`Op`) over plain addresses, for kernels/cpu/step.c. Its linears, attention and row operations
-are the C functions of linear.py, quantized.py, attention.py and ops.py. Residuals, norms of heads and RoPE round as ATen does in
-the core's decoder. So the logits have the bits of these kernels called one by one. A batch has at most `MAX_ROWS` rows (tokens).
-Bytes moved: the weights and the KV that the rows see, each once. kernels/cpu/step.h explains the fields.
+are the C functions of linear.py, quantized.py, attention.py and ops.py. Residuals and logits are float32, as in the core's
+decoder; norms of heads and RoPE round as ATen does there. So the logits have the bits of these kernels called one by one. A batch
+has at most `MAX_ROWS` rows (tokens). Bytes moved: the weights and the KV that the rows see, each once. kernels/cpu/step.h explains
+the fields.
 """
 
 from __future__ import annotations
@@ -143,21 +144,20 @@ class Program:
         angles: Sequence[tuple[Tensor, Tensor]],
         second: Sequence[Tensor | None],
     ) -> Tensor:
-        """x [T, hidden], positions [T], logit_rows [R] -> logits [R, V]. Writes the KV of the T tokens at `slots` [T] per group.
+        """x [T, hidden] in float32, positions [T], logit_rows [R] -> logits [R, V] in float32.
 
-        parts: per group, what each token sees. angles: per rotary embedding, cos and sin [positions, D / 2]. second: per group, the
-        positions [T] of the second queries, for sinks; None = the group has none. Not reentrant.
+        Writes the KV of the T tokens at `slots` [T] per group. parts: per group, what each token sees. angles: per rotary
+        embedding, cos and sin [positions, D / 2]. second: per group, the positions [T] of the second queries, for sinks; None = the
+        group has none. Not reentrant.
         """
         rows, count = x.shape[0], logit_rows.shape[0]
         if (
             not 0 < rows <= MAX_ROWS
-            or x.dtype != torch.bfloat16
+            or x.dtype != torch.float32
             or x.shape[1] != self.shape.hidden
             or not x.is_contiguous()
         ):
-            raise ValueError(
-                f"x must be bfloat16 [1 to {MAX_ROWS}, {self.shape.hidden}], got {x.dtype} {list(x.shape)}"
-            )
+            raise ValueError(f"x must be float32 [1 to {MAX_ROWS}, {self.shape.hidden}], got {x.dtype} {list(x.shape)}")
         given = (positions, *slots, *(tensor for tensor in second if tensor is not None))
         if any(tensor.shape != (rows,) for tensor in given):
             raise ValueError(f"positions and slots must be [{rows}], got {[list(tensor.shape) for tensor in given]}")

@@ -2,14 +2,16 @@
 
 Changes in the loop: `build_runner` makes a program of operations from the model (kernels/step.py), and runs it for small batches.
 Exactness: identical. The logits have the bits of the model without the plugin, with `flash_attention`, `fused_ops`, and one of
-`packed_linear`, `int8` and `int4`: the linears, attention, norms and activations are their C functions, and residuals, norms of
-heads and RoPE round as the core does. KV may be quantized by `kv_quant`, and dropped by `attention_sinks` or `key_norm_eviction`.
+`packed_linear`, `int8` and `int4`: the linears, attention, norms and activations are their C functions, residuals are float32, and
+norms of heads and RoPE round as the core does. KV may be quantized by `kv_quant`, and dropped by `attention_sinks` or
+`key_norm_eviction`.
 All other batches and models run as without the plugin: more than 64 tokens; linears, operations, attention or KV stores of other
 plugins; a sequence that goes beyond a block of quantized KV; norms behind attention or MLP. `stats.notes` counts the steps of the
 lane by way, and names the reasons.
-Costs: memory for the intermediate results of a step, which stays allocated: with contexts up to 512 tokens about 0.3 MB per token
-for SmolLM2-135M, 0.6 MB for llama-1b; a table of angles. Helps small models and busy machines: a step has one wake-up instead of
-one per operation, Python's time per operation is gone, and a thread that the operating system has suspended stops no other thread.
+Costs: memory for the intermediate results of a step, which stays allocated: with contexts up to 512 tokens and without the logits,
+0.34 MB per token for SmolLM2-135M, 0.73 MB for llama-1b; a table of angles. Helps small models and busy machines: a step has one
+wake-up instead of one per operation, Python's time per operation is gone, and a thread that the operating system has suspended
+stops no other thread.
 Source: the parallel walk is the project's own (kernels/cpu/step.c)
 """
 
@@ -107,9 +109,7 @@ class Step:
         return self._compiled(batch, parts)
 
     def _compiled(self, batch: Batch, parts: list[Any]) -> Output:
-        x = self.model.embedding(batch.token_ids)
-        if self.model.multiplier != 1.0:
-            x *= self.model.multiplier
+        x = self.model.embedded(batch.token_ids)
         open_slots = _open_slots(self.stores)
         if open_slots != self.open_slots:  # a store of quantized KV has moved its open blocks
             self.program, self.open_slots = self.build(), open_slots

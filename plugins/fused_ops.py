@@ -3,8 +3,9 @@
 Changes in the loop: `build_op` gives the model `rms_norm` and `silu_mul` in C (kernels/ops.py). On CUDA it gives these, `gelu_mul`,
 `add_rms_norm` (the sum of the residual stream and its norm), `rope_store` (RoPE and the KV write) and `sample` (the tokens of a
 step) in Triton (kernels/cuda); no GPU has run them yet.
-Exactness: rounding. The kernels compute in float32 and round once: an output is within 2^-8 (relative) of the exact value. A row's
-result does not depend on the other rows. Costs: nothing. Helps small models and batches, where a step is more than matrix products.
+Exactness: rounding. The kernels compute in float32 and round once: an output is within 2^-8 (relative) of the exact value. The sum
+of the residual stream stays in float32. A row's result does not depend on the other rows. Costs: nothing. Helps small models and
+batches, where a step is more than matrix products.
 """
 
 from __future__ import annotations

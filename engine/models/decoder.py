@@ -3,8 +3,9 @@
 Per layer: x + o(attention(rope(norm(q)), rope(norm(k)), v)), then x + down(act(gate) * up); with output norms, both sums add
 the normed output. The module reads no tensor: it names its parts to a builder. The names below are canonical, those of a Llama
 checkpoint and of two norms that a Llama does not have; a family maps them to the names in its checkpoints. Knows no
-sequences and no plugins; the caller runs it under `torch.inference_mode`. Shapes: T tokens flat, R logit rows, H query heads
-and Hkv KV heads of size D; q, k and v are views of one tensor, so their rows are strided.
+sequences and no plugins; the caller runs it under `torch.inference_mode`. In bfloat16 and float16, the residual stream x and the
+logits are float32; weights, the inputs of linears and KV have the model's dtype. Shapes: T tokens flat, R logit rows, H query
+heads and Hkv KV heads of size D; q, k and v are views of one tensor, so their rows are strided.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from pitlane.engine.kv.store import DenseKV, KVStore
 from pitlane.engine.models.config import DecoderConfig
-from pitlane.engine.models.layers import Ops
+from pitlane.engine.models.layers import Ops, wide
 from pitlane.engine.models.parts import Feed, Part
 from pitlane.engine.models.recorder import PartMaker, Recorder
 from pitlane.engine.models.rope import Rope
@@ -78,6 +79,7 @@ class Decoder:
         self.ops = Ops()
         self.op_kinds, self.fused_kinds = ("rms_norm", ACTIVATIONS[config.activation]), FUSED
         self.num_layers, self.exit_layers, self.kv_groups = config.num_layers, config.exit_layers, config.kv_groups
+        self.residual_dtype = residual_dtype(build.dtype)
         # transformers rounds the factor to the model's dtype too
         self.multiplier = float(torch.tensor(config.embedding_multiplier, dtype=build.dtype))
         ropes = [config.rope_of(layer) for layer in range(config.num_layers)]
@@ -102,14 +104,12 @@ class Decoder:
         reads: list[Any],
         num_layers: int | None = None,
     ) -> Tensor:
-        """Write the batch's KV and return logits [R, V] of its logit rows, in the model's dtype.
+        """Write the batch's KV and return logits [R, V] of its logit rows, in `residual_dtype`.
 
         reads: per KV group, the result of `attention.prepare`. num_layers: run only the first `num_layers` layers, then norm and
         head (early exit, for drafts).
         """
-        x = self.embedding(batch.token_ids)
-        if self.multiplier != 1.0:
-            x *= self.multiplier
+        x = self.embedded(batch.token_ids)
         angles = [rope.angles(batch.positions) for rope in self.ropes]
         shifted = [
             None if group.sink_positions is None else self._shifted(group.sink_positions) for group in batch.groups
@@ -121,8 +121,15 @@ class Decoder:
             )
         assert out is not None, "a model runs at least one layer"
         x, out = (rows.index_select(0, batch.logit_rows) for rows in (x, out))
-        logits: Tensor = self.head(self.ops.add_norm(x, out, self.norm, self.config.rms_norm_eps)[1])
-        return logits
+        normed = self.ops.add_norm(x, out, self.norm, self.config.rms_norm_eps)[1]
+        return wide(self.head, normed).to(self.residual_dtype)
+
+    def embedded(self, token_ids: Tensor) -> Tensor:
+        """Return the rows [T, hidden] that the first layer reads, a new tensor in `residual_dtype`."""
+        x: Tensor = self.embedding(token_ids).to(self.residual_dtype)
+        if self.multiplier != 1.0:
+            x *= self.multiplier
+        return x
 
     def run_layer(
         self,
@@ -145,7 +152,7 @@ class Decoder:
         if layer.attention_output_norm is not None:
             out = norm(out, layer.attention_output_norm, eps)
         x, normed = add_norm(x, out, layer.mlp_norm, eps)
-        out = layer.down(activate(layer.gate_up(normed)))
+        out = wide(layer.down, activate(layer.gate_up(normed)))
         return x, out if layer.mlp_output_norm is None else norm(out, layer.mlp_output_norm, eps)
 
     def _shifted(self, sink_positions: Tensor) -> list[Angles]:
@@ -189,7 +196,15 @@ class Decoder:
             out = attention(q, k, v, store, layer.index_in_group, reads)
         else:  # a plan whose attention cannot read sinks was refused
             out = cast(SinkAttention, attention)(q, k, v, store, layer.index_in_group, reads, sink_q)
-        return layer.output(out.reshape(x.shape[0], heads * dim))
+        return wide(layer.output, out.reshape(x.shape[0], heads * dim))
+
+
+def residual_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the residual stream and of the logits in a model of `dtype`: float32 for bfloat16 and float16, else `dtype`.
+
+    The divergence of SmolLM2 in bfloat16 from float32 is then a quarter of what it is otherwise (docs/exactness.md).
+    """
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _qk_norm(config: DecoderConfig, build: PartMaker, at: str) -> Tensor:

@@ -20,9 +20,19 @@ from pitlane.engine.models.parts import EmbeddingPart, LinearPart, LinearPlan, N
 
 
 class Linear(Protocol):
-    """A callable x [T, in] -> y [T, out]. y is a new tensor. The plan of the hook `build_linear` builds a Linear."""
+    """A callable x [T, in] -> y [T, out]. y is a new tensor. The plan of the hook `build_linear` builds a Linear.
+
+    y has the dtype of x. A Linear may also have a method `wide`: the same, but y is float32, and its sums are not rounded to the
+    dtype of x. The model calls `wide` for the residual stream and the logits.
+    """
 
     def __call__(self, x: Tensor) -> Tensor: ...
+
+
+def wide(linear: Linear, x: Tensor) -> Tensor:
+    """Return linear(x) for the residual stream or as logits: in float32 if the linear has a method `wide`, else in x's dtype."""
+    method: Linear | None = getattr(linear, "wide", None)
+    return linear(x) if method is None or x.dtype.itemsize > 2 else method(x)
 
 
 # Smallest weight, in elements, that we reorder for oneDNN. Below it `F.linear` is faster. Float32, M = 1, 2 cores:
@@ -104,8 +114,13 @@ class Embedding:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight over rows [T, D]. ATen computes half dtypes in float32, other dtypes in their own precision."""
-    return F.rms_norm(x, tuple(weight.shape), weight, eps)
+    """x / rms(x) * weight over rows [T, D], in the weight's dtype.
+
+    ATen computes half dtypes in float32, other dtypes in their own precision. A float32 x with a half weight is rounded once.
+    """
+    if x.dtype == weight.dtype:
+        return F.rms_norm(x, tuple(weight.shape), weight, eps)
+    return F.rms_norm(x, tuple(weight.shape), weight.to(x.dtype), eps).to(weight.dtype)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -141,7 +156,7 @@ class Ops:
         return self.add_rms_norm is not None or self.rope_store is not None
 
     def add_norm(self, x: Tensor, out: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Return x + out and its norm, both [T, D]. May write the sum into x."""
+        """Return x + out, in x's dtype, and its norm, in the weight's dtype; both [T, D]. May write the sum into x."""
         if self.add_rms_norm is not None:
             return self.add_rms_norm(x, out, weight, eps)
         x += out

@@ -123,9 +123,11 @@ def build_embedding(part: EmbeddingPart, context: BuildContext) -> LinearPlan | 
 def build_op(kind: str, context: BuildContext) -> Callable[..., Any] | None:
     """Build one operation of a model. Called at load, once per kind for a lane and for every draft model.
 
-    kind: `rms_norm` (x [T, D], weight [D], eps -> [T, D]); and the model's activation, `silu_mul` or `gelu_mul` ([T, 2 I] ->
-    [T, I]). The result is a new tensor. Then the fused kinds, which the model calls instead of plain operations:
-    `add_rms_norm` (x, out [T, D], weight [D], eps -> x + out and its norm), used if the same plugin gives `rms_norm`; and
+    kind: `rms_norm` (x [T, D], weight [D], eps -> [T, D] in the weight's dtype); and the model's activation, `silu_mul` or
+    `gelu_mul` ([T, 2 I] -> [T, I]). The result is a new tensor. The residual stream x is float32 where `context.dtype` is bfloat16
+    or float16; so a norm takes float32 and `context.dtype`. Then the fused kinds, which the model calls instead of plain
+    operations: `add_rms_norm` (x, out [T, D], weight [D], eps -> x + out in x's dtype and its norm in the weight's dtype; out has
+    x's dtype or `context.dtype`), used if the same plugin gives `rms_norm`; and
     `rope_store` (qk [T, H + Hkv, D], v [T, Hkv, D], cos, sin [T, 1, D], keys, values [Hkv, S, D], slots [T] -> qk rotated, a
     new tensor; it also writes keys and v to the slots), used for layers with RoPE over the core's KV store. At last `sample`:
     logits [R, V] and lists of R values (noise keys, temperatures, top_k, top_p, min_p) -> token ids [R]. May change output within

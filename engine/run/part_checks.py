@@ -18,6 +18,7 @@ from pitlane.engine.kv.state import KVGroup
 from pitlane.engine.kv.store import DenseKV, KVStore, KVStorePlan
 from pitlane.engine.kv.visibility import Visibility, checked, checked_eviction, evicts, num_sinks_of
 from pitlane.engine.models.build_context import BuildContext
+from pitlane.engine.models.decoder import residual_dtype
 from pitlane.engine.models.parts import EmbeddingPart, LinearPart, LinearPlan, Part, Tensors
 from pitlane.engine.plan.changes import now
 from pitlane.engine.plan.hooks import Answer, HookError, refuse
@@ -51,8 +52,9 @@ def operation(kind: str, context: BuildContext, _: Plugin, result: object) -> ob
     size: dict[str, Any] = {"dtype": context.dtype, "device": context.device}
     config = context.config
     if kind == "rms_norm":
-        x, weight = torch.ones(2, config.hidden_size, **size), torch.ones(config.hidden_size, **size)
-        _try_part(result, (x, weight, config.rms_norm_eps), tuple(x.shape), context)
+        rows, weight = torch.ones(2, config.hidden_size, **size), torch.ones(config.hidden_size, **size)
+        for x in (rows.to(residual_dtype(context.dtype)), rows):
+            _try_part(result, (x, weight, config.rms_norm_eps), tuple(x.shape), context)
     elif kind.endswith("_mul"):
         x = torch.ones(2, 2 * config.intermediate_size, **size)
         _try_part(result, (x,), (2, config.intermediate_size), context)

@@ -40,10 +40,11 @@ size_t scratch_bytes_bf16(int products, long rows, long ins) {
     return products == BY_FLOATS ? (size_t)ins * 4 : products == BY_TILES || rows == 1 ? 0 : (size_t)ins * 2;
 }
 
-void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, uint16_t *y, void *scratch, long rows, long outs,
-                 long ins, int products, int threads) {
+void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, void *y, void *scratch, long rows, long outs, long ins,
+                 int products, int threads, int wide) {
     Job job = {.x = (const uint32_t *)x, .w = (const char *)w, .bias = bias, .y = y, .rows = rows, .outs = outs};
     job.products = products;
+    job.wide = wide;
     job.packed = scratch_bytes_bf16(products, rows, ins) ? scratch : NULL;
     job.pairs = ins / 2;
     job.parts = minimum(4 * threads, ceil_divide(job.pairs, LINE));
@@ -61,9 +62,9 @@ int has_products(int64_t products, int64_t ins) { return (void)products, (void)i
 
 size_t scratch_bytes_bf16(int products, long rows, long ins) { return (void)products, (void)rows, (void)ins, 0; }
 
-void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, uint16_t *y, void *scratch, long rows, long outs,
-                 long ins, int products, int threads) {
-    (void)x, (void)w, (void)bias, (void)y, (void)scratch, (void)rows, (void)outs, (void)ins, (void)products, (void)threads;
+void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, void *y, void *scratch, long rows, long outs, long ins,
+                 int products, int threads, int wide) {
+    (void)x, (void)w, (void)bias, (void)y, (void)scratch, (void)rows, (void)outs, (void)ins, (void)products, (void)threads, (void)wide;
 }
 
 #endif

@@ -20,9 +20,9 @@ int has_products(int64_t products, int64_t ins);
 /* Bytes of `scratch` for each row; 0: `scratch` may be NULL. */
 size_t scratch_bytes_bf16(int products, long rows, long ins);
 
-/* y[rows, outs] = x[rows, ins] w^T + bias, all bfloat16, with float32 sums. ins must be even, with BY_TILES a multiple of 32.
- * w: packed [ceil(outs / 32)][ins / 2][2][16][2], with zeros for outputs beyond outs. bias: [outs] or NULL. */
-void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, uint16_t *y, void *scratch, long rows, long outs,
-                 long ins, int products, int threads);
+/* y[rows, outs] = x[rows, ins] w^T + bias, all bfloat16, with float32 sums; with `wide`, y is float32: the sums are not rounded. ins
+ * must be even, with BY_TILES a multiple of 32. w: packed [ceil(outs / 32)][ins / 2][2][16][2], with zeros for outputs beyond outs. bias: [outs] or NULL. */
+void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, void *y, void *scratch, long rows, long outs, long ins,
+                 int products, int threads, int wide);
 
 #endif

@@ -19,6 +19,7 @@
 
 enum { LEVEL_PLAIN, LEVEL_AVX2, LEVEL_AVX512, LEVEL_AMX, NUM_LEVELS };
 enum { INT_PANEL = 16 };
+enum { INT_BF16, INT_FLOATS, INT_FLOAT_OUTPUTS }; /* x and y: bfloat16; float32; bfloat16 and float32 */
 
 typedef struct {
     const uint8_t *w;    /* 64-byte aligned is faster */
@@ -28,7 +29,7 @@ typedef struct {
     int bits, group;     /* 8 or 4; inputs per group: 32, 64 or 128. With 8 bits only the scales of x have groups */
     int symmetric;       /* with 4 bits: no lows are stored */
     int quantized;       /* 1: x is rounded to 8 bits, with a scale per row and group. 0: x is used in float32 */
-    int wide;            /* 1: x and y are float32. 0: bfloat16 */
+    int wide;            /* INT_...: the types of x and y */
     int level;           /* LEVEL_...: at most `int_level()` */
     float unit;
 } IntLinear;

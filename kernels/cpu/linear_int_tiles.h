@@ -154,7 +154,7 @@ static const IntTile tiles[2][2][ROWS_OF_TILE + 1] = {{ALL_ROWS(bytes_float), AL
 
 /* The inputs [begin, end) of a row as floats. */
 TARGET INLINE void read_inputs(const IntLinear *job, const void *x, long begin, long end, float *to) {
-    if (job->wide) {
+    if (job->wide == INT_FLOATS) {
         memcpy(to, (const float *)x + begin, (size_t)(end - begin) * sizeof(float));
         return;
     }
@@ -236,7 +236,7 @@ TARGET static void prepare_row(const IntLinear *job, const void *x, char *to, in
 }
 
 TARGET static void prepare(const IntLinear *job, const Prepared *to, const void *x, long first, long count) {
-    long stride = job->ins * (job->wide ? 4 : 2);
+    long stride = job->ins * (job->wide == INT_FLOATS ? 4 : 2);
     for (long m = 0; m < count; m++)
         prepare_row(job, (const char *)x + (first + m) * stride, to->x + first * to->row_bytes, to->sums + first * to->groups,
                     to->scales + first * to->groups, m, count);

@@ -15,12 +15,13 @@ typedef struct {
     const uint32_t *x; /* pairs of inputs [rows][pairs] */
     const char *w;
     const uint16_t *bias;
-    uint16_t *y;
+    void *y;
     uint32_t *packed; /* x as `prepare_rows` writes it, or NULL */
     long rows, outs, pairs, panels;
     long chunk, block; /* largest numbers of panels and of rows that a thread takes at a time */
     long parts; /* `prepare_rows` packs one of so many parts of the inputs */
     int products; /* BY_VECTORS, BY_TILES or BY_FLOATS */
+    int wide; /* y is float32, else bfloat16 */
     Phase packing, multiplying;
 } Job;
 
@@ -48,7 +49,13 @@ TARGET INLINE void store(const Job *job, const float *sums, long row, long panel
         low = _mm512_add_ps(low, (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(bias)), 16));
         high = _mm512_add_ps(high, (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(bias, 1)), 16));
     }
-    _mm512_mask_storeu_epi16(job->y + row * job->outs + panel * OUTS, mask, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    long at = row * job->outs + panel * OUTS;
+    if (job->wide) {
+        _mm512_mask_storeu_ps((float *)job->y + at, (__mmask16)mask, low);
+        _mm512_mask_storeu_ps((float *)job->y + at + 16, (__mmask16)(mask >> 16), high);
+        return;
+    }
+    _mm512_mask_storeu_epi16((uint16_t *)job->y + at, mask, (__m512i)_mm512_cvtne2ps_pbh(high, low));
 }
 
 #endif

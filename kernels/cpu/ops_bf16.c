@@ -1,4 +1,4 @@
-/* Operations on rows of bfloat16, which read and write memory once. A row's result does not depend on the other rows. */
+/* Operations on rows, which read and write memory once, and write bfloat16. A row's result does not depend on the other rows. */
 #include "ops_bf16.h"
 #include "threads.h"
 #include "vectors.h"
@@ -8,10 +8,12 @@
 
 typedef struct Job {
     void (*operation)(const struct Job *, int64_t row, int64_t end);
-    const uint16_t *x, *w;
+    const void *x;
+    const uint16_t *w;
     uint16_t *y;
     int64_t rows, dim;
     float eps;
+    int wide; /* x is float32 */
     int64_t height; /* rows that a thread takes at a time */
     Phase phase;
 } Job;
@@ -24,14 +26,18 @@ TARGET INLINE __m512 load(const uint16_t *x, __mmask16 mask) {
     return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x)), 16);
 }
 
+TARGET INLINE __m512 load_of(const void *x, int64_t at, __mmask16 mask, int wide) {
+    return wide ? _mm512_maskz_loadu_ps(mask, (const float *)x + at) : load((const uint16_t *)x + at, mask);
+}
+
 TARGET INLINE void store(uint16_t *y, __mmask16 mask, __m512 value) {
     _mm256_mask_storeu_epi16(y, mask, (__m256i)_mm512_cvtneps_pbh(value));
 }
 
-TARGET void rms_norm_row(const uint16_t *x, const uint16_t *w, uint16_t *y, int64_t dim, float eps) {
+TARGET INLINE void norm_row(const void *x, const uint16_t *w, uint16_t *y, int64_t dim, float eps, int wide) {
     __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
     for (int64_t at = 0; at < dim; at += LANES) {
-        __m512 value = load(x + at, left_of(dim, at));
+        __m512 value = load_of(x, at, left_of(dim, at), wide);
         sums[at / LANES % 4] = _mm512_fmadd_ps(value, value, sums[at / LANES % 4]);
     }
     float total = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
@@ -39,8 +45,15 @@ TARGET void rms_norm_row(const uint16_t *x, const uint16_t *w, uint16_t *y, int6
     __m512 scale = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_sqrt_ps(mean));
     for (int64_t at = 0; at < dim; at += LANES) {
         __mmask16 mask = left_of(dim, at);
-        store(y + at, mask, _mm512_mul_ps(_mm512_mul_ps(load(x + at, mask), scale), load(w + at, mask)));
+        store(y + at, mask, _mm512_mul_ps(_mm512_mul_ps(load_of(x, at, mask, wide), scale), load(w + at, mask)));
     }
+}
+
+TARGET void rms_norm_row(const void *x, const uint16_t *w, uint16_t *y, int64_t dim, float eps, int wide) {
+    if (wide)
+        norm_row(x, w, y, dim, eps, 1);
+    else
+        norm_row(x, w, y, dim, eps, 0);
 }
 
 TARGET void silu_mul_row(const uint16_t *gates, const uint16_t *ups, uint16_t *y, int64_t dim) {
@@ -57,12 +70,15 @@ TARGET void silu_mul_row(const uint16_t *gates, const uint16_t *ups, uint16_t *y
 
 static void norm_rows(const Job *job, int64_t row, int64_t end) {
     for (; row < end; row++)
-        rms_norm_row(job->x + row * job->dim, job->w, job->y + row * job->dim, job->dim, job->eps);
+        rms_norm_row((const char *)job->x + row * job->dim * (job->wide ? 4 : 2), job->w, job->y + row * job->dim, job->dim, job->eps,
+                     job->wide);
 }
 
 static void silu_rows(const Job *job, int64_t row, int64_t end) {
-    for (; row < end; row++)
-        silu_mul_row(job->x + 2 * row * job->dim, job->x + (2 * row + 1) * job->dim, job->y + row * job->dim, job->dim);
+    for (; row < end; row++) {
+        const uint16_t *gates = (const uint16_t *)job->x + 2 * row * job->dim;
+        silu_mul_row(gates, gates + job->dim, job->y + row * job->dim, job->dim);
+    }
 }
 
 static void work(void *arg) {
@@ -81,8 +97,8 @@ static void run(Job job, int threads) {
 
 int has_ops_bf16(void) { return has_vectors(); }
 
-void rms_norm_bf16(const uint16_t *x, const uint16_t *w, uint16_t *y, int64_t rows, int64_t dim, float eps, int threads) {
-    run((Job){.operation = norm_rows, .x = x, .w = w, .y = y, .rows = rows, .dim = dim, .eps = eps}, threads);
+void rms_norm_bf16(const void *x, const uint16_t *w, uint16_t *y, int64_t rows, int64_t dim, float eps, int threads, int wide) {
+    run((Job){.operation = norm_rows, .x = x, .w = w, .y = y, .rows = rows, .dim = dim, .eps = eps, .wide = wide}, threads);
 }
 
 void silu_mul_bf16(const uint16_t *x, uint16_t *y, int64_t rows, int64_t dim, int threads) {
@@ -93,8 +109,8 @@ void silu_mul_bf16(const uint16_t *x, uint16_t *y, int64_t rows, int64_t dim, in
 
 int has_ops_bf16(void) { return 0; }
 
-void rms_norm_bf16(const uint16_t *x, const uint16_t *w, uint16_t *y, int64_t rows, int64_t dim, float eps, int threads) {
-    (void)x, (void)w, (void)y, (void)rows, (void)dim, (void)eps, (void)threads;
+void rms_norm_bf16(const void *x, const uint16_t *w, uint16_t *y, int64_t rows, int64_t dim, float eps, int threads, int wide) {
+    (void)x, (void)w, (void)y, (void)rows, (void)dim, (void)eps, (void)threads, (void)wide;
 }
 
 void silu_mul_bf16(const uint16_t *x, uint16_t *y, int64_t rows, int64_t dim, int threads) {

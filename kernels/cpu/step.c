@@ -49,9 +49,7 @@ static void multiply(const Task *task, long panel, long end) {
     multiply_panels(job, 0, job->rows, panel, end);
 }
 
-static const uint16_t *result_of(const State *state, int64_t op) {
-    return op < 0 ? state->x : (const uint16_t *)state->results[op];
-}
+static const void *result_of(const State *state, int64_t op) { return op < 0 ? (const void *)state->x : state->results[op]; }
 
 /* Rotate the heads [head, end) and write them: queries and second queries to the result, keys and values to their slots. */
 static void rotate(const Task *task, long head, long end) {
@@ -66,7 +64,7 @@ static void rotate(const Task *task, long head, long end) {
     for (; head < end; head++) {
         const uint16_t *weight = op->qk_norm ? (const uint16_t *)op->qk_norm + head * dim : NULL;
         for (long m = 0; m < state->rows; m++) {
-            const uint16_t *x = task->seat->y + m * op->outs + head * dim;
+            const uint16_t *x = (const uint16_t *)task->seat->y + m * op->outs + head * dim;
             const uint16_t *cos = angles ? angles + m * dim / 2 : NULL, *sin = angles ? cos + half : NULL;
             long slot = slots[m] * dim;
             if (head >= keys_end) {
@@ -112,14 +110,14 @@ static void compute(const Task *task, long chunk) {
         multiply(task, begin, end);
         multiply(task, task->units + begin, task->units + end);
         for (long m = 0; m < job->rows; m++) {
-            const uint16_t *gates = job->y + m * op->outs + begin * OUTS;
+            const uint16_t *gates = (const uint16_t *)job->y + m * op->outs + begin * OUTS;
             silu_mul_row(gates, gates + inner, (uint16_t *)task->state->results[task->index] + m * inner + begin * OUTS,
                          (end - begin) * OUTS);
         }
     } else {
         multiply(task, begin, end);
         if (op->output == OUTPUT_SUM) {
-            uint16_t *sum = (uint16_t *)task->state->results[task->index];
+            float *sum = (float *)task->state->results[task->index];
             add_columns(result_of(task->state, op->residual), job->y, sum, job->rows, op->outs, begin * OUTS,
                         minimum(end * OUTS, op->outs));
         }
@@ -154,7 +152,8 @@ static void prepare(Task *task) {
     const State *state = task->state;
     const Op *op = task->op;
     const Program *program = state->program;
-    const uint16_t *source = op->input == INPUT_MERGED ? NULL : result_of(state, op->source), *x = task->seat->input;
+    const void *source = op->input == INPUT_MERGED ? NULL : result_of(state, op->source);
+    const uint16_t *x = task->seat->input;
     long rows = op->selects ? state->num_logits : state->rows;
     if (op->input == INPUT_MERGED) {
         Attention job = attention_of(state, program->ops + op->source, op->source);
@@ -163,14 +162,15 @@ static void prepare(Task *task) {
             attention_merge(&job, row);
     } else if (op->input == INPUT_NORM) {
         for (long m = 0; m < rows; m++)
-            rms_norm_row(source + (op->selects ? state->logit_rows[m] : m) * op->ins, (const uint16_t *)op->norm,
-                         task->seat->input + m * op->ins, op->ins, program->eps);
+            rms_norm_row((const float *)source + (op->selects ? state->logit_rows[m] : m) * op->ins, (const uint16_t *)op->norm,
+                         task->seat->input + m * op->ins, op->ins, program->eps, 1);
     } else {
         x = source;
     }
-    uint16_t *y = op->output == OUTPUT_ROWS ? (uint16_t *)state->results[task->index] : task->seat->y;
+    void *y = op->output == OUTPUT_ROWS ? state->results[task->index] : task->seat->y;
     task->job = (Job){.x = (const uint32_t *)x, .w = (const char *)op->w, .bias = (const uint16_t *)op->bias, .y = y, .rows = rows};
     task->job.outs = op->outs;
+    task->job.wide = is_wide(op);
     if (op->weights == WEIGHTS_INT) {
         task->ints = int_linear_of(op, program->unit);
         int_prepare(&task->ints, x, task->seat->packed, rows);

@@ -2,7 +2,10 @@
  *
  * A row is a token. The program of a layer has five operations: (norm, linear q k v, RoPE, KV write), (attention), (merge, linear,
  * residual), (norm, linear gate up, activation * up), (linear, residual). The last operation is (norm, head). An operation reads
- * the results of earlier operations and writes memory of its own. So no operation changes what another operation reads. */
+ * the results of earlier operations and writes memory of its own. So no operation changes what another operation reads.
+ *
+ * The rows that the step starts from, sums and logits are float32: the stream of residuals. Norms, the inputs of linears, and all other
+ * results are bfloat16. */
 #ifndef PITLANE_STEP_H
 #define PITLANE_STEP_H
 
@@ -10,7 +13,7 @@
 
 enum { STEP_LINEAR, STEP_ATTENTION };                  /* Op.kind */
 enum { WEIGHTS_BF16, WEIGHTS_INT };                    /* Op.weights: a linear of linear_bf16.h, or of linear_int.h */
-enum { INPUT_ROWS, INPUT_NORM, INPUT_MERGED };         /* Op.input: results as they are, RMS-normed, parts of attention merged */
+enum { INPUT_ROWS, INPUT_NORM, INPUT_MERGED };         /* Op.input: results of SILU, sums RMS-normed, parts of attention merged */
 enum { OUTPUT_ROWS, OUTPUT_SUM, OUTPUT_ROTATED, OUTPUT_SILU }; /* Op.output: see Op */
 
 /* All int64, in this order, as kernels/step.py writes them. An operation is an index; -1 is the rows that the step starts from. */
@@ -31,7 +34,7 @@ typedef struct {
                          Quantized; keys and values are then its open slots, and slots that are written count from the first one */
 } Op;
 
-/* OUTPUT_ROWS: [rows][outs]. OUTPUT_SUM: [rows][outs]. OUTPUT_ROTATED: the linear gives heads + 2 kv_heads heads; the result is q
+/* OUTPUT_ROWS, OUTPUT_SUM: [rows][outs], float32. OUTPUT_ROTATED: the linear gives heads + 2 kv_heads heads; the result is q
  * [rows][heads][dim], keys and values go to their slots. Where a group has second positions, second queries [rows][heads][dim]
  * follow: those of the sinks. OUTPUT_SILU: [rows][outs / 2]. STEP_ATTENTION: the parts of attention. */
 
@@ -41,8 +44,8 @@ typedef struct {
 
 enum { STEP_MAX_GROUPS = 8, STEP_MAX_ROPES = 8, STEP_MAX_ROWS = 64, STEP_MAX_THREADS = 128 };
 
-/* A batch. num_positions: positions that have angles. x: [rows][hidden]. logits: [num_logits][vocabulary], the last operation's
- * result. positions, logit_rows: int64. */
+/* A batch. num_positions: positions that have angles. x: [rows][hidden], float32. logits: [num_logits][vocabulary], float32, the last
+ * operation's result. positions, logit_rows: int64. */
 typedef struct {
     int64_t rows, num_logits, threads, num_positions, x, positions, logit_rows, logits;
     struct {
@@ -76,7 +79,7 @@ long step_recomputed(void);
 /* step_outputs.c: what follows a linear, for a part of its columns. y: [rows][stride] outputs of the linear. */
 
 /* sum[m] = x[m] + y[m] for columns [begin, end) of rows with `stride` columns. */
-void add_columns(const uint16_t *x, const uint16_t *y, uint16_t *sum, long rows, long stride, long begin, long end);
+void add_columns(const float *x, const float *y, float *sum, long rows, long stride, long begin, long end);
 
 /* Norm a head and rotate it. weight: NULL for no norm. cos, sin: [dim / 2], or NULL for no rotation. As the core's decoder does
  * with ATen, to the bit: round to bfloat16 after the norm, after its weight, after x * cos, and at the end. */

@@ -27,7 +27,7 @@ static size_t result_bytes(const State *state, const Step *step, const Op *op) {
         return (size_t)(step->groups[op->group].num_members * shape->heads * (shape->dim + 2)) * sizeof(float);
     long queries = shape->heads * shape->dim * (step->groups[op->group].second ? 2 : 1);
     long columns = op->output == OUTPUT_ROTATED ? queries : op->output == OUTPUT_SILU ? op->outs / 2 : op->outs;
-    return (size_t)((op->selects ? state->num_logits : state->rows) * columns) * 2;
+    return (size_t)((op->selects ? state->num_logits : state->rows) * columns) * (is_wide(op) ? 4 : 2);
 }
 
 /* The angles of `positions`: [ropes][cos, sin][rows][dim / 2]. */
@@ -48,7 +48,7 @@ static char *laid_out(State *state, const Step *step, char *at, int fills) {
     const Program *program = state->program;
     const Shape *shape = &program->shape;
     size_t rows = (size_t)step->rows, threads = (size_t)state->threads;
-    state->x = (uint16_t *)copied(&at, step->x, rows * (size_t)shape->hidden * 2, fills);
+    state->x = (float *)copied(&at, step->x, rows * (size_t)shape->hidden * 4, fills);
     state->logit_rows = (int64_t *)copied(&at, step->logit_rows, (size_t)step->num_logits * 8, fills);
     state->angles = angles_at(&at, step, shape, step->positions, fills);
     state->reads = (Reads *)reserved(&at, (size_t)shape->num_groups * sizeof(Reads));
@@ -75,7 +75,7 @@ static char *laid_out(State *state, const Step *step, char *at, int fills) {
     for (size_t thread = 0; thread < threads; thread++) {
         Seat seat = {.input = (uint16_t *)reserved(&at, rows * (size_t)program->widest_input * 2)};
         seat.packed = reserved(&at, rows * program->packed_bytes);
-        seat.y = (uint16_t *)reserved(&at, rows * (size_t)program->widest_output * 2);
+        seat.y = reserved(&at, rows * program->output_bytes);
         if (fills)
             state->seats[thread] = seat;
     }
@@ -108,7 +108,7 @@ int program_run(const Program *program, const Step *step) {
         while (atomic_load(&running->seats[thread].writing))
             _mm_pause();
     if (step->num_logits)
-        memcpy((void *)step->logits, running->results[program->shape.num_ops - 1], (size_t)(step->num_logits * last->outs) * 2);
+        memcpy((void *)step->logits, running->results[program->shape.num_ops - 1], (size_t)(step->num_logits * last->outs) * 4);
     frame_left(frame);
     return 1;
 }
@@ -124,7 +124,15 @@ static int has_weights(const Op *op) {
                                         : 0;
 }
 
-static const char *fault_of(const Shape *shape, const Op *op, int64_t index) {
+/* Whether an operation, or the rows that the step starts from, gives sums in float32, `columns` per row. */
+static int is_sum(const Shape *shape, const Op *ops, int64_t index, int64_t columns) {
+    if (index < 0)
+        return columns == shape->hidden;
+    return ops[index].kind == STEP_LINEAR && ops[index].output == OUTPUT_SUM && ops[index].outs == columns;
+}
+
+static const char *fault_of(const Shape *shape, const Op *ops, int64_t index) {
+    const Op *op = ops + index;
     int is_linear = op->kind == STEP_LINEAR, uses_kv = !is_linear || op->output == OUTPUT_ROTATED;
     int is_earlier = op->source >= -1 && op->source < index && op->residual >= -1 && op->residual < index;
     int has_kv = op->group >= 0 && op->group < shape->num_groups && op->keys && op->values;
@@ -146,6 +154,11 @@ static const char *fault_of(const Shape *shape, const Op *op, int64_t index) {
         : op->output == OUTPUT_SILU  ? op->outs % (2 * OUTS)
                                      : op->output != OUTPUT_ROWS && op->output != OUTPUT_SUM)
         return "a linear has an unknown output";
+    if ((op->input == INPUT_NORM && !is_sum(shape, ops, op->source, op->ins)) ||
+        (op->output == OUTPUT_SUM && !is_sum(shape, ops, op->residual, op->outs)))
+        return "a norm or a residual reads an operation that gives no sums, or another number of them";
+    if (op->input == INPUT_ROWS && (op->source < 0 || ops[op->source].output != OUTPUT_SILU || ops[op->source].outs != 2 * op->ins))
+        return "a linear reads an operation that gives no activations, or another number of them";
     return NULL;
 }
 
@@ -158,7 +171,7 @@ Program *program_built(const Shape *shape, const Op *ops, float eps, float scale
         !has_step(shape->dim))
         return NULL;
     for (int64_t index = 0; index < shape->num_ops; index++)
-        if ((*fault = fault_of(shape, ops + index, index)))
+        if ((*fault = fault_of(shape, ops, index)))
             return NULL;
     size_t bytes = (size_t)shape->num_ops * sizeof(Op);
     Program *program = malloc(sizeof(Program) + bytes);
@@ -168,13 +181,13 @@ Program *program_built(const Shape *shape, const Op *ops, float eps, float scale
     }
     *program = (Program){.shape = *shape, .eps = eps, .scale = scale, .unit = unit};
     program->widest_input = shape->heads * shape->dim;
-    program->widest_output = 1;
     memcpy(program->ops, ops, bytes);
     for (const Op *op = ops; op < ops + shape->num_ops; op++) {
         if (op->kind == STEP_LINEAR && op->ins > program->widest_input)
             program->widest_input = op->ins;
-        if (op->kind == STEP_LINEAR && op->output != OUTPUT_ROWS && op->outs > program->widest_output)
-            program->widest_output = op->outs;
+        size_t outputs = op->output == OUTPUT_ROWS ? 0 : (size_t)op->outs * (is_wide(op) ? 4 : 2);
+        if (op->kind == STEP_LINEAR && outputs > program->output_bytes)
+            program->output_bytes = outputs;
         IntLinear ints = int_linear_of(op, unit);
         size_t packed = op->weights == WEIGHTS_INT ? int_scratch_bytes(&ints, 1)
                                                    : scratch_bytes_bf16((int)op->products, STEP_MAX_ROWS, op->ins);

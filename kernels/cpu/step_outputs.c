@@ -1,4 +1,4 @@
-/* Residual sums, norms of heads and RoPE with the bits of the core's decoder, which computes them with ATen. */
+/* Residual sums in float32; norms of heads and RoPE with the bits of the core's decoder, which computes them with ATen. */
 #include <string.h>
 
 #include "step.h"
@@ -19,13 +19,12 @@ TARGET INLINE __m512 wide(__m256i value) { return (__m512)_mm512_slli_epi32(_mm5
 
 TARGET INLINE __m512 once_rounded(__m512 value) { return wide(rounded(value)); }
 
-TARGET void add_columns(const uint16_t *x, const uint16_t *y, uint16_t *sum, long rows, long stride, long begin, long end) {
+TARGET void add_columns(const float *x, const float *y, float *sum, long rows, long stride, long begin, long end) {
     for (long m = 0; m < rows; m++)
         for (long at = begin; at < end; at += LANES) {
             __mmask16 mask = end - at < LANES ? (__mmask16)((1u << (end - at)) - 1) : (__mmask16)0xffff;
-            __m512 a = wide(_mm256_maskz_loadu_epi16(mask, x + m * stride + at));
-            __m512 b = wide(_mm256_maskz_loadu_epi16(mask, y + m * stride + at));
-            _mm256_mask_storeu_epi16(sum + m * stride + at, mask, rounded(_mm512_add_ps(a, b)));
+            __m512 a = _mm512_maskz_loadu_ps(mask, x + m * stride + at), b = _mm512_maskz_loadu_ps(mask, y + m * stride + at);
+            _mm512_mask_storeu_ps(sum + m * stride + at, mask, _mm512_add_ps(a, b));
         }
 }
 

@@ -12,7 +12,8 @@
 struct Program {
     Shape shape;
     float eps, scale, unit;
-    long widest_input, widest_output;
+    long widest_input;
+    size_t output_bytes; /* largest size of the outputs of a row that are not a result */
     size_t packed_bytes; /* largest size of the packed inputs of a row */
     Op ops[];
 };
@@ -26,8 +27,8 @@ typedef struct {
 /* What a thread has for itself. */
 typedef struct {
     _Alignas(LINE) atomic_int writing; /* a helper is writing KV */
-    uint16_t *input, *y;
-    void *packed;
+    uint16_t *input;
+    void *packed, *y;
 } Seat;
 
 typedef struct {
@@ -41,7 +42,7 @@ typedef struct {
     const Program *program;
     long rows, num_logits, num_ops, threads, vocab;
     atomic_int over;
-    uint16_t *x;
+    float *x;
     int64_t *logit_rows;
     uint16_t *angles; /* [ropes][cos, sin][rows][dim / 2] */
     Reads *reads;
@@ -50,10 +51,14 @@ typedef struct {
     char **results; /* of the operations */
 } State;
 
+/* Whether a linear gives float32: for the stream of residuals, or as logits. */
+static inline int is_wide(const Op *op) { return op->output == OUTPUT_SUM || op->output == OUTPUT_ROWS; }
+
 /* The linear of an operation with WEIGHTS_INT. */
 static inline IntLinear int_linear_of(const Op *op, float unit) {
     return (IntLinear){(const uint8_t *)op->w, (const float *)op->scales, (const float *)op->bias, op->outs, op->ins, (int)op->bits,
-                       (int)op->input_group, (int)op->symmetric, (int)op->quantized, 0, (int)op->level, unit};
+                       (int)op->input_group, (int)op->symmetric, (int)op->quantized, is_wide(op) ? INT_FLOAT_OUTPUTS : INT_BF16,
+                       (int)op->level, unit};
 }
 
 /* Walk through all operations of the step in a frame: see step.c. */

@@ -61,7 +61,8 @@ def _of_ops() -> Iterator[Configuration]:
     from pitlane.kernels.cuda import activations, norms, rope
 
     types = {
-        **dict.fromkeys(("x", "out", "weight", "sums", "y"), "*bf16"),
+        **dict.fromkeys(("x", "sums"), "*fp32"),  # the residual stream
+        **dict.fromkeys(("out", "weight", "y"), "*bf16"),
         **dict.fromkeys(("stride", "out_stride"), "i32"),
         "eps": "fp32",
     }

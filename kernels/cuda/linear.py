@@ -131,8 +131,8 @@ def quantized_inputs(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return numbers, scales
 
 
-def linear(x: Tensor, weight: Any) -> Tensor:
-    """x [M, K], weight: a `kernels.quantized.Quantized` on x's device -> y [M, N], a new tensor in x's dtype."""
+def linear(x: Tensor, weight: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """x [M, K], weight: a `kernels.quantized.Quantized` on x's device -> y [M, N], a new tensor in `dtype`; None: in x's dtype."""
     from pitlane.kernels.packing import UNIT
 
     rows, inputs = x.shape
@@ -142,7 +142,7 @@ def linear(x: Tensor, weight: Any) -> Tensor:
         raise ValueError(f"x must have fewer than 2^31 values, got {list(x.shape)}")
     x = x if x.stride(1) == 1 else x.contiguous()
     form, outputs = weight.form, weight.num_outputs
-    y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
+    y = torch.empty((rows, outputs), dtype=dtype or x.dtype, device=x.device)
     if not rows:
         return y
     size = form.input_group if form.bits == 4 or form.quantized else 64

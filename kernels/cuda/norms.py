@@ -1,7 +1,8 @@
 """RMS norm of rows, computed in float32: y = x / sqrt(mean(x^2) + eps) * w; alone, or behind the sum of the residual stream.
 
 A program takes a row. `rms_norm` moves 2 T D elements in one pass, `add_rms_norm` 4 T D: the sum is rounded to x's dtype and
-written, and the norm takes the rounded sum. References: kernels/ops.py, `add_rms_norm_ref`.
+written, and the norm takes the rounded sum. x may be float32 where the weight, and so the norm, is bfloat16 or float16. References:
+kernels/ops.py, `add_rms_norm_ref`.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ def rms_norm_kernel(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [T, D], weight [D] -> y [T, D], a new tensor in x's dtype."""
+    """x [T, D], weight [D] -> y [T, D], a new tensor in the weight's dtype."""
     return _normed(x, None, weight, eps)[1]
 
 
 def add_rms_norm(x: Tensor, out: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x, out [T, D], weight [D] -> x + out and its norm, new tensors [T, D] in x's dtype."""
-    if x.shape != out.shape or x.dtype != out.dtype:
-        raise ValueError(f"x and out must be alike, got {x.dtype} {list(x.shape)}, {out.dtype} {list(out.shape)}")
+    """x, out [T, D], weight [D] -> x + out in x's dtype and its norm in the weight's dtype, new tensors [T, D]."""
+    if x.shape != out.shape:
+        raise ValueError(f"x and out must be alike in shape, got {list(x.shape)} and {list(out.shape)}")
     return _normed(x, out, weight, eps)
 
 
@@ -59,8 +60,8 @@ def _normed(x: Tensor, out: Tensor | None, weight: Tensor, eps: float) -> tuple[
         raise ValueError(f"weight must be contiguous [{dim}], got {list(weight.shape)}")
     x = x if x.stride(1) == 1 else x.contiguous()
     second = x if out is None else out if out.stride(1) == 1 else out.contiguous()
-    y = torch.empty((rows, dim), dtype=x.dtype, device=x.device)
-    sums = y if out is None else torch.empty_like(y)
+    y = torch.empty((rows, dim), dtype=weight.dtype, device=x.device)
+    sums = y if out is None else torch.empty((rows, dim), dtype=x.dtype, device=x.device)
     if rows:
         block, add = power_of_two(dim), out is not None
         strides = x.stride(0), second.stride(0)

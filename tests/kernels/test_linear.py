@@ -51,6 +51,9 @@ def test_is_within_a_rounding_of_the_exact_value(
     result = linear.Packed(weight, offset, products)(x)
     assert result.shape == (rows, outputs) and result.dtype == torch.bfloat16
     assert bool(((result.double() - exact).abs() <= BF16_STEP * exact.abs() + OF_SIZE[products] * size).all())
+    wide = linear.Packed(weight, offset, products).wide(x)
+    assert wide.dtype == torch.float32 and torch.equal(wide.bfloat16(), result)
+    assert bool(((wide.double() - exact).abs() <= 1e-6 * size).all())
 
 
 @here
@@ -62,6 +65,7 @@ def test_a_row_is_the_same_in_any_batch(products: str) -> None:
     parts = [(7, 8), (5, 17), (3, 16), (100, 293), (299, 300), (0, 192), *((0, rows) for rows in range(1, 65))]
     for first, last in parts:
         assert torch.equal(weight(x[first:last]), whole[first:last])
+        assert torch.equal(weight.wide(x[first:last]).bfloat16(), whole[first:last])
 
 
 @here

@@ -19,13 +19,17 @@ def made(*shape: int) -> Tensor:
 
 
 @here
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dim", [1, 15, 16, 17, 64, 70, 512, 2048])
 @pytest.mark.parametrize("rows", [1, 2, 7, 100])
-def test_rms_norm_is_within_a_rounding(rows: int, dim: int) -> None:
-    x, weight = made(rows, dim), made(dim)
+def test_rms_norm_is_within_a_rounding(rows: int, dim: int, dtype: torch.dtype) -> None:
+    x, weight = made(rows, dim).to(dtype), made(dim)
+    if dtype == torch.float32:
+        x *= 1 + 2**-10  # no bfloat16 holds these numbers
     wide = x.double()
     exact = wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
     result = ops.rms_norm(x, weight, 1e-5)
+    assert result.dtype == torch.bfloat16
     assert bool(((result.double() - exact).abs() <= (BF16_STEP + 1e-5) * exact.abs()).all())
     assert all(torch.equal(ops.rms_norm(x[i : i + 1], weight, 1e-5)[0], result[i]) for i in range(rows))
 
@@ -53,6 +57,13 @@ def test_takes_strided_rows() -> None:
     x, weight = made(4, 96), made(32)
     assert torch.equal(ops.rms_norm(x[:, 32:64], weight, 1e-5), ops.rms_norm(x[:, 32:64].clone(), weight, 1e-5))
     assert torch.equal(ops.silu_mul(x[:, 16:80]), ops.silu_mul(x[:, 16:80].clone()))
+
+
+@here
+def test_rms_norm_refuses_other_dtypes() -> None:
+    for x, weight in ((made(2, 8).half(), made(8)), (made(2, 8).float(), made(8).float())):
+        with pytest.raises(ValueError, match="x must be float32 or bfloat16"):
+            ops.rms_norm(x, weight, 1e-5)
 
 
 @here

@@ -153,6 +153,10 @@ def test_equals_the_reference_and_a_row_is_the_same_in_any_batch(form: Format, d
         assert bool((error <= 2 * step * expected.double().abs() + 4e-6 * size).all())
         for first, last in [(0, 1), (3, 5), (0, 12), (5, 18), (31, 60), (59, 60)]:
             assert torch.equal(linear(x[first:last]), result[first:last])
+        wide = linear.wide(x)
+        assert wide.dtype == torch.float32 and torch.equal(wide.to(dtype), result)
+        assert bool(((wide.double() - linear.reference(x, torch.float32).double()).abs() <= 4e-6 * size).all())
+        assert torch.equal(linear.wide(x[3:5]), wide[3:5])
         assert linear(x[:0]).shape == (0, 75)
 
 

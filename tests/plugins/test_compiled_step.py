@@ -150,7 +150,7 @@ def assert_same_bits(plain: Run, compiled: Run) -> None:
     for number, parts in enumerate(steps):
         expected, result = plain.step(*parts), compiled.step(*parts)
         assert torch.equal(expected, result), f"step {number}: {(expected != result).sum()} of {result.numel()} differ"
-        assert expected.isfinite().all()
+        assert expected.isfinite().all() and result.dtype == torch.float32
     expected, result = plain.step((0, 3, None), logits=False), compiled.step((0, 3, None), logits=False)
     assert expected.shape == result.shape and len(result) == 0
     assert torch.equal(plain.step((0, 1, None)), compiled.step((0, 1, None)))
@@ -408,9 +408,9 @@ def test_no_drafter_and_no_batch_changes_a_token(make_engine: Any, mode: dict[st
 def test_wrong_programs_and_steps_are_refused() -> None:
     (model,) = built(LLAMA, COMPILED)
     program = Run(model).forward.program  # type: ignore[attr-defined]
-    x, one, parts = torch.zeros(1, 192).bfloat16(), torch.zeros(1, dtype=torch.int64), ()
-    with pytest.raises(ValueError, match=r"x must be bfloat16 \[1 to 64, 192\]"):
-        program.run(x.float(), one, one, [one], parts, [], [None])
+    x, one, parts = torch.zeros(1, 192), torch.zeros(1, dtype=torch.int64), ()
+    with pytest.raises(ValueError, match=r"x must be float32 \[1 to 64, 192\]"):
+        program.run(x.bfloat16(), one, one, [one], parts, [], [None])
     with pytest.raises(ValueError, match="needs slots and parts of 1 groups"):
         program.run(x, one, one, [one], parts, [], [None])
     shape = step.Shape(192, 6, 2, 32, 1, 1)
@@ -426,6 +426,9 @@ def test_wrong_programs_and_steps_are_refused() -> None:
             "unknown",
         ),
         (step.Op(step.LINEAR, output=9, w=1, outs=32, ins=32), "unknown output"),
+        (step.Op(step.LINEAR, step.NORM, w=1, norm=1, outs=32, ins=32), "no sums, or another number"),
+        (step.Op(step.LINEAR, step.NORM, step.SUM, w=1, norm=1, outs=32, ins=192), "no sums, or another number"),
+        (step.Op(step.LINEAR, w=1, outs=32, ins=32), "no activations"),
         (step.Op(step.ATTENTION), "no KV"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -36,6 +36,8 @@ def test_inputs_of_16_bits(form: Format) -> None:
     packed = Quantized(48, inputs, form, [torch.randn(48, inputs, generator=generator)])
     x = torch.randn(3, inputs, generator=generator).half()
     torch.testing.assert_close(linear(x, packed), packed.reference(x), rtol=2**-9, atol=2e-2)
+    wide = linear(x, packed, torch.float32)
+    assert wide.dtype == torch.float32 and torch.equal(wide.half(), linear(x, packed))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -31,6 +31,18 @@ def test_rms_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
     near(rms_norm(wide, weight, 1e-5), rms_norm_ref(wide, weight, 1e-5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_norms_of_a_residual_stream_in_float32(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """The sum stays in float32, to the bit of torch's sum; the norm has the dtype of the weight."""
+    x, weight = torch.randn(shape) * 300, torch.randn(shape[1]).to(dtype)
+    near(rms_norm(x, weight, 1e-5), rms_norm_ref(x, weight, 1e-5))
+    for out in (torch.randn(shape).to(dtype), torch.randn(shape)):
+        total, normed = add_rms_norm(x, out, weight, 1e-5)
+        assert total.dtype == torch.float32 and torch.equal(total, x + out)
+        near(normed, add_rms_norm_ref(x, out, weight, 1e-5)[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_add_rms_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
