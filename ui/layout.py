@@ -15,7 +15,7 @@ FILE_TYPES = [".pdf", ".txt", ".md"]
 # Events that page.js raises on elements with data-do.
 EVENTS = (
     "open rename remove attach discard dismiss retry edit try turn_on turn_off take_out look choose cancel compare compare_run "
-    "compare_stop switch_on version go_on take_back"
+    "compare_stop switch_on version go_on take_back settle"
 )
 
 
@@ -75,7 +75,7 @@ def left_column() -> dict[str, Any]:
 def middle_column() -> dict[str, Any]:
     with gr.Column(elem_id="scroll"):
         thread = acting(thread_html([], [], {}, None), elem_id="thread")
-        live = _html("", elem_id="live")
+        live = acting("", elem_id="live")
         queue = acting("", elem_id="queue")
     with gr.Column(elem_id="compare"):
         compare_live = acting("", elem_id="compare-live")

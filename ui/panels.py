@@ -151,20 +151,31 @@ def waiting_html(questions: Sequence[Waiting]) -> str:
     return f'<div class="thread">{rows}</div>' if rows else ""
 
 
-def live_html(live: Live, documents: Sequence[Document]) -> str:
-    """The unfinished answer, or the progress of loading and prefill before it."""
-    if live.loading:
-        inner = '<div class="reading" role="status"><span>Loading the weights for this set of plugins</span></div>'
-    elif not live.num_tokens:
-        place = page_text(page_read(documents, live.segments, live.done))
-        inner = reading_html(live.done, live.total, live.cached, place)
-    else:
-        facts = [f"<b>{number(live.num_tokens)}</b> tokens"]
-        facts += [f"<b>{live.tokens_per_second:.1f}</b> tok/s"] if live.tokens_per_second else []
-        line = f'<p class="line dots">{dotted(facts)}</p>'
+def live_html(live: Live, documents: Sequence[Document], key: str = "") -> str:
+    """The unfinished answer, or the progress of loading and prefill before it. key: by which page.js asks for what is new."""
+    inner = progress_html(live, documents)
+    if not inner:
         body = markdown_html(live.text, documents, is_live=True)
-        inner = f'<div class="body writing">{body}</div><footer class="stats">{line}</footer>'
-    return f'<div class="thread"><article class="message answer live" aria-live="polite">{inner}</article></div>'
+        inner = f'<div class="body writing">{body}</div><footer class="stats">{facts_html(live)}</footer>'
+    name = f' data-live="{escape(key)}"' if key else ""
+    return f'<div class="thread"><article class="message answer live" aria-live="polite"{name}>{inner}</article></div>'
+
+
+def progress_html(live: Live, documents: Sequence[Document]) -> str:
+    """The progress of an answer before its first token; empty afterwards."""
+    if live.loading:
+        return '<div class="reading" role="status"><span>Loading the weights for this set of plugins</span></div>'
+    if live.num_tokens:
+        return ""
+    place = page_text(page_read(documents, live.segments, live.done))
+    return reading_html(live.done, live.total, live.cached, place)
+
+
+def facts_html(live: Live) -> str:
+    """The line below an unfinished answer: its tokens and their speed."""
+    facts = [f"<b>{number(live.num_tokens)}</b> tokens"]
+    facts += [f"<b>{live.tokens_per_second:.1f}</b> tok/s"] if live.tokens_per_second else []
+    return f'<p class="line dots">{dotted(facts)}</p>'
 
 
 def last_stats(messages: Sequence[Message]) -> Mapping[str, Any] | None:

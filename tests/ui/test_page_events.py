@@ -45,7 +45,6 @@ EARLY: dict[str, Callable[[Any, list[Any]], Any]] = {
     "upload no list": lambda on, now: on.upload(TAB, None, new_tab(), *now),
     "attach a removed document": lambda on, now: on.attach(TAB, event(id="nope"), new_tab(), *now),
     "discard a removed document": lambda on, now: on.discard(TAB, event(id="nope"), new_tab()),
-    "watch nothing": lambda on, now: on.watch(TAB),
     "settle nothing": lambda on, now: on.settle(TAB, new_tab()),
     "stop nothing": lambda on, now: on.stop(TAB),
     "open a deleted conversation": lambda on, now: on.open(TAB, event(id="gone"), new_tab(), ""),
