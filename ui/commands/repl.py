@@ -125,8 +125,8 @@ class Repl:
 
     def _answer(self) -> None:
         self.chat.messages = self.transcript.messages()
-        prompt, is_chat = self.chat.prompt(), sys.stdout.isatty() and not self.chat.documents
-        params = self.sampling.params(self.engine.loader.source.sampling, is_chat=is_chat)
+        prompt = self.chat.prompt()
+        params = self.sampling.params(self.engine.loader.source.sampling, is_chat=not self.chat.documents)
         plan, left_out = load(self.engine, self._in_effect())
         with (
             self.engine.submit(prompt, params, plan=plan) as stream,
