@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pitlane.engine.calibration.calibrator import ModelCalibrator
 from pitlane.engine.calibration.recipe import Recipe
@@ -26,6 +26,9 @@ from pitlane.engine.text.byte_tokenizer import byte_tokenizer
 from pitlane.engine.text.pretokenizers import DIGIT, GPT2, PRE_TOKENIZERS
 from pitlane.engine.variants import transform_of
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = [
     "ARCHITECTURES",
     "AWQ_ORDER",
@@ -40,6 +43,7 @@ __all__ = [
     "SINGLE",
     "WHOLE",
     "Calibrated",
+    "Rounding",
     "byte_tokenizer",
     "calibrated",
     "is_query_or_key",
@@ -52,11 +56,26 @@ __all__ = [
 ]
 
 
+class Rounding(NamedTuple):
+    """How a plugin rounds a linear.
+
+    grid: bits, group size (0: a row is a group), and 1 if it is symmetric. codes: takes a weight [N, K]; returns its `Codes`, as
+    `kernels/quantize_math.py` defines them.
+    """
+
+    grid: tuple[int, int, int]
+    codes: Callable[[Tensor], Any]
+
+
 class Calibrated(NamedTuple):
-    """The work of plugins on the weights of a model. transform: changes the tensors of a part; recipes: by plugin."""
+    """The work of plugins on the weights of a model. transform: changes the tensors of a part; recipes: by plugin.
+
+    roundings: by the name of a linear, from plugins with a method `roundings` (`mixed`).
+    """
 
     transform: Callable[[Part, Tensors], Tensors]
     recipes: Mapping[str, Recipe]
+    roundings: Mapping[str, Rounding]
 
 
 def calibrated(source: ModelSource, plugins: Mapping[str, Mapping[str, Any]], registry: PluginRegistry) -> Calibrated:
@@ -80,4 +99,8 @@ def calibrated(source: ModelSource, plugins: Mapping[str, Mapping[str, Any]], re
     named = {plugin.name: calibrator.recipe(plugin) for plugin in plan.plugins if hasattr(plugin.options, "text")}
     transform = transform_of(plan, context)
     recipes = {name: recipe for name, recipe in named.items() if recipe is not None}
-    return Calibrated(transform or (lambda part, tensors: tensors), recipes)
+    roundings: dict[str, Rounding] = {}
+    for plugin in plan.plugins:
+        if hasattr(plugin, "roundings"):
+            roundings |= {name: Rounding(*values) for name, values in plugin.roundings(context).items()}
+    return Calibrated(transform or (lambda part, tensors: tensors), recipes, roundings)

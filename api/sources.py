@@ -6,6 +6,7 @@ cache.
 
 from __future__ import annotations
 
+from pitlane.engine.calibration.kept import RecipeFolder, recipe_folders, remove_recipe
 from pitlane.engine.models.local import (
     DecodedModel,
     WheelModel,
@@ -25,13 +26,16 @@ __all__ = [
     "DecodedModel",
     "Pin",
     "Progress",
+    "RecipeFolder",
     "WheelModel",
     "cached",
     "decoded_models",
     "fetch",
     "find_pin",
     "is_offline",
+    "recipe_folders",
     "remove_decoded_model",
+    "remove_recipe",
     "remove_wheel_model",
     "wheel_models",
 ]

@@ -2,6 +2,7 @@
 
     python docs/kbit.py TEXT [MODEL ...] [--skip N] [--tokens N] [--bits B ...] [--out FILE.png]
 
+A model `NAME:4` is the first 4 layers of NAME, with its norm and head. The bundled model has a trained exit after 4 layers.
 Every model is rounded to nearest in groups of 64 (`few_bits`). Quality is bits per byte of TEXT: it compares models with different
 tokenizers, where perplexity does not. The bits of a model are those of its linears, with a scale of 16 bits per group, and 16 bits
 for each number of embedding, head and norms. Prints a table, then one JSON document.
@@ -11,19 +12,42 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import log, log2
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pitlane import Engine, LinearPart, parts_of
+from pitlane.models import folder_of
 from pitlane.ui.bench.quality import measure
 
 GROUP = 64
 
 
+@contextmanager
+def opened(name: str) -> Iterator[Engine]:
+    """An engine with a model, or with the first layers of a model (`NAME:4`)."""
+    base, _, layers = name.partition(":")
+    with TemporaryDirectory(prefix="pitlane-kbit-") as folder:
+        model = base
+        if layers:
+            from torch import bfloat16
+
+            from pitlane.training.models import read_model, take_layers, write_model
+
+            model = folder
+            write_model(
+                take_layers(read_model(folder_of(base)), range(int(layers))), folder_of(base), Path(folder), bfloat16
+            )
+        with Engine(model, plugins={}) as engine:
+            yield engine
+
+
 def points(model: str, text: str, tokens: int, widths: list[int]) -> list[dict[str, Any]]:
     """For every number of bits, and 16: the bits of the model, and the bits per byte of the text."""
-    with Engine(model, plugins={}) as engine:
+    with opened(model) as engine:
         ids = engine.tokenizer.encode(text[: 8 * tokens], add_special_tokens=False)[:tokens]
         num_bytes = len(engine.tokenizer.decode(ids).encode())
         methods = [f"few_bits:bits={bits},group_size={GROUP}" for bits in widths]
@@ -61,7 +85,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
-    parser.add_argument("models", nargs="*", default=["bundled-drafter", "bundled", "smollm2"])
+    parser.add_argument("models", nargs="*", default=["bundled-drafter", "bundled:4", "bundled"])
     parser.add_argument("--skip", type=int, default=30000, help="characters")
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--bits", type=int, nargs="*", default=list(range(2, 9)))

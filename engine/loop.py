@@ -210,7 +210,7 @@ class Loop:
         seq.logprobs += verified.logprobs[: len(tokens)]
         lane.commit(seq, verified.nodes[: len(tokens)], tokens)
         timing.first_token = timing.first_token or now
-        timing.token_times.extend([now] * len(tokens))
+        timing.add_tokens(len(tokens), now)
         self.roster.put(seq, TextDelta(text, tuple(tokens), seq.sample))
 
     def _ends(self, lane: Lane, seq: Sequence, token: int, num_new: int) -> tuple[FinishReason | None, str]:

@@ -38,6 +38,7 @@ class Request:
 class Timing:
     """Times and counters of one sequence. A time is in perf_counter seconds, and None until its event.
 
+    gaps: seconds between two tokens; 0 = both tokens come from one step. float32, because an answer may be a million tokens long.
     plain_step_seconds: forward time that accepted draft tokens saved. draft_extra_seconds: forward time that drafts cost.
     """
 
@@ -45,13 +46,21 @@ class Timing:
     admitted: float | None = None
     first_token: float | None = None
     finished: float | None = None
-    token_times: array[float] = field(default_factory=lambda: array("d"))
+    last_token: float | None = None
+    gaps: array[float] = field(default_factory=lambda: array("f"))
     num_steps: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     draft_extra_seconds: float = 0.0
     plain_step_seconds: float = 0.0
     plugin_seconds: dict[str, float] = field(default_factory=dict)
+
+    def add_tokens(self, count: int, now: float) -> None:
+        """Note `count` new tokens of one step, at least one."""
+        if self.last_token is not None:
+            self.gaps.append(now - self.last_token)
+        self.gaps.extend([0.0] * (count - 1))
+        self.last_token = now
 
     def charge(self, plugin: str, seconds: float) -> None:
         self.plugin_seconds[plugin] = self.plugin_seconds.get(plugin, 0.0) + seconds

@@ -9,7 +9,6 @@ the time of a computed prompt token.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from statistics import fmean, median_low
 from typing import Any
 
@@ -26,7 +25,7 @@ def request_stats(seq: Sequence, lane: Lane | None, kv_bytes: int) -> dict[str, 
     finished = timing.finished or timing.submitted
     admitted = timing.admitted or finished
     first = timing.first_token or finished
-    gaps = [1e3 * (b - a) for a, b in pairwise(timing.token_times)]
+    gaps = [1e3 * gap for gap in timing.gaps]
     decode = finished - first
     count = seq.num_completion_tokens
     return {
@@ -77,8 +76,8 @@ def _paused(seq: Sequence) -> dict[str, str]:
 
 
 def _own_step(seq: Sequence) -> float:
-    """Seconds of a decode step: the median or the mean, whichever is shorter. Tokens of one step have equal times."""
-    steps = [after - before for before, after in pairwise(dict.fromkeys(seq.timing.token_times))]
+    """Seconds of a decode step: the median or the mean, whichever is shorter."""
+    steps = [gap for gap in seq.timing.gaps if gap]
     return min(median_low(steps), fmean(steps)) if steps else 0.0
 
 

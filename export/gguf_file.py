@@ -11,7 +11,8 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from contextlib import closing
+from dataclasses import replace
 from math import log, pi
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +25,8 @@ from torch import Tensor
 from pitlane import EmbeddingPart, LinearPart, ModelSource, NormPart, Part, parts_of
 from pitlane.export.errors import ExportError
 from pitlane.export.gguf_tokenizer import write_tokenizer
-from pitlane.export.layouts import Settings, unsigned
 from pitlane.export.quantize import Done, Report, Result, Weights, rounded
+from pitlane.export.settings import Settings, check_method, unsigned
 from pitlane.export.shards import PART, Journal
 from pitlane.formats import ARCHITECTURES, PER_LAYER, ROPE_FREQS, WHOLE, Calibrated, is_query_or_key
 from pitlane.kernels.quantize_math import Codes
@@ -67,6 +68,7 @@ def quantize_gguf(
     calibrated: Calibrated | None = None,
 ) -> Result:
     """Write `model.gguf` into the folder `out`. Raises ExportError. resume, calibrated: as in `quantize`."""
+    check_method(settings)
     if settings.bits not in FILE_TYPES or settings.group_size != BLOCK or not settings.symmetric:
         raise ExportError(
             f"gguf holds 4 or 8 bits in symmetric groups of 32 (Q4_0, Q8_0), got {settings.bits} bits, --group-size "
@@ -77,7 +79,7 @@ def quantize_gguf(
     if source.config.rope.kind == "llama3":
         jobs.append(Job(ROPE_FREQS, None, (source.config.head_dim // 2,)))
     header = _header(source, jobs, architecture, settings)  # before the journal: a refused tokenizer leaves no journal
-    identity = {"model": source.name, "weights": source.weights.fingerprint(), "settings": asdict(settings)}
+    identity = {"model": source.name, "weights": source.weights.fingerprint(), "settings": settings.to_json()}
     journal, started = Journal(out, identity, resume), time.monotonic()
     part_file, starts = out / (FILE + PART), _starts(len(header), jobs)
     count = sum(bool(job.bits) for job in jobs)
@@ -217,17 +219,28 @@ def blocks(codes: Codes, bits: int) -> bytes:
 
 def _header(source: ModelSource, jobs: list[Job], architecture: str, settings: Settings) -> bytes:
     """Header, metadata and places of all tensors, padded. Raises ExportError for a tokenizer that GGUF does not hold."""
+    try:
+        return _written_header(source, jobs, architecture, settings)
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise ExportError(
+            f"cannot write the header of {FILE} into the folder for temporary files: {reason}; make room there, or let TMPDIR "
+            "name another folder"
+        ) from None
+
+
+def _written_header(source: ModelSource, jobs: list[Job], architecture: str, settings: Settings) -> bytes:
     with tempfile.TemporaryDirectory(prefix="pitlane-gguf-") as folder:
         file = Path(folder) / "header"  # the package writes to files alone
-        writer = GGUFWriter(file, architecture)
-        _write_keys(writer, source, settings)
-        write_tokenizer(writer, source)
-        for job in jobs:
-            writer.add_tensor_info(gguf_name(job.canonical), job.shape, np.dtype(np.float32), job.num_bytes, job.kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.close()
+        with closing(GGUFWriter(file, architecture)) as writer:
+            _write_keys(writer, source, settings)
+            write_tokenizer(writer, source)
+            for job in jobs:
+                name = gguf_name(job.canonical)
+                writer.add_tensor_info(name, job.shape, np.dtype(np.float32), job.num_bytes, job.kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
         content = file.read_bytes()
     return content + bytes(-len(content) % ALIGNMENT)
 

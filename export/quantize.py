@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 
 from pitlane import CORE_FAMILIES, DecoderConfig, LinearPart, ModelSource, Part, parts_of
+from pitlane.export.compressed import compressed_tensors_config
 from pitlane.export.errors import ExportError
-from pitlane.export.layouts import Layout, Settings, check, check_linear, scale_dtype
-from pitlane.export.shards import Journal, replace, write_shard
+from pitlane.export.layouts import Layout, check, check_linear
+from pitlane.export.settings import Settings, of_linear, scale_dtype
+from pitlane.export.shards import Journal, write, write_shard
 from pitlane.formats import INDEX, QUANTIZATION_KEYS, Calibrated, byte_tokenizer, read_json, resolve
+from pitlane.kernels import fp8
 from pitlane.kernels.quantize_math import Codes, Grid, joined, quantize_linear
 from pitlane.models import config_json
 
@@ -71,12 +74,26 @@ class Weights:
 
     def codes(self, name: str, weight: Tensor, settings: Settings) -> Codes:
         """The codes of a linear, from the method's recipe. Without a recipe, the weight is rounded to nearest."""
+        dtype = _dtype(self.source)
+        if settings.method == "fp8":
+            return float8(name, weight, settings, dtype)
+        if settings.method == "mixed" and self.calibrated is not None:
+            chosen = self.calibrated.roundings[name].codes(weight.float())
+            return stored(chosen, scale_dtype(settings, dtype), settings, weight.float())
         recipe = self.calibrated.recipes.get(settings.method) if self.calibrated is not None else None
         codes, scales = (recipe.get(f"{name}.{last}") if recipe else None for last in ("codes", "scales"))
         if recipe is None or codes is None or scales is None:
-            return rounded(name, weight, settings, _dtype(self.source))
+            return rounded(name, weight, settings, dtype)
         calibrated = Codes(codes, scales, recipe.get(f"{name}.zeros"))
-        return stored(calibrated, scale_dtype(settings, _dtype(self.source)), settings)
+        return stored(calibrated, scale_dtype(settings, dtype), settings)
+
+    def settings_of(self, name: str, settings: Settings) -> Settings:
+        """The settings of a linear: the method mixed chooses its bits and its groups."""
+        if settings.method != "mixed":
+            return settings
+        if self.calibrated is None or name not in self.calibrated.roundings:
+            raise ExportError(f"mixed needs a recipe that covers {name}; make it with the plugin `mixed`")
+        return of_linear(settings, self.calibrated.roundings[name].grid)
 
 
 def quantize(
@@ -96,8 +113,9 @@ def quantize(
     linears = [part for parts in groups for part in parts if is_quantized(part)]
     for linear in linears:
         for member in linear.members:
-            check_linear(member.name, member.out_features, linear.in_features, settings)
-    identity = {"model": source.name, "weights": source.weights.fingerprint(), "settings": asdict(settings)}
+            grid = weights.settings_of(member.name, settings)
+            check_linear(member.name, member.out_features, linear.in_features, grid)
+    identity = {"model": source.name, "weights": source.weights.fingerprint(), "settings": settings.to_json()}
     journal, started = Journal(out, identity, resume), time.monotonic()
     journal.keep([shard for shard in journal.done if (out / shard).is_file()])
     count = sum(len(linear.members) for linear in linears)
@@ -115,7 +133,7 @@ def quantize(
             del tensors
         done += members
         report(Done(done, count, _num_bytes(journal), time.monotonic() - started))
-    _finish(source, layout, settings, out, journal)
+    _finish(weights, layout, settings, out, journal)
     return Result(out, count, _num_bytes(journal), dense_bytes, time.monotonic() - started)
 
 
@@ -149,9 +167,9 @@ def _tensors(part: Part, weights: Weights, layout: Layout, settings: Settings) -
     tensors: dict[str, Tensor] = {}
     for member in part.members:
         stored = weights.tensors(part.alone(member))
-        module = source.stored_name(member.name)
-        codes = weights.codes(member.name, stored[f"{member.name}.weight"], settings)
-        packed = layout.tensors(codes, settings, _dtype(source))
+        module, grid = source.stored_name(member.name), weights.settings_of(member.name, settings)
+        codes = weights.codes(member.name, stored[f"{member.name}.weight"], grid)
+        packed = layout.tensors(codes, grid, _dtype(source))
         tensors |= {f"{module}.{last}": tensor for last, tensor in packed.items()}
         if part.bias:
             tensors[f"{module}.bias"] = stored[f"{member.name}.bias"].clone()
@@ -174,6 +192,15 @@ def rounded(name: str, weight: Tensor, settings: Settings, dtype: torch.dtype) -
         raise ExportError(f"{name} cannot be quantized: {error}") from None
 
 
+def float8(name: str, weight: Tensor, settings: Settings, dtype: torch.dtype) -> Codes:
+    """Round a weight [N, K] to e4m3, with scales that have the file's dtype. codes: float8 [N, K]; scales: float32 [N, G]."""
+    try:
+        made = fp8.quantize(weight, settings.granularity, scale_dtype(settings, dtype))
+    except ValueError as error:
+        raise ExportError(f"{name} cannot be quantized: {error}") from None
+    return Codes(made.numbers, made.scales)
+
+
 def stored(codes: Codes, dtype: torch.dtype, settings: Settings, weight: Tensor | None = None) -> Codes:
     """The codes with their scales rounded to a file's dtype. weight: if given, it is rounded to nearest again with these scales."""
     scales = codes.scales.to(dtype).float()
@@ -189,8 +216,9 @@ def stored(codes: Codes, dtype: torch.dtype, settings: Settings, weight: Tensor 
     return grid.codes(numbers.flatten(1), scales, codes.zeros)
 
 
-def _finish(source: ModelSource, layout: Layout, settings: Settings, out: Path, journal: Journal) -> None:
+def _finish(weights: Weights, layout: Layout, settings: Settings, out: Path, journal: Journal) -> None:
     """Write the index, the config and the files of the tokenizer; then remove the journal."""
+    source = weights.source
     for name in COPIED if source.folder is not None else ():
         if source.folder is not None and (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, out / name)
@@ -198,11 +226,23 @@ def _finish(source: ModelSource, layout: Layout, settings: Settings, out: Path, 
         byte_tokenizer(source.config.vocab_size).save_pretrained(str(out))
     places = {name: shard for shard, names in journal.done.items() for name in names}
     index = {"metadata": {"total_size": _num_bytes(journal)}, "weight_map": dict(sorted(places.items()))}
-    replace(out / INDEX, json.dumps(index, indent=1).encode())
+    write(out / INDEX, json.dumps(index, indent=1).encode())
     values = {key: value for key, value in source_config(source).items() if key not in QUANTIZATION_KEYS}
-    values["quantization_config"] = layout.config(settings, _dense_linears(source))
-    replace(out / "config.json", json.dumps(values, indent=1).encode())
+    values["quantization_config"] = _config(weights, layout, settings)
+    write(out / "config.json", json.dumps(values, indent=1).encode())
     journal.remove()
+
+
+def _config(weights: Weights, layout: Layout, settings: Settings) -> dict[str, Any]:
+    """The `quantization_config`. With the method mixed, a group of linears for every grid."""
+    source = weights.source
+    if settings.method != "mixed":
+        return layout.config(settings, _dense_linears(source))
+    targets: dict[Settings, list[str]] = {}
+    for part in filter(is_quantized, parts_of(source.config)):
+        for member in part.members:
+            targets.setdefault(weights.settings_of(member.name, settings), []).append(source.stored_name(member.name))
+    return compressed_tensors_config(targets, _dense_linears(source))
 
 
 def source_config(source: ModelSource) -> Mapping[str, Any]:

@@ -7,7 +7,6 @@ with the same model and settings. The last step writes the index and config.json
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pitlane.export.errors import ExportError
+from pitlane.storage.files import replacing, write_whole
 
 JOURNAL, PART = "quantize.json", ".part"
 
@@ -58,7 +58,7 @@ class Journal:
 
     def write(self) -> None:
         text = json.dumps({"identity": self.identity, "done": self.done}, indent=1)
-        replace(self.file, text.encode())
+        write(self.file, text.encode())
 
     def finish(self, name: str, entry: Any) -> None:
         self.done[name] = entry
@@ -73,29 +73,19 @@ class Journal:
         self.file.unlink(missing_ok=True)
 
 
-def replace(file: Path, content: bytes) -> None:
-    """Write a file under a temporary name, sync it, and rename it."""
-    part = file.with_name(file.name + PART)
+def write(file: Path, content: bytes) -> None:
+    """Write a file in one step. Raises ExportError."""
     try:
-        with open(part, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(part, file)
+        write_whole(file, content, file.with_name(file.name + PART))
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise ExportError(f"cannot write {file}: {error}; make room, then go on with --resume") from None
 
 
 def write_shard(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a shard in one step. The same tensors give the same bytes."""
-    part = file.with_name(file.name + PART)
     try:
-        save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, part, {"format": "pt"})
-        with open(part, "rb+") as handle:
-            os.fsync(handle.fileno())
-        part.chmod(0o644)  # safetensors lets only the owner read
-        os.replace(part, file)
+        with replacing(file, file.with_name(file.name + PART)) as part:
+            save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, part, {"format": "pt"})
+            part.chmod(0o644)  # safetensors lets only the owner read
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise ExportError(f"cannot write {file}: {error}; make room, then go on with --resume") from None

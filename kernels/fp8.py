@@ -3,10 +3,10 @@
 A scale serves `group` inputs of an output. torch rounds to nearest, ties to even: 4 significant bits down to 2^-6, steps of 2^-9
 below. A scale makes the largest weight 448, the largest number of e4m3. On a CPU, e4m3 is a storage format: a kernel in C widens
 the bytes to bfloat16 in registers (AVX-512 BF16), or to float32 (plain C). Without the kernel, torch computes.
-Bytes moved: N K for the weights, once per 192 rows. A row's result has the same bits in any batch, in C. On CUDA, weights with a
-scale per tensor or per output run as scaled products of e4m3 inputs (torch._scaled_mm), with a scale per row of x. Weights with a
-scale per block are widened.
-Layout: linear_fp8.h.
+Bytes moved: N K for the weights, once per 192 rows. A row's result has the same bits in any batch, in C. On CUDA, a Triton kernel
+(cuda/linear_fp8.py) widens the bytes to x's dtype in registers, for a scale per tensor, per output and per 128 inputs of an output.
+So x keeps its 16 bits on every device. Groups of other sizes are widened by torch.
+Layout: linear_fp8.h; for Triton, the rows [N, K] and scales [N, G] as they are.
 Source: FP8 Formats for Deep Learning, https://arxiv.org/abs/2209.05433
 """
 
@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pitlane.kernels.cuda import device as triton
 from pitlane.kernels.extension import MISSING, cpu
 from pitlane.kernels.linear import checked_inputs
 
@@ -51,8 +52,11 @@ def to_float8(x: Tensor) -> Tensor:
     return x.clamp(-LARGEST, LARGEST).to(FLOAT8)
 
 
-def quantize(weight: Tensor, granularity: str) -> Float8:
-    """Round a weight [N, K]. Weights that share a scale: all (`tensor`), an output (`channel`), or 128 x 128 (`block`)."""
+def quantize(weight: Tensor, granularity: str, scale_dtype: torch.dtype = torch.float32) -> Float8:
+    """Round a weight [N, K]. Weights that share a scale: all (`tensor`), an output (`channel`), or 128 x 128 (`block`).
+
+    scale_dtype: the scales are rounded to it before the weights are rounded.
+    """
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity must be {', '.join(GRANULARITIES)}, got {granularity!r}")
     if not bool(weight.isfinite().all()):
@@ -65,7 +69,7 @@ def quantize(weight: Tensor, granularity: str) -> Float8:
     elif granularity == "block":
         blocks = [part.amax(0).expand(len(part), -1) for part in largest.split(BLOCK)]
         largest = torch.cat(blocks)
-    scales = (largest / LARGEST).contiguous()
+    scales = (largest / LARGEST).to(scale_dtype).float().contiguous()
     numbers = torch.empty(rows, inputs, dtype=FLOAT8)
     step = max(1, CHUNK // inputs)
     for row in range(0, rows, step):
@@ -75,9 +79,16 @@ def quantize(weight: Tensor, granularity: str) -> Float8:
     return Float8(numbers, scales, group)
 
 
-def num_bytes(outputs: int, inputs: int, group: int) -> int:
+def num_bytes(outputs: int, inputs: int, group: int, device: torch.device | str = "cpu") -> int:
     """Number of bytes of a packed weight [outputs, inputs] and its scales."""
-    return -(-outputs // PANEL) * PANEL * (inputs + 4 * -(-inputs // group))
+    rows = outputs if by_triton(inputs, group, device) else -(-outputs // PANEL) * PANEL
+    return rows * (inputs + 4 * -(-inputs // group))
+
+
+def by_triton(inputs: int, group: int, device: torch.device | str) -> bool:
+    """Whether the kernel in Triton serves a weight with a scale per `group` inputs."""
+    served = triton.serves(torch.device(device)) and triton.is_installed()
+    return served and (group >= inputs or group == BLOCK)
 
 
 class Fp8Linear:
@@ -100,19 +111,13 @@ class Fp8Linear:
         if bool((numbers & 0x7F).eq(0x7F).any()):
             raise ValueError("a weight is no number; repair the checkpoint")
         self.bias = None if bias is None else bias.to(device, torch.float32, copy=True).contiguous()
-        self.scaled: ScaledProduct | None = None
-        if (
-            torch.device(device).type == "cuda"
-            and self.group >= self.num_inputs
-            and can_scale(self.num_outputs, self.num_inputs, device)
-        ):
-            self.scaled = ScaledProduct(numbers.view(FLOAT8).to(device), scales[:, 0].to(device))
-        self.packed = pack(numbers).to(device) if self.scaled is None else numbers.new_empty(0)
-        self.scales = _by_panel(scales).to(device)
+        self.by_triton = level is None and by_triton(self.num_inputs, self.group, device)
+        self.packed = (numbers if self.by_triton else pack(numbers)).to(device)
+        self.scales = (scales if self.by_triton else _by_panel(scales)).contiguous().to(device)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.level is None:
-            return self.reference(x) if self.scaled is None else self.scaled(x, self.bias)
+            return self._without_c(x)
         x = checked_inputs(x, self.num_inputs, DTYPES)
         y = x.new_empty(len(x), self.num_outputs)
         cpu.fp8_linear(
@@ -131,40 +136,29 @@ class Fp8Linear:
         )
         return y
 
+    def _without_c(self, x: Tensor) -> Tensor:
+        if not self.by_triton or x.dtype not in triton.DTYPES:
+            return self.reference(x)
+        from pitlane.kernels.cuda.linear_fp8 import linear
+
+        return linear(x, self.packed.view(FLOAT8), self.scales, self.bias)
+
     def reference(self, x: Tensor) -> Tensor:
         """The same computation in torch, in float32 or float64."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        step = max(1, CHUNK // (PANEL * self.num_inputs))
+        step = max(1, CHUNK // ((1 if self.by_triton else PANEL) * self.num_inputs))
         parts = [x.to(dtype) @ self._widened(panel, step).to(dtype).T for panel in range(0, len(self.packed), step)]
         y = torch.cat(parts, 1)[:, : self.num_outputs]
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
     def _widened(self, panel: int, step: int) -> Tensor:
-        """The weights of panels [panel, panel + step) in float32."""
+        """The weights of panels (for Triton: rows) [panel, panel + step) in float32."""
+        if self.by_triton:
+            rows = slice(panel, panel + step)
+            return Float8(self.packed[rows].view(FLOAT8), self.scales[rows], self.group).widened()
         numbers = unpack(self.packed[panel : panel + step]).view(FLOAT8)[:, : self.num_inputs]
         scales = self.scales[panel : panel + step].transpose(1, 2).flatten(0, 1)
         return Float8(numbers, scales, self.group).widened()
-
-
-class ScaledProduct:
-    """Products of e4m3 inputs and weights on CUDA: x is rounded with a scale per row. weight: e4m3 [N, K]; scales: [N]."""
-
-    def __init__(self, weight: Tensor, scales: Tensor) -> None:
-        self.weight, self.scales = weight, scales.view(1, -1).contiguous()
-
-    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        largest = x.abs().amax(1, keepdim=True).float()
-        factors = (largest / LARGEST).clamp_min(1e-12)
-        rounded = to_float8(x.float() / factors)
-        y = torch._scaled_mm(
-            rounded, self.weight.T, scale_a=factors, scale_b=self.scales, out_dtype=torch.bfloat16, use_fast_accum=False
-        )
-        return (y if bias is None else y + bias).to(x.dtype)
-
-
-def can_scale(outputs: int, inputs: int, device: torch.device | str) -> bool:
-    """Whether the device can multiply float8, and the sizes are multiples of 16."""
-    return torch.cuda.get_device_capability(device) >= (8, 9) and outputs % 16 == 0 and inputs % 16 == 0
 
 
 def pack(numbers: Tensor) -> Tensor:
@@ -187,7 +181,7 @@ def _by_panel(scales: Tensor) -> Tensor:
 
 def chosen_level(inputs: int, group: int, dtype: torch.dtype, device: torch.device) -> int | None:
     """The level of the kernel in C; None: torch computes."""
-    if device.type != "cpu" or dtype not in DTYPES or unavailable() is not None:
+    if device.type != "cpu" or triton.interpreted() or dtype not in DTYPES or unavailable() is not None:
         return None
     if inputs % 2 or (group < inputs and group % 2):
         return None

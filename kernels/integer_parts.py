@@ -110,6 +110,12 @@ class Recipe(NamedTuple):
     head: Format | None
     copies: Callable[[str], Copies | None] = lambda recipe: None
 
+    @classmethod
+    def of_ends(cls, is_int8: bool, quantized: bool) -> Recipe:
+        """For plugins that plan the linears of the layers themselves: embedding and head in 8 bits, or in the model's dtype."""
+        form = Format(8, quantized)
+        return cls(form, form if is_int8 else None)
+
     def linear(self, part: Linear, context: Context) -> Planned | None:
         """Plan a linear; None leaves it to the core."""
         sizes = part.out_features, part.in_features, part.bias
@@ -119,7 +125,7 @@ class Recipe(NamedTuple):
             return plan._replace(build=self._kept(part.name, form, plan, context))
         if unsupported(context.dtype, context.device) or linear.unavailable() or part.in_features % 2:
             return None
-        return bfloat16_plan(*sizes, 1, context.stored_dtype, linear.has_amx())
+        return bfloat16_plan(*sizes, 1, context.stored_dtype, linear.fastest_products())
 
     def embedding(self, part: Table, context: Context) -> Planned | None:
         """Plan an embedding; None leaves it to the core."""
@@ -150,11 +156,13 @@ class Recipe(NamedTuple):
         return build
 
 
-def bfloat16_plan(outputs: int, inputs: int, bias: bool, members: int, stored_dtype: torch.dtype, amx: bool) -> Planned:
+def bfloat16_plan(
+    outputs: int, inputs: int, bias: bool, members: int, stored_dtype: torch.dtype, products: str
+) -> Planned:
     """Plan a linear [outputs, inputs] of some members in bfloat16, for the kernel in C."""
     num_bytes = linear.packed_bytes(outputs, inputs) + 2 * bias * outputs
     copies = (members > 1) + (stored_dtype != torch.bfloat16)  # the fused weight, the cast weights
-    return Planned(num_bytes, num_bytes + copies * 2 * outputs * inputs, partial(_packed, amx), False, True)
+    return Planned(num_bytes, num_bytes + copies * 2 * outputs * inputs, partial(_packed, products), False, True)
 
 
 def linear_plan(
@@ -189,14 +197,6 @@ def rounded_plan(
     """Plan a linear whose codes no kernel runs: its rounded weight is dense, for quality only."""
     num_bytes = num_values * dtype.itemsize
     return Planned(num_bytes, num_bytes + 6 * num_values, partial(_rounded, codes, dtype, device), False, False)
-
-
-def embedding_plan(
-    rows: int, dim: int, is_tied: bool, form: Format, dtype: torch.dtype, device: torch.device
-) -> Planned:
-    """Plan an embedding [rows, dim] in 8 bits; if it is tied, it holds the head."""
-    plan = linear_plan(rows, dim, False, form, dtype, device)
-    return plan._replace(build=partial(_embedding, plan.build, dtype), has_head=is_tied)
 
 
 @dataclass(slots=True, frozen=True)
@@ -249,8 +249,8 @@ def _embedding(build: Callable[[Members], Any], dtype: torch.dtype, members: Mem
     return Embedding(build(members), dtype)
 
 
-def _packed(amx: bool, members: Members) -> linear.Packed:
+def _packed(products: str, members: Members) -> linear.Packed:
     weights = [member["weight"].to(torch.bfloat16) for member in members]
     biases = [member["bias"].to(torch.bfloat16) for member in members if "bias" in member]
     weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-    return linear.Packed(weight, torch.cat(biases) if biases else None, amx)
+    return linear.Packed(weight, torch.cat(biases) if biases else None, products)

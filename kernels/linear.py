@@ -1,9 +1,11 @@
-"""Linear: y [M, N] = x [M, K] w [N, K]^T + bias, in bfloat16 with float32 sums, by AVX-512 BF16 or AMX on a CPU.
+"""Linear: y [M, N] = x [M, K] w [N, K]^T + bias, in bfloat16 with float32 sums, by AVX-512 or AMX on a CPU.
 
 A weight is packed once, for kernels/cpu/linear_bf16.c: panels of 32 outputs; in a panel, one line per pair of inputs; in
-a line, that pair's weights of the 32 outputs side by side. So a forward reads the weights in one stream, and AMX loads
-its tiles from the same layout. Bytes moved: 2 N K for the weights, once per 192 rows (AMX: 512 rows); 2 M (K + N) for
-inputs and outputs. Operations: 2 M N K. A row's result is bit-equal in any batch.
+a line, that pair's weights of the 32 outputs side by side. So a forward reads the weights in one stream, and all products
+read the same layout: `vectors` (AVX-512 BF16's dot products of pairs), `amx` (its tiles), and `float32` (multiply-adds of
+numbers that a shift or a mask widens). The sums of `float32` have the order of `linear_in_order`; on Intel's CPUs those of
+`vectors` too. Bytes moved: 2 N K for the weights, once per 192 rows (AMX: 512 rows); 2 M (K + N) for inputs and outputs.
+Operations: 2 M N K. A row's result is bit-equal in any batch.
 Source: GotoBLAS (Goto and van de Geijn 2008) for panels and tiles; Intel's VDPBF16PS and TDPBF16PS for the dot products.
 """
 
@@ -20,11 +22,21 @@ from pitlane.kernels.pages import in_huge_pages
 
 PANEL = 32  # outputs
 AMX_INPUTS = 32  # per AMX instruction
+PRODUCTS = ("vectors", "amx", "float32")  # as kernels/cpu/linear_bf16.h counts them
+WORTH = 1.25  # `auto` takes float32 if its rate is so many times that of vectors: 1.7 on a Xeon, 0.5 on a Zen 4
 
 
 def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The reference in float32: x [M, K], weight [N, K], bias [N] -> y [M, N] in x's dtype."""
     y = x.float() @ weight.float().T
+    return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def linear_in_order(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The sums of `float32` products, bit by bit: inputs in the order 1, 0, 3, 2, ..., a float32 rounding per addition."""
+    y = x.new_zeros(len(x), len(weight), dtype=torch.float32)
+    for k in range(x.shape[1]):
+        y += x[:, k ^ 1, None].float() * weight[:, k ^ 1].float()
     return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
@@ -60,12 +72,14 @@ def packed_bytes(num_outputs: int, num_inputs: int) -> int:
 class Packed:
     """A packed weight [N, K] and its bias [N], bfloat16. Calling it with x [M, K] returns y [M, N], a new tensor.
 
-    amx: use AMX if K is a multiple of 32; requires `has_amx()`.
+    products: a name of PRODUCTS; amx requires `has_amx()`, and becomes vectors unless K is a multiple of 32.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, amx: bool = False) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, products: str = "vectors") -> None:
+        if products not in PRODUCTS:
+            raise ValueError(f"products must be {', '.join(PRODUCTS)}, got {products}")
         self.num_outputs, self.num_inputs = weight.shape
-        self.amx = amx and self.num_inputs % AMX_INPUTS == 0
+        self.products = "vectors" if products == "amx" and self.num_inputs % AMX_INPUTS else products
         self.weight = pack(weight)
         if bias is not None and (bias.dtype != torch.bfloat16 or bias.shape != (self.num_outputs,)):
             raise ValueError(f"the bias must be bfloat16 [{self.num_outputs}], got {bias.dtype} {list(bias.shape)}")
@@ -75,7 +89,7 @@ class Packed:
         x = checked_inputs(x, self.num_inputs, (torch.bfloat16,))
         rows, inputs = x.shape
         y = x.new_empty(rows, self.num_outputs)
-        scratch = torch.empty_like(x)
+        scratch = x.new_empty(rows, inputs, dtype=torch.float32 if self.products == "float32" else x.dtype)
         cpu.linear_bf16(
             x.data_ptr(),
             self.weight.data_ptr(),
@@ -85,7 +99,7 @@ class Packed:
             rows,
             self.num_outputs,
             inputs,
-            self.amx,
+            PRODUCTS.index(self.products),
             torch.get_num_threads(),
         )
         return y
@@ -98,7 +112,7 @@ def unavailable() -> str | None:
         return MISSING
     if not cpu.has_linear_bf16():
         return "this CPU has no AVX-512 BF16"
-    if not _agrees(num_inputs=70, amx=False):
+    if not (_agrees(70, "vectors") and _agrees(70, "float32")):
         return "its result differs from the reference on this machine; please report it"
     return None
 
@@ -106,15 +120,34 @@ def unavailable() -> str | None:
 @cache
 def has_amx() -> bool:
     """Whether the CPU has AMX, the operating system allows it, and it agrees with the reference. Checked once per process."""
-    return unavailable() is None and cpu.has_amx_bf16() and _agrees(num_inputs=96, amx=True)
+    return unavailable() is None and cpu.has_amx_bf16() and _agrees(96, "amx")
 
 
-def _agrees(num_inputs: int, amx: bool) -> bool:
+def fastest_products() -> str:
+    """The products that are fastest on this CPU: amx if it has AMX, float32 if `float32_ratio` says so, else vectors."""
+    if has_amx():
+        return "amx"
+    return "float32" if unavailable() is None and float32_ratio() >= WORTH else "vectors"
+
+
+@cache
+def float32_ratio() -> float:
+    """The rate of float32 multiply-adds over that of AVX-512 BF16's dot products, on registers of one core.
+
+    Measured once per process, in turn, about 5 ms in all. The best of several runs: other processes only make a run slower.
+    """
+    floats, pairs = 0.0, 0.0
+    for _ in range(6):
+        floats, pairs = max(floats, cpu.ceiling(0, 1, 2e-4)), max(pairs, cpu.ceiling(1, 1, 2e-4))
+    return floats / pairs if pairs else 0.0
+
+
+def _agrees(num_inputs: int, products: str) -> bool:
     generator = torch.Generator().manual_seed(0)
     for rows in (1, 5, 27, 50):
         shapes = (rows, num_inputs), (75, num_inputs), (75,)
         x, weight, bias = (torch.randn(shape, generator=generator).bfloat16() for shape in shapes)
-        result, expected = Packed(weight, bias, amx)(x).float(), linear_ref(x, weight, bias).float()
+        result, expected = Packed(weight, bias, products)(x).float(), linear_ref(x, weight, bias).float()
         if not torch.allclose(result, expected, rtol=2**-7, atol=1e-3):
             return False
     return True

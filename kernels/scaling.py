@@ -2,17 +2,18 @@
 
 The columns of the linear are multiplied by factors s [K]. The outputs of the part before it, a norm or a linear, are divided by s.
 Knows no model: names are keys. A recipe holds `NAME.columns` [K], `NAME.rows` [N] (divisors), `NAME.norm` [N] (the new weight of a
-norm, offset included) and `NAME.clip` (`quantize_math.clip_shares`) for the parts NAME that change.
+norm, offset included) and `NAME.clip` (`scale_search.clip_shares`) for the parts NAME that change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pitlane.kernels.quantize_math import clipped
+from pitlane.kernels.scale_search import clipped
 
 Get = Callable[[str], "Tensor | None"]
 
@@ -37,6 +38,37 @@ def norm_factors(norm: Tensor, factors: Tensor, dtype: torch.dtype) -> tuple[Ten
 def row_divisors(factors: Tensor, groups: int, repeats: int) -> Tensor:
     """The divisors of the rows of a linear. factors: of the channels [K] that the linear feeds."""
     return factors.view(groups, repeats, -1)[:, 0].reshape(-1)
+
+
+class Feed(Protocol):
+    """The part before a linear: its name, and the runs of channels that share a factor."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def is_norm(self) -> bool: ...
+
+    @property
+    def groups(self) -> int: ...
+
+    @property
+    def repeats(self) -> int: ...
+
+
+def recipe_tensors(
+    feed: Feed, names: Sequence[str], factors: Tensor, weight: Callable[[str], Tensor], dtype: torch.dtype
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the tensors of a recipe that moves factors [K] from a feed to the linears `names`, and the factors in use.
+
+    weight: returns the weight of a norm, with its offset. dtype: of the model.
+    """
+    tensors = {}
+    if feed.is_norm:
+        tensors[f"{feed.name}.norm"], factors = norm_factors(weight(feed.name), factors, dtype)
+    else:
+        tensors[f"{feed.name}.rows"] = row_divisors(factors, feed.groups, feed.repeats)
+    return tensors | {f"{name}.columns": factors for name in names}, factors
 
 
 def scaled(name: str, tensors: Mapping[str, Tensor], get: Get, offset: float = 0.0) -> dict[str, Tensor] | None:

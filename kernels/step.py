@@ -21,7 +21,7 @@ from torch import Tensor
 from pitlane.kernels.attention import Parts
 from pitlane.kernels.attention_quant import BITS, FIRST_OPEN
 from pitlane.kernels.extension import MISSING, cpu
-from pitlane.kernels.linear import Packed
+from pitlane.kernels.linear import PRODUCTS, Packed
 from pitlane.kernels.packing import UNIT
 from pitlane.kernels.quantized import Quantized
 
@@ -47,7 +47,7 @@ class Op:
     bias: int = 0
     outs: int = 0
     ins: int = 0
-    amx: int = 0
+    products: int = 0
     scales: int = 0
     bits: int = 0
     input_group: int = 0
@@ -82,7 +82,7 @@ def linear_op(linear: object, source: int, output: int) -> Op:
     bias = 0 if linear.bias is None else linear.bias.data_ptr()
     op = Op(LINEAR, source, output, bias=bias, outs=outs, ins=ins)
     if isinstance(linear, Packed):
-        op.w, op.amx = linear.weight.data_ptr(), int(linear.amx)
+        op.w, op.products = linear.weight.data_ptr(), PRODUCTS.index(linear.products)
         return op
     form = linear.form
     op.weights, op.w, op.bits, op.input_group = INT, linear.packed.data_ptr(), form.bits, form.input_group

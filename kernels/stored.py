@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pitlane.kernels.extension import unsupported
-from pitlane.kernels.linear import Packed, has_amx, packed_bytes
+from pitlane.kernels.linear import Packed, fastest_products, packed_bytes
 from pitlane.kernels.linear import unavailable as unavailable_linear
 from pitlane.kernels.packing import GROUP_SIZES, UNIT, Format
 from pitlane.kernels.quantize_math import Codes
@@ -105,5 +105,5 @@ def dense_bytes(outputs: int, inputs: int, dtype: torch.dtype, device: torch.dev
 def dense_linear(weight: Tensor, bias: Tensor | None, device: torch.device) -> Packed | Dense:
     """A linear of a weight [N, K] in the model's dtype."""
     if is_packed(weight.shape[1], weight.dtype, device):
-        return Packed(weight, bias, has_amx())
+        return Packed(weight, bias, fastest_products())
     return Dense(weight.to(device), None if bias is None else bias.to(device))

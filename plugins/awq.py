@@ -76,8 +76,9 @@ class Awq(Plugin):
     def _visit(self, context: BuildContext, form: Format, layer: LayerInputs) -> LayerRecipe:
         import torch
 
-        from pitlane.kernels.quantize_math import InputStats, awq_scales, clip_shares
-        from pitlane.kernels.scaling import norm_factors, row_divisors, shared
+        from pitlane.kernels.quantize_math import InputStats
+        from pitlane.kernels.scale_search import awq_scales, clip_shares
+        from pitlane.kernels.scaling import recipe_tensors, shared
 
         rounded, tensors, notes = self._rounding(form), dict[str, "Tensor"](), {}
         for part in layer.linears:
@@ -87,15 +88,9 @@ class Awq(Plugin):
             note = {}
             if feed is not None:
                 search = awq_scales(weight, stats, rounded, partial(shared, groups=feed.groups, repeats=feed.repeats))
-                factors = search.scales
                 note = {"power": search.power, "start": search.start, "error": search.error}
-                if feed.is_norm:
-                    tensors[f"{feed.name}.norm"], factors = norm_factors(
-                        layer.weight(feed.name), factors, context.dtype
-                    )
-                else:
-                    tensors[f"{feed.name}.rows"] = row_divisors(factors, feed.groups, feed.repeats)
-                tensors |= {f"{name}.columns": factors for name in names}
+                moved, factors = recipe_tensors(feed, names, search.scales, layer.weight, context.dtype)
+                tensors |= moved
             if self.options.clip and stats.hessian is not None:
                 hessian = stats.hessian / factors[:, None] / factors
                 shares, before, after = clip_shares(weight * factors, hessian, form.group_size, rounded)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pitlane import Attention, Batch, BuildContext, KVStore
     from pitlane.kernels.attention import Indices, Parts, Seen, Slots
-    from pitlane.kernels.cuda.attention import Reads
+    from pitlane.kernels.cuda.attention_reads import Reads
 
 
 MAX_SHORT_PARTS = 4 * 2048  # of the short queries of a kernel call
@@ -115,7 +115,8 @@ class PagedOnCuda:
 
     def __init__(self, context: BuildContext) -> None:
         from pitlane.kernels.attention_quant import BITS
-        from pitlane.kernels.cuda.attention import attend, reads_of
+        from pitlane.kernels.cuda.attention import attend
+        from pitlane.kernels.cuda.attention_reads import reads_of
 
         config = context.config
         self.attend, self.reads_of, self.bits = attend, reads_of, BITS

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pitlane import BuildContext, EmbeddingPart, LayerInputs, Recipe
+    from pitlane.kernels.integer_parts import Recipe as Ends
     from pitlane.kernels.packing import Format
     from pitlane.kernels.quantize_math import Codes
 
@@ -87,12 +88,12 @@ class Gptq(Plugin):
 
     @hookimpl
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
-        from pitlane.kernels.integer_parts import codes_plan, linear_plan, rounded_plan
+        from pitlane.kernels.integer_parts import codes_plan, rounded_plan
 
         sizes = part.out_features, part.in_features, part.bias
         if part.fed_by is None:
-            form = self._head if part.name == "lm_head" else None
-            return form and LinearPlan(**linear_plan(*sizes, form, context.dtype, context.device)._asdict())
+            plan = self._ends.linear(part, context) if part.name == "lm_head" else None
+            return plan and LinearPlan(**plan._asdict())
         recipe = context.calibrator.recipe(self) if context.calibrator else None
         codes = partial(_codes, recipe, [member.name for member in part.members])
         if self.options.bits <= 4:
@@ -101,11 +102,8 @@ class Gptq(Plugin):
 
     @hookimpl
     def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
-        from pitlane.kernels.integer_parts import embedding_plan
-
-        form = self._head
-        sizes = part.num_embeddings, part.dim, part.is_tied
-        return form and LinearPlan(**embedding_plan(*sizes, form, context.dtype, context.device)._asdict())
+        plan = self._ends.embedding(part, context)
+        return plan and LinearPlan(**plan._asdict())
 
     def _visit(self, layer: LayerInputs) -> LayerRecipe:
         import torch
@@ -152,10 +150,11 @@ class Gptq(Plugin):
         return Format(4, options.activations == "int8", options.group_size, options.symmetric)
 
     @property
-    def _head(self) -> Format | None:
-        from pitlane.kernels.packing import Format
+    def _ends(self) -> Ends:
+        """How embedding and head are stored."""
+        from pitlane.kernels.integer_parts import Recipe
 
-        return Format(8, self.options.activations == "int8") if self.options.head == "int8" else None
+        return Recipe.of_ends(self.options.head == "int8", self.options.activations == "int8")
 
 
 def _codes(recipe: Recipe | None, names: list[str], members: Any) -> Codes:

@@ -25,9 +25,12 @@ from pydantic import Field
 from pitlane import BadOption, LayerRecipe, LinearPart, LinearPlan, Plugin, PluginOptions, calibration_hash, hookimpl
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from pitlane import BuildContext, EmbeddingPart, LayerInputs, Recipe
+    from pitlane.kernels.integer_parts import Recipe as Ends
     from pitlane.kernels.packing import Format
     from pitlane.kernels.quantize_math import Codes
 
@@ -53,7 +56,8 @@ class Choice(NamedTuple):
 
 
 ON_KERNELS = (Choice(4, 128), Choice(4, 64), Choice(4, 64, False), Choice(4, 32, False), Choice(8, 0))
-ALL = (*(Choice(bits, 64) for bits in (2, 3, 5, 6)), *ON_KERNELS)
+SYMMETRIC = (Choice(4, 128), Choice(4, 64), Choice(4, 32), Choice(8, 0))
+DENSE = tuple(Choice(bits, 64) for bits in (2, 3, 5, 6))
 
 
 class Mixed(Plugin):
@@ -71,6 +75,11 @@ class Mixed(Plugin):
             "kernels",
             title="Formats",
             description="kernels: 4 and 8 bits; all: 2 to 8 bits, some dense, for quality only",
+        )
+        symmetric: bool = Field(
+            False,
+            title="Symmetric",
+            description="only formats whose zero is the middle of a group's range, as checkpoints for other programs have",
         )
         activations: Literal["int8", "bfloat16"] = Field(
             "int8",
@@ -111,12 +120,12 @@ class Mixed(Plugin):
 
     @hookimpl
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
-        from pitlane.kernels.integer_parts import codes_plan, linear_plan, rounded_plan
+        from pitlane.kernels.integer_parts import codes_plan, rounded_plan
 
         sizes = part.out_features, part.in_features, part.bias
         if part.fed_by is None:
-            form = self._head if part.name == "lm_head" else None
-            return form and LinearPlan(**linear_plan(*sizes, form, context.dtype, context.device)._asdict())
+            plan = self._ends.linear(part, context) if part.name == "lm_head" else None
+            return plan and LinearPlan(**plan._asdict())
         recipe = context.calibrator.recipe(self, self._depends) if context.calibrator else None
         choice = self._chosen(context, recipe).get(part.name)
         if choice is None:
@@ -129,20 +138,29 @@ class Mixed(Plugin):
 
     @hookimpl
     def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
-        from pitlane.kernels.integer_parts import embedding_plan
+        plan = self._ends.embedding(part, context)
+        return plan and LinearPlan(**plan._asdict())
 
-        form = self._head
-        sizes = part.num_embeddings, part.dim, part.is_tied
-        return form and LinearPlan(**embedding_plan(*sizes, form, context.dtype, context.device)._asdict())
+    def roundings(self, context: BuildContext) -> dict[str, tuple[tuple[int, int, int], Callable[[Tensor], Codes]]]:
+        """The grid of every linear and the function that rounds its weight, for `pitlane quantize`."""
+        recipe = context.calibrator.recipe(self, self._depends) if context.calibrator else None
+        chosen, made = self._chosen(context, recipe), {}
+        for part in _linears(context):
+            choice = chosen[part.name]
+            codes = partial(_member_codes, recipe, part, choice)
+            grid = choice.bits, choice.group_size, int(choice.symmetric)
+            made |= {member.name: (grid, codes) for member in part.members}
+        return made
 
     @property
     def _depends(self) -> str:
         """The text for the recipe's digest. It has no budget: a recipe serves every budget."""
-        return f"{self.name}@{self.version} {self.options.formats}"
+        return f"{self.name}@{self.version} {self.options.formats}{' symmetric' if self.options.symmetric else ''}"
 
     def _choices(self, part: LinearPart) -> list[Choice]:
         """The formats that fit a part, the smallest format first."""
-        table = ON_KERNELS if self.options.formats == "kernels" else ALL
+        table = SYMMETRIC if self.options.symmetric else ON_KERNELS
+        table = table if self.options.formats == "kernels" else (*DENSE, *table)
         fitting = [choice for choice in table if not choice.group_size or part.in_features % choice.group_size == 0]
         return sorted(fitting, key=lambda choice: choice.cost(part.in_features))
 
@@ -186,10 +204,11 @@ class Mixed(Plugin):
         return Format(choice.bits, self.options.activations == "int8", choice.group_size, choice.symmetric)
 
     @property
-    def _head(self) -> Format | None:
-        from pitlane.kernels.packing import Format
+    def _ends(self) -> Ends:
+        """How embedding and head are stored."""
+        from pitlane.kernels.integer_parts import Recipe
 
-        return Format(8, self.options.activations == "int8") if self.options.head == "int8" else None
+        return Recipe.of_ends(self.options.head == "int8", self.options.activations == "int8")
 
 
 def spend(parts: list[LinearPart], choices: dict[str, list[Choice]], error: Any, bits: float) -> dict[str, Choice]:
@@ -239,7 +258,11 @@ def _codes(recipe: Recipe | None, part: LinearPart, choice: Choice, members: Any
     """Round the weight of a part to its format."""
     from pitlane.kernels.quantize_math import joined
 
+    return joined([_member_codes(recipe, part, choice, member["weight"].float()) for member in members])
+
+
+def _member_codes(recipe: Recipe | None, part: LinearPart, choice: Choice, weight: Tensor) -> Codes:
     mean_square = recipe.get(f"{part.members[0].name}.mean_square") if recipe else None
     if mean_square is None:
         raise BadOption("mixed has no recipe for this model yet; load the model with an engine")
-    return joined([_rounded(member["weight"].float(), choice, mean_square) for member in members])
+    return _rounded(weight, choice, mean_square)

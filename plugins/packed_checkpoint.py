@@ -56,6 +56,13 @@ class PackedCheckpoint(Plugin):
     def unavailable(cls, context: BuildContext) -> str | None:
         return None if context.packings else "the checkpoint is not quantized"
 
+    @classmethod
+    def key_of(cls, options: PluginOptions) -> str:
+        """Add the products of dense linears, because KV depends on them."""
+        from pitlane.kernels.linear import fastest_products
+
+        return f"{super().key_of(options)} {fastest_products()}"
+
     @hookimpl
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
         packings = {context.packings.get(member.name) for member in part.members}
@@ -94,7 +101,7 @@ class PackedCheckpoint(Plugin):
 
         inputs, group = part.in_features, packing.group_size
         level = chosen_level(inputs, group, context.dtype, context.device)
-        size = num_bytes(part.out_features, inputs, group) + 4 * part.bias * part.out_features
+        size = num_bytes(part.out_features, inputs, group, context.device) + 4 * part.bias * part.out_features
         build = partial(_build_float8, part, packing, level, context)
         return LinearPlan(size, size + 3 * part.num_values, build, batch_invariant=level is not None)
 

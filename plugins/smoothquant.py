@@ -63,8 +63,9 @@ def _visit(context: BuildContext, layer: LayerInputs) -> LayerRecipe:
     import torch
 
     from pitlane.kernels.packing import INPUT_GROUP, quantize_inputs, quantize_rows
-    from pitlane.kernels.quantize_math import InputStats, smooth_scales
-    from pitlane.kernels.scaling import norm_factors, row_divisors, shared
+    from pitlane.kernels.quantize_math import InputStats
+    from pitlane.kernels.scale_search import smooth_scales
+    from pitlane.kernels.scaling import recipe_tensors, shared
 
     def rounded(weight: Tensor) -> Tensor:
         numbers, scales = quantize_rows(weight)
@@ -84,12 +85,7 @@ def _visit(context: BuildContext, layer: LayerInputs) -> LayerRecipe:
         weight = torch.cat([layer.weight(name) for name in names])
         same = partial(shared, groups=feed.groups, repeats=feed.repeats)
         search = smooth_scales(weight, stats, rounded, rounded_inputs, same)
-        factors = search.scales
         outliers = float(stats.absmax.amax() / stats.absmax.median().clamp(min=1e-9))
         notes[part.name] = {"power": search.power, "start": search.start, "error": search.error, "outliers": outliers}
-        if feed.is_norm:
-            tensors[f"{feed.name}.norm"], factors = norm_factors(layer.weight(feed.name), factors, context.dtype)
-        else:
-            tensors[f"{feed.name}.rows"] = row_divisors(factors, feed.groups, feed.repeats)
-        tensors |= {f"{name}.columns": factors for name in names}
+        tensors |= recipe_tensors(feed, names, search.scales, layer.weight, context.dtype)[0]
     return LayerRecipe(tensors, notes)

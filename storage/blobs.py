@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pitlane.storage.errors import PrefixMismatch, StorageError, reason_of
+from pitlane.storage.files import sync, sync_folder
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +49,7 @@ def write(folder: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str,
     path = folder / f"{os.getpid()}-{secrets.token_hex(6)}{TEMPORARY}"
     try:
         save_file(_unshared(tensors), path, metadata=metadata)
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())
+        sync(path)
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError | SafetensorError):
@@ -95,17 +95,6 @@ def checksum(path: Path) -> str:
                 return hashlib.sha256(digest(0)).hexdigest()
             with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
                 return hashlib.sha256(b"".join(pool.map(digest, range(0, size, _PIECE)))).hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable; does nothing on Windows, which cannot."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

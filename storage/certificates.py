@@ -7,11 +7,11 @@ A certificate is valid for one source (distribution and version) of a plugin, th
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
+from pitlane.storage.files import write_whole
 from pitlane.storage.home import home
 
 FOLDER = "certificates"
@@ -22,22 +22,25 @@ def save(name: str, record: dict[str, Any]) -> Path:
     folder = home() / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{_checked(name)}.json"
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(record, indent=1))
     return path
 
 
 def load(name: str, source: str, version: str, code: str) -> dict[str, Any] | None:
     """Return the certificate of a plugin from this source, with this hash of its code, under this version of Pitlane, or None."""
+    record = latest(name)
+    if record is None or (record.get("source"), record.get("pitlane"), record.get("code")) != (source, version, code):
+        return None
+    return record
+
+
+def latest(name: str) -> dict[str, Any] | None:
+    """Return the last certificate of a plugin, valid or not; None without a readable file."""
     try:
         record = json.loads((home() / FOLDER / f"{_checked(name)}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(record, dict):
-        return None
-    holds = (record.get("source"), record.get("pitlane"), record.get("code")) == (source, version, code)
-    return record if holds else None
+    return record if isinstance(record, dict) else None
 
 
 def _checked(name: str) -> str:

@@ -2,9 +2,10 @@
 
 A part has the file `<home>/cache/packed/<key>/<part>.safetensors`. The key is a digest of the weights' fingerprint and of a recipe:
 a text that names the way of packing. A file is written under a temporary name and renamed. Its metadata hold the SHA-256 of its
-tensors. A file with another SHA-256 is deleted, and the log says so. If all folders together take more than `CAP_BYTES`, the least
-recently used folders are deleted. A folder that reaches `CAP_BYTES` takes no more parts: they are packed at every load. Small parts
-have no copy: packing takes less time than opening a file. Knows no layout and no model.
+tensors. A file with another SHA-256 is deleted, and the log says so. If all folders together take more than PITLANE_CACHE_GB
+(`CAP_BYTES` without this variable), the least recently used folders are deleted. A folder that reaches the limit takes no more
+parts: they are packed at every load. Small parts have no copy: packing takes less time than opening a file. Knows no layout and no
+model.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pitlane.storage import blobs
 from pitlane.storage.errors import StorageError
-from pitlane.storage.home import home
+from pitlane.storage.home import cache_limit, home
 
 if TYPE_CHECKING:
     import torch
@@ -71,15 +72,15 @@ class PackedCopies:
 
     def save(self, part: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write a copy of a part. If the disk is full or read-only, the log says so, and the part has no copy."""
-        size = blobs.tensor_bytes(tensors)
-        if size < SMALLEST_BYTES or size > CAP_BYTES // 2:
+        size, limit = blobs.tensor_bytes(tensors), cache_limit(CAP_BYTES)
+        if size < SMALLEST_BYTES or size > limit // 2:
             return
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if sum(_size(file) for file in self.folder.glob("*.safetensors")) + size > CAP_BYTES:
-                _warn_full(self.folder)
+            if sum(_size(file) for file in self.folder.glob("*.safetensors")) + size > limit:
+                _warn_full(self.folder, limit)
                 return
-            _trim(CAP_BYTES - size, self.folder)
+            _trim(limit - size, self.folder)
             metadata = {DIGEST: _digest(tensors), RECIPE: self.recipe}
             os.replace(blobs.write(self.folder, tensors, metadata), self._path(part))
         except (OSError, StorageError) as error:
@@ -105,10 +106,9 @@ def remove_packed(name: str) -> int:
 
 
 @cache
-def _warn_full(folder: Path) -> None:
-    limit = CAP_BYTES / 1e9
+def _warn_full(folder: Path, limit: int) -> None:
     log.warning(
-        "the packed copies in %s reach the limit of %.1f GB: other parts are packed at every load", folder, limit
+        "the packed copies in %s reach the limit of %.1f GB: other parts are packed at every load", folder, limit / 1e9
     )
 
 

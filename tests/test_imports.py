@@ -24,7 +24,7 @@ ROOMS = {
 ALLOWED = {
     "kernels": {"kernels"},
     "storage": {"storage"},
-    "engine": {"engine", "storage.types", "storage.errors", "storage.home"},
+    "engine": {"engine", "storage.types", "storage.errors", "storage.files", "storage.home"},
     "api": {"", "engine", "storage.types", "storage.errors", "testing"},
     "plugins": {"", "kernels", "storage", "plugins"},
     "export": {"", "models", "formats", "kernels", "storage", "export"},

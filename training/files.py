@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from pitlane.storage.files import replacing as whole
 from pitlane.training.errors import TrainingError
 
 
@@ -18,10 +18,8 @@ def replacing(path: Path, what: str, otherwise: str) -> Iterator[Path]:
 
     what: names the file in the error message. otherwise: the end of that message, such as what is still intact.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
-        yield part
-        os.replace(part, path)
+        with whole(path, path.with_name(f"{path.name}.part")) as part:
+            yield part
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise TrainingError(f"cannot write {what}: {error}; {otherwise}") from None

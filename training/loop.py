@@ -39,7 +39,7 @@ class Settings:
     a minute at the start, needs a C++ compiler, and changes only the rounding. recompute: keep no activations of a layer for the
     backward pass; compute the layer again there, which takes less memory and more time. products: dtype of the products, `auto`,
     `bfloat16` or `float32`; `auto` takes the faster dtype of the device (some CPUs multiply bfloat16 slower than float32). qat:
-    int4 or int8: train with rounded weights (qat.py); qat_group_size: inputs that share a scale with int4.
+    int3, int4 or int8: train with rounded weights (qat.py); qat_group_size: inputs that share a scale with int3 and int4.
     """
 
     steps: int | None = None

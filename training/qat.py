@@ -17,19 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel as Model
 
-from pitlane.export.layouts import Settings as Format
 from pitlane.export.quantize import quantize_folder, rounded
+from pitlane.export.settings import Settings as Format
 from pitlane.training.errors import TrainingError
 
-BITS = {"int4": 4, "int8": 8}
+BITS = {"int3": 3, "int4": 4, "int8": 8}
 FOLDER = "quantized"  # in the output folder
 
 
 def format_of(name: str, group_size: int) -> Format:
-    """How the weights are rounded and written. int8 has a scale per output; group_size is of int4."""
+    """How the weights are rounded and written. int8 has a scale per output; group_size is of int3 and int4."""
     if name not in BITS:
         raise TrainingError(f"no quantization {name!r}; choose {' or '.join(BITS)}")
-    return Format("rtn", BITS[name], group_size if name == "int4" else 0)
+    return Format("rtn", BITS[name], 0 if name == "int8" else group_size)
 
 
 class _StraightThrough(torch.autograd.Function):

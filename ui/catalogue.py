@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import pitlane
 import pitlane.plugins
 from pitlane import __version__, find_plugins
 from pitlane.storage import certificates
+from pitlane.storage.files import write_whole
 from pitlane.storage.home import home, home_path
 
 if TYPE_CHECKING:
@@ -37,14 +39,18 @@ def rows(plugins_dir: str | Path | None = None) -> list[dict[str, Any]]:
         if all(record["status"] in ("ok", "always on", "disabled") for record in records):
             _keep(state, records)
     for record in records:
-        record["certificate"] = certificate(record["name"], record["source"], record.pop("code"))
+        identity = record["name"], record["source"], record.pop("code")
+        record["certificate"] = certificate(*identity)
+        record["outdated_check"] = "" if record["certificate"] else outdated_check(*identity)
     return records
 
 
+@lru_cache(maxsize=1024)
 def code_hash(plugin: type[Plugin]) -> str:
     """A hash of the source files of a loaded plugin: of its built-in module, its installed package, or its loose file.
 
-    The core is left out: a certificate names the version of Pitlane. Empty if there is no file.
+    Call it soon after the plugin is loaded: the first hash counts for this process, even if the files change later. The core is
+    left out: a certificate names the version of Pitlane. Empty if there is no file.
     """
     parts = plugin.__module__.split(".")
     root = sys.modules.get(".".join(parts[:3]) if parts[:2] == ["pitlane", "plugins"] else parts[0])
@@ -68,6 +74,21 @@ def certificate(name: str, source: str, code: str) -> dict[str, Any] | None:
         return None
     keys = ("declared", "passed", "proved", "model", "dtype", "bound", "num_tokens", "options", "checked_at", "broken")
     return None if record is None else {key: record.get(key) for key in keys}
+
+
+def outdated_check(name: str, source: str, code: str) -> str:
+    """What ended the last certificate of a plugin: `since its code changed`. Empty without a certificate, or if it holds."""
+    try:
+        record = certificates.latest(name)
+    except ValueError:
+        return ""
+    if record is None:
+        return ""
+    if record.get("source") != source:
+        return f"since the check of {record.get('source')}"
+    if record.get("pitlane") != __version__:
+        return f"since the check under Pitlane {record.get('pitlane')}"
+    return "since its code changed" if record.get("code") != code else ""
 
 
 def certificate_text(certificate: dict[str, Any]) -> str:
@@ -96,6 +117,7 @@ def describe(entry: PluginEntry) -> dict[str, Any]:
         "name": entry.name,
         "status": "always on" if entry.serves_host and entry.status == "ok" else entry.status,
         "reason": entry.reason,
+        "notes": entry.notes,
         "source": entry.source,
         "role": plugin.role if plugin else None,
         "exactness": plugin.exactness if plugin and not entry.serves_host else None,
@@ -130,10 +152,7 @@ def _kept(state: str) -> list[dict[str, Any]] | None:
 
 def _keep(state: str, records: list[dict[str, Any]]) -> None:
     try:
-        path = home() / FILE
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({"state": state, "rows": records}), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(home() / FILE, json.dumps({"state": state, "rows": records}))
     except (OSError, pitlane.PitlaneError):  # without a home, every list loads the plugins
         return
 

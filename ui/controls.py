@@ -14,7 +14,7 @@ from html import escape
 from typing import Any
 
 from pitlane import BuildContext, Plan, Plugin, PluginEntry, PluginRegistry
-from pitlane.ui.catalogue import certificate, certificate_text, code_hash
+from pitlane.ui.catalogue import certificate, certificate_text, code_hash, outdated_check
 from pitlane.ui.chat_flow import badge
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.plugin_about import ORDER, bound, costs_text, exactness_text, group_of, option_unit
@@ -236,8 +236,9 @@ def about_html(plugin: type[Plugin], source: str = "built-in") -> str:
     """
     role = f" <em>{escape(plugin.role.replace('_', ' '))}</em>" if plugin.role and plugin.role != DRAFTER else ""
     text = f"{with_code(escape(_sentence(plugin.summary())))}{role}"
-    last_check = certificate(plugin.name, source, code_hash(plugin))
-    command = f"declared {plugin.exactness}, not checked on this machine: pitlane plugins check {plugin.name}"
+    identity = plugin.name, source, code_hash(plugin)
+    last_check, since = certificate(*identity), f" {outdated_check(*identity)}".rstrip()
+    command = f"declared {plugin.exactness}, not checked on this machine{since}: pitlane plugins check {plugin.name}"
     proof = certificate_text(last_check) if last_check else command
     details = [("Exactness", exactness_text(plugin)), ("Proof", proof), ("", costs_text(plugin))]
     lines = "".join(

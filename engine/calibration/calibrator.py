@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pitlane.engine.calibration.kept import recipes_path, trim_recipes
 from pitlane.engine.calibration.recipe import (
     INFO,
     LayerInputs,
@@ -27,7 +29,6 @@ from pitlane.engine.calibration.recipe import (
     Recipe,
     is_leftover,
     layer_file,
-    put_in_place,
     save,
 )
 from pitlane.engine.calibration.text import calibration_hash, calibration_text
@@ -39,7 +40,7 @@ from pitlane.engine.models.source import ModelSource
 from pitlane.engine.plan.plan import Plan
 from pitlane.engine.text.tokenizer import Tokenizer
 from pitlane.engine.variants import transform_of
-from pitlane.storage.home import home
+from pitlane.storage.files import write_whole
 
 log = logging.getLogger("pitlane")
 FORMAT = "1"  # increase it when the meaning of a recipe changes
@@ -73,14 +74,18 @@ class ModelCalibrator:
         build.run(self._transform(plugin), ids, visit)
         recipe = self.recipe(plugin, depends)
         assert recipe is not None, "the build wrote the recipe"
+        trim_recipes(recipe.folder)
         return recipe
 
     def recipe(self, plugin: Any, depends: str = "") -> Recipe | None:
         folder = self._folder(plugin, depends)
+        if not (folder / INFO).is_file():
+            self._recipes.pop(folder, None)  # another process has deleted it
+            return None
         if folder not in self._recipes:
-            if not (folder / INFO).is_file():
-                return None
             self._recipes[folder] = Recipe(folder)
+            with suppress(OSError):
+                os.utime(folder)  # the time of the last use
         return self._recipes[folder]
 
     def _before(self, plugin: Any) -> Plan:
@@ -114,7 +119,7 @@ class ModelCalibrator:
         digest = hashlib.sha256()
         for part in parts:
             digest.update(len(part).to_bytes(4, "little") + part.encode())
-        return home() / "recipes" / f"{plugin.name}-{digest.hexdigest()[:24]}"
+        return recipes_path() / f"{plugin.name}-{digest.hexdigest()[:24]}"
 
     def _tokens(self, plugin: Any) -> Tensor:
         """Calibration tokens [S, T]: the first tokens of the text, cut into sequences of equal length."""
@@ -160,7 +165,7 @@ class _Build:
             "seconds": round(time.monotonic() - began, 1),
             "notes": notes,
         }
-        _write_json(info, self.folder / INFO)
+        write_whole(self.folder / INFO, json.dumps(info))
         for file in (*self.folder.glob("hidden-*"), *filter(is_leftover, self.folder.glob(".*"))):
             file.unlink(missing_ok=True)
 
@@ -195,12 +200,7 @@ class _Build:
         return 0, None, []
 
     def _keep(self, layer: int, hidden: Tensor, notes: list[dict[str, Any]]) -> None:
-        from safetensors.torch import save_file
-
-        path = self.folder / STATE.format(layer)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file({"hidden": hidden}, partial, {"notes": json.dumps(notes)})
-        put_in_place(partial, path)
+        save({"hidden": hidden}, self.folder / STATE.format(layer), {"notes": json.dumps(notes)})
         (self.folder / STATE.format(layer - 1)).unlink(missing_ok=True)
 
     def _check(self) -> None:
@@ -211,9 +211,3 @@ class _Build:
         if time.monotonic() - self.last_line > PAUSE:
             self.last_line = time.monotonic()
             log.warning("%s: layer %d of %d, %d tokens", self.label, done + 1, layers, tokens)
-
-
-def _write_json(value: dict[str, Any], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value), encoding="utf-8")
-    put_in_place(partial, path)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pitlane.storage.errors import PitlaneError
+from pitlane.storage.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,22 +146,14 @@ def layer_file(folder: Path, layer: int) -> Path:
     return folder / f"layer-{layer:03}.safetensors"
 
 
-def save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file under a temporary name, sync it, and rename it."""
+def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file in one step."""
     import torch
     from safetensors.torch import save_file
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    save_file(copies, partial)  # safetensors refuses tensors that share memory
-    put_in_place(partial, path)
-
-
-def put_in_place(partial: Path, path: Path) -> None:
-    """Sync a written file and rename it to `path`."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file(copies, partial, dict(metadata or {}))  # safetensors refuses tensors that share memory
 
 
 def is_leftover(file: Path) -> bool:

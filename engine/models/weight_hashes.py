@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from pitlane.engine.errors import ModelError
 from pitlane.storage.errors import StorageError
+from pitlane.storage.files import write_whole
 from pitlane.storage.home import home
 
 NUM_PIECES, PIECE_BYTES = 16, 4096  # read at every start
@@ -49,7 +49,8 @@ def hashes(states: Mapping[Path, str]) -> list[str]:
             known[state] = _sha256(file)
     if len(known) > num_cached:
         with suppress(OSError, StorageError):  # without a cache, the next start reads the files again
-            _replace(_cache(), json.dumps(known))
+            _cache().parent.mkdir(parents=True, exist_ok=True)
+            write_whole(_cache(), json.dumps(known))
     return [known[state] for state in states.values()]
 
 
@@ -80,16 +81,3 @@ def _unreadable(file: Path, error: OSError) -> ModelError:
 
 def _cache() -> Path:
     return home() / "cache" / "weight_hashes.json"
-
-
-def _replace(file: Path, text: str) -> None:
-    """Replace a file in one step, so that no reader sees half of the new text."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as handle:
-        partial = Path(handle.name)
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
-    except OSError:  # on a full disk, every start would leave another partial file
-        partial.unlink(missing_ok=True)
-        raise

@@ -10,7 +10,8 @@ import importlib
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -20,9 +21,11 @@ from pitlane.engine.errors import PlanConflict, UnknownPlugin
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.families.core import CORE_FAMILIES
 from pitlane.engine.models.families.family import Families
+from pitlane.engine.plan import trace
 from pitlane.engine.plan.finder import Candidate, disabled_names, disabled_reason, find_plugins, way_out
 from pitlane.engine.plan.hooks import Check, Fail, Hook, HookError, call
 from pitlane.engine.plan.hookspecs import SPECS
+from pitlane.engine.plan.import_watch import watched
 from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.plan.suspension import Suspensions
 from pitlane.engine.plan.validation import Incompatible, check_api, hooks_of, validate
@@ -66,7 +69,8 @@ class PluginEntry:
     """A plugin and its source: `built-in`, `<distribution> <version>` or a file.
 
     status: `ok`; `disabled` by `pitlane plugins disable`; `failed` to load, or suspended after repeated failures; `incompatible`
-    with this version of the face. reason: for any status but `ok`.
+    with this version of the face. reason: for any status but `ok`. notes: faults that stop no plugin, such as an import that
+    changed the process.
     """
 
     name: str
@@ -74,6 +78,7 @@ class PluginEntry:
     plugin: type[Plugin] | None = None
     reason: str = ""
     status: Status = "ok"
+    notes: list[str] = field(default_factory=list)
 
     @property
     def hooks(self) -> list[str]:
@@ -186,7 +191,10 @@ class PluginRegistry:
             return
         try:
             check_api(name, candidate.api_version())
-            loaded = candidate.load()
+            if trace.IS_ON:
+                trace.print_load(name, source)
+            with nullcontext([]) if source == BUILT_IN_SOURCE else watched(name, source) as notes:
+                loaded = candidate.load()
             classes: list[Any] = [*_classes_of(loaded)] if isinstance(loaded, ModuleType) else [loaded]
             if not classes:
                 raise TypeError("it holds no Plugin class")
@@ -197,6 +205,7 @@ class PluginRegistry:
                     self._keep(PluginEntry(class_name, source, None, disabled_reason(class_name), "disabled"))
                 else:
                     self.add(plugin, source)
+                    self._note(self.entries[plugin.name], notes)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -204,6 +213,15 @@ class PluginRegistry:
             reason = f"{type(error).__name__}: {error}{way_out(error, candidate)}"
             log.warning("plugin %s (%s) did not load: %s", name, source, reason)
             self._keep(PluginEntry(name, source, None, reason, status))
+
+    def _note(self, entry: PluginEntry, import_notes: list[str]) -> None:
+        entry.notes = [f"its import {note}" for note in import_notes]
+        if not entry.hooks:
+            entry.notes.append(
+                "it has no hook, so it changes nothing; write @hookimpl above the methods that are hooks"
+            )
+        for note in entry.notes:
+            log.warning("plugin %s (%s): %s", entry.name, entry.source, note)
 
     def _suspended(self, name: str, reason: str) -> None:
         entry = self.entries.get(name)

@@ -1,4 +1,7 @@
-"""`PITLANE_TRACE=1` prints every call of a hook: a line on standard error with the plugin, the hook, the time and the result."""
+"""`PITLANE_TRACE=1` prints every plugin before its import, and every call of a hook with the time and the result.
+
+The lines go to standard error. If an import ends the process, the last line names the plugin.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,10 @@ import sys
 from pitlane.engine.border import shown
 
 IS_ON = os.environ.get("PITLANE_TRACE", "0") not in ("", "0")
+
+
+def print_load(plugin: str, source: str) -> None:
+    print(f"pitlane: importing plugin {plugin} ({source})", file=sys.stderr, flush=True)
 
 
 def print_call(plugin: str, hook: str, seconds: float, result: object) -> None:

@@ -34,9 +34,12 @@ def validate(plugin: Any) -> None:
         raise TypeError(f"{plugin!r} is not a subclass of pitlane.Plugin")
     name = getattr(plugin, "name", None)
     if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"{plugin.__name__}.name must be an identifier, got {name!r}")
+        example = re.sub(r"\W", "_", name) if isinstance(name, str) else ""
+        advice = f'; write name = "{example}"' if example.isidentifier() else ""
+        raise ValueError(f"{plugin.__name__}.name must be an identifier, got {name!r}{advice}")
     if getattr(plugin, "exactness", None) not in EXACTNESS:
-        raise ValueError(f"{name}.exactness must be one of {', '.join(EXACTNESS)}")
+        value = getattr(plugin, "exactness", None)
+        raise ValueError(f"{name}.exactness must be one of {', '.join(EXACTNESS)}, got {value!r}")
     if plugin.role is not None and plugin.role not in get_args(Role):
         raise ValueError(f"{name}.role must be None or one of {', '.join(get_args(Role))}, got {plugin.role!r}")
     check_api(name, plugin.api_version)

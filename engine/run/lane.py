@@ -149,7 +149,7 @@ class Lane:
 
     def close(self) -> None:
         """Close the plugins' objects. Remove the scheduler's references to the lane, so that it is freed at once."""
-        self.scheduler.match = lambda seq: None
+        self.scheduler.prefixes.match = lambda seq: None
         self.scheduler.reclaim = lambda num_blocks: None
         while self.state:
             name, state = self.state.popitem()

@@ -13,25 +13,17 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from math import inf
-from typing import TYPE_CHECKING
 
 from pitlane.engine.errors import PromptTooLong
-from pitlane.engine.kv.operations import Copy, Load
 from pitlane.engine.kv.pool import Pool
-from pitlane.engine.kv.state import KVState, PrefixMatch
+from pitlane.engine.kv.state import PrefixMatch
 from pitlane.engine.pacing.pacing import Pacing
+from pitlane.engine.run.prefixes import Match, Prefixes, is_pending, is_unreadable
 from pitlane.engine.sequence import Sequence
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 log = logging.getLogger("pitlane")
-LOAD_RATE = 1.5e9  # bytes per second: a low estimate for writing saved KV into new pages of the store
-
-Match = Callable[[Sequence], PrefixMatch | None]
 Reclaim = Callable[[SequenceOf[int]], None]
 
 
@@ -50,7 +42,7 @@ class Scheduler:
         self.pool = pool
         self.max_step_tokens = max_step_tokens
         self.max_seqs = max_seqs
-        self.match = match
+        self.prefixes = Prefixes(pool, match)
         self.reclaim = reclaim
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -63,7 +55,7 @@ class Scheduler:
     @property
     def is_loading(self) -> bool:
         """Whether every sequence waits for a saved prefix."""
-        return not self.running and all(_is_pending(seq) for seq in self.waiting)
+        return not self.running and all(is_pending(seq) for seq in self.waiting)
 
     def add(self, seq: Sequence) -> None:
         self.waiting.append(seq)
@@ -94,7 +86,8 @@ class Scheduler:
         budget = self.pacing.prompt_tokens(len(decoding), is_streamed, room)
         if budget > 0:
             self._admit_all()
-        self._load(decoding)
+        is_urgent = any(seq.is_streamed for seq in decoding)
+        self.prefixes.load(self.running, self.pacing.forward_seconds(len(decoding)) if is_urgent else None)
         prompts = [seq for seq in self.running if seq.kv.prefix is None and seq not in decoding]
         limits = [self.pool.num_before_eviction(seq.kv.num_computed_tokens) for seq in prompts]
         for seq, count in zip(prompts, shares([_num_left(seq) for seq in prompts], budget, limits), strict=True):
@@ -107,7 +100,7 @@ class Scheduler:
             num_seqs = sum(1 + len(other.forks) for other in [*self.running, seq])
             if self.running and num_seqs > self.max_seqs:
                 break
-            if not self._admit(seq) and not _is_pending(seq):
+            if not self._admit(seq) and not is_pending(seq):
                 break
 
     def _fork(self, seq: Sequence) -> None:
@@ -128,13 +121,11 @@ class Scheduler:
 
     def _admit(self, seq: Sequence) -> bool:
         kv = seq.kv
-        if kv.prefix is None or _is_unreadable(kv.prefix):
-            kv.prefix = self._find_prefix(seq)
-        if _is_pending(seq) or _is_unreadable(
-            kv.prefix
-        ):  # the loading may have failed just now: ask again in the next step
-            return False
-        if self._is_wrong(kv.prefix):
+        if kv.prefix is None or is_unreadable(kv.prefix):
+            kv.prefix = self.prefixes.find(seq)
+        if is_pending(seq) or is_unreadable(kv.prefix):
+            return False  # the loading may have failed just now: ask again in the next step
+        if self.prefixes.is_wrong(kv.prefix):
             log.warning("%s gave no saved KV of %d tokens", kv.prefix_plugin, kv.prefix.num_loading_tokens)
             kv.prefix = PrefixMatch()
         # Nothing holds the matched blocks, so the match is valid only in this step.
@@ -146,39 +137,10 @@ class Scheduler:
         self.waiting.remove(seq)
         self.running.append(seq)
         self.running.sort(key=lambda other: other.id)
-        self._use_prefix(seq, prefix)
+        self.prefixes.use(seq, prefix)
         reserved = self.pool.reserve(kv, seq.num_tokens + 1)
         assert reserved, "room was checked before admission"
         return True
-
-    def _find_prefix(self, seq: Sequence) -> PrefixMatch:
-        """Return the match of a plugin, or an empty match if it leaves no token to compute or cannot be read."""
-        match = self.match(seq) or PrefixMatch()
-        if match.num_loading_tokens == 0 and _is_unreadable(
-            match
-        ):  # a look-up that has ended already: ask for its outcome
-            match = self.match(seq) or PrefixMatch()
-        if self.pool.whole_blocks:
-            match.tail = None
-        count = match.num_loading_tokens
-        if match.loading is None:
-            count = len(match.blocks) * self.pool.block_size + (match.tail[1] if match.tail is not None else 0)
-        return PrefixMatch() if count >= seq.num_tokens or _is_unreadable(match) else match
-
-    def _is_wrong(self, prefix: PrefixMatch) -> bool:
-        """Whether the loaded tensors of a prefix lack a group, or tokens, or have another shape."""
-        if prefix.loading is None:
-            return False
-        tensors, count = prefix.loading.result(), prefix.num_loading_tokens
-        for index, group in enumerate(self.pool.groups):
-            tensor = tensors.get(f"group.{index}") if isinstance(tensors, Mapping) else None
-            *shape, num_tokens, dim = getattr(tensor, "shape", (0, 0))
-            expected = [2, len(group.layers), group.num_kv_heads, self.pool.saved_dims[index]]
-            sinks, window = self.pool.kept(index, count)
-            num_kept = len(sinks) + len(window)
-            if [*shape, dim] != expected or num_tokens < num_kept or (sinks and num_tokens != num_kept):
-                return True
-        return False
 
     def _has_room(self, seq: Sequence, prefix: PrefixMatch) -> bool:
         """Whether blocks for all known tokens, the next token and the other samples are free. Asks plugins for blocks.
@@ -209,70 +171,6 @@ class Scheduler:
                 "close other chats or raise --kv-memory"
             )
         return False
-
-    def _use_prefix(self, seq: Sequence, prefix: PrefixMatch) -> None:
-        pool = self.pool
-        if prefix.loading is not None:
-            seq.kv.prefix = prefix  # `_load` clears it when the whole prefix is in the store
-            pool.adopt_loaded(seq.kv, prefix.num_loading_tokens)
-            return
-        pool.adopt(seq.kv, prefix.blocks)
-        if prefix.tail is not None:
-            self._copy_tail(seq, *prefix.tail)
-        self._used_prefix(seq)
-
-    def _load(self, decoding: list[Sequence]) -> None:
-        """Write saved prefixes into the store. If a decoding sequence is streamed, take about the time of a decode step."""
-        plain = self.pacing.forward_seconds(len(decoding)) if any(seq.is_streamed for seq in decoding) else None
-        room = inf if plain is None else plain * LOAD_RATE
-        for seq in self.running:
-            kv = seq.kv
-            if kv.prefix is None or room <= 0:
-                continue
-            assert kv.prefix.loading is not None, "blocks are adopted at once"
-            tensors, count = kv.prefix.loading.result(), kv.prefix.num_loading_tokens
-            assert tensors is not None, "unreadable prefixes are not admitted"
-            per_token = sum(tensor.nbytes for tensor in tensors.values()) / count  # a low estimate
-            start, end = kv.num_computed_tokens, self.pool.num_reusable(count)
-            stop = min(end, start + 1 + int(min(count, room / max(1.0, per_token))))
-            self.pool.queue.append(self._load_operation(kv, tensors, start, stop, count))
-            room -= (stop - start) * per_token
-            kv.num_computed_tokens = stop
-            if stop == end:
-                kv.prefix = None
-                self._used_prefix(seq)
-
-    def _load_operation(self, kv: KVState, tensors: Mapping[str, Tensor], start: int, stop: int, count: int) -> Load:
-        """Load the tokens `[start, stop)` of `count` saved tokens. A tensor lacks tokens that no later token sees.
-
-        A tensor ends with the last of the saved tokens. So the place of a token in it follows from the number of tokens behind.
-        """
-        slots, starts = [], []
-        for group in range(len(self.pool.groups)):
-            wanted: list[int] = []
-            num_left = 0
-            for kept in self.pool.kept(group, count):
-                first, end = max(start, kept.start), min(stop, kept.stop)
-                wanted += self.pool.slots(kv, group, first, end) if first < end else []
-                num_left += max(0, kept.stop - first)
-            slots.append(wanted)
-            starts.append(tensors[f"group.{group}"].shape[3] - num_left)
-        return Load(slots, tensors, starts)
-
-    @staticmethod
-    def _used_prefix(seq: Sequence) -> None:
-        kv = seq.kv
-        assert kv.num_computed_tokens < seq.num_tokens, "a prefix leaves a token to compute"
-        kv.num_cached_tokens = max(kv.num_cached_tokens, min(kv.num_computed_tokens, seq.request.num_prompt_tokens))
-
-    def _copy_tail(self, seq: Sequence, column: tuple[int, ...], count: int) -> None:
-        pool, start = self.pool, seq.kv.num_computed_tokens
-        if not pool.reserve(seq.kv, start + count):
-            return
-        for group, block in enumerate(column):
-            sources = list(range(block * pool.block_size, block * pool.block_size + count))
-            self.pool.queue.append(Copy(group, sources, pool.slots(seq.kv, group, start, start + count)))
-        seq.kv.num_computed_tokens += count
 
     def _reserve(self, seq: Sequence, num_tokens: int) -> bool:
         """Reserve blocks. If too few are free, ask plugins, then preempt younger sequences. False: `seq` itself was preempted."""
@@ -306,17 +204,3 @@ def shares(left: SequenceOf[int], budget: int, limits: SequenceOf[float] = ()) -
 def _num_left(seq: Sequence) -> int:
     """Tokens to compute now. With several samples, every sample computes the last prompt token itself."""
     return seq.num_uncomputed_tokens - bool(seq.forks)
-
-
-def _is_pending(seq: Sequence) -> bool:
-    prefix = seq.kv.prefix
-    return prefix is not None and prefix.loading is not None and not prefix.loading.done()
-
-
-def _is_unreadable(prefix: PrefixMatch) -> bool:
-    loading = prefix.loading
-    if loading is None or not loading.done():
-        return False
-    if loading.cancelled() or loading.exception() is not None:
-        return True
-    return loading.result() is None or prefix.num_loading_tokens < 1

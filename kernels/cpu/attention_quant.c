@@ -118,11 +118,11 @@ static long run_of(const int32_t *slots, long count) {
     return n;
 }
 
-/* Prefetch the keys and values of a slot into the second cache. */
-INLINE void fetch_rows(const uint8_t *key, const uint8_t *value, long width) {
-    for (long at = 0; at < width; at += LINE) {
-        _mm_prefetch((const char *)key + at, _MM_HINT_T1);
-        _mm_prefetch((const char *)value + at, _MM_HINT_T1);
+/* Prefetch `count` rows of keys and of values into the second cache. */
+INLINE void fetch_rows(const uint8_t *keys, const uint8_t *values, long count, long width) {
+    for (long at = 0; at < count * width; at += LINE) {
+        _mm_prefetch((const char *)keys + at, _MM_HINT_T1);
+        _mm_prefetch((const char *)values + at, _MM_HINT_T1);
     }
 }
 
@@ -142,9 +142,9 @@ TARGET void decode_piece(const Quantized *store, long head, const int32_t *slots
             continue;
         }
         const uint8_t *key = key_rows + slot * width, *value = value_rows + slot * width;
-        for (long ahead = k + AHEAD; ahead < k + AHEAD + count && ahead < high; ahead++)
-            if (slots[ahead] < store->first_open)
-                fetch_rows(key_rows + slots[ahead] * width, value_rows + slots[ahead] * width, width);
+        long ahead = k + AHEAD;
+        if (ahead < high && slots[ahead] < store->first_open)
+            fetch_rows(key_rows + slots[ahead] * width, value_rows + slots[ahead] * width, run_of(slots + ahead, high - ahead), width);
         if (store->bits == 0) {
             decode_fp8(key, width, count, dim, keys + k * dim);
             decode_fp8(value, width, count, dim, values + k * dim);

@@ -1,38 +1,55 @@
 /* bfloat16 linear: divides the outputs among threads. linear_vectors.c (AVX-512) or linear_tiles.c (AMX) computes them.
  *
- * A panel is 32 outputs. A thread takes a few panels of one block of rows at a time. With vectors and with tiles, an output is one
- * chain of sums whose order depends only on the number of inputs. So a row's result does not depend on its batch.
+ * A panel is 32 outputs. A thread takes a few panels of one block of rows at a time. With all products, an output is one chain of
+ * sums whose order depends only on the number of inputs. So a row's result does not depend on its batch.
  */
 #include "linear_bf16.h"
 #include "linear_parts.h"
 
 #if defined(PITLANE_VECTORS)
+void multiply_panels(const Job *job, long first, long rows, long panel, long end) {
+    if (job->products != BY_TILES)
+        by_vectors(job, first, rows, panel, end);
+    else
+        for (; panel < end; panel += TILE_PANELS)
+            by_tiles(job, first, rows, panel, minimum(panel + TILE_PANELS, end));
+}
+
 static void work(void *arg) {
     Job *job = arg;
     if (job->packed) {
         for (long item; (item = take(&job->packing, job->parts)) < job->parts; finish(&job->packing))
-            pack_rows(job, item);
+            prepare_rows(job, item);
         wait_for(&job->packing, job->parts);
     }
     long chunks = ceil_divide(job->panels, job->chunk), items = chunks * ceil_divide(job->rows, job->block);
-    for (long item; (item = take(&job->products, items)) < items;) {
+    for (long item; (item = take(&job->multiplying, items)) < items;) {
         long first = item / chunks * job->block, panel = item % chunks * job->chunk;
-        (job->amx ? by_tiles : by_vectors)(job, first, minimum(job->rows - first, job->block), panel,
-                                           minimum(panel + job->chunk, job->panels));
+        multiply_panels(job, first, minimum(job->rows - first, job->block), panel, minimum(panel + job->chunk, job->panels));
     }
 }
 
 int has_linear_bf16(void) { return has_vectors(); }
 
-void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, uint16_t *y, uint16_t *scratch, long rows, long outs,
-                 long ins, int amx, int threads) {
-    Job job = {.x = (const uint32_t *)x, .w = (const char *)w, .bias = bias, .y = y, .rows = rows, .outs = outs, .amx = amx};
-    job.packed = rows > 1 && !amx ? (uint32_t *)scratch : 0;
+int has_products(int64_t products, int64_t ins) {
+    return has_linear_bf16() && ins > 0 &&
+           (products == BY_TILES ? ins % 32 == 0 && has_amx_bf16() : ins % 2 == 0 && (products == BY_VECTORS || products == BY_FLOATS));
+}
+
+size_t scratch_bytes_bf16(int products, long rows, long ins) {
+    return products == BY_FLOATS ? (size_t)ins * 4 : products == BY_TILES || rows == 1 ? 0 : (size_t)ins * 2;
+}
+
+void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, uint16_t *y, void *scratch, long rows, long outs,
+                 long ins, int products, int threads) {
+    Job job = {.x = (const uint32_t *)x, .w = (const char *)w, .bias = bias, .y = y, .rows = rows, .outs = outs};
+    job.products = products;
+    job.packed = scratch_bytes_bf16(products, rows, ins) ? scratch : NULL;
     job.pairs = ins / 2;
     job.parts = minimum(4 * threads, ceil_divide(job.pairs, LINE));
     job.panels = ceil_divide(outs, OUTS);
-    job.block = amx ? TILE_ROWS : VECTOR_ROWS;
-    job.chunk = minimum(amx ? TILE_PANELS : VECTOR_PANELS, ceil_divide(job.panels, 4 * threads));
+    job.block = products == BY_TILES ? TILE_ROWS : VECTOR_ROWS;
+    job.chunk = minimum(products == BY_TILES ? TILE_PANELS : VECTOR_PANELS, ceil_divide(job.panels, 4 * threads));
     run_parallel(work, &job, threads);
 }
 
@@ -40,9 +57,13 @@ void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, uin
 
 int has_linear_bf16(void) { return 0; }
 
-void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, uint16_t *y, uint16_t *scratch, long rows, long outs,
-                 long ins, int amx, int threads) {
-    (void)x, (void)w, (void)bias, (void)y, (void)scratch, (void)rows, (void)outs, (void)ins, (void)amx, (void)threads;
+int has_products(int64_t products, int64_t ins) { return (void)products, (void)ins, 0; }
+
+size_t scratch_bytes_bf16(int products, long rows, long ins) { return (void)products, (void)rows, (void)ins, 0; }
+
+void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, uint16_t *y, void *scratch, long rows, long outs,
+                 long ins, int products, int threads) {
+    (void)x, (void)w, (void)bias, (void)y, (void)scratch, (void)rows, (void)outs, (void)ins, (void)products, (void)threads;
 }
 
 #endif

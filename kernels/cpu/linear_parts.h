@@ -1,7 +1,8 @@
-/* Shared by linear_vectors.c and linear_tiles.c: the job, and the conversion of sums into outputs. */
+/* Shared by the files of the bfloat16 linear: the job, and the conversion of sums into outputs. */
 #ifndef PITLANE_LINEAR_PARTS_H
 #define PITLANE_LINEAR_PARTS_H
 
+#include "linear_bf16.h"
 #include "threads.h"
 #include "vectors.h"
 
@@ -15,21 +16,24 @@ typedef struct {
     const char *w;
     const uint16_t *bias;
     uint16_t *y;
-    uint32_t *packed; /* x as `pack_rows` writes it, or NULL */
+    uint32_t *packed; /* x as `prepare_rows` writes it, or NULL */
     long rows, outs, pairs, panels;
     long chunk, block; /* largest numbers of panels and of rows that a thread takes at a time */
-    long parts; /* `pack_rows` packs one of so many parts of the inputs */
-    int amx;
-    Phase packing, products;
+    long parts; /* `prepare_rows` packs one of so many parts of the inputs */
+    int products; /* BY_VECTORS, BY_TILES or BY_FLOATS */
+    Phase packing, multiplying;
 } Job;
 
-/* Compute the outputs of panels [panel, end) for rows [first, first + rows): with AVX-512's vectors, or with AMX's tiles. */
-void by_vectors(const Job *job, long first, long rows, long panel, long end);
-void by_tiles(const Job *job, long first, long rows, long panel, long end);
+/* Compute the outputs of panels [panel, end) for rows [first, first + rows), by the products of the job. */
+void multiply_panels(const Job *job, long first, long rows, long panel, long end);
 enum { VECTOR_ROWS = 192, VECTOR_PANELS = 8, TILE_ROWS = 512, TILE_PANELS = 4 };
 
-/* Pack a part of the inputs for `by_vectors`: transpose [rows][pairs] to [pairs][rows], per tile of rows. */
-void pack_rows(const Job *job, long part);
+/* Write a part of the inputs to `packed` if the products need it. */
+void prepare_rows(const Job *job, long part);
+
+/* `multiply_panels` by AVX-512's vectors (BY_VECTORS, BY_FLOATS), and by AMX's tiles, up to TILE_PANELS panels at a time. */
+void by_vectors(const Job *job, long first, long rows, long panel, long end);
+void by_tiles(const Job *job, long first, long rows, long panel, long end);
 
 INLINE long minimum(long a, long b) { return a < b ? a : b; }
 INLINE long ceil_divide(long a, long b) { return (a + b - 1) / b; }

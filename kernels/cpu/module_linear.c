@@ -7,13 +7,13 @@
 static PyObject *call_linear_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     int64_t v[MAX_ARGUMENTS];
     (void)self;
-    if (!read_integers(args, given, 10, 10, v) || !check(has_linear_bf16() && (!v[8] || has_amx_bf16()), "this CPU cannot run it") ||
-        !check(v[5] >= 0 && v[6] > 0 && v[7] > 0 && v[7] % (v[8] ? 32 : 2) == 0 && v[9] > 0,
-               "needs rows >= 0, outs > 0, ins a multiple of 2 (with AMX of 32), threads > 0") ||
-        !check(v[5] == 0 || (v[0] && v[1] && v[3] && (v[4] || v[8] || v[5] == 1)), "an address is 0"))
+    if (!read_integers(args, given, 10, 10, v) ||
+        !check(has_products(v[8], v[7]), "this CPU cannot run it, or ins is no multiple of 2 (with AMX of 32)") ||
+        !check(v[5] >= 0 && v[6] > 0 && v[9] > 0, "needs rows >= 0, outs > 0, threads > 0") ||
+        !check(v[5] == 0 || (v[0] && v[1] && v[3] && (v[4] || !scratch_bytes_bf16((int)v[8], v[5], v[7]))), "an address is 0"))
         return NULL;
     Py_BEGIN_ALLOW_THREADS;
-    linear_bf16((uint16_t *)v[0], (uint16_t *)v[1], (uint16_t *)v[2], (uint16_t *)v[3], (uint16_t *)v[4], v[5], v[6], v[7], (int)v[8],
+    linear_bf16((uint16_t *)v[0], (uint16_t *)v[1], (uint16_t *)v[2], (uint16_t *)v[3], (void *)v[4], v[5], v[6], v[7], (int)v[8],
                 (int)v[9]);
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
@@ -67,7 +67,7 @@ static PyObject *call_int_level(PyObject *self, PyObject *unused) {
 
 PyMethodDef linear_methods[] = {
     {"linear_bf16", (PyCFunction)(void (*)(void))call_linear_bf16, METH_FASTCALL,
-     "linear_bf16(x, w, bias, y, scratch, rows, outs, ins, amx, threads): see linear_bf16.h"},
+     "linear_bf16(x, w, bias, y, scratch, rows, outs, ins, products, threads): see linear_bf16.h"},
     {"has_linear_bf16", call_has_linear_bf16, METH_NOARGS, "Whether linear_bf16 runs on this CPU"},
     {"has_amx_bf16", call_has_amx_bf16, METH_NOARGS, "Whether linear_bf16 runs with AMX on this CPU"},
     {"int_linear", (PyCFunction)(void (*)(void))call_int_linear, METH_FASTCALL,

@@ -46,12 +46,7 @@ static void multiply(const Task *task, long panel, long end) {
         int_panels(&task->ints, job->y, task->seat->packed, job->rows, panel * ratio, minimum(end * ratio, num_panels));
         return;
     }
-    if (!job->amx) {
-        by_vectors(job, 0, job->rows, panel, end);
-        return;
-    }
-    for (; panel < end; panel += TILE_PANELS)
-        by_tiles(job, 0, job->rows, panel, minimum(panel + TILE_PANELS, end));
+    multiply_panels(job, 0, job->rows, panel, end);
 }
 
 static const uint16_t *result_of(const State *state, int64_t op) {
@@ -185,11 +180,9 @@ static void prepare(Task *task) {
     task->job.panels = ceil_divide(op->outs, OUTS);
     task->job.parts = 1;
     task->job.block = VECTOR_ROWS;
-    task->job.amx = (int)op->amx;
-    if (rows > 1 && !op->amx) {
-        task->job.packed = task->seat->packed;
-        pack_rows(&task->job, 0);
-    }
+    task->job.products = (int)op->products;
+    task->job.packed = scratch_bytes_bf16(task->job.products, rows, op->ins) ? task->seat->packed : NULL;
+    prepare_rows(&task->job, 0);
 }
 
 static long units_of(const State *state, const Op *op) {

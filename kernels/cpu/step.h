@@ -19,7 +19,7 @@ typedef struct {
     int64_t source;   /* the operation whose result is read */
     int64_t residual; /* OUTPUT_SUM adds the linear's outputs to the result of this operation */
     int64_t w, bias, outs, ins; /* of the linear: as in the header of its weights */
-    int64_t amx;                /* WEIGHTS_BF16: as for linear_bf16 */
+    int64_t products;           /* WEIGHTS_BF16: as for linear_bf16 */
     int64_t scales, bits, input_group, symmetric, quantized, level; /* WEIGHTS_INT: as in IntLinear, where input_group is `group` */
     int64_t norm;               /* INPUT_NORM: weight [ins] */
     int64_t selects;  /* whether only the logit rows are computed */

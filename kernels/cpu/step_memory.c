@@ -119,7 +119,7 @@ static int has_weights(const Op *op) {
     if (!op->w || op->outs <= 0 || op->ins <= 0)
         return 0;
     IntLinear ints = int_linear_of(op, 1);
-    return op->weights == WEIGHTS_BF16  ? op->ins % (op->amx ? 32 : 2) == 0 && (!op->amx || has_amx_bf16())
+    return op->weights == WEIGHTS_BF16  ? has_products(op->products, op->ins)
            : op->weights == WEIGHTS_INT ? !int_fault(&ints)
                                         : 0;
 }
@@ -176,7 +176,8 @@ Program *program_built(const Shape *shape, const Op *ops, float eps, float scale
         if (op->kind == STEP_LINEAR && op->output != OUTPUT_ROWS && op->outs > program->widest_output)
             program->widest_output = op->outs;
         IntLinear ints = int_linear_of(op, unit);
-        size_t packed = op->weights == WEIGHTS_INT ? int_scratch_bytes(&ints, 1) : (size_t)op->ins * 2;
+        size_t packed = op->weights == WEIGHTS_INT ? int_scratch_bytes(&ints, 1)
+                                                   : scratch_bytes_bf16((int)op->products, STEP_MAX_ROWS, op->ins);
         if (op->kind == STEP_LINEAR && packed > program->packed_bytes)
             program->packed_bytes = packed;
     }

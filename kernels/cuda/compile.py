@@ -92,7 +92,8 @@ def _of_ops() -> Iterator[Configuration]:
 
 
 def _of_attention() -> Iterator[Configuration]:
-    from pitlane.kernels.cuda import attention
+    from pitlane.kernels.cuda import attention, attention_kernel
+    from pitlane.kernels.cuda.attention_reads import tile_rows
 
     strides = ("q_stride", "sink_stride", "head_stride", "slot_stride", "row_stride", "table_stride", "num_pieces")
     types = {
@@ -110,16 +111,16 @@ def _of_attention() -> Iterator[Configuration]:
         width = 0 if bits == 16 else dim * bits // 8 + dim // 8 if bits else dim
         rows_of = dict.fromkeys(("row_keys", "row_values"), "*bf16" if bits == 16 else "*u8")
         for longest, split in ((1, True), (512, False)):
-            rows = attention.tile_rows(longest, dim)
+            rows = tile_rows(longest, dim)
             constants = attention.constants(
                 heads, group, 32, dim, rows // group, split, sinks=False, exact=False, bits=bits, width=width
             )
             form = "" if bits == 16 else f", KV {FORMATS[bits]}"
             name = f"D {dim}, G {group}, {rows} rows{', split' if split else ''}{form}"
             shape = attention.launch(constants["ROWS"])
-            yield name, attention.attention_kernel, {**types, **rows_of}, constants, *shape.values()
+            yield name, attention_kernel.attention_kernel, {**types, **rows_of}, constants, *shape.values()
     types = {"partial": "*fp32", "out": "*bf16", "num_pieces": "i32"}
-    yield "D 128", attention.merge_kernel, types, {"DIM": 128, "WIDTH": 128}, 1, 3
+    yield "D 128", attention_kernel.merge_kernel, types, {"DIM": 128, "WIDTH": 128}, 1, 3
 
 
 def _of_kv() -> Iterator[Configuration]:

@@ -29,6 +29,7 @@ from pitlane.kernels.attention_quant import decode_ref
 from pitlane.kernels.cuda import (
     activations,
     attention,
+    attention_reads,
     kv_quant,
     linear,
     linear_fp8,
@@ -222,7 +223,7 @@ class Bench:
             full = stores[:, :, :BLOCK].contiguous()
             stores = torch.stack(decode_ref(rows, dim, bits)).to(stores.dtype)
         q = self.random(sum(queries for _, queries in seqs), num_heads, dim)
-        reads = attention.reads_of(_batch(seqs, table), 0, heads, dim, self.device)
+        reads = attention_reads.reads_of(_batch(seqs, table), 0, heads, dim, self.device)
         (num_keys, num_queries), count = seqs[0], counts[0]
         slots = (table[0, :count, None].long() * BLOCK + torch.arange(BLOCK)).flatten()[:num_keys].to(self.device)
         keys, values = (x[:, slots][None] for x in stores)

@@ -15,7 +15,7 @@ from pydantic import Field
 from pitlane import BadOption, Draft, Limits, Plugin, PluginOptions, Rows, Sequence, UnknownPlugin, hookimpl
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.testing import PluginCheck, check_plugin
-from pitlane.testing.check import _always_drafting
+from pitlane.testing.runs import always_drafting
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -275,6 +275,16 @@ def test_clause_instance() -> None:
     assert "threads still run: left-behind" in outcome.broken[0] and "still held" in outcome.broken[0]
 
 
+def test_clause_process() -> None:
+    def step_finished(self: Any, stats: Any) -> None:
+        torch.set_default_dtype(torch.float64)
+
+    before = torch.get_default_dtype()
+    outcome = check(documented("identical", step_finished=hookimpl(step_finished)))
+    assert outcome.broken == ["process: changed torch's default dtype to torch.float64; it was put back"]
+    assert torch.get_default_dtype() == before
+
+
 # ---- the call
 
 
@@ -289,7 +299,7 @@ def test_the_governor_is_free_again_after_a_check(make_engine: Any) -> None:
     engine = make_engine(registry=PluginRegistry.load(EXAMPLES))
     plan = engine.plan({"repeat_last": {}})
     governor = engine.lane_of(plan).pacing.governor
-    with pytest.raises(RuntimeError, match="interrupted"), _always_drafting(engine, plan):
+    with pytest.raises(RuntimeError, match="interrupted"), always_drafting(engine, plan):
         assert governor.fixed == 16
         raise RuntimeError("interrupted")
     assert governor.fixed is None

@@ -15,11 +15,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pitlane.export.layouts import FORMATS, Settings
+from pitlane import PluginRegistry
+from pitlane.engine.models.registry import resolve
+from pitlane.export.layouts import FORMATS
 from pitlane.export.quantize import rounded
+from pitlane.export.settings import Settings
+from pitlane.formats import calibrated
 from pitlane.plugins.packed_checkpoint import PackedCheckpoint
 from tests.engine.models.quantized.checkpoints import CASES, linear, write
 from tests.engine.models.quantized.test_readers import TOKENS, logits
+from tests.export.test_methods import MIXED, SMOOTH, made
 from tests.export.test_quantize import opened
 from tests.export.test_quantize import write as quantized
 
@@ -50,6 +55,27 @@ def test_transformers_reads_compressed_tensors(settings: Settings, bound: float,
     quantized(settings, tmp_path / "out")
     expected = logits_of_transformers(tmp_path / "out")
     got = logits(opened(tmp_path / "out"), torch.float32, PackedCheckpoint())
+    assert expected.std() > 0.1 and (got - expected).abs().max() < bound * expected.std()
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor", "block"])
+def test_transformers_reads_float8(granularity: str, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    quantized(Settings("fp8", 8, 0, granularity=granularity), tmp_path / "out")
+    expected = logits_of_transformers(tmp_path / "out")
+    got = logits(opened(tmp_path / "out"), torch.float32, PackedCheckpoint())
+    assert expected.std() > 0.1 and (got - expected).abs().max() < EXACT * expected.std()
+
+
+@pytest.mark.parametrize("settings", [SMOOTH, MIXED], ids=["smoothquant", "mixed"])
+def test_transformers_reads_a_method_with_a_recipe(settings: Settings, tmp_path: Path) -> None:
+    """transformers rounds the inputs of smoothquant to 8 bits, as the config asks; Pitlane keeps them in float32 here."""
+    pytest.importorskip("compressed_tensors")
+    source = resolve("random:tiny")
+    quantized(settings, tmp_path / "out", calibrated=calibrated(source, made(settings), PluginRegistry.load()))
+    expected = logits_of_transformers(tmp_path / "out")
+    got = logits(opened(tmp_path / "out"), torch.float32, PackedCheckpoint())
+    bound = 0.1 if settings is SMOOTH else DECODED
     assert expected.std() > 0.1 and (got - expected).abs().max() < bound * expected.std()
 
 

@@ -18,8 +18,8 @@ from pitlane.engine.models.registry import resolve
 from pitlane.engine.models.source import ModelSource
 from pitlane.export.errors import ExportError
 from pitlane.export.gguf_file import gguf_name, quantize_gguf
-from pitlane.export.layouts import Settings
 from pitlane.export.quantize import Done, is_quantized, quantize, rounded
+from pitlane.export.settings import Settings
 from pitlane.export.shards import JOURNAL, Journal
 
 CASES = [
@@ -76,6 +76,25 @@ def test_the_files_hold_the_rounded_weights(settings: Settings, tmp_path: Path) 
                 assert torch.equal(loaded.weights.get(name), weight), name
     assert count == len(loaded.packings) == 14
     assert not (tmp_path / "out" / JOURNAL).exists()
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor", "block"])
+def test_the_files_hold_the_float8_weights(granularity: str, tmp_path: Path) -> None:
+    """Torch computes the expected values from the definition: the largest weight of a scale becomes 448, scales are bfloat16."""
+    settings = Settings("fp8", 8, 0, granularity=granularity)
+    source = write(settings, tmp_path / "out")
+    loaded = opened(tmp_path / "out")
+    for name, packing in loaded.packings.items():
+        weight = source.weights.get(f"{name}.weight").float()
+        rows = {"channel": 1, "tensor": len(weight), "block": min(128, len(weight))}[granularity]
+        columns = 128 if granularity == "block" else weight.shape[1]
+        tiles = weight.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))  # [N / rows, rows, G, columns]
+        scales = (tiles.abs().amax((1, 3), keepdim=True) / 448).bfloat16().float()
+        numbers = (tiles / scales).clamp(-448, 448).to(torch.float8_e4m3fn)
+        expected = (numbers.float() * scales).reshape(weight.shape)
+        assert torch.equal(loaded.weights.get(f"{name}.weight"), expected.bfloat16()), name
+        assert packing.is_float and 0 < (expected - weight).abs().mean() < 0.03 * weight.abs().mean()
+    assert len(loaded.packings) == 14
 
 
 @pytest.mark.parametrize("settings", [pytest.param(GGUF[0], marks=pytest.mark.slow), GGUF[1]], ids=["4 bits", "8 bits"])
@@ -220,6 +239,16 @@ def test_gguf_needs_a_tokenizer(tmp_path: Path) -> None:
         write(GGUF[0], tmp_path / "out")
     assert not (tmp_path / "out").exists(), "the same folder serves another --format"
     write(CASES[0], tmp_path / "out")
+
+
+def test_a_full_folder_for_temporary_files_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*values: Any, **more: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_kv_data_to_file", full)
+    with pytest.raises(ExportError, match=r"cannot write the header of model.gguf .*No space left.*TMPDIR") as caught:
+        write(GGUF[1], tmp_path / "out", "bundled")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_a_model_is_not_overwritten(tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ static void build(Model *model) {
         ops[at] = linear(model, INPUT_NORM, OUTPUT_SILU, at - 1, 2 * INNER, HIDDEN, (unsigned)layer * 10 + 5), at++;
         ops[at] = linear(model, INPUT_ROWS, OUTPUT_SUM, at - 1, HIDDEN, INNER, (unsigned)layer * 10 + 7);
         ops[at].residual = at - 2, at++;
-        if (layer > 0) /* the first layer has weights of bfloat16 */
+        for (long i = at - 2; i < at; i++) /* the first layer has weights of bfloat16, its MLP float32 products */
+            ops[i].products = BY_FLOATS;
+        if (layer > 0)
             for (long i = at - 5; i < at; i++)
                 if (ops[i].kind == STEP_LINEAR)
                     ops[i] = in_integers(ops[i], i % 2 ? 8 : 4, layer == 1);
@@ -115,9 +117,11 @@ static int linears_differ(const Model *model, long rows, int threads) {
     uint16_t *const *tensors = model->tensors;
     IntLinear job = {(uint8_t *)tensors[0], (float *)tensors[1], NULL, OUTS, HIDDEN, 8, 32, 1, 1, 0, int_level(), 1};
     int different = 0;
-    for (int i = 0; i < 2; i++)
-        linear_bf16(tensors[0], tensors[0], tensors[1], y[i], scratch, rows, OUTS, HIDDEN, 0, i ? threads : 1);
-    different += memcmp(y[0], y[1], (size_t)(rows * OUTS) * 2) != 0;
+    for (int products = BY_VECTORS; products <= BY_FLOATS; products += BY_FLOATS) {
+        for (int i = 0; i < 2; i++)
+            linear_bf16(tensors[0], tensors[0], tensors[1], y[i], scratch, rows, OUTS, HIDDEN, products, i ? threads : 1);
+        different += memcmp(y[0], y[1], (size_t)(rows * OUTS) * 2) != 0;
+    }
     for (int i = 0; i < 2; i++)
         int_linear(&job, tensors[0], y[i], scratch, rows, i ? threads : 1);
     return different + (memcmp(y[0], y[1], (size_t)(rows * OUTS) * 2) != 0);

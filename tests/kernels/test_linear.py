@@ -17,6 +17,8 @@ from pitlane.testing import assert_only_ties_differ
 
 here = pytest.mark.skipif(linear.unavailable() is not None, reason=str(linear.unavailable()))
 BF16_STEP = 2.0**-8  # largest relative error of rounding to bfloat16
+OF_SIZE = {"vectors": 1e-6, "float32": 2e-7}  # error of a float32 sum, as a share of the sum of the sizes of its terms
+by_both_products = pytest.mark.parametrize("products", OF_SIZE)
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
@@ -33,28 +35,62 @@ def made(*shape: int, seed: int = 0) -> Tensor:
 
 @here
 @pytest.mark.usefixtures("threads")
+@by_both_products
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("outputs, inputs", [(1, 2), (32, 64), (31, 70), (33, 256), (200, 514), (1000, 1026)])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 11, 12, 13, 24, 25, 100, 192, 193, 400])
-def test_is_within_a_rounding_of_the_exact_value(rows: int, outputs: int, inputs: int, bias: bool) -> None:
+def test_is_within_a_rounding_of_the_exact_value(
+    rows: int, outputs: int, inputs: int, bias: bool, products: str
+) -> None:
     x, weight = made(rows, inputs), made(outputs, inputs, seed=1)
     offset = made(outputs, seed=2) if bias else None
     exact = x.double() @ weight.double().T
     if offset is not None:
         exact += offset.double()
-    size = x.double().abs() @ weight.double().abs().T  # the error of a float32 sum grows with the size of its terms
-    result = linear.Packed(weight, offset)(x)
+    size = x.double().abs() @ weight.double().abs().T
+    result = linear.Packed(weight, offset, products)(x)
     assert result.shape == (rows, outputs) and result.dtype == torch.bfloat16
-    assert bool(((result.double() - exact).abs() <= BF16_STEP * exact.abs() + 1e-6 * size).all())
+    assert bool(((result.double() - exact).abs() <= BF16_STEP * exact.abs() + OF_SIZE[products] * size).all())
 
 
 @here
 @pytest.mark.usefixtures("threads")
-def test_a_row_is_the_same_in_any_batch() -> None:
-    weight, x = linear.Packed(made(320, 1500)), made(300, 1500)
+@by_both_products
+def test_a_row_is_the_same_in_any_batch(products: str) -> None:
+    weight, x = linear.Packed(made(320, 1500), products=products), made(300, 1500)
     whole = weight(x)
-    for first, last in [(0, 1), (7, 8), (0, 2), (5, 17), (3, 16), (0, 25), (100, 293), (299, 300)]:
+    parts = [(7, 8), (5, 17), (3, 16), (100, 293), (299, 300), (0, 192), *((0, rows) for rows in range(1, 65))]
+    for first, last in parts:
         assert torch.equal(weight(x[first:last]), whole[first:last])
+
+
+@here
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("rows", [1, 3, 12, 13, 40])
+def test_float32_products_round_once_per_input_in_a_fixed_order(rows: int) -> None:
+    x, weight, bias = made(rows, 524), made(70, 524, seed=1), made(70, seed=2)
+    assert torch.equal(linear.Packed(weight, bias, "float32")(x), linear.linear_in_order(x, weight, bias))
+    x, weight = torch.cat([x, -x], 1), torch.cat([weight, weight], 1)  # the exact sums are 0: roundings remain
+    result = linear.Packed(weight, products="float32")(x)
+    assert torch.equal(result, linear.linear_in_order(x, weight))
+    assert not torch.equal(result, linear.linear_in_order(x.flip(1), weight.flip(1))), (
+        "another order has other roundings"
+    )
+
+
+@here
+def test_auto_takes_float32_only_where_it_is_much_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "has_amx", lambda: False)
+    for ratio, expected in ((1.7, "float32"), (1.2, "vectors"), (0.5, "vectors")):
+        monkeypatch.setattr(linear, "float32_ratio", lambda ratio=ratio: ratio)
+        assert linear.fastest_products() == expected
+    monkeypatch.setattr(linear, "has_amx", lambda: True)
+    assert linear.fastest_products() == "amx"
+
+
+@here
+def test_the_rates_of_products_are_of_the_instructions_alone() -> None:
+    assert 0.25 < linear.float32_ratio() < 4, "a multiply-add of floats has half the products of a dot product of pairs"
 
 
 @here

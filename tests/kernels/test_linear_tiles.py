@@ -81,13 +81,14 @@ def test_a_row_is_the_same_in_any_batch(emulated: Multiply) -> None:
 @pytest.mark.parametrize("rows", [1, 16, 17, 33, 100, 600])
 def test_the_cpu_does_as_the_emulation(rows: int, emulated: Multiply) -> None:
     x, weight = made(rows, 1056), made(200, 1056, seed=1)
-    packed = linear.Packed(weight, amx=True)
+    packed = linear.Packed(weight, products="amx")
     assert torch.equal(packed(x), emulated(x, packed.weight, 200, None))
 
 
 @here
 def test_inputs_that_fill_no_step_go_by_vectors() -> None:
-    assert not linear.Packed(made(8, 48), amx=True).amx and linear.Packed(made(8, 64), amx=True).amx
+    products = [linear.Packed(made(8, inputs), products="amx").products for inputs in (48, 64)]
+    assert products == ["vectors", "amx"]
 
 
 @here
@@ -101,13 +102,29 @@ def test_amx_is_refused_with_a_reason_where_there_is_none(make_engine: Any, monk
 
 
 @here
-@pytest.mark.parametrize("products, amx", [("auto", True), ("amx", True), ("vectors", False)])
-def test_products_choose_the_way(products: str, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "has_amx", lambda: True)
+@pytest.mark.parametrize("has_amx", [True, False])
+@pytest.mark.parametrize("products", ["auto", "amx", "vectors", "float32"])
+def test_products_choose_the_way(products: str, has_amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "has_amx", lambda: has_amx)
+    monkeypatch.setattr(linear, "float32_ratio", lambda: 1.7)
+    if products == "amx" and not has_amx:
+        return
+    expected = {"auto": "amx" if has_amx else "float32"}.get(products, products)
     plugin = PackedLinear(PackedLinear.parse_options({"products": products}))
     part, context = LinearPart((Member("q", 8),), 64), BuildContext(preset("tiny"), torch.bfloat16, torch.device("cpu"))
     plan = plugin.build_linear(part, context)
     assert plan is not None
     built = plan.build([{"weight": made(8, 64)}])
-    assert isinstance(built, linear.Packed) and built.amx is amx
+    assert isinstance(built, linear.Packed) and built.products == expected
     assert plan.num_bytes == plan.peak_bytes == built.weight.nbytes
+
+
+@here
+def test_kv_is_kept_apart_for_each_kind_of_products(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine("random:tiny", dtype="bfloat16", plugins=[])
+    keys = set()
+    for products in ("auto", "vectors", "float32"):
+        for fastest in ("amx", "vectors", "float32"):
+            monkeypatch.setattr(linear, "fastest_products", lambda fastest=fastest: fastest)
+            keys.add(engine.plan({"packed_linear": {"products": products}}).kv_key)
+    assert len(keys) == 5, "auto has a key for each choice; the other options do not depend on the choice"

@@ -13,15 +13,12 @@ from pitlane.kernels.quantize_math import (
     Codes,
     Grid,
     InputStats,
-    awq_scales,
-    clip_shares,
-    clipped,
     gptq,
     output_error,
     quantize_linear,
     significant,
-    smooth_scales,
 )
+from pitlane.kernels.scale_search import awq_scales, clip_shares, clipped, smooth_scales
 
 
 def stats_of(inputs: Tensor) -> InputStats:

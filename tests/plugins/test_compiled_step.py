@@ -173,6 +173,14 @@ def test_logits_and_kv_are_equal_to_the_bit(name: str) -> None:
     assert run.forward.counts == {"compiled": 11, "more than 64 tokens": 1}  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("products", ["vectors", "float32"])
+def test_a_step_uses_the_products_of_the_linears(products: str) -> None:
+    linears = {"packed_linear": {"products": products}}
+    plain, compiled = built(CONFIGS["biases"], EXACT | linears, COMPILED | linears)
+    assert compiled.model.head.products == products  # type: ignore[attr-defined]
+    assert_same_bits(Run(plain), Run(compiled))
+
+
 SINKS = {"attention_sinks": {"num_sinks": 4, "window": 64, "stride": 32}}
 
 

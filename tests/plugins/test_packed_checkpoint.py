@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pitlane import SamplingParams
-from pitlane.export.layouts import Settings
+from pitlane.export.settings import Settings
 from pitlane.kernels.quantized import Quantized
 from tests.export.test_quantize import write
 

@@ -121,7 +121,7 @@ def test_a_loaded_document_leaves_no_block_with_tokens_that_nobody_wrote(make_en
 def test_an_abort_while_a_document_is_loaded_saves_nothing_and_fails_no_plugin(
     make_engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pitlane.engine.run.scheduler.LOAD_RATE", 1e7)  # many pieces
+    monkeypatch.setattr("pitlane.engine.run.prefixes.LOAD_RATE", 1e7)  # many pieces
     first = make_engine("random:tiny-mixed", plugins=["prefix_cache"])
     first.generate(chat((1, 98), (2, 902)), SAMPLINGS[0])
     first.close()

@@ -33,7 +33,7 @@ def engine(without_cache: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def peer(engine: Engine) -> Any:
-    return TransformersSide(engine).model
+    return TransformersSide(engine.loader.source, engine.loader.dtype, engine.loader.device).model
 
 
 def prompts(count: int, lengths: list[int]) -> list[list[int]]:

@@ -116,7 +116,7 @@ def test_the_whole_run(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"qat": "int3"}, "no quantization 'int3'; choose int4 or int8"),
+        ({"qat": "int5"}, "no quantization 'int5'; choose int3 or int4 or int8"),
         (
             {"qat": "int4", "qat_group_size": 128},
             "must divide the inputs of every linear, got 128 and 64 .*try 64 or 32",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from pitlane.engine.models.registry import resolve
+from pitlane.storage.errors import PitlaneError
+from pitlane.ui.bench.child import children
 from pitlane.ui.bench.machine import commit, machine, versions
 from pitlane.ui.bench.speed import Blocks, EngineSide, measure_in_turn
 from pitlane.ui.bench.summary import ratio, summary
 from pitlane.ui.cli import main
 from pitlane.ui.render import milliseconds, size, stats_line
+from pitlane.ui.session import EngineOptions
 
 
 def printed(*args: str) -> str:
@@ -116,6 +120,33 @@ def test_sides_take_turns() -> None:
     measure_in_turn(list(sides), 9, 5, 7, 2, lambda done, total: None)
     assert order == ["a4", "b4", "a7", "b7", "a7", "b7"]
     assert all(side.blocks.decode_ms == [2.0, 2.0] for side in sides)
+
+
+def test_each_side_runs_in_a_process_of_its_own() -> None:
+    options = EngineOptions("random:tiny", plugins="", dtype="float32", threads=2, context=64)
+    with children(options, "transformers") as sides:
+        ids = {side.process.pid for side in sides.values()}
+        assert list(sides) == ["pitlane", "transformers"] and len(ids) == 2 and os.getpid() not in ids
+        assert sides["pitlane"].facts["peer"]["threads"] == 2
+        for side in sides.values():
+            blocks = side.measure(list(range(9)), 3)
+            assert len(blocks.decode_ms) == len(blocks.prefill_tokens_per_second) == 1 and blocks.decode_ms[0] > 0
+    assert [side.process.returncode for side in sides.values()] == [0, 0], "a child ends with its last request"
+
+
+def test_a_side_that_ends_early_is_an_error_with_its_status() -> None:
+    with children(EngineOptions("random:tiny", plugins="", context=64), None) as sides:
+        sides["pitlane"].process.kill()
+        with pytest.raises(PitlaneError, match=r"the process that measures pitlane ended with status -9"):
+            sides["pitlane"].measure([1, 2, 3], 2)
+
+
+def test_a_side_that_cannot_be_built_says_why() -> None:
+    with (
+        pytest.raises(PitlaneError, match="unknown plugin 'nonsense'"),
+        children(EngineOptions(plugins="nonsense"), None),
+    ):
+        pass
 
 
 def test_time_outside_the_forward_covers_decode_steps_only(make_engine: Callable[..., Any]) -> None:

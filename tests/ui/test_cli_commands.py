@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from pitlane.kernels import linear
 from pitlane.ui.cli import main
 from pitlane.ui.session import EngineOptions
 
@@ -231,6 +232,8 @@ def test_doctor_reports_every_part() -> None:
         assert checks[name]["ok"], checks[name]
     assert result.exit_code == (0 if report["ok"] else 1)
     assert "GB/s" in checks["read bandwidth"]["detail"]
+    if linear.unavailable() is None:
+        assert f"linear: ok by {linear.fastest_products()} products" in checks["cpu kernels"]["detail"]
 
 
 def test_doctor_goes_on_when_a_part_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -131,6 +131,18 @@ def test_questions_about_documents_are_asked(make_engine: Any, tmp_path: Path) -
     [
         (["-M", "int5"], "unknown plugin 'int5'"),
         (["-M", "awq"], "awq requires int4"),
+        (
+            ["-M", "prompt_lookup"],
+            "'prompt_lookup' is no method of quantization: prompt_lookup only drafts tokens; methods: awq, ",
+        ),
+        (
+            ["-M", "int8+jacobi"],
+            "'int8+jacobi' is no method of quantization: jacobi only drafts tokens; methods: awq, ",
+        ),
+        (
+            ["-M", "prefix_cache"],
+            "no plugin in it rounds weights or KV; methods: awq, few_bits, fp8, gptq, int4, int8, kv_quant",
+        ),
         (["--plot", "/missing/plot.png"], "no such folder: /missing"),
     ],
 )

@@ -52,11 +52,14 @@ def test_a_card_says_what_was_proved_on_this_machine() -> None:
     certificates.save("int8", record)
     conditions = "(random:tiny, float64, bound 0.05, 64 tokens, with group_size=32)"
     assert f"approximate, proved on this machine {conditions}" in about_html(plugin, "built-in")
-    assert "not checked" in about_html(plugin, "pitlane-int8 2.0"), "a certificate of another source"
+    other = about_html(plugin, "pitlane-int8 2.0")
+    assert "not checked on this machine since the check of built-in: pitlane plugins check int8" in other
     certificates.save("int8", record | {"passed": False, "proved": False, "broken": ["exactness: <b>"]})
     assert "broken on this machine, with group_size=32: exactness: &lt;b&gt;" in about_html(plugin)
     certificates.save("int8", record | {"code": "0"})
-    assert "not checked" in about_html(plugin), "a certificate of other code"
+    assert "not checked on this machine since its code changed: pitlane plugins check int8" in about_html(plugin)
+    certificates.save("int8", record | {"pitlane": "0.0.1"})
+    assert "not checked on this machine since the check under Pitlane 0.0.1: pitlane" in about_html(plugin)
 
 
 def test_plugins_that_are_not_ok_are_shown_with_status_and_reason() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -101,7 +102,26 @@ def test_a_certificate_ends_when_the_code_changes(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["plugins", "check", "liar", "--plugins-dir", str(tmp_path)]).exit_code == 0
     assert "checked: identical, proved on this machine (random:tiny, float64, " in info("liar", tmp_path)
     file.write_text(file.read_text() + "# changed\n")
-    assert "checked:" not in info("liar", tmp_path)
+    text = info("liar", tmp_path)
+    assert "checked:" not in text
+    assert "  note: not checked on this machine since its code changed; type: pitlane plugins check liar" in text
+
+
+def test_a_file_that_changes_during_its_check_gets_no_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: None
+) -> None:
+    file = tmp_path / "liar.py"
+    file.write_text((Path(LOOSE) / "liar.py").read_text())
+    checked = importlib.import_module("pitlane.testing").check_plugin
+
+    def check_plugin(*args: Any, **keywords: Any) -> PluginCheck:
+        file.write_text(file.read_text() + "# changed\n")
+        outcome: PluginCheck = checked(*args, **keywords)
+        return outcome
+
+    monkeypatch.setattr("pitlane.testing.check_plugin", check_plugin)
+    assert CliRunner().invoke(main, ["plugins", "check", "liar", "--plugins-dir", str(tmp_path)]).exit_code == 0
+    assert "since its code changed" in info("liar", tmp_path), "the loaded code was checked, not the code of the file"
 
 
 @pytest.mark.usefixtures("passes")

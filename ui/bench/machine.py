@@ -9,7 +9,10 @@ import time
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pitlane import Engine
 
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "i8mm", "bf16", "sve")
 
@@ -30,6 +33,12 @@ def machine() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "platform": platform.platform(),
     }
+
+
+def head(engine: Engine) -> dict[str, Any]:
+    """The beginning of a report: the engine's model, device, dtype and plugins, and the environment."""
+    facts = engine.loader.describe() | {"plugins": engine.default_plan.settings}
+    return facts | {"machine": machine(), "versions": versions(), "commit": commit()}
 
 
 def versions(packages: Iterable[str] = ("pitlane", "torch", "transformers")) -> dict[str, str]:

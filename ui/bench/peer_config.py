@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pitlane.models import ModelSource
+from pathlib import Path
+from typing import Any, Protocol
 
 
-def peer_config(source: ModelSource) -> Any:
+class Shape(Protocol):
+    """A model, such as a `ModelSource`: its folder, or the name of a random preset."""
+
+    @property
+    def folder(self) -> Path | None: ...
+
+    @property
+    def name(self) -> str: ...
+
+
+def peer_config(source: Shape) -> Any:
     """The `config.json` of the model's folder or of its random preset."""
     from transformers import AutoConfig
 

@@ -134,6 +134,22 @@ def method_settings(engine: Engine, method: str) -> dict[str, Any]:
     return {name: dict(values) for name, values in settings.items()}
 
 
+def check_method(engine: Engine, method: str) -> None:
+    """Raises BadOption for a method without a plugin that rounds weights or KV, and for a method with a drafter."""
+    names = [part.strip().partition(":")[0] for part in method.split("+")]
+    plugins = [engine.registry.get(name) for name in names]
+    methods = sorted(entry.name for entry in engine.registry if entry.plugin and _rounds(entry.plugin))
+    drafters = [plugin.name for plugin in plugins if plugin.role == "drafter"]
+    if drafters or not any(map(_rounds, plugins)):
+        reason = f"{drafters[0]} only drafts tokens" if drafters else "no plugin in it rounds weights or KV"
+        raise BadOption(f"{method!r} is no method of quantization: {reason}; methods: {', '.join(methods)}")
+
+
+def _rounds(plugin: type[Plugin]) -> bool:
+    hooks = ("transform_weights", "build_linear", "build_embedding", "build_kv_store")
+    return plugin.exactness in ("approximate", "rounding") and any(hasattr(plugin, hook) for hook in hooks)
+
+
 def measure(
     engine: Engine,
     ids: list[int],

@@ -1,8 +1,8 @@
 """Prefill and decode speed of one request: in the engine, and in transformers' model of the same shape.
 
-A block is a prompt of random ids, then greedy decoding past the end token. Blocks of both sides take turns (A B A B) in one
-process, so that noise of the machine meets both. The share of time outside the forward comes from the engine's accumulators, over
-decode steps only.
+A block is a prompt of random ids, then greedy decoding past the end token. Blocks of both sides take turns (A B A B), so that noise
+of the machine meets both; ui/bench/child.py runs each side in a process of its own. The share of time outside the forward comes
+from the engine's accumulators, over decode steps only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from pitlane import Finished, SamplingParams, TextDelta, release_threads
 from pitlane.ui.bench.summary import ratio, summary
 
 if TYPE_CHECKING:
+    import torch
+
     from pitlane import Engine
+    from pitlane.ui.bench.peer_config import Shape
 
 PAUSE = 0.2  # seconds between blocks
 
@@ -82,16 +85,14 @@ class EngineSide:
 class TransformersSide:
     """transformers' model of the same config and dtype with random weights: eager, with its own choice of attention."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
         from pitlane.ui.bench.peer_config import peer_config
 
         torch.manual_seed(0)
-        loader = engine.loader
-        config = peer_config(loader.source)
-        self.model = AutoModelForCausalLM.from_config(config, dtype=loader.dtype).eval().to(loader.device)
+        self.model = AutoModelForCausalLM.from_config(peer_config(shape), dtype=dtype).eval().to(device)
         self.blocks = Blocks()
 
     def measure(self, token_ids: list[int], num_steps: int) -> Blocks:

@@ -20,7 +20,6 @@ from pitlane.ui.session import Chat, EngineOptions, add_documents
 if TYPE_CHECKING:
     from pitlane import Engine, Plan, Prompt
     from pitlane.storage.types import Document, Run, StoredDocument
-    from pitlane.ui.bench.speed import Side
 
 MARGIN = 64  # tokens of context after prompt and answer
 
@@ -33,7 +32,9 @@ MARGIN = 64  # tokens of context after prompt and answer
 )
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Blocks per side.")
 @click.option(
-    "--vs", type=click.Choice(["transformers"]), help="Also measure this library, in turn, with random weights."
+    "--vs",
+    type=click.Choice(["transformers"]),
+    help="Also measure this library: random weights, a process of its own, in turn.",
 )
 @as_json
 @click.pass_context
@@ -46,31 +47,28 @@ def bench(
     vs: str | None,
     as_json: bool,
 ) -> None:
-    """Measure prefill and decode speed of one request, by default of the bare core.
+    """Measure prefill and decode speed of one request, by default of the bare core. Each side runs in a process of its own.
 
     \b
     pitlane bench --model random:llama-1b --dtype bfloat16 --vs transformers
     """
     if ctx.invoked_subcommand is not None:
         return
-    from pitlane.ui.bench.speed import Blocks, EngineSide, TransformersSide, compare, measure_in_turn
+    from pitlane.ui.bench.child import children
+    from pitlane.ui.bench.speed import compare, measure_in_turn
     from pitlane.ui.commands.model_choice import fetch
 
     fetch(options.model, options.plugins_dir)
     context = options.context or prompt_tokens + steps + MARGIN
     plugins = "" if options.plugins is None and not options.plugin_options else options.plugins
-    with replace(options, plugins=plugins, context=context).build() as engine:
-        sides: dict[str, Side] = {"pitlane": EngineSide(engine)}
-        if vs:
-            sides[vs] = TransformersSide(engine)
-        vocab_size = engine.loader.vocab_size
+    with children(replace(options, plugins=plugins, context=context), vs) as sides:
+        facts = sides["pitlane"].facts
         with progress("Measuring") as advance:
-            measure_in_turn(list(sides.values()), vocab_size, prompt_tokens, steps, repeats, advance)
-        report = _head(engine) | {"prompt_tokens": prompt_tokens, "steps": steps}
-    blocks: dict[str, Blocks] = {name: side.blocks for name, side in sides.items()}
+            measure_in_turn(list(sides.values()), facts["vocab_size"], prompt_tokens, steps, repeats, advance)
+    report = facts["head"] | {"prompt_tokens": prompt_tokens, "steps": steps}
     report |= {name: side.blocks.to_json() for name, side in sides.items()}
     if vs:
-        report["ratio"] = compare(blocks["pitlane"], blocks[vs])
+        report["ratio"] = compare(sides["pitlane"].blocks, sides[vs].blocks)
     _print(
         report, _speed_rows(report, list(sides)), ["", "prefill tok/s", "decode ms/token", "outside forward"], as_json
     )
@@ -107,6 +105,7 @@ def plugins(
     as_json: bool,
 ) -> None:
     """Compare plugin sets on the same prompts: tokens per step, speed, and whether the ids are the same."""
+    from pitlane.ui.bench.machine import head
     from pitlane.ui.bench.plans import PROMPTS, compare_plans, own_home
     from pitlane.ui.commands.model_choice import fetch
 
@@ -118,7 +117,7 @@ def plugins(
         plans = _plans(engine, sets)
         with progress("Measuring") as advance:
             rows = compare_plans(engine, plans, _prompts(engine, texts, documents), sampling, repeats, advance)
-        report = _head(engine) | {"prompts": len(texts), "max_tokens": max_tokens, "temperature": temperature}
+        report = head(engine) | {"prompts": len(texts), "max_tokens": max_tokens, "temperature": temperature}
     report["sets"] = [row.to_json(rows[0]) for row in rows]
     headers = ["plugins", "tokens/step", "accepted", "tok/s", "speed (95 %)", "TTFT ms", "identical ids"]
     _print(report, _plan_rows(report["sets"]), headers, as_json)
@@ -202,13 +201,6 @@ def _plans(engine: Engine, sets: Sequence[str]) -> dict[str, Plan]:
             note(f"left out {name}: {error}")
             plans.pop(name, None)
     return plans
-
-
-def _head(engine: Engine) -> dict[str, Any]:
-    from pitlane.ui.bench.machine import commit, machine, versions
-
-    facts = engine.loader.describe() | {"plugins": engine.default_plan.settings}
-    return facts | {"machine": machine(), "versions": versions(), "commit": commit()}
 
 
 def _print(report: dict[str, Any], rows: list[list[str]], headers: Sequence[str], as_json: bool) -> None:

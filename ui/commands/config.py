@@ -28,7 +28,9 @@ from pitlane.ui.commands.config_file import SHARED, ConfigFile, key_of
 
 log = logging.getLogger(__name__)
 PREFIX = "PITLANE_"
-SETTINGS = tuple(PREFIX + name for name in ("HOME", "DEBUG", "LOAD", "CPU_KERNELS"))  # variables that are not options
+SETTINGS = tuple(
+    PREFIX + name for name in ("HOME", "DEBUG", "LOAD", "CPU_KERNELS", "CACHE_GB")
+)  # variables that are not options
 SHORTEST = 3  # characters; a shorter value in a message may be there by chance
 MAX_NAMES = 30  # of a list of known words in a message
 

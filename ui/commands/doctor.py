@@ -92,7 +92,8 @@ def _kernels() -> str:
 
     reasons = {"linear": linear.unavailable(), "attention": attention.unavailable(64), "ops": ops.unavailable()}
     states = {name: reason or "ok" for name, reason in reasons.items()}
-    states["linear"] += " with AMX" if linear.has_amx() else ""
+    if linear.unavailable() is None:
+        states["linear"] += f" by {linear.fastest_products()} products"
     forms = {"int8": quantized.Format(8), "int4": quantized.Format(4, group_size=32, symmetric=False)}
     states |= {name: quantized.state(form) for name, form in forms.items()}
     return ", ".join(f"{name}: {state}" for name, state in states.items())

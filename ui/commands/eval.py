@@ -78,7 +78,7 @@ def eval_(
     pitlane eval smollm2 -M int4:group_size=64,symmetric=true+awq -M gptq:bits=3
     """
     from pitlane.ui.bench.machine import commit, machine, versions
-    from pitlane.ui.bench.quality import DEFAULT_METHODS, measure, read_questions
+    from pitlane.ui.bench.quality import DEFAULT_METHODS, check_method, measure, read_questions
     from pitlane.ui.bench.quality import plot as draw
     from pitlane.ui.commands.model_choice import fetch
 
@@ -91,6 +91,8 @@ def eval_(
     with options.build() as engine:
         ids = _tokens(engine, text, skip, tokens)
         window = min(window, engine.loader.context - 1)
+        for method in chosen:
+            check_method(engine, method)
         if not methods:
             chosen = _serving(engine, chosen)
         with progress("Measuring") as advance:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -37,8 +38,14 @@ def list_plugins(plugins_dir: str | None, as_json: bool) -> None:
         print_json(rows)
         return
     columns = ("name", "role", "exactness", "status", "source")
-    cells = [[*(row[column] or "" for column in columns), row["reason"] or row["summary"]] for row in rows]
+    cells = [[*(row[column] or "" for column in columns), _about(row)] for row in rows]
     print_table([*columns, "summary"], cells)
+
+
+def _about(row: dict[str, Any]) -> str:
+    """The reason for which a plugin did not load; or its summary, with the notes in brackets."""
+    notes = f" ({'; '.join(row['notes'])})" if row["notes"] else ""
+    return row["reason"] or f"{row['summary']}{notes}"
 
 
 @plugins.command()
@@ -61,10 +68,14 @@ def info(plugins_dir: str | None, as_json: bool, name: str) -> None:
         value = row[label]
         if value:
             click.echo(f"  {label}: {', '.join(value) if isinstance(value, list) else value}")
+    for note in row["notes"]:
+        click.echo(f"  note: {note}")
     if row["exactness"]:
         click.echo(f"  exactness: {row['exactness']} ({EXACTNESS[row['exactness']]})")
     if row["certificate"]:
         click.echo(f"  checked: {catalogue.certificate_text(row['certificate'])}")
+    if row["outdated_check"]:
+        click.echo(f"  note: not checked on this machine {row['outdated_check']}; type: pitlane plugins check {name}")
     if row["options"]:
         cells = [[o["name"], o["type"], o["default"], o["range"], o["description"]] for o in row["options"]]
         print_table(["option", "type", "default", "range", "meaning"], cells)
@@ -169,10 +180,9 @@ def check(
     from pitlane.ui.commands.model_choice import fetch
 
     fetch(model)
-    options = settings.pop(name)
+    options, code = settings.pop(name), catalogue.code_hash(registry.get(name))
     outcome = check_plugin(name, options, bound=bound, base=settings, registry=registry, model=model, num_tokens=tokens)
     checked_at = datetime.now(UTC).isoformat(timespec="seconds")
-    code = catalogue.code_hash(registry.get(name))
     record = outcome.to_json() | {"pitlane": __version__, "code": code, "checked_at": checked_at, "machine": machine()}
     certificates.save(name, record)
     if as_json:

@@ -133,10 +133,13 @@ def test_a_file_that_does_not_import_is_isolated(
             "odd.step_finished has the name of a hook; write @hookimpl above it",
         ),
         ("name, exactness, role = 'odd', 'identical', 'driver'", "odd.role must be None or one of drafter, .*'driver'"),
-        ("name, exactness = 'odd', 'exact'", "odd.exactness must be one of identical, rounding, approximate, steering"),
+        (
+            "name, exactness = 'odd', 'exact'",
+            "odd.exactness must be one of identical, rounding, approximate, steering, got 'exact'",
+        ),
         ("name = 'odd'", "odd.exactness must be one of"),
         ("exactness = 'identical'", "Odd.name must be an identifier, got None"),
-        ("name, exactness = 'od d', 'identical'", "Odd.name must be an identifier, got 'od d'"),
+        ("name, exactness = 'od d', 'identical'", "Odd.name must be an identifier, got 'od d'; write name = \"od_d\""),
         ("name, exactness, requires = 'odd', 'identical', 'other'", "odd.requires must be a tuple of names"),
         ("name, exactness, conflicts = 'odd', 'identical', 'other'", "odd.conflicts must be a tuple of names"),
         (

@@ -6,12 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pitlane import Plugin, hookimpl
+from pitlane import Plugin, PluginRegistry, hookimpl
 from pitlane.engine.plan import trace
 from pitlane.engine.plan.hooks import Hook, call
 from pitlane.engine.plan.hookspecs import SPECS
@@ -55,3 +56,14 @@ def test_the_variable_switches_it_on(value: str | None, is_on: bool) -> None:
     environment |= {} if value is None else {"PITLANE_TRACE": value}
     code = f"from pitlane.engine.plan import trace; assert trace.IS_ON is {is_on}"
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+def test_a_plugin_is_named_before_its_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "last.py").write_text("import sys; print('imported', file=sys.stderr)")
+    monkeypatch.setattr(trace, "IS_ON", True)
+    PluginRegistry.load(tmp_path)
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        f"pitlane: importing plugin last ({tmp_path / 'last.py'})", "imported",
+    ]  # fmt: skip

@@ -14,7 +14,8 @@ from pitlane.engine.kv.pool import Pool
 from pitlane.engine.kv.state import Column, KVGroup
 from pitlane.engine.pacing.budget import MIN_TOKENS, StepBudget
 from pitlane.engine.pacing.pacing import Pacing
-from pitlane.engine.run.scheduler import LOAD_RATE, Scheduler, shares
+from pitlane.engine.run.prefixes import LOAD_RATE
+from pitlane.engine.run.scheduler import Scheduler, shares
 from pitlane.engine.sequence import Request, Timing
 from tests.integrity import assert_integrity
 
@@ -614,7 +615,7 @@ def test_a_look_up_that_ends_at_once_is_asked_for_its_outcome() -> None:
     bench, looked = Bench(budget=64), Future[Any]()
     looked.set_result(None)
     outcomes = [PrefixMatch(loading=looked), PrefixMatch(bench.cache(2))]
-    bench.scheduler.match = lambda seq: outcomes.pop(0)
+    bench.scheduler.prefixes.match = lambda seq: outcomes.pop(0)
     seq = bench.add(0, 11)
     bench.step()
     assert seq.kv.num_cached_tokens == 8 and outcomes == []

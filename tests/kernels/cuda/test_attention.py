@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pitlane import Draft
-from pitlane.kernels.cuda import attention
+from pitlane.kernels.cuda import attention_reads
 from pitlane.plugins.attention_sinks import SinkWindow
 from pitlane.plugins.flash_attention import PagedOnCuda
 from tests.engine.run.attention_setting import MIXED, TREE, Setting, assert_near, make_setting
@@ -60,8 +60,8 @@ def test_random_trees() -> None:
 @pytest.mark.parametrize("few_tiles", [0, 256])
 def test_several_pieces(few_tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With few tiles every piece has a program; with many, a program walks the pieces."""
-    monkeypatch.setattr(attention, "PIECE", 128)
-    monkeypatch.setattr(attention, "FEW_TILES", few_tiles)
+    monkeypatch.setattr(attention_reads, "PIECE", 128)
+    monkeypatch.setattr(attention_reads, "FEW_TILES", few_tiles)
     setting = make([(500, 1, None), (300, 40, None), (511, 1, TREE), (0, 1, None)], heads=(4, 2), window=None)
     near(setting)
     near(make([(500, 1, None), (300, 16, None)], heads=(4, 2), window=150))
@@ -70,11 +70,11 @@ def test_several_pieces(few_tiles: int, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_both_modes_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "PIECE", 128)
+    monkeypatch.setattr(attention_reads, "PIECE", 128)
     results = []
     sinks = SinkWindow(4, 160, 96)
     for few_tiles in (0, 256):
-        monkeypatch.setattr(attention, "FEW_TILES", few_tiles)
+        monkeypatch.setattr(attention_reads, "FEW_TILES", few_tiles)
         results.append([make([(700, 1, None), (300, 5, None)], heads=(4, 2), sinks=s).run()[0] for s in (None, sinks)])
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pitlane.kernels.attention_quant import FIRST_OPEN, decode_ref
-from pitlane.kernels.cuda import attention
+from pitlane.kernels.cuda import attention, attention_reads
 from pitlane.kernels.cuda.kv_quant import quantize_blocks, supports
 from pitlane.plugins.kv_quant.formats import format_of
 
@@ -90,7 +90,7 @@ class Case:
         )
 
     def run(self, sink_q: Tensor | None = None, num_sinks: int = 0) -> Tensor:
-        reads = attention.reads_of(self.batch(num_sinks), 0, self.heads, self.dim, torch.device("cpu"))
+        reads = attention_reads.reads_of(self.batch(num_sinks), 0, self.heads, self.dim, torch.device("cpu"))
         return attention.attend(self.q, *self.full, reads, self.dim**-0.5, sink_q, self.rows, self.bits)
 
     def expected(self, sink_q: Tensor | None = None, num_sinks: int = 0) -> Tensor:
@@ -133,11 +133,11 @@ def test_windows_sinks_and_dropped_blocks(name: str) -> None:
 
 @FORMATS
 def test_both_modes_give_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "PIECE", 64)
+    monkeypatch.setattr(attention_reads, "PIECE", 64)
     case = Case(name, [(150, 1), (70, 2)], (4, 2), 64)
     results = []
     for few_tiles in (0, 256):
-        monkeypatch.setattr(attention, "FEW_TILES", few_tiles)
+        monkeypatch.setattr(attention_reads, "FEW_TILES", few_tiles)
         results.append(case.run())
     assert torch.equal(*results)
     torch.testing.assert_close(results[0].double(), case.expected(), rtol=3e-6, atol=3e-6)

@@ -48,7 +48,7 @@ BUGS = [
     Bug("activations", "0.044715", "0.044", "test_ops.test_gated_activations", ROW),
     Bug("activations", "columns < inner", "columns < inner - 1", "test_ops.test_gated_activations", ROW),
     *(
-        Bug("attention", old, new, "test_attention.test_chunks_at_the_edges_of_blocks", {"size": 31})
+        Bug("attention_kernel", old, new, "test_attention.test_chunks_at_the_edges_of_blocks", {"size": 31})
         for old, new in (
             ('"tf32") * scale', '"tf32") * scale * 1.01'),
             ("place[None, :] < high[:, None]", "place[None, :] <= high[:, None]"),
@@ -57,24 +57,36 @@ BUGS = [
             ("* q_stride + head[:, None] * DIM", "* q_stride + kv_head * GROUP * DIM"),
         )
     ),
-    Bug("attention", "place[None, :] >= draft)", "place[None, :] > draft)", "test_attention.test_random_trees", {}),
-    Bug("attention", "part_total * new", "part_total", "test_attention.test_several_pieces", {"few_tiles": 0}),
     Bug(
-        "attention",
+        "attention_kernel",
+        "place[None, :] >= draft)",
+        "place[None, :] > draft)",
+        "test_attention.test_random_trees",
+        {},
+    ),
+    Bug("attention_kernel", "part_total * new", "part_total", "test_attention.test_several_pieces", {"few_tiles": 0}),
+    Bug(
+        "attention_kernel",
         "range(num_pieces)",
         "range(num_pieces - 1)",
         "test_attention.test_several_pieces",
         {"few_tiles": 256},
     ),
     Bug(
-        "attention",
+        "attention_kernel",
         "tl.minimum(low, num_sinks)",
         "tl.minimum(low, num_sinks - 1)",
         "test_attention.test_sinks",
         {"sinks": SINKS},
     ),
     *(
-        Bug("attention", old, new, "test_kv_quant.test_attention_over_rows", {"name": name, "heads": (4, 2), "dim": 64})
+        Bug(
+            "attention_kernel",
+            old,
+            new,
+            "test_kv_quant.test_attention_over_rows",
+            {"name": name, "heads": (4, 2), "dim": 64},
+        )
         for name, old, new in (
             ("int8", "(columns // 32 * 2)", "(columns // 64 * 2)"),
             ("int8", "columns % (DIM // 32) * 2", "0"),
