@@ -15,7 +15,7 @@ FILE_TYPES = [".pdf", ".txt", ".md"]
 # Events that page.js raises on elements with data-do.
 EVENTS = (
     "open rename remove attach discard dismiss retry edit try turn_on turn_off take_out look choose cancel compare compare_run "
-    "compare_stop switch_on version go_on take_back settle"
+    "compare_stop switch_on version go_on take_back settle cancel_recipe"
 )
 
 

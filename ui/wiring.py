@@ -31,6 +31,7 @@ def join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
         getattr(widgets.thread, name)(getattr(handlers, name), values, **asking)
     getattr(widgets.thread, "try")(handlers.try_sample, values, **asking)
     settled = widgets.live.settle(handlers.settle, [widgets.tab], **quiet)
+    widgets.live.cancel_recipe(handlers.cancel_recipe, [], outputs=[widgets.live], **QUIET)
     widgets.stop.click(handlers.stop, [], **quiet)
     widgets.thread.version(handlers.version, [widgets.tab], **quiet)
     widgets.queue.take_back(handlers.take_back, [], **quiet)
