@@ -16,7 +16,7 @@ from threading import Lock, Thread
 from typing import NamedTuple
 
 from pitlane import Engine, Plan, PrefillProgress, Prompt, SamplingParams, Stream, TextDelta
-from pitlane.storage.conversations import turns
+from pitlane.storage.conversation_rows import turns
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.storage.types import Message, Refusal

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from pitlane import Engine
-from pitlane.ui.controls import PluginControls, others_html, plan_html
+from pitlane.ui.controls import PluginControls, others_html
 from pitlane.ui.document_plugins import document_plugins
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.panels import thread_html
+from pitlane.ui.plan_panel import plan_html
 from pitlane.ui.sampling_panel import sampling_panel
 
 FILE_TYPES = [".pdf", ".txt", ".md"]
@@ -106,5 +107,5 @@ def right_column(engine: Engine) -> dict[str, Any]:
     panel.join()
     default, context = engine.document_plan, engine.loader.build_context
     controls = PluginControls(engine.registry, default, context, document_plugins(engine, default.settings))
-    _html(others_html(engine.registry), elem_id="others")
-    return {"plan": plan, "advice": advice, "controls": controls, "sampling": panel.inputs}
+    others = _html(others_html(engine.registry), elem_id="others")
+    return {"plan": plan, "advice": advice, "controls": controls, "sampling": panel.inputs, "others": others}

@@ -21,7 +21,7 @@ from pitlane.storage.types import Conversation, Document, Message
 from pitlane.ui.answering import Desk
 from pitlane.ui.bench.gains import measured_gains
 from pitlane.ui.chat_flow import meter_html
-from pitlane.ui.controls import PluginControls
+from pitlane.ui.controls import PluginControls, others_html
 from pitlane.ui.effects import effect_html, num_dropped
 from pitlane.ui.first_screen import EXPERIMENT
 from pitlane.ui.lists import conversations_html, documents_html, hits_html
@@ -86,6 +86,7 @@ class Widgets:
     plan_line: Any
     advice: Any
     controls: PluginControls
+    others: Any
     sampling: list[Any]
 
     @property
@@ -109,6 +110,7 @@ class Widgets:
             self.live,
             self.queue,
             self.box,
+            self.others,
         )
         return [*fixed, self.send, self.stop, self.meter, *self.planned, *cards]
 
@@ -180,6 +182,7 @@ class View:
             self.ui.live: "" if writing is None else writing.html(),
             self.ui.queue: self.line_html(tab["conversation"]),
             self.ui.meter: self.meter(tab, messages),
+            self.ui.others: others_html(self.desk.engine.registry),
             **self.buttons(writing is not None),
             **self.effects(messages),
         }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pitlane.ui.controls import default_options
 from pitlane.ui.handlers import Handlers
 from pitlane.ui.offline_gradio import gr
+from pitlane.ui.option_widgets import default_options
 from pitlane.ui.page_server import MAX_ANSWERS
 from pitlane.ui.page_view import Widgets
 

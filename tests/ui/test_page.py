@@ -22,11 +22,11 @@ from pitlane.storage.types import Document, Page, SavedPrefix, StoredDocument
 from pitlane.ui import chat_flow
 from pitlane.ui.answering import Desk
 from pitlane.ui.app import free_port
-from pitlane.ui.controls import option_label, option_widget
 from pitlane.ui.effects import effect
 from pitlane.ui.first_screen import empty_html
 from pitlane.ui.lists import counted, documents_html
 from pitlane.ui.markup import citation_html, highlighted, markdown_html, plain_html
+from pitlane.ui.option_widgets import option_label, option_widget
 from pitlane.ui.panels import Live, live_html, thread_html
 from tests.ui.page_harness import TAB, last, new_tab, values
 

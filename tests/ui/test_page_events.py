@@ -13,9 +13,10 @@ import pytest
 
 from pitlane import Plugin, PluginOptions
 from pitlane.storage.errors import StorageError
-from pitlane.ui.controls import PluginControls, option_widget
+from pitlane.ui.controls import PluginControls
 from pitlane.ui.lists import notice_html
 from pitlane.ui.offline_gradio import gr
+from pitlane.ui.option_widgets import option_widget
 from pitlane.ui.page_event import page_event
 from tests.ui.page_harness import OTHER_TAB, TAB, card_of, event, last, new_tab, values
 
