@@ -81,6 +81,7 @@ def serve(switch: ModelSwitch, store: Store, server: PageServer, notice: str = "
         desk = Desk(engine, store)
         desk.restore()
         page = asyncio.run(_built(desk, switch, notice))
+        assert switch.front is not None, "build_page has made the page the front"
         server.show(page, lambda: state_of(switch), desk.release, store, switch.front.frame)
 
     switch.exchange = exchange

@@ -41,6 +41,10 @@ class Front(Protocol):
         """Accept questions again."""
         ...
 
+    def frame(self, key: str, tab: str, number: int) -> dict[str, Any]:
+        """Return the frame of an unfinished answer behind frame `number` of a tab."""
+        ...
+
 
 class _Cancelled(Exception):
     """The user cancelled the change."""

@@ -16,7 +16,7 @@ from pitlane.ui.controls import about_html, others_html
 from pitlane.ui.effects import effect_html
 from pitlane.ui.option_widgets import default_options, option_widget
 from pitlane.ui.plugin_about import ORDER, bound, costs_text, exactness_text, group_of
-from tests.ui.page_harness import card_of, event, new_tab, values
+from tests.ui.page_harness import TAB, card_of, event, new_tab, values
 from tests.ui.test_page import ROLES, stats
 
 
