@@ -21,6 +21,7 @@ import pytest
 from tests.ui.test_browser import chromium, finished, limit
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
+PITLANE = [sys.executable, "-c", "from pitlane.ui.cli import main; main(prog_name='pitlane')"]
 MODEL = Path("models", "smollm2")
 PROMPT = "Write a long story about the keeper of a lighthouse."
 TOKENS, ROUNDS, SEED = 400, 5, 1
@@ -53,9 +54,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @contextmanager
 def page(environment: dict[str, str]) -> Iterator[str]:
     command = [
-        sys.executable,
-        "-m",
-        "pitlane.ui.cli",
+        *PITLANE,
         "ui",
         "--model",
         "smollm2",
@@ -74,7 +73,7 @@ def page(environment: dict[str, str]) -> Iterator[str]:
 
 def run_alone(environment: dict[str, str]) -> float:
     """Tokens per second of `pitlane run`, while page and browser are idle."""
-    command = [sys.executable, "-m", "pitlane.ui.cli", "run", "--model", "smollm2", "--offline", "--json"]
+    command = [*PITLANE, "run", "--model", "smollm2", "--offline", "--json"]
     command += ["--max-tokens", str(TOKENS), "--seed", str(SEED), PROMPT]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     return float(json.loads(done.stdout)["stats"]["tokens_per_second"])
