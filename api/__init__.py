@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         LayerInputs as LayerInputs,
         LayerRecipe as LayerRecipe,
         Recipe as Recipe,
+        RecipeProgress as RecipeProgress,
     )
     from pitlane.engine.calibration.text import calibration_hash as calibration_hash
     from pitlane.engine.decode.draft import Draft as Draft
@@ -131,7 +132,7 @@ if TYPE_CHECKING:
 
 _NAMES = {  # the same names at run time, when the imports above are not carried out
     "pitlane.engine.border": "MAX_SAMPLES",
-    "pitlane.engine.calibration.recipe": "Calibrator InputStats LayerInputs LayerRecipe Recipe",
+    "pitlane.engine.calibration.recipe": "Calibrator InputStats LayerInputs LayerRecipe Recipe RecipeProgress",
     "pitlane.engine.calibration.text": "calibration_hash",
     "pitlane.engine.decode.draft": "Draft",
     "pitlane.engine.decode.params": "SamplingParams",

@@ -112,11 +112,12 @@ class Lanes:
             lane.close()  # it was dropped to make room, before it was prepared
 
     def _build(self, plan: Plan) -> Lane:
+        prepared = self.loader.make_recipes(plan)
         with self._building:
             lane = self.by_key.get(plan.lane_key)
             if lane is None:
                 self._make_room()
-                lane = self.loader.build_lane(plan, self._match, self._reclaim, self.worker.call)
+                lane = self.loader.build_lane(plan, self._match, self._reclaim, self.worker.call, prepared)
                 with _blaming(lane):
                     self.worker.call(lambda: lane.warm_up(self.loader.warm_up_tokens)).result()
                 self.by_key[plan.lane_key] = lane

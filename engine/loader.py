@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from pitlane.engine.calibration.calibrator import ModelCalibrator
+from pitlane.engine.calibration.recipe import RecipeProgress
 from pitlane.engine.errors import BadOption, PitlaneError
 from pitlane.engine.kv.capacity import BLOCK_SIZE, LaneLimits
 from pitlane.engine.kv.memory import Needs, available, check_fit, gib
@@ -27,6 +28,7 @@ from pitlane.engine.models.registry import resolve
 from pitlane.engine.models.source import ModelSource
 from pitlane.engine.plan.hooks import HookError, refuse
 from pitlane.engine.plan.plan import Plan
+from pitlane.engine.plan.plugin import Plugin
 from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.engine.run.built_model import BuiltModel
 from pitlane.engine.run.lane import Call, Lane, Match, Reclaim
@@ -88,6 +90,8 @@ class Loader:
         )
         self.is_stopped: Callable[[], bool] = lambda: False  # whether the engine is closed: ends the making of a recipe
         self._variants: WeakValueDictionary[tuple[str, ...], Variant] = WeakValueDictionary()
+        self._recipe: RecipeProgress | None = None  # of the recipe that is being built
+        self._calibrating = Lock()  # held while recipes are built, which takes minutes; loads of other plans go on
         self._loading = Lock()  # two loads at once would count the same free memory; the engine's thread never takes it
 
     @property
@@ -131,11 +135,37 @@ class Loader:
         self.kv_share = kv_share(self.kv_memory, self.needs, self.context, self.device)
         self._check_fit(self.source.name, self.needs, self._lane_bytes, default)
 
-    def build_lane(self, plan: Plan, match: Match, reclaim: Reclaim, call: Call) -> Lane:
-        """Build the lane of a plan. Loads the weights, or shares loaded weights. call: runs a function on the engine's thread."""
-        built = self._variant(plan, self.source, self.build_context, self._lane_bytes).for_lane(
-            plan, self.build_context
-        )
+    def make_recipes(self, plan: Plan) -> BuildContext | None:
+        """Build the recipes that a plan lacks, before any lock of a load is taken. Checks first whether the weights would fit.
+
+        Returns the context that finds the recipes; None if the weights are loaded, or if no plugin makes a recipe.
+        """
+        makers = [plugin for plugin in plan.plugins if type(plugin).prepare is not Plugin.prepare]
+        if not makers or self._key(plan, self.source) in self._variants:
+            return None
+        context = replace(self.build_context, settings=plan.settings)
+        self._check_fit(self.source.name, Needs.of(plan_weights(plan, context)), self._lane_bytes, plan)
+        with self._calibrating:
+            progress = self._recipe = RecipeProgress(plan.variant_key)
+            try:
+                return self._prepared(plan, self.source, self.build_context, progress)
+            finally:
+                self._recipe = None
+
+    def recipe_of(self, plan: Plan) -> RecipeProgress | None:
+        """The recipe that is being built for a plan, once its first layer has begun."""
+        recipe = self._recipe
+        return recipe if recipe is not None and recipe.num_layers and recipe.key == plan.variant_key else None
+
+    def build_lane(
+        self, plan: Plan, match: Match, reclaim: Reclaim, call: Call, prepared: BuildContext | None = None
+    ) -> Lane:
+        """Build the lane of a plan. Loads the weights, or shares loaded weights.
+
+        call: runs a function on the engine's thread. prepared: returned by `make_recipes` for this plan.
+        """
+        variant = self._variant(plan, self.source, self.build_context, self._lane_bytes, prepared)
+        built = variant.for_lane(plan, self.build_context)
         limits = LaneLimits(self.kv_share, self.context, self.max_step_tokens, MAX_SEQS)
         fingerprint, load_drafter = self._fingerprint(plan), partial(self.load_drafter, plan)
         return Lane(
@@ -157,13 +187,20 @@ class Loader:
         plan = plan.for_drafter(context)
         return self._variant(plan, source, context, kv_bytes=0).for_lane(plan, context)  # the lane pays for its KV
 
-    def _variant(self, plan: Plan, source: ModelSource, context: BuildContext, kv_bytes: int) -> Variant:
+    def _variant(
+        self,
+        plan: Plan,
+        source: ModelSource,
+        context: BuildContext,
+        kv_bytes: int,
+        prepared: BuildContext | None = None,
+    ) -> Variant:
         """Return the weights of a model under a plan: loaded weights if there are any, else checked for fit and loaded."""
-        key = (source.weights.fingerprint(), repr(source.config), *plan.variant_key)
+        key = self._key(plan, source)
         with self._loading:
             variant = self._variants.get(key)
             if variant is None:
-                context = self._prepared(plan, source, context)
+                context = prepared or self._prepared(plan, source, context)
                 weights = plan_weights(plan, context)
                 self._check_fit(source.name, Needs.of(weights), kv_bytes, plan)
                 trim_heap()  # of imports and the tokenizer, before the weights need the room
@@ -171,11 +208,16 @@ class Loader:
                 trim_heap()
             return variant
 
-    def _prepared(self, plan: Plan, source: ModelSource, context: BuildContext) -> BuildContext:
+    def _key(self, plan: Plan, source: ModelSource) -> tuple[str, ...]:
+        return (source.weights.fingerprint(), repr(source.config), *plan.variant_key)
+
+    def _prepared(
+        self, plan: Plan, source: ModelSource, context: BuildContext, progress: RecipeProgress | None = None
+    ) -> BuildContext:
         """Let the plugins that shape the weights make their recipes. Returns the context that finds the recipes."""
         plugins = [plugin for plugin in plan.plugins if plugin.key in plan.variant_key]
         context = replace(context, settings=plan.settings)
-        calibrator = ModelCalibrator(source, plan, context, lambda: self.is_stopped())
+        calibrator = ModelCalibrator(source, plan, context, lambda: self.is_stopped(), progress)
         context = replace(context, calibrator=calibrator)
         for plugin in plugins:
             try:

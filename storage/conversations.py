@@ -12,9 +12,10 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from pitlane.storage.conversation_rows import first_words, ids_text, message_of, shown_messages, stats_text
 from pitlane.storage.errors import NotFound
 from pitlane.storage.types import Conversation, Message, Refusal, SearchHit, storable
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from pitlane.storage.documents import Documents
     from pitlane.storage.sqlite_file import SqliteFile
 
-_TITLE_CHARS = 60
 # The shown messages of all conversations.
 _WITH_SHOWN = """
 WITH RECURSIVE shown(id) AS (
@@ -68,16 +68,6 @@ WHERE title LIKE ? ESCAPE '\\' ORDER BY updated DESC LIMIT ?
 """
 
 
-class Turn(Protocol):
-    """The part of a message that a prompt uses."""
-
-    @property
-    def role(self) -> str: ...
-
-    @property
-    def text(self) -> str: ...
-
-
 class Conversations:
     """Create, read, extend, cut, search and delete conversations."""
 
@@ -119,7 +109,7 @@ class Conversations:
         return Conversation(
             **rows[0],
             document_ids=tuple(row["document_id"] for row in documents),
-            messages=tuple(_shown(messages)),
+            messages=tuple(shown_messages(messages)),
         )
 
     def append(
@@ -134,22 +124,22 @@ class Conversations:
         """Add a message at the end."""
         text, now = storable(text), time.time()
         with self._file.transaction() as db:
-            self._touch(conversation_id, _first_words(text) if role == "user" else "")
+            self._touch(conversation_id, first_words(text) if role == "user" else "")
             shown = self.get(conversation_id).messages
-            values = (conversation_id, role, text, _ids_text(token_ids), _stats_text(stats), now)
+            values = (conversation_id, role, text, ids_text(token_ids), stats_text(stats), now)
             sql = (
                 "INSERT INTO messages (conversation_id, role, text, token_ids, stats, created, parent) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)"
             )
             cursor = db.execute(sql, (*values, shown[-1].id if shown else None))
-            return _message(self._file.rows("SELECT * FROM messages WHERE id = ?", (cursor.lastrowid,))[0])
+            return message_of(self._file.rows("SELECT * FROM messages WHERE id = ?", (cursor.lastrowid,))[0])
 
     def extend(
         self, conversation_id: str, message_id: int, text: str, token_ids: Sequence[int], stats: Mapping[str, Any]
     ) -> None:
         """Replace the text, the tokens and the stats of a message that was continued. A refusal of it is removed."""
         sql = "UPDATE messages SET text = ?, token_ids = ?, stats = ?, refusal = NULL WHERE id = ? AND conversation_id = ?"
-        values = (storable(text), _ids_text(token_ids), _stats_text(stats), message_id, conversation_id)
+        values = (storable(text), ids_text(token_ids), stats_text(stats), message_id, conversation_id)
         with self._file.transaction():
             self._touch(conversation_id)
             self._change(sql, values, conversation_id)
@@ -182,9 +172,9 @@ class Conversations:
             sql = f"UPDATE messages SET is_shown = (id = ?) WHERE id IN ({marks})"
             db.execute(sql, (message_id, *shown.versions))
             conversation = self.get(conversation_id)
-            old, new = _first_words(shown.text), next(m.text for m in conversation.messages if m.id == message_id)
+            old, new = first_words(shown.text), next(m.text for m in conversation.messages if m.id == message_id)
             if shown.role == "user" and conversation.title == old:
-                self.rename(conversation_id, _first_words(new))
+                self.rename(conversation_id, first_words(new))
 
     def _leave(self, conversation_id: str, message_id: int) -> None:
         """Prepare a conversation for the end of its path before a message: its date, and its title."""
@@ -193,7 +183,7 @@ class Conversations:
         if all(message.id != message_id for message in conversation.messages):
             raise _no_message(conversation_id, message_id)
         question = next((message for message in conversation.messages if message.role == "user"), None)
-        if question and question.id >= message_id and conversation.title == _first_words(question.text):
+        if question and question.id >= message_id and conversation.title == first_words(question.text):
             self.rename(conversation_id, "")
 
     def refuse(self, conversation_id: str, message_id: int, refusal: Refusal) -> None:
@@ -247,65 +237,6 @@ class Conversations:
         with self._file.transaction() as db:
             if db.execute(sql, parameters).rowcount == 0:
                 raise _missing(conversation_id)
-
-
-def _shown(rows: Sequence[dict[str, Any]]) -> Iterator[Message]:
-    """The shown messages in order, from all rows of a conversation."""
-    families: dict[tuple[int | None, str], builtins.list[int]] = {}
-    children: dict[int | None, dict[str, Any]] = {}
-    for row in rows:
-        families.setdefault((row["parent"], row["role"]), []).append(row["id"])
-        if row["is_shown"]:
-            children[row["parent"]] = row
-    parent: int | None = None
-    while parent in children:
-        row = children[parent]
-        versions = families[parent, row["role"]]
-        parent = row["id"]
-        yield _message(row, tuple(versions) if len(versions) > 1 else ())
-
-
-def _message(row: dict[str, Any], versions: tuple[int, ...] = ()) -> Message:
-    return Message(
-        id=row["id"],
-        conversation_id=row["conversation_id"],
-        role=row["role"],
-        text=row["text"],
-        token_ids=None if row["token_ids"] is None else tuple(json.loads(row["token_ids"])),
-        stats=None if row["stats"] is None else json.loads(row["stats"]),
-        created=row["created"],
-        refusal=None if row["refusal"] is None else _refusal(**json.loads(row["refusal"])),
-        versions=versions,
-    )
-
-
-def _ids_text(token_ids: Sequence[int] | None) -> str | None:
-    return None if token_ids is None else json.dumps([int(token) for token in token_ids], separators=(",", ":"))
-
-
-def _stats_text(stats: Mapping[str, Any] | None) -> str | None:
-    return None if stats is None else json.dumps(dict(stats), default=str)
-
-
-def _refusal(reason: str, ways: Sequence[Sequence[str]]) -> Refusal:
-    return Refusal(reason, tuple((verb, target) for verb, target in ways))
-
-
-def turns(messages: Sequence[Turn]) -> builtins.list[dict[str, str]]:
-    """Turn messages into the turns of a prompt, without earlier questions that have no answer."""
-    followers = [*(message.role for message in messages[1:]), "assistant"]  # the last question will get its answer
-    return [
-        {"role": message.role, "content": message.text}
-        for message, follower in zip(messages, followers, strict=False)
-        if message.role != "user" or follower == "assistant"
-    ]
-
-
-def _first_words(text: str) -> str:
-    line = " ".join(text.split())
-    if len(line) <= _TITLE_CHARS:
-        return line
-    return line[:_TITLE_CHARS].rsplit(" ", 1)[0] + "…"
 
 
 def _no_message(conversation_id: str, message_id: int) -> NotFound:

@@ -1,8 +1,7 @@
-"""Events of an answer: ask the engine, follow the answer to its end, draw it while it is written, refuse it with a reason.
+"""Events of an answer: ask the engine, follow the answer to its end, refuse it with a reason. Frames of an unfinished answer.
 
 The event that asks follows the answer to its end. When Gradio closes the event because the tab was closed, it stops the answer.
-Another event (`watch`) draws the unfinished answer, with one widget as output: for an event with several outputs, Gradio rebuilds
-all of them every time. This takes 20 ms of Python, and the engine's thread waits for it.
+No event draws the unfinished answer: page.js asks the server for frames (ui/live_frames.py) and raises `settle` after the last one.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from html import escape
+from typing import Any
 
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.storage.types import Refusal
@@ -24,38 +24,16 @@ from pitlane.ui.plugin_events import PluginEvents
 from pitlane.ui.refusals import STOPPED, refusal_of
 from pitlane.ui.waiting_line import ALIVE_SECONDS, WaitingLine
 
-# Time between two drawings of an answer. A browser on the same processor takes time from the model: drawn every 0.04 s, 500 tokens
-# of SmolLM2 on 2 cores came at 0.57 of the speed without a page.
-FRAME_SECONDS, SECONDS_PER_CHARACTER, LONGEST_FRAME_SECONDS = 0.06, 1.6e-4, 0.4
-
 Question = Callable[[Tab], tuple[Tab, Ask]]  # adds a question to the conversation, and returns how to answer it
 
 
 class AnswerEvents(PluginEvents, WaitingLine):
     """Events of unfinished answers, over one desk."""
 
-    @page_event
-    def watch(self, request: gr.Request) -> Iterator[Changes]:
-        """Draw the unfinished answer of the tab's conversation, until it is complete or the tab shows another conversation.
-
-        A tab that follows the answer of another tab stops there: `settle` draws the finished answer, and the question after it.
-        """
-        writing = self.shown_writing(request)
-        while writing is not None:
-            with self.lock:
-                writing.num_watching += 1
-            try:
-                while not writing.over.is_set() and self.shown_writing(request) is writing:
-                    yield {self.ui.live: writing.html()}
-                    writing.over.wait(_frame_seconds(len(writing.live.text)))
-            finally:
-                with self.lock:
-                    writing.num_watching -= 1
-            was_left, writing = not writing.over.is_set(), self.shown_writing(request)
-            if was_left and writing is None:
-                yield {self.ui.live: ""}  # removes a last frame that arrived after the change of conversation
-            if not was_left and session_of(request) in self.following:
-                return
+    def frame(self, key: str, tab: str, number: int) -> dict[str, Any]:
+        """The next frame of an unfinished answer for a tab that drew frame `number`; `over` if there is no such answer."""
+        writing = next((writing for writing in list(self.writing.values()) if writing.key == key), None)
+        return {"over": True} if writing is None else writing.frames.next(writing.live, tab, number)
 
     @page_event
     def settle(self, request: gr.Request, tab: Tab) -> Changes:
@@ -113,11 +91,7 @@ class AnswerEvents(PluginEvents, WaitingLine):
         except Exception as error:
             self._refuse(tab, ask, self._refusal(tab, ask, error))
         finally:
-            writing.over.set()
             self.writing.pop(conversation, None)
-        ended = time.monotonic()
-        while writing.num_watching and time.monotonic() - ended < 2 * ALIVE_SECONDS:
-            time.sleep(FRAME_SECONDS / 10)  # otherwise the last frame could arrive after the finished answer
         if self.shown_tab(request, tab)["conversation"] == conversation:
             yield self.show(request, self.reopened(tab))
 
@@ -166,11 +140,6 @@ class AnswerEvents(PluginEvents, WaitingLine):
             warn(error)
         except PitlaneError:
             gr.Warning(escape(refusal.reason, quote=False))
-
-
-def _frame_seconds(num_characters: int) -> float:
-    """Time between two drawings of an answer of this length: a longer answer takes longer to draw."""
-    return min(FRAME_SECONDS + SECONDS_PER_CHARACTER * num_characters, LONGEST_FRAME_SECONDS)
 
 
 def key_of(conversation: str) -> Key:

@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import Lock, Thread
 from typing import NamedTuple
 
 from pitlane import Engine, Plan, PrefillProgress, Prompt, SamplingParams, Stream, TextDelta
-from pitlane.storage.conversations import turns
+from pitlane.storage.conversation_rows import turns
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.storage.types import Message, Refusal
@@ -179,6 +180,7 @@ class Desk(Answers):
             chat = self._chat(conversation.document_ids, turns(ask.messages(conversation)), ask.system, ask.thinking)
             plan = self.engine.plan(ask.settings)
             live = Live(loading=not self.engine.is_loaded(plan))
+            live.recipe = partial(self.engine.loader.recipe_of, plan)
             load = self._timed_load(plan) if live.loading else Load()
             yield live
             plan, left_out = document_plugins.load(self.engine, ask.settings)

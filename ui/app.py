@@ -80,7 +80,9 @@ def serve(switch: ModelSwitch, store: Store, server: PageServer, notice: str = "
     def exchange(engine: Engine, notice: str = "") -> None:
         desk = Desk(engine, store)
         desk.restore()
-        server.show(asyncio.run(_built(desk, switch, notice)), lambda: state_of(switch), desk.release, store)
+        page = asyncio.run(_built(desk, switch, notice))
+        assert switch.front is not None, "build_page has made the page the front"
+        server.show(page, lambda: state_of(switch), desk.release, store, switch.front.frame)
 
     switch.exchange = exchange
     exchange(switch.engine, notice)

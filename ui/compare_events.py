@@ -15,7 +15,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from pitlane import BadOption, SamplingParams
-from pitlane.storage.conversations import turns as turns_of
+from pitlane.storage.conversation_rows import turns as turns_of
 from pitlane.storage.errors import NotFound, PitlaneError
 from pitlane.ui.ask import Ask, seed_of
 from pitlane.ui.compare_panel import LAPS, Choice, Setup, problem_html, progress_html, setup_html

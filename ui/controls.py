@@ -1,8 +1,6 @@
-"""Plugin cards and their option widgets, generated from the registry and from each plugin's pydantic `Options`.
+"""Plugin cards, generated from the registry; ui/option_widgets.py makes the widgets of their options.
 
-A widget follows the JSON schema of its field: bool -> Checkbox, a choice -> Dropdown, a number between two near bounds ->
-Slider, any other number -> Number, anything else -> Textbox. Nothing here changes the engine: switches and options are values,
-and a request reads them when it is sent.
+Nothing here changes the engine: switches and options are values, and a request reads them when it is sent.
 """
 
 from __future__ import annotations
@@ -17,15 +15,11 @@ from pitlane import BuildContext, Plan, Plugin, PluginEntry, PluginRegistry
 from pitlane.ui.catalogue import certificate, certificate_text, code_hash, outdated_check
 from pitlane.ui.chat_flow import badge
 from pitlane.ui.offline_gradio import gr
-from pitlane.ui.plugin_about import ORDER, bound, costs_text, exactness_text, group_of, option_unit
+from pitlane.ui.option_widgets import option_widget
+from pitlane.ui.plugin_about import ORDER, bound, costs_text, exactness_text, group_of
 from pitlane.ui.plugin_text import unavailable
 
 DRAFTER = "drafter"
-MAX_STEPS = 1000  # with more values, a slider cannot be set by hand
-ABBREVIATIONS = {
-    "max": "maximum", "min": "minimum", "ngram": "n-gram", "kv": "KV",
-    "ms": "(ms)", "kb": "(kB)", "mb": "(MB)", "gb": "(GB)",
-}  # fmt: skip
 Settings = dict[str, dict[str, Any]]
 
 
@@ -142,50 +136,6 @@ class PluginControls:
         return [is_on if key == name else value for key, value in zip(self.names, values, strict=True)]
 
 
-def option_label(name: str, schema: dict[str, Any]) -> str:
-    """The title of the option's `Field`. Without a title, its name in words: `max_disk_gb` is "Maximum disk (GB)"."""
-    title = str(schema.get("title") or "")
-    if title and title != name.replace("_", " ").title():  # the title that pydantic makes for a field without one
-        return title
-    label = " ".join(ABBREVIATIONS.get(word, word) for word in name.removeprefix("num_").split("_"))
-    return label[:1].upper() + label[1:]
-
-
-def _with_unit(label: str, unit: str) -> str:
-    return label if not unit or unit in label.lower() else f"{label} ({unit})"
-
-
-def option_widget(name: str, schema: dict[str, Any], value: Any) -> Any:
-    """The widget of one option, from its JSON schema."""
-    common = {
-        "label": _with_unit(option_label(name, schema), option_unit(name, schema)),
-        "info": schema.get("description"),
-        "value": value,
-        "elem_classes": ["field"],
-    }
-    is_optional = "anyOf" in schema
-    if is_optional:  # an empty widget means None
-        schema = schema | next(part for part in schema["anyOf"] if part.get("type") != "null")
-    kind = schema.get("type")
-    if "enum" in schema:
-        return gr.Dropdown(choices=schema["enum"], **common)
-    if kind == "boolean":
-        return gr.Checkbox(**common)
-    if kind in ("integer", "number") and not is_optional:  # Gradio turns an empty number into 0
-        return _number_widget(schema, kind == "integer", common)
-    return gr.Textbox(**common)
-
-
-def _number_widget(schema: dict[str, Any], whole: bool, common: dict[str, Any]) -> Any:
-    low = schema.get("minimum", schema.get("exclusiveMinimum"))
-    high = schema.get("maximum", schema.get("exclusiveMaximum"))
-    step = 1 if whole else 0.01
-    bounded = "minimum" in schema and "maximum" in schema and common["value"] is not None
-    if bounded and (schema["maximum"] - schema["minimum"]) / step <= MAX_STEPS:
-        return gr.Slider(minimum=low, maximum=high, step=step, buttons=[], **common)
-    return gr.Number(minimum=low, maximum=high, precision=0 if whole else None, **common)
-
-
 def _card(
     plugin: type[Plugin], settings: dict[str, Any] | None, reason: str | None, for_documents: bool, source: str
 ) -> Card:
@@ -220,13 +170,6 @@ def _card(
                 card.optional = {name for name, schema in schemas.items() if "anyOf" in schema}
                 card.reset = gr.Button("Reset to defaults", size="sm", elem_classes=["reset"], min_width=0)
     return card
-
-
-def default_options(plugin: type[Plugin]) -> list[Any]:
-    """The default values of a plugin's option widgets, in their order. An option without a value is an empty text."""
-    values = plugin.Options().model_dump(mode="json")
-    names = plugin.Options.model_json_schema().get("properties", {})
-    return ["" if values[name] is None else values[name] for name in names]
 
 
 def about_html(plugin: type[Plugin], source: str = "built-in") -> str:
@@ -274,41 +217,3 @@ def others_html(entries: Iterable[PluginEntry]) -> str:
     )
     always = ", ".join(escape(entry.name) for entry in entries if entry.serves_host)
     return failed + (f'<p class="quiet">Always on: {always}.</p>' if always else "")
-
-
-def plan_html(plan: Plan, loaded: bool) -> str:
-    """The plan of the next answer."""
-    chips = "".join(f'<span class="chip">{escape(name)}</span>' for name in plan.names)
-    chips = chips or '<span class="chip none">no plugins</span>'
-    loading = "" if loaded else "<small>Weights are loaded for this set first.</small>"
-    return f'<div class="next"><h4>Next answer {badge(plan.exactness)}</h4><p>{chips}</p>{loading}</div>'
-
-
-def plan_line_html(plan: Plan) -> str:
-    """The plan of the next answer in one line, for screens that show no plugin cards."""
-    names = ", ".join(map(escape, plan.names)) or "no plugins"
-    return f'<p class="plan-line"><span>Next answer: {names}</span>{badge(plan.exactness)}</p>'
-
-
-def serving_html(plugins: str) -> str:
-    """The line below the documents about the plugins that serve only questions about a document."""
-    return f'<p class="quiet">Questions about a document are answered with {escape(plugins)}.</p>'
-
-
-def state_html(is_switched_on: bool, has_document: bool) -> str:
-    """The state of such a plugin, for its card."""
-    if not is_switched_on:
-        return ""
-    if has_document:
-        return '<p class="good">active: a document is attached</p>'
-    return '<p class="idle">waits: it answers questions about a document</p>'
-
-
-def note_html(text: str, refused: bool = False) -> str:
-    """The side effect of a toggle, or the reason for which it was refused."""
-    return f'<p class="{"refused" if refused else ""}" role="{"alert" if refused else "status"}">{escape(text)}</p>'
-
-
-def refusal_html(message: str) -> str:
-    """The reason for which a set of plugins cannot run."""
-    return f'<div class="next refused" role="alert"><h4>Not possible</h4><p>{escape(message)}</p></div>'

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from pitlane import Engine
-from pitlane.ui.controls import PluginControls, others_html, plan_html
+from pitlane.ui.controls import PluginControls, others_html
 from pitlane.ui.document_plugins import document_plugins
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.panels import thread_html
+from pitlane.ui.plan_panel import plan_html
 from pitlane.ui.sampling_panel import sampling_panel
 
 FILE_TYPES = [".pdf", ".txt", ".md"]
 # Events that page.js raises on elements with data-do.
 EVENTS = (
     "open rename remove attach discard dismiss retry edit try turn_on turn_off take_out look choose cancel compare compare_run "
-    "compare_stop switch_on version go_on take_back"
+    "compare_stop switch_on version go_on take_back settle cancel_recipe"
 )
 
 
@@ -75,7 +76,7 @@ def left_column() -> dict[str, Any]:
 def middle_column() -> dict[str, Any]:
     with gr.Column(elem_id="scroll"):
         thread = acting(thread_html([], [], {}, None), elem_id="thread")
-        live = _html("", elem_id="live")
+        live = acting("", elem_id="live")
         queue = acting("", elem_id="queue")
     with gr.Column(elem_id="compare"):
         compare_live = acting("", elem_id="compare-live")
@@ -106,5 +107,5 @@ def right_column(engine: Engine) -> dict[str, Any]:
     panel.join()
     default, context = engine.document_plan, engine.loader.build_context
     controls = PluginControls(engine.registry, default, context, document_plugins(engine, default.settings))
-    _html(others_html(engine.registry), elem_id="others")
-    return {"plan": plan, "advice": advice, "controls": controls, "sampling": panel.inputs}
+    others = _html(others_html(engine.registry), elem_id="others")
+    return {"plan": plan, "advice": advice, "controls": controls, "sampling": panel.inputs, "others": others}

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
@@ -71,13 +71,47 @@ def markdown_html(text: str, documents: Sequence[Document] = (), *, is_live: boo
     thought = _THOUGHT.match(text)
     folded = ""
     if thought:
-        state = "Reasoning" if thought[0].endswith("</think>") else "Reasoning…"
-        reasoning = _MARKDOWN.render(thought[1], {"is_live": is_live})
-        folded = f'<details class="thought"><summary>{state}</summary>{reasoning}</details>'
+        reasoning = str(_MARKDOWN.render(thought[1], {"is_live": is_live}))
+        folded = thought_html(reasoning, is_live=not thought[0].endswith("</think>"))
         text = text[thought.end() :]
     if is_live:
         text = _closed(text)
     return folded + str(_MARKDOWN.render(text, {"documents": documents, "is_live": is_live}))
+
+
+def thought_html(reasoning: str, *, is_live: bool = False) -> str:
+    """Folded reasoning. is_live: it has no end yet."""
+    return f'<details class="thought"><summary>Reasoning{"…" if is_live else ""}</summary>{reasoning}</details>'
+
+
+class Blocks(NamedTuple):
+    """The blocks of an unfinished text as HTML. Later text changes no block before `num_settled`, which begins at line `line`."""
+
+    html: list[str]
+    num_settled: int
+    line: int
+
+
+def blocks_html(text: str, documents: Sequence[Document] = ()) -> Blocks:
+    """Render an unfinished text block by block.
+
+    A block is settled when the first line of the next block is complete: before, a letter more may join both.
+    """
+    env: dict[str, Any] = {"documents": documents}
+    tokens = _MARKDOWN.parse(_closed(text), env)
+    starts = [i for i, token in enumerate(tokens) if token.level == 0 and token.nesting >= 0 and token.map is not None]
+    if not starts:
+        return Blocks([], 0, 0)
+    pieces = [tokens[start:stop] for start, stop in zip(starts, [*starts[1:], None], strict=True)]
+    lines = [(piece[0].map or [0])[0] for piece in pieces]
+    is_complete = len(re.findall(r"\r\n?|\n", text)) > lines[-1]
+    num_settled = max(0, len(pieces) - (1 if is_complete else 2))
+    html = [_rendered(piece, {**env, "is_live": index >= num_settled}) for index, piece in enumerate(pieces)]
+    return Blocks(html, num_settled, lines[num_settled])
+
+
+def _rendered(tokens: Sequence[Any], env: dict[str, Any]) -> str:
+    return str(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, env))
 
 
 def _closed(text: str) -> str:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pitlane import ModelError, trim_heap
 from pitlane.storage.errors import PitlaneError
@@ -39,6 +39,10 @@ class Front(Protocol):
 
     def reopen(self) -> None:
         """Accept questions again."""
+        ...
+
+    def frame(self, key: str, tab: str, number: int) -> dict[str, Any]:
+        """Return the frame of an unfinished answer behind frame `number` of a tab."""
         ...
 
 

@@ -54,7 +54,12 @@
     const fields = new FormData(form);
     return { question: fields.get("question"), laps: fields.get("laps"), plan: fields.getAll("plan") };
   };
-  const act = (element, trigger) => element.addEventListener("click", (event) => {
+  let settle = () => {};  // raises the event of that name on the widget of the unfinished answer
+  const act = (element, trigger) => {
+    if (element.closest("#live")) settle = () => trigger("settle", {});
+    element.addEventListener("click", (event) => clicked(event, trigger));
+  };
+  const clicked = (event, trigger) => {
     const button = event.target.closest("[data-do]");
     if (!button || button.closest(".failure")) return;
     const { do: name, id } = button.dataset;
@@ -84,7 +89,7 @@
     }
     if (name === "compare") { frame().add("comparing"); document.getElementById("compare").scrollTop = 0; }
     trigger(name, name === "compare_run" ? { id, fields: fieldsOf(button.closest("form")) } : { id });
-  });
+  };
 
   // a question is on its way: shown until the thread changes, at most for 10 seconds
   const ASKING = new Set(["try", "retry", "go_on", "turn_on", "turn_off", "take_out"]);
@@ -132,11 +137,78 @@
     if (done) event.preventDefault();
   });
 
+  // An unfinished answer, by frames (ui/live_frames.py): ask for what is new, draw it, ask again. A quarter of the time is for drawing.
+  const FRAME_MS = 60, LONGEST_FRAME_MS = 400, HIDDEN_MS = 1000, DRAWING_SHARE = 0.25;
+  const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+  const painted = () => document.hidden ? pause(0) : new Promise((done) => requestAnimationFrame((start) => { const channel = new MessageChannel(); channel.port1.onmessage = () => done(start); channel.port2.postMessage(0); }));
+  const parsed = (html) => { const holder = document.createElement("template"); holder.innerHTML = html; return [...holder.content.childNodes]; };
+  const update = (old, now) => {  // makes a node equal to another, and touches only the parts that differ
+    if (old.isEqualNode(now) || (old.dataset?.tex && old.dataset.tex === now.dataset?.tex)) return old;
+    if (old.nodeType === Node.TEXT_NODE && now.nodeType === Node.TEXT_NODE) {
+      if (now.data.startsWith(old.data)) old.appendData(now.data.slice(old.data.length)); else old.data = now.data;
+      return old;
+    }
+    if (old.nodeName !== now.nodeName || old.className !== now.className || old.nodeType !== Node.ELEMENT_NODE) { old.replaceWith(now); return now; }
+    for (const { name, value } of now.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+    updateAll(old, [...old.childNodes], [...now.childNodes]);
+    return old;
+  };
+  const updateAll = (host, old, now, before = null) => {
+    const nodes = now.map((node, i) => old[i] ? update(old[i], node) : host.insertBefore(node, before));
+    old.slice(now.length).forEach((node) => node.remove());
+    return nodes;
+  };
+  const drawFrames = async (article) => {
+    const tab = Math.random().toString(36).slice(2);
+    let number = 0, body = null, facts = null, html = [], nodes = [];  // of each block
+    const drawFrame = (frame) => {
+      if (frame.progress) { updateAll(article, [...article.childNodes], parsed(frame.progress)); return; }
+      if (!body) {
+        article.replaceChildren(...parsed('<div class="body writing"></div><footer class="stats"></footer>'));
+        [body, facts] = article.children;
+      }
+      const [first, ...others] = frame.blocks, old = nodes[frame.keep];
+      const kept = frame.cut ? html[frame.keep].slice(0, frame.cut) : "";
+      nodes.slice(frame.keep + 1).flat().forEach((node) => node.remove());
+      html.length = nodes.length = frame.keep;
+      const blocks = first === undefined ? [] : [kept + first, ...others];
+      blocks.forEach((block, i) => { html.push(block); nodes.push(updateAll(body, i ? [] : old || [], parsed(block))); });
+      if (!blocks.length && old) old.forEach((node) => node.remove());
+      updateAll(facts, [...facts.childNodes], parsed(frame.facts));
+    };
+    while (article.isConnected) {
+      let frame;
+      try { frame = await (await fetch(`pitlane/live/${article.dataset.live}?tab=${tab}&number=${number}`, { cache: "no-store" })).json(); }
+      catch { await pause(HIDDEN_MS); continue; }  // the server is away
+      if (frame.page !== header("").dataset.page) return askState();
+      if (frame.over || !article.isConnected) break;
+      let cost = 0;
+      if (frame.number !== number) {
+        const began = performance.now();
+        drawFrame(frame);
+        cost = performance.now() - began;
+        const start = await painted();
+        if (start) cost += performance.now() - start;
+      }
+      number = frame.number;
+      await pause(document.hidden ? HIDDEN_MS : Math.min(LONGEST_FRAME_MS, Math.max(FRAME_MS, cost / DRAWING_SHARE)));
+    }
+    settle();
+  };
+
   const follow = (scroll) => {
     let near = true, messages = 0;
     scroll.addEventListener("scroll", () => { near = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80; });
     addEventListener("resize", () => { if (near) scroll.scrollTop = scroll.scrollHeight; });
-    new MutationObserver(() => {
+    new MutationObserver((changes) => {
+      const live = scroll.querySelector("[data-live]:not(.followed)");
+      if (live) { live.classList.add("followed"); drawFrames(live); }
+      const isFrame = ({ target }) => (target.nodeType === Node.ELEMENT_NODE ? target : target.parentElement)?.closest(".writing, .writing + .stats");
+      if (changes.every(isFrame)) {
+        if (scroll.querySelector(".writing .math:not(.done)")) typeset(scroll);
+        if (near) scroll.scrollTop = scroll.scrollHeight;
+        return;
+      }
       const thread = scroll.querySelector("[data-conversation]");
       const id = thread ? thread.dataset.conversation : "";
       if (location.hash.slice(1) !== id) { history.replaceState(null, "", id ? "#" + id : location.pathname + location.search); near = true; }

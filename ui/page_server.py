@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import uvicorn
 from fastapi import FastAPI
@@ -27,13 +28,16 @@ from pitlane.ui.offline_gradio import gr
 HERE = Path(__file__).parent
 MAX_FILE_SIZE = "100mb"
 MAX_ANSWERS = 8  # answers at once; the engine batches them
+MAX_TAB_LENGTH = 40
 SYSTEM_FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 STATE_PATH = "/pitlane/model"
+LIVE_PATH = "/pitlane/live/"
 EXPORT_PATH = "/pitlane/export/{conversation}.{kind}"
 GRACE_SECONDS = 5.0  # an exchanged page ends its events; its tabs ask for the state every 2.5 s
 START_SECONDS, STOP_SECONDS, WAIT_SECONDS = 20.0, 3.0, 0.2
 STALE = "The model was changed; this page loads again in a moment."
 State = Callable[[], dict[str, Any]]
+Frame = Callable[[str, str, int], dict[str, Any]]  # see AnswerEvents.frame
 
 
 class PageServer:
@@ -48,6 +52,8 @@ class PageServer:
         config = uvicorn.Config(self, host=host.strip("[]"), port=port, log_level="critical", lifespan="off")
         self._server = uvicorn.Server(config)
         self._app: Any = None
+        self._frame: Frame = lambda *_: {"over": True}
+        self._page = ""
         self._sessions: set[str] = set()  # browser tabs of the page that is shown
         self._stale: set[str] = set()  # browser tabs of earlier pages
         self._over = asyncio.Event()  # set when the page that is shown is exchanged
@@ -57,17 +63,24 @@ class PageServer:
         self._thread = threading.Thread(target=self._run, name="pitlane-page", daemon=True)
 
     def show(
-        self, page: Any, state: State = dict, ended: Callable[[], None] = lambda: None, store: Store | None = None
+        self,
+        page: Any,
+        state: State = dict,
+        ended: Callable[[], None] = lambda: None,
+        store: Store | None = None,
+        frame: Frame = lambda *_: {"over": True},
     ) -> None:
         """Serve a page, in place of the page before if there is one.
 
         ended: called when the page is exchanged and its events ended. store: of the conversations that can be exported.
+        frame: of an unfinished answer.
         """
         app = _app(page, state, store)
         if self._loop is None:
             self._thread.start()
             self._await_start()
         assert self._loop is not None
+        self._frame, self._page = frame, page_id(page)
         asyncio.run_coroutine_threadsafe(self._exchange(app, page, ended), self._loop).result()
 
     def wait(self) -> None:
@@ -93,6 +106,11 @@ class PageServer:
         """Hand a request to the page. Refuse events of tabs of earlier pages, and browsers without the password."""
         if self._login is not None and not await self._login(scope, receive, send):
             return
+        if scope["type"] == "http" and scope["path"].startswith(
+            LIVE_PATH
+        ):  # many times a second: not through Gradio's app
+            await self._live_frame(scope)(scope, receive, send)
+            return
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/queue/join"):
             body = await _body(receive)
             session, receive = _session(body), _again(body, receive)
@@ -101,6 +119,13 @@ class PageServer:
                 return
             self._sessions.add(session)
         await self._app(scope, receive, send)
+
+    def _live_frame(self, scope: Any) -> Response:
+        """The next frame of the answer that the path names, for the tab and after the frame number that the query names."""
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        tab, number = query.get("tab", [""])[0][:MAX_TAB_LENGTH], query.get("number", ["0"])[0]
+        frame = self._frame(scope["path"].removeprefix(LIVE_PATH), tab, int(number) if number.isdecimal() else 0)
+        return JSONResponse(frame | {"page": self._page}, headers={"Cache-Control": "no-store"})
 
     # ---- the thread of the server
 

@@ -8,11 +8,12 @@ conversation: only tabs that show the conversation draw it. Event handlers exten
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from threading import Event, RLock
+from threading import RLock
 from typing import Any
 
 from pitlane.storage.errors import NotFound, PitlaneError
@@ -20,10 +21,11 @@ from pitlane.storage.types import Conversation, Document, Message
 from pitlane.ui.answering import Desk
 from pitlane.ui.bench.gains import measured_gains
 from pitlane.ui.chat_flow import meter_html
-from pitlane.ui.controls import PluginControls
+from pitlane.ui.controls import PluginControls, others_html
 from pitlane.ui.effects import effect_html, num_dropped
 from pitlane.ui.first_screen import EXPERIMENT
 from pitlane.ui.lists import conversations_html, documents_html, hits_html
+from pitlane.ui.live_frames import LiveFrames
 from pitlane.ui.model_menu import BUNDLED, offer_html
 from pitlane.ui.model_switch import ModelSwitch
 from pitlane.ui.offline_gradio import gr
@@ -33,18 +35,24 @@ from pitlane.ui.panels import Live, Waiting, last_stats, live_html, thread_html,
 
 @dataclass(slots=True)
 class Writing:
-    """An answer that is being written. session: the tab that asked; messages: the messages before the answer."""
+    """An answer that is being written. session: the tab that asked; messages: the messages before the answer.
+
+    key: names the answer, for tabs that ask for its frames.
+    """
 
     session: str
     conversation: str
     messages: Sequence[Message]
     documents: Sequence[Document]
     live: Live
-    num_watching: int = 0
-    over: Event = field(default_factory=Event)  # set when the answer is complete
+    key: str = field(default_factory=lambda: secrets.token_hex(8))
+    frames: LiveFrames = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.frames = LiveFrames(self.documents)
 
     def html(self) -> str:
-        return live_html(self.live, self.documents)
+        return live_html(self.live, self.documents, self.key)
 
 
 @dataclass(slots=True)
@@ -78,6 +86,7 @@ class Widgets:
     plan_line: Any
     advice: Any
     controls: PluginControls
+    others: Any
     sampling: list[Any]
 
     @property
@@ -101,6 +110,7 @@ class Widgets:
             self.live,
             self.queue,
             self.box,
+            self.others,
         )
         return [*fixed, self.send, self.stop, self.meter, *self.planned, *cards]
 
@@ -172,6 +182,7 @@ class View:
             self.ui.live: "" if writing is None else writing.html(),
             self.ui.queue: self.line_html(tab["conversation"]),
             self.ui.meter: self.meter(tab, messages),
+            self.ui.others: others_html(self.desk.engine.registry),
             **self.buttons(writing is not None),
             **self.effects(messages),
         }

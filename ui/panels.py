@@ -7,7 +7,7 @@ data-id its target. All text from users, files and models is escaped.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from pitlane.ui.reading import page_read, page_text
 from pitlane.ui.refusals import refusal_html
 
 if TYPE_CHECKING:
-    from pitlane import Result, Segment
+    from pitlane import RecipeProgress, Result, Segment
 
 
 @dataclass(slots=True)
@@ -30,6 +30,7 @@ class Live:
     """An unfinished answer. done, total, cached: tokens of the prompt. Then its text, its tokens and their speed.
 
     accepted: half-open ranges of its tokens that were accepted draft tokens. segments: the documents in the prompt.
+    recipe: returns the recipe that is being built for its plugins.
     first_token: the time of the first token, on the clock of `time.perf_counter`; 0 before it.
     """
 
@@ -44,6 +45,7 @@ class Live:
     loading: bool = False
     accepted: list[tuple[int, int]] = field(default_factory=list)
     result: Result | None = None
+    recipe: Callable[[], RecipeProgress | None] = lambda: None
     segments: Sequence[Segment] = ()
 
 
@@ -151,20 +153,47 @@ def waiting_html(questions: Sequence[Waiting]) -> str:
     return f'<div class="thread">{rows}</div>' if rows else ""
 
 
-def live_html(live: Live, documents: Sequence[Document]) -> str:
-    """The unfinished answer, or the progress of loading and prefill before it."""
-    if live.loading:
-        inner = '<div class="reading" role="status"><span>Loading the weights for this set of plugins</span></div>'
-    elif not live.num_tokens:
-        place = page_text(page_read(documents, live.segments, live.done))
-        inner = reading_html(live.done, live.total, live.cached, place)
-    else:
-        facts = [f"<b>{number(live.num_tokens)}</b> tokens"]
-        facts += [f"<b>{live.tokens_per_second:.1f}</b> tok/s"] if live.tokens_per_second else []
-        line = f'<p class="line dots">{dotted(facts)}</p>'
+def live_html(live: Live, documents: Sequence[Document], key: str = "") -> str:
+    """The unfinished answer, or the progress of loading and prefill before it. key: by which page.js asks for what is new."""
+    inner = progress_html(live, documents)
+    if not inner:
         body = markdown_html(live.text, documents, is_live=True)
-        inner = f'<div class="body writing">{body}</div><footer class="stats">{line}</footer>'
-    return f'<div class="thread"><article class="message answer live" aria-live="polite">{inner}</article></div>'
+        inner = f'<div class="body writing">{body}</div><footer class="stats">{facts_html(live)}</footer>'
+    name = f' data-live="{escape(key)}"' if key else ""
+    return f'<div class="thread"><article class="message answer live" aria-live="polite"{name}>{inner}</article></div>'
+
+
+def progress_html(live: Live, documents: Sequence[Document]) -> str:
+    """The progress of an answer before its first token; empty afterwards."""
+    recipe = live.recipe() if live.loading else None
+    if recipe is not None:
+        return recipe_html(recipe)
+    if live.loading:
+        return '<div class="reading" role="status"><span>Loading the weights for this set of plugins</span></div>'
+    if live.num_tokens:
+        return ""
+    place = page_text(page_read(documents, live.segments, live.done))
+    return reading_html(live.done, live.total, live.cached, place)
+
+
+def recipe_html(recipe: RecipeProgress) -> str:
+    """The progress of a recipe, with a button that cancels it."""
+    percent = 100 * recipe.done / max(1, recipe.num_layers)
+    place = f"layer {min(recipe.done + 1, recipe.num_layers)} of {recipe.num_layers}"
+    label = "Cancelling" if recipe.is_cancelled else f"{escape(recipe.plugin)} measures the model"
+    button = "" if recipe.is_cancelled else button_text("cancel_recipe", "", "Cancel")
+    return (
+        f'<div class="reading" role="status"><span>{label} <b>{place}</b></span><span class="bar">'
+        f'<i style="width:{percent:.1f}%"></i></span><small>Once per model; later loads take the recipe from disk.</small>'
+        f'<div class="ways">{button}</div></div>'
+    )
+
+
+def facts_html(live: Live) -> str:
+    """The line below an unfinished answer: its tokens and their speed."""
+    facts = [f"<b>{number(live.num_tokens)}</b> tokens"]
+    facts += [f"<b>{live.tokens_per_second:.1f}</b> tok/s"] if live.tokens_per_second else []
+    return f'<p class="line dots">{dotted(facts)}</p>'
 
 
 def last_stats(messages: Sequence[Message]) -> Mapping[str, Any] | None:

@@ -12,11 +12,12 @@ from pitlane.storage.errors import PitlaneError
 from pitlane.storage.types import Message
 from pitlane.ui.advice import advice, advice_html, gains_ms, replaced_by
 from pitlane.ui.ask import Ask, seed_of
-from pitlane.ui.controls import Card, note_html, plan_html, plan_line_html, refusal_html, serving_html, state_html
+from pitlane.ui.controls import Card
 from pitlane.ui.document_plugins import described, document_plugins, in_effect
 from pitlane.ui.offline_gradio import gr
 from pitlane.ui.page_event import Changes, Tab, page_event, warn
 from pitlane.ui.page_view import View
+from pitlane.ui.plan_panel import note_html, plan_html, plan_line_html, refusal_html, serving_html, state_html
 from pitlane.ui.plugin_text import parse_settings
 from pitlane.ui.sampling import Sampling
 from pitlane.ui.sampling_panel import DEFAULT_MAX_TOKENS, NAMES, THINKING

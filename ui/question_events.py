@@ -111,6 +111,15 @@ class QuestionEvents(AnswerEvents):
             self.desk.stop(key_of(writing.conversation))
         return {self.ui.stop: gr.Button(interactive=False)}
 
+    @page_event
+    def cancel_recipe(self, request: gr.Request) -> Changes:
+        """Cancel the recipe for which the answer waits. The question is then refused with the reason."""
+        writing = self.shown_writing(request)
+        recipe = writing.live.recipe() if writing is not None else None
+        if recipe is not None:
+            recipe.is_cancelled = True
+        return {}
+
     # ---- questions
 
     def _new_question(self, text: str, values: Sequence[Any]) -> Question:

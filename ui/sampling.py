@@ -1,8 +1,9 @@
 """The sampling of an answer: the user's values first, then the values of the model's maker, then the default of Pitlane.
 
-A chat without documents is sampled: a small model that always takes the likeliest token soon repeats itself without end. An answer
-over documents is greedy: it shall quote, not vary. A script's answer is greedy too: the same call gives the same text. So is the
-default of the Python face, `SamplingParams()`. A user or a maker who names a temperature decides alone: no other default applies.
+A chat without documents is sampled, in a terminal, in a pipe and on the page: a small model that always takes the likeliest token
+soon repeats itself without end. Its seed is reported, and `--seed` gives the same text again. An answer over documents is greedy:
+it shall quote, not vary. Also greedy are a raw prompt, the lines of `--batch`, a comparison, and the default of the Python face,
+`SamplingParams()`. A user or a maker who names a temperature decides alone: no other default applies.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Sampling:
         self.greedy()
 
     def greedy(self) -> SamplingParams:
-        """The parameters of a script, and of an answer over documents."""
+        """The parameters of an answer over documents, of a raw prompt, and of a line of `--batch`."""
         return SamplingParams(**self.given)
 
     def chat(self, recommended: Mapping[str, float]) -> SamplingParams:
@@ -37,7 +38,7 @@ class Sampling:
         return SamplingParams(**{**({} if "temperature" in self.given else chat_values(recommended)), **self.given})
 
     def params(self, recommended: Mapping[str, float], *, is_chat: bool) -> SamplingParams:
-        """The parameters of an answer. is_chat: a person reads it, and there are no documents."""
+        """The parameters of an answer. is_chat: there are no documents, and the prompt has a chat template."""
         return self.chat(recommended) if is_chat else self.greedy()
 
     def changed(self, **values: Any) -> Sampling:

@@ -16,7 +16,10 @@ from pitlane.ui.panels import Waiting
 
 MAX_WAITING = 3  # questions in line per conversation; each holds one of the events that may run at once
 POLL_SECONDS = 0.06
-ALIVE_SECONDS = 1.0  # an event yields at this interval, so that Gradio can close it
+# An event yields at this interval, so that Gradio can close it. At each yield Gradio goes through all widgets, in the server and in
+# the browser: at 1 s, this took more of the browser's time than the drawing of the answer. `Handlers.close` stops the answers of
+# a closed tab at once.
+ALIVE_SECONDS = 10.0
 
 
 class WaitingLine(ModelEvents):

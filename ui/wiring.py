@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pitlane.ui.controls import default_options
 from pitlane.ui.handlers import Handlers
 from pitlane.ui.offline_gradio import gr
+from pitlane.ui.option_widgets import default_options
 from pitlane.ui.page_server import MAX_ANSWERS
 from pitlane.ui.page_view import Widgets
 
@@ -17,9 +17,8 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 def join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
     """Connect events to handlers. Handlers that answer or read may run at the same time; all others take milliseconds.
 
-    Gradio runs the events of one widget in sequence. So the event that asks does not draw the answer: the start of an answer
-    changes `live`, and the change event of `live` draws it. In one tab several questions may run at once (`multiple`), because
-    every conversation has its own answer.
+    No event draws an unfinished answer: page.js does, and raises `settle` when the answer is over. In one tab several questions
+    may run at once (`multiple`), because every conversation has its own answer.
     """
     quiet = QUIET | {"outputs": widgets.outputs}
     asking = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "answers", "trigger_mode": "multiple"}
@@ -31,10 +30,8 @@ def join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
     for name in ("retry", "edit", "go_on", "turn_on", "turn_off", "take_out"):
         getattr(widgets.thread, name)(getattr(handlers, name), values, **asking)
     getattr(widgets.thread, "try")(handlers.try_sample, values, **asking)
-    drawing = asking | {"outputs": [widgets.live], "concurrency_id": "drawing"}
-    drawing["trigger_mode"] = "always_last"  # a question that waited may begin while the last frame is drawn
-    watched = widgets.live.change(handlers.watch, [], **drawing)
-    settled = watched.then(handlers.settle, [widgets.tab], **quiet)
+    settled = widgets.live.settle(handlers.settle, [widgets.tab], **quiet)
+    widgets.live.cancel_recipe(handlers.cancel_recipe, [], outputs=[widgets.live], **QUIET)
     widgets.stop.click(handlers.stop, [], **quiet)
     widgets.thread.version(handlers.version, [widgets.tab], **quiet)
     widgets.queue.take_back(handlers.take_back, [], **quiet)

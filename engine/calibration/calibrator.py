@@ -27,6 +27,7 @@ from pitlane.engine.calibration.recipe import (
     LayerInputs,
     LayerRecipe,
     Recipe,
+    RecipeProgress,
     is_leftover,
     layer_file,
     save,
@@ -53,13 +54,20 @@ STATE = "hidden-{:03}.safetensors"  # the hidden states before a layer, while a 
 class ModelCalibrator:
     """The `Calibrator` of a model under a plan.
 
-    is_stopped: asked between two sequences; if it returns True, the build ends, and a later build resumes it.
+    is_stopped: asked between two sequences; if it returns True, the build ends, and a later build resumes it. progress: kept up to
+    date by a build, which ends if it is cancelled.
     """
 
     def __init__(
-        self, source: ModelSource, plan: Plan, context: BuildContext, is_stopped: Callable[[], bool] = lambda: False
+        self,
+        source: ModelSource,
+        plan: Plan,
+        context: BuildContext,
+        is_stopped: Callable[[], bool] = lambda: False,
+        progress: RecipeProgress | None = None,
     ) -> None:
         self.source, self.plan, self.context, self.is_stopped = source, plan, context, is_stopped
+        self.progress = progress or RecipeProgress(plan.variant_key)
         self._recipes: dict[Path, Recipe] = {}
         self._folders: dict[tuple[str, str], Path] = {}  # by the plugin's key and `depends`
 
@@ -70,7 +78,9 @@ class ModelCalibrator:
         if finished is not None:
             return finished
         ids = self._tokens(plugin)
-        build = _Build(self.source, self._folder(plugin, depends), plugin.name, self.is_stopped, hessians)
+        build = _Build(
+            self.source, self._folder(plugin, depends), plugin.name, self.is_stopped, hessians, self.progress
+        )
         build.run(self._transform(plugin), ids, visit)
         recipe = self.recipe(plugin, depends)
         assert recipe is not None, "the build wrote the recipe"
@@ -135,8 +145,15 @@ class _Build:
     """Builds one recipe in its folder."""
 
     def __init__(
-        self, source: ModelSource, folder: Path, label: str, is_stopped: Callable[[], bool], hessians: bool
+        self,
+        source: ModelSource,
+        folder: Path,
+        label: str,
+        is_stopped: Callable[[], bool],
+        hessians: bool,
+        progress: RecipeProgress,
     ) -> None:
+        self.progress = progress
         self.source, self.folder, self.label, self.hessians = source, folder, label, hessians
         self.is_stopped, self.last_line = is_stopped, 0.0
 
@@ -204,10 +221,16 @@ class _Build:
         (self.folder / STATE.format(layer - 1)).unlink(missing_ok=True)
 
     def _check(self) -> None:
+        if self.progress.is_cancelled:
+            raise ModelError(
+                f"{self.label}: its recipe was cancelled behind layer {self.progress.done} of {self.progress.num_layers}; the "
+                "finished layers are kept, and the next question with this plugin goes on from there"
+            )
         if self.is_stopped():
             raise EngineClosed(f"{self.label}: its recipe is half built, and goes on at the next start")
 
     def _tell(self, done: int, layers: int, tokens: int) -> None:
+        self.progress.plugin, self.progress.done, self.progress.num_layers = self.label, done, layers
         if time.monotonic() - self.last_line > PAUSE:
             self.last_line = time.monotonic()
             log.warning("%s: layer %d of %d, %d tokens", self.label, done + 1, layers, tokens)

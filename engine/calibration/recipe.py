@@ -72,6 +72,20 @@ class LayerRecipe:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class RecipeProgress:
+    """A recipe that is being built. key: the `variant_key` of the plan that needs it. done: finished layers of `num_layers`.
+
+    If is_cancelled is set, the build ends before the next sequence. A later build goes on behind the finished layers.
+    """
+
+    key: tuple[str, ...]
+    plugin: str = ""
+    done: int = 0
+    num_layers: int = 0
+    is_cancelled: bool = False
+
+
 class Calibrator(Protocol):
     """Builds the recipes of one model under one plan."""
 

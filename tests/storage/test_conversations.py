@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pitlane.storage.conversations import turns
+from pitlane.storage.conversation_rows import turns
 from pitlane.storage.db import Store
 from pitlane.storage.errors import NotFound
 from pitlane.storage.types import Document, Page, Refusal, UnfinishedAnswer

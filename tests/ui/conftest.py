@@ -52,7 +52,12 @@ def model() -> dict[str, Any]:
 
 
 @pytest.fixture
-def page(make_engine: Any, model: dict[str, Any], built_pages: dict[str, tuple[Any, Widgets]]) -> Any:
+def page(
+    make_engine: Any,
+    model: dict[str, Any],
+    built_pages: dict[str, tuple[Any, Widgets]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Any:
     """A built page over a tiny model with two drafters and one plugin that failed, its handlers and its store.
 
     Engine, store and handlers are of this test alone. The widgets are those of all tests with such an engine: they are values.

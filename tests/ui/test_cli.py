@@ -124,8 +124,8 @@ def test_run_is_a_function_of_the_seed() -> None:
 
 @pytest.mark.parametrize("args", [(), ("-",)], ids=["piped", "dash"])
 def test_run_reads_the_prompt_from_stdin(args: Sequence[str]) -> None:
-    result = invoke("run", *TINY, "--json", "--max-tokens", "4", *args, input="hello\n")
-    assert json.loads(result.stdout)["token_ids"] == answer("--max-tokens", "4", "hello")["token_ids"]
+    result = invoke("run", *TINY, "--json", "--max-tokens", "4", "--seed", "7", *args, input="hello\n")
+    assert json.loads(result.stdout)["token_ids"] == answer("--max-tokens", "4", "--seed", "7", "hello")["token_ids"]
 
 
 def test_run_stops_at_a_text() -> None:

@@ -181,8 +181,8 @@ def saved_messages(home: Path) -> int:
 
 
 def test_run_and_chat_lay_a_question_out_alike() -> None:
-    chat("hello there")
-    result = CliRunner().invoke(main, ["run", *TINY, "--json", "hello there"])
+    chat("/set seed 7", "hello there")
+    result = CliRunner().invoke(main, ["run", *TINY, "--json", "--seed", "7", "hello there"])
     with Store() as store:
         reply = store.conversations.get(store.conversations.list()[0].id).messages[1]
     assert json.loads(result.stdout)["token_ids"] == list(reply.token_ids or ())

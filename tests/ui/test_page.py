@@ -22,12 +22,11 @@ from pitlane.storage.types import Document, Page, SavedPrefix, StoredDocument
 from pitlane.ui import chat_flow
 from pitlane.ui.answering import Desk
 from pitlane.ui.app import free_port
-from pitlane.ui.controls import option_label, option_widget
 from pitlane.ui.effects import effect
 from pitlane.ui.first_screen import empty_html
 from pitlane.ui.lists import counted, documents_html
 from pitlane.ui.markup import citation_html, highlighted, markdown_html, plain_html
-from pitlane.ui.offline_gradio import gr
+from pitlane.ui.option_widgets import option_label, option_widget
 from pitlane.ui.panels import Live, live_html, thread_html
 from tests.ui.page_harness import TAB, last, new_tab, values
 
@@ -368,32 +367,28 @@ def test_closing_a_tab_stops_compute_and_keeps_what_there_is(page: Any) -> None:
     assert message.role == "assistant" and message.stats["finish_reason"] == "aborted" and message.token_ids
 
 
-def test_an_answer_is_drawn_as_it_is_written_by_an_event_of_its_own(page: Any) -> None:
+def test_an_answer_is_drawn_by_frames_that_hold_what_is_new(page: Any) -> None:
     page.engine.loader.eos_token_ids = frozenset()
-    live, order = page.handlers.ui.live, list[str]()
-
-    def ask() -> None:
-        changes = last(
-            page.handlers.ask(TAB, "Go on", {"conversation": None, "documents": []}, *values(page, max_tokens=300))
-        )
-        order.append(changes[live])
-
-    asking = Thread(target=ask)
+    asking = Thread(target=lambda: last(page.handlers.ask(TAB, "Go on", new_tab(), *values(page, max_tokens=300))))
     asking.start()
     while not page.handlers.writing:
         time.sleep(0.001)
-    drawn = [changes[live] for changes in page.handlers.watch(TAB)]
-    order.append("drawn")
+    writing = next(iter(page.handlers.writing.values()))
+    assert f'data-live="{writing.key}"' in writing.html(), "page.js asks for the frames by this key"
+    frames = [page.handlers.frame(writing.key, "a", 0)]
+    while "over" not in frames[-1]:
+        frames.append(page.handlers.frame(writing.key, "a", frames[-1]["number"]))
+        time.sleep(0.002)
     asking.join()
-    counts = [int(found[1]) for html in drawn if (found := re.search(r"<b>(\d+)</b> tokens", html))]
+    counts = [int(match[1]) for frame in frames if (match := re.search(r"<b>(\d+)</b> tokens", frame.get("facts", "")))]
     assert len(set(counts)) >= 2 and counts == sorted(counts) and counts[-1] <= 300
-    assert order == ["drawn", ""], "the last frame comes before the finished answer"
+    assert page.handlers.frame(writing.key, "a", 0) == {"over": True}
 
 
 def test_nothing_is_drawn_where_nothing_is_written(page: Any) -> None:
-    assert list(page.handlers.watch(TAB)) == [gr.skip()]
-    last(page.handlers.ask(TAB, "Hello", {"conversation": None, "documents": []}, *values(page)))
-    assert list(page.handlers.watch(TAB)) == [gr.skip()]
+    assert page.handlers.frame("unknown", "a", 0) == {"over": True}
+    last(page.handlers.ask(TAB, "Hello", new_tab(), *values(page)))
+    assert not page.handlers.writing
     page.handlers.close(TAB)
     assert not page.handlers.writing
 

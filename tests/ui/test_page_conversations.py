@@ -16,7 +16,7 @@ from pitlane.storage.errors import StorageError
 from pitlane.storage.types import Message, Refusal
 from pitlane.ui.answers import plan_of_both
 from pitlane.ui.ask import Ask
-from pitlane.ui.panels import Live, thread_html
+from pitlane.ui.panels import thread_html
 from pitlane.ui.refusals import refusal_of
 from pitlane.ui.sampling import Sampling
 from tests.ui.page_harness import OTHER_TAB, TAB, card_of, event, last, new_tab, values
@@ -403,17 +403,26 @@ def test_only_the_last_answer_of_this_model_can_go_on(page: Any, warnings_shown:
     assert texts(page, key) == ["hi", "old"]
 
 
+def over(page: Any, key: str) -> None:
+    """Ask for frames of an answer until it is over, as page.js does."""
+    frame, deadline = page.handlers.frame(key, "other", 0), time.monotonic() + 20
+    while "over" not in frame:
+        assert time.monotonic() < deadline, "the answer does not end"
+        time.sleep(0.005)
+        frame = page.handlers.frame(key, "other", frame["number"])
+
+
 def test_a_tab_that_shows_the_answer_of_another_tab_follows_it_to_its_end(page: Any) -> None:
     ui = page.handlers.ui
     answer, (key,) = endless(page), page.handlers.writing
+    writing = page.handlers.writing[key]
     opened = page.handlers.open(OTHER_TAB, event(id=key), new_tab(), "")
-    assert "live" in opened[ui.live] and "live" in page.handlers.settle(OTHER_TAB, new_tab(key))[ui.live]
-    watched = page.handlers.watch(OTHER_TAB)
-    assert "live" in next(watched)[ui.live]
+    assert writing.key in opened[ui.live] and "live" in page.handlers.settle(OTHER_TAB, new_tab(key))[ui.live]
+    assert "over" not in page.handlers.frame(writing.key, "other", 0)
     page.handlers.stop(TAB)
     finish = Thread(target=lambda: last(answer))
     finish.start()
-    list(watched)
+    over(page, writing.key)
     finish.join()
     settled = page.handlers.settle(OTHER_TAB, new_tab(key))
     assert settled[ui.live] == "" and "stopped" in settled[ui.thread]
@@ -423,59 +432,32 @@ def test_a_tab_that_shows_the_answer_of_another_tab_follows_it_to_its_end(page: 
 def test_a_tab_that_follows_draws_the_question_that_waited(page: Any) -> None:
     ui = page.handlers.ui
     answer, (key,) = endless(page), page.handlers.writing
+    first = page.handlers.writing[key]
     waiting = page.handlers.ask(TAB, "second", new_tab(key), *values(page, max_tokens=4000))
     next(waiting)
     page.handlers.open(OTHER_TAB, event(id=key), new_tab(), "")
-    watched = page.handlers.watch(OTHER_TAB)
-    next(watched)
     page.handlers.stop(TAB)
     finish = Thread(target=lambda: last(answer))
     finish.start()
     begun = next(changes for changes in waiting if ui.thread in changes)
     assert "second" in begun[ui.thread], "the next answer has begun"
-    assert next(watched, None) is None, "the tab draws this answer before it goes on with the next answer"
+    assert page.handlers.frame(first.key, "other", 0) == {"over": True}, "its frames belong to another answer"
     finish.join()
     settled = page.handlers.settle(OTHER_TAB, new_tab("an older state of the tab"))
-    assert "second" in settled[ui.thread] and "live" in settled[ui.live] and settled[ui.queue] == ""
+    assert "second" in settled[ui.thread] and page.handlers.writing[key].key in settled[ui.live]
+    assert settled[ui.queue] == ""
     page.handlers.stop(TAB)
     last(waiting)
-
-
-def test_a_failure_after_a_long_load_waits_for_the_last_frame(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = Event()
-
-    def fails_late(*_: Any) -> Iterator[Live]:
-        yield Live(loading=True)
-        time.sleep(0.7)  # longer than an answer waits for its watchers
-        loaded.set()
-        raise BadOption("no")
-
-    monkeypatch.setattr("pitlane.ui.answer_events.ALIVE_SECONDS", 0.3)
-    monkeypatch.setattr(page.desk, "answer", fails_late)
-    answer = page.handlers.ask(TAB, "hi", new_tab(), *values(page))
-    next(answer)
-    watched = page.handlers.watch(TAB)
-    next(watched)
-    finish = Thread(target=lambda: last(answer))
-    finish.start()
-    loaded.wait()
-    finish.join(0.2)
-    assert finish.is_alive(), "it was drawn before its last frame"
-    list(watched)
-    finish.join()
 
 
 def test_an_answer_stays_with_its_conversation_when_the_tab_leaves(page: Any) -> None:
     ui, other = page.handlers.ui, conversation(page, "hi", "hello")
     answer, (key,) = endless(page), page.handlers.writing
-    watched = page.handlers.watch(TAB)
-    assert "live" in next(watched)[ui.live]
     for changes in (
         page.handlers.open(TAB, event(id=other), new_tab(key), ""),
         page.handlers.new(TAB, new_tab(key)),
     ):
         assert changes[ui.live] == "" and changes[ui.stop].visible == "hidden"
-    assert list(watched) == [{ui.live: ""}], "a frame that was on its way does not stay"
     back = page.handlers.open(TAB, event(id=key), new_tab(), "")
     assert "live" in back[ui.live] and "Go on" in back[ui.thread] and back[ui.stop].visible is True
     page.handlers.new(TAB, new_tab(key))

@@ -13,9 +13,10 @@ import pytest
 
 from pitlane import Plugin, PluginOptions
 from pitlane.storage.errors import StorageError
-from pitlane.ui.controls import PluginControls, option_widget
+from pitlane.ui.controls import PluginControls
 from pitlane.ui.lists import notice_html
 from pitlane.ui.offline_gradio import gr
+from pitlane.ui.option_widgets import option_widget
 from pitlane.ui.page_event import page_event
 from tests.ui.page_harness import OTHER_TAB, TAB, card_of, event, last, new_tab, values
 
@@ -45,7 +46,6 @@ EARLY: dict[str, Callable[[Any, list[Any]], Any]] = {
     "upload no list": lambda on, now: on.upload(TAB, None, new_tab(), *now),
     "attach a removed document": lambda on, now: on.attach(TAB, event(id="nope"), new_tab(), *now),
     "discard a removed document": lambda on, now: on.discard(TAB, event(id="nope"), new_tab()),
-    "watch nothing": lambda on, now: on.watch(TAB),
     "settle nothing": lambda on, now: on.settle(TAB, new_tab()),
     "stop nothing": lambda on, now: on.stop(TAB),
     "open a deleted conversation": lambda on, now: on.open(TAB, event(id="gone"), new_tab(), ""),

@@ -12,10 +12,11 @@ from pitlane.storage.db import Store
 from pitlane.ui.advice import advice, advice_html, gains_ms, replaced_by
 from pitlane.ui.catalogue import code_hash
 from pitlane.ui.chat_flow import badge
-from pitlane.ui.controls import about_html, default_options, option_widget, others_html
+from pitlane.ui.controls import about_html, others_html
 from pitlane.ui.effects import effect_html
+from pitlane.ui.option_widgets import default_options, option_widget
 from pitlane.ui.plugin_about import ORDER, bound, costs_text, exactness_text, group_of
-from tests.ui.page_harness import card_of, event, new_tab, values
+from tests.ui.page_harness import TAB, card_of, event, new_tab, values
 from tests.ui.test_page import ROLES, stats
 
 
@@ -67,6 +68,14 @@ def test_plugins_that_are_not_ok_are_shown_with_status_and_reason() -> None:
     entries = [PluginEntry(f"is_{status}", "x 1.0", None, f"<{status}>", status) for status in statuses]  # type: ignore[arg-type]
     html = others_html(entries)
     assert all(f">{status}</span><p>&lt;{status}&gt;</p>" in html for status in statuses[1:]) and "is_ok" not in html
+
+
+def test_a_plugin_that_fails_later_is_listed_with_the_next_drawing(page: Any) -> None:
+    entry, others = page.engine.registry.entries["echo"], page.handlers.ui.others
+    assert "echo" not in page.handlers.new(TAB, new_tab())[others]
+    entry.status, entry.reason = "failed", "it broke <often>"
+    shown = page.handlers.new(TAB, new_tab())[others]
+    assert "<b>echo</b>" in shown and "it broke &lt;often&gt;" in shown
 
 
 def test_a_plugin_of_a_stranger_is_in_a_group_of_its_own(page: Any) -> None:

@@ -1,4 +1,4 @@
-"""The default sampling: chats are sampled, answers over documents and answers of scripts are greedy, and the user's values win."""
+"""The default sampling: chats are sampled, answers over documents are greedy, and the user's values win."""
 
 from __future__ import annotations
 
@@ -108,14 +108,29 @@ def test_run_over_a_document_is_greedy(terminal: None, asked: list[SamplingParam
     (tmp_path / "note.txt").write_text("The lamp is green. " * 5)
     invoke("run", *TINY, "--doc", str(tmp_path / "note.txt"), "Which colour?")
     invoke("run", *TINY, "--raw", "The lamp is")
-    invoke("run", *TINY, "--json", "hello")
-    assert asked == [SamplingParams(max_tokens=3)] * 3
-
-
-def test_a_pipe_is_greedy(asked: list[SamplingParams]) -> None:
-    assert "seed" not in invoke("run", *TINY, "hello").stderr
-    invoke("chat", *TINY, lines="hello\n")
     assert asked == [SamplingParams(max_tokens=3)] * 2
+
+
+def test_a_batch_is_greedy(asked: list[SamplingParams], tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "hello"}\n')
+    invoke("run", *TINY, "--batch", str(tmp_path / "prompts.jsonl"), "--out", str(tmp_path / "answers.jsonl"))
+    assert asked == [SamplingParams(max_tokens=3)]
+
+
+def test_a_pipe_samples_as_a_terminal_does_and_names_the_seed(asked: list[SamplingParams]) -> None:
+    assert "· seed " in invoke("run", *TINY, "hello").stderr
+    stats = json.loads(invoke("run", *TINY, "--json", "hello").stdout)["stats"]
+    assert isinstance(stats["seed"], int)
+    invoke("chat", *TINY, lines="hello\n")
+    assert [parts(params) for params in asked] == [CHAT] * 3
+
+
+def test_the_reported_seed_gives_the_same_text_again() -> None:
+    long = ("--model", "random:tiny", "--max-tokens", "24", "--json", "hello")
+    first = json.loads(invoke("run", *long).stdout)
+    again = json.loads(invoke("run", *long, "--seed", str(first["stats"]["seed"])).stdout)
+    other = json.loads(invoke("run", *long, "--seed", "7").stdout)
+    assert again["token_ids"] == first["token_ids"] != other["token_ids"]
 
 
 def test_a_chat_samples_until_it_has_a_document(terminal: None, asked: list[SamplingParams], tmp_path: Path) -> None:

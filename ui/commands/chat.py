@@ -1,4 +1,4 @@
-"""`pitlane chat`: a conversation in the terminal. Lines that begin with / are commands (ui/commands/repl.py)."""
+"""`pitlane chat`: a conversation in the terminal. Lines that begin with / are commands (ui/commands/repl_commands.py)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def chat(
     """
     from pitlane.storage.db import Store
     from pitlane.ui.commands.model_choice import choose
-    from pitlane.ui.commands.repl import Repl
+    from pitlane.ui.commands.repl_commands import Commands
 
     documents = add_documents(doc, options.plugins_dir)
     options = choose(options, asks=True)
@@ -42,7 +42,7 @@ def chat(
         conversation = Chat(engine.tokenizer, system, think)
         for document in documents:
             conversation.add(*document)
-        repl = Repl(engine, store, conversation, sampling, options, autosave=save)
+        repl = Commands(engine, store, conversation, sampling, options, autosave=save)
         if load:
             repl.load(load)
         ctx.exit(repl.loop())

@@ -13,7 +13,7 @@ import click
 
 from pitlane import BadOption
 from pitlane.storage.errors import PitlaneError, StorageError
-from pitlane.ui.commands.options import MOST, TEXT, answer_options, as_json, prompt_options, sampling_options
+from pitlane.ui.commands.options import MOST, TEXT, answer_options, as_json, greedy_sampling_options, prompt_options
 from pitlane.ui.render import note, print_json, print_table, progress, short_name, size
 from pitlane.ui.sampling import Sampling
 from pitlane.ui.session import Chat, EngineOptions, add_documents
@@ -30,7 +30,7 @@ HEADERS = ("plan", "answer", "speed", "tok/s", "TTFT ms", "ms/token p50, p95", "
 @click.command()
 @answer_options
 @prompt_options
-@sampling_options
+@greedy_sampling_options
 @click.option(
     "--plan",
     "plans",

@@ -110,23 +110,30 @@ _ENGINE_OPTIONS = [
 ]  # fmt: skip
 
 
-def _default(name: str, other: float) -> str:
-    """The default of a sampling value in words, for `--help`."""
-    return f"  [default: {CHAT[name]:g} in a terminal without documents, else {other}]"
+def _sampling_options(is_chat: bool) -> list[Callable[[Any], Any]]:
+    """The flags of sampling. is_chat: without documents, the values of the model's maker or of Pitlane are the default."""
+
+    def default(name: str, other: float) -> str:
+        return (
+            f"  [default: the model's, or {CHAT[name]:g}; {other} over documents]"
+            if is_chat
+            else f"  [default: {other}]"
+        )
+
+    return [
+        click.option("--max-tokens", type=int, default=512, show_default=True, metavar="N", help="Longest answer."),
+        click.option("--temperature", type=float, metavar="T", help="0 is greedy." + default("temperature", 0)),
+        click.option("--top-k", type=int, metavar="K", help="Sample among the K likeliest tokens. 0 is off."),
+        click.option("--top-p", type=float, metavar="P",
+                     help="Sample within this share of probability." + default("top_p", 1)),
+        click.option("--min-p", type=float, metavar="P", help="Least probability, relative to the likeliest."),
+        click.option("--repetition-penalty", type=float, metavar="R",
+                     help="Make tokens that were there before less likely. 1 is off." + default("repetition_penalty", 1)),
+        click.option("--seed", type=int, metavar="S", help="Same seed, same answer.  [default: random, reported]"),
+        click.option("--stop", multiple=True, type=TEXT, metavar="TEXT", help="Text that ends the answer. Repeatable."),
+    ]  # fmt: skip
 
 
-_SAMPLING_OPTIONS = [
-    click.option("--max-tokens", type=int, default=512, show_default=True, metavar="N", help="Longest answer."),
-    click.option("--temperature", type=float, metavar="T", help="0 is greedy." + _default("temperature", 0)),
-    click.option("--top-k", type=int, metavar="K", help="Sample among the K likeliest tokens. 0 is off."),
-    click.option("--top-p", type=float, metavar="P",
-                 help="Sample within this share of probability." + _default("top_p", 1)),
-    click.option("--min-p", type=float, metavar="P", help="Least probability, relative to the likeliest."),
-    click.option("--repetition-penalty", type=float, metavar="R",
-                 help="Make tokens that were there before less likely. 1 is off." + _default("repetition_penalty", 1)),
-    click.option("--seed", type=int, metavar="S", help="Same seed, same answer.  [default: random, reported]"),
-    click.option("--stop", multiple=True, type=TEXT, metavar="TEXT", help="Text that ends the answer. Repeatable."),
-]  # fmt: skip
 _PROMPT_OPTIONS = [
     click.option("--doc", "-d", multiple=True, metavar="FILE",
                  help="A PDF, text or markdown file to answer over, or a stored document's id. Repeatable."),
@@ -156,8 +163,16 @@ def _gathering(command: Callable[..., Any], model: Callable[[Any], Any]) -> Call
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of sampling; the command gets `sampling: Sampling`."""
+    """Add the options of sampling; the command gets `sampling: Sampling`. Without documents, its answers are sampled."""
+    return _decorate(_with_sampling(command), _sampling_options(is_chat=True))
 
+
+def greedy_sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of sampling to a command whose answers are greedy by default."""
+    return _decorate(_with_sampling(command), _sampling_options(is_chat=False))
+
+
+def _with_sampling(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def gathered(*args: Any, **values: Any) -> Any:
         names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
@@ -165,7 +180,7 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
         sampling = Sampling({name: value for name, value in given.items() if value is not None})
         return command(*args, sampling=sampling, **values)
 
-    return _decorate(gathered, _SAMPLING_OPTIONS)
+    return gathered
 
 
 def plugin_options(command: Callable[..., Any]) -> Callable[..., Any]:

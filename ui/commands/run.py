@@ -30,8 +30,10 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 @prompt_options
 @sampling_options
 @click.option("--samples", type=click.IntRange(1, MAX_SAMPLES), default=1, metavar="N", help="Number of answers.")
-@click.option("--raw", is_flag=True, help="No chat template: the model continues the prompt.")
-@click.option("--batch", type=EXISTING, metavar="FILE", help='Answer every line {"prompt": "..."} of FILE.')
+@click.option("--raw", is_flag=True, help="No chat template: the model continues the prompt. Greedy by default.")
+@click.option(
+    "--batch", type=EXISTING, metavar="FILE", help='Answer every line {"prompt": "..."} of FILE. Greedy by default.'
+)
 @click.option("--out", type=FILE, metavar="FILE", help="File for the answers of --batch, one line of JSON per answer.")
 @as_json
 @click.argument("prompt", type=TEXT, required=False)
@@ -74,8 +76,7 @@ def run(
         chat = Chat(engine.tokenizer, system, think, raw)
         for document in documents:
             chat.add(*document)
-        is_chat = sys.stdout.isatty() and not (as_json or raw or chat.documents)
-        params = sampling.params(engine.loader.source.sampling, is_chat=is_chat)
+        params = sampling.params(engine.loader.source.sampling, is_chat=not (raw or chat.documents))
         asked = chat.ask(text)
         with engine.submit(asked, params) as stream, progress("Reading the prompt", chat.place(asked)) as advance:
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pitlane.storage.conversations import turns
+from pitlane.storage.conversation_rows import turns
 from pitlane.storage.errors import NotFound
 
 if TYPE_CHECKING:

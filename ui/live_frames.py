@@ -1,0 +1,73 @@
+"""The frames of an unfinished answer: what is new since the frame that a browser tab drew last.
+
+page.js asks for the next frame when it has drawn the last one. So a slow browser gets fewer frames, and none waits in line. A frame
+names the blocks that stay, and holds the others; of the first block that changed, only its end:
+
+    {"number": 7, "progress": "", "keep": 3, "cut": 120, "blocks": [" lighthouse.</p>"], "facts": "..."}
+
+`cut` counts UTF-16 units, as JavaScript does. A tab whose last frame is not the last one sent gets the whole answer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+from pitlane.storage.types import Document
+from pitlane.ui.live_text import LiveText
+from pitlane.ui.panels import Live, facts_html, progress_html
+
+MAX_TABS = 32  # that follow an answer; another tab gets whole answers
+
+
+class Sent(NamedTuple):
+    """The last frame that a tab got."""
+
+    number: int
+    blocks: list[str]
+    progress: str
+
+
+@dataclass(slots=True)
+class LiveFrames:
+    """The frames of an answer for all tabs that show it. Not for several threads at once."""
+
+    documents: Sequence[Document]
+    _text: LiveText = field(init=False)
+    _sent: OrderedDict[str, Sent] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self._text = LiveText(self.documents)
+
+    def next(self, live: Live, tab: str, number: int) -> dict[str, Any]:
+        """The frame after frame `number` of a tab. The same number comes back if nothing is new."""
+        sent = self._sent.pop(tab, None)
+        if sent is None or sent.number != number:
+            sent = Sent(0, [], "")
+        progress = progress_html(live, self.documents)
+        blocks = [] if progress else self._text.blocks(live.text)
+        is_new = progress != sent.progress or blocks != sent.blocks or not sent.number
+        now = Sent(sent.number + 1, blocks, progress) if is_new else sent
+        self._sent[tab] = now
+        if len(self._sent) > MAX_TABS:
+            self._sent.popitem(last=False)
+        if not is_new:
+            return {"number": now.number}
+        facts = "" if progress else facts_html(live)
+        return {"number": now.number, "progress": progress, "facts": facts, **changed(sent.blocks, blocks)}
+
+
+def changed(before: Sequence[str], after: Sequence[str]) -> dict[str, Any]:
+    """What turns blocks into others: the number to keep, then new blocks, the first without `cut` units that it has already."""
+    keep = 0
+    while keep < min(len(before), len(after)) and before[keep] == after[keep]:
+        keep += 1
+    blocks = list(after[keep:])
+    if keep == len(before) or not blocks:
+        return {"keep": keep, "cut": 0, "blocks": blocks}
+    num_same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before[keep], blocks[0], strict=False)))
+    same, blocks[0] = blocks[0][:num_same], blocks[0][num_same:]
+    return {"keep": keep, "cut": len(same.encode("utf-16-le", "surrogatepass")) // 2, "blocks": blocks}
