@@ -7,6 +7,7 @@ group. All are rounded to nearest. Shapes: N outputs, K inputs, G groups, P pane
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,19 @@ class Format(NamedTuple):
     def header_bytes(self) -> int:
         """Bytes of the scales and lows of two groups of a panel."""
         return 64 if self.symmetric else 128
+
+
+def group_refusal(option: str, size: int, linears: Mapping[str, int], otherwise: str) -> str | None:
+    """Why groups of `size` inputs do not serve these linears (their inputs, by name); None if they do.
+
+    option: the name of the group size, for the message. otherwise: the way out if no size of GROUP_SIZES serves all linears.
+    """
+    for name, inputs in linears.items():
+        if inputs % size:
+            fitting = [str(n) for n in GROUP_SIZES if all(count % n == 0 for count in linears.values())]
+            way = f"try {' or '.join(fitting)}" if fitting else otherwise
+            return f"{option} must divide the inputs of every linear, got {size} and {inputs} ({name}); {way}"
+    return None
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
