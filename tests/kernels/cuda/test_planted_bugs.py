@@ -57,7 +57,13 @@ BUGS = [
             ("* q_stride + head[:, None] * DIM", "* q_stride + kv_head * GROUP * DIM"),
         )
     ),
-    Bug("attention_kernel", "place[None, :] >= draft)", "place[None, :] > draft)", "test_attention.test_random_trees", {}),
+    Bug(
+        "attention_kernel",
+        "place[None, :] >= draft)",
+        "place[None, :] > draft)",
+        "test_attention.test_random_trees",
+        {},
+    ),
     Bug("attention_kernel", "part_total * new", "part_total", "test_attention.test_several_pieces", {"few_tiles": 0}),
     Bug(
         "attention_kernel",
@@ -74,7 +80,13 @@ BUGS = [
         {"sinks": SINKS},
     ),
     *(
-        Bug("attention_kernel", old, new, "test_kv_quant.test_attention_over_rows", {"name": name, "heads": (4, 2), "dim": 64})
+        Bug(
+            "attention_kernel",
+            old,
+            new,
+            "test_kv_quant.test_attention_over_rows",
+            {"name": name, "heads": (4, 2), "dim": 64},
+        )
         for name, old, new in (
             ("int8", "(columns // 32 * 2)", "(columns // 64 * 2)"),
             ("int8", "columns % (DIM // 32) * 2", "0"),
