@@ -7,6 +7,7 @@ group. All are rounded to nearest. Shapes: N outputs, K inputs, G groups, P pane
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,19 @@ class Format(NamedTuple):
     def header_bytes(self) -> int:
         """Bytes of the scales and lows of two groups of a panel."""
         return 64 if self.symmetric else 128
+
+
+def group_refusal(option: str, size: int, linears: Mapping[str, int], otherwise: str) -> str | None:
+    """Why groups of `size` inputs do not serve these linears (their inputs, by name); None if they do.
+
+    option: the name of the group size, for the message. otherwise: the way out if no size of GROUP_SIZES serves all linears.
+    """
+    for name, inputs in linears.items():
+        if inputs % size:
+            fitting = [str(n) for n in GROUP_SIZES if all(count % n == 0 for count in linears.values())]
+            way = f"try {' or '.join(fitting)}" if fitting else otherwise
+            return f"{option} must divide the inputs of every linear, got {size} and {inputs} ({name}); {way}"
+    return None
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,3 +158,33 @@ def quantize_inputs(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
         largest > 1e-30, torch.full_like(largest, 127) / largest, 0 * largest
     )  # `127 / x` rounds twice
     return (groups * factors[..., None]).round_(), largest / 127
+
+
+def product_ref(x: Tensor, packed: Tensor, num_inputs: int, form: Format, dtype: torch.dtype) -> Tensor:
+    """x [M, K] times the numbers of packed panels [P, panel bytes], with 4 bits also their scales and lows -> [M, 16 P] in dtype.
+
+    With 8 bits the scales of the outputs are left to the caller, with 4 bits UNIT. With rounded inputs, sums of a group are exact.
+    """
+    size = form.input_group
+    scales: Tensor | None = None
+    lows: Tensor | None = None
+    if form.bits == 8:
+        rows = unpack_rows(packed, num_inputs)
+        numbers = torch.nn.functional.pad(rows, (0, -num_inputs % size)).unflatten(1, (-1, size)).to(dtype)
+    else:
+        whole, scales, lows = unpack_groups(packed, num_inputs, form)
+        numbers, scales = (whole - 8 if lows is None else whole).to(dtype), scales.to(dtype)
+        lows = None if lows is None else lows.to(dtype)
+    if not form.quantized:
+        weight = numbers if scales is None else numbers * scales[..., None]
+        weight = weight if lows is None else weight + lows[..., None]
+        product: Tensor = x.to(dtype) @ weight.flatten(1)[:, :num_inputs].T
+        return product
+    inputs, factors = (part.to(dtype) for part in quantize_inputs(x, size))
+    y = inputs.new_zeros(len(x), len(numbers))
+    for g in range(numbers.shape[1]):
+        sums = inputs[:, g] @ numbers[:, g].T
+        y += (sums if scales is None else sums * scales[:, g]) * factors[:, g, None]
+        if lows is not None:
+            y += (inputs[:, g].sum(1) * factors[:, g])[:, None] * lows[:, g]
+    return y

@@ -26,11 +26,9 @@ from pitlane.kernels.packing import (
     pack_codes,
     pack_groups,
     pack_rows,
+    product_ref,
     quantize_groups,
-    quantize_inputs,
     quantize_rows,
-    unpack_groups,
-    unpack_rows,
 )
 from pitlane.kernels.packing import Format as Format
 from pitlane.kernels.pages import in_huge_pages
@@ -209,37 +207,10 @@ class Quantized:
         out_dtype: of y; None: that of x.
         """
         dtype = torch.promote_types(x.dtype, torch.float32)
-        y = torch.cat(
-            [self._product(x, first, dtype) for first in range(0, len(self.packed), self.panels_per_chunk)], 1
-        )
+        pieces = self.packed.split(self.panels_per_chunk)
+        y = torch.cat([product_ref(x, packed, self.num_inputs, self.form, dtype) for packed in pieces], 1)
         y = y[:, : self.num_outputs] * (UNIT if self.scales is None else self.scales)
         return (y if self.bias is None else y + self.bias).to(out_dtype or x.dtype)
-
-    def _product(self, x: Tensor, first: int, dtype: torch.dtype) -> Tensor:
-        """x [M, K] times the numbers of the panels of a chunk, and with 4 bits their scales and lows."""
-        packed, form, size = self.packed[first : first + self.panels_per_chunk], self.form, self.form.input_group
-        scales: Tensor | None = None
-        lows: Tensor | None = None
-        if form.bits == 8:
-            rows = unpack_rows(packed, self.num_inputs)
-            numbers = torch.nn.functional.pad(rows, (0, -self.num_inputs % size)).unflatten(1, (-1, size)).to(dtype)
-        else:
-            whole, scales, lows = unpack_groups(packed, self.num_inputs, form)
-            numbers, scales = (whole - 8 if lows is None else whole).to(dtype), scales.to(dtype)
-            lows = None if lows is None else lows.to(dtype)
-        if not form.quantized:
-            weight = numbers if scales is None else numbers * scales[..., None]
-            weight = weight if lows is None else weight + lows[..., None]
-            product: Tensor = x.to(dtype) @ weight.flatten(1)[:, : self.num_inputs].T
-            return product
-        inputs, factors = (part.to(dtype) for part in quantize_inputs(x, size))
-        y = inputs.new_zeros(len(x), len(numbers))
-        for g in range(numbers.shape[1]):
-            sums = inputs[:, g] @ numbers[:, g].T
-            y += (sums if scales is None else sums * scales[:, g]) * factors[:, g, None]
-            if lows is not None:
-                y += (inputs[:, g].sum(1) * factors[:, g])[:, None] * lows[:, g]
-        return y
 
     def rows(self, index: Tensor) -> Tensor:
         """The rows [T, K] of an 8-bit weight in float32, for an embedding. index: [T]."""

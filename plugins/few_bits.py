@@ -37,15 +37,12 @@ class FewBits(Plugin):
 
     def refusal(self, context: BuildContext) -> str | None:
         from pitlane import parts_of
+        from pitlane.kernels.packing import group_refusal
 
-        size = self.options.group_size
-        for part in parts_of(context.config):
-            if size and isinstance(part, LinearPart) and part.fed_by is not None and part.in_features % size:
-                return (
-                    f"few_bits.group_size must divide the inputs of every linear, got {size} and {part.in_features} "
-                    f"({part.name}); 0 makes a row a group"
-                )
-        return None
+        parts = [part for part in parts_of(context.config) if isinstance(part, LinearPart)]
+        inputs = {part.name: part.in_features for part in parts if part.fed_by is not None}
+        size, otherwise = self.options.group_size, "0 makes a row a group"
+        return group_refusal("few_bits.group_size", size, inputs, otherwise) if size else None
 
     @hookimpl
     def transform_weights(self, part: Part, tensors: Tensors) -> Tensors | None:

@@ -71,15 +71,12 @@ class Gptq(Plugin):
 
     def refusal(self, context: BuildContext) -> str | None:
         from pitlane import parts_of
+        from pitlane.kernels.packing import group_refusal
 
-        size = self.options.group_size
-        for part in parts_of(context.config):
-            if isinstance(part, LinearPart) and part.fed_by is not None and part.in_features % size:
-                return (
-                    f"gptq.group_size must divide the inputs of every linear, got {size} and {part.in_features} "
-                    f"({part.name}); try a smaller group, or use int8"
-                )
-        return None
+        parts = [part for part in parts_of(context.config) if isinstance(part, LinearPart)]
+        inputs = {part.name: part.in_features for part in parts if part.fed_by is not None}
+        otherwise = "no group size fits this model; use int8"
+        return group_refusal("gptq.group_size", self.options.group_size, inputs, otherwise)
 
     def prepare(self, context: BuildContext) -> None:
         if context.calibrator is None:

@@ -55,20 +55,12 @@ class Int4(Plugin):
 
     def refusal(self, context: BuildContext) -> str | None:
         from pitlane import LinearPart, parts_of
-        from pitlane.kernels.packing import GROUP_SIZES
+        from pitlane.kernels.packing import group_refusal
 
         parts = [part for part in parts_of(context.config) if isinstance(part, LinearPart)]
-        parts = [part for part in parts if part.name != "lm_head" and not part.num_experts]
-        size = self.options.group_size
-        for part in parts:
-            if part.in_features % size:
-                fitting = [str(n) for n in GROUP_SIZES if all(other.in_features % n == 0 for other in parts)]
-                way = f"try {' or '.join(fitting)}" if fitting else "no group size fits this model; use int8"
-                return (
-                    f"int4.group_size must divide the inputs of every linear, got {size} and {part.in_features} "
-                    f"({part.name}); {way}"
-                )
-        return None
+        inputs = {part.name: part.in_features for part in parts if part.name != "lm_head" and not part.num_experts}
+        otherwise = "no group size fits this model; use int8"
+        return group_refusal("int4.group_size", self.options.group_size, inputs, otherwise)
 
     @hookimpl
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
@@ -87,12 +79,10 @@ class Int4(Plugin):
     def _recipe(self, context: BuildContext) -> Recipe:
         from pitlane.kernels.integer_parts import Recipe
         from pitlane.kernels.packing import Format
-        from pitlane.storage.packed import PackedCopies
-
-        def copies(recipe: str) -> PackedCopies | None:
-            fingerprint = context.fingerprint()
-            return PackedCopies(fingerprint, recipe) if fingerprint else None
+        from pitlane.storage.packed import copies_by_recipe
 
         options, quantized = self.options, self.options.activations == "int8"
         head = Format(8, quantized) if options.head == "int8" else None
-        return Recipe(Format(4, quantized, options.group_size, options.symmetric), head, copies)
+        return Recipe(
+            Format(4, quantized, options.group_size, options.symmetric), head, copies_by_recipe(context.fingerprint)
+        )

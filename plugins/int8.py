@@ -60,12 +60,8 @@ class Int8(Plugin):
     def _recipe(self, context: BuildContext) -> Recipe:
         from pitlane.kernels.integer_parts import Recipe
         from pitlane.kernels.packing import Format
-        from pitlane.storage.packed import PackedCopies
-
-        def copies(recipe: str) -> PackedCopies | None:
-            fingerprint = context.fingerprint()
-            return PackedCopies(fingerprint, recipe) if fingerprint else None
+        from pitlane.storage.packed import copies_by_recipe
 
         options, quantized = self.options, self.options.activations == "int8"
         head = Format(8, quantized) if options.head == "int8" else None
-        return Recipe(Format(8, quantized), head, copies)
+        return Recipe(Format(8, quantized), head, copies_by_recipe(context.fingerprint))

@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -88,6 +88,16 @@ class PackedCopies:
 
     def _path(self, part: str) -> Path:
         return self.folder / f"{part.replace('/', '_')}.safetensors"
+
+
+def copies_by_recipe(fingerprint: Callable[[], str]) -> Callable[[str], PackedCopies | None]:
+    """A function of a recipe that returns the copies of a model; it returns None if the fingerprint of the weights is ''."""
+
+    def copies(recipe: str) -> PackedCopies | None:
+        weights = fingerprint()
+        return PackedCopies(weights, recipe) if weights else None
+
+    return copies
 
 
 def packed_folders() -> list[PackedFolder]:

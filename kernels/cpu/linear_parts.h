@@ -27,7 +27,7 @@ typedef struct {
 
 /* Compute the outputs of panels [panel, end) for rows [first, first + rows), by the products of the job. */
 void multiply_panels(const Job *job, long first, long rows, long panel, long end);
-enum { VECTOR_ROWS = 192, VECTOR_PANELS = 8, TILE_ROWS = 512, TILE_PANELS = 4 };
+enum { STREAM_ROWS = 2, VECTOR_ROWS = 192, VECTOR_PANELS = 8, TILE_ROWS = 512, TILE_PANELS = 4 };
 
 /* Write a part of the inputs to `packed` if the products need it. */
 void prepare_rows(const Job *job, long part);

@@ -193,6 +193,13 @@ static long units_of(const State *state, const Op *op) {
     return op->output == OUTPUT_SILU ? op->outs / 2 / OUTS : ceil_divide(op->outs, OUTS);
 }
 
+/* Units of a chunk. Few rows read two panels of bfloat16 at once, so their chunks are even, unless chunks would be few. */
+static long chunk_units(const Task *task) {
+    long threads = task->state->threads, size = ceil_divide(task->units, threads * MAX_CHUNKS);
+    int reads_two = task->op->kind == STEP_LINEAR && task->op->weights == WEIGHTS_BF16 && task->state->rows <= STREAM_ROWS;
+    return reads_two && task->units >= 16 * threads ? size + size % 2 : size;
+}
+
 /* The first chunk of the share of a thread. */
 static long share_begin(const Task *task, long thread) { return task->count * thread / task->state->threads; }
 
@@ -261,7 +268,7 @@ void step_walk(Frame *frame, int thread) {
         task.op = state->program->ops + index;
         Share *shares = state->shares + index * state->threads;
         task.units = units_of(state, task.op);
-        task.size = ceil_divide(task.units, state->threads * MAX_CHUNKS);
+        task.size = chunk_units(&task);
         task.count = ceil_divide(task.units, task.size);
         if (!is_complete(&task, shares))
             operate(&task, shares);

@@ -13,7 +13,7 @@ import pytest
 from pitlane.kernels.extension import cpu
 
 OBJDUMP = shutil.which("objdump")
-TILE = re.compile(r"(bytes|nibbles)_(quantized|float)_\d+|wide_\d+_WIDE_\w+|(pairs|floats)_\d+")
+TILE = re.compile(r"(bytes|nibbles)_(quantized|float)_\d+|wide_\d+_WIDE_\w+|(pairs|floats)_(streams_)?\d+")
 PRODUCT = re.compile(r"vpdpbusd|vdpbf16ps|vfmadd\d+ps|vpmaddwd")
 STACK_MOVE = re.compile(r"^v.*\(%r[sb]p[,)]")
 JUMP = re.compile(r"^j\w+\s+([0-9a-f]+)")
@@ -61,7 +61,7 @@ def test_loops_over_weights_keep_their_sums_in_registers() -> None:
     codes = tiles()
     if "pairs_12" not in codes:
         pytest.skip("this build has no AVX-512, or no symbols")
-    assert len(codes) == 2 * 12 + 4 * 12 + 5 * 7, sorted(codes)  # pairs and floats; bytes and nibbles; wide
+    assert len(codes) == 2 * (12 + 2) + 4 * 12 + 5 * 7, sorted(codes)  # pairs and floats; bytes and nibbles; wide
     assert all(loops_over_weights(code) for code in codes.values())
     assert {name: stack for name, code in codes.items() if (stack := moves(code))} == {}
 

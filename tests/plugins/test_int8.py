@@ -217,6 +217,10 @@ def test_a_group_size_that_does_not_divide_is_refused(make_engine: Any, monkeypa
         engine = make_engine(f"random:{name}", dtype="float32", plugins=[])
         with pytest.raises(BadOption, match=words):
             engine.plan({"int4": {"group_size": size}})
+    engine = make_engine("random:fits-not", dtype="float32", plugins=[])
+    for name, words in (("gptq", "no group size fits this model; use int8"), ("few_bits", "0 makes a row a group")):
+        with pytest.raises(BadOption, match=rf"{name}.group_size must divide .* got 32 and 100 .*; {words}"):
+            engine.plan({name: {"group_size": 32}})
 
 
 # ---- the same ids
