@@ -3,7 +3,7 @@
 A scale serves `group` inputs of an output. torch rounds to nearest, ties to even: 4 significant bits down to 2^-6, steps of 2^-9
 below. A scale makes the largest weight 448, the largest number of e4m3. On a CPU, e4m3 is a storage format: a kernel in C widens
 the bytes to bfloat16 in registers (AVX-512 BF16), or to float32 (plain C). Without the kernel, torch computes.
-Bytes moved: N K for the weights, once per 192 rows. A row's result has the same bits in any batch, in C. On CUDA, a kernel in Triton
+Bytes moved: N K for the weights, once per 192 rows. A row's result has the same bits in any batch, in C. On CUDA, a Triton kernel
 (cuda/linear_fp8.py) widens the bytes to x's dtype in registers, for a scale per tensor, per output and per 128 inputs of an output.
 So x keeps its 16 bits on every device. Groups of other sizes are widened by torch.
 Layout: linear_fp8.h; for Triton, the rows [N, K] and scales [N, G] as they are.
