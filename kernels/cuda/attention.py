@@ -5,7 +5,7 @@ The keys of a token are cut into pieces at multiples of PIECE; each piece has an
 order, by the same formula in both modes: either a program walks all pieces (long queries), or each piece has a program (split K,
 for decode) and a second kernel merges. A draft token sees of the draft the tokens in its bit mask. With sinks, a token reads the
 first keys with a second query. A tile of quantized KV is a block: its rows are decoded into q's dtype in registers. From sm_90 on,
-long prompts without windows run a kernel with tensor descriptors (attention_prefill.py), which computes the same sums.
+long prompts without windows run a kernel with tensor descriptors (attention_prefill.py), with sums in another order.
 Shapes: q, out [T, H, D]; keys, values [Hkv, S, D]; H = Hkv * G. Moves 4 D bytes per key and tile in 16 bits (quantized: 2 B),
 computes 4 D operations per key and query row. References: engine/run/attention.py, `kernels.attention_quant.decode_ref`.
 Source: Dao et al. 2022, 2023 (FlashAttention); Dao et al. 2023 (Flash-Decoding); Kwon et al. 2023 (PagedAttention)

@@ -1,7 +1,6 @@
 """The kernels of attention over paged KV (attention.py): a program per tile of query rows and piece, and the merge of pieces.
 
-A step of the online softmax takes two tiles of BLOCK_N keys, and starts at a multiple of 2 BLOCK_N keys. So a token's result does
-not depend on the other tokens of its tile. Pointers from the block table read a tile. A tile of quantized KV is a
+A program reads the keys of a tile of BLOCK_N slots at a time, with pointers from the block table. A tile of quantized KV is a
 block: its rows are decoded into q's dtype in registers. Shapes: as in attention.py.
 """
 
@@ -62,7 +61,7 @@ def tile_of(
         at = slot[:, None] * slot_stride + columns[None, :]
         key, value = tl.load(keys + at, held, 0.0), tl.load(values + at, held, 0.0)
     else:  # the tile is a block: quantized, or open
-        block = tl.load(table + start // SIZE, start < end, 0)
+        block = tl.load(table + start // SIZE)
         real = inside_text & (tl.zeros_like(place) + block >= 0)
         held = real[:, None] & inside[None, :]
         if block >= OPEN:
@@ -77,48 +76,31 @@ def tile_of(
 
 
 @triton.jit
-def scored(query, key, place, real, low, high, bits, draft, scale, EXACT: tl.constexpr):
-    """Scores [M, BLOCK_N] of the keys at `place`; -inf for a key that a row does not see."""
-    scores = tl.dot(query, tl.trans(key), input_precision="ieee" if EXACT else "tf32") * scale
-    known = (place[None, :] < high[:, None]) & (place[None, :] >= low[:, None])
-    order = tl.minimum(tl.maximum(place - draft, 0), 63).to(tl.int64)
-    drafted = (place[None, :] >= draft) & (((bits[:, None] >> order[None, :]) & 1) == 1)
-    return tl.where(real[None, :] & (known | drafted), scores, float("-inf"))
-
-
-@triton.jit
-def softmax_step(top, total, mixed, scores, more_scores, value, more_value, EXACT: tl.constexpr):
-    """Take the scores and values of two tiles, a step, into the online softmax (top, total, mixed)."""
-    higher = tl.maximum(top, tl.maximum(tl.max(scores, 1), tl.max(more_scores, 1)))
-    safe = tl.where(higher == float("-inf"), 0.0, higher)
-    weights, more_weights = tl.exp(scores - safe[:, None]), tl.exp(more_scores - safe[:, None])
-    shrink = tl.exp(top - safe)
-    total = total * shrink + (tl.sum(weights, 1) + tl.sum(more_weights, 1))
-    mixed *= shrink[:, None]
-    mixed = tl.dot(weights.to(value.dtype), value, mixed, input_precision="ieee" if EXACT else "tf32")
-    mixed = tl.dot(more_weights.to(value.dtype), more_value, mixed, input_precision="ieee" if EXACT else "tf32")
-    return higher, total, mixed
-
-
-@triton.jit
 def walk(
     top, total, mixed, query, keys, values, row_keys, row_values, table, slot_stride, low, high, bits, draft, first, end, scale,
     BITS: tl.constexpr, BYTES: tl.constexpr, SIZE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Take keys [first, end) into the online softmax (top, total, mixed) of a tile. low, high, bits: [M] of the rows."""
-    for start in range(first, end, 2 * BLOCK_N):
+    for start in range(first, end, BLOCK_N):
         key, value, place, real = tile_of(
             keys, values, row_keys, row_values, table, slot_stride, start, end, query.dtype,
             BITS, BYTES, SIZE, DIM, WIDTH, BLOCK_N,
         )  # fmt: skip
-        scores = scored(query, key, place, real, low, high, bits, draft, scale, EXACT)
-        more_key, more_value, place, real = tile_of(
-            keys, values, row_keys, row_values, table, slot_stride, start + BLOCK_N, end, query.dtype,
-            BITS, BYTES, SIZE, DIM, WIDTH, BLOCK_N,
-        )  # fmt: skip
-        more_scores = scored(query, more_key, place, real, low, high, bits, draft, scale, EXACT)
-        top, total, mixed = softmax_step(top, total, mixed, scores, more_scores, value, more_value, EXACT)
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee" if EXACT else "tf32") * scale
+        known = (place[None, :] < high[:, None]) & (place[None, :] >= low[:, None])
+        order = tl.minimum(tl.maximum(place - draft, 0), 63).to(tl.int64)
+        drafted = (place[None, :] >= draft) & (((bits[:, None] >> order[None, :]) & 1) == 1)
+        seen = real[None, :] & (known | drafted)
+        scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, 1))
+        safe = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp(scores - safe[:, None])
+        shrink = tl.exp(top - safe)
+        total = total * shrink + tl.sum(weights, 1)
+        part = tl.dot(weights.to(value.dtype), value, input_precision="ieee" if EXACT else "tf32")
+        mixed = mixed * shrink[:, None] + part
+        top = higher
     return top, total, mixed
 
 
@@ -181,7 +163,7 @@ def attention_kernel(
                 BITS, BYTES, SIZE, DIM, WIDTH, BLOCK_N, EXACT,
             )  # fmt: skip
     if SPLIT:
-        first = tl.maximum(piece * PIECE, lowest // (2 * BLOCK_N) * (2 * BLOCK_N))
+        first = tl.maximum(piece * PIECE, lowest // BLOCK_N * BLOCK_N)
         last = tl.minimum(piece * PIECE + PIECE, highest)
         part_top = tl.full([ROWS], float("-inf"), tl.float32)
         part_total = tl.zeros([ROWS], tl.float32)
@@ -200,7 +182,7 @@ def attention_kernel(
             part_top = tl.full([ROWS], float("-inf"), tl.float32)
             part_total = tl.zeros([ROWS], tl.float32)
             part_mixed = tl.zeros([ROWS, WIDTH], tl.float32)
-            first = tl.maximum(index * PIECE, lowest // (2 * BLOCK_N) * (2 * BLOCK_N))
+            first = tl.maximum(index * PIECE, lowest // BLOCK_N * BLOCK_N)
             last = tl.minimum(index * PIECE + PIECE, highest)
             part_top, part_total, part_mixed = walk(
                 part_top, part_total, part_mixed, query, keys, values, row_keys, row_values, table, slot_stride, low,

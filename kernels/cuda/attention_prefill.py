@@ -2,7 +2,7 @@
 
 Serves batches without windows, sinks and draft trees, over KV of 16 bits in blocks of BLOCK_N tokens: a descriptor then copies the
 keys of a block into shared memory, without a thread that computes addresses. A persistent grid: a program takes tile after tile of
-query rows, the tiles with many keys first. Steps and pieces are those of attention_kernel.py, and so is the order of all sums.
+query rows, the tiles with many keys first. A step of the online softmax takes two blocks; pieces are those of attention_kernel.py.
 Keys that every row of a tile sees need no mask. Warps are not specialised: Triton 3.9 fails to compile the loop so for sm_90.
 Shapes: as in attention.py.
 """
@@ -18,9 +18,23 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pitlane.kernels.cuda import attention_reads
-from pitlane.kernels.cuda.attention_kernel import merge, softmax_step
+from pitlane.kernels.cuda.attention_kernel import merge
 from pitlane.kernels.cuda.attention_reads import BLOCK_N, Reads
 from pitlane.kernels.cuda.device import is_aligned, num_programs
+
+
+@triton.jit
+def softmax_step(top, total, mixed, scores, more_scores, value, more_value, EXACT: tl.constexpr):
+    """Take the scores and values of two blocks into the online softmax (top, total, mixed)."""
+    higher = tl.maximum(top, tl.maximum(tl.max(scores, 1), tl.max(more_scores, 1)))
+    safe = tl.where(higher == float("-inf"), 0.0, higher)
+    weights, more_weights = tl.exp(scores - safe[:, None]), tl.exp(more_scores - safe[:, None])
+    shrink = tl.exp(top - safe)
+    total = total * shrink + (tl.sum(weights, 1) + tl.sum(more_weights, 1))
+    mixed *= shrink[:, None]
+    mixed = tl.dot(weights.to(value.dtype), value, mixed, input_precision="ieee" if EXACT else "tf32")
+    mixed = tl.dot(more_weights.to(value.dtype), more_value, mixed, input_precision="ieee" if EXACT else "tf32")
+    return higher, total, mixed
 
 
 @triton.jit
