@@ -4,7 +4,8 @@ A program takes a tile of query rows (tokens of a sequence, times the query head
 The keys of a token are cut into pieces at multiples of PIECE; each piece has an online softmax of its own, and pieces merge in
 order, by the same formula in both modes: either a program walks all pieces (long queries), or each piece has a program (split K,
 for decode) and a second kernel merges. A draft token sees of the draft the tokens in its bit mask. With sinks, a token reads the
-first keys with a second query. A tile of quantized KV is a block: its rows are decoded into q's dtype in registers.
+first keys with a second query. A tile of quantized KV is a block: its rows are decoded into q's dtype in registers. From sm_90 on,
+long prompts without windows run a kernel with tensor descriptors (attention_prefill.py), with sums in another order.
 Shapes: q, out [T, H, D]; keys, values [Hkv, S, D]; H = Hkv * G. Moves 4 D bytes per key and tile in 16 bits (quantized: 2 B),
 computes 4 D operations per key and query row. References: engine/run/attention.py, `kernels.attention_quant.decode_ref`.
 Source: Dao et al. 2022, 2023 (FlashAttention); Dao et al. 2023 (Flash-Decoding); Kwon et al. 2023 (PagedAttention)
@@ -17,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pitlane.kernels.cuda import attention_reads
-from pitlane.kernels.cuda.attention_kernel import BLOCK_N, attention_kernel, merge_kernel
-from pitlane.kernels.cuda.attention_reads import Reads
+from pitlane.kernels.cuda import attention_prefill, attention_reads
+from pitlane.kernels.cuda.attention_kernel import attention_kernel, merge_kernel
+from pitlane.kernels.cuda.attention_reads import BLOCK_N, Reads
 from pitlane.kernels.cuda.device import power_of_two
 
 
@@ -50,6 +51,8 @@ def attend(
         raise ValueError(f"sink_q must be like q, got {sink_q.shape} with strides {sink_q.stride()}")
     if rows is not None:
         _check_rows(rows, bits, q, keys, reads.block_size)
+    if attention_prefill.serves(q, keys, values, reads, is_dense=rows is None):
+        return attention_prefill.attend(q, keys, values, reads, scale)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     sinks, exact, split = sink_q is not None, q.dtype == torch.float32, reads.split
     width = 0 if rows is None else rows.shape[3]
@@ -63,7 +66,7 @@ def attend(
     attention_kernel[(len(reads.tiles), kv_heads, pieces)](
         q, second, keys, values, row_keys, row_values, out, partial, reads.tiles, reads.table, reads.lows, reads.highs,
         reads.masks, reads.drafts, reads.ends, q.stride(0), second.stride(0), keys.stride(0), keys.stride(1),
-        row_keys.stride(0), reads.table.stride(0), pieces, scale, reads.num_sinks, **fixed, **launch(fixed["ROWS"]),
+        row_keys.stride(0), reads.table.stride(0), pieces, scale, reads.num_sinks, **fixed, **reads.form.launch,
     )  # fmt: skip
     if split:
         merge_kernel[(num_tokens * heads,)](partial, out, pieces, DIM=dim, WIDTH=fixed["WIDTH"], num_warps=1)
@@ -115,8 +118,3 @@ def constants(
         "SINKS": sinks,
         "EXACT": exact,
     }
-
-
-def launch(rows: int) -> dict[str, int]:
-    """Warps and stages of attention_kernel, so that it spills no registers. Not tuned on a GPU yet."""
-    return {"num_warps": 8 if rows > 16 else 4, "num_stages": 2}

@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 
 from pitlane.kernels.attention_quant import FIRST_OPEN
-from pitlane.kernels.cuda.linear_fp8 import from_e4m3
+from pitlane.kernels.cuda.attention_reads import BLOCK_N
+from pitlane.kernels.cuda.e4m3 import from_e4m3
 
-BLOCK_N = 32  # keys of a tile: more spill registers; also the tokens of a quantized block
 OPEN: tl.constexpr = tl.constexpr(FIRST_OPEN // BLOCK_N)  # number of the first open block of quantized KV
 
 

@@ -12,8 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pitlane.kernels.cuda import tuning
+from pitlane.kernels.cuda.device import has_descriptors
+from pitlane.kernels.cuda.tuning import Form
+
 PIECE = 1024  # keys
 MAX_DRAFT = 64  # tokens: the bits of a mask
+BLOCK_N = 32  # keys of a tile: more spill registers; also the tokens of a quantized block
+LONG = 128  # a step with a sequence of so many tokens may run attention_prefill.py
+LONG_ROWS = {
+    64: 128,
+    128: 64,
+}  # query rows of a tile of attention_prefill.py, by the sizes of heads that it serves: others spill
 FEW_TILES = 256  # fewer tiles than this leave multiprocessors idle: then every piece has a program
 
 
@@ -22,7 +32,9 @@ class Reads(NamedTuple):
 
     tiles: [n, 3] int32, sequence, first token, end. lows: [T] int64, first visible key. highs: [T] int64, end of the visible keys
     before the draft. masks: [T] int64, bit i = the token sees draft token i. drafts, ends: [B] int64, key index of the first draft
-    token, and the number of keys. tokens: tokens of a tile. num_pieces: pieces of the longest sequence. split: see the module.
+    token, and the number of keys. tokens: tokens of a tile. num_pieces: pieces of the longest sequence. split: see attention.py.
+    form: rows, warps and stages of a tile. long_tiles, long_tokens: tiles of attention_prefill.py; None if that kernel does not
+    serve the batch.
     """
 
     tiles: Tensor
@@ -37,12 +49,18 @@ class Reads(NamedTuple):
     num_pieces: int
     num_sinks: int
     split: bool
+    form: Form
+    long_tiles: Tensor | None = None
+    long_tokens: int = 0
 
 
-def reads_of(batch: Any, group: int, heads: tuple[int, int], dim: int, device: torch.device) -> Reads:
+def reads_of(
+    batch: Any, group: int, heads: tuple[int, int], dim: int, device: torch.device, form: Form | None = None
+) -> Reads:
     """Plan the reads of a `pitlane.Batch`, whose tensors lie on the host.
 
-    heads: of queries, and of keys and values. Raises ValueError if a draft has more than MAX_DRAFT tokens.
+    heads: of queries, and of keys and values. form: of the kernel with pointers, for tuning. Raises ValueError if a draft has more
+    than MAX_DRAFT tokens.
     """
     part = batch.groups[group]
     positions, parents = batch.positions.numpy(), batch.parents.numpy()
@@ -66,23 +84,29 @@ def reads_of(batch: Any, group: int, heads: tuple[int, int], dim: int, device: t
             visible = sum(1 << bit for bit in kept if positions[begin + count + bit] >= starts[index])
             masks[index] = np.array(visible, np.uint64).astype(np.int64)
     longest = max(end - begin for begin, end in pairwise(query_start))
-    tokens = max(1, tile_rows(longest, dim) * heads[1] // heads[0])
-    tiles = [
+    is_free, form = form is None, form or tuning.chosen(f"attention D {dim}", longest, device)
+    tokens = max(1, form.block_m * heads[1] // heads[0])
+    tiles = _tiles(query_start, tokens)
+    num_pieces = max(1, -(-int(ends.max()) // PIECE))
+    table = part.block_table.numpy()
+    tensors = [np.array(tiles, np.int32), table, starts, highs, masks, drafts, ends]
+    is_plain = is_free and longest >= LONG and not part.num_sinks and not starts.any() and not masks.any()
+    long_tokens = LONG_ROWS.get(dim, 0) * heads[1] // heads[0]
+    if is_plain and long_tokens and batch.block_size == BLOCK_N and has_descriptors(device):
+        used = -(-ends // BLOCK_N)
+        if not (table.min(1, initial=0, where=np.arange(table.shape[1]) < used[:, None]) < 0).any():
+            tensors.append(np.array(_tiles(query_start, long_tokens), np.int32))
+    moved = [torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True) for array in tensors]
+    # the parts of a prompt would take gigabytes
+    split = num_pieces > 1 and longest <= 16 and len(tiles) * heads[1] < FEW_TILES
+    long_tiles = moved[7] if len(moved) > 7 else None
+    return Reads(*moved[:7], batch.block_size, tokens, num_pieces, part.num_sinks, split, form, long_tiles, long_tokens)
+
+
+def _tiles(query_start: list[int], tokens: int) -> list[tuple[int, int, int]]:
+    """Cut the tokens of every sequence into tiles: sequence, first token, end."""
+    return [
         (row, token, min(token + tokens, end))
         for row, (begin, end) in enumerate(pairwise(query_start))
         for token in range(begin, end, tokens)
     ]
-    num_pieces = max(1, -(-int(ends.max()) // PIECE))
-    tensors = (np.array(tiles, np.int32), part.block_table.numpy(), starts, highs, masks, drafts, ends)
-    moved = [torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True) for array in tensors]
-    split = (
-        num_pieces > 1 and longest <= 16 and len(tiles) * heads[1] < FEW_TILES
-    )  # the parts of a prompt would take gigabytes
-    return Reads._make((*moved, batch.block_size, tokens, num_pieces, part.num_sinks, split))
-
-
-def tile_rows(longest: int, dim: int) -> int:
-    """Query rows of a tile, if `longest` is the largest number of tokens of a sequence."""
-    if longest <= 16:
-        return 16
-    return 64 if dim <= 64 else 32

@@ -41,3 +41,19 @@ def unsupported(dtype: torch.dtype, device: torch.device) -> str | None:
 def power_of_two(number: int) -> int:
     """The smallest power of two that is at least `number`: Triton's tiles have such sizes."""
     return 1 << max(0, number - 1).bit_length()
+
+
+def has_descriptors(device: torch.device) -> bool:
+    """Whether the kernels with tensor descriptors serve a device: from sm_90 on, a unit copies whole tiles (TMA)."""
+    return device.type == "cuda" and not interpreted() and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def is_aligned(tensor: torch.Tensor) -> bool:
+    """Whether a tensor descriptor may describe a tensor: 16 bytes divide its address and its strides but the last, which is 1."""
+    strides = (stride * tensor.element_size() for stride in tensor.stride()[:-1])
+    return tensor.data_ptr() % 16 == 0 and tensor.stride(-1) == 1 and all(stride % 16 == 0 for stride in strides)
+
+
+def num_programs(device: torch.device) -> int:
+    """Programs of a persistent grid: the multiprocessors of a GPU; 3 under the interpreter, so that a program takes many tiles."""
+    return 3 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pitlane.kernels.cuda.linear_fp8 import to_e4m3
+from pitlane.kernels.cuda.e4m3 import to_e4m3
 
 
 @triton.jit

@@ -15,6 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pitlane.kernels.cuda import tuning
+from pitlane.kernels.cuda.tuning import Form
+
 PANEL = 16
 
 
@@ -131,8 +134,11 @@ def quantized_inputs(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return numbers, scales
 
 
-def linear(x: Tensor, weight: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """x [M, K], weight: a `kernels.quantized.Quantized` on x's device -> y [M, N], a new tensor in `dtype`; None: in x's dtype."""
+def linear(x: Tensor, weight: Any, dtype: torch.dtype | None = None, form: Form | None = None) -> Tensor:
+    """x [M, K], weight: a `kernels.quantized.Quantized` on x's device -> y [M, N] in `dtype`; None: in x's dtype.
+
+    form: of the launch, for tuning.
+    """
     from pitlane.kernels.packing import UNIT
 
     rows, inputs = x.shape
@@ -141,43 +147,31 @@ def linear(x: Tensor, weight: Any, dtype: torch.dtype | None = None) -> Tensor:
     if rows * inputs >= 2**31:
         raise ValueError(f"x must have fewer than 2^31 values, got {list(x.shape)}")
     x = x if x.stride(1) == 1 else x.contiguous()
-    form, outputs = weight.form, weight.num_outputs
+    kind, outputs = weight.form, weight.num_outputs
     y = torch.empty((rows, outputs), dtype=dtype or x.dtype, device=x.device)
     if not rows:
         return y
-    size = form.input_group if form.bits == 4 or form.quantized else 64
-    values, factors = quantized_inputs(x, size) if form.quantized else (x, x)
-    block_m, block_n = tiles_of(rows, size)
-    grid = triton.cdiv(rows, block_m), triton.cdiv(outputs, block_n)
+    size = kind.input_group if kind.bits == 4 or kind.quantized else 64
+    values, factors = quantized_inputs(x, size) if kind.quantized else (x, x)
+    form = form or tuning.chosen("int8" if kind.bits == 8 else f"int4 g{size}", rows, x.device)
+    grid = triton.cdiv(rows, form.block_m), triton.cdiv(outputs, form.block_n)
     bias = x if weight.bias is None else weight.bias
     panel_bytes, groups = weight.packed.stride(0), triton.cdiv(inputs, size)
     shared: dict[str, Any] = {
         "GROUPS": groups,
-        "QUANTIZED": form.quantized,
+        "QUANTIZED": kind.quantized,
         "HAS_BIAS": weight.bias is not None,
         "EXACT": x.dtype == torch.float32,
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
-        **launch(rows),
+        "BLOCK_M": form.block_m,
+        "BLOCK_N": form.block_n,
+        **form.launch,
     }
     sizes = rows, outputs, inputs, values.stride(0), panel_bytes
-    if form.bits == 8:
+    if kind.bits == 8:
         int8_kernel[grid](values, factors, weight.packed, weight.scales, bias, y, *sizes, BLOCK_K=size, **shared)
     else:
-        symmetric = form.symmetric
+        symmetric = kind.symmetric
         int4_kernel[grid](
             values, factors, weight.packed, bias, y, *sizes, UNIT, SYMMETRIC=symmetric, GROUP=size, **shared
         )
     return y
-
-
-def tiles_of(rows: int, size: int) -> tuple[int, int]:
-    """(BLOCK_M, BLOCK_N) for a number of rows and the size of a group. Not tuned on a GPU yet."""
-    if rows <= 16:
-        return 16, 64
-    return 32 if rows <= 64 else 64, 32 if size == 128 else 64
-
-
-def launch(rows: int) -> dict[str, int]:
-    """Warps and stages for a number of rows, so that the kernels spill no registers."""
-    return {"num_warps": 4 if rows <= 16 else 8, "num_stages": 2}

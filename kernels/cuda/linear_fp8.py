@@ -1,8 +1,9 @@
 """Linear with fp8 weights (e4m3): y [M, N] = x [M, K] (W * scales)^T + bias.
 
-Scales are float32: one per output, [N], or one per block of 128 x 128 weights, [ceil(N / 128), ceil(K / 128)]. Inputs are used in
-16 bits, or rounded to e4m3 by rows (scales per output) or by 128 inputs of a row (scales per block): the largest value becomes 448.
-e4m3 is exact in bfloat16 and float16, so the tensor cores of any GPU serve; a GPU from sm_89 on multiplies fp8 by fp8 itself.
+Scales are float32: one per output, [N]; one per 128 inputs of an output, [N, ceil(K / 128)]; or one per block of 128 x 128 weights,
+[ceil(N / 128), ceil(K / 128)]. Inputs are used in 16 bits, or rounded to e4m3 by rows (a scale per output) or by 128 inputs of a
+row (other scales): the largest value becomes 448. e4m3 is exact in bfloat16 and float16, so the tensor cores of any GPU serve; a
+GPU from sm_89 on multiplies fp8 by fp8 itself. From sm_90 on, many rows run a kernel with tensor descriptors (linear_fp8_tiles.py).
 Moves N K bytes per BLOCK_M rows. References: `linear_ref`, `quantize_ref`.
 Source: DeepSeek-AI 2024 (arXiv:2412.19437, section 3.3), for the scales of blocks and the sums in float32 after 128 inputs
 """
@@ -16,23 +17,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pitlane.kernels.cuda import linear_fp8_tiles, tuning
 from pitlane.kernels.cuda.device import interpreted
+from pitlane.kernels.cuda.e4m3 import from_e4m3, to_e4m3
+from pitlane.kernels.cuda.tuning import Form
 
 BLOCK = 128  # outputs and inputs that share a scale
 LARGEST = 448.0
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def has_blocks(scales: Tensor, outputs: int) -> bool:
-    """Whether scales are of blocks, not of outputs."""
-    return scales.numel() != outputs or (scales.dim() == 2 and scales.shape[1] != 1)
+def shared_by(scales: Tensor, outputs: int) -> int:
+    """Outputs that share the scale of 128 inputs: 1 or 128. 0: an output has a scale for all inputs."""
+    if scales.numel() == outputs and (scales.dim() == 1 or scales.shape[1] == 1):
+        return 0
+    return 1 if len(scales) == outputs else BLOCK
 
 
 def scales_of(scales: Tensor, outputs: int, inputs: int) -> Tensor:
     """The scales of all weights, [N, K] float32."""
-    if not has_blocks(scales, outputs):
+    shared = shared_by(scales, outputs)
+    if not shared:
         return scales.float().reshape(outputs, 1).expand(outputs, inputs)
-    wide = scales.float().repeat_interleave(BLOCK, 0)[:outputs]
+    wide = scales.float().repeat_interleave(shared, 0)[:outputs]
     return wide.repeat_interleave(BLOCK, 1)[:, :inputs]
 
 
@@ -50,36 +57,11 @@ def linear_ref(
     """The reference in float32."""
     value = x.float()
     if quantized:
-        size = BLOCK if has_blocks(scales, len(weight)) else x.shape[1]
+        size = BLOCK if shared_by(scales, len(weight)) else x.shape[1]
         numbers, factors = quantize_ref(x, size)
         value = numbers.float() * factors.repeat_interleave(size, 1)[:, : x.shape[1]]
     y = value @ (weight.float() * scales_of(scales, *weight.shape)).T
     return (y if bias is None else y + bias.float()).to(x.dtype)
-
-
-@triton.jit
-def from_e4m3(byte):
-    """The values of e4m3 bytes in float16: its bits fit, with an exponent that is 8 too low."""
-    sign = (byte.to(tl.uint16) & 0x80) << 8
-    size = (byte.to(tl.uint16) & 0x7F) << 7
-    value = (sign | size).to(tl.float16, bitcast=True) * 256.0
-    return tl.where((byte & 0x7F) == 0x7F, float("nan"), value).to(tl.float16)
-
-
-@triton.jit
-def to_e4m3(value):
-    """The bytes of float32 values in [-448, 448], rounded to nearest, ties to even. NaN becomes 0x7F."""
-    bits = value.to(tl.int32, bitcast=True)
-    size = bits & 0x7FFFFFFF
-    power = tl.maximum(size >> 23, 121)  # below 2^-6, steps are 2^-9
-    # adding 2^(e + 20) to a value with exponent e leaves 3 bits behind the point, rounded as the sum is
-    step = ((power + 20) << 23).to(tl.float32, bitcast=True)
-    rounded = (size.to(tl.float32, bitcast=True) + step) - step
-    normal = (rounded.to(tl.int32, bitcast=True) - (120 << 23)) >> 20
-    is_small = rounded < 0.015625  # below 2^-6 the byte is a number of steps
-    byte = tl.where(is_small, tl.where(is_small, rounded * 512.0, 0.0).to(tl.int32), normal)
-    byte = tl.where(size > 0x7F800000, 0x7F, byte)
-    return (byte | ((bits >> 24) & 0x80)).to(tl.uint8)
 
 
 @triton.jit
@@ -105,10 +87,10 @@ def quantize_kernel(
 @triton.jit
 def fp8_kernel(
     x, factors, weight, scales, bias, y, M, N, K, x_stride, weight_stride, scale_stride, num_factors,
-    BLOCKS: tl.constexpr, QUANTIZED: tl.constexpr, NATIVE: tl.constexpr, HAS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    SHARED: tl.constexpr, QUANTIZED: tl.constexpr, NATIVE: tl.constexpr, HAS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """BLOCKS: scales [ceil(N / 128), ceil(K / 128)], and a factor per 128 inputs; else a scale per output and a factor per row.
+    """SHARED: outputs that share the scale of 128 inputs, with a factor per 128 inputs; 0: a scale per output and a factor per row.
 
     BLOCK_N and BLOCK_K divide 128. NATIVE: products of fp8 by fp8; else both are values of 16 bits.
     """
@@ -126,12 +108,15 @@ def fp8_kernel(
             part = tl.dot(from_e4m3(value), from_e4m3(byte))
         else:
             part = tl.dot(value, from_e4m3(byte).to(value.dtype), input_precision="ieee" if EXACT else "tf32")
-        if BLOCKS:
+        if SHARED == 128:
             part *= tl.load(scales + tl.program_id(1) * BLOCK_N // 128 * scale_stride + start // 128)
+        elif SHARED == 1:
+            part *= tl.load(scales + outs * scale_stride + start // 128, outs < N, 0.0)[None, :]
+        if SHARED:  # noqa: SIM102 (two constants)
             if QUANTIZED:
                 part *= tl.load(factors + rows * num_factors + start // 128, rows < M, 0.0)[:, None]
         total += part
-    if not BLOCKS:
+    if not SHARED:
         total *= tl.load(scales + outs, outs < N, 0.0)[None, :]
         if QUANTIZED:
             total *= tl.load(factors + rows, rows < M, 0.0)[:, None]
@@ -153,55 +138,67 @@ def quantized_inputs(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return numbers, scales
 
 
-def linear(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None = None, *, quantized: bool = False) -> Tensor:
-    """x [M, K], weight float8_e4m3fn [N, K], scales [N], [N, 1] or [ceil(N / 128), ceil(K / 128)] -> y [M, N] in x's dtype.
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor,
+    bias: Tensor | None = None,
+    *,
+    quantized: bool = False,
+    form: Form | None = None,
+) -> Tensor:
+    """x [M, K], weight float8_e4m3fn [N, K], scales [N], [N, 1], [N, ceil(K / 128)] or per block -> y [M, N] in x's dtype.
 
-    quantized: round the inputs to e4m3. Rows of x and of weight may be strided.
+    quantized: round the inputs to e4m3. form: of the launch, for tuning. Rows of x and of weight may be strided.
     """
+    (rows, inputs), (outputs, _) = x.shape, weight.shape
+    shared = shared_by(scales, outputs)
+    _check(x, weight, scales, bias, shared)
+    x = x if x.stride(1) == 1 else x.contiguous()
+    weight = weight if weight.stride(1) == 1 else weight.contiguous()
+    y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
+    if not rows:
+        return y
+    values, factors = quantized_inputs(x, BLOCK if shared else inputs) if quantized else (x, scales)
+    kernel = "fp8 W8A8" if quantized else "fp8 W8A16"
+    if form is None:  # tiles of float32 are too large for descriptors
+        form = tuning.plain(kernel, rows) if x.dtype == torch.float32 else tuning.chosen(kernel, rows, x.device)
+    scale_stride = scales.stride(0) if shared else 0
+    flags: dict[str, Any] = {
+        "SHARED": shared,
+        "QUANTIZED": quantized,
+        "NATIVE": quantized and has_fp8(x.device),
+        "HAS_BIAS": bias is not None,
+    }
+    given = values, factors, weight, scales, scales if bias is None else bias, y
+    if form.descriptors and linear_fp8_tiles.serves(values, weight, y):
+        linear_fp8_tiles.run(*given, scale_stride, form, flags)
+        return y
+    form = tuning.plain(kernel, rows) if form.descriptors else form
+    grid = triton.cdiv(rows, form.block_m), triton.cdiv(outputs, form.block_n)
+    fp8_kernel[grid](
+        values, factors, weight.view(torch.uint8), *given[3:], rows, outputs, inputs, values.stride(0), weight.stride(0),
+        scale_stride, factors.shape[-1], EXACT=x.dtype == torch.float32, **flags, **form.blocks, **form.launch,
+    )  # fmt: skip
+    return y
+
+
+def _check(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, shared: int) -> None:
     (rows, inputs), (outputs, width) = x.shape, weight.shape
     if width != inputs or weight.dtype != torch.float8_e4m3fn or x.dtype not in DTYPES:
         given = f"{x.dtype} {list(x.shape)}, {weight.dtype} {list(weight.shape)}"
         raise ValueError(f"x must be of 16 or 32 bits [M, K], weight float8_e4m3fn [N, K], got {given}")
-    blocks = has_blocks(scales, outputs)
-    if blocks and scales.shape != (triton.cdiv(outputs, BLOCK), triton.cdiv(inputs, BLOCK)):
-        raise ValueError(f"scales must be [{outputs}] or a value per {BLOCK} x {BLOCK}, got {list(scales.shape)}")
+    if shared and scales.shape != (triton.cdiv(outputs, shared), triton.cdiv(inputs, BLOCK)):
+        wanted = f"[{outputs}], or per {BLOCK} inputs of an output, or per {BLOCK} x {BLOCK} weights"
+        raise ValueError(f"scales must be {wanted}, got {list(scales.shape)}")
     if scales.dtype != torch.float32 or not scales.is_contiguous():
         raise ValueError(f"scales must be contiguous float32, got {scales.dtype} with strides {scales.stride()}")
     if bias is not None and bias.shape != (outputs,):
         raise ValueError(f"bias must be [{outputs}], got {list(bias.shape)}")
     if rows * x.stride(0) >= 2**31:
         raise ValueError(f"x must span fewer than 2^31 values, got {list(x.shape)} with strides {x.stride()}")
-    x = x if x.stride(1) == 1 else x.contiguous()
-    weight = weight if weight.stride(1) == 1 else weight.contiguous()
-    y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
-    if not rows:
-        return y
-    values, factors = quantized_inputs(x, BLOCK if blocks else inputs) if quantized else (x, scales)
-    block_m, block_n = tiles_of(rows)
-    fp8_kernel[(triton.cdiv(rows, block_m), triton.cdiv(outputs, block_n))](
-        values, factors, weight.view(torch.uint8), scales, scales if bias is None else bias, y, rows, outputs, inputs,
-        values.stride(0), weight.stride(0), scales.stride(0) if blocks else 0, factors.shape[-1],
-        BLOCKS=blocks, QUANTIZED=quantized, NATIVE=quantized and has_fp8(x.device), HAS_BIAS=bias is not None,
-        EXACT=x.dtype == torch.float32, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=BLOCK_K, **launch(rows),
-    )  # fmt: skip
-    return y
-
-
-BLOCK_K = 64
 
 
 def has_fp8(device: torch.device) -> bool:
     """Whether the tensor cores of a device multiply fp8 by fp8."""
     return not interpreted() and torch.cuda.get_device_capability(device) >= (8, 9)
-
-
-def tiles_of(rows: int) -> tuple[int, int]:
-    """(BLOCK_M, BLOCK_N) for a number of rows. Not tuned on a GPU yet."""
-    if rows <= 16:
-        return 16, 64
-    return 32 if rows <= 64 else 64, 64
-
-
-def launch(rows: int) -> dict[str, Any]:
-    """Warps and stages for a number of rows, so that the kernel spills no registers. Not tuned on a GPU yet."""
-    return {"num_warps": 4 if rows <= 16 else 8, "num_stages": 3}

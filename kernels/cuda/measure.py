@@ -1,4 +1,4 @@
-"""Checks and times the Triton kernels on a GPU: `python -m pitlane.kernels.cuda.measure [--tiny] [--no-plugins]`.
+"""Checks and times the Triton kernels on a GPU: `python -m pitlane.kernels.cuda.measure [--tiny] [--no-plugins] [--tune [FILE]]`.
 
 First the ceilings of the device: a copy (bytes read and written per second) and a bfloat16 product. Then each kernel: the largest
 error against a reference, the time (median of rounds in turn with its peers, on a cold cache), its fraction of the ceiling, and the
@@ -6,20 +6,17 @@ time of each peer: every back end of torch's scaled_dot_product_attention, cuBLA
 operation. Then the plugins (measure_plugins.py): answers on the GPU beside answers on the CPU. Prints a table for
 docs/benchmarks.md and, as the last line, one JSON document. The exit status is 1 if a kernel or a plugin is wrong. Planned for less
 than 8 minutes, half of it compiling; not run on a GPU yet. --tiny: small shapes, also on a CPU under TRITON_INTERPRET=1, whose
-times mean nothing; float16 then stands in for bfloat16, whose products the interpreter gets wrong.
+times mean nothing; float16 then stands in for bfloat16, whose products the interpreter gets wrong. --tune: time the candidates of
+tuning.py instead, and write the table of this GPU to FILE; without FILE, to the folder `tables` of the package.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from statistics import median
 from time import perf_counter
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,105 +25,25 @@ from torch import Tensor
 from pitlane.kernels.attention_quant import decode_ref
 from pitlane.kernels.cuda import (
     activations,
-    attention,
-    attention_reads,
     kv_quant,
     linear,
     linear_fp8,
+    measure_attention,
     measure_plugins,
+    measure_tune,
     norms,
     rope,
     sampling,
 )
+from pitlane.kernels.cuda.measure_attention import BLOCK
+from pitlane.kernels.cuda.measure_timer import Call, Measured, Timer, error_of
 from pitlane.kernels.ops import rms_norm_ref, silu_mul_ref
 from pitlane.kernels.packing import Format
 from pitlane.kernels.quantized import Quantized
 
-BLOCK = 32  # slots of a block of KV
-ROUNDS = 15
-MAX_ERROR = 2e-2  # relative to the largest value of the reference
-COLD_BYTES = 2**28  # written before every timed call: more than the cache of a GPU
-BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
-Call = Callable[[], object]
 
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """ms: of the kernel. fraction: of the ceiling of bytes or operations. error: relative, the largest. peers: their ms."""
-
-    kernel: str
-    shape: str
-    error: float
-    ms: float
-    fraction: float
-    peers: dict[str, float]
-
-    @property
-    def is_right(self) -> bool:
-        return self.error <= MAX_ERROR
-
-
-class Bench:
-    """device: the GPU, or the CPU of the interpreter. bytes_per_second, operations_per_second: its ceilings, as measured."""
-
-    def __init__(self, device: torch.device, tiny: bool) -> None:
-        self.device, self.tiny, self.rows = device, tiny, list[Measured]()
-        self.cold = torch.empty(8 if tiny else COLD_BYTES, dtype=torch.uint8, device=device)
-        size = 2**12 if tiny else 2**29
-        source = torch.ones(size, dtype=torch.bfloat16, device=device)
-        target = torch.empty_like(source)
-        self.bytes_per_second = 4 * size / self.times({"copy": lambda: target.copy_(source)})["copy"]
-        side = 64 if tiny else 8192
-        a = torch.randn(side, side, device=device).bfloat16()
-        self.operations_per_second = 2 * side**3 / self.times({"product": lambda: a @ a})["product"]
-
-    def times(self, calls: Mapping[str, Call]) -> dict[str, float]:
-        """Median seconds of every call, in turn. A call that torch refuses on this device is left out."""
-        rounds: dict[str, list[float]] = {}
-        for name, call in calls.items():
-            try:
-                call()
-                rounds[name] = []
-            except (RuntimeError, NotImplementedError):
-                if name == next(iter(calls)):
-                    raise
-        for _ in range(1 if self.tiny else ROUNDS):
-            for name, seconds in rounds.items():
-                self.cold.zero_()
-                seconds.append(self.seconds(calls[name]))
-        return {name: median(seconds) for name, seconds in rounds.items()}
-
-    def seconds(self, call: Call) -> float:
-        if self.device.type != "cuda":
-            start = perf_counter()
-            call()
-            return perf_counter() - start
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        return float(begin.elapsed_time(end)) / 1e3
-
-    def add(
-        self,
-        kernel: str,
-        shape: str,
-        error: float,
-        call: Call,
-        num_bytes: float,
-        operations: float = 0,
-        peers: Mapping[str, Call] | None = None,
-    ) -> None:
-        """Measure a kernel. Its ceiling is the longer of the times for its bytes and for its operations."""
-        times = self.times({"": call, **(peers or {})})
-        seconds = times.pop("")
-        limit = max(num_bytes / self.bytes_per_second, operations / self.operations_per_second)
-        others = {name: value * 1e3 for name, value in times.items()}
-        self.rows.append(Measured(kernel, shape, error, seconds * 1e3, limit / seconds, others))
-
-    def random(self, *shape: int) -> Tensor:
-        return torch.randn(shape, device=self.device).to(torch.float16 if self.tiny else torch.bfloat16)
+class Bench(Timer):
+    """The measures of every kernel."""
 
     def ops(self) -> None:
         rows, dim = (3, 96) if self.tiny else (4096, 4096)
@@ -202,47 +119,7 @@ class Bench:
     def attention(
         self, name: str, seqs: list[tuple[int, int]], heads: tuple[int, int], dim: int, bits: int = 16
     ) -> None:
-        """seqs: (keys, queries) of each sequence; the queries are its last tokens. bits: of the KV, see `attention.attend`."""
-        num_heads, kv_heads = heads
-        counts = [-(-keys // BLOCK) for keys, _ in seqs]
-        table, order, at = (
-            torch.full((len(seqs), max(counts)), -1, dtype=torch.int32),
-            torch.randperm(sum(counts)).int(),
-            0,
-        )
-        for row, count in enumerate(counts):
-            table[row, :count] = order[at : at + count]
-            at += count
-        stores = self.random(2, kv_heads, sum(counts) * BLOCK, dim)
-        full, rows = stores, None
-        if bits != 16:
-            width = dim * bits // 8 + dim // 8 if bits else dim
-            rows = torch.empty(*stores.shape[:3], width, dtype=torch.uint8, device=self.device)
-            all_blocks = torch.arange(sum(counts), device=self.device)
-            kv_quant.quantize_blocks(stores, rows, all_blocks, all_blocks, bits)
-            full = stores[:, :, :BLOCK].contiguous()
-            stores = torch.stack(decode_ref(rows, dim, bits)).to(stores.dtype)
-        q = self.random(sum(queries for _, queries in seqs), num_heads, dim)
-        reads = attention_reads.reads_of(_batch(seqs, table), 0, heads, dim, self.device)
-        (num_keys, num_queries), count = seqs[0], counts[0]
-        slots = (table[0, :count, None].long() * BLOCK + torch.arange(BLOCK)).flatten()[:num_keys].to(self.device)
-        keys, values = (x[:, slots][None] for x in stores)
-        first = q[:num_queries].transpose(0, 1)[None]
-
-        def by_torch() -> Tensor:
-            return F.scaled_dot_product_attention(first, keys, values, is_causal=num_queries > 1, enable_gqa=True)
-
-        def by_triton() -> Tensor:
-            return attention.attend(q, full[0], full[1], reads, dim**-0.5, rows=rows, bits=bits)
-
-        pairs = sum(count * total - (count * (count - 1)) // 2 for total, count in seqs)
-        row_bytes = 2 * dim if bits == 16 else rows.shape[3]  # type: ignore[union-attr]
-        num_bytes = 2 * row_bytes * kv_heads * sum(total for total, _ in seqs) + 4 * q.numel()
-        peers: dict[str, Call] = {"default": by_torch} if self.device.type == "cpu" else {}
-        if self.device.type == "cuda" and len(seqs) == 1:
-            peers = {backend: partial(_by_backend, backend, by_torch) for backend in BACKENDS}
-        error = error_of(by_triton()[:num_queries], by_torch()[0].transpose(0, 1))
-        self.add("attention", name, error, by_triton, num_bytes, 4 * dim * num_heads * pairs, peers)
+        measure_attention.measure(self, name, seqs, heads, dim, bits)
 
     def kv(self) -> None:
         kv_heads, blocks, dim = (2, 3, 32) if self.tiny else (8, 4096, 128)
@@ -286,27 +163,6 @@ class Bench:
             self.attention(f"decode 32 x 8,192, D 128{name}", [(8192, 1)] * 32, (64, 8), 128, bits)
 
 
-def error_of(result: Tensor, reference: Tensor) -> float:
-    """The largest error, relative to the largest value of the reference."""
-    return float((result.float() - reference.float()).abs().max() / reference.float().abs().max())
-
-
-def _batch(seqs: list[tuple[int, int]], table: Tensor) -> Any:
-    """The fields of a `pitlane.Batch` that `reads_of` reads."""
-    positions = torch.cat([torch.arange(keys - queries, keys) for keys, queries in seqs])
-    starts = torch.tensor([0, *(queries for _, queries in seqs)]).cumsum(0)
-    group = SimpleNamespace(window_start=torch.zeros_like(positions), block_table=table, num_sinks=0)
-    parents = torch.full_like(positions, -1)
-    return SimpleNamespace(groups=(group,), positions=positions, parents=parents, query_start=starts, block_size=BLOCK)
-
-
-def _by_backend(name: str, call: Callable[[], Tensor]) -> Tensor:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with sdpa_kernel(getattr(SDPBackend, name)):
-        return call()
-
-
 def table_of(rows: list[Measured]) -> str:
     """A table for docs/benchmarks.md."""
     lines = ["| kernel | shape | ms | of the ceiling | times as fast as | error |", "|---|---|---|---|---|---|"]
@@ -331,6 +187,8 @@ def main() -> int:
         return 2
     with torch.inference_mode():
         bench = Bench(device, tiny)
+        if measure_tune.FLAG in sys.argv[1:]:
+            return measure_tune.main(bench, sys.argv[sys.argv.index(measure_tune.FLAG) + 1 :])
         bench.run()
     print(table_of(bench.rows))
     plugins = [] if "--no-plugins" in sys.argv[1:] else measure_plugins.run(device.type, tiny, bench.bytes_per_second)

@@ -22,10 +22,14 @@ SETS = (
     "flash_attention",
     "int8",
     "int4",
+    "fp8",
     "fused_ops,flash_attention,kv_quant",
     "fused_ops,flash_attention,int8,kv_quant,prompt_lookup",
 )
-DECODE = ("fused_ops,flash_attention", "fused_ops,flash_attention,int8", "fused_ops,flash_attention,int4")
+DECODE = (
+    "fused_ops,flash_attention",
+    *(f"fused_ops,flash_attention,{linear}" for linear in ("int8", "int4", "fp8")),
+)
 COMMAND = (sys.executable, "-c", "from pitlane.ui.cli import main; main()", "run", "--json", "--offline")
 
 

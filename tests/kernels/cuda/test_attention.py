@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import product
 
 import pytest
 import torch
@@ -25,13 +26,23 @@ def make(seqs, **options) -> Setting:  # type: ignore[no-untyped-def]
     return make_setting(seqs, attention=PagedOnCuda, dtype=torch.float32, **options)
 
 
-@pytest.mark.parametrize("window", [None, 33])
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize(
+    ("heads", "window"),
+    [
+        ((9, 3), None),
+        ((5, 1), 33),
+        *(
+            pytest.param(heads, window, marks=pytest.mark.slow)
+            for heads, window in product(HEADS, (None, 33))
+            if (heads, window) not in (((9, 3), None), ((5, 1), 33))
+        ),
+    ],
+)
 def test_a_mixed_batch(heads: tuple[int, int], window: int | None) -> None:
     near(make(MIXED, heads=heads, window=window))
 
 
-@pytest.mark.parametrize("dim", [8, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize("dim", [8, 80, 128, *(pytest.param(dim, marks=pytest.mark.slow) for dim in (64, 96, 256))])
 def test_sizes_of_heads(dim: int) -> None:
     near(make([(70, 1, None), (0, 37, None), (31, 1, TREE)], heads=(4, 2), dim=dim))
 
@@ -43,16 +54,16 @@ def test_sinks(sinks: SinkWindow) -> None:
     near(setting)
 
 
-@pytest.mark.parametrize("size", [1, 13, 31, 32, 127])
+@pytest.mark.parametrize("size", [1, 31, 32, *(pytest.param(size, marks=pytest.mark.slow) for size in (13, 127))])
 def test_chunks_at_the_edges_of_blocks(size: int) -> None:
     for first in (0, 31, 64):
         near(make([(first, size, None)], window=19 if first % 2 else None, seed=first))
 
 
-def test_random_trees() -> None:
+@pytest.mark.parametrize("sizes", [(64, 1, 7), pytest.param((2, 17, 63, 64, 64), marks=pytest.mark.slow)])
+def test_random_trees(sizes: tuple[int, ...]) -> None:
     generator = random.Random(1)
-    for seed in range(6):
-        size = generator.choice([1, 2, 7, 17, 63, 64])
+    for seed, size in enumerate(sizes):
         draft = Draft([1] * size, [generator.randrange(-1, index) if index else -1 for index in range(size)])
         near(make([(generator.randint(0, 90), 1, draft)], window=(None, 3, 40)[seed % 3], seed=seed))
 

@@ -21,10 +21,10 @@ FORMS = [
 def test_the_result_is_that_of_the_reference(form: Format) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = 102 if form.bits == 8 else 3 * form.group_size
-    for outputs, bias in ((37, True), (64, False), (131, True)):
+    for outputs, bias in ((64, False), (131, True)):
         weight = torch.randn(outputs, inputs, generator=generator)
         packed = Quantized(outputs, inputs, form, [weight], torch.randn(outputs) if bias else None)
-        for rows in (1, 5, 16, 17):
+        for rows in (1, 17):
             x = torch.randn(rows, inputs, generator=generator)
             torch.testing.assert_close(linear(x, packed), packed.reference(x), rtol=1e-5, atol=1e-4)
 

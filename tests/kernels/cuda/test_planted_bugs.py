@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -62,7 +63,7 @@ BUGS = [
         "place[None, :] >= draft)",
         "place[None, :] > draft)",
         "test_attention.test_random_trees",
-        {},
+        {"sizes": (64, 1, 7)},
     ),
     Bug("attention_kernel", "part_total * new", "part_total", "test_attention.test_several_pieces", {"few_tiles": 0}),
     Bug(
@@ -119,9 +120,9 @@ BUGS = [
         "test_linear.test_inputs_are_rounded_to_nearest_even",
         {},
     ),
-    Bug("linear_fp8", "* 256.0", "* 255.0", "test_linear_fp8.test_all_bytes_are_decoded", {}),
+    Bug("e4m3", "* 256.0", "* 255.0", "test_linear_fp8.test_all_bytes_are_decoded", {}),
     Bug(
-        "linear_fp8",
+        "e4m3",
         "size >> 23, 121",
         "size >> 23, 120",
         "test_linear_fp8.test_values_are_rounded_as_torch_rounds",
@@ -133,13 +134,44 @@ BUGS = [
             old,
             new,
             "test_linear_fp8.test_the_result_is_that_of_the_reference",
-            {"blocks": blocks, "quantized": True},
+            {"shared": shared, "quantized": True},
         )
-        for blocks, old, new in (
-            (True, "* scale_stride + start // 128", "* scale_stride"),
-            (True, "num_factors + start // 128", "num_factors"),
-            (False, "tl.load(scales + outs, outs < N", "tl.load(scales + outs, outs < N - 1"),
-            (False, "(ins < K)[:, None]", "(ins < K - 1)[:, None]"),
+        for shared, old, new in (
+            (128, "128 * scale_stride + start // 128", "128 * scale_stride"),
+            (1, "outs * scale_stride + start // 128", "outs * scale_stride"),
+            (128, "num_factors + start // 128", "num_factors"),
+            (0, "tl.load(scales + outs, outs < N", "tl.load(scales + outs, outs < N - 1"),
+            (0, "(ins < K)[:, None]", "(ins < K - 1)[:, None]"),
+        )
+    ),
+    *(
+        Bug(
+            "linear_fp8_tiles",
+            old,
+            new,
+            "test_linear_fp8.test_tiles_by_descriptors_give_the_result_of_the_reference",
+            {"shared": shared, "quantized": True},
+        )
+        for shared, old, new in (
+            (128, "out // 128 * scale_stride + start", "start"),
+            (1, "outs * scale_stride + start // 128", "outs * scale_stride"),
+            (1, "(first + tile % width % size)", "(first + tile % size)"),
+            (0, "tl.minimum(tiles_m - first, GROUP)", "GROUP"),
+            (0, "total *= tl.load(factors + rows, rows < M", "total *= tl.load(factors + rows, rows < M - 1"),
+        )
+    ),
+    *(
+        Bug("attention_prefill", old, new, "test_attention_prefill.test_the_sums_are_those_of_the_reference", arguments)
+        for arguments in ({"heads": (2, 1), "dim": 64},)
+        for old, new in (
+            ("place[None, :] < high[:, None]", "place[None, :] <= high[:, None]"),
+            (
+                "block * BLOCK_N, 0]).reshape(BLOCK_N, DIM)\n        more_value",
+                "0, 0]).reshape(BLOCK_N, DIM)\n        more_value",
+            ),
+            ("num_tiles - 1 - index // KV_HEADS", "num_tiles - 2 - index // KV_HEADS"),
+            ("// (2 * BLOCK_N) * (2 * BLOCK_N)", "// BLOCK_N * (2 * BLOCK_N)"),
+            ("range(0, highest, PIECE)", "range(0, highest - PIECE, PIECE)"),
         )
     ),
     *(
@@ -163,9 +195,21 @@ def load(name: str, path: Path) -> ModuleType:
     return module
 
 
+def users_of(module: str) -> set[str]:
+    """The modules of the package that import a module, directly or not."""
+    folder = Path(str(importlib.import_module(PACKAGE).__file__)).parent
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
+    users, size = {module}, 0
+    while size != len(users):
+        size = len(users)
+        pattern = re.compile(rf"(?m)^ *from {PACKAGE}(\.| import [\w, ]*\b)({'|'.join(users)})\b")
+        users |= {name for name, source in sources.items() if pattern.search(source)}
+    return users - {module}
+
+
 def plant(bug: Bug, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the changed module stand in for the original."""
-    name = f"{PACKAGE}.{bug.module}"
+    """Let the changed module stand in for the original, and have its users imported again."""
+    name, package = f"{PACKAGE}.{bug.module}", importlib.import_module(PACKAGE)
     original = importlib.import_module(name)
     source = Path(str(original.__file__)).read_text(encoding="utf-8")
     assert bug.old in source and bug.old != bug.new
@@ -173,7 +217,11 @@ def plant(bug: Bug, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text(source.replace(bug.old, bug.new), encoding="utf-8")
     changed = load(name, path)
     monkeypatch.setitem(sys.modules, name, changed)
-    monkeypatch.setattr(importlib.import_module(PACKAGE), bug.module, changed)
+    monkeypatch.setattr(package, bug.module, changed)
+    for user in users_of(bug.module):
+        importlib.import_module(f"{PACKAGE}.{user}")
+        monkeypatch.delattr(package, user)
+        monkeypatch.delitem(sys.modules, f"{PACKAGE}.{user}")
 
 
 @pytest.mark.slow

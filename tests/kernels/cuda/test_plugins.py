@@ -16,6 +16,8 @@ PLUGINS = {
     "flash_attention": {"flash_attention": {}},
     "int8": {"int8": {}},
     "int4": {"int4": {}},
+    "fp8": {"fp8": {}},
+    "fp8 in blocks": {"fp8": {"granularity": "block"}},
     "kv_quant int8": {"kv_quant": {"format": "int8"}, "flash_attention": {}},
     "kv_quant fp8": {"kv_quant": {"format": "fp8"}, "flash_attention": {}},
     "all": {"fused_ops": {}, "flash_attention": {}, "int8": {}, "kv_quant": {}, "prompt_lookup": {}},
