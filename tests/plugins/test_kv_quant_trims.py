@@ -117,7 +117,7 @@ def test_samples_and_preempted_sequences_give_the_same_answers(make_engine: Any,
     assert lane.pool.num_free_blocks == lane.pool.num_blocks
 
 
-@pytest.mark.parametrize("num_sinks", [4, 40])
+@pytest.mark.parametrize("num_sinks", [pytest.param(4, marks=pytest.mark.slow), 40])
 def test_a_long_document_is_saved_in_the_format_and_hit_after_a_restart(make_engine: Any, num_sinks: int) -> None:
     """Dropped blocks are not saved. Sinks and window come back as rows of the format."""
     plugins: dict[str, Any] = {"attention_sinks": SINKS | {"num_sinks": num_sinks}, "kv_quant": {"format": "int4"}}
