@@ -116,7 +116,11 @@ def test_the_contract(plugin: type[Plugin], drafters: bool) -> None:
         OPTIONS.get(plugin.name),
         base=BASES.get(plugin.name),
         bound=BOUNDS.get(plugin.name),
-        num_tokens=(256 if plugin.exactness == "identical" else 64) if drafters else 48 if plugin.exactness == "identical" else 32,
+        num_tokens=(256 if plugin.exactness == "identical" else 64)
+        if drafters
+        else 48
+        if plugin.exactness == "identical"
+        else 32,
         drafters=drafters,
     )
     outcome.assert_passed()
@@ -127,7 +131,7 @@ def test_the_contract(plugin: type[Plugin], drafters: bool) -> None:
 
 @pytest.fixture(scope="module")
 def plain_answers() -> Callable[..., list[Any]]:
-    """The answers of the plan `base`, computed once for all plugins: `plain_answers(engine, dtype, base, num_tokens, **sampling)`."""
+    """The answers of the plan `base`, computed once: `plain_answers(engine, dtype, base, num_tokens, **sampling)`."""
     known: dict[str, list[Any]] = {}
 
     def get(engine: Any, dtype: str, base: dict[str, Any], num_tokens: int, **sampling: Any) -> list[Any]:
