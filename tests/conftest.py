@@ -28,7 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 TESTS = Path(__file__).resolve().parent
 SPEED = TESTS / "speed"
 SHARED = TESTS.parents[1] / "shared" / "data"
-WARM_UP_OPERATIONS = 5e6  # 8 tokens of `random:tiny`
+WARM_UP_OPERATIONS = 5e6  # 5 tokens of `random:tiny`
 LONGEST = [  # files, by their time; the browser files wait more than they compute
     "ui/test_browser.py",
     "contract/test_contract.py",
