@@ -29,22 +29,22 @@ TESTS = Path(__file__).resolve().parent
 SPEED = TESTS / "speed"
 SHARED = TESTS.parents[1] / "shared" / "data"
 WARM_UP_OPERATIONS = 5e6  # 5 tokens of `random:tiny`
-LONGEST = [  # files, by their time; the browser files wait more than they compute
+LONGEST = [  # files by their time, the longest first
     "ui/test_browser.py",
     "contract/test_contract.py",
     "ui/test_browser_look.py",
     "ui/test_browser_pit.py",
-    "ui/test_document_plugins.py",
-    "ui/test_page_conversations.py",
-    "ui/test_terminal.py",
-    "ui/test_train_commands.py",
     "plugins/test_kv_quant_trims.py",
+    "api/test_testing.py",
     "engine/decode/test_draft_model.py",
+    "plugins/test_compiled_step.py",
     "engine/text/test_documents.py",
     "plugins/test_attention_sinks.py",
-    "plugins/test_prefix_cache_damage.py",
+    "ui/test_page_conversations.py",
     "ui/test_plugins_check.py",
-    "api/test_testing.py",
+    "ui/test_cli_batch.py",
+    "ui/test_train_commands.py",
+    "plugins/test_prefix_cache_damage.py",
 ]
 SAMPLE_TIMEOUT, WHOLE_TIMEOUT = 1800, 7200  # seconds for a test at a slow size
 
@@ -103,6 +103,7 @@ def covering(items: list[pytest.Function], strength: int) -> list[pytest.Functio
     """The items of a test that together have every combination of the values of `strength` parameters. Greedy."""
     params = [[(name, id(value)) for name, value in item.callspec.params.items()] for item in items]
     values = [frozenset(combinations(param, strength)) for param in params]
+    assert all(values), f"{items[0].originalname} has fewer than {strength} parameters"
     left, chosen = frozenset[Any]().union(*values), list[pytest.Function]()
     while left:
         best = max(range(len(items)), key=lambda index: len(values[index] & left))  # the first of the best
@@ -113,7 +114,7 @@ def covering(items: list[pytest.Function], strength: int) -> list[pytest.Functio
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects the slow tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the combinations that `cover` leaves to the slow tier. Start the longest files first: no worker is left with them."""
+    """Mark the combinations that `cover` leaves to the slow tier. Start the longest files and the browser first."""
     covered: dict[tuple[Path, str], list[pytest.Function]] = {}
     for item in items:
         if isinstance(item, pytest.Function) and item.get_closest_marker("cover"):
@@ -126,7 +127,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if item not in chosen:
                 item.add_marker(pytest.mark.slow)
     ranks = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+    items.sort(key=lambda item: (ranks.get(item.path, len(ranks)), item.get_closest_marker("browser") is None))
 
 
 def pytest_configure(config: pytest.Config) -> None:
