@@ -2,17 +2,20 @@
 
 Nothing a test does touches the user's home; only built-in plugins are loaded.
 
-`--whole` and the mark `sizes` choose the size of long proofs: `-m slow` runs a sample, `-m slow --whole` the full proof.
+`--whole` and the mark `sizes` choose the size of long proofs: `-m slow` runs a sample, `-m slow --whole` the full proof. The mark
+`cover` keeps a sample of the combinations of parameters in the default tier.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import signal
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,24 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 TESTS = Path(__file__).resolve().parent
 SPEED = TESTS / "speed"
 SHARED = TESTS.parents[1] / "shared" / "data"
+WARM_UP_OPERATIONS = 5e6  # 5 tokens of `random:tiny`
+LONGEST = [  # files by their time, the longest first
+    "ui/test_browser.py",
+    "contract/test_contract.py",
+    "ui/test_browser_look.py",
+    "ui/test_browser_pit.py",
+    "plugins/test_kv_quant_trims.py",
+    "api/test_testing.py",
+    "engine/decode/test_draft_model.py",
+    "plugins/test_compiled_step.py",
+    "engine/text/test_documents.py",
+    "plugins/test_attention_sinks.py",
+    "ui/test_page_conversations.py",
+    "ui/test_plugins_check.py",
+    "ui/test_cli_batch.py",
+    "ui/test_train_commands.py",
+    "plugins/test_prefix_cache_damage.py",
+]
 SAMPLE_TIMEOUT, WHOLE_TIMEOUT = 1800, 7200  # seconds for a test at a slow size
 
 
@@ -79,9 +100,41 @@ class Cores:
                 self.flock(self.cores, self.free)
 
 
+def covering(items: list[pytest.Function], strength: int) -> list[pytest.Function]:
+    """The items of a test that together have every combination of the values of `strength` parameters. Greedy."""
+    params = [[(name, id(value)) for name, value in item.callspec.params.items()] for item in items]
+    values = [frozenset(combinations(param, strength)) for param in params]
+    assert all(values), f"{items[0].originalname} has fewer than {strength} parameters"
+    left, chosen = frozenset[Any]().union(*values), list[pytest.Function]()
+    while left:
+        best = max(range(len(items)), key=lambda index: len(values[index] & left))  # the first of the best
+        chosen.append(items[best])
+        left -= values[best]
+    return chosen
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects the slow tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files of browser tests come first, so that no worker is left with them at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("browser") is None)
+    """Mark the combinations that `cover` leaves to the slow tier. Start the longest files and the browser first."""
+    covered: dict[tuple[Path, str], list[pytest.Function]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("cover"):
+            covered.setdefault((item.path, item.originalname), []).append(item)
+    for group in covered.values():
+        mark = group[0].get_closest_marker("cover")
+        assert mark is not None
+        chosen = covering(group, *mark.args)
+        for item in group:
+            if item not in chosen:
+                item.add_marker(pytest.mark.slow)
+    ranks = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (ranks.get(item.path, len(ranks)), item.get_closest_marker("browser") is None))
+
+
+def pytest_collection_finish() -> None:
+    """Leave the imported modules, over a million objects, out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -102,6 +155,18 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     return home
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_warm_up(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A lane opens with forwards of a few tokens: of the start of a small engine, the usual warm-up takes four fifths.
+
+    Tests of speed measure the engine as users start it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if SPEED not in request.path.parents:
+            patch.setattr("pitlane.engine.loader.WARM_UP_OPERATIONS", WARM_UP_OPERATIONS)
+        yield
 
 
 @pytest.fixture(scope="session")

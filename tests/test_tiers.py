@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -29,11 +31,11 @@ class Items:
         self.ids = [item.nodeid.partition("::")[2] for item in session.items]
 
 
-def collected(*flags: str) -> dict[str, set[str]]:
-    """The parameters of the slow tests by test name. In this process, which has imported most of what they import."""
+def collected(*flags: str, mark: str = "slow", files: Sequence[str] = PROOFS) -> dict[str, set[str]]:
+    """The parameters of the tests by test name. In this process, which has imported most of what they import."""
     items = Items()
-    proofs = [str(TESTS / proof) for proof in PROOFS]
-    options = ["--collect-only", "-qqq", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-m", "slow"]
+    proofs = [str(TESTS / file) for file in files]
+    options = ["--collect-only", "-qqq", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-m", mark]
     assert pytest.main([*options, *flags, *proofs], [items]) == 0
     sizes: dict[str, set[str]] = {}
     for test_id in items.ids:
@@ -58,6 +60,20 @@ def test_a_long_proof_has_a_sample_and_a_full_size() -> None:
     assert len(whole["test_only_ties_below_the_measured_rounding_differ"]) == 7 * 18
     assert {"200-64-greedy", "200-64-sampled"} <= whole["test_the_same_tokens_in_every_way_to_run_them"]
     assert whole["test_many_kills_lose_and_double_no_line"] == {"1500-25"}
+
+
+def test_a_covering_sample_has_every_pair_of_values() -> None:
+    """Its test has four parameters: the default tier runs a sample, and sample and slow tier together are the whole product."""
+    name, files = "test_sinks_are_read_in_the_format_of_the_store", ["plugins/test_kv_quant.py"]
+    sample, rest = (
+        {tuple(enumerate(values.split("-"))) for values in collected(mark=mark, files=files)[name]}
+        for mark in ("not slow", "slow")
+    )
+    pairs, all_pairs = (
+        {pair for values in group for pair in combinations(values, 2)} for group in (sample, sample | rest)
+    )
+    assert pairs == all_pairs and not sample & rest
+    assert len(sample | rest) == 36 and len(sample) <= 12
 
 
 def test_the_packages_of_skipped_tests_are_in_an_extra() -> None:

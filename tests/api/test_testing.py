@@ -33,7 +33,7 @@ def class_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(plugin: type[Plugin], options: Any = None, **keywords: Any) -> PluginCheck:
-    return check_plugin(plugin, options, num_tokens=24, **{"drafters": False, **keywords})
+    return check_plugin(plugin, options, **{"num_tokens": 12, "drafters": False, **keywords})
 
 
 def failed(outcome: PluginCheck) -> list[str]:
@@ -67,7 +67,7 @@ def test_a_drafter_that_does_not_pay_is_checked_all_the_same() -> None:
 
 def test_a_steering_plugin_is_proved_beside_every_drafter() -> None:
     plugin = documented("steering", adjust_logits=first_at_least(100))
-    outcome = check(plugin, effect=lambda result: min(result.token_ids) >= 100, drafters=True)
+    outcome = check(plugin, effect=lambda result: min(result.token_ids) >= 100, num_tokens=24, drafters=True)
     assert outcome.proved, outcome.table()
     detail = next(finding.detail for finding in outcome.findings if finding.clause == "drafters")
     for name in ("prompt_lookup", "speculative", "self_speculation", "jacobi", "lookahead"):

@@ -391,6 +391,7 @@ def windowed_tiny(monkeypatch: pytest.MonkeyPatch) -> str:
     return "random:tiny-windowed"
 
 
+@pytest.mark.cover(1)
 @pytest.mark.usefixtures("always_draft")
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 4}])
 @pytest.mark.parametrize("plugins", [["prompt_lookup"], ["prefix_cache", "jacobi"]])

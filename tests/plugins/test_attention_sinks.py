@@ -227,7 +227,7 @@ def test_a_prompt_longer_than_the_context_names_the_plugin(make_engine: Any) -> 
     )
 
 
-@pytest.mark.parametrize("num_sinks", [4, 40])
+@pytest.mark.parametrize("num_sinks", [pytest.param(4, marks=pytest.mark.slow), 40])
 def test_a_document_longer_than_the_context_is_saved_and_hit(make_engine: Any, num_sinks: int) -> None:
     settings = {"attention_sinks": SINKS | {"num_sinks": num_sinks}}
     bare = make_engine("random:tiny-gemma3", plugins=settings)

@@ -385,6 +385,7 @@ DRAFTERS: list[dict[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.cover(1)
 @pytest.mark.usefixtures("always_draft")
 @pytest.mark.parametrize("linears", [None, "int8", "int4"], ids=["bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("mode", [{}, {"temperature": 0.8}], ids=["greedy", "sampled"])

@@ -25,7 +25,9 @@ DRAFTERS: list[dict[str, dict[str, Any]]] = [
     {"jacobi": {}},
     {"lookahead": {}},
 ]
-MODES = pytest.mark.parametrize("mode", [{}, {"temperature": 0.8}], ids=["greedy", "sampled"])
+MODES = pytest.mark.parametrize(
+    "mode", [pytest.param({}, id="greedy", marks=pytest.mark.slow), pytest.param({"temperature": 0.8}, id="sampled")]
+)
 
 
 def prompts_of(engine: Any) -> list[list[int]]:

@@ -22,6 +22,7 @@ def assert_rounded(out: Tensor, expected: Tensor) -> None:
     assert bool(((out.double() - expected).abs() <= BF16_STEP * expected.abs() + 1e-5).all())
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("window", [None, 1, 2, 7, 33, 61, 1000])
 @pytest.mark.parametrize(
     "heads, dim", [((4, 4), 32), ((6, 2), 64), ((5, 1), 96), ((40, 2), 128), ((4, 2), 160), ((3, 3), 256)]
@@ -41,6 +42,7 @@ def test_paged_contexts_of_many_pieces_beside_a_long_prompt(window: int | None) 
     assert_rounded(*mixed.run())
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("size", [71, 72, 80, 224])
 @pytest.mark.parametrize("window", [None, 300])
 def test_paged_a_wide_draft_tree(size: int, window: int | None) -> None:
@@ -66,6 +68,7 @@ def test_paged_shared_blocks_are_one_task() -> None:
     assert_rounded(*setting.run())
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("first", [3, 100, 505, 511, 512, 1020])
 @pytest.mark.parametrize("window", [None, 40, 600])
 def test_paged_a_draft_token_gets_the_bits_of_a_last_known_token(first: int, window: int | None) -> None:
@@ -100,7 +103,8 @@ def test_paged_a_draft_token_gets_the_bits_of_a_last_known_token(first: int, win
     assert torch.equal(answer([(first, 1, tree)], 0, path, list(range(len(path)))), chain_out[: len(path)])
 
 
-@pytest.mark.parametrize("first, count", [(0, 300), (37, 81), (490, 200), (1000, 700)])
+@pytest.mark.cover(1)
+@pytest.mark.parametrize("first, count", [(1000, 250), (0, 300), (490, 200), (37, 81)])
 @pytest.mark.parametrize("window", [None, 40, 600])
 def test_paged_a_token_of_a_long_prompt_gets_the_bits_of_a_decoded_one(
     first: int, count: int, window: int | None

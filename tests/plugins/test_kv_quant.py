@@ -153,6 +153,7 @@ ATTENTIONS = [(PlainAttention, torch.float64), (SpanAttention, torch.float64), (
 each_attention = pytest.mark.parametrize("attention, dtype", ATTENTIONS, ids=["plain", "span", "paged"])
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("sizes", [[150], [33, 1, 30, 1, 60, 25], [31, 1, 1, 117]], ids=str)
 @each_attention
 @each_format
@@ -171,6 +172,7 @@ def test_own_block_in_full_precision_and_earlier_blocks_quantized(
     assert setting.store.num_open == 1, "the last block alone is open"
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("left_out", [1, 64])
 @pytest.mark.parametrize("num_sinks", [4, 40])
 @each_attention
@@ -295,6 +297,7 @@ LOOKUP: dict[str, Any] = {"prompt_lookup": {"min_ngram": 1}}
 TREES: dict[str, Any] = {"prompt_lookup": {"min_ngram": 1, "num_candidates": 4}}
 
 
+@pytest.mark.cover(1)
 @pytest.mark.usefixtures("always_draft")
 @pytest.mark.parametrize("drafter", [LOOKUP, TREES], ids=["chain", "tree"])
 @each_format

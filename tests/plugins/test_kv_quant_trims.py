@@ -100,13 +100,13 @@ def test_samples_and_preempted_sequences_give_the_same_answers(make_engine: Any,
     plugins: dict[str, Any] = {trim: TRIMS[trim], "kv_quant": {}}
     params = SamplingParams(max_tokens=130, ignore_eos=True)
     bare = make_engine(plugins=plugins)
-    texts = [tokens(40 + seed, seed) for seed in range(12)]
+    texts = [tokens(40 + seed, seed) for seed in range(8)]
     expected = [bare.generate(text, params).token_ids for text in texts[:4]]
     engine = make_engine(plugins=plugins, kv_memory=2**20, max_step_tokens=32)
     lane = engine.lane_of(engine.default_plan)
     assert lane.pool.num_blocks == 21
     results = engine.generate([*texts[4:], *texts[:4]], params)
-    assert [result.token_ids for result in results[8:]] == expected
+    assert [result.token_ids for result in results[4:]] == expected
     assert sum(result.stats["preemptions"] for result in results) > 0
     assert all(result.stats["notes"][trim]["dropped_tokens"] > 0 for result in results)
     sampled = SamplingParams(max_tokens=40, ignore_eos=True, temperature=0.9, seed=3, n=3)
@@ -117,7 +117,7 @@ def test_samples_and_preempted_sequences_give_the_same_answers(make_engine: Any,
     assert lane.pool.num_free_blocks == lane.pool.num_blocks
 
 
-@pytest.mark.parametrize("num_sinks", [4, 40])
+@pytest.mark.parametrize("num_sinks", [pytest.param(4, marks=pytest.mark.slow), 40])
 def test_a_long_document_is_saved_in_the_format_and_hit_after_a_restart(make_engine: Any, num_sinks: int) -> None:
     """Dropped blocks are not saved. Sinks and window come back as rows of the format."""
     plugins: dict[str, Any] = {"attention_sinks": SINKS | {"num_sinks": num_sinks}, "kv_quant": {"format": "int4"}}

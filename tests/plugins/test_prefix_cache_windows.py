@@ -79,6 +79,7 @@ def test_a_long_document_is_saved_with_its_last_window_and_hit_after_a_restart(
         engine.close()
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("model", WINDOWS)
 @pytest.mark.parametrize(("max_step_tokens", "export_tokens"), [(512, 512), (37, 64), (3, 512), (1000, 7)])
 def test_documents_that_end_anywhere_are_saved_and_hit(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pitlane import Draft, Plugin, hookimpl
+from pitlane.engine.text import document_worker
 from pitlane.storage.db import Store
 from pitlane.ui.answering import Desk
 from pitlane.ui.app import build_page
@@ -16,6 +18,24 @@ from pitlane.ui.handlers import Handlers
 from pitlane.ui.model_switch import ModelSwitch
 from pitlane.ui.page_view import Widgets
 from pitlane.ui.session import EngineOptions
+
+# The tests of these files need the process that reads a document. tests/engine/text/test_documents.py tests that process.
+READ_IN_A_PROCESS = {"test_reading.py", "test_restart.py"}
+
+
+@pytest.fixture(autouse=True)
+def read_documents_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read documents in this process, without limits of memory and time: a process takes 0.3 s for each document."""
+    if request.path.name in READ_IN_A_PROCESS:
+        return
+    lock = threading.Lock()  # pypdfium2 is for a single thread
+
+    def read(values: dict[str, Any], limits: Any) -> dict[str, Any]:
+        with lock:
+            return document_worker._encode(document_worker.read(values))
+
+    monkeypatch.setattr(document_worker, "_limit", lambda memory_bytes, cpu_seconds: None)
+    monkeypatch.setattr("pitlane.engine.text.documents._read_in_child", read)
 
 
 async def built(engine: Any, store: Store, notice: str = "") -> Any:

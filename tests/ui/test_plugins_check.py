@@ -21,7 +21,8 @@ LOOSE = str(Path(__file__).parent / "test_cli_plugins")
 
 
 def check(name: str, *args: str) -> Result:
-    return CliRunner().invoke(main, ["plugins", "check", name, "--plugins-dir", LOOSE, "-m", "random:tiny", *args])
+    command = ["plugins", "check", name, "--plugins-dir", LOOSE, "-m", "random:tiny", "--tokens", "12"]
+    return CliRunner().invoke(main, [*command, *args])
 
 
 @pytest.mark.parametrize("name", ["liar", "cooler"])
@@ -65,16 +66,16 @@ def test_a_plugin_comes_with_the_plugins_that_it_requires() -> None:
 
 
 def test_a_plugin_that_steers_must_change_answers() -> None:
-    result = check("endless", "--tokens", "8")
+    result = check("endless")
     assert re.search(r"exactness +passed +\d+ of 12 answers change", result.stdout)
 
 
 def test_an_approximate_plugin_is_proved_by_a_bound() -> None:
-    measured, proved = check("int8", "--tokens", "16"), check("int8", "--tokens", "16", "--bound", "0.05")
+    measured, proved = check("int8"), check("int8", "--bound", "0.05")
     assert measured.exit_code == proved.exit_code == 0
     assert measured.stdout.startswith("int8 declares approximate: not proved on this machine")
     assert proved.stdout.startswith("int8 declares approximate: proved on this machine")
-    assert check("int8", "--tokens", "16", "--bound", "0.00001").exit_code == 1
+    assert check("int8", "--bound", "0.00001").exit_code == 1
 
 
 @pytest.fixture

@@ -142,9 +142,9 @@ FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full 
     "args",
     [
         ("--help",),
-        pytest.param(("docs", "list", "--json"), marks=pytest.mark.slow),
+        ("docs", "list", "--json"),
         pytest.param(("plugins", "list"), marks=pytest.mark.slow),
-        ("run", *TINY, "--max-tokens", "2", "x"),
+        pytest.param(("run", *TINY, "--max-tokens", "2", "x"), marks=pytest.mark.slow),
     ],
 )
 def test_a_full_device_is_one_line(args: Sequence[str]) -> None:

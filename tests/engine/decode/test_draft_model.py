@@ -113,6 +113,7 @@ def said(alone: Any, token_ids: list[int], count: int, sampling: SamplingParams)
 # ---- chains
 
 
+@pytest.mark.cover(1)
 @each_mode
 def test_a_chain_is_the_answer_of_the_draft_model(
     make_bench: Callable[..., Bench], alone: Any, sampling: SamplingParams
@@ -141,6 +142,7 @@ def test_drafts_have_the_length_that_each_sequence_is_allowed(make_bench: Callab
     bench.end()
 
 
+@pytest.mark.cover(1)
 @each_mode
 def test_after_any_acceptance_the_next_draft_is_right(
     make_bench: Callable[..., Bench], alone: Any, sampling: SamplingParams

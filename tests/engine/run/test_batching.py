@@ -24,7 +24,7 @@ MORE_CHUNKS = (1, 2, 3, 7, 16, 31, 32, 33, 61, 64, 100, 512)
 GREEDY: dict[str, Any] = {}
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_k": 20}
 MODES = pytest.mark.parametrize("mode", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-SIZES = pytest.mark.sizes("count, max_tokens", default=[(6, 40)], sample=[(16, 40)], whole=[(200, 64)])
+SIZES = pytest.mark.sizes("count, max_tokens", default=[(6, 32)], sample=[(16, 40)], whole=[(200, 64)])
 KERNELS: dict[str, dict[str, Any]] = {"packed_linear": {}, "flash_attention": {}, "fused_ops": {}}
 TIE = 1e-4  # in logits; float32 batch shapes differ by about 1e-5 here
 
@@ -36,7 +36,7 @@ def in_mode(mode: dict[str, Any]) -> pytest.MarkDecorator:
         return ("sampled" if value else "greedy") if isinstance(value, dict) else None
 
     sample, whole = ([(*size, own) for own in (GREEDY, SAMPLED)] for size in ((16, 40), (200, 64)))
-    return pytest.mark.sizes("count, max_tokens, mode", default=[(6, 40, mode)], sample=sample, whole=whole, ids=name)
+    return pytest.mark.sizes("count, max_tokens, mode", default=[(6, 32, mode)], sample=sample, whole=whole, ids=name)
 
 
 def prompts_of(engine: Any, count: int) -> list[list[int]]:
