@@ -41,14 +41,13 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Multiply:
     flags = ["-std=c11", "-O2", "-ffp-contract=off", "-mfma", "-shared", "-fPIC", tiles]
     subprocess.run([COMPILER, *flags, *map(str, SOURCES), "-o", str(library), "-lm"], check=True)
     run = ctypes.CDLL(str(library)).linear_bf16
-    run.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_long] * 3 + [ctypes.c_int] * 2
+    run.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_long] * 3 + [ctypes.c_int] * 3
 
     def multiply(x: Tensor, packed: Tensor, outputs: int, bias: Tensor | None, threads: int = 1) -> Tensor:
-        y = torch.full(
-            (len(x) + 1, outputs), torch.nan, dtype=torch.bfloat16
-        )  # the kernel must not write to the extra row
+        # the kernel must not write to the extra row
+        y = torch.full((len(x) + 1, outputs), torch.nan, dtype=torch.bfloat16)
         addresses = [x.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr(), 0]
-        run(*addresses, len(x), outputs, x.shape[1], 1, threads)
+        run(*addresses, len(x), outputs, x.shape[1], 1, threads, 0)
         assert y[-1].isnan().all()
         return y[:-1]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pitlane.engine.models.decoder import residual_dtype
 from tests.engine.models.harness import Harness, load
 
 BASE: dict[str, Any] = {
@@ -146,7 +147,7 @@ def test_dtypes(dtype: torch.dtype, tolerance: float, tmp_path: Path) -> None:
     make("Qwen3", {"head_dim": 32, "initializer_range": 0.05}, tmp_path)
     exact = Harness(load(tmp_path)).run({0: tokens(5)})
     rounded = Harness(load(tmp_path, dtype), dtype=dtype).run({0: tokens(5)})
-    assert rounded.dtype == torch.float32
+    assert rounded.dtype == residual_dtype(dtype)
     assert (rounded.double() - exact.double()).abs().max() / exact.abs().max() < tolerance
 
 
