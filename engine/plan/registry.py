@@ -214,7 +214,7 @@ class PluginRegistry:
 
     def _note(self, entry: PluginEntry, import_notes: list[str]) -> None:
         entry.notes = [f"its import {note}" for note in import_notes]
-        if not entry.hooks:
+        if entry.plugin and not entry.hooks and not entry.plugin.requires:
             entry.notes.append(
                 "it has no hook, so it changes nothing; write @hookimpl above the methods that are hooks"
             )

@@ -10,7 +10,7 @@ import torch
 
 from pitlane import Plugin, SamplingParams
 from pitlane.engine.plan.registry import PluginRegistry
-from pitlane.kernels.quantized import unpack_rows
+from pitlane.kernels.packing import unpack_rows
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PARAMS = SamplingParams(max_tokens=24, ignore_eos=True)

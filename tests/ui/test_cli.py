@@ -129,9 +129,10 @@ def test_run_reads_the_prompt_from_stdin(args: Sequence[str]) -> None:
 
 
 def test_run_stops_at_a_text() -> None:
-    text = str(answer("--max-tokens", "24", "hello")["text"])
+    asked = ("--max-tokens", "24", "--temperature", "0", "hello")
+    text = str(answer(*asked)["text"])
     stop = next(char for char in text[1:] if char.isascii() and char.isprintable() and char != " ")
-    cut = answer("--max-tokens", "24", "--stop", stop, "hello")
+    cut = answer("--stop", stop, *asked)
     assert cut["finish_reason"] == "stop"
     assert cut["text"] == text[: text.index(stop)].rstrip("\ufffd")  # no half character ends an answer
 
@@ -244,7 +245,7 @@ def test_an_empty_prompt_is_refused(args: Sequence[str]) -> None:
 
 
 def test_a_drafter_that_fails_is_named_and_the_answer_goes_on() -> None:
-    asked = ("--dtype", "float64", "--max-tokens", "8", "hello")
+    asked = ("--dtype", "float64", "--max-tokens", "8", "--temperature", "0", "hello")
     result = invoke("run", *TINY, "--json", "--plugins-dir", LOOSE, "--plugins", "clumsy", *asked)
     assert result.exit_code == 0 and "Traceback" not in result.stderr
     assert "clumsy" in result.stderr and "dropped it" in result.stderr

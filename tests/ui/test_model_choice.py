@@ -346,7 +346,7 @@ def test_models_are_listed_fetched_and_removed(index: Index, pin: Pin, own_home:
     (folder / "gguf.json").write_text(json.dumps({"files": ["/books/other.gguf"], "sha256": ["0"]}))
     PackedCopies("weights", "8 bits").save("q", {"packed": torch.zeros(100_000, dtype=torch.uint8)})
     document = json.loads(invoke("models", "ls", "--json").stdout)
-    assert set(document) == {"cached", "package_index", "decoded", "packed", "presets"}
+    assert set(document) == {"cached", "package_index", "decoded", "packed", "presets", "recipes"}
     (packed,) = document["packed"]
     assert packed["recipe"] == "8 bits" and packed["num_bytes"] > 100_000
     facts = {"licence": "Apache-2.0", "description": ""}

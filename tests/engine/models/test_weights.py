@@ -189,7 +189,7 @@ def test_a_cache_that_cannot_be_written_leaves_no_half_file(tmp_path: Path, monk
     def full(*_: object, **__: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     assert SafetensorsFolder(tmp_path).fingerprint()
     assert list(cache.iterdir()) == []
 
