@@ -89,18 +89,35 @@ def reads_of(
     tiles = _tiles(query_start, tokens)
     num_pieces = max(1, -(-int(ends.max()) // PIECE))
     table = part.block_table.numpy()
-    tensors = [np.array(tiles, np.int32), table, starts, highs, masks, drafts, ends]
     is_plain = is_free and longest >= LONG and not part.num_sinks and not starts.any() and not masks.any()
     long_tokens = LONG_ROWS.get(dim, 0) * heads[1] // heads[0]
+    long_tiles = None
+
+    def moved(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
     if is_plain and long_tokens and batch.block_size == BLOCK_N and has_descriptors(device):
         used = -(-ends // BLOCK_N)
         if not (table.min(1, initial=0, where=np.arange(table.shape[1]) < used[:, None]) < 0).any():
-            tensors.append(np.array(_tiles(query_start, long_tokens), np.int32))
-    moved = [torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True) for array in tensors]
-    # the parts of a prompt would take gigabytes
-    split = num_pieces > 1 and longest <= 16 and len(tiles) * heads[1] < FEW_TILES
-    long_tiles = moved[7] if len(moved) > 7 else None
-    return Reads(*moved[:7], batch.block_size, tokens, num_pieces, part.num_sinks, split, form, long_tiles, long_tokens)
+            long_tiles = moved(np.array(_tiles(query_start, long_tokens), np.int32))
+    return Reads(
+        tiles=moved(np.array(tiles, np.int32)),
+        table=moved(table),
+        lows=moved(starts),
+        highs=moved(highs),
+        masks=moved(masks),
+        drafts=moved(drafts),
+        ends=moved(ends),
+        block_size=batch.block_size,
+        tokens=tokens,
+        num_pieces=num_pieces,
+        num_sinks=part.num_sinks,
+        # the parts of a prompt would take gigabytes
+        split=num_pieces > 1 and longest <= 16 and len(tiles) * heads[1] < FEW_TILES,
+        form=form,
+        long_tiles=long_tiles,
+        long_tokens=long_tokens,
+    )
 
 
 def _tiles(query_start: list[int], tokens: int) -> list[tuple[int, int, int]]:
