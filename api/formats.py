@@ -57,9 +57,9 @@ __all__ = [
 
 
 class Rounding(NamedTuple):
-    """How a plugin rounds a linear.
+    """How a plugin rounds the weight of a linear.
 
-    grid: bits, group size (0: a row is a group), and 1 if it is symmetric. codes: takes a weight [N, K]; returns its `Codes`, as
+    grid: bits, group size (0: a row is a group), and 1 for a symmetric grid. codes: takes a weight [N, K]; returns its `Codes`, as
     `kernels/quantize_math.py` defines them.
     """
 
@@ -70,7 +70,7 @@ class Rounding(NamedTuple):
 class Calibrated(NamedTuple):
     """The work of plugins on the weights of a model. transform: changes the tensors of a part; recipes: by plugin.
 
-    roundings: by the name of a linear, from plugins with a method `roundings` (`mixed`).
+    roundings: by the name of the linear; only plugins with a method `roundings` give them (`mixed`).
     """
 
     transform: Callable[[Part, Tensors], Tensors]

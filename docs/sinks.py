@@ -18,7 +18,7 @@ against window recomputation: a prefill of the visible tokens for every new toke
 time and memory by tenths of the answer and, as the last line, one JSON document; FILE.json and FILE.png (if matplotlib is there)
 hold the same. `ms` is the time of a token on the engine's only thread, without the time that the thread waits for other processes.
 The speed of a machine changes during so long a run. So every 200 steps the engine also computes 16 forwards of a token behind 63
-fixed tokens. `ratio` is the time of a token by the time of such a forward. All three times are medians of a tenth.
+fixed tokens. `ratio` is the time of a token divided by the time of such a forward. All three times are medians of a tenth.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def generate(model: str, num_tokens: int) -> list[dict[str, float]]:
                 print(*(f"{name} {value:,.3f}" for name, value in rows[-1].items()), flush=True)
             if (
                 len(rows) == 10
-            ):  # before the engine makes the result and its stats, which would count as memory of the last tenth
+            ):  # stop before the engine makes the result and its stats: their memory would count in the last tenth
                 break
     return rows
 

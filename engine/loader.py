@@ -90,7 +90,7 @@ class Loader:
         )
         self.is_stopped: Callable[[], bool] = lambda: False  # whether the engine is closed: ends the making of a recipe
         self._variants: WeakValueDictionary[tuple[str, ...], Variant] = WeakValueDictionary()
-        self._recipe: RecipeProgress | None = None  # of the recipe that is being built
+        self._recipe: RecipeProgress | None = None  # the progress of a running build
         self._calibrating = Lock()  # held while recipes are built, which takes minutes; loads of other plans go on
         self._loading = Lock()  # two loads at once would count the same free memory; the engine's thread never takes it
 
@@ -136,7 +136,7 @@ class Loader:
         self._check_fit(self.source.name, self.needs, self._lane_bytes, default)
 
     def make_recipes(self, plan: Plan) -> BuildContext | None:
-        """Build the recipes that a plan lacks, before any lock of a load is taken. Checks first whether the weights would fit.
+        """Build the missing recipes of a plan, without the lock of a load. Checks first whether the weights would fit.
 
         Returns the context that finds the recipes; None if the weights are loaded, or if no plugin makes a recipe.
         """
@@ -258,7 +258,7 @@ class Loader:
 
 
 def _computed_in(dtype: torch.dtype) -> str:
-    """The dtype of the weights, and that of the residual stream where it differs: stored KV depends on both."""
+    """The dtypes of the weights and, if different, of the residual stream: stored KV depends on both."""
     stream = residual_dtype(dtype)
     return str(dtype) if stream == dtype else f"{dtype}, residuals {stream}"
 

@@ -94,7 +94,7 @@ FORMATS: Mapping[str, Layout] = {
     "gptq": Layout((2, 3, 4, 8), _gptq, _gptq_config, unit=32),
     "awq": Layout((4,), _awq, _awq_config, unit=8),
 }
-LAYOUTS: Mapping[str, Layout] = {  # of methods that have a layout of their own in compressed-tensors
+LAYOUTS: Mapping[str, Layout] = {  # methods with a layout of their own in compressed-tensors
     "smoothquant": Layout((8,), int8, config_of_all),
     "fp8": Layout((8,), float8, config_of_all),
 }

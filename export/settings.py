@@ -14,7 +14,7 @@ from pitlane.kernels.fp8 import GRANULARITIES
 from pitlane.kernels.quantize_math import Codes
 
 METHODS = ("rtn", "gptq", "awq", "mixed", "smoothquant", "fp8")
-BITS = {"smoothquant": 8, "fp8": 8}  # methods that have one number of bits
+BITS = {"smoothquant": 8, "fp8": 8}  # methods with a fixed number of bits
 COMPRESSED = "compressed-tensors"
 SMALLEST_ON_KERNELS = 4.5  # bits of `mixed` from which every linear has 4 or 8 bits; below, also 2, 3, 5 and 6 bits
 
@@ -23,7 +23,7 @@ SMALLEST_ON_KERNELS = 4.5  # bits of `mixed` from which every linear has 4 or 8 
 class Settings:
     """How to quantize. group_size 0: a scale serves all inputs of an output. format: a key of FORMATS, or gguf.
 
-    granularity: of the method fp8; a linear, an output or a block shares a scale. budget: of the method mixed; bits per weight of
+    granularity: only fp8; a linear, an output or a block shares a scale. budget: only mixed; mean bits per weight of
     all linears together. Both are empty for other methods. The method mixed ignores `bits` and `group_size`.
     """
 
@@ -60,7 +60,7 @@ def scale_dtype(settings: Settings, dtype: torch.dtype) -> torch.dtype:
 
 
 def check_method(settings: Settings) -> None:
-    """Raises ExportError if the method does not have the settings."""
+    """Raises ExportError if the method does not support the settings."""
     method, bits = settings.method, BITS.get(settings.method)
     if method not in METHODS:
         raise ExportError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
@@ -79,7 +79,7 @@ def check_method(settings: Settings) -> None:
 
 
 def of_linear(settings: Settings, grid: Sequence[int]) -> Settings:
-    """The settings of a linear that the method mixed has given a grid: bits, group_size, symmetric."""
+    """The settings of a linear with the grid that mixed chose: bits, group_size, symmetric."""
     bits, group_size, symmetric = grid
     return replace(settings, bits=bits, group_size=group_size, symmetric=bool(symmetric), budget=0.0)
 

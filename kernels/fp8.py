@@ -53,7 +53,7 @@ def to_float8(x: Tensor) -> Tensor:
 
 
 def quantize(weight: Tensor, granularity: str, scale_dtype: torch.dtype = torch.float32) -> Float8:
-    """Round a weight [N, K]. Weights that share a scale: all (`tensor`), an output (`channel`), or 128 x 128 (`block`).
+    """Round a weight [N, K]. A scale serves all weights (`tensor`), an output (`channel`), or 128 x 128 weights (`block`).
 
     scale_dtype: the scales are rounded to it before the weights are rounded.
     """

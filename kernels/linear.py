@@ -23,7 +23,7 @@ from pitlane.kernels.pages import in_huge_pages
 PANEL = 32  # outputs
 AMX_INPUTS = 32  # per AMX instruction
 PRODUCTS = ("vectors", "amx", "float32")  # as kernels/cpu/linear_bf16.h counts them
-WORTH = 1.25  # `auto` takes float32 if its rate is so many times that of vectors: 1.7 on a Xeon, 0.5 on a Zen 4
+WORTH = 1.25  # `auto` takes float32 from this ratio of rates to vectors on: 1.7 on a Xeon, 0.5 on a Zen 4
 
 
 def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -89,7 +89,7 @@ class Packed:
         return self._product(x, torch.bfloat16)
 
     def wide(self, x: Tensor) -> Tensor:
-        """The same with y in float32: the sums are not rounded."""
+        """As `__call__`, with y in float32: the sums are not rounded."""
         return self._product(x, torch.float32)
 
     def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -142,7 +142,7 @@ def fastest_products() -> str:
 def float32_ratio() -> float:
     """The rate of float32 multiply-adds over that of AVX-512 BF16's dot products, on registers of one core.
 
-    Measured once per process, in turn, about 5 ms in all. The best of several runs: other processes only make a run slower.
+    Measured once per process, in turn, about 5 ms in all. Takes the best of several runs: other processes only slow a run.
     """
     floats, pairs = 0.0, 0.0
     for _ in range(6):

@@ -52,9 +52,9 @@ class Format(NamedTuple):
 
 
 def group_refusal(option: str, size: int, linears: Mapping[str, int], otherwise: str) -> str | None:
-    """Why groups of `size` inputs do not serve these linears (their inputs, by name); None if they do.
+    """Return a message if groups of `size` inputs do not divide the inputs of these linears (inputs by name), else None.
 
-    option: the name of the group size, for the message. otherwise: the way out if no size of GROUP_SIZES serves all linears.
+    option: the name of the group size, for the message. otherwise: advice if no size of GROUP_SIZES serves all linears.
     """
     for name, inputs in linears.items():
         if inputs % size:
@@ -163,7 +163,7 @@ def quantize_inputs(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def product_ref(x: Tensor, packed: Tensor, num_inputs: int, form: Format, dtype: torch.dtype) -> Tensor:
     """x [M, K] times the numbers of packed panels [P, panel bytes], with 4 bits also their scales and lows -> [M, 16 P] in dtype.
 
-    With 8 bits the scales of the outputs are left to the caller, with 4 bits UNIT. With rounded inputs, sums of a group are exact.
+    The caller applies the scales of the outputs (8 bits) or UNIT (4 bits). With rounded inputs, sums of a group are exact.
     """
     size = form.input_group
     scales: Tensor | None = None

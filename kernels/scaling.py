@@ -41,7 +41,7 @@ def row_divisors(factors: Tensor, groups: int, repeats: int) -> Tensor:
 
 
 class Feed(Protocol):
-    """The part before a linear: its name, and the runs of channels that share a factor."""
+    """The part before a linear: its name, and its runs of channels with a common factor."""
 
     @property
     def name(self) -> str: ...

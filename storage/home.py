@@ -30,7 +30,7 @@ def home() -> Path:
 
 
 def cache_limit(default: int) -> int:
-    """Bytes that all recipes, and that all packed copies, may take: PITLANE_CACHE_GB (10^9 bytes), or else `default`."""
+    """The limit in bytes for all recipes, and for all packed copies: PITLANE_CACHE_GB (10^9 bytes), or else `default`."""
     text = os.environ.get(CACHE_LIMIT, "")
     if not text.strip():
         return default

@@ -4,7 +4,7 @@ A part has the file `<home>/cache/packed/<key>/<part>.safetensors`. The key is a
 a text that names the way of packing. A file is written under a temporary name and renamed. Its metadata hold the SHA-256 of its
 tensors. A file with another SHA-256 is deleted, and the log says so. If all folders together take more than PITLANE_CACHE_GB
 (`CAP_BYTES` without this variable), the least recently used folders are deleted. A folder that reaches the limit takes no more
-parts: they are packed at every load. Small parts have no copy: packing takes less time than opening a file. Knows no layout and no
+parts; they are packed at every load. Small parts have no copy: packing takes less time than opening a file. Knows no layout and no
 model.
 """
 

@@ -29,8 +29,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 TESTS = Path(__file__).resolve().parent
 SPEED = TESTS / "speed"
 SHARED = TESTS.parents[1] / "shared" / "data"
-WARM_UP_OPERATIONS = 5e6  # 5 tokens of `random:tiny`
-LONGEST = [  # files by their time, the longest first
+WARM_UP_OPERATIONS = 5e6  # the operations of 5 tokens of `random:tiny`
+LONGEST = [  # files with the longest run time, the longest first
     "ui/test_browser.py",
     "contract/test_contract.py",
     "ui/test_browser_look.py",
@@ -159,7 +159,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True, scope="module")
 def short_warm_up(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A lane opens with forwards of a few tokens: of the start of a small engine, the usual warm-up takes four fifths.
+    """Shorten the warm-up of a lane to a few tokens: the usual warm-up takes four fifths of the start of a small engine.
 
     Tests of speed measure the engine as users start it.
     """

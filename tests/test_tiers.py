@@ -32,7 +32,7 @@ class Items:
 
 
 def collected(*flags: str, mark: str = "slow", files: Sequence[str] = PROOFS) -> dict[str, set[str]]:
-    """The parameters of the tests by test name. In this process, which has imported most of what they import."""
+    """The parameters of the tests by test name. Collected in this process, because it has imported nearly all their modules."""
     items = Items()
     proofs = [str(TESTS / file) for file in files]
     options = ["--collect-only", "-qqq", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-m", mark]
@@ -63,7 +63,7 @@ def test_a_long_proof_has_a_sample_and_a_full_size() -> None:
 
 
 def test_a_covering_sample_has_every_pair_of_values() -> None:
-    """Its test has four parameters: the default tier runs a sample, and sample and slow tier together are the whole product."""
+    """The default tier runs a sample of a test with four parameters; both tiers together run the whole product."""
     name, files = "test_sinks_are_read_in_the_format_of_the_store", ["plugins/test_kv_quant.py"]
     sample, rest = (
         {tuple(enumerate(values.split("-"))) for values in collected(mark=mark, files=files)[name]}

@@ -26,7 +26,7 @@ FOLDER = "quantized"  # in the output folder
 
 
 def format_of(name: str, group_size: int) -> Format:
-    """How the weights are rounded and written. int8 has a scale per output; group_size is of int3 and int4."""
+    """How the weights are rounded and written. int8 has a scale per output; group_size serves int3 and int4 only."""
     if name not in BITS:
         raise TrainingError(f"no quantization {name!r}; choose {' or '.join(BITS)}")
     return Format("rtn", BITS[name], 0 if name == "int8" else group_size)

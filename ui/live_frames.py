@@ -1,7 +1,7 @@
-"""The frames of an unfinished answer: what is new since the frame that a browser tab drew last.
+"""The frames of an unfinished answer: the changes since the last frame that a browser tab drew.
 
-page.js asks for the next frame when it has drawn the last one. So a slow browser gets fewer frames, and none waits in line. A frame
-names the blocks that stay, and holds the others; of the first block that changed, only its end:
+page.js asks for the next frame when it has drawn the last one. So a slow browser gets fewer frames, and no frame waits. A frame
+gives the number of blocks to keep, then the changed blocks; of the first changed block, only its end:
 
     {"number": 7, "progress": "", "keep": 3, "cut": 120, "blocks": [" lighthouse.</p>"], "facts": "..."}
 
@@ -20,7 +20,7 @@ from pitlane.storage.types import Document
 from pitlane.ui.live_text import LiveText
 from pitlane.ui.panels import Live, facts_html, progress_html
 
-MAX_TABS = 32  # that follow an answer; another tab gets whole answers
+MAX_TABS = 32  # tabs of an answer that get changes; further tabs get whole answers
 
 
 class Sent(NamedTuple):
@@ -33,7 +33,7 @@ class Sent(NamedTuple):
 
 @dataclass(slots=True)
 class LiveFrames:
-    """The frames of an answer for all tabs that show it. Not for several threads at once."""
+    """The frames of an answer for all tabs that show it. Not thread-safe."""
 
     documents: Sequence[Document]
     _text: LiveText = field(init=False)

@@ -2,7 +2,7 @@
 
 A block of Markdown (a paragraph, a list, a code block) is settled when the first line of the next block is complete. A settled
 block is rendered once, with colours and a button if it is code. The blocks behind it are rendered whenever the text has grown.
-Two things are right in the finished answer only: a link whose definition follows in a later block, and the direction of blocks
+Two details are right in the finished answer only: a link whose definition follows in a later block, and the direction of blocks
 without a letter from right to left. Knows no Gradio and no browser.
 """
 
@@ -19,12 +19,12 @@ _LINE_END = re.compile(r"\r\n?|\n")
 
 
 class LiveText:
-    """Renders a text that only grows. documents: to check citations against."""
+    """Renders a text that only grows. documents: the sources of citations."""
 
     def __init__(self, documents: Sequence[Document] = ()) -> None:
         self._documents = documents
         self._settled: list[str] = []
-        self._start = 0  # of the block that can change
+        self._start = 0  # where the block that can change begins
         self._thought: LiveText | None = None  # reasoning without its end yet
         self._text, self._blocks = "", list[str]()
 

@@ -95,7 +95,7 @@ class Blocks(NamedTuple):
 def blocks_html(text: str, documents: Sequence[Document] = ()) -> Blocks:
     """Render an unfinished text block by block.
 
-    A block is settled when the first line of the next block is complete: before, a letter more may join both.
+    A block is settled when the first line of the next block is complete: until then, another letter may join the two blocks.
     """
     env: dict[str, Any] = {"documents": documents}
     tokens = _MARKDOWN.parse(_closed(text), env)

@@ -54,7 +54,7 @@
     const fields = new FormData(form);
     return { question: fields.get("question"), laps: fields.get("laps"), plan: fields.getAll("plan") };
   };
-  let settle = () => {};  // raises the event of that name on the widget of the unfinished answer
+  let settle = () => {};  // raises the event `settle` on the widget of the unfinished answer
   const act = (element, trigger) => {
     if (element.closest("#live")) settle = () => trigger("settle", {});
     element.addEventListener("click", (event) => clicked(event, trigger));
@@ -137,12 +137,12 @@
     if (done) event.preventDefault();
   });
 
-  // An unfinished answer, by frames (ui/live_frames.py): ask for what is new, draw it, ask again. A quarter of the time is for drawing.
+  // An unfinished answer, by frames (ui/live_frames.py): ask for changes, draw them, ask again. Drawing has a quarter of the time.
   const FRAME_MS = 60, LONGEST_FRAME_MS = 400, HIDDEN_MS = 1000, DRAWING_SHARE = 0.25;
   const pause = (ms) => new Promise((done) => setTimeout(done, ms));
   const painted = () => document.hidden ? pause(0) : new Promise((done) => requestAnimationFrame((start) => { const channel = new MessageChannel(); channel.port1.onmessage = () => done(start); channel.port2.postMessage(0); }));
   const parsed = (html) => { const holder = document.createElement("template"); holder.innerHTML = html; return [...holder.content.childNodes]; };
-  const update = (old, now) => {  // makes a node equal to another, and touches only the parts that differ
+  const update = (old, now) => {  // makes node `old` equal to `now`, and changes only the parts that differ
     if (old.isEqualNode(now) || (old.dataset?.tex && old.dataset.tex === now.dataset?.tex)) return old;
     if (old.nodeType === Node.TEXT_NODE && now.nodeType === Node.TEXT_NODE) {
       if (now.data.startsWith(old.data)) old.appendData(now.data.slice(old.data.length)); else old.data = now.data;
@@ -179,7 +179,7 @@
     while (article.isConnected) {
       let frame;
       try { frame = await (await fetch(`pitlane/live/${article.dataset.live}?tab=${tab}&number=${number}`, { cache: "no-store" })).json(); }
-      catch { await pause(HIDDEN_MS); continue; }  // the server is away
+      catch { await pause(HIDDEN_MS); continue; }  // the server does not answer
       if (frame.page !== header("").dataset.page) return askState();
       if (frame.over || !article.isConnected) break;
       let cost = 0;

@@ -108,7 +108,7 @@ class PageServer:
             return
         if scope["type"] == "http" and scope["path"].startswith(
             LIVE_PATH
-        ):  # many times a second: not through Gradio's app
+        ):  # called many times a second, so it bypasses Gradio's app
             await self._live_frame(scope)(scope, receive, send)
             return
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/queue/join"):

@@ -170,7 +170,7 @@ class _Check:
         self._add(check_sequences(run))
 
     def _probe(self, run: Run) -> Result:
-        """An answer of the plan without the plugin and without a drafter: the length of drafts changes bits."""
+        """An answer without the plugin and without a drafter, because the length of drafts changes bits."""
         settings = {name: value for name, value in self.base.items() if self.registry.get(name).role != "drafter"}
         params = SamplingParams(max_tokens=min(run.num_tokens, 64), ignore_eos=True, logprobs=5)
         return run.engine.generate(run.requests[3][0], params, plan=run.engine.plan(settings))

@@ -19,7 +19,7 @@ Effect = Callable[[Result], bool]
 
 
 class Share(NamedTuple):
-    """moved: mean share of the next token's probability that moves. bound: the largest share that passes; None = no bound."""
+    """moved: share of the next token's probability that moves, mean. bound: largest `moved` that passes; None = no bound."""
 
     finding: Finding
     moved: float
@@ -40,9 +40,9 @@ def check_identical(run: Run) -> Finding:
 
 
 def check_steering(run: Run, effect: Effect | None) -> Finding:
-    """Every answer with the plugin must show the effect, and some answer without it must not.
+    """Every answer with the plugin must show the effect, and at least one answer without the plugin must not.
 
-    effect: None if there is no such function; then some answer must change.
+    effect: None if the plugin has no effect function; then at least one answer must change.
     """
     answers, plain = run.answers, run.plain
     num_changed = sum(a.token_ids != b.token_ids for a, b in zip(plain, answers, strict=True))

@@ -17,7 +17,7 @@ def check_requests(run: Run) -> Finding:
     """Run a request alone, and beside a request of the core plan. Both answers must equal the answer in the batch."""
     if not run.is_exact:
         return Finding("two requests", "skipped", f"{run.dtype}: answers of two batches may differ at ties")
-    number = len(run.requests) - 2  # sampled, with the longest prompt
+    number = len(run.requests) - 2  # the sampled request with the longest prompt
     prompt, params = run.requests[number]
     with always_drafting(run.engine, run.plan):
         alone = run.engine.generate(prompt, params, plan=run.plan)
@@ -36,7 +36,7 @@ def check_requests(run: Run) -> Finding:
 def check_drafters(run: Run, role: str | None, settings: Settings, model: str, registry: PluginRegistry) -> Finding:
     """Check the plan with every built-in drafter. It must give the same tokens, or refuse with a reason.
 
-    role: of the plugin. settings: of the plan with the plugin.
+    role: the plugin's role in a plan. settings: the settings of the plan with the plugin.
     """
     if role == "drafter":
         return Finding("drafters", "skipped", "a plan has one drafter")

@@ -22,7 +22,7 @@ class Finding:
 
     @classmethod
     def of(cls, clause: str, is_kept: bool, detail: str) -> Finding:
-        """The finding of a clause that is kept or broken."""
+        """Return the finding of a clause: kept or broken."""
         return cls(clause, "passed" if is_kept else "failed", detail)
 
 

@@ -48,7 +48,7 @@ def requests_of(vocab_size: int, num_tokens: int) -> list[PromptAndParams]:
 class Run:
     """An engine, its plans without the plugin (`core`) and with it (`plan`), and their answers to the requests.
 
-    plain: answers of `core`. answers: of `plan`. again: of `plan` with warm caches, at most 64 tokens each.
+    plain: answers of `core`. answers: answers of `plan`. again: answers of `plan` with warm caches, at most 64 tokens per answer.
     """
 
     engine: Engine
@@ -80,7 +80,7 @@ class Run:
 
 
 def answer(engine: Engine, plan: Plan, requests: list[PromptAndParams], num_tokens: int | None = None) -> list[Result]:
-    """The answers of requests that run at once. A drafter drafts in every step, even if a draft costs more than it saves."""
+    """The answers of requests in one batch. A drafter drafts in every step, even if a draft costs more than it saves."""
     with always_drafting(engine, plan):
         streams = [
             engine.submit(tokens, replace(params, max_tokens=num_tokens or params.max_tokens), plan=plan)

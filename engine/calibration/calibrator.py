@@ -54,7 +54,7 @@ STATE = "hidden-{:03}.safetensors"  # the hidden states before a layer, while a 
 class ModelCalibrator:
     """The `Calibrator` of a model under a plan.
 
-    is_stopped: asked between two sequences; if it returns True, the build ends, and a later build resumes it. progress: kept up to
+    is_stopped: called between two sequences; if it returns True, the build ends, and a later build resumes it. progress: kept up to
     date by a build, which ends if it is cancelled.
     """
 
@@ -95,7 +95,7 @@ class ModelCalibrator:
         if folder not in self._recipes:
             self._recipes[folder] = Recipe(folder)
             with suppress(OSError):
-                os.utime(folder)  # the time of the last use
+                os.utime(folder)  # `kept.py` deletes the least recently used recipes
         return self._recipes[folder]
 
     def _before(self, plugin: Any) -> Plan:

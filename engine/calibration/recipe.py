@@ -76,7 +76,7 @@ class LayerRecipe:
 class RecipeProgress:
     """A recipe that is being built. key: the `variant_key` of the plan that needs it. done: finished layers of `num_layers`.
 
-    If is_cancelled is set, the build ends before the next sequence. A later build goes on behind the finished layers.
+    If is_cancelled is set, the build ends before the next sequence. A later build resumes after the finished layers.
     """
 
     key: tuple[str, ...]

@@ -34,7 +34,7 @@ class Visibility(Protocol):
     A visibility with sinks also has an attribute `num_sinks`: the first tokens that a position sees besides its window.
     """
 
-    if TYPE_CHECKING:  # at run time, a subclass may set the attribute
+    if TYPE_CHECKING:  # for type checkers a property; at run time a subclass may set the attribute
 
         @property
         def max_tokens(self) -> int | None: ...

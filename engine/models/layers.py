@@ -22,7 +22,7 @@ from pitlane.engine.models.parts import EmbeddingPart, LinearPart, LinearPlan, N
 class Linear(Protocol):
     """A callable x [T, in] -> y [T, out]. y is a new tensor. The plan of the hook `build_linear` builds a Linear.
 
-    y has the dtype of x. A Linear may also have a method `wide`: the same, but y is float32, and its sums are not rounded to the
+    y has the dtype of x. A Linear may also have a method `wide`: it returns y in float32, with sums that are not rounded to the
     dtype of x. The model calls `wide` for the residual stream and the logits.
     """
 

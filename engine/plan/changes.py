@@ -56,7 +56,7 @@ def now(former: str) -> str:
 
 
 def explanation(error: BaseException) -> str:
-    """Return what replaces the attribute that an error misses, or what to do about a module that cannot be imported, or ''."""
+    """Return advice for an error: the new name of a missing attribute, or how to get a missing module; else ''."""
     if isinstance(error, ImportError):
         return "; install it, or restart Pitlane if the plugin's package was updated or removed meanwhile"
     return now(f"{type(error.obj).__name__}.{error.name}") if isinstance(error, AttributeError) else ""

@@ -1,6 +1,6 @@
-"""Watches the import of a plugin: puts the global settings of the process back, and notes what the import did beside its work.
+"""Watches the import of a plugin: restores the global settings of the process, and notes side effects of the import.
 
-An import runs code of strangers. What it prints goes to standard error, because standard output may be the JSON of a command.
+An import runs code of other authors. Its output goes to standard error, because standard output may be the JSON of a command.
 Threads cannot be stopped and an import cannot be interrupted, so they are only noted. Imports no torch.
 """
 
@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 log = logging.getLogger("pitlane")
-SLOW_SECONDS = 5.0  # an import of this time is noted; while it lasts, a warning names the plugin
+SLOW_SECONDS = 5.0  # a longer import gets a note, and while it lasts a warning names the plugin
 
 
 class Setting(NamedTuple):
@@ -29,7 +29,7 @@ class Setting(NamedTuple):
     default: Callable[[Any], Any] = lambda torch: None
 
 
-SETTINGS = (  # every function gets the module torch first
+SETTINGS = (  # the first argument of every function is the module torch
     Setting(
         "torch's default dtype",
         lambda torch: torch.get_default_dtype(),
@@ -79,7 +79,7 @@ def settings_kept() -> Iterator[list[str]]:
 
 @contextmanager
 def watched(name: str, source: str) -> Iterator[list[str]]:
-    """Watch the import of a plugin. At the end, the list has a line for everything that no import should do."""
+    """Watch the import of a plugin. At the end, the list has a line for every side effect."""
     notes: list[str] = []
     threads, started = set(threading.enumerate()), perf_counter()
     alarm = threading.Timer(SLOW_SECONDS, _warn, (name, source))
@@ -101,7 +101,7 @@ def watched(name: str, source: str) -> Iterator[list[str]]:
 
 
 def _is_ours(thread: threading.Thread) -> bool:
-    """Whether an engine of this process started a thread meanwhile."""
+    """Whether an engine of this process started a thread during the import."""
     return thread.name.startswith("pitlane")
 
 

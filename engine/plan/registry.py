@@ -241,7 +241,7 @@ def check_roles(plugins: Sequence[type[Plugin]]) -> None:
 
 
 def _imported(candidate: Candidate) -> tuple[object, list[str]]:
-    """Import a plugin. Returns its class or module, and what its import did beside."""
+    """Import a plugin. Returns its class or module, and the side effects of its import."""
     if candidate.source == BUILT_IN_SOURCE:
         return candidate.load(), []
     with watched(candidate.name, candidate.source) as notes:

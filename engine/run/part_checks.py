@@ -1,6 +1,7 @@
-"""Checks of the parts that plugins build for a model: what a build hook returns, and whether parts of several plugins fit together.
+"""Checks of the parts that plugins build for a model: results of build hooks, and whether parts of several plugins fit together.
 
-A part with a fault is refused when a plan is prepared, with the name of its plugin. In a request, the next part would fail instead.
+A part with a fault is refused when a plan is prepared, with the name of its plugin. Without the check, the
+fault would show in a request, as an error of the part that follows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prefixes of a lane's sequences: asks the plugins for KV that exists already, and brings it into the store.
+"""Prefixes of a lane's sequences: asks the plugins for existing KV, and brings it into the store.
 
 A prefix is a run of cached blocks, or saved KV that a plugin loads. The scheduler decides when a sequence is admitted.
 """
@@ -34,7 +34,7 @@ class Prefixes:
         """Return the match of a plugin, or an empty match if it leaves no token to compute or cannot be read."""
         match = self.match(seq) or PrefixMatch()
         if match.num_loading_tokens == 0 and is_unreadable(match):
-            match = self.match(seq) or PrefixMatch()  # the look-up has ended already: ask for its outcome
+            match = self.match(seq) or PrefixMatch()  # the look-up has ended: this call returns its outcome
         if self.pool.whole_blocks:
             match.tail = None
         count = match.num_loading_tokens
@@ -70,7 +70,7 @@ class Prefixes:
         self._used_prefix(seq)
 
     def load(self, running: SequenceOf[Sequence], seconds: float | None) -> None:
-        """Write saved prefixes into the store, for about so many seconds; None = the whole prefixes."""
+        """Write saved prefixes into the store, for about this number of seconds; None = the whole prefixes."""
         room = inf if seconds is None else seconds * LOAD_RATE
         for seq in running:
             kv = seq.kv

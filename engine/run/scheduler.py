@@ -124,7 +124,7 @@ class Scheduler:
         if kv.prefix is None or is_unreadable(kv.prefix):
             kv.prefix = self.prefixes.find(seq)
         if is_pending(seq) or is_unreadable(kv.prefix):
-            return False  # the loading may have failed just now: ask again in the next step
+            return False  # the load may have failed just now: match again in the next step
         if self.prefixes.is_wrong(kv.prefix):
             log.warning("%s gave no saved KV of %d tokens", kv.prefix_plugin, kv.prefix.num_loading_tokens)
             kv.prefix = PrefixMatch()

@@ -16,7 +16,7 @@
 #define AHEAD 128   /* keys between a key in use and the key prefetched */
 
 /* Buffers of a thread. keys: per 32 keys [dim / 2 pairs][32]. q: [dim / 2 pairs][rows]. scores: [rows][keys]. decoded_keys: KEYS
- * keys of a quantized piece. values: its values. order: 0, 1, 2, ..., their slots. */
+ * keys of a quantized piece. values: its values. order: their slots, 0, 1, 2, ... */
 typedef struct {
     uint32_t keys[MAX_KEYS * MAX_DIM / 2], q[ROWS * MAX_DIM / 2];
     float scores[ROWS * MAX_KEYS];

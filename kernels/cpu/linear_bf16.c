@@ -1,7 +1,7 @@
 /* bfloat16 linear: divides the outputs among threads. linear_vectors.c (AVX-512) or linear_tiles.c (AMX) computes them.
  *
- * A panel is 32 outputs. A thread takes a few panels of one block of rows at a time. With all products, an output is one chain of
- * sums whose order depends only on the number of inputs. So a row's result does not depend on its batch.
+ * A panel is 32 outputs. A thread takes a few panels of one block of rows at a time. With every kind of products, an output is one
+ * chain of sums whose order depends only on the number of inputs. So a row's result does not depend on its batch.
  */
 #include "linear_bf16.h"
 #include "linear_parts.h"

@@ -19,7 +19,7 @@ typedef struct {
     uint32_t *packed; /* x as `prepare_rows` writes it, or NULL */
     long rows, outs, pairs, panels;
     long chunk, block; /* largest numbers of panels and of rows that a thread takes at a time */
-    long parts; /* `prepare_rows` packs one of so many parts of the inputs */
+    long parts; /* number of parts of the inputs; a call of `prepare_rows` packs one part */
     int products; /* BY_VECTORS, BY_TILES or BY_FLOATS */
     int wide; /* y is float32, else bfloat16 */
     Phase packing, multiplying;

@@ -6,7 +6,7 @@
  * first two tiles prefetch the weights of the next block.
  *
  * One or two rows read two panels at once, as two streams: at one row 0.94 to 1.04 of a plain read, against 0.86 to 0.92 with one
- * stream (Xeon without AMX, one thread, 8 to 34 MB, in turn on a loaded machine). On AMD, where this was not measured, they read one.
+ * stream (Xeon without AMX, one thread, 8 to 34 MB, in turn on a loaded machine). On AMD (not measured), they read one stream.
  *
  * float32: weights stay pairs in memory; a mask and a shift widen them in registers. `prepare_rows` widens inputs once. A chain adds
  * the second product of a pair before the first, as Intel specifies VDPBF16PS: where no number is subnormal, the sums are equal bit

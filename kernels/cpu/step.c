@@ -193,7 +193,7 @@ static long units_of(const State *state, const Op *op) {
     return op->output == OUTPUT_SILU ? op->outs / 2 / OUTS : ceil_divide(op->outs, OUTS);
 }
 
-/* Units of a chunk. Few rows read two panels of bfloat16 at once, so their chunks are even, unless chunks would be few. */
+/* Units of a chunk. Few rows read two panels of bfloat16 at once, so their chunks have an even size if units are many. */
 static long chunk_units(const Task *task) {
     long threads = task->state->threads, size = ceil_divide(task->units, threads * MAX_CHUNKS);
     int reads_two = task->op->kind == STEP_LINEAR && task->op->weights == WEIGHTS_BF16 && task->state->rows <= STREAM_ROWS;

@@ -13,7 +13,7 @@ struct Program {
     Shape shape;
     float eps, scale, unit;
     long widest_input;
-    size_t output_bytes; /* largest size of the outputs of a row that are not a result */
+    size_t output_bytes; /* largest size of the intermediate outputs of a row */
     size_t packed_bytes; /* largest size of the packed inputs of a row */
     Op ops[];
 };

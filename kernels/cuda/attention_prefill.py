@@ -3,7 +3,7 @@
 Serves batches without windows, sinks and draft trees, over KV of 16 bits in blocks of BLOCK_N tokens: a descriptor then copies the
 keys of a block into shared memory, without a thread that computes addresses. A persistent grid: a program takes tile after tile of
 query rows, the tiles with many keys first. A step of the online softmax takes two blocks; pieces are those of attention_kernel.py.
-Keys that every row of a tile sees need no mask. Warps are not specialised: Triton 3.9 fails to compile the loop so for sm_90.
+Keys that every row of a tile sees need no mask. Warps are not specialised: Triton 3.9 fails to compile such a loop for sm_90.
 Shapes: as in attention.py.
 """
 
@@ -46,7 +46,7 @@ def steps(
     for start in range(first, end, 2 * BLOCK_N):
         place = start + tl.arange(0, BLOCK_N)
         block = tl.load(table + start // BLOCK_N)
-        if MASKED:  # the last step may end before its second tile; the block table then has no such block
+        if MASKED:  # the last step may have one tile: the block table then lacks the second block
             more_block = tl.load(table + start // BLOCK_N + 1, start + BLOCK_N < end, 0)
         else:
             more_block = tl.load(table + start // BLOCK_N + 1)

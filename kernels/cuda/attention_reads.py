@@ -19,11 +19,11 @@ from pitlane.kernels.cuda.tuning import Form
 PIECE = 1024  # keys
 MAX_DRAFT = 64  # tokens: the bits of a mask
 BLOCK_N = 32  # keys of a tile: more spill registers; also the tokens of a quantized block
-LONG = 128  # a step with a sequence of so many tokens may run attention_prefill.py
+LONG = 128  # a step with a sequence of at least this number of tokens may run attention_prefill.py
 LONG_ROWS = {
     64: 128,
     128: 64,
-}  # query rows of a tile of attention_prefill.py, by the sizes of heads that it serves: others spill
+}  # query rows of a tile of attention_prefill.py, by size of heads; other sizes spill registers
 FEW_TILES = 256  # fewer tiles than this leave multiprocessors idle: then every piece has a program
 
 

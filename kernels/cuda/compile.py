@@ -2,7 +2,7 @@
 
 `python -m pitlane.kernels.cuda.compile [--quick] [CAPABILITY ...]`. --quick: every fifth configuration of each kernel.
 
-For each kernel and configuration: registers, spilled bytes and shared memory, as `cuobjdump` and Triton tell them. Needs no GPU.
+Prints registers, spilled bytes and shared memory of every kernel and configuration, from `cuobjdump` and Triton. Needs no GPU.
 CAPABILITY: 80, 90, 100. Prints a table and, as the last line, one JSON document. The exit status is 1 if a kernel spills
 registers or needs more shared memory than the GPU has.
 """

@@ -49,7 +49,7 @@ def has_descriptors(device: torch.device) -> bool:
 
 
 def is_aligned(tensor: torch.Tensor) -> bool:
-    """Whether a tensor descriptor may describe a tensor: 16 bytes divide its address and its strides but the last, which is 1."""
+    """Whether a tensor descriptor may describe a tensor: address and strides are multiples of 16 bytes; the last stride is 1."""
     strides = (stride * tensor.element_size() for stride in tensor.stride()[:-1])
     return tensor.data_ptr() % 16 == 0 and tensor.stride(-1) == 1 and all(stride % 16 == 0 for stride in strides)
 

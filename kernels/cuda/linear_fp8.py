@@ -2,8 +2,9 @@
 
 Scales are float32: one per output, [N]; one per 128 inputs of an output, [N, ceil(K / 128)]; or one per block of 128 x 128 weights,
 [ceil(N / 128), ceil(K / 128)]. Inputs are used in 16 bits, or rounded to e4m3 by rows (a scale per output) or by 128 inputs of a
-row (other scales): the largest value becomes 448. e4m3 is exact in bfloat16 and float16, so the tensor cores of any GPU serve; a
-GPU from sm_89 on multiplies fp8 by fp8 itself. From sm_90 on, many rows run a kernel with tensor descriptors (linear_fp8_tiles.py).
+row (other scales): the largest value becomes 448. e4m3 is exact in bfloat16 and float16, so the tensor cores of any GPU can
+multiply it; from sm_89 on they multiply fp8 by fp8 directly. From sm_90 on, many rows run a kernel with
+tensor descriptors (linear_fp8_tiles.py).
 Moves N K bytes per BLOCK_M rows. References: `linear_ref`, `quantize_ref`.
 Source: DeepSeek-AI 2024 (arXiv:2412.19437, section 3.3), for the scales of blocks and the sums in float32 after 128 inputs
 """

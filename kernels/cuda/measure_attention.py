@@ -23,7 +23,7 @@ BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 class Paged:
     """seqs: (keys, queries) of each sequence; the queries are its last tokens. bits: of the KV, see `attention.attend`.
 
-    q: [T, H, D]. row_bytes: of a key in the store.
+    q: [T, H, D]. row_bytes: bytes of a key in the store.
     """
 
     def __init__(

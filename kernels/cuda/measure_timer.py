@@ -35,7 +35,7 @@ class Measured:
 class Timer:
     """Times calls, and keeps the rows of the table.
 
-    device: the GPU, or the CPU of the interpreter. bytes_per_second, operations_per_second: its ceilings, as measured.
+    device: the GPU, or the CPU of the interpreter. bytes_per_second, operations_per_second: its measured ceilings.
     """
 
     def __init__(self, device: torch.device, tiny: bool) -> None:

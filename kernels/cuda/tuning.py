@@ -21,7 +21,7 @@ import torch
 from pitlane.kernels.cuda.device import interpreted
 
 FOLDER = Path(__file__).with_name("tables")
-CLASSES = (16, 64, 0)  # largest numbers of rows of a class; 0: all larger ones
+CLASSES = (16, 64, 0)  # largest number of rows of every class; 0: more rows
 LINEARS = ("int8", "int4 g32", "int4 g64", "int4 g128", "fp8 W8A16", "fp8 W8A8")
 HEADS = (64, 80, 96, 128, 256)  # sizes of heads
 

@@ -80,7 +80,7 @@ def skip_if_unavailable(engine: Any, plugin: type[Plugin]) -> None:
 
 
 def answers(engine: Any, settings: dict[str, Any], count: int, num_tokens: int, **sampling: Any) -> list[Result]:
-    """Answers to the prompts, in one batch, and of a quarter of the tokens again with warm caches."""
+    """Answers to the prompts in one batch, then answers of a quarter of the tokens with warm caches."""
     plan, results = engine.plan(settings), []
     for max_tokens in (num_tokens, num_tokens // 4):
         streams = [

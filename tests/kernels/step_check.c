@@ -145,7 +145,7 @@ static void *caller(void *unused) {
             run(pair, rows, begin, 1, expected);
             run(pair + 1, rows, begin, threads, logits);
             for (long at = 0; at < rows * VOCAB; at++)
-                if (!isfinite(expected[at])) /* infinity or NaN: no comparison says anything */
+                if (!isfinite(expected[at])) /* infinity and NaN cannot be compared */
                     exit(2);
             different += memcmp(expected, logits, (size_t)(rows * VOCAB) * sizeof(float)) != 0;
             different += linears_differ(pair, rows, threads);

@@ -82,7 +82,7 @@ def page(
 
     Engine, store and handlers are of this test alone. The widgets are those of all tests with such an engine: they are values.
     """
-    # An event of an unfinished answer says often that it is alive, so that tests do not wait for it.
+    # Events of an unfinished answer yield often, so that tests do not wait for a yield.
     for module in ("answer_events", "waiting_line"):
         monkeypatch.setattr(f"pitlane.ui.{module}.ALIVE_SECONDS", 0.05)
     engine = make_engine(plugins={"prefix_cache": {}}, **model)

@@ -205,15 +205,16 @@ def test_upload_ask_stream_toggle_ask_again_reload(tab: Any, home: Path, tmp_pat
     tab.wait_for_selector("#documents [aria-checked=true]")
     tab.wait_for_selector("#documents :text('KV saved')")
 
-    limit(tab, 900)  # long enough to be seen growing: a token takes 2 ms
+    limit(tab, 100_000)  # the browser may be slow to draw the first frame; the test stops the answer
     tab.fill("#box textarea", "What is the lap record?")
     tab.keyboard.press("Enter")
     lengths = []
     tab.wait_for_selector(".live .body")
-    while tab.is_visible("#stop") and len(lengths) < 400:
+    while tab.is_visible("#stop") and len({length for length in lengths if length}) < 3:
         lengths.append(tab.evaluate("(document.querySelector('.live .body') || {innerText: ''}).innerText.length"))
     grown = [length for length in lengths if length]
     assert len(set(grown)) >= 3 and grown == sorted(grown), f"the text did not stream: {lengths}"
+    tab.eval_on_selector("#stop", "button => button.click()")
     finished(tab, 1)
     assert "from cache" in tab.inner_text("#thread .stats .line")  # the document was read before the question
 

@@ -1,6 +1,6 @@
 """SmolLM2 on the page beside a browser, and for a client that draws nothing, against `pitlane run` on the same prompt.
 
-By hand, on a machine without other work: `pytest -s -m "slow or not slow" tests/ui/test_browser_speed.py`. Ratios in one run count.
+By hand, on a machine without other work: `pytest -s -m "slow or not slow" tests/ui/test_browser_speed.py`. Only ratios compare.
 """
 
 from __future__ import annotations

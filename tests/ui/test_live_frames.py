@@ -1,4 +1,4 @@
-"""Frames of an unfinished answer: what is new since the frame before, and together the whole answer."""
+"""Frames of an unfinished answer: a frame holds the changes, and all frames together the whole answer."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Slow(Plugin):
 
 
 class Other(Plugin):
-    """Weights of their own, without a recipe."""
+    """A plugin with weights of its own and without a recipe."""
 
     name, exactness = "other", "approximate"
 

@@ -2,8 +2,8 @@
 
 Two libraries in one process share its threads and its memory, and each slows the other down. So the parent process starts a child
 per side and tells it when to measure a block: a JSON line on the child's stdin, and a JSON line as the answer. The first request
-says what to build; its answer describes what was built. A child ends when its stdin is closed, also when the parent is gone. Before
-all else it reserves standard output for the answers; what a library prints goes to stderr.
+has the settings of the side; its answer describes the side. A child ends when its stdin is closed, also when the parent is gone.
+First it reserves standard output for the answers; output of libraries goes to stderr.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pitlane.ui.bench.speed import Blocks, EngineSide, Side, TransformersSide
 if TYPE_CHECKING:
     from pitlane.ui.session import EngineOptions
 
-GRACE = 3.0  # seconds that a child has to end by itself
+GRACE = 3.0  # seconds from the end of its stdin until a child is killed
 
 
 class Child:
@@ -111,7 +111,7 @@ class PeerShape(NamedTuple):
 def main() -> int:
     """Build a side, then measure a block per request until stdin ends."""
     output = _claimed_stdout()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends on it, and closes the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles the signal, and closes the pipe
     with ExitStack() as stack:
         side: Side | None = None
         for line in sys.stdin:
@@ -158,7 +158,7 @@ def _built_peer(peer: dict[str, Any]) -> tuple[Side, dict[str, Any]]:
 
 
 def _claimed_stdout() -> TextIO:
-    """Standard output for the answers alone; from now on, what is printed goes to stderr."""
+    """Return standard output, for the answers alone; later prints go to stderr."""
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return output

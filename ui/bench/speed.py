@@ -1,7 +1,7 @@
 """Prefill and decode speed of one request: in the engine, and in transformers' model of the same shape.
 
 A block is a prompt of random ids, then greedy decoding past the end token. Blocks of both sides take turns (A B A B), so that noise
-of the machine meets both; ui/bench/child.py runs each side in a process of its own. The share of time outside the forward comes
+of the machine affects both; ui/bench/child.py runs each side in a process of its own. The share of time outside the forward comes
 from the engine's accumulators, over decode steps only.
 """
 

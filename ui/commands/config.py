@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 PREFIX = "PITLANE_"
 SETTINGS = tuple(
     PREFIX + name for name in ("HOME", "DEBUG", "LOAD", "CPU_KERNELS", "CACHE_GB")
-)  # variables that are not options
+)  # environment variables without an option
 SHORTEST = 3  # characters; a shorter value in a message may be there by chance
 MAX_NAMES = 30  # of a list of known words in a message
 
