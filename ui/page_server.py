@@ -106,9 +106,8 @@ class PageServer:
         """Hand a request to the page. Refuse events of tabs of earlier pages, and browsers without the password."""
         if self._login is not None and not await self._login(scope, receive, send):
             return
-        if scope["type"] == "http" and scope["path"].startswith(
-            LIVE_PATH
-        ):  # called many times a second, so it bypasses Gradio's app
+        if scope["type"] == "http" and scope["path"].startswith(LIVE_PATH):
+            # a browser asks many times a second, so the request bypasses Gradio's app
             await self._live_frame(scope)(scope, receive, send)
             return
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/queue/join"):
@@ -123,7 +122,7 @@ class PageServer:
     def _live_frame(self, scope: Any) -> Response:
         """The next frame of the answer that the path names, for the tab and after the frame number that the query names."""
         query = parse_qs(scope["query_string"].decode("latin-1"))
-        tab, number = query.get("tab", [""])[0][:MAX_TAB_LENGTH], query.get("number", ["0"])[0]
+        tab, number = query.get("tab", [""])[0][:MAX_TAB_LENGTH], query.get("number", ["0"])[0][:18]
         frame = self._frame(scope["path"].removeprefix(LIVE_PATH), tab, int(number) if number.isdecimal() else 0)
         return JSONResponse(frame | {"page": self._page}, headers={"Cache-Control": "no-store"})
 
