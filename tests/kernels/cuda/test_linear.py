@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pitlane.kernels.cuda.linear import linear, quantized_inputs
-from pitlane.kernels.quantized import Format, Quantized, quantize_inputs
+from pitlane.kernels.packing import Format, quantize_inputs
+from pitlane.kernels.quantized import Quantized
 
 FORMS = [
     Format(8, True),
