@@ -62,7 +62,8 @@ def plain(kernel: str, rows: int) -> Form:
     size = class_of(rows)
     if kernel.startswith("attention"):
         dim = int(kernel.split()[-1])
-        return Form(16, 32, dim, 4, 2) if size == 16 else Form(64 if dim <= 64 else 32, 32, dim, 8, 2)
+        # heads of 256 spill registers with 4 warps
+        return Form(16, 32, dim, 4 if dim < 256 else 8, 2) if size == 16 else Form(64 if dim <= 64 else 32, 32, dim, 8, 2)
     block_m, warps = {16: (16, 4), 64: (32, 8), 0: (64, 8)}[size]
     if kernel.startswith("fp8"):
         return Form(block_m, 64, 64, warps, 3)
