@@ -206,5 +206,5 @@ def _of_descriptors(capability: int) -> Iterator[Configuration]:
         tokens = LONG_ROWS[dim] * kv_heads // heads
         constants = attention_prefill.constants(heads, kv_heads, dim, tokens, exact=False)
         types = {**arrays, **dict.fromkeys(("keys", "values"), f"tensordesc<bf16[1,{constants['BLOCK_N']},{dim}]>")}
-        launch = attention_prefill.launch(constants["ROWS"]).values()
+        launch = attention_prefill.launch().values()
         yield f"D {dim}, G {heads // kv_heads}", attention_prefill.prefill_kernel, types, constants, *launch

@@ -62,8 +62,9 @@ def plain(kernel: str, rows: int) -> Form:
     size = class_of(rows)
     if kernel.startswith("attention"):
         dim = int(kernel.split()[-1])
-        # heads of 256 spill registers with 4 warps
-        return Form(16, 32, dim, 4 if dim < 256 else 8, 2) if size == 16 else Form(64 if dim <= 64 else 32, 32, dim, 8, 2)
+        if size == 16:  # fewer warps, or 2 stages for small heads, spill registers on a GPU
+            return Form(16, 32, dim, 8 if dim >= 128 else 4, 3 if dim <= 64 else 2)
+        return Form(64 if dim <= 64 else 32, 32, dim, 8, 2)
     block_m, warps = {16: (16, 4), 64: (32, 8), 0: (64, 8)}[size]
     if kernel.startswith("fp8"):
         return Form(block_m, 64, 64, warps, 3)
@@ -76,7 +77,7 @@ def default(kernel: str, rows: int, capability: tuple[int, int]) -> Form:
     if class_of(rows) or not kernel.startswith("fp8") or capability < (9, 0):
         return plain(kernel, rows)
     # Triton 3.9 specialises warps for sm_90 in the product of fp8 by fp8 alone: the other loop fails to compile so
-    return Form(64, 128, 128, 4, 3, True, capability[0] == 9) if "W8A8" in kernel else Form(128, 128, 64, 8, 4, True)
+    return Form(64, 128, 128, 4, 3, True, capability[0] == 9) if "W8A8" in kernel else Form(128, 64, 64, 8, 4, True)
 
 
 def candidates(kernel: str, rows: int, capability: tuple[int, int]) -> list[Form]:
