@@ -112,6 +112,9 @@ class Lanes:
             lane.close()  # it was dropped to make room, before it was prepared
 
     def _build(self, plan: Plan) -> Lane:
+        with self._building:
+            if plan.lane_key not in self.by_key:
+                self._make_room()  # recipes are made only if the weights fit, and idle lanes make room for them
         prepared = self.loader.make_recipes(plan)
         with self._building:
             lane = self.by_key.get(plan.lane_key)

@@ -72,10 +72,11 @@ class PackedCopies:
 
     def save(self, part: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write a copy of a part. If the disk is full or read-only, the log says so, and the part has no copy."""
-        size, limit = blobs.tensor_bytes(tensors), cache_limit(CAP_BYTES)
-        if size < SMALLEST_BYTES or size > limit // 2:
-            return
+        size = blobs.tensor_bytes(tensors)
         try:
+            limit = cache_limit(CAP_BYTES)
+            if size < SMALLEST_BYTES or size > limit // 2:
+                return
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if sum(_size(file) for file in self.folder.glob("*.safetensors")) + size > limit:
                 _warn_full(self.folder, limit)

@@ -45,11 +45,12 @@ class LiveFrames:
     def next(self, live: Live, tab: str, number: int) -> dict[str, Any]:
         """The frame after frame `number` of a tab. The same number comes back if nothing is new."""
         sent = self._sent.pop(tab, None)
+        is_whole = sent is None or sent.number != number
         if sent is None or sent.number != number:
-            sent = Sent(0, [], "")
+            sent = Sent(number, [], "")  # its next frame has another number than the tab's frame, so the tab draws it
         progress = progress_html(live, self.documents)
         blocks = [] if progress else self._text.blocks(live.text)
-        is_new = progress != sent.progress or blocks != sent.blocks or not sent.number
+        is_new = is_whole or progress != sent.progress or blocks != sent.blocks
         now = Sent(sent.number + 1, blocks, progress) if is_new else sent
         self._sent[tab] = now
         if len(self._sent) > MAX_TABS:

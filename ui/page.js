@@ -193,7 +193,7 @@
       number = frame.number;
       await pause(document.hidden ? HIDDEN_MS : Math.min(LONGEST_FRAME_MS, Math.max(FRAME_MS, cost / DRAWING_SHARE)));
     }
-    settle();
+    if (article.isConnected) settle();  // a redrawn article has a loop of its own
   };
 
   const follow = (scroll) => {

@@ -80,8 +80,7 @@ class PageServer:
             self._thread.start()
             self._await_start()
         assert self._loop is not None
-        self._frame, self._page = frame, page_id(page)
-        asyncio.run_coroutine_threadsafe(self._exchange(app, page, ended), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._exchange(app, page, ended, frame), self._loop).result()
 
     def wait(self) -> None:
         """Wait until the server ends. Ctrl-C ends the wait."""
@@ -146,7 +145,7 @@ class PageServer:
                 break
         raise PitlaneError(f"cannot serve the page at {self.url}; give another --host or --port")
 
-    async def _exchange(self, app: FastAPI, page: Any, ended: Callable[[], None]) -> None:
+    async def _exchange(self, app: FastAPI, page: Any, ended: Callable[[], None], frame: Frame) -> None:
         over, ready = asyncio.Event(), asyncio.Event()
         life = asyncio.create_task(_live(app, page, ready, over, ended))
         self._lives.add(life)  # asyncio itself keeps no task alive
@@ -157,7 +156,7 @@ class PageServer:
             started.cancel()
             life.result()  # raises the error of the start
         self._over.set()
-        self._app, self._over = app, over
+        self._app, self._over, self._frame, self._page = app, over, frame, page_id(page)
         self._stale |= self._sessions
         self._sessions = set()
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 log = logging.getLogger("pitlane")
 SLOW_SECONDS = 5.0  # a longer import gets a note, and while it lasts a warning names the plugin
+_WATCHING = threading.RLock()  # standard output and the settings belong to the whole process
 
 
 class Setting(NamedTuple):
@@ -66,8 +67,12 @@ def settings_kept() -> Iterator[list[str]]:
         yield notes
     finally:
         if folder and _folder() != folder:
-            notes.append(f"changed the working directory to {_folder()}; it was put back")
-            os.chdir(folder)
+            note = f"changed the working directory to {_folder()}; "
+            try:
+                os.chdir(folder)
+                notes.append(note + "it was put back")
+            except OSError as error:
+                notes.append(note + f"it cannot be put back: {error.strerror}")
         torch = _torch()
         for setting in SETTINGS if torch else ():
             expected = before[setting.name] if before else setting.default(torch)
@@ -86,7 +91,7 @@ def watched(name: str, source: str) -> Iterator[list[str]]:
     alarm.daemon = True
     alarm.start()
     try:
-        with settings_kept() as changes, redirect_stdout(sys.stderr):
+        with _WATCHING, settings_kept() as changes, redirect_stdout(sys.stderr):
             yield notes
     finally:
         alarm.cancel()

@@ -124,6 +124,15 @@ def test_a_tab_that_lost_a_frame_and_a_new_tab_get_the_whole_answer() -> None:
         assert whole["keep"] == whole["cut"] == 0 and len(whole["blocks"]) == 2, (tab, number)
 
 
+def test_a_tab_that_asks_again_draws_the_answer_that_got_lost() -> None:
+    """page.js draws a frame only if its number differs from the number that the tab has."""
+    frames = LiveFrames(())
+    frames.next(live("One."), "tab", 0)
+    frames.next(live("One.\n\nTwo"), "tab", 1)  # this response is lost
+    again = frames.next(live("One.\n\nTwo"), "tab", 1)
+    assert again["number"] != 1 and again["keep"] == again["cut"] == 0 and len(again["blocks"]) == 2
+
+
 def test_tabs_beyond_the_limit_are_forgotten() -> None:
     frames = LiveFrames(())
     for tab in range(3 * MAX_TABS):
