@@ -5,6 +5,8 @@
 
 #include "attention_quant.h"
 
+#define MAX_DIM 256 /* of a head */
+
 /* Attention of query tokens over keys and values in slots. A task is a piece of keys and its members, the tokens that see it. A
  * part is the softmax of one member over the keys of the task that it sees. */
 typedef struct {
@@ -25,11 +27,5 @@ typedef struct {
 int has_attention_bf16(int64_t dim);
 
 void attention_bf16(const Attention *job, int threads);
-
-/* The work of `attention_bf16` in pieces, on the caller's thread. Item i computes the parts of all members of task i / kv_heads for KV
- * head i % kv_heads; following: the item whose keys and values are prefetched. `attention_merge` writes the output of rows[index]
- * from its parts. Each writes final values alone, so a piece may be computed twice. */
-void attention_item(const Attention *job, long item, long following);
-void attention_merge(const Attention *job, long index);
 
 #endif

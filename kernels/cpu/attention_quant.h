@@ -18,9 +18,4 @@ typedef struct {
     long num_keys;
 } Slots;
 
-/* Write the keys and values [low, high) of a piece to keys, values [high - low][dim] in bfloat16. next: the piece to prefetch behind
- * the end of this piece. */
-void decode_keys_values(const Quantized *store, const Slots *piece, const Slots *next, long low, long high, long dim, uint16_t *keys,
-                        uint16_t *values);
-
 #endif

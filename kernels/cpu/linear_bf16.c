@@ -1,15 +1,15 @@
-/* bfloat16 linear: divides the outputs among threads. linear_vectors.c (AVX-512) or linear_tiles.c (AMX) computes them.
+/* bfloat16 linear: divides the outputs among threads. linear_vectors.h or linear_tiles.c (AMX) computes them.
  *
  * A panel is 32 outputs. A thread takes a few panels of one block of rows at a time. With every kind of products, an output is one
  * chain of sums whose order depends only on the number of inputs. So a row's result does not depend on its batch.
  */
 #include "linear_bf16.h"
-#include "linear_parts.h"
+#include "vectors.h"
 
 #if defined(PITLANE_VECTORS)
 void multiply_panels(const Job *job, long first, long rows, long panel, long end) {
     if (job->products != BY_TILES)
-        by_vectors(job, first, rows, panel, end);
+        job->vectors->panels(job, first, rows, panel, end);
     else
         for (; panel < end; panel += TILE_PANELS)
             by_tiles(job, first, rows, panel, minimum(panel + TILE_PANELS, end));
@@ -19,7 +19,7 @@ static void work(void *arg) {
     Job *job = arg;
     if (job->packed) {
         for (long item; (item = take(&job->packing, job->parts)) < job->parts; finish(&job->packing))
-            prepare_rows(job, item);
+            job->vectors->prepare(job, item);
         wait_for(&job->packing, job->parts);
     }
     long chunks = ceil_divide(job->panels, job->chunk), items = chunks * ceil_divide(job->rows, job->block);
@@ -29,11 +29,15 @@ static void work(void *arg) {
     }
 }
 
-int has_linear_bf16(void) { return has_vectors(); }
+int has_linear_bf16(void) { return vectors() != NULL; }
 
 int has_products(int64_t products, int64_t ins) {
-    return has_linear_bf16() && ins > 0 &&
-           (products == BY_TILES ? ins % 32 == 0 && has_amx_bf16() : ins % 2 == 0 && (products == BY_VECTORS || products == BY_FLOATS));
+    const Vectors *best = vectors();
+    if (!best || ins <= 0)
+        return 0;
+    if (products == BY_TILES)
+        return ins % 32 == 0 && has_amx_bf16();
+    return ins % 2 == 0 && (products == BY_FLOATS || (products == BY_VECTORS && best->has_pairs));
 }
 
 size_t scratch_bytes_bf16(int products, long rows, long ins) {
@@ -42,7 +46,7 @@ size_t scratch_bytes_bf16(int products, long rows, long ins) {
 
 void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, void *y, void *scratch, long rows, long outs, long ins,
                  int products, int threads, int wide) {
-    Job job = {.x = (const uint32_t *)x, .w = (const char *)w, .bias = bias, .y = y, .rows = rows, .outs = outs};
+    Job job = {.vectors = vectors(), .x = (const uint32_t *)x, .w = (const char *)w, .bias = bias, .y = y, .rows = rows, .outs = outs};
     job.products = products;
     job.wide = wide;
     job.packed = scratch_bytes_bf16(products, rows, ins) ? scratch : NULL;

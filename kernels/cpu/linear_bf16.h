@@ -11,7 +11,7 @@ int has_amx_bf16(void);
 /* Whether this process may use AMX's products of bytes. */
 int has_amx_int8(void);
 
-/* The instructions that multiply: AVX-512 BF16's dot products of pairs, AMX's tiles, or float32 multiply-adds of AVX-512. */
+/* The instructions that multiply: AVX-512 BF16's dot products of pairs, AMX's tiles, or float32 multiply-adds of AVX-512 or AVX2. */
 enum { BY_VECTORS, BY_TILES, BY_FLOATS };
 
 /* Whether this process may use these products for linears of `ins` inputs. */

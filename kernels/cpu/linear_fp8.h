@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 enum { FP8_PLAIN, FP8_VECTORS };
-enum { FP8_PANEL = 32 };
+enum { FP8_PANEL = 32, FP8_CHUNK = 128 /* pairs of inputs that are widened at once */ };
 
 typedef struct {
     const uint8_t *w;
@@ -22,7 +22,7 @@ typedef struct {
     long outs, ins;    /* ins: even */
     long group;        /* inputs of a group: even; the last group may be smaller */
     int wide;          /* 1: x and y are float32. 0: bfloat16 */
-    int level;         /* FP8_VECTORS: bfloat16 alone, on a CPU with AVX-512 BF16 */
+    int level;         /* FP8_VECTORS: bfloat16 alone, on a CPU with AVX2 */
 } Fp8Linear;
 
 int has_fp8_vectors(void);

@@ -6,11 +6,13 @@
  * first cache) are multiplied with all rows of a block before the next 512 inputs.
  */
 #define _GNU_SOURCE
-#include "linear_bf16.h"
-#include "linear_parts.h"
+#include "vectors.h"
 #include "tiles.h"
 
 #if defined(PITLANE_VECTORS) && defined(PITLANE_TILES)
+#include "lanes_avx512.h"
+#include "linear_products.h"
+
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -41,7 +43,7 @@ static int look_up(void) {
 static int has(int kind) {
     static atomic_int known;
     if (!atomic_load(&known))
-        atomic_store(&known, KNOWN | (has_vectors() ? look_up() : 0));
+        atomic_store(&known, KNOWN | (vectors() == &vectors_avx512 ? look_up() : 0));
     return (atomic_load(&known) & kind) != 0;
 }
 
@@ -137,7 +139,7 @@ TARGET void by_tiles(const Job *job, long first, long rows, long panel, long end
     tiles_release();
     for (long p = panel; p < end; p++)
         for (long m = 0; m < rows; m++)
-            store(job, sums[p - panel] + m * OUTS, first + m, p);
+            put_outputs(job, sums[p - panel] + m * OUTS, first + m, p);
 }
 
 #else

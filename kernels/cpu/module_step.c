@@ -2,6 +2,7 @@
 #include "module.h"
 
 #include "step.h"
+#include "vectors.h"
 
 static PyObject *call_has_step(PyObject *self, PyObject *dim) {
     (void)self;
@@ -77,8 +78,8 @@ static PyObject *call_head_norm(PyObject *self, PyObject *const *args, Py_ssize_
     if (PyErr_Occurred())
         return NULL;
     for (int64_t head = 0; head < v[3] * v[4]; head++)
-        turn_head((uint16_t *)v[0] + head * v[5], (uint16_t *)v[2] + head * v[5], v[5], (uint16_t *)v[1] + head % v[4] * v[5], eps,
-                  NULL, NULL);
+        vectors()->turn_head((uint16_t *)v[0] + head * v[5], (uint16_t *)v[2] + head * v[5], v[5],
+                             (uint16_t *)v[1] + head % v[4] * v[5], eps, NULL, NULL);
     Py_RETURN_NONE;
 }
 

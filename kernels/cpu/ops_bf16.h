@@ -13,8 +13,4 @@ void rms_norm_bf16(const void *x, const uint16_t *w, uint16_t *y, int64_t rows, 
 /* y[rows, dim] = silu(gate) * up, where x[rows, 2 dim] = gate, up. */
 void silu_mul_bf16(const uint16_t *x, uint16_t *y, int64_t rows, int64_t dim, int threads);
 
-/* One row of each, on the caller's thread. Only where `has_ops_bf16` holds. */
-void rms_norm_row(const void *x, const uint16_t *w, uint16_t *y, int64_t dim, float eps, int wide);
-void silu_mul_row(const uint16_t *gates, const uint16_t *ups, uint16_t *y, int64_t dim);
-
 #endif

@@ -9,7 +9,6 @@
  * time than to wait for another thread. */
 #include <string.h>
 
-#include "ops_bf16.h"
 #include "step_parts.h"
 
 #if defined(PITLANE_VECTORS)
@@ -73,10 +72,10 @@ static void rotate(const Task *task, long head, long end) {
             }
             uint16_t *query = (uint16_t *)state->results[task->index] + (m * heads + head) * dim;
             uint16_t *key = (uint16_t *)op->keys + (head - heads) * op->head_stride + slot;
-            turn_head(x, head < heads ? query : key, dim, weight, state->program->eps, cos, sin);
+            state->program->vectors->turn_head(x, head < heads ? query : key, dim, weight, state->program->eps, cos, sin);
             if (head < heads && second) {
                 cos = angles ? second + m * dim / 2 : NULL, sin = angles ? cos + half : NULL;
-                turn_head(x, query + state->rows * heads * dim, dim, weight, state->program->eps, cos, sin);
+                state->program->vectors->turn_head(x, query + state->rows * heads * dim, dim, weight, state->program->eps, cos, sin);
             }
         }
     }
@@ -95,14 +94,15 @@ static void rotate_guarded(const Task *task, long head, long end) {
 }
 
 static void compute(const Task *task, long chunk) {
+    const Program *program = task->state->program;
     const Op *op = task->op;
     const Job *job = &task->job;
     long begin = chunk * task->size, end = minimum(begin + task->size, task->units);
     if (op->kind == STEP_ATTENTION) {
         for (long item = begin; item < end; item++)
-            attention_item(&task->attention, item, item + 1 < task->units ? item + 1 : item);
+            program->vectors->attention_item(&task->attention, item, item + 1 < task->units ? item + 1 : item);
     } else if (op->output == OUTPUT_ROTATED) {
-        long panels = task->state->program->shape.dim / OUTS;
+        long panels = program->shape.dim / OUTS;
         multiply(task, begin * panels, end * panels);
         rotate_guarded(task, begin, end);
     } else if (op->output == OUTPUT_SILU) {
@@ -111,14 +111,14 @@ static void compute(const Task *task, long chunk) {
         multiply(task, task->units + begin, task->units + end);
         for (long m = 0; m < job->rows; m++) {
             const uint16_t *gates = (const uint16_t *)job->y + m * op->outs + begin * OUTS;
-            silu_mul_row(gates, gates + inner, (uint16_t *)task->state->results[task->index] + m * inner + begin * OUTS,
+            program->vectors->silu_mul_row(gates, gates + inner, (uint16_t *)task->state->results[task->index] + m * inner + begin * OUTS,
                          (end - begin) * OUTS);
         }
     } else {
         multiply(task, begin, end);
         if (op->output == OUTPUT_SUM) {
             float *sum = (float *)task->state->results[task->index];
-            add_columns(result_of(task->state, op->residual), job->y, sum, job->rows, op->outs, begin * OUTS,
+            program->vectors->add_columns(result_of(task->state, op->residual), job->y, sum, job->rows, op->outs, begin * OUTS,
                         minimum(end * OUTS, op->outs));
         }
     }
@@ -159,16 +159,16 @@ static void prepare(Task *task) {
         Attention job = attention_of(state, program->ops + op->source, op->source);
         job.out = task->seat->input;
         for (long row = 0; row < job.num_rows; row++)
-            attention_merge(&job, row);
+            program->vectors->attention_merge(&job, row);
     } else if (op->input == INPUT_NORM) {
         for (long m = 0; m < rows; m++)
-            rms_norm_row((const float *)source + (op->selects ? state->logit_rows[m] : m) * op->ins, (const uint16_t *)op->norm,
+            program->vectors->rms_norm_row((const float *)source + (op->selects ? state->logit_rows[m] : m) * op->ins, (const uint16_t *)op->norm,
                          task->seat->input + m * op->ins, op->ins, program->eps, 1);
     } else {
         x = source;
     }
     void *y = op->output == OUTPUT_ROWS ? state->results[task->index] : task->seat->y;
-    task->job = (Job){.x = (const uint32_t *)x, .w = (const char *)op->w, .bias = (const uint16_t *)op->bias, .y = y, .rows = rows};
+    task->job = (Job){.vectors = program->vectors, .x = (const uint32_t *)x, .w = (const char *)op->w, .bias = (const uint16_t *)op->bias, .y = y, .rows = rows};
     task->job.outs = op->outs;
     task->job.wide = is_wide(op);
     if (op->weights == WEIGHTS_INT) {
@@ -182,7 +182,7 @@ static void prepare(Task *task) {
     task->job.block = VECTOR_ROWS;
     task->job.products = (int)op->products;
     task->job.packed = scratch_bytes_bf16(task->job.products, rows, op->ins) ? task->seat->packed : NULL;
-    prepare_rows(&task->job, 0);
+    program->vectors->prepare(&task->job, 0);
 }
 
 static long units_of(const State *state, const Op *op) {

@@ -76,14 +76,4 @@ void program_freed(Program *program);
 /* How many chunks of this process were computed a second time, because their thread was late. */
 long step_recomputed(void);
 
-/* step_outputs.c: what follows a linear, for a part of its columns. y: [rows][stride] outputs of the linear. */
-
-/* sum[m] = x[m] + y[m] for columns [begin, end) of rows with `stride` columns. */
-void add_columns(const float *x, const float *y, float *sum, long rows, long stride, long begin, long end);
-
-/* Norm a head and rotate it. weight: NULL for no norm. cos, sin: [dim / 2], or NULL for no rotation. As the core's decoder does
- * with ATen, to the bit: round to bfloat16 after the norm, after its weight, after x * cos, and at the end. */
-void turn_head(const uint16_t *x, uint16_t *y, long dim, const uint16_t *weight, float eps, const uint16_t *cos,
-               const uint16_t *sin);
-
 #endif

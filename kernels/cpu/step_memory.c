@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "linear_bf16.h"
-#include "ops_bf16.h"
 #include "step_parts.h"
 
 #if defined(PITLANE_VECTORS)
@@ -162,7 +161,7 @@ static const char *fault_of(const Shape *shape, const Op *ops, int64_t index) {
     return NULL;
 }
 
-int has_step(int64_t dim) { return has_attention_bf16(dim) && has_linear_bf16() && has_ops_bf16(); }
+int has_step(int64_t dim) { return has_attention_bf16(dim); }
 
 Program *program_built(const Shape *shape, const Op *ops, float eps, float scale, float unit, const char **fault) {
     *fault = "a step needs operations, heads a multiple of kv_heads, and heads of a size that this CPU can run";
@@ -179,7 +178,7 @@ Program *program_built(const Shape *shape, const Op *ops, float eps, float scale
         *fault = "no memory";
         return NULL;
     }
-    *program = (Program){.shape = *shape, .eps = eps, .scale = scale, .unit = unit};
+    *program = (Program){.vectors = vectors(), .shape = *shape, .eps = eps, .scale = scale, .unit = unit};
     program->widest_input = shape->heads * shape->dim;
     memcpy(program->ops, ops, bytes);
     for (const Op *op = ops; op < ops + shape->num_ops; op++) {

@@ -2,14 +2,14 @@
 #ifndef PITLANE_STEP_PARTS_H
 #define PITLANE_STEP_PARTS_H
 
-#include "attention_bf16.h"
 #include "linear_int.h"
-#include "linear_parts.h"
 #include "step.h"
 #include "team.h"
+#include "vectors.h"
 
 #if defined(PITLANE_VECTORS)
 struct Program {
+    const Vectors *vectors;
     Shape shape;
     float eps, scale, unit;
     long widest_input;

@@ -1,41 +1,44 @@
-/* Vectors of 16 floats, shared by the kernels. PITLANE_VECTORS is defined if this build can compile them. */
+/* The functions that are compiled once for every set of vector instructions: lanes_avx2.h and lanes_avx512.h.
+ *
+ * PITLANE_VECTORS is defined if this build can compile them. */
 #ifndef PITLANE_VECTORS_H
 #define PITLANE_VECTORS_H
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define PITLANE_VECTORS
-#include <immintrin.h>
 #include <stdint.h>
 
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLLED _Pragma("GCC unroll 16")
-#define LANES 16
+#include "attention_bf16.h"
+#include "linear_parts.h"
 
-INLINE int has_vectors(void) {
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq");
-}
-
-/* exp(x) for x <= 0, within 2 units in the last place; 0 for large negative x. */
-TARGET INLINE __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-150.0f));
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504089f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_scalef_ps(p, n);
-}
-
-TARGET INLINE __m512 widened(const uint16_t *x) {
-    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16);
-}
-
+#if defined(__x86_64__) && defined(__GNUC__)
+#define PITLANE_VECTORS
 #endif
+
+typedef struct Vectors {
+    int has_pairs; /* whether `panels` has BY_VECTORS */
+    /* linear_vectors.h */
+    void (*prepare)(const Job *job, long part);
+    void (*panels)(const Job *job, long first, long rows, long panel, long end);
+    /* linear_fp8_vectors.h: sums [rows][FP8_PANEL] += x [rows][stride] times `pairs` pairs of a panel */
+    void (*fp8_pairs)(const uint32_t *x, long stride, const uint8_t *w, long pairs, long rows, float *sums);
+    /* attention_pieces.h */
+    void (*attention_item)(const Attention *job, long item, long following);
+    void (*attention_merge)(const Attention *job, long index);
+    /* ops_rows.h */
+    void (*rms_norm_row)(const void *x, const uint16_t *w, uint16_t *y, int64_t dim, float eps, int wide);
+    void (*silu_mul_row)(const uint16_t *gates, const uint16_t *ups, uint16_t *y, int64_t dim);
+    /* step_outputs.h */
+    void (*add_columns)(const float *x, const float *y, float *sum, long rows, long stride, long begin, long end);
+    void (*turn_head)(const uint16_t *x, uint16_t *y, long dim, const uint16_t *weight, float eps, const uint16_t *cos,
+                      const uint16_t *sin);
+} Vectors;
+
+/* The best functions for this CPU, of at most the level that PITLANE_CPU_KERNELS names; NULL: there are none. */
+const Vectors *vectors(void);
+
+#if defined(PITLANE_VECTORS)
+#include <immintrin.h>
+
+extern const Vectors vectors_avx2, vectors_avx512;
+#endif
+
 #endif

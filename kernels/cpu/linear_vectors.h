@@ -1,9 +1,10 @@
-/* bfloat16 linear by AVX-512: by AVX-512 BF16's dot products of pairs, or by multiply-adds of float32.
+/* bfloat16 linear by vectors: by AVX-512 BF16's dot products of pairs, or by multiply-adds of float32.
  *
- * A tile is up to 12 rows with two accumulators each (24 of 32 registers): a load of weights serves 12 rows, and a broadcast of
- * inputs serves two products. An output is one chain of sums over ascending pairs of inputs, for any number of rows. With more than
- * 12 rows, the weights of a block of inputs are read from memory for the first tile and from the cache for the other tiles. The
- * first two tiles prefetch the weights of the next block.
+ * A tile is up to 12 rows with AVX-512 (24 of 32 registers hold sums), 6 rows with AVX2 (12 of 16). A load of weights serves all rows,
+ * and a broadcast of inputs serves two products. With AVX2, a tile of more than 3 rows computes the two halves of a panel one after
+ * the other. An output is one chain of sums over ascending pairs of inputs, for any number of rows. With more rows than a tile has,
+ * the weights of a block of inputs are read from memory for the first tile and from the cache for the other tiles. The first two
+ * tiles prefetch the weights of the next block.
  *
  * One or two rows read two panels at once, as two streams: at one row 0.94 to 1.04 of a plain read, against 0.86 to 0.92 with one
  * stream (Xeon without AMX, one thread, 8 to 34 MB, in turn on a loaded machine). On AMD (not measured), they read one stream.
@@ -13,10 +14,11 @@
  * by bit. Two multiply-adds do the work of a dot product. They are faster where VDPBF16PS is slow: 130 against 75 GFLOP/s a core
  * (Intel Xeon without AMX).
  */
-#include "linear_parts.h"
+#ifndef PITLANE_LINEAR_VECTORS_H
+#define PITLANE_LINEAR_VECTORS_H
 
-#if defined(PITLANE_VECTORS)
-#define TILE 12        /* largest number of rows in a tile */
+#include "linear_products.h"
+
 #define FEW_PAIRS 128  /* pairs of inputs in a block, with one or two tiles */
 #define MANY_PAIRS 512 /* with more tiles */
 #define FEW_ROWS 3     /* up to so many rows, AMD's Zen 4 prefetches 4 kB ahead into the first cache: 37 to 40 GB/s of 43 at 1 row;
@@ -24,64 +26,39 @@
 #define NEAR 4096
 #define FAR 8192       /* bytes between a weight in use and the weight prefetched into the second cache. A Xeon at 1 row: 0.95 of a
                           read of the same bytes; 4 kB and the first cache: 0.90 to 0.93 (one thread, 8 MB, medians of 144) */
-#define SECONDS ((__mmask32)0xaaaaaaaa) /* the second numbers of 16 pairs */
 
 typedef void (*Streams)(const uint32_t *x, const char *w, const char *other, long pairs, float *sums, float *other_sums);
 typedef void (*Tile)(const uint32_t *x, const char *w, long pairs, float *sums, const char *ahead, long stride, int near);
 
-/* Add the products of a pair of inputs and two lines of weights to the sums. x: [rows] pairs. */
-TARGET INLINE void pairs_added(int rows, __m512 *low, __m512 *high, const char *w, const uint32_t *x) {
-    __m512bh first = (__m512bh)_mm512_loadu_si512(w), second = (__m512bh)_mm512_loadu_si512(w + LINE);
-    UNROLLED for (int m = 0; m < rows; m++) {
-        __m512bh pair = (__m512bh)_mm512_set1_epi32((int)x[m]);
-        low[m] = _mm512_dpbf16_ps(low[m], first, pair);
-        high[m] = _mm512_dpbf16_ps(high[m], second, pair);
-    }
-}
-
-/* The same with x: [2][rows] float32, the second numbers of the pairs first. */
-TARGET INLINE void floats_added(int rows, __m512 *low, __m512 *high, const char *w, const uint32_t *x) {
-    __m512 first = (__m512)_mm512_maskz_loadu_epi16(SECONDS, w), second = (__m512)_mm512_maskz_loadu_epi16(SECONDS, w + LINE);
-    UNROLLED for (int m = 0; m < rows; m++) {
-        __m512 value = (__m512)_mm512_set1_epi32((int)x[m]);
-        low[m] = _mm512_fmadd_ps(first, value, low[m]);
-        high[m] = _mm512_fmadd_ps(second, value, high[m]);
-    }
-    first = (__m512)_mm512_slli_epi32(_mm512_loadu_si512(w), 16);
-    second = (__m512)_mm512_slli_epi32(_mm512_loadu_si512(w + LINE), 16);
-    UNROLLED for (int m = 0; m < rows; m++) {
-        __m512 value = (__m512)_mm512_set1_epi32((int)x[rows + m]);
-        low[m] = _mm512_fmadd_ps(first, value, low[m]);
-        high[m] = _mm512_fmadd_ps(second, value, high[m]);
-    }
-}
-
 /* sums [rows][OUTS] += x times w [pairs][OUTS]. WORDS: of x, per row and pair. Prefetches `stride` bytes from `ahead` on per pair;
  * near: into the first cache. */
 #define DEFINE_TILE(KIND, WORDS, ROWS)                                                                                               \
-    TARGET static void KIND##_##ROWS(const uint32_t *x, const char *w, long pairs, float *sums, const char *ahead, long stride,      \
-                                     int near) {                                                                                     \
-        __m512 low[ROWS], high[ROWS];                                                                                                \
-        UNROLLED for (int m = 0; m < ROWS; m++) {                                                                                    \
-            low[m] = _mm512_loadu_ps(sums + m * OUTS);                                                                               \
-            high[m] = _mm512_loadu_ps(sums + m * OUTS + 16);                                                                         \
-        }                                                                                                                            \
-        for (; pairs > 0; pairs--, x += WORDS * ROWS, w += PAIR, ahead += stride) {                                                  \
-            if (ROWS <= FEW_ROWS && near)                                                                                            \
-                _mm_prefetch(ahead, _MM_HINT_T0);                                                                                    \
-            else                                                                                                                     \
-                _mm_prefetch(ahead, _MM_HINT_T1);                                                                                    \
-            if (ROWS <= FEW_ROWS && near)                                                                                            \
-                _mm_prefetch(ahead + LINE, _MM_HINT_T0);                                                                             \
-            else if (stride > LINE)                                                                                                  \
-                _mm_prefetch(ahead + LINE, _MM_HINT_T1);                                                                             \
-            KIND##_added(ROWS, low, high, w, x);                                                                                     \
-        }                                                                                                                            \
-        UNROLLED for (int m = 0; m < ROWS; m++) {                                                                                    \
-            _mm512_storeu_ps(sums + m * OUTS, low[m]);                                                                               \
-            _mm512_storeu_ps(sums + m * OUTS + 16, high[m]);                                                                         \
+    TARGET static void KIND##_##ROWS(const uint32_t *inputs, const char *weights, long pairs, float *sums, const char *ahead,        \
+                                     long stride, int near) {                                                                        \
+        enum { WIDTH = WIDTH_OF(ROWS) };                                                                                             \
+        UNROLLED for (int part = 0; part < COLUMNS; part += WIDTH) {                                                                 \
+            Floats totals[ROWS * WIDTH];                                                                                             \
+            const uint32_t *x = inputs;                                                                                              \
+            const char *w = weights + part * 4 * LANES;                                                                              \
+            UNROLLED for (int i = 0; i < ROWS * WIDTH; i++)                                                                          \
+                totals[i] = load(sums + i / WIDTH * OUTS + (part + i % WIDTH) * LANES);                                              \
+            for (long k = 0; k < pairs; k++, x += WORDS * ROWS, w += PAIR) {                                                         \
+                if (part == 0 && ROWS <= FEW_ROWS && near) {                                                                         \
+                    _mm_prefetch(ahead, _MM_HINT_T0);                                                                                \
+                    _mm_prefetch(ahead + LINE, _MM_HINT_T0);                                                                         \
+                } else if (part == 0) {                                                                                              \
+                    _mm_prefetch(ahead, _MM_HINT_T1);                                                                                \
+                    if (stride > LINE)                                                                                               \
+                        _mm_prefetch(ahead + LINE, _MM_HINT_T1);                                                                     \
+                }                                                                                                                    \
+                ahead += stride;                                                                                                     \
+                KIND##_added(ROWS, WIDTH, totals, w, x);                                                                             \
+            }                                                                                                                        \
+            UNROLLED for (int i = 0; i < ROWS * WIDTH; i++)                                                                          \
+                put(sums + i / WIDTH * OUTS + (part + i % WIDTH) * LANES, totals[i]);                                                \
         }                                                                                                                            \
     }
+#if LANES == 16
 #define DEFINE_TILES(KIND, WORDS)                                                                                                    \
     DEFINE_TILE(KIND, WORDS, 1)                                                                                                      \
     DEFINE_TILE(KIND, WORDS, 2)                                                                                                      \
@@ -95,49 +72,66 @@ TARGET INLINE void floats_added(int rows, __m512 *low, __m512 *high, const char 
     DEFINE_TILE(KIND, WORDS, 10)                                                                                                     \
     DEFINE_TILE(KIND, WORDS, 11)                                                                                                     \
     DEFINE_TILE(KIND, WORDS, 12)                                                                                                     \
-    static const Tile KIND##_tiles[TILE + 1] = {0,         KIND##_1, KIND##_2, KIND##_3,  KIND##_4,  KIND##_5, KIND##_6,             \
-                                                KIND##_7,  KIND##_8, KIND##_9, KIND##_10, KIND##_11, KIND##_12};
-DEFINE_TILES(pairs, 1)
+    static const Tile KIND##_tiles[MAX_TILE + 1] = {0,         KIND##_1, KIND##_2, KIND##_3,  KIND##_4,  KIND##_5, KIND##_6,         \
+                                                    KIND##_7,  KIND##_8, KIND##_9, KIND##_10, KIND##_11, KIND##_12};
+#else
+#define DEFINE_TILES(KIND, WORDS)                                                                                                    \
+    DEFINE_TILE(KIND, WORDS, 1)                                                                                                      \
+    DEFINE_TILE(KIND, WORDS, 2)                                                                                                      \
+    DEFINE_TILE(KIND, WORDS, 3)                                                                                                      \
+    DEFINE_TILE(KIND, WORDS, 4)                                                                                                      \
+    DEFINE_TILE(KIND, WORDS, 5)                                                                                                      \
+    DEFINE_TILE(KIND, WORDS, 6)                                                                                                      \
+    static const Tile KIND##_tiles[MAX_TILE + 1] = {0, KIND##_1, KIND##_2, KIND##_3, KIND##_4, KIND##_5, KIND##_6};
+#endif
 DEFINE_TILES(floats, 2)
+#if HAS_PAIRS
+DEFINE_TILES(pairs, 1)
+#else
+#define pairs_tiles floats_tiles
+#endif
 
 /* One or two rows and two panels: a stream of weights per panel. The sums of a panel are those of KIND_1 and KIND_2. */
 #define DEFINE_STREAMS(KIND, WORDS, ROWS)                                                                                            \
     TARGET static void KIND##_streams_##ROWS(const uint32_t *x, const char *w, const char *other, long pairs, float *sums,           \
                                              float *other_sums) {                                                                    \
-        __m512 low[ROWS], high[ROWS], other_low[ROWS], other_high[ROWS];                                                             \
-        UNROLLED for (int m = 0; m < ROWS; m++)                                                                                      \
-            low[m] = high[m] = other_low[m] = other_high[m] = _mm512_setzero_ps();                                                   \
+        Floats totals[ROWS * COLUMNS], other_totals[ROWS * COLUMNS];                                                                 \
+        UNROLLED for (int i = 0; i < ROWS * COLUMNS; i++)                                                                            \
+            totals[i] = other_totals[i] = zeros();                                                                                   \
         for (; pairs > 0; pairs--, x += WORDS * ROWS, w += PAIR, other += PAIR) {                                                    \
             _mm_prefetch(w + FAR, _MM_HINT_T1);                                                                                      \
             _mm_prefetch(w + FAR + LINE, _MM_HINT_T1);                                                                               \
             _mm_prefetch(other + FAR, _MM_HINT_T1);                                                                                  \
             _mm_prefetch(other + FAR + LINE, _MM_HINT_T1);                                                                           \
-            KIND##_added(ROWS, low, high, w, x);                                                                                     \
-            KIND##_added(ROWS, other_low, other_high, other, x);                                                                     \
+            KIND##_added(ROWS, COLUMNS, totals, w, x);                                                                               \
+            KIND##_added(ROWS, COLUMNS, other_totals, other, x);                                                                     \
         }                                                                                                                            \
-        UNROLLED for (int m = 0; m < ROWS; m++) {                                                                                    \
-            _mm512_storeu_ps(sums + m * OUTS, low[m]);                                                                               \
-            _mm512_storeu_ps(sums + m * OUTS + 16, high[m]);                                                                         \
-            _mm512_storeu_ps(other_sums + m * OUTS, other_low[m]);                                                                   \
-            _mm512_storeu_ps(other_sums + m * OUTS + 16, other_high[m]);                                                             \
+        UNROLLED for (int i = 0; i < ROWS * COLUMNS; i++) {                                                                          \
+            put(sums + i * LANES, totals[i]);                                                                                        \
+            put(other_sums + i * LANES, other_totals[i]);                                                                            \
         }                                                                                                                            \
     }
+DEFINE_STREAMS(floats, 2, 1)
+#if HAS_PAIRS
+DEFINE_STREAMS(floats, 2, 2)
 DEFINE_STREAMS(pairs, 1, 1)
 DEFINE_STREAMS(pairs, 1, 2)
-DEFINE_STREAMS(floats, 2, 1)
-DEFINE_STREAMS(floats, 2, 2)
+static const Streams streams[2][STREAM_ROWS] = {{pairs_streams_1, pairs_streams_2}, {floats_streams_1, floats_streams_2}};
+#else
+static const Streams streams[2][1] = {{floats_streams_1}, {floats_streams_1}};
+#endif
 
-/* Divide rows into n shares of about equal size: share i is [share(rows, n, i), share(rows, n, i + 1)). */
-static long share(long rows, long n, long i) { return rows * i / n; }
+/* Divide rows into n shares of about equal size: share i is [rows_before(rows, n, i), rows_before(rows, n, i + 1)). */
+static long rows_before(long rows, long n, long i) { return rows * i / n; }
 
 /* Transpose [rows][pairs] to [pairs][rows], per tile of rows. BY_FLOATS: to float32 [pairs][2][rows]. */
-void prepare_rows(const Job *job, long part) {
-    long begin = share(job->pairs, job->parts, part), end = share(job->pairs, job->parts, part + 1);
+static void prepare(const Job *job, long part) {
+    long begin = rows_before(job->pairs, job->parts, part), end = rows_before(job->pairs, job->parts, part + 1);
     long words = job->products == BY_FLOATS ? 2 : 1;
     for (long block = 0; job->packed && block < job->rows; block += job->block) {
-        long rows = minimum(job->rows - block, job->block), n = ceil_divide(rows, TILE);
+        long rows = minimum(job->rows - block, job->block), n = ceil_divide(rows, MAX_TILE);
         for (long i = 0; i < n; i++) {
-            long first = block + share(rows, n, i), count = block + share(rows, n, i + 1) - first;
+            long first = block + rows_before(rows, n, i), count = block + rows_before(rows, n, i + 1) - first;
             uint32_t *target = job->packed + first * job->pairs * words;
             for (long m = 0; m < count; m++) {
                 const uint32_t *x = job->x + (first + m) * job->pairs;
@@ -159,7 +153,7 @@ TARGET static void by_panel(const Job *job, long block, long rows, long panel) {
     const char *w = job->w + panel * job->pairs * PAIR;
     const Tile *tiles = job->products == BY_FLOATS ? floats_tiles : pairs_tiles;
     long words = job->products == BY_FLOATS ? 2 : 1;
-    long n = ceil_divide(rows, TILE), chunk = n > 2 ? MANY_PAIRS : FEW_PAIRS;
+    long n = ceil_divide(rows, MAX_TILE), chunk = n > 2 ? MANY_PAIRS : FEW_PAIRS;
     int near = rows <= FEW_ROWS && __builtin_cpu_is("amd");
     float sums[VECTOR_ROWS * OUTS];
     for (long i = 0; i < rows * OUTS; i++)
@@ -168,19 +162,18 @@ TARGET static void by_panel(const Job *job, long block, long rows, long panel) {
         long pairs = minimum(job->pairs - k, chunk);
         const char *here = w + k * PAIR;
         for (long i = 0; i < n; i++) {
-            long first = share(rows, n, i), count = share(rows, n, i + 1) - first;
+            long first = rows_before(rows, n, i), count = rows_before(rows, n, i + 1) - first;
             const char *ahead = n == 1 ? here + (near ? NEAR : FAR) : here + pairs * PAIR + (i < 2 ? i * pairs * LINE : 0);
             tiles[count](x + ((block + first) * job->pairs + k * count) * words, here, pairs, sums + first * OUTS, ahead,
                          n == 1 ? PAIR : i < 2 ? LINE : 0, near);
         }
     }
     for (long m = 0; m < rows; m++)
-        store(job, sums + m * OUTS, block + m, panel);
+        put_outputs(job, sums + m * OUTS, block + m, panel);
 }
 
 /* Panels [panel, panel + 2) for up to STREAM_ROWS rows. */
 TARGET static void by_streams(const Job *job, long block, long rows, long panel) {
-    static const Streams streams[2][STREAM_ROWS] = {{pairs_streams_1, pairs_streams_2}, {floats_streams_1, floats_streams_2}};
     const uint32_t *x = job->packed ? job->packed : job->x;
     const char *w = job->w + panel * job->pairs * PAIR;
     int is_float = job->products == BY_FLOATS;
@@ -189,11 +182,11 @@ TARGET static void by_streams(const Job *job, long block, long rows, long panel)
     streams[is_float][rows - 1](x, w, w + job->pairs * PAIR, job->pairs, sums[0], sums[1]);
     for (int i = 0; i < 2; i++)
         for (long m = 0; m < rows; m++)
-            store(job, sums[i] + m * OUTS, block + m, panel + i);
+            put_outputs(job, sums[i] + m * OUTS, block + m, panel + i);
 }
 
-void by_vectors(const Job *job, long first, long rows, long panel, long end) {
-    if (rows <= STREAM_ROWS && !__builtin_cpu_is("amd"))
+static void panels(const Job *job, long first, long rows, long panel, long end) {
+    if (rows <= (long)(sizeof streams[0] / sizeof streams[0][0]) && !__builtin_cpu_is("amd"))
         for (; panel + 1 < end; panel += 2)
             by_streams(job, first, rows, panel);
     for (; panel < end; panel++)
