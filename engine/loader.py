@@ -298,15 +298,17 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """Return the named dtype. Without a name: bfloat16 if the device has it in hardware, else float16 on CUDA, float32 on a CPU."""
+    """Return the named dtype. Without a name: bfloat16 if it is fast on the device, else float16 on CUDA, float32 on a CPU."""
     if name is not None:
         if name not in DTYPES:
             raise BadOption(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
         return DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    from pitlane.kernels import linear
+
     has_bfloat16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if has_bfloat16 else torch.float32
+    return torch.bfloat16 if has_bfloat16 or linear.unavailable() is None else torch.float32
 
 
 def is_small(num_parameters: int) -> bool:

@@ -2,7 +2,7 @@
 
 A scale serves `group` inputs of an output. torch rounds to nearest, ties to even: 4 significant bits down to 2^-6, steps of 2^-9
 below. A scale makes the largest weight 448, the largest number of e4m3. On a CPU, e4m3 is a storage format: a kernel in C widens
-the bytes to bfloat16 in registers (AVX-512 BF16), or to float32 (plain C). Without the kernel, torch computes.
+the bytes to bfloat16 in registers (AVX2, AVX-512), or to float32 (plain C). Without the kernel, torch computes.
 Bytes moved: N K for the weights, once per 192 rows. A row's result has the same bits in any batch, in C. On CUDA, a Triton kernel
 (cuda/linear_fp8.py) widens the bytes to x's dtype in registers, for a scale per tensor, per output and per 128 inputs of an output.
 So x keeps its 16 bits on every device. Groups of other sizes are widened by torch.
@@ -12,7 +12,6 @@ Source: FP8 Formats for Deep Learning, https://arxiv.org/abs/2209.05433
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
@@ -185,8 +184,7 @@ def chosen_level(inputs: int, group: int, dtype: torch.dtype, device: torch.devi
         return None
     if inputs % 2 or (group < inputs and group % 2):
         return None
-    vectors = dtype == torch.bfloat16 and cpu.has_fp8_vectors()
-    return VECTORS if vectors and os.environ.get("PITLANE_CPU_KERNELS", "avx512") == "avx512" else PLAIN
+    return VECTORS if dtype == torch.bfloat16 and cpu.has_fp8_vectors() else PLAIN
 
 
 @cache

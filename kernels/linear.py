@@ -1,9 +1,9 @@
-"""Linear: y [M, N] = x [M, K] w [N, K]^T + bias, in bfloat16 with float32 sums, by AVX-512 or AMX on a CPU.
+"""Linear: y [M, N] = x [M, K] w [N, K]^T + bias, in bfloat16 with float32 sums, by AVX2, AVX-512 or AMX on a CPU.
 
 A weight is packed once, for kernels/cpu/linear_bf16.c: panels of 32 outputs; in a panel, one line per pair of inputs; in
 a line, that pair's weights of the 32 outputs side by side. So a forward reads the weights in one stream, and all products
-read the same layout: `vectors` (AVX-512 BF16's dot products of pairs), `amx` (its tiles), and `float32` (multiply-adds of
-numbers that a shift or a mask widens). The sums of `float32` have the order of `linear_in_order`; on Intel's CPUs those of
+read the same layout: `vectors` (AVX-512 BF16's dot products of pairs), `amx` (its tiles), and `float32` (multiply-adds by
+AVX-512 or AVX2 of numbers that a shift or a mask widens). The sums of `float32` have the order of `linear_in_order`; on Intel's CPUs those of
 `vectors` too. Bytes moved: 2 N K for the weights, once per 192 rows (AMX: 512 rows); 2 M (K + N) for inputs and outputs.
 Operations: 2 M N K. A row's result is bit-equal in any batch.
 Source: GotoBLAS (Goto and van de Geijn 2008) for panels and tiles; Intel's VDPBF16PS and TDPBF16PS for the dot products.
@@ -72,14 +72,17 @@ def packed_bytes(num_outputs: int, num_inputs: int) -> int:
 class Packed:
     """A packed weight [N, K] and its bias [N], bfloat16. Calling it with x [M, K] returns y [M, N], a new tensor.
 
-    products: a name of PRODUCTS; amx requires `has_amx()`, and becomes vectors unless K is a multiple of 32.
+    products: a name of PRODUCTS. amx requires `has_amx()`, and becomes vectors unless K is a multiple of 32. vectors becomes
+    float32 unless `has_vectors()`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, products: str = "vectors") -> None:
         if products not in PRODUCTS:
             raise ValueError(f"products must be {', '.join(PRODUCTS)}, got {products}")
         self.num_outputs, self.num_inputs = weight.shape
-        self.products = "vectors" if products == "amx" and self.num_inputs % AMX_INPUTS else products
+        if products == "amx" and self.num_inputs % AMX_INPUTS:
+            products = "vectors"
+        self.products = "float32" if products == "vectors" and not has_vectors() else products
         self.weight = pack(weight)
         if bias is not None and (bias.dtype != torch.bfloat16 or bias.shape != (self.num_outputs,)):
             raise ValueError(f"the bias must be bfloat16 [{self.num_outputs}], got {bias.dtype} {list(bias.shape)}")
@@ -118,36 +121,41 @@ def unavailable() -> str | None:
     """Why `Packed` cannot run on this machine; None if it can. Compares it with the reference, once per process."""
     if cpu is None:
         return MISSING
-    if not cpu.has_linear_bf16():
-        return "this CPU has no AVX-512 BF16"
+    if not cpu.has_products(PRODUCTS.index("float32"), 2):
+        return "this CPU has no AVX2"
     if not (_agrees(70, "vectors") and _agrees(70, "float32")):
         return "its result differs from the reference on this machine; please report it"
     return None
 
 
+def has_vectors() -> bool:
+    """Whether the CPU has AVX-512 BF16's dot products of pairs."""
+    return cpu is not None and bool(cpu.has_products(PRODUCTS.index("vectors"), 2))
+
+
 @cache
 def has_amx() -> bool:
     """Whether the CPU has AMX, the operating system allows it, and it agrees with the reference. Checked once per process."""
-    return unavailable() is None and cpu.has_amx_bf16() and _agrees(96, "amx")
+    return unavailable() is None and cpu.has_products(PRODUCTS.index("amx"), AMX_INPUTS) and _agrees(96, "amx")
 
 
 def fastest_products() -> str:
     """The products that are fastest on this CPU: amx if it has AMX, float32 if `float32_ratio` says so, else vectors."""
     if has_amx():
         return "amx"
-    return "float32" if unavailable() is None and float32_ratio() >= WORTH else "vectors"
+    return "vectors" if has_vectors() and float32_ratio() < WORTH else "float32"
 
 
 @cache
 def float32_ratio() -> float:
     """The rate of float32 multiply-adds over that of AVX-512 BF16's dot products, on registers of one core.
 
-    Measured once per process, in turn, about 5 ms in all. Takes the best of several runs: other processes only slow a run.
+    Needs `has_vectors()`. Measured once per process, in turn, about 5 ms in all. Takes the best of several runs: other processes only slow a run.
     """
     floats, pairs = 0.0, 0.0
     for _ in range(6):
         floats, pairs = max(floats, cpu.ceiling(0, 1, 2e-4)), max(pairs, cpu.ceiling(1, 1, 2e-4))
-    return floats / pairs if pairs else 0.0
+    return floats / pairs
 
 
 def _agrees(num_inputs: int, products: str) -> bool:

@@ -63,7 +63,7 @@ def unavailable() -> str | None:
     if cpu is None:
         return MISSING
     if not cpu.has_ops_bf16():
-        return "this CPU has no AVX-512 BF16"
+        return "this CPU has no AVX2"
     x = torch.randn(3, 74, generator=torch.Generator().manual_seed(0)).bfloat16()
     wide = x.float() * 1.001
     pairs = (

@@ -206,5 +206,5 @@ def unavailable(head_dim: int) -> str | None:
     if cpu is None:
         return MISSING
     if not cpu.has_step(head_dim):
-        return f"this CPU has no AVX-512 BF16, or heads of {head_dim} are no multiple of 32 up to 256"
+        return f"this CPU has no AVX2, or heads of {head_dim} are no multiple of 32 up to 256"
     return None

@@ -29,8 +29,6 @@ static void work(void *arg) {
     }
 }
 
-int has_linear_bf16(void) { return vectors() != NULL; }
-
 int has_products(int64_t products, int64_t ins) {
     const Vectors *best = vectors();
     if (!best || ins <= 0)
@@ -59,8 +57,6 @@ void linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *bias, voi
 }
 
 #else
-
-int has_linear_bf16(void) { return 0; }
 
 int has_products(int64_t products, int64_t ins) { return (void)products, (void)ins, 0; }
 

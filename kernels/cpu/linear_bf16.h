@@ -4,11 +4,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Whether this build and this CPU can run `linear_bf16`, and whether they can run it with AMX. */
-int has_linear_bf16(void);
+/* Whether this process may use AMX's products of bfloat16, and of bytes. */
 int has_amx_bf16(void);
-
-/* Whether this process may use AMX's products of bytes. */
 int has_amx_int8(void);
 
 /* The instructions that multiply: AVX-512 BF16's dot products of pairs, AMX's tiles, or float32 multiply-adds of AVX-512 or AVX2. */

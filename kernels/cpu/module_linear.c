@@ -19,14 +19,10 @@ static PyObject *call_linear_bf16(PyObject *self, PyObject *const *args, Py_ssiz
     Py_RETURN_NONE;
 }
 
-static PyObject *call_has_linear_bf16(PyObject *self, PyObject *unused) {
-    (void)self, (void)unused;
-    return PyBool_FromLong(has_linear_bf16());
-}
-
-static PyObject *call_has_amx_bf16(PyObject *self, PyObject *unused) {
-    (void)self, (void)unused;
-    return PyBool_FromLong(has_amx_bf16());
+static PyObject *call_has_products(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    int64_t v[MAX_ARGUMENTS];
+    (void)self;
+    return read_integers(args, given, 2, 2, v) ? PyBool_FromLong(has_products(v[0], v[1])) : NULL;
 }
 
 static PyObject *call_int_linear(PyObject *self, PyObject *const *args, Py_ssize_t given) {
@@ -68,8 +64,8 @@ static PyObject *call_int_level(PyObject *self, PyObject *unused) {
 PyMethodDef linear_methods[] = {
     {"linear_bf16", (PyCFunction)(void (*)(void))call_linear_bf16, METH_FASTCALL,
      "linear_bf16(x, w, bias, y, scratch, rows, outs, ins, products, threads, wide): see linear_bf16.h"},
-    {"has_linear_bf16", call_has_linear_bf16, METH_NOARGS, "Whether linear_bf16 runs on this CPU"},
-    {"has_amx_bf16", call_has_amx_bf16, METH_NOARGS, "Whether linear_bf16 runs with AMX on this CPU"},
+    {"has_products", (PyCFunction)(void (*)(void))call_has_products, METH_FASTCALL,
+     "has_products(products, ins): whether linear_bf16 runs with these products on this CPU"},
     {"int_linear", (PyCFunction)(void (*)(void))call_int_linear, METH_FASTCALL,
      "int_linear(x, w, scales, bias, y, scratch, rows, outs, ins, bits, group, symmetric, quantized, wide, level, threads, unit): "
      "see linear_int.h"},

@@ -19,8 +19,12 @@ typedef struct {
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define WIDE __attribute__((target("avx512f,avx512vnni,avx512bf16")))
+#define NARROW __attribute__((target("avx2,fma")))
 
-static int is_wide(void) { return __builtin_cpu_supports("avx512f"); }
+enum { PLAIN, AVX2, AVX512 };
+static int level(void) {
+    return __builtin_cpu_supports("avx512f") ? AVX512 : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? AVX2 : PLAIN;
+}
 
 WIDE static uint64_t sum_wide(const char *bytes, size_t size) {
     __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
@@ -32,9 +36,21 @@ WIDE static uint64_t sum_wide(const char *bytes, size_t size) {
     }
     return (uint64_t)_mm512_reduce_add_epi64(_mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d)));
 }
+
+NARROW static uint64_t sum_narrow(const char *bytes, size_t size) {
+    __m256i sums[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (; size >= 128; size -= 128, bytes += 128)
+        for (int i = 0; i < 4; i++)
+            sums[i] = _mm256_xor_si256(sums[i], _mm256_loadu_si256((const __m256i *)(bytes + 32 * i)));
+    __m256i all = _mm256_xor_si256(_mm256_xor_si256(sums[0], sums[1]), _mm256_xor_si256(sums[2], sums[3]));
+    return (uint64_t)(_mm256_extract_epi64(all, 0) ^ _mm256_extract_epi64(all, 1) ^ _mm256_extract_epi64(all, 2) ^
+                      _mm256_extract_epi64(all, 3));
+}
 #else
-static int is_wide(void) { return 0; }
+enum { PLAIN, AVX2, AVX512 };
+static int level(void) { return PLAIN; }
 static uint64_t sum_wide(const char *bytes, size_t size) { return (void)bytes, (uint64_t)size; }
+static uint64_t sum_narrow(const char *bytes, size_t size) { return (void)bytes, (uint64_t)size; }
 #endif
 
 static uint64_t sum_plain(const char *bytes, size_t size) {
@@ -53,7 +69,7 @@ static void read_share(void *arg) {
         long count = chunks * (index + 1) / read->shares - begin;
         for (long item; (item = take(&read->phases[index], count)) < count;) {
             size_t at = (size_t)(begin + item) * CHUNK, size = read->size - at < CHUNK ? read->size - at : CHUNK;
-            sum ^= (is_wide() ? sum_wide : sum_plain)(read->bytes + at, size);
+            sum ^= (level() == AVX512 ? sum_wide : level() == AVX2 ? sum_narrow : sum_plain)(read->bytes + at, size);
         }
     }
     atomic_fetch_xor(&read->sum, sum);
@@ -69,7 +85,7 @@ uint64_t read_bytes(const void *bytes, size_t size, int threads) {
 #define REPEATS 20000 /* of 24 instructions */
 
 typedef struct {
-    int kind;
+    int kind, is_wide;
     double seconds;
     atomic_long rounds;
 } Products;
@@ -80,8 +96,9 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* 24 sums in registers, each the sum of the instruction before it in the same register. */
-#define ALL(I) I(0) I(1) I(2) I(3) I(4) I(5) I(6) I(7) I(8) I(9) I(10) I(11) I(12) I(13) I(14) I(15) I(16) I(17) I(18) I(19) I(20) I(21) I(22) I(23)
+/* Sums in registers, each the sum of the instruction before it in the same register: 24 with AVX-512, 12 with AVX2. */
+#define TWELVE(I) I(0) I(1) I(2) I(3) I(4) I(5) I(6) I(7) I(8) I(9) I(10) I(11)
+#define ALL(I) TWELVE(I) I(12) I(13) I(14) I(15) I(16) I(17) I(18) I(19) I(20) I(21) I(22) I(23)
 #define CLEAR(n) "vpxorq %%zmm" #n ", %%zmm" #n ", %%zmm" #n "\n"
 #define FLOATS(n) "vfmadd231ps %%zmm30, %%zmm31, %%zmm" #n "\n"
 #define PAIRS(n) "vdpbf16ps %%zmm30, %%zmm31, %%zmm" #n "\n"
@@ -92,30 +109,52 @@ static double now(void) {
 #define RUN(INSTRUCTION)                                                                                                             \
     __asm__ volatile(ALL(CLEAR) CLEAR(30) CLEAR(31) "1:\n" ALL(INSTRUCTION) "dec %0\n jnz 1b\n" : "+r"(count) : : USED)
 
-WIDE static void multiply(void *arg) {
+/* With AVX2, a product of bytes is three instructions: products of pairs, sums of pairs, and the sum. */
+#define CLEAR_2(n) "vpxor %%ymm" #n ", %%ymm" #n ", %%ymm" #n "\n"
+#define FLOATS_2(n) "vfmadd231ps %%ymm12, %%ymm13, %%ymm" #n "\n"
+#define QUADS_2(n) "vpmaddubsw %%ymm12, %%ymm13, %%ymm14\n vpmaddwd %%ymm13, %%ymm14, %%ymm14\n vpaddd %%ymm14, %%ymm" #n ", %%ymm" #n "\n"
+#define USED_2                                                                                                                       \
+    "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm12", "ymm13", "ymm14", "cc"
+#define RUN_2(INSTRUCTION)                                                                                                           \
+    __asm__ volatile(TWELVE(CLEAR_2) CLEAR_2(12) CLEAR_2(13) "1:\n" TWELVE(INSTRUCTION) TWELVE(INSTRUCTION) "dec %0\n jnz 1b\n"      \
+                     : "+r"(count) : : USED_2)
+
+WIDE static void repeat_wide(int kind, long count) {
+    if (kind == 0)
+        RUN(FLOATS);
+    else if (kind == 1)
+        RUN(PAIRS);
+    else
+        RUN(QUADS);
+}
+
+NARROW static void repeat_narrow(int kind, long count) {
+    if (kind == 0)
+        RUN_2(FLOATS_2);
+    else
+        RUN_2(QUADS_2);
+}
+
+static void multiply(void *arg) {
     Products *work = arg;
     double stop = now() + work->seconds;
     do {
-        long count = REPEATS;
-        if (work->kind == 0)
-            RUN(FLOATS);
-        else if (work->kind == 1)
-            RUN(PAIRS);
-        else
-            RUN(QUADS);
+        (work->is_wide ? repeat_wide : repeat_narrow)(work->kind, REPEATS);
         atomic_fetch_add(&work->rounds, 1);
     } while (now() < stop);
 }
 
 double ceiling(int kind, int threads, double seconds) {
     static const int products[3] = {16, 32, 64};
-    if (!__builtin_cpu_supports("avx512f") || (kind == 1 && !__builtin_cpu_supports("avx512bf16")) ||
-        (kind == 2 && !__builtin_cpu_supports("avx512vnni")))
+    int has_wide = kind == 0   ? level() == AVX512
+                   : kind == 1 ? __builtin_cpu_supports("avx512bf16")
+                               : __builtin_cpu_supports("avx512vnni");
+    if (!has_wide && (kind == 1 || level() == PLAIN))
         return 0;
-    Products work = {.kind = kind, .seconds = seconds};
+    Products work = {.kind = kind, .is_wide = has_wide, .seconds = seconds};
     double start = now();
     run_parallel(multiply, &work, threads);
-    return 2.0 * products[kind] * 24 * REPEATS * (double)atomic_load(&work.rounds) / (now() - start);
+    return 2.0 * products[kind] / (has_wide ? 1 : 2) * 24 * REPEATS * (double)atomic_load(&work.rounds) / (now() - start);
 }
 #else
 double ceiling(int kind, int threads, double seconds) { return (void)kind, (void)threads, (void)seconds, 0; }

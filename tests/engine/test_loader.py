@@ -19,11 +19,14 @@ SMALL = resolve("random:tiny").config
 here = pytest.mark.skipif(bool(linear.unavailable() or attention.unavailable(64)), reason="no kernels here")
 
 
-@pytest.mark.parametrize("has_bfloat16", [False, True])
-def test_the_dtype_follows_from_the_instruction_set(monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool) -> None:
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has_bfloat16)
+@pytest.mark.parametrize("in_hardware, has_kernels", [(False, False), (True, False), (False, True)])
+def test_the_dtype_follows_from_the_instruction_set(
+    monkeypatch: pytest.MonkeyPatch, in_hardware: bool, has_kernels: bool
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: in_hardware)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
-    assert choose_dtype(None, CPU) == (torch.bfloat16 if has_bfloat16 else torch.float32)
+    monkeypatch.setattr(linear, "unavailable", lambda: None if has_kernels else "no kernels")
+    assert choose_dtype(None, CPU) == (torch.bfloat16 if in_hardware or has_kernels else torch.float32)
     assert choose_dtype("float64", CPU) == torch.float64
 
 

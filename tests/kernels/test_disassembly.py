@@ -13,7 +13,8 @@ import pytest
 from pitlane.kernels.extension import cpu
 
 OBJDUMP = shutil.which("objdump")
-TILE = re.compile(r"(bytes|nibbles)_(quantized|float)_\d+|wide_\d+_WIDE_\w+|(pairs|floats)_(streams_)?\d+")
+TILE = re.compile(r"(bytes|nibbles)_(quantized|float)_\d+|wide_\d+_WIDE_\w+|(pairs|floats)_(streams_)?\d+|score_\d+")
+AVX2_TILE = re.compile(r"(floats_(streams_)?|score_)\d+")
 PRODUCT = re.compile(r"vpdpbusd|vdpbf16ps|vfmadd\d+ps|vpmaddwd")
 STACK_MOVE = re.compile(r"^v.*\(%r[sb]p[,)]")
 JUMP = re.compile(r"^j\w+\s+([0-9a-f]+)")
@@ -23,7 +24,7 @@ Code = list[tuple[int, str]]  # addresses and instructions
 
 @cache
 def tiles() -> dict[str, Code]:
-    """The instructions of each tile that uses AVX-512, by its symbol. Tiles of other levels have the same names."""
+    """The instructions of each tile by its symbol, with " avx2" behind the names of tiles for AVX2."""
     assert OBJDUMP is not None
     command = [OBJDUMP, "-d", "--no-show-raw-insn", cpu.__file__]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -35,7 +36,13 @@ def tiles() -> dict[str, Code]:
             symbols.append((symbol[1], code))
         elif instruction := re.match(r"\s*([0-9a-f]+):\s+(.*)", line):
             code.append((int(instruction[1], 16), instruction[2].strip()))
-    return {name: code for name, code in symbols if TILE.match(name) and any("zmm" in text for _, text in code)}
+    tiles: dict[str, Code] = {}
+    for name, code in symbols:
+        if TILE.fullmatch(name) and any("zmm" in text for _, text in code):
+            tiles[name] = code
+        elif AVX2_TILE.fullmatch(name):
+            tiles[f"{name} avx2"] = code
+    return tiles
 
 
 def inner_loops(code: Code) -> Iterator[list[str]]:
@@ -61,7 +68,8 @@ def test_loops_over_weights_keep_their_sums_in_registers() -> None:
     codes = tiles()
     if "pairs_12" not in codes:
         pytest.skip("this build has no AVX-512, or no symbols")
-    assert len(codes) == 2 * (12 + 2) + 4 * 12 + 5 * 7, sorted(codes)  # pairs and floats; bytes and nibbles; wide
+    # pairs and floats; bytes and nibbles; wide; scores of attention; AVX2: floats and scores
+    assert len(codes) == 2 * (12 + 2) + 4 * 12 + 5 * 7 + 12 + (6 + 1 + 6), sorted(codes)
     assert all(loops_over_weights(code) for code in codes.values())
     assert {name: stack for name, code in codes.items() if (stack := moves(code))} == {}
 

@@ -17,7 +17,7 @@ here = pytest.mark.skipif(fp8.unavailable() is not None, reason=str(fp8.unavaila
 
 def skip_without(level: int) -> None:
     if level == VECTORS and not fp8.cpu.has_fp8_vectors():
-        pytest.skip("this CPU has no AVX-512 BF16")
+        pytest.skip("this CPU has no AVX2")
 
 
 def rounded_by_formula(value: float) -> float:

@@ -85,6 +85,9 @@ def test_float32_products_round_once_per_input_in_a_fixed_order(rows: int) -> No
 @here
 def test_auto_takes_float32_only_where_it_is_much_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "has_amx", lambda: False)
+    monkeypatch.setattr(linear, "has_vectors", lambda: False)
+    assert linear.fastest_products() == "float32"
+    monkeypatch.setattr(linear, "has_vectors", lambda: True)
     for ratio, expected in ((1.7, "float32"), (1.2, "vectors"), (0.5, "vectors")):
         monkeypatch.setattr(linear, "float32_ratio", lambda ratio=ratio: ratio)
         assert linear.fastest_products() == expected
@@ -92,7 +95,7 @@ def test_auto_takes_float32_only_where_it_is_much_faster(monkeypatch: pytest.Mon
     assert linear.fastest_products() == "amx"
 
 
-@here
+@pytest.mark.skipif(not linear.has_vectors(), reason="no AVX-512 BF16")
 def test_the_rates_of_products_are_of_the_instructions_alone() -> None:
     assert 0.25 < linear.float32_ratio() < 4, "a multiply-add of floats has half the products of a dot product of pairs"
 

@@ -19,11 +19,13 @@ from pitlane.kernels import linear
 from pitlane.plugins.packed_linear import PackedLinear
 
 CPU = Path(__file__).parents[2] / "kernels" / "cpu"
-SOURCES = [CPU / name for name in ("linear_bf16.c", "linear_vectors.c", "linear_tiles.c", "threads.c", "team.c")]
+NAMES = "linear_bf16 linear_tiles vectors vectors_avx2 vectors_avx512 threads team".split()
+SOURCES = [CPU / f"{name}.c" for name in NAMES]
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 Multiply: TypeAlias = Callable[..., Tensor]
 
 here = pytest.mark.skipif(linear.unavailable() is not None, reason=str(linear.unavailable()))
+with_vectors = pytest.mark.skipif(not linear.has_vectors(), reason="no AVX-512 BF16")
 with_amx = pytest.mark.skipif(not linear.has_amx(), reason="no AMX")
 
 
@@ -54,7 +56,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Multiply:
     return multiply
 
 
-@here
+@with_vectors
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("outputs, inputs", [(1, 32), (32, 64), (31, 96), (200, 544), (70, 1056)])
 @pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 31, 32, 33, 48, 50, 511, 513, 600])
@@ -68,7 +70,7 @@ def test_is_within_a_rounding_of_the_exact_value(
     assert bool(((result.double() - exact).abs() <= 2.0**-8 * exact.abs() + 1e-6 * size).all())
 
 
-@here
+@with_vectors
 def test_a_row_is_the_same_in_any_batch(emulated: Multiply) -> None:
     weight, x = linear.pack(made(160, 1536)), made(560, 1536)
     whole = emulated(x, weight, 160, None)
@@ -85,17 +87,23 @@ def test_the_cpu_does_as_the_emulation(rows: int, emulated: Multiply) -> None:
 
 
 @here
-def test_inputs_that_fill_no_step_go_by_vectors() -> None:
+@pytest.mark.parametrize("has_vectors", [True, False])
+def test_products_that_a_linear_cannot_have_are_replaced(has_vectors: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "has_vectors", lambda: has_vectors)
     products = [linear.Packed(made(8, inputs), products="amx").products for inputs in (48, 64)]
-    assert products == ["vectors", "amx"]
+    assert products == ["vectors" if has_vectors else "float32", "amx"]
+    assert linear.Packed(made(8, 64), products="vectors").products == products[0]
 
 
 @here
-def test_amx_is_refused_with_a_reason_where_there_is_none(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "has_amx", lambda: False)
+@pytest.mark.parametrize("products, missing", [("amx", "AMX"), ("vectors", "AVX-512 BF16")])
+def test_products_are_refused_with_a_reason_where_there_are_none(
+    products: str, missing: str, make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, f"has_{products}", lambda: False)
     engine = make_engine("random:tiny", dtype="bfloat16", plugins=[])
-    plan = engine.plan({"packed_linear": {"products": "amx"}})
-    with pytest.raises(BadOption, match=r"packed_linear.products = amx: .* has no AMX.*use auto"):
+    plan = engine.plan({"packed_linear": {"products": products}})
+    with pytest.raises(BadOption, match=rf"packed_linear.products = {products}: .* has no {missing}.*use auto"):
         engine.generate(["a"], plan=plan)
     assert engine.generate(["a"], plan=engine.plan({"packed_linear": {}}))[0].token_ids
 
@@ -105,6 +113,7 @@ def test_amx_is_refused_with_a_reason_where_there_is_none(make_engine: Any, monk
 @pytest.mark.parametrize("products", ["auto", "amx", "vectors", "float32"])
 def test_products_choose_the_way(products: str, has_amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "has_amx", lambda: has_amx)
+    monkeypatch.setattr(linear, "has_vectors", lambda: True)
     monkeypatch.setattr(linear, "float32_ratio", lambda: 1.7)
     if products == "amx" and not has_amx:
         return

@@ -22,7 +22,7 @@ from pitlane.kernels.quantized import LEVELS, Format, Quantized
 
 CPU = Path(__file__).parents[2] / "kernels" / "cpu"
 SOURCES = [f"linear_int{level}.c" for level in ("", "_plain", "_avx2", "_avx512", "_amx")]
-SOURCES += ["linear_vectors.c", "linear_tiles.c", "threads.c", "team.c"]
+SOURCES += ["linear_tiles.c", "vectors.c", "vectors_avx2.c", "vectors_avx512.c", "threads.c", "team.c"]
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 AVX512, AMX = LEVELS.index("avx512"), LEVELS.index("amx")
 FORMS = [Format(8), *(Format(4, True, size, symmetric) for size in (32, 64, 128) for symmetric in (True, False))]

@@ -13,8 +13,8 @@ from pitlane.kernels import step
 
 CPU = Path(__file__).parents[2] / "kernels" / "cpu"
 NAMES = """
-step step_memory step_outputs team threads linear_bf16 linear_vectors linear_tiles
-linear_int linear_int_plain linear_int_avx2 linear_int_avx512 linear_int_amx attention_bf16 attention_quant ops_bf16
+step step_memory team threads linear_bf16 linear_tiles vectors vectors_avx2 vectors_avx512
+linear_int linear_int_plain linear_int_avx2 linear_int_avx512 linear_int_amx attention_bf16
 """.split()
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 NEVER, AT_ONCE = "-DPATIENCE=(1ULL<<62)", "-DPATIENCE=0"

@@ -55,5 +55,5 @@ def test_in_bfloat16_no_drafter_and_no_batch_changes_a_token(make_engine: Any, m
 
 
 def test_head_sizes_without_a_kernel_are_refused() -> None:
-    reason = "this CPU has no AVX-512 BF16, or heads of 48 are no multiple of 32 up to 256"
+    reason = "this CPU has no AVX2, or heads of 48 are no multiple of 32 up to 256"
     assert attention.unavailable(48) == reason
