@@ -3,7 +3,7 @@
 Changes in the loop: `build_linear` keeps W / scale in e4m3: 4 significant bits, with steps down to 2^-9. `granularity` says which
 weights share a scale: all weights of a linear (`tensor`), the weights of an output (`channel`), or a block of 128 x 128 (`block`).
 The largest weight of a scale becomes 448.
-On a CPU, fp8 is a storage format: a kernel in C widens the bytes to bfloat16 in registers (AVX-512 BF16) or to float32 (plain C).
+On a CPU, fp8 is a storage format: a kernel in C widens the bytes to bfloat16 in registers (AVX2, AVX-512) or to float32 (plain C).
 On CUDA, a kernel in Triton widens the bytes to the model's dtype; no GPU has run it yet. The inputs stay as they are, on every
 device. The embedding stays in the model's dtype.
 Exactness: approximate. W / scale is off by at most 1/16 of itself, and below 2^-6 by at most 2^-10.

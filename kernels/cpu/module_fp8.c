@@ -27,6 +27,6 @@ static PyObject *call_has_fp8_vectors(PyObject *self, PyObject *unused) {
 PyMethodDef fp8_methods[] = {
     {"fp8_linear", (PyCFunction)(void (*)(void))call_fp8_linear, METH_FASTCALL,
      "fp8_linear(x, w, scales, bias, y, rows, outs, ins, group, wide, level, threads): see linear_fp8.h"},
-    {"has_fp8_vectors", call_has_fp8_vectors, METH_NOARGS, "Whether fp8_linear runs with AVX-512 BF16 on this CPU"},
+    {"has_fp8_vectors", call_has_fp8_vectors, METH_NOARGS, "Whether fp8_linear runs with vectors on this CPU"},
     {NULL, NULL, 0, NULL},
 };

@@ -9,7 +9,7 @@
 uint64_t read_bytes(const void *bytes, size_t size, int threads);
 
 /* Operations per second (2 per multiply-add) of all threads on registers alone, measured for about `seconds`. kind: 0 float32, 1 bf16
- * pairs, 2 int8 quads. 0 if the CPU lacks AVX-512 with the instruction. */
+ * pairs, 2 int8 quads. By AVX-512 if the CPU has the instruction, else by AVX2, which has no pairs. 0: by neither. */
 double ceiling(int kind, int threads, double seconds);
 
 #endif

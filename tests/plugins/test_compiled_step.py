@@ -32,6 +32,7 @@ from pitlane.engine.run.runner import EarlyExit, Forward, Model
 from pitlane.engine.variants import Variant, plan_weights
 from pitlane.kernels import step
 from pitlane.kernels.extension import cpu
+from pitlane.kernels.linear import PRODUCTS, has_vectors
 from pitlane.kernels.packing import Format
 from pitlane.kernels.quantized import LEVELS, Quantized
 from pitlane.plugins import compiled_step
@@ -173,7 +174,7 @@ def test_logits_and_kv_are_equal_to_the_bit(name: str) -> None:
     assert run.forward.counts == {"compiled": 11, "more than 64 tokens": 1}  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("products", ["vectors", "float32"])
+@pytest.mark.parametrize("products", ["vectors", "float32"] if has_vectors() else ["float32"])
 def test_a_step_uses_the_products_of_the_linears(products: str) -> None:
     linears = {"packed_linear": {"products": products}}
     plain, compiled = built(CONFIGS["biases"], EXACT | linears, COMPILED | linears)
@@ -267,7 +268,7 @@ def test_linears_of_int8_and_int4_give_their_own_bits(name: str) -> None:
     assert_same_bits(Run(plain), Run(compiled))
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", LEVELS[1:])  # a step needs AVX2
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_the_step_uses_the_level_of_the_linears(name: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     best = int(cpu.int_level())
@@ -432,6 +433,7 @@ def test_wrong_programs_and_steps_are_refused() -> None:
         (step.Op(step.LINEAR, w=1, outs=32, ins=32), "no activations"),
         (step.Op(step.ATTENTION), "no KV"),
     ):
+        op.products = PRODUCTS.index("float32")
         with pytest.raises(ValueError, match=words):
             step.Program(shape, [op], 1e-5, 1.0, None)
     with pytest.raises(ValueError, match="multiple of kv_heads"):
