@@ -4,9 +4,9 @@ Changes in the loop: `build_linear` packs dense weights for a kernel in C (kerne
 Exactness: rounding. Sums are in float32, as in the core, but in another order: an output is within 2^-8 (relative) of the exact
 value. The order does not depend on the batch, so a row's result has the same bits in any batch. Costs: time to pack at load; no
 memory. Helps everywhere: a step of one sequence is bound by reading the weights, a step of 16 by multiplying, and the kernel does
-both at once. All products share one layout. AMX sums 32 inputs at a time. AVX-512 BF16 multiplies pairs of bfloat16. AVX-512 and AVX2
-widen them to float32. Where the instruction for pairs is slow (an Intel Xeon without AMX), float32 is 1.7 times as fast from 16 rows on. `auto`
-measures both once per process, in about 5 ms. Saved KV is kept apart for each kind of products.
+both at once. All products share one layout. AMX sums 32 inputs at a time. AVX-512 BF16 multiplies pairs of bfloat16. AVX-512 and
+AVX2 widen them to float32. Where the instruction for pairs is slow (an Intel Xeon without AMX), float32 is 1.7 times as fast from
+16 rows on. `auto` measures both once per process, in about 5 ms. Saved KV is kept apart for each kind of products.
 Source: GotoBLAS, Goto and van de Geijn 2008
 """
 
@@ -30,7 +30,7 @@ class PackedLinear(Plugin):
         products: Literal["auto", "amx", "vectors", "float32"] = Field(
             "auto",
             title="Instructions",
-            description="amx multiplies with AMX tiles, vectors with AVX-512 BF16, float32 with AVX-512 or AVX2 on widened numbers; "
+            description="amx multiplies with AMX tiles, vectors with AVX-512 BF16, float32 with AVX-512 or AVX2 on wide numbers; "
             "auto uses AMX if the CPU has it, else the faster of the other two",
         )
 
