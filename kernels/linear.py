@@ -4,8 +4,8 @@ A weight is packed once, for kernels/cpu/linear_bf16.c: panels of 32 outputs; in
 a line, that pair's weights of the 32 outputs side by side. So a forward reads the weights in one stream, and all products
 read the same layout: `vectors` (AVX-512 BF16's dot products of pairs), `amx` (its tiles), and `float32` (multiply-adds by
 AVX-512 or AVX2 of numbers that a shift or a mask widens). The sums of `float32` have the order of `linear_in_order`; on
-Intel's CPUs those of `vectors` too. Bytes moved: 2 N K for the weights, once per 192 rows (AMX: 512 rows); 2 M (K + N) for inputs and outputs.
-Operations: 2 M N K. A row's result is bit-equal in any batch.
+Intel's CPUs those of `vectors` too. Bytes moved: 2 N K for the weights, once per 192 rows (AMX: 512 rows); 2 M (K + N) for
+inputs and outputs. Operations: 2 M N K. A row's result is bit-equal in any batch.
 Source: GotoBLAS (Goto and van de Geijn 2008) for panels and tiles; Intel's VDPBF16PS and TDPBF16PS for the dot products.
 """
 
