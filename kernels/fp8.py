@@ -115,10 +115,17 @@ class Fp8Linear:
         self.scales = (scales if self.by_triton else _by_panel(scales)).contiguous().to(device)
 
     def __call__(self, x: Tensor) -> Tensor:
+        return self._product(x, x.dtype)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """As `__call__`, with y in float32: by the kernel in C, the sums are not rounded."""
+        return self._product(x, torch.float32)
+
+    def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if self.level is None:
-            return self._without_c(x)
+            return self._without_c(x).to(dtype)
         x = checked_inputs(x, self.num_inputs, DTYPES)
-        y = x.new_empty(len(x), self.num_outputs)
+        y = x.new_empty(len(x), self.num_outputs, dtype=dtype)
         cpu.fp8_linear(
             x.data_ptr(),
             self.packed.data_ptr(),
@@ -130,6 +137,7 @@ class Fp8Linear:
             self.num_inputs,
             self.group + self.group % 2,
             x.dtype == torch.float32,
+            dtype == torch.float32,
             self.level if x.dtype == torch.bfloat16 else PLAIN,
             torch.get_num_threads(),
         )

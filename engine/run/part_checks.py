@@ -62,8 +62,12 @@ def operation(kind: str, context: BuildContext, _: Plugin, result: object) -> ob
     return result
 
 
-def _try_part(part: Any, inputs: tuple[Any, ...], shape: tuple[int, ...], context: BuildContext) -> None:
+def _try_part(
+    part: Any, inputs: tuple[Any, ...], shape: tuple[int, ...], context: BuildContext, dtype: torch.dtype | None = None
+) -> None:
     """Raise TypeError if a part returns another type, shape, dtype or device. In the model, the next part would fail instead.
+
+    dtype: of the result; None = that of the model.
 
     An error inside the part is left to the first forward, which names the plugin too.
     """
@@ -75,8 +79,9 @@ def _try_part(part: Any, inputs: tuple[Any, ...], shape: tuple[int, ...], contex
     if not isinstance(result, torch.Tensor) or tuple(result.shape) != shape:
         got = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else shown(result)
         raise TypeError(f"built a part that returns {got}, not a tensor of shape {shape}")
-    if result.dtype != context.dtype or result.device.type != context.device.type:
-        place = f"{context.dtype} on {context.device}"
+    dtype = dtype or context.dtype
+    if result.dtype != dtype or result.device.type != context.device.type:
+        place = f"{dtype} on {context.device}"
         raise TypeError(f"built a part that returns {result.dtype} on {result.device}, not {place}")
 
 
@@ -115,6 +120,8 @@ def build_guarded(answer: Answer, hook: str, part: Part, context: BuildContext, 
         elif isinstance(part, LinearPart):
             x = torch.zeros(2, part.in_features, dtype=context.dtype, device=context.device)
             _try_part(built, (x,), (2, part.out_features), context)
+            if context.dtype.itemsize == 2 and hasattr(built, "wide"):
+                _try_part(built.wide, (x,), (2, part.out_features), context, torch.float32)
         return built
     except PitlaneError:
         raise

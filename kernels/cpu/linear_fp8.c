@@ -52,7 +52,7 @@ static void finish_rows(const Work *work, const float *sums, long first, long ro
         for (long o = 0; o < count; o++) {
             float value = sums[m * PANEL + o] + (job->bias ? job->bias[begin + o] : 0);
             long at = (first + m) * job->outs + begin + o;
-            if (job->wide)
+            if (job->wide_outputs)
                 ((float *)work->y)[at] = value;
             else
                 ((uint16_t *)work->y)[at] = to_bf16(value);

@@ -21,7 +21,7 @@ typedef struct {
     const float *bias; /* [outs] or NULL */
     long outs, ins;    /* ins: even */
     long group;        /* inputs of a group: even; the last group may be smaller */
-    int wide;          /* 1: x and y are float32. 0: bfloat16 */
+    int wide, wide_outputs; /* whether x is float32, and y; else bfloat16 */
     int level;         /* FP8_VECTORS: bfloat16 alone, on a CPU with AVX2 */
 } Fp8Linear;
 

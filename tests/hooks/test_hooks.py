@@ -224,6 +224,22 @@ def test_hook_build_linear(make_engine: Any) -> None:
     assert result.stats["weight_bytes"] == core.stats["weight_bytes"] - values + 2 * 1000, "the plan's bytes count"
 
 
+def test_a_linear_whose_sums_are_no_float32_is_refused_before_a_request(make_engine: Any) -> None:
+    class Narrow(DenseLinear):
+        def wide(self, x: torch.Tensor) -> torch.Tensor:
+            return self(x)
+
+    class Builder(Plugin):
+        name, role, exactness = "builder", "linear", "rounding"
+
+        @hookimpl
+        def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan:
+            return LinearPlan(8, 8, lambda tensors: Narrow(torch.cat([t["weight"].to(context.dtype) for t in tensors])))
+
+    with pytest.raises(PluginFailed, match=r"builder.build_linear.*returns torch.bfloat16 .* not torch.float32"):
+        run(make_engine, Builder, dtype="bfloat16")
+
+
 def test_hook_build_embedding(make_engine: Any, tmp_path: Path) -> None:
     class Table:
         """The embedding and its head over one table."""

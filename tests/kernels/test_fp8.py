@@ -67,6 +67,9 @@ def test_the_kernel_is_near_float64(
     bound = size * 2**-20 + (exact.abs() * 2**-8 if dtype == torch.bfloat16 else 0)
     for y in (linear(x), linear.reference(x)):
         assert ((y.double() - exact).abs() <= bound).all()
+    wide = linear.wide(x)
+    assert wide.dtype == torch.float32 and torch.equal(wide.to(dtype), linear(x))
+    assert ((wide.double() - exact).abs() <= size * 2**-20).all(), "sums are not rounded"
 
 
 @here
@@ -130,13 +133,13 @@ def test_the_c_function_refuses_what_it_cannot_run() -> None:
     x = torch.zeros(4, 8)
     at = x.data_ptr()
     for values, words in [
-        ((at, at, at, 0, at, -1, 8, 8, 8, 1, 0, 1), "rows >= 0"),
-        ((at, at, at, 0, at, 1, 8, 7, 8, 1, 0, 1), "even"),
-        ((at, at, at, 0, at, 1, 8, 8, 3, 1, 0, 1), "even"),
-        ((at, at, at, 0, at, 1, 8, 8, 8, 1, 2, 1), "level"),
-        ((at, at, at, 0, at, 1, 8, 8, 8, 1, VECTORS, 1), "level"),
-        ((0, at, at, 0, at, 1, 8, 8, 8, 1, 0, 1), "address"),
-        ((at, at, at, 0, at, 1, 8, 8, 8, 1, 0, 0), "threads"),
+        ((at, at, at, 0, at, -1, 8, 8, 8, 1, 1, 0, 1), "rows >= 0"),
+        ((at, at, at, 0, at, 1, 8, 7, 8, 1, 1, 0, 1), "even"),
+        ((at, at, at, 0, at, 1, 8, 8, 3, 1, 1, 0, 1), "even"),
+        ((at, at, at, 0, at, 1, 8, 8, 8, 1, 1, 2, 1), "level"),
+        ((at, at, at, 0, at, 1, 8, 8, 8, 1, 1, VECTORS, 1), "level"),
+        ((0, at, at, 0, at, 1, 8, 8, 8, 1, 1, 0, 1), "address"),
+        ((at, at, at, 0, at, 1, 8, 8, 8, 1, 1, 0, 0), "threads"),
     ]:
         with pytest.raises(ValueError, match=words):
             fp8.cpu.fp8_linear(*values)
