@@ -35,6 +35,8 @@ class Stream:
         self._process = os.getpid()
         self._finished: dict[int, Result] = {}  # by sample
         self._end: Finished | Exception | None = None
+        self._has_end = threading.Event()  # the end is among the events
+        self._wants_end_alone = False
         self._lock = threading.Lock()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
@@ -46,7 +48,12 @@ class Stream:
                 return
             samples = tuple(self._finished[number] for number in range(self._num_samples))
             event = Finished(replace(samples[0], samples=samples))
+        is_end = isinstance(event, (Finished, Exception))
+        if self._wants_end_alone and not is_end:
+            return
         self._events.put(event)
+        if is_end:
+            self._has_end.set()
         with self._lock:
             if self._waiter is not None:
                 loop, ready = self._waiter
@@ -59,7 +66,13 @@ class Stream:
             self._on_abort()
 
     def result(self) -> Result:
-        """Read to the end. Return the result, or raise the error. A second call returns or raises the same object."""
+        """Read to the end. Return the result, or raise the error. A second call returns or raises the same object.
+
+        The caller sleeps until the end, and no event is kept: to wake it for every token would cost the engine's thread time.
+        """
+        self._check_process()
+        self._wants_end_alone = True
+        self._has_end.wait()
         while self._end is None:
             self._next()
         if isinstance(self._end, Exception):

@@ -59,6 +59,21 @@ def feed(stream: Stream, *events: Event | Exception, pause: float = 0.002) -> th
 # ---- plain
 
 
+def test_a_caller_of_result_sleeps_until_the_end_and_keeps_no_events(aborts: Aborts) -> None:
+    stream = Stream(aborts)
+    results: list[Result] = []
+    caller = threading.Thread(target=lambda: results.append(stream.result()))
+    caller.start()
+    while not stream._wants_end_alone:
+        time.sleep(0.001)
+    for event in EVENTS[:-1]:
+        stream.put(event)
+    assert stream._events.empty() and caller.is_alive()
+    stream.put(EVENTS[-1])
+    caller.join(5)
+    assert results == [RESULT] and stream.result() is RESULT and aborts.count == 0
+
+
 def test_events_come_in_order_and_end_with_finished(aborts: Aborts) -> None:
     stream = Stream(aborts)
     thread = feed(stream)
