@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pitlane.engine.choices import choose_context, choose_device, choose_dtype
 from pitlane.engine.errors import BadOption, ModelError
 from pitlane.engine.kv import memory
 from pitlane.engine.kv.capacity import BLOCK_SIZE
-from pitlane.engine.loader import MAX_LANES, choose_context, choose_device, choose_dtype, kv_share
+from pitlane.engine.loader import MAX_LANES, kv_share
 from pitlane.engine.models import hub
 from pitlane.engine.models.build_context import BuildContext
 from pitlane.engine.models.decoder import parts_of
@@ -128,7 +129,7 @@ def estimate_memory(
     place = choose_device(device)
     source = resolve(model, registry)
     config = source.config
-    kind = choose_dtype(dtype, place)
+    kind = choose_dtype(dtype, place, config, registry)
     tokens = context or choose_context(None, config.max_position)
     build_context = BuildContext(config, kind, place, source.stored_name, source.weights.fingerprint, source.packings)
     planner = Planner(registry, build_context)

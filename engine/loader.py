@@ -17,6 +17,7 @@ import torch
 
 from pitlane.engine.calibration.calibrator import ModelCalibrator
 from pitlane.engine.calibration.recipe import RecipeProgress
+from pitlane.engine.choices import choose_context, choose_device, choose_dtype, is_small
 from pitlane.engine.errors import BadOption, PitlaneError
 from pitlane.engine.kv.capacity import BLOCK_SIZE, LaneLimits
 from pitlane.engine.kv.memory import Needs, available, check_fit, gib
@@ -35,11 +36,9 @@ from pitlane.engine.run.lane import Call, Lane, Match, Reclaim
 from pitlane.engine.text.tokenizer import Tokenizer
 from pitlane.engine.variants import Variant, ends_no_text, plan_kv, plan_weights
 
-DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 KV_FORMAT = "1"  # increase it when the meaning of saved KV changes
 MAX_LANES = 4  # every lane gets an equal share of KV memory
 MAX_SEQS = 64
-SMALL = 64 * 2**20  # bytes of float32 weights that fit into a CPU cache; see `is_small`
 WARM_UP_OPERATIONS = 5e9
 THREADS = torch.get_num_threads()  # torch's own choice, before an engine changes it
 
@@ -74,7 +73,7 @@ class Loader:
         self.source = resolve(model, plugins)
         self.config = self.source.config
         self.num_parameters = num_parameters(parts_of(self.config))
-        self.dtype = choose_dtype(dtype, self.device)
+        self.dtype = choose_dtype(dtype, self.device, self.config, plugins)
         torch.set_num_threads(threads or (1 if is_small(self.num_parameters) else THREADS))
         self.context = choose_context(context, self.config.max_position)
         self.kv_memory, self.max_step_tokens = kv_memory, max_step_tokens
@@ -278,51 +277,3 @@ def kv_share(kv_memory: int | None, needs: Needs, context: int, device: torch.de
     if budget is None:
         budget = max(MAX_LANES * per_block, (available(device) - needs.weights) // 2)
     return min(budget // MAX_LANES, needs.fixed_kv_bytes + MAX_SEQS * needs.kv_bytes(context + BLOCK_SIZE))
-
-
-def choose_device(name: str | None) -> torch.device:
-    """Return the named device. Without a name: CUDA if it is available, else the CPU."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise BadOption(f"device {name!r} is unknown; use cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise BadOption(f"device {name!r}: this machine or this torch build has no CUDA; use --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BadOption(
-            f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; count from cuda:0"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise BadOption(f"device {name!r} is not served; use cpu, cuda or cuda:N")
-    return device
-
-
-def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """Return the named dtype. Without a name: bfloat16 if it is fast on the device, else float16 on CUDA, float32 on a CPU."""
-    if name is not None:
-        if name not in DTYPES:
-            raise BadOption(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
-        return DTYPES[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    from pitlane.kernels import linear
-
-    has_bfloat16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if has_bfloat16 or linear.unavailable() is None else torch.float32
-
-
-def is_small(num_parameters: int) -> bool:
-    """Whether the weights fit into the CPU's cache. If they do, a second thread makes decoding slower.
-
-    Bundled model, 2 cores, float32. Decode: 2.7 ms per token on one thread, 4.9 ms on two. A prompt of 335 tokens: 33 ms, 24 ms.
-    """
-    return num_parameters * torch.float32.itemsize < SMALL
-
-
-def choose_context(asked: int | None, limit: int) -> int:
-    """Return the context in tokens: `asked`, or `limit` if it is None. Raises BadOption if `asked` is not in [2, limit]."""
-    if asked is None:
-        return limit
-    if not 1 < asked <= limit:
-        raise BadOption(f"context must be in [2, {limit}] for this model, got {asked}")
-    return asked

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pitlane import BuildContext
-from pitlane.engine.loader import choose_dtype
+from pitlane.engine.choices import choose_dtype
 from pitlane.engine.models.registry import resolve
+from pitlane.engine.plan.registry import PluginRegistry
 from pitlane.kernels import attention, linear
 
 CPU = torch.device("cpu")
@@ -25,9 +26,13 @@ def test_the_dtype_follows_from_the_instruction_set(
 ) -> None:
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: in_hardware)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(linear, "unavailable", lambda: None if has_kernels else "no kernels")
-    assert choose_dtype(None, CPU) == (torch.bfloat16 if in_hardware or has_kernels else torch.float32)
-    assert choose_dtype("float64", CPU) == torch.float64
+    for kernels in (linear, attention):
+        monkeypatch.setattr(kernels, "unavailable", lambda *_: None if has_kernels else "no kernels")
+    plugins = PluginRegistry.load()
+    expected = torch.bfloat16 if in_hardware or has_kernels else torch.float32
+    assert choose_dtype(None, CPU, SMALL, plugins) == expected
+    assert choose_dtype(None, CPU, SMALL, None) == (torch.bfloat16 if in_hardware else torch.float32)
+    assert choose_dtype("float64", CPU, SMALL, plugins) == torch.float64
 
 
 @here
