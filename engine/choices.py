@@ -1,4 +1,4 @@
-"""What an engine chooses where the user names nothing: device, dtype, context, and number of threads."""
+"""Defaults of an engine: device, dtype, context, threads."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def choose_dtype(
 
 
 def _has_kernels(context: BuildContext, plugins: PluginRegistry) -> bool:
-    """Whether the default plan has linears and attention of its own for this dtype, whose rows do not depend on the batch."""
+    """Whether the default plan has batch-invariant plugins for linears and for attention in this dtype."""
     defaults = [plugins.get(name) for name in plugins.default_settings(context)]
     return {"linear", "attention"} <= {plugin.role for plugin in defaults if plugin.batch_invariant}
 

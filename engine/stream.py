@@ -35,7 +35,7 @@ class Stream:
         self._process = os.getpid()
         self._finished: dict[int, Result] = {}  # by sample
         self._end: Finished | Exception | None = None
-        self._has_end = threading.Event()  # the end is among the events
+        self._has_end = threading.Event()  # set when `_events` holds the end
         self._wants_end_alone = False
         self._lock = threading.Lock()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
@@ -68,11 +68,14 @@ class Stream:
     def result(self) -> Result:
         """Read to the end. Return the result, or raise the error. A second call returns or raises the same object.
 
-        The caller sleeps until the end, and no event is kept: to wake it for every token would cost the engine's thread time.
+        Drops all events but the end: to wake the caller for every token would cost the engine's thread time.
         """
         self._check_process()
         self._wants_end_alone = True
-        self._has_end.wait()
+        try:
+            self._has_end.wait()
+        finally:
+            self._wants_end_alone = False
         while self._end is None:
             self._next()
         if isinstance(self._end, Exception):

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pitlane.kernels.extension import MISSING, cpu
+from pitlane.kernels.extension import cpu, without_vectors
 
 PIECE = 512
 MAX_MEMBERS = 64  # of a task: a larger limit leaves some threads without a task
@@ -187,10 +187,10 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, parts: Parts, scale: float, 
 @cache
 def unavailable(head_dim: int) -> str | None:
     """Why `attend` cannot run on this machine; None if it can. Compares it with the reference, once per head size."""
-    if cpu is None:
-        return MISSING
+    if (reason := without_vectors()) is not None:
+        return reason
     if not cpu.has_attention_bf16(head_dim):
-        return f"this CPU has no AVX2, or heads of {head_dim} are no multiple of 32 up to 256"
+        return f"heads of {head_dim} are no multiple of 32 up to 256"
     generator = torch.Generator().manual_seed(0)
     q, keys, values = (
         torch.randn(shape, generator=generator).bfloat16()

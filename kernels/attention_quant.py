@@ -1,8 +1,9 @@
 """Attention over quantized paged KV, read where it lies: the softmax of kernels/attention.py over rows of int8, int4 or fp8.
 
 The keys and values of a piece are decoded into bfloat16 once for all its members, in a buffer that stays in the cache; then the
-kernel goes on as for bfloat16 KV. A slot below FIRST_OPEN is a row [B] uint8, in blocks of 32 slots; kernels/cpu/attention_quant.c
-describes a row. A slot from FIRST_OPEN on is a key and a value [D] in bfloat16. Per key of a task and KV head: moves 2 B bytes.
+kernel goes on as for bfloat16 KV. A slot below FIRST_OPEN is a row [B] uint8, in blocks of 32 slots; attention_decoded.h in
+kernels/cpu describes a row. A slot from FIRST_OPEN on is a key and a value [D] in bfloat16.
+Per key of a task and KV head: moves 2 B bytes.
 Source: Liu et al. 2024 (KIVI); the rest as in kernels/attention.py.
 """
 

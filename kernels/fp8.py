@@ -118,7 +118,7 @@ class Fp8Linear:
         return self._product(x, x.dtype)
 
     def wide(self, x: Tensor) -> Tensor:
-        """As `__call__`, with y in float32: by the kernel in C, the sums are not rounded."""
+        """As `__call__`, with y in float32. The kernel in C does not round the sums."""
         return self._product(x, torch.float32)
 
     def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:

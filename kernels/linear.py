@@ -17,7 +17,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pitlane.kernels.extension import MISSING, cpu
+from pitlane.kernels.extension import cpu, without_vectors
 from pitlane.kernels.pages import in_huge_pages
 
 PANEL = 32  # outputs
@@ -119,10 +119,8 @@ class Packed:
 @cache
 def unavailable() -> str | None:
     """Why `Packed` cannot run on this machine; None if it can. Compares it with the reference, once per process."""
-    if cpu is None:
-        return MISSING
-    if not cpu.has_products(PRODUCTS.index("float32"), 2):
-        return "this CPU has no AVX2"
+    if (reason := without_vectors()) is not None:
+        return reason
     if not (_agrees(70, "vectors") and _agrees(70, "float32")):
         return "its result differs from the reference on this machine; please report it"
     return None
@@ -156,7 +154,7 @@ def float32_ratio() -> float:
     floats, pairs = 0.0, 0.0
     for _ in range(6):
         floats, pairs = max(floats, cpu.ceiling(0, 1, 2e-4)), max(pairs, cpu.ceiling(1, 1, 2e-4))
-    return floats / pairs
+    return floats / pairs if pairs else 0.0
 
 
 def _agrees(num_inputs: int, products: str) -> bool:

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pitlane.kernels.extension import MISSING, cpu
+from pitlane.kernels.extension import cpu, without_vectors
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -60,10 +60,8 @@ def _described(tensor: Tensor) -> str:
 @cache
 def unavailable() -> str | None:
     """Why these kernels cannot run on this machine; None if they can. Compares them with the references, once per process."""
-    if cpu is None:
-        return MISSING
-    if not cpu.has_ops_bf16():
-        return "this CPU has no AVX2"
+    if (reason := without_vectors()) is not None:
+        return reason
     x = torch.randn(3, 74, generator=torch.Generator().manual_seed(0)).bfloat16()
     wide = x.float() * 1.001
     pairs = (

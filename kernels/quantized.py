@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pitlane.kernels.cuda import device as triton
-from pitlane.kernels.extension import MISSING, cpu
+from pitlane.kernels.extension import LEVELS, MISSING, cpu
 from pitlane.kernels.linear import checked_inputs
 from pitlane.kernels.packing import (
     GROUP_SIZES,
@@ -37,7 +37,6 @@ from pitlane.kernels.quantize_math import Codes
 log = logging.getLogger("pitlane")
 DTYPES = (torch.bfloat16, torch.float32)  # of the kernel
 BF16, FLOATS, FLOAT_OUTPUTS = range(3)  # dtypes of x and y in the kernel, INT_... in linear_int.h
-LEVELS = ("plain", "avx2", "avx512", "amx")  # of the kernel; PITLANE_CPU_KERNELS names the highest level to use
 MAX_INPUTS = 2**20  # of the kernel
 CHUNK = 2**19  # weights that are packed or unpacked at once
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pitlane.kernels.attention import Parts
 from pitlane.kernels.attention_quant import BITS, FIRST_OPEN
-from pitlane.kernels.extension import MISSING, cpu
+from pitlane.kernels.extension import cpu, without_vectors
 from pitlane.kernels.linear import PRODUCTS, Packed
 from pitlane.kernels.packing import UNIT
 from pitlane.kernels.quantized import Quantized
@@ -203,8 +203,6 @@ def norms_as_aten(head_dim: int) -> bool:
 @cache
 def unavailable(head_dim: int) -> str | None:
     """Why steps cannot run on this machine with heads of this size; None if they can."""
-    if cpu is None:
-        return MISSING
-    if not cpu.has_step(head_dim):
-        return f"this CPU has no AVX2, or heads of {head_dim} are no multiple of 32 up to 256"
-    return None
+    if (reason := without_vectors()) is not None:
+        return reason
+    return None if cpu.has_step(head_dim) else f"heads of {head_dim} are no multiple of 32 up to 256"

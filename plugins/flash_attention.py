@@ -20,7 +20,7 @@ from pitlane import Plugin, hookimpl
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pitlane import Attention, Batch, BuildContext, KVStore
+    from pitlane import Attention, Batch, BuildContext, KVStore, PluginOptions
     from pitlane.kernels.attention import Indices, Parts, Seen, Slots
     from pitlane.kernels.cuda.attention_reads import Reads
 
@@ -44,6 +44,12 @@ class FlashAttention(Plugin):
         if device.serves(context.device):
             return device.unsupported(context.dtype, context.device)
         return unsupported(context.dtype, context.device) or attention.unavailable(context.config.head_dim)
+
+    @classmethod
+    def key_of(cls, options: PluginOptions) -> str:
+        from pitlane.kernels.extension import key_by_level
+
+        return key_by_level(super().key_of(options))
 
     @hookimpl
     def build_attention(self, context: BuildContext) -> Attention:

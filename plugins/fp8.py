@@ -45,6 +45,12 @@ class Fp8(Plugin):
             "fp8", title="Head", description="the head; bfloat16 keeps it in the model's dtype"
         )
 
+    @classmethod
+    def key_of(cls, options: PluginOptions) -> str:
+        from pitlane.kernels.extension import key_by_level
+
+        return key_by_level(super().key_of(options))
+
     @hookimpl
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
         from pitlane import LinearPlan

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pitlane import Plugin, hookimpl
 
 if TYPE_CHECKING:
-    from pitlane import BuildContext
+    from pitlane import BuildContext, PluginOptions
 
 
 class FusedOps(Plugin):
@@ -32,6 +32,12 @@ class FusedOps(Plugin):
         if device.serves(context.device):
             return device.unsupported(context.dtype, context.device)
         return unsupported(context.dtype, context.device) or ops.unavailable()
+
+    @classmethod
+    def key_of(cls, options: PluginOptions) -> str:
+        from pitlane.kernels.extension import key_by_level
+
+        return key_by_level(super().key_of(options))
 
     @hookimpl
     def build_op(self, kind: str, context: BuildContext) -> Callable[..., Any] | None:

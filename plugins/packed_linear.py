@@ -62,7 +62,9 @@ class PackedLinear(Plugin):
                 "packed_linear.products = amx: this CPU has no AMX, or the operating system does not allow it; use auto"
             )
         if products == "vectors" and not has_vectors():
-            raise BadOption("packed_linear.products = vectors: this CPU has no AVX-512 BF16; use auto")
+            raise BadOption(
+                "packed_linear.products = vectors: this CPU has no AVX-512 BF16, or PITLANE_CPU_KERNELS forbids it; use auto"
+            )
         if part.in_features % 2:
             return None
         sizes = part.out_features, part.in_features, part.bias, len(part.members)

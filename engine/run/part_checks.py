@@ -67,7 +67,7 @@ def _try_part(
 ) -> None:
     """Raise TypeError if a part returns another type, shape, dtype or device. In the model, the next part would fail instead.
 
-    dtype: of the result; None = that of the model.
+    dtype: of the result; None: the model's dtype.
 
     An error inside the part is left to the first forward, which names the plugin too.
     """

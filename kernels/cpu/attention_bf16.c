@@ -3,6 +3,11 @@
 #include "threads.h"
 #include "vectors.h"
 
+void *attention_buffer(void) {
+    static _Thread_local _Alignas(64) char buffer[ATTENTION_BUFFER];
+    return buffer;
+}
+
 #if defined(PITLANE_VECTORS)
 typedef struct {
     const Attention *job;

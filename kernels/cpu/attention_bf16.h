@@ -6,6 +6,10 @@
 #include "attention_quant.h"
 
 #define MAX_DIM 256 /* of a head */
+#define ATTENTION_BUFFER 589824 /* bytes */
+
+/* Memory of the calling thread, ATTENTION_BUFFER bytes, aligned to 64. */
+void *attention_buffer(void);
 
 /* Attention of query tokens over keys and values in slots. A task is a piece of keys and its members, the tokens that see it. A
  * part is the softmax of one member over the keys of the task that it sees. */

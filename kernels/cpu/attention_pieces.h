@@ -101,8 +101,8 @@ TARGET static void compute_rows(const Piece *piece, const Row *rows, long count,
 }
 
 TARGET static void attention_item(const Attention *job, long item, long following) {
-    static _Thread_local Scratch buffers;
-    Scratch *scratch = &buffers;
+    _Static_assert(sizeof(Scratch) <= ATTENTION_BUFFER, "the buffer of a thread is too small");
+    Scratch *scratch = attention_buffer();
     const int64_t *task = job->tasks + item / job->kv_heads * 4, *members = job->members + task[2] * 4;
     long dim = job->dim, group = job->heads / job->kv_heads, first_head = item % job->kv_heads * group;
     long low = task[1], high = 0, num_rows = task[3] * group;
@@ -145,7 +145,7 @@ TARGET static void attention_merge(const Attention *job, long index) {
         for (long d = 0; d < dim / LANES; d++)
             sum[d] = zeros();
         for (long i = 0; i < row[2]; i++) {
-            float weight = first_of(exponential(all(part[i * next + dim + 1] - top)));
+            float weight = lane_0(exponential(all(part[i * next + dim + 1] - top)));
             total += weight * part[i * next + dim];
             for (long d = 0; d < dim / LANES; d++)
                 sum[d] = multiply_add(load(part + i * next + d * LANES), all(weight), sum[d]);

@@ -52,24 +52,9 @@ typedef void (*Score)(const uint32_t *q, const uint32_t *keys, long pairs, float
                 put(scores + i / WIDTH * MAX_KEYS + (part + i % WIDTH) * LANES, multiply(sums[i], all(scale)));                      \
         }                                                                                                                            \
     }
-DEFINE_SCORE(1)
-DEFINE_SCORE(2)
-DEFINE_SCORE(3)
-DEFINE_SCORE(4)
-DEFINE_SCORE(5)
-DEFINE_SCORE(6)
-#if LANES == 16
-DEFINE_SCORE(7)
-DEFINE_SCORE(8)
-DEFINE_SCORE(9)
-DEFINE_SCORE(10)
-DEFINE_SCORE(11)
-DEFINE_SCORE(12)
-static const Score score[ROWS + 1] = {0,       score_1, score_2, score_3,  score_4,  score_5, score_6,
-                                      score_7, score_8, score_9, score_10, score_11, score_12};
-#else
-static const Score score[ROWS + 1] = {0, score_1, score_2, score_3, score_4, score_5, score_6};
-#endif
+EACH_ROW(DEFINE_SCORE)
+#define SCORE(COUNT) score_##COUNT,
+static const Score score[ROWS + 1] = {0, EACH_ROW(SCORE)};
 
 /* The keys [at, at + LANES) that a row sees. */
 TARGET INLINE Lanes seen(const Row *row, long at) {

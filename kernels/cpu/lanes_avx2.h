@@ -1,4 +1,4 @@
-/* Vectors of 8 floats by AVX2 and FMA. Defines what lanes_avx512.h defines, which explains it. */
+/* Vectors of 8 numbers by AVX2 and FMA; lanes.h explains them. */
 #ifndef PITLANE_LANES_H
 #define PITLANE_LANES_H
 
@@ -10,6 +10,7 @@
 #define LANES 8
 #define HAS_PAIRS 0
 #define MAX_SUMS 12 /* vectors of sums in registers */
+#define EACH_ROW(X) X(1) X(2) X(3) X(4) X(5) X(6) /* of a tile, up to MAX_TILE */
 #define VECTORS vectors_avx2
 
 typedef __m256 Floats;
@@ -25,7 +26,7 @@ TARGET INLINE Floats divide(Floats a, Floats b) { return _mm256_div_ps(a, b); }
 TARGET INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 TARGET INLINE Floats root(Floats x) { return _mm256_sqrt_ps(x); }
 TARGET INLINE Floats magnitude(Floats x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
-TARGET INLINE float first_of(Floats x) { return _mm256_cvtss_f32(x); }
+TARGET INLINE float lane_0(Floats x) { return _mm256_cvtss_f32(x); }
 
 TARGET INLINE float sum_of(Floats x) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -49,12 +50,12 @@ TARGET INLINE Lanes lanes_between(long from, long to) {
     __m256i is_after = _mm256_cmpgt_epi32(lane, _mm256_set1_epi32((int)from - 1));
     return (Lanes)_mm256_and_si256(is_after, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)to), lane));
 }
-TARGET INLINE Lanes first_lanes(long count) { return lanes_between(0, count < LANES ? count : LANES); }
+TARGET INLINE Lanes lanes_below(long count) { return lanes_between(0, count < LANES ? count : LANES); }
 TARGET INLINE Floats kept(Lanes lanes, Floats x) { return _mm256_and_ps(lanes, x); }
 TARGET INLINE Floats largest(Lanes lanes, Floats a, Floats b) { return _mm256_blendv_ps(a, _mm256_max_ps(a, b), lanes); }
 
-TARGET INLINE Floats load_part(const float *x, long count) { return _mm256_maskload_ps(x, (__m256i)first_lanes(count)); }
-TARGET INLINE void put_part(float *y, Floats x, long count) { _mm256_maskstore_ps(y, (__m256i)first_lanes(count), x); }
+TARGET INLINE Floats load_part(const float *x, long count) { return _mm256_maskload_ps(x, (__m256i)lanes_below(count)); }
+TARGET INLINE void put_part(float *y, Floats x, long count) { _mm256_maskstore_ps(y, (__m256i)lanes_below(count), x); }
 
 TARGET INLINE __m256i widen_bits(__m128i x) { return _mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16); }
 TARGET INLINE Floats widen(const uint16_t *x) { return (__m256)widen_bits(_mm_loadu_si128((const __m128i *)x)); }
@@ -66,7 +67,6 @@ TARGET INLINE Floats widen_part(const uint16_t *x, long count) {
     return widen(part);
 }
 
-/* Subnormal numbers are kept. */
 TARGET INLINE __m256i rounded_words(Floats x) {
     __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     __m256i high = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
@@ -87,8 +87,8 @@ TARGET INLINE void put_bf16_part(uint16_t *y, Floats x, long count) {
     if (count < LANES)
         memcpy(y, part, (size_t)count * 2);
 }
-TARGET INLINE void put_bf16_all(uint16_t *y, Floats x) { put_bf16(y, x); }
-TARGET INLINE Floats round_bf16_all(Floats x) { return (__m256)widen_bits(rounded(x)); }
+TARGET INLINE void put_bf16_exact(uint16_t *y, Floats x) { put_bf16(y, x); }
+TARGET INLINE Floats round_bf16_exact(Floats x) { return (__m256)widen_bits(rounded(x)); }
 
 /* As assembly that reads memory: gcc 12 would keep words and mask in registers that the sums of a tile need. */
 typedef const char (*Vector)[4 * LANES];
@@ -105,11 +105,11 @@ TARGET INLINE Floats seconds(const void *pairs) {
     return numbers;
 }
 
-/* sums[i] += weights[i] * *x, for two sums */
-TARGET INLINE void accumulate_two(Floats *sums, const Floats *weights, const float *x) {
+/* As assembly, because gcc 12 copies sums of intrinsics between registers and keeps some of them on the stack. */
+TARGET INLINE void accumulate_two(Floats *sums, const Floats *weights, const uint32_t *x) {
     Floats factor;
     __asm__ volatile("vbroadcastss %5, %2\n vfmadd231ps %2, %3, %0\n vfmadd231ps %2, %4, %1"
-                     : "+x"(sums[0]), "+x"(sums[1]), "=&x"(factor)
+                     : "+&x"(sums[0]), "+&x"(sums[1]), "=&x"(factor)
                      : "x"(weights[0]), "x"(weights[1]), "m"(*x));
 }
 

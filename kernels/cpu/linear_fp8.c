@@ -1,5 +1,4 @@
-/* The linear of linear_fp8.h. A thread takes a few panels of one block of rows at a time. linear_fp8_vectors.h multiplies by vectors.
- */
+/* The linear of linear_fp8.h. A thread takes a few panels of one block of rows at a time. linear_fp8_vectors.h multiplies. */
 #include "linear_fp8.h"
 #include "linear_parts.h"
 #include "vectors.h"
@@ -12,7 +11,7 @@
 
 typedef struct {
     const Fp8Linear *job;
-    const struct Vectors *vectors;
+    const Vectors *vectors;
     const void *x;
     void *y;
     long rows, pairs, groups, panels, chunk;
@@ -98,13 +97,11 @@ static void by_panel(const Work *work, long first, long rows, long panel) {
         for (long pair = begin; pair < end; pair += FP8_CHUNK) {
             long pairs = minimum(end - pair, FP8_CHUNK);
             const uint8_t *weights = w + pair * 2 * PANEL;
-#if defined(PITLANE_VECTORS)
             if (job->level == FP8_VECTORS) {
                 const uint32_t *x = (const uint32_t *)work->x + first * work->pairs + pair;
                 work->vectors->fp8_pairs(x, work->pairs, weights, pairs, rows, sums);
                 continue;
             }
-#endif
             plain_chunk(work, weights, pair, pairs, first, rows, sums);
         }
         add_scaled(totals, sums, scales, rows);

@@ -1,8 +1,8 @@
 /* Products of inputs in bfloat16 and weights in e4m3, for linear_fp8.c, in vectors.
  *
- * A weight becomes bfloat16 in registers: its exponent and mantissa are shifted into place and the exponent's bias is raised; a table of
- * eight values serves exponent 0, because the product instruction takes subnormals as 0. With more rows than a tile has, a chunk of
- * inputs is widened once, into a buffer that stays in the first cache, and serves all tiles of the block.
+ * A weight becomes bfloat16: its exponent and mantissa are shifted into place and the exponent's bias is raised; a table of eight
+ * values serves exponent 0. A few rows (AVX2: one row) widen weights as they use them. For more rows, a chunk of inputs is widened once,
+ * into a buffer that stays in the first cache, and serves all tiles of the block.
  */
 #ifndef PITLANE_LINEAR_FP8_VECTORS_H
 #define PITLANE_LINEAR_FP8_VECTORS_H
@@ -52,39 +52,42 @@ TARGET INLINE void fp8_added(int rows, Floats *sums, const uint8_t *w, int is_wi
         UNROLLED for (int i = 0; i < COUNT * COLUMNS; i++)                                                                           \
             put(sums + i * LANES, totals[i]);                                                                                        \
     }
-#if LANES == 16
-#define DEFINE_FP8_TILES(IS_WIDE, NAME)                                                                                              \
-    DEFINE_FP8(1, IS_WIDE, NAME)                                                                                                     \
-    DEFINE_FP8(2, IS_WIDE, NAME)                                                                                                     \
-    DEFINE_FP8(3, IS_WIDE, NAME)                                                                                                     \
-    DEFINE_FP8(4, IS_WIDE, NAME)                                                                                                     \
-    DEFINE_FP8(5, IS_WIDE, NAME)                                                                                                     \
-    DEFINE_FP8(6, IS_WIDE, NAME)                                                                                                     \
-    DEFINE_FP8(7, IS_WIDE, NAME)                                                                                                     \
-    DEFINE_FP8(8, IS_WIDE, NAME)                                                                                                     \
-    static const Fp8Tile NAME##tiles[FP8_TILE + 1] = {0,       NAME##1, NAME##2, NAME##3, NAME##4,                                   \
-                                                      NAME##5, NAME##6, NAME##7, NAME##8};
+DEFINE_FP8(1, 0, direct_)
+DEFINE_FP8(1, 1, buffered_)
+DEFINE_FP8(2, 1, buffered_)
+DEFINE_FP8(3, 1, buffered_)
+#if HAS_PAIRS
+DEFINE_FP8(2, 0, direct_)
+DEFINE_FP8(3, 0, direct_)
+DEFINE_FP8(4, 0, direct_)
+DEFINE_FP8(5, 0, direct_)
+DEFINE_FP8(6, 0, direct_)
+DEFINE_FP8(7, 0, direct_)
+DEFINE_FP8(8, 0, direct_)
+DEFINE_FP8(4, 1, buffered_)
+DEFINE_FP8(5, 1, buffered_)
+DEFINE_FP8(6, 1, buffered_)
+DEFINE_FP8(7, 1, buffered_)
+DEFINE_FP8(8, 1, buffered_)
+static const Fp8Tile direct[] = {0, direct_1, direct_2, direct_3, direct_4, direct_5, direct_6, direct_7, direct_8};
+static const Fp8Tile buffered[] = {0, buffered_1, buffered_2, buffered_3, buffered_4, buffered_5, buffered_6, buffered_7, buffered_8};
 #else
-#define DEFINE_FP8_TILES(IS_WIDE, NAME)                                                                                              \
-    DEFINE_FP8(1, IS_WIDE, NAME)                                                                                                     \
-    DEFINE_FP8(2, IS_WIDE, NAME)                                                                                                     \
-    DEFINE_FP8(3, IS_WIDE, NAME)                                                                                                     \
-    static const Fp8Tile NAME##tiles[FP8_TILE + 1] = {0, NAME##1, NAME##2, NAME##3};
+static const Fp8Tile direct[] = {0, direct_1};
+static const Fp8Tile buffered[] = {0, buffered_1, buffered_2, buffered_3};
 #endif
-DEFINE_FP8_TILES(0, direct_)
-DEFINE_FP8_TILES(1, buffered_)
+enum { DIRECT_ROWS = sizeof direct / sizeof direct[0] - 1 };
 
 /* sums [rows][FP8_PANEL] += x [rows], `stride` pairs apart, times up to FP8_CHUNK pairs of a panel. */
 TARGET static void fp8_pairs(const uint32_t *x, long stride, const uint8_t *w, long pairs, long rows, float *sums) {
     _Alignas(64) uint8_t buffer[FP8_CHUNK * 4 * FP8_PANEL];
-    if (rows <= FP8_TILE) {
-        direct_tiles[rows](x, stride, w, pairs, sums);
+    if (rows <= DIRECT_ROWS) {
+        direct[rows](x, stride, w, pairs, sums);
         return;
     }
     for (long at = 0; at < pairs * 2 * FP8_PANEL; at += 2 * LANES)
         put_words(buffer + 2 * at, widen_fp8(w + at));
     for (long m = 0; m < rows; m += FP8_TILE)
-        buffered_tiles[minimum(rows - m, FP8_TILE)](x + m * stride, stride, buffer, pairs, sums + m * FP8_PANEL);
+        buffered[minimum(rows - m, FP8_TILE)](x + m * stride, stride, buffer, pairs, sums + m * FP8_PANEL);
 }
 
 #endif

@@ -7,8 +7,6 @@
 #include "linear_int_parts.h"
 #include "threads.h"
 
-#include <stdlib.h>
-#include <string.h>
 
 #define CHUNK_BYTES 262144 /* largest weights of a chunk, if a chunk has several panels */
 #define CHUNKS 8           /* smallest number of chunks per thread, if there are as many panels */
@@ -36,13 +34,8 @@ static int supported(void) {
 }
 
 int int_level(void) {
-    static const char *const names[NUM_LEVELS] = {"plain", "avx2", "avx512", "amx"};
-    int best = supported();
-    const char *forced = getenv("PITLANE_CPU_KERNELS");
-    for (int level = 0; forced && level < best; level++)
-        if (strcmp(forced, names[level]) == 0)
-            return level;
-    return best;
+    int best = supported(), allowed = allowed_level();
+    return best < allowed ? best : allowed;
 }
 
 const char *int_fault(const IntLinear *job) {

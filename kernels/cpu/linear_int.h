@@ -17,7 +17,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { LEVEL_PLAIN, LEVEL_AVX2, LEVEL_AVX512, LEVEL_AMX, NUM_LEVELS };
+#include "levels.h"
+
 enum { INT_PANEL = 16 };
 enum { INT_BF16, INT_FLOATS, INT_FLOAT_OUTPUTS }; /* x and y: bfloat16; float32; bfloat16 and float32 */
 

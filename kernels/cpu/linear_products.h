@@ -1,4 +1,4 @@
-/* Products of pairs of inputs and panels, which linears and the scores of attention share, and the outputs of a linear. */
+/* Products of pairs of inputs with a panel, shared by linears and attention scores. Also writes the outputs of a linear. */
 #ifndef PITLANE_LINEAR_PRODUCTS_H
 #define PITLANE_LINEAR_PRODUCTS_H
 
@@ -12,7 +12,7 @@
 /* Add the products of a pair of inputs and the weights of `width` vectors of outputs to the sums [rows][width]. w: the pairs of these
  * outputs. x: [2][rows] float32, the second numbers of the pairs first. */
 TARGET INLINE void floats_added(int rows, int width, Floats *sums, const char *w, const uint32_t *x) {
-    const float *second = (const float *)x, *first = second + rows;
+    const uint32_t *second = x, *first = x + rows;
     UNROLLED for (int i = 0; i < width; i += 2) {
         Floats weights[2] = {seconds(w + i * 4 * LANES), seconds(w + (i + 1) * 4 * LANES)};
         UNROLLED for (int m = 0; m < rows; m++)

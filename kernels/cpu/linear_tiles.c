@@ -6,8 +6,9 @@
  * first cache) are multiplied with all rows of a block before the next 512 inputs.
  */
 #define _GNU_SOURCE
-#include "vectors.h"
+#include "levels.h"
 #include "tiles.h"
+#include "vectors.h"
 
 #if defined(PITLANE_VECTORS) && defined(PITLANE_TILES)
 #include "lanes_avx512.h"
@@ -42,8 +43,10 @@ static int look_up(void) {
 
 static int has(int kind) {
     static atomic_int known;
+    if (allowed_level() < LEVEL_AMX || vectors_level() < LEVEL_AVX512)
+        return 0;
     if (!atomic_load(&known))
-        atomic_store(&known, KNOWN | (vectors() == &vectors_avx512 ? look_up() : 0));
+        atomic_store(&known, KNOWN | look_up());
     return (atomic_load(&known) & kind) != 0;
 }
 

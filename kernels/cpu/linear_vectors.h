@@ -7,9 +7,10 @@
  * tiles prefetch the weights of the next block.
  *
  * One or two rows read two panels at once, as two streams: at one row 0.94 to 1.04 of a plain read, against 0.86 to 0.92 with one
- * stream (Xeon without AMX, one thread, 8 to 34 MB, in turn on a loaded machine). On AMD (not measured), they read one stream.
+ * stream (Xeon without AMX, one thread, 8 to 34 MB, in turn on a loaded machine). AMD's CPUs read one stream (two were not measured there).
+ * With AVX2, two rows read one stream too, because the sums of two panels would not fit in registers.
  *
- * float32: weights stay pairs in memory; a mask and a shift widen them in registers. `prepare_rows` widens inputs once. A chain adds
+ * float32: weights stay pairs in memory; a mask and a shift widen them in registers. `prepare` widens inputs once. A chain adds
  * the second product of a pair before the first, as Intel specifies VDPBF16PS: where no number is subnormal, the sums are equal bit
  * by bit. Two multiply-adds do the work of a dot product. They are faster where VDPBF16PS is slow: 130 against 75 GFLOP/s a core
  * (Intel Xeon without AMX).
@@ -21,7 +22,7 @@
 
 #define FEW_PAIRS 128  /* pairs of inputs in a block, with one or two tiles */
 #define MANY_PAIRS 512 /* with more tiles */
-#define FEW_ROWS 3     /* up to so many rows, AMD's Zen 4 prefetches 4 kB ahead into the first cache: 37 to 40 GB/s of 43 at 1 row;
+#define FEW_ROWS 3     /* up to so many rows, AMD's CPUs prefetch 4 kB ahead into the first cache. Zen 4: 37 to 40 GB/s of 43 at 1 row;
                           second cache: 31 */
 #define NEAR 4096
 #define FAR 8192       /* bytes between a weight in use and the weight prefetched into the second cache. A Xeon at 1 row: 0.95 of a
@@ -58,37 +59,15 @@ typedef void (*Tile)(const uint32_t *x, const char *w, long pairs, float *sums, 
                 put(sums + i / WIDTH * OUTS + (part + i % WIDTH) * LANES, totals[i]);                                                \
         }                                                                                                                            \
     }
-#if LANES == 16
-#define DEFINE_TILES(KIND, WORDS)                                                                                                    \
-    DEFINE_TILE(KIND, WORDS, 1)                                                                                                      \
-    DEFINE_TILE(KIND, WORDS, 2)                                                                                                      \
-    DEFINE_TILE(KIND, WORDS, 3)                                                                                                      \
-    DEFINE_TILE(KIND, WORDS, 4)                                                                                                      \
-    DEFINE_TILE(KIND, WORDS, 5)                                                                                                      \
-    DEFINE_TILE(KIND, WORDS, 6)                                                                                                      \
-    DEFINE_TILE(KIND, WORDS, 7)                                                                                                      \
-    DEFINE_TILE(KIND, WORDS, 8)                                                                                                      \
-    DEFINE_TILE(KIND, WORDS, 9)                                                                                                      \
-    DEFINE_TILE(KIND, WORDS, 10)                                                                                                     \
-    DEFINE_TILE(KIND, WORDS, 11)                                                                                                     \
-    DEFINE_TILE(KIND, WORDS, 12)                                                                                                     \
-    static const Tile KIND##_tiles[MAX_TILE + 1] = {0,         KIND##_1, KIND##_2, KIND##_3,  KIND##_4,  KIND##_5, KIND##_6,         \
-                                                    KIND##_7,  KIND##_8, KIND##_9, KIND##_10, KIND##_11, KIND##_12};
-#else
-#define DEFINE_TILES(KIND, WORDS)                                                                                                    \
-    DEFINE_TILE(KIND, WORDS, 1)                                                                                                      \
-    DEFINE_TILE(KIND, WORDS, 2)                                                                                                      \
-    DEFINE_TILE(KIND, WORDS, 3)                                                                                                      \
-    DEFINE_TILE(KIND, WORDS, 4)                                                                                                      \
-    DEFINE_TILE(KIND, WORDS, 5)                                                                                                      \
-    DEFINE_TILE(KIND, WORDS, 6)                                                                                                      \
-    static const Tile KIND##_tiles[MAX_TILE + 1] = {0, KIND##_1, KIND##_2, KIND##_3, KIND##_4, KIND##_5, KIND##_6};
-#endif
-DEFINE_TILES(floats, 2)
+#define DEFINE_FLOATS(ROWS) DEFINE_TILE(floats, 2, ROWS)
+#define FLOATS(ROWS) floats_##ROWS,
+EACH_ROW(DEFINE_FLOATS)
+static const Tile floats_tiles[MAX_TILE + 1] = {0, EACH_ROW(FLOATS)};
 #if HAS_PAIRS
-DEFINE_TILES(pairs, 1)
-#else
-#define pairs_tiles floats_tiles
+#define DEFINE_PAIRS(ROWS) DEFINE_TILE(pairs, 1, ROWS)
+#define PAIRS(ROWS) pairs_##ROWS,
+EACH_ROW(DEFINE_PAIRS)
+static const Tile pairs_tiles[MAX_TILE + 1] = {0, EACH_ROW(PAIRS)};
 #endif
 
 /* One or two rows and two panels: a stream of weights per panel. The sums of a panel are those of KIND_1 and KIND_2. */
@@ -116,10 +95,11 @@ DEFINE_STREAMS(floats, 2, 1)
 DEFINE_STREAMS(floats, 2, 2)
 DEFINE_STREAMS(pairs, 1, 1)
 DEFINE_STREAMS(pairs, 1, 2)
-static const Streams streams[2][STREAM_ROWS] = {{pairs_streams_1, pairs_streams_2}, {floats_streams_1, floats_streams_2}};
+static const Streams floats_streams[] = {floats_streams_1, floats_streams_2}, pairs_streams[] = {pairs_streams_1, pairs_streams_2};
 #else
-static const Streams streams[2][1] = {{floats_streams_1}, {floats_streams_1}};
+static const Streams floats_streams[] = {floats_streams_1};
 #endif
+enum { NUM_STREAMS = sizeof floats_streams / sizeof floats_streams[0] };
 
 /* Divide rows into n shares of about equal size: share i is [rows_before(rows, n, i), rows_before(rows, n, i + 1)). */
 static long rows_before(long rows, long n, long i) { return rows * i / n; }
@@ -151,8 +131,11 @@ static void prepare(const Job *job, long part) {
 TARGET static void by_panel(const Job *job, long block, long rows, long panel) {
     const uint32_t *x = job->packed ? job->packed : job->x;
     const char *w = job->w + panel * job->pairs * PAIR;
-    const Tile *tiles = job->products == BY_FLOATS ? floats_tiles : pairs_tiles;
+    const Tile *tiles = floats_tiles;
     long words = job->products == BY_FLOATS ? 2 : 1;
+#if HAS_PAIRS
+    tiles = job->products == BY_FLOATS ? floats_tiles : pairs_tiles;
+#endif
     long n = ceil_divide(rows, MAX_TILE), chunk = n > 2 ? MANY_PAIRS : FEW_PAIRS;
     int near = rows <= FEW_ROWS && __builtin_cpu_is("amd");
     float sums[VECTOR_ROWS * OUTS];
@@ -176,17 +159,20 @@ TARGET static void by_panel(const Job *job, long block, long rows, long panel) {
 TARGET static void by_streams(const Job *job, long block, long rows, long panel) {
     const uint32_t *x = job->packed ? job->packed : job->x;
     const char *w = job->w + panel * job->pairs * PAIR;
-    int is_float = job->products == BY_FLOATS;
+    const Streams *streams = floats_streams;
     float sums[2][STREAM_ROWS * OUTS];
-    x += block * job->pairs * (is_float ? 2 : 1);
-    streams[is_float][rows - 1](x, w, w + job->pairs * PAIR, job->pairs, sums[0], sums[1]);
+    x += block * job->pairs * (job->products == BY_FLOATS ? 2 : 1);
+#if HAS_PAIRS
+    streams = job->products == BY_FLOATS ? floats_streams : pairs_streams;
+#endif
+    streams[rows - 1](x, w, w + job->pairs * PAIR, job->pairs, sums[0], sums[1]);
     for (int i = 0; i < 2; i++)
         for (long m = 0; m < rows; m++)
             put_outputs(job, sums[i] + m * OUTS, block + m, panel + i);
 }
 
 static void panels(const Job *job, long first, long rows, long panel, long end) {
-    if (rows <= (long)(sizeof streams[0] / sizeof streams[0][0]) && !__builtin_cpu_is("amd"))
+    if (rows <= NUM_STREAMS && !__builtin_cpu_is("amd"))
         for (; panel + 1 < end; panel += 2)
             by_streams(job, first, rows, panel);
     for (; panel < end; panel++)

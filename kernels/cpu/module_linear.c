@@ -3,6 +3,7 @@
 
 #include "linear_bf16.h"
 #include "linear_int.h"
+#include "vectors.h"
 
 static PyObject *call_linear_bf16(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     int64_t v[MAX_ARGUMENTS];
@@ -23,6 +24,11 @@ static PyObject *call_has_products(PyObject *self, PyObject *const *args, Py_ssi
     int64_t v[MAX_ARGUMENTS];
     (void)self;
     return read_integers(args, given, 2, 2, v) ? PyBool_FromLong(has_products(v[0], v[1])) : NULL;
+}
+
+static PyObject *call_vectors_level(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyLong_FromLong(vectors_level());
 }
 
 static PyObject *call_int_linear(PyObject *self, PyObject *const *args, Py_ssize_t given) {
@@ -66,11 +72,13 @@ PyMethodDef linear_methods[] = {
      "linear_bf16(x, w, bias, y, scratch, rows, outs, ins, products, threads, wide): see linear_bf16.h"},
     {"has_products", (PyCFunction)(void (*)(void))call_has_products, METH_FASTCALL,
      "has_products(products, ins): whether linear_bf16 runs with these products on this CPU"},
+    {"vectors_level", call_vectors_level, METH_NOARGS,
+     "The level of the kernels for bfloat16 and of attention on this CPU: 0 there are none, 1 AVX2, 2 AVX-512 BF16"},
     {"int_linear", (PyCFunction)(void (*)(void))call_int_linear, METH_FASTCALL,
      "int_linear(x, w, scales, bias, y, scratch, rows, outs, ins, bits, group, symmetric, quantized, wide, level, threads, unit): "
      "see linear_int.h"},
     {"int_rows", (PyCFunction)(void (*)(void))call_int_rows, METH_FASTCALL,
      "int_rows(w, scales, index, y, count, outs, ins): see linear_int.h"},
-    {"int_level", call_int_level, METH_NOARGS, "The best level of int_linear on this CPU: 0 plain, 1 AVX2, 2 AVX-512 VNNI"},
+    {"int_level", call_int_level, METH_NOARGS, "The best level of int_linear on this CPU: 0 plain, 1 AVX2, 2 AVX-512 VNNI, 3 AMX"},
     {NULL, NULL, 0, NULL},
 };

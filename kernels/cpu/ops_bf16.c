@@ -8,6 +8,7 @@
 #define ITEM 16384 /* elements that a thread takes at a time; computing fewer takes less time than waking a thread */
 
 typedef struct RowsJob {
+    const Vectors *vectors;
     void (*operation)(const struct RowsJob *, int64_t row, int64_t end);
     const void *x;
     const uint16_t *w;
@@ -20,15 +21,16 @@ typedef struct RowsJob {
 } RowsJob;
 
 static void norm_rows(const RowsJob *job, int64_t row, int64_t end) {
+    int64_t row_bytes = job->dim * (job->wide ? 4 : 2);
     for (; row < end; row++)
-        vectors()->rms_norm_row((const char *)job->x + row * job->dim * (job->wide ? 4 : 2), job->w, job->y + row * job->dim, job->dim, job->eps,
-                     job->wide);
+        job->vectors->rms_norm_row((const char *)job->x + row * row_bytes, job->w, job->y + row * job->dim, job->dim, job->eps,
+                                   job->wide);
 }
 
 static void silu_rows(const RowsJob *job, int64_t row, int64_t end) {
     for (; row < end; row++) {
         const uint16_t *gates = (const uint16_t *)job->x + 2 * row * job->dim;
-        vectors()->silu_mul_row(gates, gates + job->dim, job->y + row * job->dim, job->dim);
+        job->vectors->silu_mul_row(gates, gates + job->dim, job->y + row * job->dim, job->dim);
     }
 }
 
@@ -42,6 +44,7 @@ static void work(void *arg) {
 }
 
 static void run(RowsJob job, int threads) {
+    job.vectors = vectors();
     job.height = ITEM < job.dim ? 1 : ITEM / job.dim;
     run_parallel(work, &job, job.rows < 2 * job.height ? 1 : threads);
 }

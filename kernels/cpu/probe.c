@@ -1,4 +1,5 @@
 #define _GNU_SOURCE
+#include "levels.h"
 #include "probe.h"
 #include "threads.h"
 
@@ -21,9 +22,10 @@ typedef struct {
 #define WIDE __attribute__((target("avx512f,avx512vnni,avx512bf16")))
 #define NARROW __attribute__((target("avx2,fma")))
 
-enum { PLAIN, AVX2, AVX512 };
 static int level(void) {
-    return __builtin_cpu_supports("avx512f") ? AVX512 : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? AVX2 : PLAIN;
+    if (__builtin_cpu_supports("avx512f"))
+        return LEVEL_AVX512;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? LEVEL_AVX2 : LEVEL_PLAIN;
 }
 
 WIDE static uint64_t sum_wide(const char *bytes, size_t size) {
@@ -47,8 +49,7 @@ NARROW static uint64_t sum_narrow(const char *bytes, size_t size) {
                       _mm256_extract_epi64(all, 3));
 }
 #else
-enum { PLAIN, AVX2, AVX512 };
-static int level(void) { return PLAIN; }
+static int level(void) { return LEVEL_PLAIN; }
 static uint64_t sum_wide(const char *bytes, size_t size) { return (void)bytes, (uint64_t)size; }
 static uint64_t sum_narrow(const char *bytes, size_t size) { return (void)bytes, (uint64_t)size; }
 #endif
@@ -62,14 +63,15 @@ static uint64_t sum_plain(const char *bytes, size_t size) {
 
 static void read_share(void *arg) {
     Read *read = arg;
-    uint64_t sum = 0;
+    int best = level();
+    uint64_t sum = 0, (*sum_of)(const char *, size_t) = best == LEVEL_AVX512 ? sum_wide : best == LEVEL_AVX2 ? sum_narrow : sum_plain;
     long own = atomic_fetch_add(&read->joined, 1), chunks = (long)((read->size + CHUNK - 1) / CHUNK);
     for (long i = 0; i < read->shares; i++) {
         long index = (own + i) % read->shares, begin = chunks * index / read->shares;
         long count = chunks * (index + 1) / read->shares - begin;
         for (long item; (item = take(&read->phases[index], count)) < count;) {
             size_t at = (size_t)(begin + item) * CHUNK, size = read->size - at < CHUNK ? read->size - at : CHUNK;
-            sum ^= (level() == AVX512 ? sum_wide : level() == AVX2 ? sum_narrow : sum_plain)(read->bytes + at, size);
+            sum ^= sum_of(read->bytes + at, size);
         }
     }
     atomic_fetch_xor(&read->sum, sum);
@@ -146,10 +148,10 @@ static void multiply(void *arg) {
 
 double ceiling(int kind, int threads, double seconds) {
     static const int products[3] = {16, 32, 64};
-    int has_wide = kind == 0   ? level() == AVX512
+    int has_wide = kind == 0   ? level() == LEVEL_AVX512
                    : kind == 1 ? __builtin_cpu_supports("avx512bf16")
                                : __builtin_cpu_supports("avx512vnni");
-    if (!has_wide && (kind == 1 || level() == PLAIN))
+    if (!has_wide && (kind == 1 || level() == LEVEL_PLAIN))
         return 0;
     Products work = {.kind = kind, .is_wide = has_wide, .seconds = seconds};
     double start = now();

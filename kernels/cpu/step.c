@@ -53,6 +53,7 @@ static const void *result_of(const State *state, int64_t op) { return op < 0 ? (
 /* Rotate the heads [head, end) and write them: queries and second queries to the result, keys and values to their slots. */
 static void rotate(const Task *task, long head, long end) {
     const State *state = task->state;
+    const Vectors *vectors = state->program->vectors;
     const Op *op = task->op;
     const Shape *shape = &state->program->shape;
     long dim = shape->dim, heads = shape->heads, keys_end = heads + shape->kv_heads, half = state->rows * dim / 2;
@@ -72,10 +73,10 @@ static void rotate(const Task *task, long head, long end) {
             }
             uint16_t *query = (uint16_t *)state->results[task->index] + (m * heads + head) * dim;
             uint16_t *key = (uint16_t *)op->keys + (head - heads) * op->head_stride + slot;
-            state->program->vectors->turn_head(x, head < heads ? query : key, dim, weight, state->program->eps, cos, sin);
+            vectors->turn_head(x, head < heads ? query : key, dim, weight, state->program->eps, cos, sin);
             if (head < heads && second) {
                 cos = angles ? second + m * dim / 2 : NULL, sin = angles ? cos + half : NULL;
-                state->program->vectors->turn_head(x, query + state->rows * heads * dim, dim, weight, state->program->eps, cos, sin);
+                vectors->turn_head(x, query + state->rows * heads * dim, dim, weight, state->program->eps, cos, sin);
             }
         }
     }
@@ -95,12 +96,13 @@ static void rotate_guarded(const Task *task, long head, long end) {
 
 static void compute(const Task *task, long chunk) {
     const Program *program = task->state->program;
+    const Vectors *vectors = program->vectors;
     const Op *op = task->op;
     const Job *job = &task->job;
     long begin = chunk * task->size, end = minimum(begin + task->size, task->units);
     if (op->kind == STEP_ATTENTION) {
         for (long item = begin; item < end; item++)
-            program->vectors->attention_item(&task->attention, item, item + 1 < task->units ? item + 1 : item);
+            vectors->attention_item(&task->attention, item, item + 1 < task->units ? item + 1 : item);
     } else if (op->output == OUTPUT_ROTATED) {
         long panels = program->shape.dim / OUTS;
         multiply(task, begin * panels, end * panels);
@@ -111,15 +113,15 @@ static void compute(const Task *task, long chunk) {
         multiply(task, task->units + begin, task->units + end);
         for (long m = 0; m < job->rows; m++) {
             const uint16_t *gates = (const uint16_t *)job->y + m * op->outs + begin * OUTS;
-            program->vectors->silu_mul_row(gates, gates + inner, (uint16_t *)task->state->results[task->index] + m * inner + begin * OUTS,
-                         (end - begin) * OUTS);
+            vectors->silu_mul_row(gates, gates + inner, (uint16_t *)task->state->results[task->index] + m * inner + begin * OUTS,
+                                  (end - begin) * OUTS);
         }
     } else {
         multiply(task, begin, end);
         if (op->output == OUTPUT_SUM) {
             float *sum = (float *)task->state->results[task->index];
-            program->vectors->add_columns(result_of(task->state, op->residual), job->y, sum, job->rows, op->outs, begin * OUTS,
-                        minimum(end * OUTS, op->outs));
+            vectors->add_columns(result_of(task->state, op->residual), job->y, sum, job->rows, op->outs, begin * OUTS,
+                                 minimum(end * OUTS, op->outs));
         }
     }
 }
@@ -152,6 +154,7 @@ static void prepare(Task *task) {
     const State *state = task->state;
     const Op *op = task->op;
     const Program *program = state->program;
+    const Vectors *vectors = program->vectors;
     const void *source = op->input == INPUT_MERGED ? NULL : result_of(state, op->source);
     const uint16_t *x = task->seat->input;
     long rows = op->selects ? state->num_logits : state->rows;
@@ -159,16 +162,17 @@ static void prepare(Task *task) {
         Attention job = attention_of(state, program->ops + op->source, op->source);
         job.out = task->seat->input;
         for (long row = 0; row < job.num_rows; row++)
-            program->vectors->attention_merge(&job, row);
+            vectors->attention_merge(&job, row);
     } else if (op->input == INPUT_NORM) {
         for (long m = 0; m < rows; m++)
-            program->vectors->rms_norm_row((const float *)source + (op->selects ? state->logit_rows[m] : m) * op->ins, (const uint16_t *)op->norm,
-                         task->seat->input + m * op->ins, op->ins, program->eps, 1);
+            vectors->rms_norm_row((const float *)source + (op->selects ? state->logit_rows[m] : m) * op->ins,
+                                  (const uint16_t *)op->norm, task->seat->input + m * op->ins, op->ins, program->eps, 1);
     } else {
         x = source;
     }
     void *y = op->output == OUTPUT_ROWS ? state->results[task->index] : task->seat->y;
-    task->job = (Job){.vectors = program->vectors, .x = (const uint32_t *)x, .w = (const char *)op->w, .bias = (const uint16_t *)op->bias, .y = y, .rows = rows};
+    task->job = (Job){.vectors = vectors, .x = (const uint32_t *)x, .w = (const char *)op->w, .y = y, .rows = rows};
+    task->job.bias = (const uint16_t *)op->bias;
     task->job.outs = op->outs;
     task->job.wide = is_wide(op);
     if (op->weights == WEIGHTS_INT) {
@@ -182,7 +186,7 @@ static void prepare(Task *task) {
     task->job.block = VECTOR_ROWS;
     task->job.products = (int)op->products;
     task->job.packed = scratch_bytes_bf16(task->job.products, rows, op->ins) ? task->seat->packed : NULL;
-    program->vectors->prepare(&task->job, 0);
+    vectors->prepare(&task->job, 0);
 }
 
 static long units_of(const State *state, const Op *op) {

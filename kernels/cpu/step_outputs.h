@@ -39,8 +39,8 @@ TARGET static void turn_head(const uint16_t *x, uint16_t *y, long dim, const uin
     if (weight) {
         Floats scale = all(inverse_rms(x, dim, eps));
         for (long at = 0; at < dim; at += LANES) {
-            Floats value = round_bf16_all(multiply(widen(x + at), scale));
-            put_bf16_all(normed + at, multiply(value, widen(weight + at)));
+            Floats value = round_bf16_exact(multiply(widen(x + at), scale));
+            put_bf16_exact(normed + at, multiply(value, widen(weight + at)));
         }
         x = normed;
     }
@@ -50,9 +50,9 @@ TARGET static void turn_head(const uint16_t *x, uint16_t *y, long dim, const uin
     }
     for (long at = 0; at < half; at += LANES) { /* a product of two bfloat16 numbers is exact in float32 */
         Floats low = widen(x + at), high = widen(x + half + at), c = widen(cos + at), s = widen(sin + at);
-        Floats first = round_bf16_all(multiply(low, c)), second = round_bf16_all(multiply(high, c));
-        put_bf16_all(y + at, subtract(first, multiply(high, s)));
-        put_bf16_all(y + half + at, add(second, multiply(low, s)));
+        Floats first = round_bf16_exact(multiply(low, c)), second = round_bf16_exact(multiply(high, c));
+        put_bf16_exact(y + at, subtract(first, multiply(high, s)));
+        put_bf16_exact(y + half + at, add(second, multiply(low, s)));
     }
 }
 

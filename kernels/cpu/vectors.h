@@ -35,6 +35,9 @@ typedef struct Vectors {
 /* The best functions for this CPU, of at most the level that PITLANE_CPU_KERNELS names; NULL: there are none. */
 const Vectors *vectors(void);
 
+/* Their level: LEVEL_PLAIN if there are none. */
+int vectors_level(void);
+
 #if defined(PITLANE_VECTORS)
 #include <immintrin.h>
 

@@ -1,4 +1,5 @@
-/* The functions of vectors.h for one set of instructions. vectors_avx2.c and vectors_avx512.c include it behind their lanes. */
+/* The functions of vectors.h for one set of instructions. vectors_avx2.c and vectors_avx512.c include it after the header of
+ * their lanes. */
 #include "attention_pieces.h"
 #include "linear_fp8_vectors.h"
 #include "linear_vectors.h"

@@ -64,7 +64,9 @@ def test_a_caller_of_result_sleeps_until_the_end_and_keeps_no_events(aborts: Abo
     results: list[Result] = []
     caller = threading.Thread(target=lambda: results.append(stream.result()))
     caller.start()
+    deadline = time.monotonic() + 5
     while not stream._wants_end_alone:
+        assert time.monotonic() < deadline
         time.sleep(0.001)
     for event in EVENTS[:-1]:
         stream.put(event)

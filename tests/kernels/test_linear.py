@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pitlane import BadOption, BuildContext, PlanConflict, Plugin, SamplingParams, hookimpl
 from pitlane.engine.plan.registry import PluginRegistry
-from pitlane.kernels import attention, linear, ops, step
+from pitlane.kernels import attention, extension, linear, ops, step
 from pitlane.testing import assert_only_ties_differ
 
 here = pytest.mark.skipif(linear.unavailable() is not None, reason=str(linear.unavailable()))
@@ -165,6 +165,7 @@ def test_is_on_by_default_where_it_serves_and_refused_with_a_reason_where_not(ma
 
 
 def test_without_a_compiler_it_is_left_out_and_says_why(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "cpu", None)
     for module in (linear, attention, ops, step):
         monkeypatch.setattr(module, "cpu", None)
         monkeypatch.setattr(module, "unavailable", module.unavailable.__wrapped__)
