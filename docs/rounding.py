@@ -132,7 +132,8 @@ def main() -> None:
     print("| variant | change of the loss | KL |\n|---|---|---|")
     with Engine(options.model, plugins={}, dtype="float32", registry=registry) as engine:
         texts = windows(engine, options.places, options.window)
-        exact = [Tables(engine, {}).table(ids) for ids in texts]
+        plain = Tables(engine, {})
+        exact = [plain.table(ids) for ids in texts]
         for name in options.variants:
             variant, changes, divergences = Tables(engine, VARIANTS[name]), [], []
             for ids, first in zip(texts, exact, strict=True):

@@ -280,17 +280,36 @@ def test_few_bits_puts_weights_on_their_grid(bits: int) -> None:
     assert plugin.transform_weights(head, {"weight": weight}) is None
 
 
-@pytest.mark.slow
-def test_the_methods_come_in_their_published_order(make_engine: Callable[..., Any]) -> None:
-    """On the bundled model and its sample PDF: round to nearest > awq > gptq, and the bounds of the docstrings."""
+def sample_ids(engine: Any) -> list[int]:
+    """The tokens of the sample PDF."""
     from importlib.resources import files
 
     from pitlane import load_document
+
+    pages = load_document(str(files("pitlane.storage.bundled") / "sample.pdf")).pages
+    ids: list[int] = engine.tokenizer.encode("\n".join(page.text for page in pages), add_special_tokens=False)
+    return ids
+
+
+def test_gptq_in_8_bits_loses_less_than_int8(make_engine: Callable[..., Any]) -> None:
+    """Same codes, same bytes, same kernel. On the bundled model in float32, with inputs that are not rounded."""
+    from pitlane.ui.bench.quality import measure
+
+    engine = make_engine("bundled", dtype="float32", plugins={})
+    inputs = "activations=bfloat16"
+    methods = [f"int8:{inputs}", f"gptq:bits=8,group_size=0,tokens=1024,{inputs}"]
+    exact, nearest, gptq = measure(engine, sample_ids(engine), methods, 512, lambda done, total: None)
+    assert 0 < gptq.kl < 0.55 * nearest.kl and gptq.weight_bytes == nearest.weight_bytes
+    assert gptq.perplexity == pytest.approx(exact.perplexity, rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_methods_come_in_their_published_order(make_engine: Callable[..., Any]) -> None:
+    """On the bundled model and its sample PDF: round to nearest > awq > gptq, and the bounds of the docstrings."""
     from pitlane.ui.bench.quality import measure
 
     engine = make_engine("bundled", dtype="bfloat16", plugins=None)
-    pages = load_document(str(files("pitlane.storage.bundled") / "sample.pdf")).pages
-    ids = engine.tokenizer.encode("\n".join(page.text for page in pages), add_special_tokens=False)
+    ids = sample_ids(engine)
     awq = "int4:group_size=64,symmetric=true+awq"
     three = ["few_bits:bits=3", f"{awq}:bits=3", "gptq:bits=3"]
     four = ["few_bits:bits=4", awq, "gptq", "int4", "mixed:bits=5", "int8+smoothquant"]
