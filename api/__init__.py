@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     # isort: off
     # Ruff would write a statement for every name.
     from pitlane.engine.border import MAX_SAMPLES as MAX_SAMPLES
+    from pitlane.engine.calibration.plugin import CalibratedPlugin as CalibratedPlugin
     from pitlane.engine.calibration.recipe import (
         Calibrator as Calibrator,
         InputStats as InputStats,
@@ -132,6 +133,7 @@ if TYPE_CHECKING:
 
 _NAMES = {  # the same names at run time, when the imports above are not carried out
     "pitlane.engine.border": "MAX_SAMPLES",
+    "pitlane.engine.calibration.plugin": "CalibratedPlugin",
     "pitlane.engine.calibration.recipe": "Calibrator InputStats LayerInputs LayerRecipe Recipe RecipeProgress",
     "pitlane.engine.calibration.text": "calibration_hash",
     "pitlane.engine.decode.draft": "Draft",

@@ -92,6 +92,16 @@ class Context(Protocol):
     def device(self) -> torch.device: ...
 
 
+class Ends(Protocol):
+    """Options of a plugin: `int8` or `bfloat16` for the head and the embedding, and for the inputs of linears."""
+
+    @property
+    def head(self) -> str: ...
+
+    @property
+    def activations(self) -> str: ...
+
+
 class Copies(Protocol):
     """Packed tensors of parts, kept from an earlier load."""
 
@@ -111,10 +121,10 @@ class Recipe(NamedTuple):
     copies: Callable[[str], Copies | None] = lambda recipe: None
 
     @classmethod
-    def of_ends(cls, is_int8: bool, quantized: bool) -> Recipe:
+    def of_ends(cls, options: Ends) -> Recipe:
         """For plugins that plan the linears of the layers themselves: embedding and head in 8 bits, or in the model's dtype."""
-        form = Format(8, quantized)
-        return cls(form, form if is_int8 else None)
+        form = Format(8, options.activations == "int8")
+        return cls(form, form if options.head == "int8" else None)
 
     def linear(self, part: Linear, context: Context) -> Planned | None:
         """Plan a linear; None leaves it to the core."""

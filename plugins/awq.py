@@ -17,22 +17,22 @@ Paper: AWQ, https://arxiv.org/abs/2306.00978
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pitlane import BadOption, LayerRecipe, LinearPart, NormPart, Plugin, PluginOptions, calibration_hash, hookimpl
+from pitlane import BadOption, CalibratedPlugin, LayerRecipe, LinearPart, NormPart, PluginOptions, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from pitlane import BuildContext, LayerInputs, Part, Recipe, Tensors
+    from pitlane import BuildContext, LayerInputs, Part, Tensors
     from pitlane.kernels.packing import Format
 
 
-class Awq(Plugin):
+class Awq(CalibratedPlugin):
     name, exactness, stage = "awq", "approximate", 10
     requires, conflicts = ("int4",), ("smoothquant",)
 
@@ -48,17 +48,8 @@ class Awq(Plugin):
         text: str = Field("", title="Text", description="file of calibration text; empty: the text that Pitlane brings")
         tokens: int = Field(8192, ge=64, le=262144, title="Tokens", description="calibration tokens, at most")
 
-    @classmethod
-    def key_of(cls, options: Any) -> str:
-        return super().key_of(options) + calibration_hash(options.text)
-
     def prepare(self, context: BuildContext) -> None:
-        form = self._format(context)
-        if context.calibrator is None:
-            raise BadOption("awq needs the weights of a model to make its recipe")
-        context.calibrator.build(
-            self, partial(self._visit, context, form), hessians=True, depends=self._depends(context)
-        )
+        self.build_recipe(context, partial(self._visit, context, self._format(context)), hessians=True)
 
     @hookimpl
     def transform_weights(self, part: Part, tensors: Tensors, context: BuildContext) -> Tensors | None:
@@ -66,8 +57,9 @@ class Awq(Plugin):
 
         if not isinstance(part, (LinearPart, NormPart)):
             return None
-        recipe = self._recipe(context)
-        changed = scaled(part.name, tensors, recipe.get, part.offset if isinstance(part, NormPart) else 0.0)
+        changed = scaled(
+            part.name, tensors, self.recipe(context).get, part.offset if isinstance(part, NormPart) else 0.0
+        )
         if self.options.bits < 4 and isinstance(part, LinearPart) and part.tied_to is None and part.name != "lm_head":
             tensors = changed or tensors
             changed = {**tensors, "weight": self._rounding(self._format(context))(tensors["weight"].float())}
@@ -102,13 +94,7 @@ class Awq(Plugin):
             notes[part.name] = note
         return LayerRecipe(tensors, notes)
 
-    def _recipe(self, context: BuildContext) -> Recipe:
-        recipe = context.calibrator.recipe(self, self._depends(context)) if context.calibrator else None
-        if recipe is None:
-            raise BadOption("awq has no recipe for this model yet; load the model with an engine")
-        return recipe
-
-    def _depends(self, context: BuildContext) -> str:
+    def depends(self, context: BuildContext) -> str:
         return f"{self.key} {self._format(context)} {context.dtype}"
 
     def _format(self, context: BuildContext) -> Format:

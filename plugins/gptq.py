@@ -2,8 +2,9 @@
 
 Changes in the loop: `build_linear` packs the codes of a recipe. The recipe chooses codes by the second moments H = X^T X of a
 linear's inputs over the calibration text. The inputs of a layer come from the layers before it with their rounded weights. Codes of
-2 to 4 bits run on the kernel of int4 and take its bytes, so 2 and 3 bits show their quality and save nothing. Codes of 5 to 8 bits
-run as a dense weight, for quality only. `build_embedding` keeps head and embedding in 8 bits, rounded to nearest.
+2 to 4 bits in groups run on the kernel of int4 and take its bytes, so 2 and 3 bits show their quality and save nothing. Symmetric
+codes of 8 bits with `group_size` 0 run on the kernel of int8. All other codes run as a dense weight, for quality only.
+`build_embedding` keeps head and embedding in 8 bits, rounded to nearest.
 With `act_order`, GPTQ rounds the columns of large inputs first. Groups keep the order of the inputs, so the kernel needs no
 permutation. The first use makes a recipe of a byte per weight, kept under PITLANE_HOME.
 Exactness: approximate.
@@ -22,18 +23,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pitlane import BadOption, LayerRecipe, LinearPart, LinearPlan, Plugin, PluginOptions, calibration_hash, hookimpl
+from pitlane import BadOption, CalibratedPlugin, LayerRecipe, LinearPart, LinearPlan, PluginOptions, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pitlane import BuildContext, EmbeddingPart, LayerInputs, Recipe
-    from pitlane.kernels.integer_parts import Recipe as Ends
+    from pitlane import BuildContext, EmbeddingPart, LayerInputs
     from pitlane.kernels.packing import Format
     from pitlane.kernels.quantize_math import Codes
 
 
-class Gptq(Plugin):
+class Gptq(CalibratedPlugin):
     name, role, exactness = "gptq", "linear", "approximate"
     batch_invariant = True
 
@@ -43,10 +43,12 @@ class Gptq(Plugin):
             ge=2,
             le=8,
             title="Bits",
-            description="2 to 4 run on the kernel of int4; 5 to 8 run dense, for quality only",
+            description="2 to 4 run on the kernel of int4, 8 with group_size 0 on that of int8; others dense, for quality",
         )
-        group_size: Literal[32, 64, 128] = Field(
-            64, title="Group size", description="inputs that share a scale; must divide the inputs of every linear"
+        group_size: Literal[0, 32, 64, 128] = Field(
+            64,
+            title="Group size",
+            description="inputs that share a scale; must divide the inputs of every linear; 0: all inputs of an output",
         )
         symmetric: bool = Field(True, title="Symmetric", description="zero is the middle of a group's range")
         act_order: bool = Field(True, title="Act-order", description="round columns of large inputs first")
@@ -65,42 +67,36 @@ class Gptq(Plugin):
         text: str = Field("", title="Text", description="file of calibration text; empty: the text that Pitlane brings")
         tokens: int = Field(8192, ge=64, le=262144, title="Tokens", description="calibration tokens, at most")
 
-    @classmethod
-    def key_of(cls, options: Any) -> str:
-        return super().key_of(options) + calibration_hash(options.text)
-
     def refusal(self, context: BuildContext) -> str | None:
         from pitlane import parts_of
         from pitlane.kernels.packing import group_refusal
 
         parts = [part for part in parts_of(context.config) if isinstance(part, LinearPart)]
         inputs = {part.name: part.in_features for part in parts if part.fed_by is not None}
-        otherwise = "no group size fits this model; use int8"
-        return group_refusal("gptq.group_size", self.options.group_size, inputs, otherwise)
+        size, otherwise = self.options.group_size, "no group size fits this model; use int8"
+        return group_refusal("gptq.group_size", size, inputs, otherwise) if size else None
 
     def prepare(self, context: BuildContext) -> None:
-        if context.calibrator is None:
-            raise BadOption("gptq needs the weights of a model to make its recipe")
-        context.calibrator.build(self, self._visit, hessians=True)
+        self.build_recipe(context, self._visit, hessians=True)
 
     @hookimpl
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
-        from pitlane.kernels.integer_parts import codes_plan, rounded_plan
+        from pitlane.kernels.integer_parts import Recipe, codes_plan, rounded_plan
 
         sizes = part.out_features, part.in_features, part.bias
         if part.fed_by is None:
-            plan = self._ends.linear(part, context) if part.name == "lm_head" else None
-            return plan and LinearPlan(**plan._asdict())
-        recipe = context.calibrator.recipe(self) if context.calibrator else None
-        codes = partial(_codes, recipe, [member.name for member in part.members])
-        if self.options.bits <= 4:
-            return LinearPlan(**codes_plan(*sizes, self._form, context.dtype, context.device, codes)._asdict())
-        return LinearPlan(**rounded_plan(part.num_values, context.dtype, context.device, codes)._asdict())
+            is_head = part.name == "lm_head"
+            return LinearPlan.of(Recipe.of_ends(self.options).linear(part, context)) if is_head else None
+        codes = partial(self._codes, context, [member.name for member in part.members])
+        if self._form is not None:
+            return LinearPlan.of(codes_plan(*sizes, self._form, context.dtype, context.device, codes))
+        return LinearPlan.of(rounded_plan(part.num_values, context.dtype, context.device, codes))
 
     @hookimpl
     def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
-        plan = self._ends.embedding(part, context)
-        return plan and LinearPlan(**plan._asdict())
+        from pitlane.kernels.integer_parts import Recipe
+
+        return LinearPlan.of(Recipe.of_ends(self.options).embedding(part, context))
 
     def _visit(self, layer: LayerInputs) -> LayerRecipe:
         import torch
@@ -140,32 +136,26 @@ class Gptq(Plugin):
         return LayerRecipe(tensors, notes, weights)
 
     @property
-    def _form(self) -> Format:
+    def _form(self) -> Format | None:
+        """The format of the kernel that runs the codes; None: no kernel does."""
         from pitlane.kernels.packing import Format
 
-        options = self.options
-        return Format(4, options.activations == "int8", options.group_size, options.symmetric)
+        options, quantized = self.options, self.options.activations == "int8"
+        if options.group_size and options.bits <= 4:
+            return Format(4, quantized, options.group_size, options.symmetric)
+        is_int8 = options.bits == 8 and not options.group_size and options.symmetric
+        return Format(8, quantized) if is_int8 else None
 
-    @property
-    def _ends(self) -> Ends:
-        """How embedding and head are stored."""
-        from pitlane.kernels.integer_parts import Recipe
+    def _codes(self, context: BuildContext, names: list[str], members: Any) -> Codes:
+        """The codes of a part, by the names of its members."""
+        from pitlane.kernels.quantize_math import Codes, joined
 
-        return Recipe.of_ends(self.options.head == "int8", self.options.activations == "int8")
-
-
-def _codes(recipe: Recipe | None, names: list[str], members: Any) -> Codes:
-    """The codes of a part, by the names of its members."""
-    from pitlane.kernels.quantize_math import Codes, joined
-
-    if recipe is None:
-        raise BadOption("gptq has no recipe for this model yet; load the model with an engine")
-    pieces = []
-    for name in names:
-        codes, scales = recipe.get(f"{name}.codes"), recipe.get(f"{name}.scales")
-        if codes is None or scales is None:
-            raise BadOption(
-                f"the recipe {recipe.folder} lacks {name}; delete this folder: the next load builds it again"
-            )
-        pieces.append(Codes(codes, scales, recipe.get(f"{name}.zeros")))
-    return joined(pieces)
+        recipe, pieces = self.recipe(context), []
+        for name in names:
+            codes, scales = recipe.get(f"{name}.codes"), recipe.get(f"{name}.scales")
+            if codes is None or scales is None:
+                raise BadOption(
+                    f"the recipe {recipe.folder} lacks {name}; delete this folder: the next load builds it again"
+                )
+            pieces.append(Codes(codes, scales, recipe.get(f"{name}.zeros")))
+        return joined(pieces)

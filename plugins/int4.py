@@ -66,15 +66,13 @@ class Int4(Plugin):
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
         from pitlane import LinearPlan
 
-        plan = self._recipe(context).linear(part, context)
-        return plan and LinearPlan(**plan._asdict())
+        return LinearPlan.of(self._recipe(context).linear(part, context))
 
     @hookimpl
     def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
         from pitlane import LinearPlan
 
-        plan = self._recipe(context).embedding(part, context)
-        return plan and LinearPlan(**plan._asdict())
+        return LinearPlan.of(self._recipe(context).embedding(part, context))
 
     def _recipe(self, context: BuildContext) -> Recipe:
         from pitlane.kernels.integer_parts import Recipe

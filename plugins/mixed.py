@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from pitlane import BadOption, LayerRecipe, LinearPart, LinearPlan, Plugin, PluginOptions, calibration_hash, hookimpl
+from pitlane import BadOption, CalibratedPlugin, LayerRecipe, LinearPart, LinearPlan, PluginOptions, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pitlane import BuildContext, EmbeddingPart, LayerInputs, Recipe
-    from pitlane.kernels.integer_parts import Recipe as Ends
     from pitlane.kernels.packing import Format
     from pitlane.kernels.quantize_math import Codes
 
@@ -60,7 +59,7 @@ SYMMETRIC = (Choice(4, 128), Choice(4, 64), Choice(4, 32), Choice(8, 0))
 DENSE = tuple(Choice(bits, 64) for bits in (2, 3, 5, 6))
 
 
-class Mixed(Plugin):
+class Mixed(CalibratedPlugin):
     name, role, exactness = "mixed", "linear", "approximate"
 
     class Options(PluginOptions):
@@ -96,10 +95,6 @@ class Mixed(Plugin):
         super().__init__(options)
         self._by_recipe: dict[str, dict[str, Choice]] = {}
 
-    @classmethod
-    def key_of(cls, options: Any) -> str:
-        return super().key_of(options) + calibration_hash(options.text)
-
     def refusal(self, context: BuildContext) -> str | None:
         parts = _linears(context)
         total = sum(part.out_features * part.in_features for part in parts)
@@ -114,36 +109,35 @@ class Mixed(Plugin):
         return None
 
     def prepare(self, context: BuildContext) -> None:
-        if context.calibrator is None:
-            raise BadOption("mixed needs the weights of a model to make its recipe")
-        context.calibrator.build(self, self._visit, depends=self._depends)
+        self.build_recipe(context, self._visit)
 
     @hookimpl
     def build_linear(self, part: LinearPart, context: BuildContext) -> LinearPlan | None:
-        from pitlane.kernels.integer_parts import codes_plan, rounded_plan
+        from pitlane.kernels.integer_parts import Recipe, codes_plan, rounded_plan
 
         sizes = part.out_features, part.in_features, part.bias
         if part.fed_by is None:
-            plan = self._ends.linear(part, context) if part.name == "lm_head" else None
-            return plan and LinearPlan(**plan._asdict())
-        recipe = context.calibrator.recipe(self, self._depends) if context.calibrator else None
+            is_head = part.name == "lm_head"
+            return LinearPlan.of(Recipe.of_ends(self.options).linear(part, context)) if is_head else None
+        recipe = self.finished_recipe(context)
         choice = self._chosen(context, recipe).get(part.name)
         if choice is None:
             return None  # a single member: the plan has the fused part
         codes = partial(_codes, recipe, part, choice)
         if choice.on_kernel:
             form = self._form(choice)
-            return LinearPlan(**codes_plan(*sizes, form, context.dtype, context.device, codes)._asdict())
-        return LinearPlan(**rounded_plan(part.num_values, context.dtype, context.device, codes)._asdict())
+            return LinearPlan.of(codes_plan(*sizes, form, context.dtype, context.device, codes))
+        return LinearPlan.of(rounded_plan(part.num_values, context.dtype, context.device, codes))
 
     @hookimpl
     def build_embedding(self, part: EmbeddingPart, context: BuildContext) -> LinearPlan | None:
-        plan = self._ends.embedding(part, context)
-        return plan and LinearPlan(**plan._asdict())
+        from pitlane.kernels.integer_parts import Recipe
+
+        return LinearPlan.of(Recipe.of_ends(self.options).embedding(part, context))
 
     def roundings(self, context: BuildContext) -> dict[str, tuple[tuple[int, int, int], Callable[[Tensor], Codes]]]:
         """The grid of every linear and the function that rounds its weight, for `pitlane quantize`."""
-        recipe = context.calibrator.recipe(self, self._depends) if context.calibrator else None
+        recipe = self.finished_recipe(context)
         chosen = self._chosen(context, recipe)
         made: dict[str, tuple[tuple[int, int, int], Callable[[Tensor], Codes]]] = {}
         for part in _linears(context):
@@ -153,9 +147,8 @@ class Mixed(Plugin):
             made |= {member.name: (grid, codes) for member in part.members}
         return made
 
-    @property
-    def _depends(self) -> str:
-        """The text for the recipe's digest. It has no budget: a recipe serves every budget."""
+    def depends(self, context: BuildContext) -> str:
+        """Without the budget: a recipe serves every budget."""
         return f"{self.name}@{self.version} {self.options.formats}{' symmetric' if self.options.symmetric else ''}"
 
     def _choices(self, part: LinearPart) -> list[Choice]:
@@ -203,13 +196,6 @@ class Mixed(Plugin):
         from pitlane.kernels.packing import Format
 
         return Format(choice.bits, self.options.activations == "int8", choice.group_size, choice.symmetric)
-
-    @property
-    def _ends(self) -> Ends:
-        """How embedding and head are stored."""
-        from pitlane.kernels.integer_parts import Recipe
-
-        return Recipe.of_ends(self.options.head == "int8", self.options.activations == "int8")
 
 
 def spend(parts: list[LinearPart], choices: dict[str, list[Choice]], error: Any, bits: float) -> dict[str, Choice]:

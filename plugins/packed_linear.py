@@ -69,4 +69,4 @@ class PackedLinear(Plugin):
             return None
         sizes = part.out_features, part.in_features, part.bias, len(part.members)
         products = fastest_products() if products == "auto" else products
-        return LinearPlan(**bfloat16_plan(*sizes, context.stored_dtype, products)._asdict())
+        return LinearPlan.of(bfloat16_plan(*sizes, context.stored_dtype, products))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pitlane import BadOption, LayerRecipe, LinearPart, NormPart, Plugin, PluginOptions, calibration_hash, hookimpl
+from pitlane import BadOption, CalibratedPlugin, LayerRecipe, LinearPart, NormPart, PluginOptions, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pitlane import BuildContext, LayerInputs, Part, Tensors
 
 
-class Smoothquant(Plugin):
+class Smoothquant(CalibratedPlugin):
     name, exactness, stage = "smoothquant", "approximate", 10
     requires, conflicts = ("int8",), ("awq",)
 
@@ -36,16 +36,13 @@ class Smoothquant(Plugin):
         text: str = Field("", title="Text", description="file of calibration text; empty: the text that Pitlane brings")
         tokens: int = Field(8192, ge=64, le=262144, title="Tokens", description="calibration tokens, at most")
 
-    @classmethod
-    def key_of(cls, options: Any) -> str:
-        return super().key_of(options) + calibration_hash(options.text)
-
     def prepare(self, context: BuildContext) -> None:
         if context.settings["int8"]["activations"] != "int8":
             raise BadOption("smoothquant smooths inputs of 8 bits; set int8.activations to int8, or remove smoothquant")
-        if context.calibrator is None:
-            raise BadOption("smoothquant needs the weights of a model to make its recipe")
-        context.calibrator.build(self, partial(_visit, context), depends=f"{self.key} {context.dtype}")
+        self.build_recipe(context, partial(_visit, context))
+
+    def depends(self, context: BuildContext) -> str:
+        return f"{self.key} {context.dtype}"
 
     @hookimpl
     def transform_weights(self, part: Part, tensors: Tensors, context: BuildContext) -> Tensors | None:
@@ -53,9 +50,7 @@ class Smoothquant(Plugin):
 
         if not isinstance(part, (LinearPart, NormPart)):
             return None
-        recipe = context.calibrator.recipe(self, f"{self.key} {context.dtype}") if context.calibrator else None
-        if recipe is None:
-            raise BadOption("smoothquant has no recipe for this model yet; load the model with an engine")
+        recipe = self.recipe(context)
         return scaled(part.name, tensors, recipe.get, part.offset if isinstance(part, NormPart) else 0.0)
 
 

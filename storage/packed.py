@@ -3,9 +3,8 @@
 A part has the file `<home>/cache/packed/<key>/<part>.safetensors`. The key is a digest of the weights' fingerprint and of a recipe:
 a text that names the way of packing. A file is written under a temporary name and renamed. Its metadata hold the SHA-256 of its
 tensors. A file with another SHA-256 is deleted, and the log says so. If all folders together take more than PITLANE_CACHE_GB
-(`CAP_BYTES` without this variable), the least recently used folders are deleted. A folder that reaches the limit takes no more
-parts; they are packed at every load. Small parts have no copy: packing takes less time than opening a file. Knows no layout and no
-model.
+(`cache_limit`), the least recently used folders are deleted. A folder that reaches the limit takes no more parts; they are packed
+at every load. Small parts have no copy: packing takes less time than opening a file. Knows no layout and no model.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -23,14 +20,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pitlane.storage import blobs
 from pitlane.storage.errors import StorageError
-from pitlane.storage.home import cache_limit, home
+from pitlane.storage.home import CacheFolder, cache_folders, cache_limit, home, remove_folder, trim_cache
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger("pitlane")
 FORMAT = 1  # increase it when a layout changes: all copies are made again
-CAP_BYTES = 8 * 2**30
 SMALLEST_BYTES = 2**16  # smaller parts have no copy
 DIGEST, RECIPE = "sha256", "recipe"
 
@@ -74,14 +70,17 @@ class PackedCopies:
         """Write a copy of a part. If the disk is full or read-only, the log says so, and the part has no copy."""
         size = blobs.tensor_bytes(tensors)
         try:
-            limit = cache_limit(CAP_BYTES)
+            limit = cache_limit()
             if size < SMALLEST_BYTES or size > limit // 2:
                 return
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if sum(_size(file) for file in self.folder.glob("*.safetensors")) + size > limit:
                 _warn_full(self.folder, limit)
                 return
-            _trim(limit - size, self.folder)
+            for file in self.folder.glob(f"*{blobs.TEMPORARY}"):
+                if blobs.stale(file):
+                    blobs.remove(file)
+            trim_cache(_root(), limit - size, lambda folder: folder.path == self.folder)
             metadata = {DIGEST: _digest(tensors), RECIPE: self.recipe}
             os.replace(blobs.write(self.folder, tensors, metadata), self._path(part))
         except (OSError, StorageError) as error:
@@ -103,17 +102,12 @@ def copies_by_recipe(fingerprint: Callable[[], str]) -> Callable[[str], PackedCo
 
 def packed_folders() -> list[PackedFolder]:
     """All folders of copies, the most recently used first."""
-    folders = [_folder(path) for path in _root().glob("*") if path.is_dir()]
-    return sorted(folders, key=lambda folder: folder.last_used, reverse=True)
+    return [_packed(folder) for folder in cache_folders(_root())]
 
 
 def remove_packed(name: str) -> int:
     """Delete the copies of one folder; return the number of bytes freed. 0 for an unknown name."""
-    folders = {folder.name: folder for folder in packed_folders()}
-    if name not in folders:
-        return 0
-    shutil.rmtree(_root() / name, ignore_errors=True)
-    return folders[name].num_bytes
+    return remove_folder(_root(), name)
 
 
 @cache
@@ -136,27 +130,13 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _folder(path: Path) -> PackedFolder:
-    files = [file for file in path.glob("*.safetensors") if not blobs.temporary(file)]
+def _packed(folder: CacheFolder) -> PackedFolder:
+    files = [file for file in folder.path.glob("*.safetensors") if not blobs.temporary(file)]
     recipe = ""
     if files:
         with suppress(StorageError):
             recipe = blobs.read(files[0])[1].get(RECIPE, "")
-    return PackedFolder(path.name, recipe, sum(map(_size, path.glob("*"))), _last_used(path))
-
-
-def _trim(limit: int, keep: Path) -> None:
-    """Delete the least recently used folders until all take at most `limit` bytes. Delete leftover temporary files too."""
-    for file in keep.glob(f"*{blobs.TEMPORARY}"):
-        if blobs.stale(file):
-            blobs.remove(file)
-    sizes = {path: sum(_size(file) for file in path.glob("*")) for path in _root().glob("*") if path.is_dir()}
-    for path in sorted(sizes, key=_last_used):
-        if sum(sizes.values()) <= limit:
-            return
-        if path != keep:
-            shutil.rmtree(path, ignore_errors=True)
-            sizes[path] = 0
+    return PackedFolder(folder.path.name, recipe, folder.num_bytes, folder.last_used)
 
 
 def _size(file: Path) -> int:
@@ -164,10 +144,3 @@ def _size(file: Path) -> int:
         return file.stat().st_size
     except OSError:  # another process has deleted it
         return 0
-
-
-def _last_used(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return time.time()

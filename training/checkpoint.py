@@ -7,7 +7,8 @@ rates depend on seed and step alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,9 @@ def save(folder: Path, model: Model, optimizers: Sequence[torch.optim.Optimizer]
 def load(folder: Path, model: Model, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
     """Read the state into the model and the optimizers; return the `progress` that was saved with it."""
     path = folder / FILE
-    if not path.is_file():
-        raise TrainingError(f"nothing to resume: no {FILE} in {folder}; start without --resume")
-    try:
-        with safe_open(path, framework="pt") as file:
-            progress: dict[str, Any] = json.loads(file.metadata()["progress"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(f"cannot read {path}: {error}; start again without --resume") from None
+    with _opened(path) as file:
+        progress = _progress(file)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     _fill(path, model, tensors)
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
@@ -59,6 +55,28 @@ def load(folder: Path, model: Model, optimizers: Sequence[torch.optim.Optimizer]
                 _, _, index, key = name.split(".")
                 state.setdefault(int(index), {})[key] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return progress
+
+
+def progress_in(folder: Path) -> dict[str, Any]:
+    """Return the `progress` of the saved state alone."""
+    with _opened(folder / FILE) as file:
+        return _progress(file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise TrainingError(f"nothing to resume: no {FILE} in {path.parent}; start without --resume")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"cannot read {path}: {error}; start again without --resume") from None
+
+
+def _progress(file: Any) -> dict[str, Any]:
+    progress: dict[str, Any] = json.loads(file.metadata()["progress"])
     return progress
 
 

@@ -10,7 +10,8 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class Settings:
     None: `lr`. warmup: share of the steps. final_lr: share of the peak rate at the end. compile: fuse forward and backward; takes
     a minute at the start, needs a C++ compiler, and changes only the rounding. recompute: keep no activations of a layer for the
     backward pass; compute the layer again there, which takes less memory and more time. products: dtype of the products, `auto`,
-    `bfloat16` or `float32`; `auto` takes the faster dtype of the device (some CPUs multiply bfloat16 slower than float32). qat:
+    `bfloat16` or `float32`; `auto` takes the faster dtype of the device (some CPUs multiply bfloat16 slower than float32), and a
+    resumed run keeps its dtype. qat:
     int3, int4 or int8: train with rounded weights (qat.py); qat_group_size: inputs that share a scale with int3 and int4.
     """
 
@@ -84,24 +86,28 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
-def product_dtype(device: torch.device, products: str) -> torch.dtype:
-    """Return the dtype of the products. `auto` on a CPU measures a product of 512 x 512 x 512 in both dtypes."""
-    if products != "auto":
-        return PRODUCTS[products]
-    if device.type != "cpu":
-        return torch.bfloat16
-    return min(PRODUCTS.values(), key=_seconds_of_product)
+def settled(settings: Settings, device: torch.device, folder: Path) -> Settings:
+    """Name the dtype of the products: for `auto` the dtype of the saved run in the folder, or else the faster dtype."""
+    if settings.products != "auto":
+        return settings
+    if (folder / checkpoint.FILE).is_file():
+        saved = checkpoint.progress_in(folder)["settings"].get("products")
+        if saved in PRODUCTS:
+            return replace(settings, products=saved)
+    return replace(settings, products="bfloat16" if device.type != "cpu" else _faster_products())
 
 
-@torch.no_grad()
-def _seconds_of_product(dtype: torch.dtype) -> float:
-    """Return the shortest of some runs."""
-    x, seconds = torch.ones(512, 512, dtype=dtype), []
-    for _ in range(6):
-        started = time.perf_counter()
-        torch.nn.functional.linear(x, x)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+@cache
+def _faster_products() -> str:
+    """Multiply 512 x 512 x 512 in both dtypes in turn, so that other processes slow down both. Measures once per process."""
+    seconds: dict[str, list[float]] = {name: [] for name in PRODUCTS}
+    with torch.no_grad():
+        for _ in range(6):
+            for name, dtype in PRODUCTS.items():
+                x, started = torch.ones(512, 512, dtype=dtype), time.perf_counter()
+                torch.nn.functional.linear(x, x)
+                seconds[name].append(time.perf_counter() - started)
+    return min(seconds, key=lambda name: min(seconds[name]))
 
 
 def make_optimizers(model: Model, settings: Settings) -> list[torch.optim.Optimizer]:
@@ -157,10 +163,10 @@ class Trainer:
         self.update_rows = settings.rows * settings.accumulate
         self.steps = settings.steps or max(1, round(settings.epochs * len(rows) / self.update_rows))
         self.model, self.rows, self.held_out = model, rows, held_out
-        self.loss, self.settings, self.folder = loss, settings, folder
+        self.loss, self.settings, self.folder = loss, settled(settings, self.device, folder), folder
         self.export, self.report = export, report
         self.optimizers = make_optimizers(model, settings)
-        self.products = product_dtype(self.device, settings.products)
+        self.products = PRODUCTS[self.settings.products]
         self.step = 0
         self.curve: list[dict[str, Any]] = []
         use_fast_attention(model)

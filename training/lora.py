@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel as Model
 
 from pitlane.training.errors import TrainingError
 from pitlane.training.files import replacing
-from pitlane.training.loop import Progress, Report, Settings, product_dtype
+from pitlane.training.loop import PRODUCTS, Progress, Report, Settings, settled
 from pitlane.training.losses import LabelLoss
 from pitlane.training.models import read_model
 from pitlane.training.train import DTYPES, Data, Output, fit
@@ -149,9 +149,8 @@ def train_adapter(
     if output.goes_on:
         _check_same(output.folder, config)
     model = read_model(start)
-    products = product_dtype(torch.device(output.device), settings.products)
-    settings = replace(settings, products=str(products).removeprefix("torch."))
-    add_adapter(model, adapter, settings.seed, products)
+    settings = settled(settings, torch.device(output.device), output.folder)
+    add_adapter(model, adapter, settings.seed, PRODUCTS[settings.products])
     if first is not None:
         read_adapter(model, first, config)
     export = partial(write_adapter, folder=output.folder, config=config, dtype=DTYPES[output.dtype])

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pitlane.engine.calibration.kept import CAP_BYTES, recipes_path, trim_recipes
+from pitlane.engine.calibration.kept import recipes_path, trim_recipes
 from pitlane.engine.calibration.recipe import (
     INFO,
     LayerInputs,
@@ -78,7 +78,7 @@ class ModelCalibrator:
         finished = self.recipe(plugin, depends)
         if finished is not None:
             return finished
-        cache_limit(CAP_BYTES)  # refuses a wrong PITLANE_CACHE_GB before the build, not after it
+        cache_limit()  # refuses a wrong PITLANE_CACHE_GB before the build, not after it
         ids = self._tokens(plugin)
         build = _Build(
             self.source, self._folder(plugin, depends), plugin.name, self.is_stopped, hessians, self.progress

@@ -1,25 +1,23 @@
 """The recipes on the disk: a list with sizes, deletion, and a limit for all recipes together.
 
 A recipe is a folder `recipes/<plugin>-<digest>` in PITLANE_HOME. `ModelCalibrator` renews the time of a folder at every use. After
-a build, the least recently used folders are deleted until all recipes take at most PITLANE_CACHE_GB (`CAP_BYTES` without this
-variable). A folder that was used in the last hour stays: another process may read or build it.
+a build, the least recently used folders are deleted until all recipes take at most PITLANE_CACHE_GB (`cache_limit`). A folder that
+was used in the last hour stays: another process may read or build it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from pitlane.engine.calibration.recipe import INFO
-from pitlane.storage.home import cache_limit, home
+from pitlane.storage.home import CacheFolder, cache_folders, cache_limit, home, remove_folder, trim_cache
 
 log = logging.getLogger("pitlane")
-CAP_BYTES = 8 * 2**30
 IN_USE = 3600.0  # seconds
 
 
@@ -39,38 +37,27 @@ def recipes_path() -> Path:
 
 def recipe_folders() -> list[RecipeFolder]:
     """All recipes, the most recently used first."""
-    folders = [_folder(path) for path in recipes_path().glob("*") if path.is_dir()]
-    return sorted(folders, key=lambda folder: folder.last_used, reverse=True)
+    return [_recipe(folder) for folder in cache_folders(recipes_path())]
 
 
 def remove_recipe(name: str) -> int:
     """Delete a recipe; return the number of bytes freed. 0 for an unknown name."""
-    folders = {folder.name: folder for folder in recipe_folders()}
-    if name not in folders:
-        return 0
-    shutil.rmtree(recipes_path() / name, ignore_errors=True)
-    return folders[name].num_bytes
+    return remove_folder(recipes_path(), name)
 
 
 def trim_recipes(keep: Path) -> None:
     """Delete the least recently used recipes until all take at most the limit. `keep` stays."""
-    folders, limit = recipe_folders(), cache_limit(CAP_BYTES)
-    total = sum(folder.num_bytes for folder in folders)
-    for folder in reversed(folders):
-        if total <= limit:
-            return
-        if folder.name != keep.name and time.time() - folder.last_used > IN_USE:
-            total -= remove_recipe(folder.name)
-            log.warning(
-                "deleted the recipe %s: all recipes together reach the limit of %.1f GB", folder.name, limit / 1e9
-            )
+    limit = cache_limit()
+
+    def stays(folder: CacheFolder) -> bool:
+        return folder.path.name == keep.name or time.time() - folder.last_used <= IN_USE
+
+    for name in trim_cache(recipes_path(), limit, stays):
+        log.warning("deleted the recipe %s: all recipes together reach the limit of %.1f GB", name, limit / 1e9)
 
 
-def _folder(path: Path) -> RecipeFolder:
-    model, size, used = "", 0, time.time()
+def _recipe(folder: CacheFolder) -> RecipeFolder:
+    name, model = folder.path.name, ""
     with suppress(OSError, ValueError, AttributeError):
-        model = str(json.loads((path / INFO).read_text(encoding="utf-8")).get("model", ""))
-    with suppress(OSError):  # another process has deleted it
-        used = path.stat().st_mtime
-        size = sum(file.stat().st_size for file in path.iterdir())
-    return RecipeFolder(path.name, path.name.rpartition("-")[0], model, size, used)
+        model = str(json.loads((folder.path / INFO).read_text(encoding="utf-8")).get("model", ""))
+    return RecipeFolder(name, name.rpartition("-")[0], model, folder.num_bytes, folder.last_used)

@@ -158,3 +158,8 @@ class LinearPlan:
     build: Callable[[list[Tensors]], Any]
     has_head: bool = False
     batch_invariant: bool | None = None
+
+    @classmethod
+    def of(cls, fields: Any) -> LinearPlan | None:
+        """Make a plan of a named tuple with the same fields, as the kernels make it; None stays None."""
+        return None if fields is None else cls(**fields._asdict())

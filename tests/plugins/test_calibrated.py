@@ -17,7 +17,8 @@ from pitlane.engine.models import presets
 from pitlane.engine.models.parts import NormPart
 from pitlane.engine.models.presets import preset
 from pitlane.engine.models.registry import resolve
-from pitlane.kernels.packing import UNIT, unpack_groups
+from pitlane.kernels import linear as bfloat16_linear
+from pitlane.kernels.packing import UNIT, unpack_groups, unpack_rows
 from pitlane.kernels.quantize_math import quantize_linear
 from pitlane.kernels.scaling import norm_factors, row_divisors, scaled, shared
 from pitlane.plugins.few_bits import FewBits
@@ -182,14 +183,32 @@ def test_gptq_runs_the_codes_of_its_recipe_and_beats_round_to_nearest(
     assert lane.weight_bytes == engine.lane_of(same).weight_bytes
 
 
-@pytest.mark.parametrize("bits", [3, 6])
-def test_gptq_of_other_bits_runs(make_engine: Any, bits: int) -> None:
+def test_gptq_in_8_bits_runs_on_the_kernel_of_int8(make_engine: Any, own_home: Path) -> None:
+    """With a scale per row: the bytes of int8, the codes of the recipe, and less error than int8."""
     engine = make_engine("random:tiny", dtype="bfloat16")
-    lane, _ = opened(engine, {"gptq": {**FEW, "bits": bits, "act_order": False, "clip": False}})
+    lane, _ = opened(engine, {"gptq": {**FEW, "bits": 8, "group_size": 0}})
+    notes = [note for layer in notes_of(own_home, "gptq") for note in layer.values()]
+    assert len(notes) == 8 and all(note["error"] < note["nearest"] for note in notes)
+    assert lane.weight_bytes == engine.lane_of(engine.plan({"int8": {}})).weight_bytes
+    from pitlane import Recipe
+
+    (folder,) = (own_home / "recipes").iterdir()
+    linear, name = lane.built.model.layers[1].down, "model.layers.1.mlp.down_proj"
+    codes, scales = Recipe(folder).get(f"{name}.codes"), Recipe(folder).get(f"{name}.scales")
+    assert codes is not None and torch.equal(unpack_rows(linear.packed, linear.num_inputs)[: len(codes)], codes.float())
+    assert scales is not None and torch.equal(linear.scales, scales[:, 0])
+
+
+@pytest.mark.parametrize(("bits", "group_size"), [(3, 64), (6, 64), (4, 0), (8, 64)])
+def test_gptq_of_other_bits_runs(make_engine: Any, bits: int, group_size: int) -> None:
+    engine = make_engine("random:tiny", dtype="bfloat16")
+    options = {**FEW, "bits": bits, "group_size": group_size, "act_order": False, "clip": False}
+    lane, _ = opened(engine, {"gptq": options})
     linear = lane.built.model.layers[0].down
     assert hasattr(linear, "packed") == (bits == 3)
 
 
+@pytest.mark.skipif(bfloat16_linear.unavailable() is not None, reason=str(bfloat16_linear.unavailable()))
 def test_gptq_on_the_kernel_gives_the_same_ids_in_any_batch(make_engine: Any) -> None:
     engine = make_engine("random:tiny", dtype="bfloat16", plugins={"gptq": FEW, "flash_attention": {}, "fused_ops": {}})
     prompts = [[(7 * i + 3 * j) % 250 for j in range(20 + 9 * i)] for i in range(4)]
@@ -261,17 +280,36 @@ def test_few_bits_puts_weights_on_their_grid(bits: int) -> None:
     assert plugin.transform_weights(head, {"weight": weight}) is None
 
 
-@pytest.mark.slow
-def test_the_methods_come_in_their_published_order(make_engine: Callable[..., Any]) -> None:
-    """On the bundled model and its sample PDF: round to nearest > awq > gptq, and the bounds of the docstrings."""
+def sample_ids(engine: Any) -> list[int]:
+    """The tokens of the sample PDF."""
     from importlib.resources import files
 
     from pitlane import load_document
+
+    pages = load_document(str(files("pitlane.storage.bundled") / "sample.pdf")).pages
+    ids: list[int] = engine.tokenizer.encode("\n".join(page.text for page in pages), add_special_tokens=False)
+    return ids
+
+
+def test_gptq_in_8_bits_loses_less_than_int8(make_engine: Callable[..., Any]) -> None:
+    """Same codes, same bytes, same kernel. On the bundled model in float32, with inputs that are not rounded."""
+    from pitlane.ui.bench.quality import measure
+
+    engine = make_engine("bundled", dtype="float32", plugins={})
+    inputs = "activations=bfloat16"
+    methods = [f"int8:{inputs}", f"gptq:bits=8,group_size=0,tokens=1024,{inputs}"]
+    exact, nearest, gptq = measure(engine, sample_ids(engine), methods, 512, lambda done, total: None)
+    assert 0 < gptq.kl < 0.55 * nearest.kl and gptq.weight_bytes == nearest.weight_bytes
+    assert gptq.perplexity == pytest.approx(exact.perplexity, rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_methods_come_in_their_published_order(make_engine: Callable[..., Any]) -> None:
+    """On the bundled model and its sample PDF: round to nearest > awq > gptq, and the bounds of the docstrings."""
     from pitlane.ui.bench.quality import measure
 
     engine = make_engine("bundled", dtype="bfloat16", plugins=None)
-    pages = load_document(str(files("pitlane.storage.bundled") / "sample.pdf")).pages
-    ids = engine.tokenizer.encode("\n".join(page.text for page in pages), add_special_tokens=False)
+    ids = sample_ids(engine)
     awq = "int4:group_size=64,symmetric=true+awq"
     three = ["few_bits:bits=3", f"{awq}:bits=3", "gptq:bits=3"]
     four = ["few_bits:bits=4", awq, "gptq", "int4", "mixed:bits=5", "int8+smoothquant"]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pitlane.storage import packed
 from pitlane.storage.packed import PackedCopies, packed_folders, remove_packed
 
 
@@ -55,7 +54,7 @@ def test_small_parts_are_not_kept_and_no_temporary_file_stays() -> None:
 
 
 def test_the_copies_used_longest_ago_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "CAP_BYTES", 250_000)
+    monkeypatch.setenv("PITLANE_CACHE_GB", "0.00025")
     models = [PackedCopies(str(i), "8 bits") for i in range(4)]
     for i, copies in enumerate(models[:3]):
         copies.save("q", tensors(i))
@@ -68,7 +67,7 @@ def test_the_copies_used_longest_ago_make_room(monkeypatch: pytest.MonkeyPatch) 
 def test_a_model_larger_than_the_cap_stops_at_the_cap(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(packed, "CAP_BYTES", 250_000)
+    monkeypatch.setenv("PITLANE_CACHE_GB", "0.00025")
     copies = PackedCopies("large", "8 bits")
     for i in range(6):
         PackedCopies("large", "8 bits").save(f"part {i}", tensors(i))

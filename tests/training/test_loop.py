@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pitlane.training import checkpoint, curve
+from pitlane.training import checkpoint, curve, loop
 from pitlane.training.attention import NAME
 from pitlane.training.corpus import Rows
 from pitlane.training.errors import TrainingError
@@ -253,6 +253,30 @@ def test_a_killed_run_goes_on_bit_for_bit(trainer: MakeTrainer, optimizer: str) 
     resumed.run()
     assert_equal(whole, resumed)
     assert torch.equal(read_model(whole.folder).lm_head.weight, read_model(resumed.folder).lm_head.weight)
+
+
+def test_a_resumed_run_keeps_the_dtype_of_its_products(trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` measures the speed of the products, and a second measurement may differ."""
+    speeds = iter(["bfloat16", "bfloat16", "float32"])
+    monkeypatch.setattr(loop, "_faster_products", lambda: next(speeds))
+    whole, killed = trainer("whole"), trainer("killed", report=killed_after(5))
+    whole.run()
+    with pytest.raises(Killed):
+        killed.run()
+    resumed = trainer("killed")
+    resumed.resume()
+    resumed.run()
+    assert_equal(whole, resumed)
+    other = trainer("other")
+    other.run()
+    assert points(other) != points(whole)
+
+
+def test_products_are_measured_once_per_process() -> None:
+    loop._faster_products.cache_clear()
+    assert loop._faster_products() in loop.PRODUCTS
+    loop._faster_products()
+    assert loop._faster_products.cache_info().misses == 1
 
 
 def test_a_run_that_is_over_says_so(trainer: MakeTrainer) -> None:

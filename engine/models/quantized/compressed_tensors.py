@@ -26,6 +26,7 @@ from pitlane.engine.models.quantized.spec import (
     Get,
     Spec,
     checked_bits,
+    groups_of,
     pattern,
     refuse,
     whole_groups,
@@ -177,7 +178,8 @@ class Reader:
             numbers = (get("weight").to(torch.int16) + middle).to(torch.uint8)
         if not packing.symmetric:
             zeros = _zeros(packing, outputs, get("weight_zero_point"))
-        return PackedWeight(packing, numbers, scales, zeros, _groups(packing, inputs, get))
+        groups = groups_of(packing, inputs, get, "weight_g_idx") if packing.is_permuted else None
+        return PackedWeight(packing, numbers, scales, zeros, groups)
 
 
 def _zeros(packing: Packing, outputs: int, stored: Tensor) -> Tensor:
@@ -189,12 +191,3 @@ def _zeros(packing: Packing, outputs: int, stored: Tensor) -> Tensor:
         zeros = zeros[torch.arange(outputs) // packing.rows]
     shifted: Tensor = zeros.expand(outputs, -1) + 2 ** (packing.bits - 1)
     return shifted
-
-
-def _groups(packing: Packing, inputs: int, get: Get) -> Tensor | None:
-    if not packing.is_permuted:
-        return None
-    groups, in_order = get("weight_g_idx").to(torch.int64), torch.arange(inputs) // packing.group_size
-    if not torch.equal(groups.sort().values, in_order):
-        raise BadTensor("weight_g_idx must name each group equally often; download the model again")
-    return None if torch.equal(groups, in_order) else groups

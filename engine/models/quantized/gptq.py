@@ -21,6 +21,7 @@ from pitlane.engine.models.quantized.spec import (
     Get,
     Spec,
     checked_bits,
+    groups_of,
     pattern,
     refuse,
     whole_groups,
@@ -81,23 +82,5 @@ class Reader:
         zeros = unpack(get("qzeros"), bits, outputs).T.to(torch.int16) + self.zero_offset
         if packing.symmetric and bool((zeros != middle).any()):
             raise BadTensor(f"qzeros must be {middle} everywhere, because the config says sym; set sym to false")
-        return PackedWeight(
-            packing, numbers, get("scales").T, None if packing.symmetric else zeros, _groups(packing, inputs, get)
-        )
-
-
-def _groups(packing: Packing, inputs: int, get: Get) -> torch.Tensor | None:
-    """Return the group of every input; None if the inputs are in the order of their groups."""
-    try:
-        groups = get("g_idx").to(torch.int64)
-    except KeyError:
-        return None
-    in_order = torch.arange(inputs) // packing.group_size
-    if torch.equal(groups, in_order):
-        return None
-    if not packing.is_permuted:
-        raise BadTensor("g_idx permutes the inputs, and the config says desc_act false; set desc_act to true")
-    count = inputs // packing.group_size
-    if not torch.equal(groups.sort().values, in_order):
-        raise BadTensor(f"g_idx must name each of {count} groups {packing.group_size} times; download the model again")
-    return groups
+        groups = groups_of(packing, inputs, get, "g_idx")
+        return PackedWeight(packing, numbers, get("scales").T, None if packing.symmetric else zeros, groups)

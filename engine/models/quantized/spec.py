@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
 from pitlane.engine.errors import ModelError, UnsupportedModel
@@ -54,6 +55,26 @@ def whole_groups(method: str, size: int, inputs: int, name: str) -> int:
             f"correct group_size in the quantization_config of {method}"
         )
     return size
+
+
+def groups_of(packing: Packing, inputs: int, get: Get, name: str) -> Tensor | None:
+    """Return the group of every input, int64 [K]; None if the inputs are in the order of their groups, or no tensor is stored.
+
+    name: the last part of the tensor's name. Raises BadTensor.
+    """
+    try:
+        groups = get(name).to(torch.int64)
+    except KeyError:
+        return None
+    in_order = torch.arange(inputs) // packing.group_size
+    if torch.equal(groups, in_order):
+        return None
+    if not packing.is_permuted:
+        raise BadTensor(f"{name} permutes the inputs, and the config says desc_act false; set desc_act to true")
+    if not torch.equal(groups.sort().values, in_order):
+        count, size = inputs // packing.group_size, packing.group_size
+        raise BadTensor(f"{name} must name each of {count} groups {size} times; download the model again")
+    return groups
 
 
 def checked_bits(method: str, bits: int | None, known: tuple[int, ...]) -> int:
