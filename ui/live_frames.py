@@ -28,6 +28,7 @@ class Sent(NamedTuple):
     number: int
     blocks: list[str]
     progress: str
+    facts: str
 
 
 @dataclass(slots=True)
@@ -46,17 +47,20 @@ class LiveFrames:
         sent = self._sent.pop(tab, None)
         is_whole = sent is None or sent.number != number
         if sent is None or sent.number != number:
-            sent = Sent(number, [], "")  # its next frame has another number than the tab's frame, so the tab draws it
+            sent = Sent(
+                number, [], "", ""
+            )  # its next frame has another number than the tab's frame, so the tab draws it
         progress = progress_html(live, self.documents)
         blocks = [] if progress else self._text.blocks(live.text)
-        is_new = is_whole or progress != sent.progress or blocks != sent.blocks
-        now = Sent(sent.number + 1, blocks, progress) if is_new else sent
+        facts = "" if progress else facts_html(live)  # a token without text changes them alone
+        now = Sent(sent.number + 1, blocks, progress, facts)
+        is_new = is_whole or now[1:] != sent[1:]
+        now = now if is_new else sent
         self._sent[tab] = now
         if len(self._sent) > MAX_TABS:
             self._sent.popitem(last=False)
         if not is_new:
             return {"number": now.number}
-        facts = "" if progress else facts_html(live)
         return {"number": now.number, "progress": progress, "facts": facts, **changed(sent.blocks, blocks)}
 
 

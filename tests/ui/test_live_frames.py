@@ -147,6 +147,13 @@ def test_the_common_start_of_two_texts() -> None:
         assert common_start(first, second) == common_start(second, first) == start
 
 
+def test_a_token_without_text_is_counted() -> None:
+    frames = LiveFrames(())
+    frames.next(Live(total=10, text="One", num_tokens=1), "tab", 0)
+    counted = frames.next(Live(total=10, text="One", num_tokens=2), "tab", 1)
+    assert counted["keep"] == 1 and counted["blocks"] == [] and "<b>2</b> tokens" in counted["facts"]
+
+
 def test_a_tab_that_lost_a_frame_and_a_new_tab_get_the_whole_answer() -> None:
     frames = LiveFrames(())
     frames.next(live("One.\n\nTwo"), "tab", 0)
