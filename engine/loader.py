@@ -139,15 +139,20 @@ class Loader:
 
         Returns the context that finds the recipes; None if the weights are loaded, or if no plugin makes a recipe.
         """
+        return self._make_recipes(plan, self.source, self.build_context, self._lane_bytes)
+
+    def _make_recipes(
+        self, plan: Plan, source: ModelSource, context: BuildContext, kv_bytes: int
+    ) -> BuildContext | None:
         makers = [plugin for plugin in plan.plugins if type(plugin).prepare is not Plugin.prepare]
-        if not makers or self._key(plan, self.source) in self._variants:
+        if not makers or self._key(plan, source) in self._variants:
             return None
-        context = replace(self.build_context, settings=plan.settings)
-        self._check_fit(self.source.name, Needs.of(plan_weights(plan, context)), self._lane_bytes, plan)
+        checked = replace(context, settings=plan.settings)
+        self._check_fit(source.name, Needs.of(plan_weights(plan, checked)), kv_bytes, plan)
         with self._calibrating:
             progress = self._recipe = RecipeProgress(plan.variant_key)
             try:
-                return self._prepared(plan, self.source, self.build_context, progress)
+                return self._prepared(plan, source, context, progress)
             finally:
                 self._recipe = None
 
@@ -183,8 +188,9 @@ class Loader:
         context = BuildContext(
             source.config, self.dtype, self.device, source.stored_name, source.weights.fingerprint, source.packings
         )
-        plan = plan.for_drafter(context)
-        return self._variant(plan, source, context, kv_bytes=0).for_lane(plan, context)  # the lane pays for its KV
+        plan, kv_bytes = plan.for_drafter(context), 0  # the lane pays for its KV
+        prepared = self._make_recipes(plan, source, context, kv_bytes)
+        return self._variant(plan, source, context, kv_bytes, prepared).for_lane(plan, context)
 
     def _variant(
         self,

@@ -82,6 +82,11 @@ class Stream:
             raise self._end
         return self._end.result
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no event is ready: the next read waits for the engine."""
+        return self._events.empty()
+
     def __iter__(self) -> Iterator[Event]:
         self._on_read()
         try:

@@ -27,6 +27,7 @@ from pitlane.ui.panels import Live
 from pitlane.ui.session import Chat
 
 Key = tuple[str, str]
+READ_SECONDS = 0.03  # between two reads of a stream: each read takes the interpreter's lock from the engine
 
 
 class Reading(NamedTuple):
@@ -258,7 +259,7 @@ def _seeded(sampling: SamplingParams) -> SamplingParams:
 
 
 def _followed(stream: Stream, live: Live) -> Iterator[Live]:
-    """Update `live` from every event of a stream."""
+    """Update `live` from every event of a stream. When no event is left, sleep, so that the engine runs undisturbed meanwhile."""
     for event in stream:
         live.loading = False
         if isinstance(event, PrefillProgress):
@@ -268,18 +269,10 @@ def _followed(stream: Stream, live: Live) -> Iterator[Live]:
                 event.num_cached_tokens,
             )
         elif isinstance(event, TextDelta):
-            now = time.perf_counter()
-            live.first_token = live.first_token or now
-            live.text += event.text
-            live.token_ids += event.token_ids
-            if (
-                len(event.token_ids) > 1
-            ):  # the last token of a step is the model's own, the tokens before it were drafted
-                live.accepted.append((live.num_tokens, live.num_tokens + len(event.token_ids) - 1))
-            live.num_tokens += len(event.token_ids)
-            elapsed = now - live.first_token
-            live.tokens_per_second = (live.num_tokens - 1) / elapsed if elapsed > 0.2 else None
+            live.add(event, time.perf_counter())
         else:
             live.result = event.result
             return
         yield live
+        if live.num_tokens and stream.is_empty:  # the first token is read at once: its time counts
+            time.sleep(READ_SECONDS)

@@ -55,7 +55,6 @@ class PluginControls:
         self.registry = registry
         groups = {name: group_of(registry.entries[name]) for name in registry.togglable()}
         self.cards: list[Card] = []
-        self.sources = {entry.name: entry.source for entry in registry}
         self.no_drafter: Any = None
         for group in ORDER:
             plugins = [registry.get(name) for name in groups if groups[name] == group]
@@ -90,7 +89,7 @@ class PluginControls:
                     default.settings.get(plugin.name),
                     reasons[plugin.name],
                     plugin.name in for_documents,
-                    self.sources[plugin.name],
+                    self.registry.entries[plugin.name],
                 )
                 for plugin in ordered
             ]
@@ -137,7 +136,7 @@ class PluginControls:
 
 
 def _card(
-    plugin: type[Plugin], settings: dict[str, Any] | None, reason: str | None, for_documents: bool, source: str
+    plugin: type[Plugin], settings: dict[str, Any] | None, reason: str | None, for_documents: bool, entry: PluginEntry
 ) -> Card:
     options = settings if settings is not None else plugin.Options().model_dump()
     schemas = plugin.Options.model_json_schema().get("properties", {})
@@ -157,7 +156,7 @@ def _card(
                 apply_default_css=False,
             )
         note = gr.HTML("", elem_classes=["card-note"], elem_id=f"note-{plugin.name}", apply_default_css=False)
-        gr.HTML(about_html(plugin, source), apply_default_css=False)
+        gr.HTML(about_html(plugin, entry.source) + faults_html(entry), apply_default_css=False)
         card = Card(plugin, switch, note)
         if for_documents:
             card.state = gr.HTML("", elem_classes=["effect"], elem_id=f"state-{plugin.name}", apply_default_css=False)
@@ -192,6 +191,11 @@ def about_html(plugin: type[Plugin], source: str = "built-in") -> str:
     if not lines:
         return f'<p class="summary">{text}</p>'
     return f'<details class="about"><summary class="summary">{text}</summary>{lines}</details>'
+
+
+def faults_html(entry: PluginEntry) -> str:
+    """The faults of a plugin that do not stop it, for example a slow import."""
+    return "".join(f'<p class="cannot">Fault: {escape(note)}.</p>' for note in entry.notes)
 
 
 def with_code(html: str) -> str:

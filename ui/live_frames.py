@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any, NamedTuple
 
 from pitlane.storage.types import Document
@@ -29,6 +28,7 @@ class Sent(NamedTuple):
     number: int
     blocks: list[str]
     progress: str
+    facts: str
 
 
 @dataclass(slots=True)
@@ -47,17 +47,20 @@ class LiveFrames:
         sent = self._sent.pop(tab, None)
         is_whole = sent is None or sent.number != number
         if sent is None or sent.number != number:
-            sent = Sent(number, [], "")  # its next frame has another number than the tab's frame, so the tab draws it
+            sent = Sent(
+                number, [], "", ""
+            )  # its next frame has another number than the tab's frame, so the tab draws it
         progress = progress_html(live, self.documents)
         blocks = [] if progress else self._text.blocks(live.text)
-        is_new = is_whole or progress != sent.progress or blocks != sent.blocks
-        now = Sent(sent.number + 1, blocks, progress) if is_new else sent
+        facts = "" if progress else facts_html(live)  # a token without text changes them alone
+        now = Sent(sent.number + 1, blocks, progress, facts)
+        is_new = is_whole or now[1:] != sent[1:]
+        now = now if is_new else sent
         self._sent[tab] = now
         if len(self._sent) > MAX_TABS:
             self._sent.popitem(last=False)
         if not is_new:
             return {"number": now.number}
-        facts = "" if progress else facts_html(live)
         return {"number": now.number, "progress": progress, "facts": facts, **changed(sent.blocks, blocks)}
 
 
@@ -69,6 +72,15 @@ def changed(before: Sequence[str], after: Sequence[str]) -> dict[str, Any]:
     blocks = list(after[keep:])
     if keep == len(before) or not blocks:
         return {"keep": keep, "cut": 0, "blocks": blocks}
-    num_same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before[keep], blocks[0], strict=False)))
-    same, blocks[0] = blocks[0][:num_same], blocks[0][num_same:]
+    same = common_start(before[keep], blocks[0])
+    blocks[0] = blocks[0][len(same) :]
     return {"keep": keep, "cut": len(same.encode("utf-16-le", "surrogatepass")) // 2, "blocks": blocks}
+
+
+def common_start(first: str, second: str) -> str:
+    """The longest text with which both texts begin, by bisection: a comparison of characters in Python took most of a frame."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if first.startswith(second[:middle]) else (low, middle - 1)
+    return first[:low]

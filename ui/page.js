@@ -138,7 +138,7 @@
   });
 
   // An unfinished answer, by frames (ui/live_frames.py): ask for changes, draw them, ask again. Drawing has a quarter of the time.
-  const FRAME_MS = 60, LONGEST_FRAME_MS = 400, HIDDEN_MS = 1000, DRAWING_SHARE = 0.25;
+  const FRAME_MS = 60, LONGEST_FRAME_MS = 120, HIDDEN_MS = 1000, DRAWING_SHARE = 0.25;
   const pause = (ms) => new Promise((done) => setTimeout(done, ms));
   const painted = () => document.hidden ? pause(0) : new Promise((done) => requestAnimationFrame((start) => { const channel = new MessageChannel(); channel.port1.onmessage = () => done(start); channel.port2.postMessage(0); }));
   const parsed = (html) => { const holder = document.createElement("template"); holder.innerHTML = html; return [...holder.content.childNodes]; };

@@ -34,6 +34,9 @@ STATE_PATH = "/pitlane/model"
 LIVE_PATH = "/pitlane/live/"
 EXPORT_PATH = "/pitlane/export/{conversation}.{kind}"
 GRACE_SECONDS = 5.0  # an exchanged page ends its events; its tabs ask for the state every 2.5 s
+# Between two looks of Gradio at its queue and at its progress bars (the page has none). With Gradio's own 0.001 and 0.01 s, the
+# server woke 1,500 times a second, also without events. This took a tenth of a core, and the interpreter's lock from the engine.
+QUEUE_SECONDS, PROGRESS_SECONDS = 0.02, 1.0
 START_SECONDS, STOP_SECONDS, WAIT_SECONDS = 20.0, 3.0, 0.2
 STALE = "The model was changed; this page loads again in a moment."
 State = Callable[[], dict[str, Any]]
@@ -178,11 +181,13 @@ def _app(page: Any, state: State, store: Store | None = None) -> FastAPI:
         headers = {"Content-Disposition": f'attachment; filename="{file.name}"', "Cache-Control": "no-store"}
         return Response(file.text, media_type=file.mime, headers=headers)
 
+    queue = page.queue(default_concurrency_limit=MAX_ANSWERS)._queue
+    queue.sleep_when_free, queue.progress_update_sleep_when_free = QUEUE_SECONDS, PROGRESS_SECONDS
     parent.get(STATE_PATH)(answer)
     parent.get(EXPORT_PATH, response_model=None)(exported)
     return gr.mount_gradio_app(  # type: ignore[no-any-return]
         parent,
-        page.queue(default_concurrency_limit=MAX_ANSWERS),
+        page,
         "/",
         ssr_mode=False,
         pwa=False,

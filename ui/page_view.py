@@ -95,15 +95,19 @@ class Widgets:
         cards = [
             widget
             for card in self.controls.cards
-            for widget in (card.switch, card.note, card.effect, card.state)
+            for widget in (card.switch, card.note, card.state)
             if widget is not None
         ]
+        return [*self.shown, *self.planned, self.document_plugins, *cards]
+
+    @property
+    def shown(self) -> list[Any]:
+        """Widgets that `View.everything` draws. Gradio goes through all outputs of an event, whether they change or not."""
         fixed = (
             self.tab,
             self.attached,
             self.conversations,
             self.documents,
-            self.document_plugins,
             self.notice,
             self.sample,
             self.thread,
@@ -112,7 +116,7 @@ class Widgets:
             self.box,
             self.others,
         )
-        return [*fixed, self.send, self.stop, self.meter, *self.planned, *cards]
+        return [*fixed, self.send, self.stop, self.meter, *(card.effect for card in self.controls.cards)]
 
     @property
     def planned(self) -> list[Any]:

@@ -22,7 +22,7 @@ from pitlane.ui.reading import page_read, page_text
 from pitlane.ui.refusals import refusal_html
 
 if TYPE_CHECKING:
-    from pitlane import RecipeProgress, Result, Segment
+    from pitlane import RecipeProgress, Result, Segment, TextDelta
 
 
 @dataclass(slots=True)
@@ -47,6 +47,18 @@ class Live:
     result: Result | None = None
     recipe: Callable[[], RecipeProgress | None] = lambda: None
     segments: Sequence[Segment] = ()
+
+    def add(self, delta: TextDelta, now: float) -> None:
+        """Add the text and the tokens of a step. now: the time of `time.perf_counter`."""
+        self.first_token = self.first_token or now
+        self.text += delta.text
+        self.token_ids += delta.token_ids
+        num_new = len(delta.token_ids)
+        if num_new > 1:  # the last token of a step is the model's own, the tokens before it were drafted
+            self.accepted.append((self.num_tokens, self.num_tokens + num_new - 1))
+        self.num_tokens += num_new
+        elapsed = now - self.first_token
+        self.tokens_per_second = (self.num_tokens - 1) / elapsed if elapsed > 0.2 else None
 
 
 @dataclass(slots=True, eq=False)

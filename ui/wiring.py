@@ -20,26 +20,28 @@ def join(page: Any, handlers: Handlers, widgets: Widgets) -> None:
     No event draws an unfinished answer: page.js does, and raises `settle` when the answer is over. In one tab several questions
     may run at once (`multiple`), because every conversation has its own answer.
     """
-    quiet = QUIET | {"outputs": widgets.outputs}
-    asking = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "answers", "trigger_mode": "multiple"}
+    quiet, shown = QUIET | {"outputs": widgets.outputs}, QUIET | {"outputs": widgets.shown}
+    asking = shown | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "answers", "trigger_mode": "multiple"}
     values = [widgets.tab, *widgets.sampling, *widgets.controls.inputs]
 
     page.unload(handlers.close)
     asked = gr.on([widgets.box.submit, widgets.send.click], handlers.ask, [widgets.box, *values], **asking)
     asked.then(handlers.put_back, [widgets.box], [widgets.box], trigger_mode="multiple", **QUIET)
-    for name in ("retry", "edit", "go_on", "turn_on", "turn_off", "take_out"):
+    for name in ("retry", "edit", "go_on", "take_out"):
         getattr(widgets.thread, name)(getattr(handlers, name), values, **asking)
+    for name in ("turn_on", "turn_off"):  # they change a card
+        getattr(widgets.thread, name)(getattr(handlers, name), values, **asking | quiet)
     getattr(widgets.thread, "try")(handlers.try_sample, values, **asking)
-    settled = widgets.live.settle(handlers.settle, [widgets.tab], **quiet)
+    settled = widgets.live.settle(handlers.settle, [widgets.tab], **shown)
     widgets.live.cancel_recipe(handlers.cancel_recipe, [], outputs=[widgets.live], **QUIET)
-    widgets.stop.click(handlers.stop, [], **quiet)
-    widgets.thread.version(handlers.version, [widgets.tab], **quiet)
-    widgets.queue.take_back(handlers.take_back, [], **quiet)
+    widgets.stop.click(handlers.stop, [], **shown)
+    widgets.thread.version(handlers.version, [widgets.tab], **shown)
+    widgets.queue.take_back(handlers.take_back, [], **shown)
 
-    widgets.new.click(handlers.new, [widgets.tab], **quiet)
-    widgets.search.change(handlers.search, [widgets.search, widgets.tab], trigger_mode="always_last", **quiet)
+    widgets.new.click(handlers.new, [widgets.tab], **shown)
+    widgets.search.change(handlers.search, [widgets.search, widgets.tab], trigger_mode="always_last", **shown)
     for name in ("open", "rename", "remove"):
-        getattr(widgets.conversations, name)(getattr(handlers, name), [widgets.tab, widgets.search], **quiet)
+        getattr(widgets.conversations, name)(getattr(handlers, name), [widgets.tab, widgets.search], **shown)
     reading = quiet | {"concurrency_limit": MAX_ANSWERS, "concurrency_id": "reading", "trigger_mode": "multiple"}
     reads = [
         widgets.upload.upload(handlers.upload, [widgets.upload, *values], **reading),

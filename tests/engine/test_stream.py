@@ -84,6 +84,12 @@ def test_events_come_in_order_and_end_with_finished(aborts: Aborts) -> None:
     assert list(stream) == [] and aborts.count == 0
 
 
+def test_a_stream_says_whether_the_next_read_waits(aborts: Aborts) -> None:
+    stream = filled(aborts)
+    ready = [(event, stream.is_empty) for event in stream]
+    assert ready == [*((event, False) for event in EVENTS[:-1]), (EVENTS[-1], True)]
+
+
 def test_the_result_waits_and_may_be_asked_for_again(aborts: Aborts) -> None:
     stream = Stream(aborts)
     thread = feed(stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from starlette.testclient import TestClient
@@ -51,8 +52,8 @@ def test_the_server_hands_out_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     class Page:
         app_id = 1
 
-        def queue(self, **options: object) -> None:
-            return None
+        def queue(self, **options: object) -> SimpleNamespace:
+            return SimpleNamespace(_queue=SimpleNamespace())
 
     with Store() as store:
         key = filled(store)

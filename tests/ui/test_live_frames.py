@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from pitlane import Finished, PrefillProgress, Result, Stream, TextDelta
 from pitlane.storage.types import Document, Page
-from pitlane.ui.live_frames import MAX_TABS, LiveFrames, changed
+from pitlane.ui.answering import READ_SECONDS, _followed
+from pitlane.ui.live_frames import MAX_TABS, LiveFrames, changed, common_start
 from pitlane.ui.live_text import LiveText
 from pitlane.ui.markup import markdown_html
 from pitlane.ui.panels import Live
@@ -114,6 +116,42 @@ def test_a_frame_holds_only_what_is_new() -> None:
     grown = frames.next(live(start + " and three."), "tab", 1)
     assert grown["number"] == 2 and grown["keep"] == 1 and grown["cut"] == len("<p>Two")
     assert grown["blocks"] == [" and three.</p>\n"]
+
+
+def test_the_reader_of_an_answer_wakes_per_frame_not_per_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the reader sleeps, no token wakes its thread, and the engine keeps the interpreter."""
+    stream, answer, pauses = Stream(lambda: None), Live(), list[float]()
+
+    def write(seconds: float) -> None:  # the engine writes 20 tokens while the reader sleeps
+        pauses.append(seconds)
+        for token in range(20):
+            stream.put(TextDelta("a", (token,)))
+        if len(pauses) == 3:
+            stream.put(Finished(Result("", [], "stop", {})))
+
+    monkeypatch.setattr("pitlane.ui.answering.time.sleep", write)
+    stream.put(PrefillProgress(1, 2, 0))
+    stream.put(TextDelta("a", (0,)))
+    assert [state.num_tokens for state in _followed(stream, answer)] == list(range(62))
+    assert pauses == [READ_SECONDS] * 3 and answer.text == "a" * 61
+
+
+def test_the_common_start_of_two_texts() -> None:
+    for first, second, start in (
+        ("", "", ""),
+        ("a", "", ""),
+        ("ab", "ab", "ab"),
+        ("abc", "abd", "ab"),
+        ("abcd", "ab", "ab"),
+    ):
+        assert common_start(first, second) == common_start(second, first) == start
+
+
+def test_a_token_without_text_is_counted() -> None:
+    frames = LiveFrames(())
+    frames.next(Live(total=10, text="One", num_tokens=1), "tab", 0)
+    counted = frames.next(Live(total=10, text="One", num_tokens=2), "tab", 1)
+    assert counted["keep"] == 1 and counted["blocks"] == [] and "<b>2</b> tokens" in counted["facts"]
 
 
 def test_a_tab_that_lost_a_frame_and_a_new_tab_get_the_whole_answer() -> None:

@@ -12,7 +12,7 @@ from pitlane.storage.db import Store
 from pitlane.ui.advice import advice, advice_html, gains_ms, replaced_by
 from pitlane.ui.catalogue import code_hash
 from pitlane.ui.chat_flow import badge
-from pitlane.ui.controls import about_html, others_html
+from pitlane.ui.controls import about_html, faults_html, others_html
 from pitlane.ui.effects import effect_html
 from pitlane.ui.option_widgets import default_options, option_widget
 from pitlane.ui.plugin_about import ORDER, bound, costs_text, exactness_text, group_of
@@ -42,6 +42,14 @@ def test_every_plugin_has_a_group_and_built_in_plugins_state_bounds_and_costs(mo
     assert "4.4 %" in badge("approximate", bound="4.4 %", detail="half the scale") and "half the scale" in badge(
         "approximate", detail="half the scale"
     )
+
+
+def test_a_card_names_the_faults_that_do_not_stop_the_plugin() -> None:
+    entry = PluginEntry(
+        "slow", "slow.py", notes=["its import took 8 s; <do> slow work in lane_opened", "it has no hook"]
+    )
+    assert faults_html(entry).count('<p class="cannot">Fault: it') == 2 and "8 s; &lt;do&gt; slow" in faults_html(entry)
+    assert faults_html(PluginEntry("good", "good.py")) == ""
 
 
 def test_a_card_says_what_was_proved_on_this_machine() -> None:

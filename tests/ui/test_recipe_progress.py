@@ -22,6 +22,7 @@ from pitlane import (
     SamplingParams,
     hookimpl,
 )
+from pitlane.plugins.speculative import Speculative
 from pitlane.ui.panels import Live, live_html, recipe_html
 
 WAIT = 30.0
@@ -55,6 +56,19 @@ class Slow(Plugin):
         return None
 
 
+class SlowDraft(Slow):
+    """A recipe of the draft model waits for the test: it follows the recipe of the model, which has 8 layers."""
+
+    name, exactness = "slow_draft", "rounding"
+
+    def visit(self, layer: LayerInputs) -> LayerRecipe:
+        self.visited.append(layer.index)
+        if len(self.visited) > 8:
+            self.begun.set()
+            assert self.goes_on.wait(WAIT)
+        return LayerRecipe({}, {}, {})
+
+
 class Other(Plugin):
     """A plugin with weights of its own and without a recipe."""
 
@@ -71,7 +85,7 @@ def engine() -> Iterator[Engine]:
         event.clear()
     Slow.visited.clear()
     registry = PluginRegistry()
-    for plugin in (Slow, Other):
+    for plugin in (Slow, SlowDraft, Other, Speculative):
         registry.add(plugin)
     with Engine("bundled", dtype="float32", plugins={}, registry=registry) as engine:
         yield engine
@@ -96,6 +110,20 @@ def test_another_plan_loads_and_answers_while_a_recipe_is_built(engine: Engine) 
     Slow.goes_on.set()
     assert len(stream.result().token_ids) == 2 and engine.loader.recipe_of(slow) is None
     assert Slow.visited == list(range(8))
+
+
+def test_another_plan_loads_and_answers_while_the_recipe_of_a_draft_model_is_built(engine: Engine) -> None:
+    drafted, other = engine.plan({"slow_draft": {}, "speculative": {}}), engine.plan({"other": {}})
+    stream = engine.submit([1, 2, 3], SamplingParams(max_tokens=2), plan=drafted)
+    assert Slow.begun.wait(WAIT)
+    answers: list[Any] = []
+    ask = Thread(
+        target=lambda: answers.append(engine.generate([1, 2, 3], SamplingParams(max_tokens=2), plan=other)), daemon=True
+    )
+    ask.start()
+    ask.join(WAIT / 3)
+    Slow.goes_on.set()
+    assert answers and len(stream.result().token_ids) == 2
 
 
 def test_a_cancelled_recipe_ends_with_a_reason_and_goes_on_later(engine: Engine) -> None:

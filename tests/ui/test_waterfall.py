@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pitlane import Finished, Result, TextDelta
+from pitlane import Finished, Result, Stream, TextDelta
 from pitlane.ui import chat_flow
 from pitlane.ui.answering import Load, _followed
 from pitlane.ui.panels import Live
@@ -97,9 +97,10 @@ def test_the_page_knows_which_characters_came_from_accepted_drafts(page: Any) ->
     page.engine.loader.eos_token_ids = frozenset()
     changes = last(page.handlers.ask(TAB, "a a a a a", new_tab(), *values(page, ("echo",), max_tokens=60)))
     answer = page.store.conversations.get(changes[page.handlers.ui.tab]["conversation"]).messages[-1]
-    live, result = Live(), Result("xyz", [1, 2, 3, 4], "stop", {})
-    events = [TextDelta("x", (1,)), TextDelta("yz", (2, 3, 4)), Finished(result)]
-    list(_followed(events, live))  # type: ignore[arg-type]
+    live, result, stream = Live(), Result("xyz", [1, 2, 3, 4], "stop", {}), Stream(lambda: None)
+    for event in (TextDelta("x", (1,)), TextDelta("yz", (2, 3, 4)), Finished(result)):
+        stream.put(event)
+    list(_followed(stream, live))
     assert live.accepted == [(1, 3)], "the last token of a step is the model's own"
     spans, accepted = answer.stats.get("accepted_text", []), answer.stats["accepted_tokens"]
     assert len(spans) <= accepted and bool(spans) == bool(accepted)
