@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -90,3 +91,19 @@ def test_a_type_checker_knows_every_name(tmp_path: Path) -> None:
     assert not [name for name, kind in zip(pitlane.__all__, revealed, strict=True) if kind == '"Any"']
     errors = [line for line in output.splitlines() if ": error: " in line]
     assert errors == [f'user.py:{len(lines) + 1}: error: Module has no attribute "Engin"  [attr-defined]']
+
+
+@pytest.mark.parametrize(
+    "given, expected", [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_threads_of_torch_wait_shortly_unless_the_user_says_otherwise(
+    given: dict[str, str], expected: str | None
+) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    code = "import pitlane, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment | given, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == str(expected)
