@@ -47,9 +47,8 @@ class LiveFrames:
         sent = self._sent.pop(tab, None)
         is_whole = sent is None or sent.number != number
         if sent is None or sent.number != number:
-            sent = Sent(
-                number, [], "", ""
-            )  # its next frame has another number than the tab's frame, so the tab draws it
+            # its next frame has another number than the tab's frame, so the tab draws it
+            sent = Sent(number, [], "", "")
         progress = progress_html(live, self.documents)
         blocks = [] if progress else self._text.blocks(live.text)
         facts = "" if progress else facts_html(live)  # a token without text changes them alone
