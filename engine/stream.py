@@ -70,12 +70,13 @@ class Stream:
 
         Drops all events but the end: to wake the caller for every token would cost the engine's thread time.
         """
-        self._check_process()
-        self._wants_end_alone = True
-        try:
-            self._has_end.wait()
-        finally:
-            self._wants_end_alone = False
+        if self._end is None:
+            self._check_process()
+            self._wants_end_alone = True
+            try:
+                self._has_end.wait()
+            finally:
+                self._wants_end_alone = False
         while self._end is None:
             self._next()
         if isinstance(self._end, Exception):

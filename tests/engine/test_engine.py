@@ -197,13 +197,13 @@ def test_bad_options_are_named(make_engine: Any, options: dict[str, Any], messag
 
 
 def test_a_small_model_leaves_no_later_one_on_one_thread(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pitlane.engine import loader
+    from pitlane.engine import choices, loader
 
     chosen: list[int] = []
     monkeypatch.setattr(loader, "THREADS", 7)
     monkeypatch.setattr(loader.torch, "set_num_threads", chosen.append)
     make_engine()
-    monkeypatch.setattr(loader, "SMALL", 0)
+    monkeypatch.setattr(choices, "SMALL", 0)
     make_engine()
     make_engine(threads=3)
     assert chosen == [1, 7, 3]
