@@ -63,16 +63,13 @@ class Dispatcher:
         """Book the time of hooks. Runs after the hooks, so that its own time is no plugin's."""
         if not spent:
             return
-        totals = self.seconds
-        if spent[0][0].spec.name != "propose":
-            for hook, seconds in spent:
-                name = hook.plugin.name
-                totals[name] = totals.get(name, 0.0) + seconds
-        for seq in seqs:
-            times = seq.timing.plugin_seconds
-            for hook, seconds in spent:
-                name = hook.plugin.name
-                times[name] = times.get(name, 0.0) + seconds / len(seqs)
+        totals = self.seconds if spent[0][0].spec.name != "propose" else {}
+        owners = [seq.timing.plugin_seconds for seq in seqs]
+        for hook, seconds in spent:
+            name = hook.name
+            totals[name] = totals.get(name, 0.0) + seconds
+            for times in owners:
+                times[name] = times.get(name, 0.0) + seconds / len(owners)
 
     def tell(self, hooks: Iterable[Hook], /, **values: Any) -> None:
         """Call hooks that belong to no sequence; failures are logged and counted."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from time import perf_counter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -43,19 +44,33 @@ class HookSpec:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """One plugin's implementation of one hook. arguments: names of the arguments that the implementation takes, as of now."""
+    """One plugin's implementation of one hook. arguments: names of the arguments that the implementation takes, as of now.
+
+    pick: takes the values of these arguments out of a dict. name: of the plugin.
+    """
 
     plugin: Plugin
+    name: str
     spec: HookSpec
     function: Callable[..., Any]
     arguments: tuple[str, ...]
+    pick: Callable[[Mapping[str, Any]], tuple[Any, ...]]
 
     @classmethod
     def of(cls, plugin: Plugin, spec: HookSpec) -> Hook:
         function = getattr(plugin, spec.name)
         parameters = inspect.signature(function).parameters.values()
         taken = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty)
-        return cls(plugin, spec, function, tuple(spec.renamed.get(name, name) for name in taken))
+        arguments = tuple(spec.renamed.get(name, name) for name in taken)
+        return cls(plugin, plugin.name, spec, function, arguments, _picker(arguments))
+
+
+def _picker(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """A function that is faster than a comprehension. `itemgetter` returns a tuple for two names or more."""
+    if len(names) == 1:
+        (name,) = names
+        return lambda values: (values[name],)
+    return itemgetter(*names) if names else lambda values: ()
 
 
 class HookError(Exception):
@@ -95,11 +110,12 @@ def call(
     hook it gets None too: the plugin changed its argument in place.
     """
     answer: Answer | None = None
+    is_traced = trace.IS_ON
     started = perf_counter()
     for hook in hooks:
         error: BaseException | None = None
         try:
-            result = hook.function(*[values[name] for name in hook.arguments])
+            result = hook.function(*hook.pick(values))
             if check is not None and (result is not None or hook.spec.combine == "fold"):
                 result = check(hook.plugin, result)
         except (Exception, SystemExit) as reason:  # a plugin that calls sys.exit() would end the engine's thread
@@ -107,15 +123,15 @@ def call(
         now = perf_counter()
         if spent is not None:
             spent.append((hook, now - started))
-        if trace.IS_ON:
+        if is_traced:
             trace.print_call(hook.plugin.name, hook.spec.name, now - started, result if error is None else error)
         started = now
+        if result is None and error is None:
+            continue
         if error is not None:
             if isinstance(error, PitlaneError) and hook.spec.kind != "step":
                 raise error  # the caller who asked for the plan or the document gets it
             fail(HookError(hook.plugin, hook.spec.name, error))
-        elif result is None:
-            continue
         elif hook.spec.combine == "first":
             return Answer(result, hook.plugin)
         elif hook.spec.folds is not None:

@@ -19,8 +19,7 @@ from pitlane.kernels import linear
 from pitlane.plugins.packed_linear import PackedLinear
 
 CPU = Path(__file__).parents[2] / "kernels" / "cpu"
-NAMES = "linear_bf16 linear_tiles vectors vectors_avx2 vectors_avx512 threads team".split()
-SOURCES = [CPU / f"{name}.c" for name in NAMES]
+SOURCES = [path for path in CPU.glob("*.c") if not path.name.startswith("module")]
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 Multiply: TypeAlias = Callable[..., Tensor]
 

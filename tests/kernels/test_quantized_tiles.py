@@ -21,8 +21,7 @@ from pitlane.kernels.packing import UNIT
 from pitlane.kernels.quantized import LEVELS, Format, Quantized
 
 CPU = Path(__file__).parents[2] / "kernels" / "cpu"
-SOURCES = [f"linear_int{level}.c" for level in ("", "_plain", "_avx2", "_avx512", "_amx")]
-SOURCES += ["linear_tiles.c", "vectors.c", "vectors_avx2.c", "vectors_avx512.c", "threads.c", "team.c"]
+SOURCES = [path for path in CPU.glob("*.c") if not path.name.startswith("module")]
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 AVX512, AMX = LEVELS.index("avx512"), LEVELS.index("amx")
 FORMS = [Format(8), *(Format(4, True, size, symmetric) for size in (32, 64, 128) for symmetric in (True, False))]
@@ -51,8 +50,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Multiply:
     library = tmp_path_factory.mktemp("tiles") / "linear.so"
     tiles = f'-DEMULATED_TILES="{Path(__file__).with_name("emulated_tiles.h")}"'
     flags = ["-std=c11", "-O1", "-ffp-contract=off", "-mfma", "-shared", "-fPIC", tiles]
-    sources = [str(CPU / name) for name in SOURCES]
-    subprocess.run([COMPILER, *flags, *sources, "-o", str(library), "-lm"], check=True)
+    subprocess.run([COMPILER, *flags, *map(str, SOURCES), "-o", str(library), "-lm"], check=True)
     run = ctypes.CDLL(str(library)).int_linear
     run.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long, ctypes.c_int]
 
