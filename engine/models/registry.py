@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def resolve(
         return ModelSource.open(model, _bundled_folder(BUNDLED[model]), families)
     pin = find_pin(model)
     if pin is not None:
-        return ModelSource.open(model, open_gguf(fetch(pin, progress), decoding), families)
+        source = ModelSource.open(model, open_gguf(fetch(pin, progress), decoding), families)
+        return replace(source, sampling={**source.sampling, **dict(pin.sampling)})
     path = _path(model)
     if path is not None and path.is_dir():
         return ModelSource.open(model, path, families)

