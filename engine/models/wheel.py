@@ -90,8 +90,8 @@ SMOLLM2 = Pin(
     licence="Apache-2.0",
     description="SmolLM2-135M-Instruct, Q4_1, quantized by QuantFactory",
     alias="smollm2",
-    # Temperature and top-p of the model's card: "What is the capital of France?" is answered by Paris at once in 19 of 24 answers, at
-    # temperature 0.7 in 10. The penalty is ours, because without it a third of longer answers loop. docs/smollm2.md has the figures.
+    # Temperature and top-p of the model's card: 19 of 24 answers to "What is the capital of France?" name Paris at once, 10 at
+    # temperature 0.7. The penalty is ours: without it, a third of longer answers loop. docs/smollm2.md has the figures.
     sampling=(("temperature", 0.2), ("top_p", 0.9), ("repetition_penalty", 1.1)),
 )
 PINS = {SMOLLM2.alias: SMOLLM2}
