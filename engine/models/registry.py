@@ -54,8 +54,8 @@ def resolve(
         return ModelSource.open(model, _bundled_folder(BUNDLED[model]), families)
     pin = find_pin(model)
     if pin is not None:
-        source = ModelSource.open(model, open_gguf(fetch(pin, progress), decoding), families)
-        return replace(source, sampling={**source.sampling, **dict(pin.sampling)})
+        fetched = ModelSource.open(model, open_gguf(fetch(pin, progress), decoding), families)
+        return replace(fetched, sampling={**fetched.sampling, **dict(pin.sampling)})
     path = _path(model)
     if path is not None and path.is_dir():
         return ModelSource.open(model, path, families)
